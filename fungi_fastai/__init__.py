@@ -1,0 +1,25 @@
+"From a folder of specimen photos to the best classifier you can honestly claim, in one call"
+__version__ = "0.1.0"
+
+# where each public name lives; a name is imported when first asked for, so that `import fungi_fastai` stays light
+_homes = {
+    "settings": ["UserError", "MissingFileError", "TrainingError", "settings"],
+    "data.sources": ["Source"],
+    "training.recipe": ["Recipe"],
+    "experiments.runs": ["Run", "trainer"],
+    "recipes": ["MUSHROOMS", "DEFUNGI", "FLOWERS", "SEEDLINGS",
+                "train_mushrooms", "train_defungi", "train_flowers", "train_seedlings"],
+}
+_home = {name: module for module, names in _homes.items() for name in names}
+__all__ = ["__version__", *_home]
+
+
+def __getattr__(name):
+    if name not in _home: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+    value = getattr(import_module(f"{__name__}.{_home[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__(): return sorted({*globals(), *__all__})
