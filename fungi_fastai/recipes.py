@@ -16,7 +16,7 @@ MUSHROOMS = Recipe(name='mushrooms', source='maysee/mushrooms-classification-com
 DEFUNGI = Recipe(name='defungi', source='joebeachcapital/defungi', group=r'^(?P<group>H\d+_\d+)', arch='resnet34', monitor='macro_f1',
                  exclude=(*Recipe.exclude, 'low_variance'), augment=policies['microscope'])
 FLOWERS = Recipe(name='flowers', source='alxmamaev/flowers-recognition')
-SEEDLINGS = Recipe(name='seedlings', source='competition:plant-seedlings-classification', monitor='accuracy', augment=policies['above'])
+SEEDLINGS = Recipe(name='seedlings', source='competition:plant-seedlings-classification', augment=policies['above'])
 
 recipes = dict(mushrooms=MUSHROOMS, defungi=DEFUNGI, flowers=FLOWERS, seedlings=SEEDLINGS)
 

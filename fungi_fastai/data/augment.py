@@ -69,10 +69,10 @@ def show_policy(
     pixels = image2tensor(fit_image(image, canvas_size(size))).float().div(255)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for row, strength in zip(axes, strengths):
+        for row, strength in zip(axes, strengths, strict=True):
             batch = TensorImage(pixels.expand(columns, -1, -1, -1).clone())
             drawn = Pipeline(batch_transforms(policy(augment, strength), size), split_idx=0)(batch)
-            for axis, one in zip(row, drawn):
+            for axis, one in zip(row, drawn, strict=True):
                 axis.imshow(one.clamp(0, 1).permute(1, 2, 0).numpy())
                 axis.set(xticks=[], yticks=[])
             row[0].set_ylabel(f'strength {strength:g}', fontsize=8)

@@ -324,7 +324,7 @@ def lathe(
     "Turn a profile into a surface, seen and lit"
     radii, heights = np.asarray(radii, np.float32), np.asarray(heights, np.float32)
     length = np.concatenate([[0], np.cumsum(np.hypot(np.diff(radii), np.diff(heights)))])
-    n = int(np.clip(length[-1]*view.scale/1.6, 8, 120))
+    n = int(np.clip(length[-1]*view.scale/2, 8, 110))
     even = np.linspace(0, length[-1], n)
     bend = np.zeros(n, np.float32) if bend is None else np.interp(even, length, bend).astype(np.float32)
     radii, heights = (np.interp(even, length, v).astype(np.float32) for v in (radii, heights))

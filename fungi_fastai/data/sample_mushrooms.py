@@ -280,7 +280,7 @@ def _cover_foot(rng, canvas:Canvas, ground:str, view:View):
     "Moss, leaves or blades before the foot, so that it grows out of the ground"
     size, width = canvas.size, .9*view.scale
     sketch = Sketch(size)
-    for _ in range(int(rng.integers(5, 12))):
+    for _ in range(int(rng.integers(4, 9))):
         x, y = view.x + rng.normal(0, .5)*width, view.y + rng.uniform(.02, .16)*width
         if ground in ('grass', 'moss'):
             tall = rng.uniform(.15, .5 if ground == 'grass' else .25)*view.scale

@@ -74,13 +74,11 @@ def petal_ring(
     x, y = shapes[..., 0]*c - shapes[..., 1]*s, shapes[..., 0]*s + shapes[..., 1]*c
     rise = cup*(1 + rng.normal(0, .15, count))[:, None, None]*(x*x+y*y)/max(length, .3)
     drawn = place(np.stack([x, y], -1), rise)
-    towards = np.cos(angles - 2.2)                                                 # lit from the upper left
-    shade = colour(shade)
-    own = np.stack([(shade if base is None or j < 4 else mix(shade, base, .22))*(tones[j//2][1]*(1 - halves*(j % 2)))
+    lit = 1 + contrast*(.1*np.cos(angles-2.2) + rng.normal(0, .035, count))       # from the upper left
+    own = np.stack([colour(shade if base is None or j < 4 else mix(shade, base, .22))*(tones[j//2][1]*(1 - halves*(j % 2)))
                     for j in range(2*len(tones))])
-    for k in np.argsort(-np.sin(angles)):
-        lit = 1 + contrast*(.1*towards[k] + rng.normal(0, .035))
-        sketch.polygons(drawn[k], own*lit)
+    order = np.argsort(-np.sin(angles))
+    sketch.polygons(drawn[order].reshape(-1, 2*points, 2), (lit[order, None, None]*own).reshape(-1, 3))
 
 # %% ../../nbs/data/sample_plants.ipynb #3e0dcd80
 def _placer(view:View):

@@ -76,6 +76,7 @@ def guarantee(
     "What the split guarantees, in words"
     used = items[items.split.ne('')]
     groups, clusters = used.group[used.group.ne('')], used.cluster[used.cluster.ne('')]
+    clusters = clusters[clusters.duplicated(keep=False)]   # the other copies may have been left out
     words = [f'{(used.split == p).sum()} pictures to {w}' for p, w in (('train', 'train on'), ('valid', 'validate on'), ('test', 'test on'))]
     said = f"{', '.join(words)}. "
     said += (f'{groups.nunique()} declared specimens, each on one side only. ' if len(groups) else

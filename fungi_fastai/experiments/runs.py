@@ -15,7 +15,6 @@ import shlex
 import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +24,6 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from ..data.images import open_image
 from ..data.items import check, exclude, scan
 from ..data.loaders import make_test_loader
 from ..data.sources import Source
@@ -34,7 +32,7 @@ from ..evaluation.report import write_report
 from ..settings import MissingFileError, UserError, atomic, settings
 from ..training.checkpoints import read_weights, save_weights
 from ..training.fit import fit, make_learner, prepare_items
-from ..training.recipe import Recipe
+from ..training.recipe import Recipe, is_sample
 
 # %% ../../nbs/experiments/runs.ipynb #b2728117
 def _write_json(file, value):
@@ -53,7 +51,7 @@ def environment(learn=None) -> dict:
     if learn is None: return said
     device = learn.dls.device
     return said | dict(device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-                       precision=learn.precision.precision, precision_why=learn.precision.why)
+                       precision=learn.precision.number_format, precision_why=learn.precision.reason)
 
 def next_folder(
     name:str, # of the recipe
@@ -269,7 +267,7 @@ def _train_in(folder, recipe, progress):
 def _opening(learn):
     counts, precision = learn.items.split.value_counts(), learn.precision
     return (f"{learn.arch}: {counts.get('train', 0)} pictures to train on, {counts.get('valid', 0)} to validate, {counts.get('test', 0)} to test, "
-            f"{len(learn.dls.vocab)} classes; {learn.dls.device.type} in {precision.precision} ({precision.why})")
+            f"{len(learn.dls.vocab)} classes; {learn.dls.device.type} in {precision.number_format} ({precision.reason})")
 
 def trainer(
     recipe:Recipe,
@@ -281,7 +279,8 @@ def trainer(
         progress:bool=True,     # show it
         **changes,              # any field of `Recipe`: arch='convnext_tiny', epochs=3, …
     ) -> Run:
-        return train(recipe.but(**({} if source is None else dict(source=source)), **changes), out, progress)
+        base = recipe.for_sample() if is_sample(source) else recipe
+        return train(base.but(**({} if source is None else dict(source=source)), **changes), out, progress)
     train_recipe.__name__ = train_recipe.__qualname__ = f'train_{recipe.name}'
     train_recipe.__doc__ = f'Train the {recipe.name} recipe, from pictures to an evaluated, reported `Run`. Raises `UserError`, `TrainingError`'
     train_recipe.recipe = recipe

@@ -10,7 +10,6 @@ __all__ = ['imagenet_stats', 'find_arch', 'Body', 'make_body', 'is_fixed_size', 
 
 # %% ../../nbs/models/learners.ipynb #880557e6
 import difflib
-import inspect
 import warnings
 from functools import lru_cache, partial
 from pathlib import Path
@@ -141,9 +140,9 @@ def _wrong_size(name, size, error):
 # %% ../../nbs/models/learners.ipynb #6c0228b9
 def _torchvision_body(name, pretrained, size, maps):
     build = torchvision.models.get_model_builder(name)
-    options = {'init_weights': not pretrained} if 'init_weights' in inspect.signature(build).parameters else {}
-    if name in ('googlenet', 'inception_v3'):   # no helper classifiers of 2014; their weights want another normalisation, done inside
-        options |= dict(aux_logits=False, transform_input=True)
+    options = {}
+    if name in ('googlenet', 'inception_v3'):   # no helper classifiers of 2014; their weights' own normalisation is done inside
+        options = dict(aux_logits=False, transform_input=True, init_weights=not pretrained)
     with downloads(f"The pretrained weights of torchvision's {name}"):
         model = build(weights='DEFAULT' if pretrained else None, **options)
     if size is not None and is_fixed_size('torchvision:'+name): _try(model, name, size)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback import progress as _fastai_progress  # gives a Learner `no_bar`, and notebooks their bar
-from fastai.callback.schedule import lr_find as _fastai_lr_find  # gives a Learner `fit_one_cycle` and `lr_find`
+import fastai.callback.progress  # gives a Learner `no_bar`, and notebooks their bar
+import fastai.callback.schedule  # gives a Learner `fit_one_cycle` and `lr_find`
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import set_seed
@@ -81,10 +81,9 @@ def find_lr(
     learn:Learner,
 ) -> tuple[float, object]: # the suggested rate, and a matplotlib Figure of loss against rate
     "fastai's `lr_find`: the learning rate test of Smith (2015, arXiv:1506.01186), with the valley's suggestion. Weights are put back"
-    from fastai.callback.schedule import SuggestionMethod
     from matplotlib.figure import Figure
     with tempfile.TemporaryDirectory() as learn.model_dir, learn.no_bar(), learn.no_logging():
-        suggested = learn.lr_find(show_plot=False, suggest_funcs=(SuggestionMethod.Valley,)).valley
+        suggested = learn.lr_find(show_plot=False, suggest_funcs=(fastai.callback.schedule.SuggestionMethod.Valley,)).valley
     rates, losses = np.array(learn.recorder.lrs), np.array([float(loss) for loss in learn.recorder.losses])
     figure = Figure(figsize=(5, 3), layout='constrained')
     axis = figure.subplots()

@@ -9,7 +9,6 @@ __all__ = ['pick_device', 'pick_precision', 'keep_large_blocks', 'Precision']
 
 # %% ../../nbs/training/precision.ipynb #72593422
 import ctypes
-import os
 import platform
 import re
 from contextlib import nullcontext
@@ -45,16 +44,18 @@ def _cpu_flags():
 
 def pick_precision(
     asked:str='auto',    # auto, fp32, bf16 or fp16
-    device:torch.device=torch.device('cpu'),
+    device:torch.device|None=None, # (default: the CPU)
 ) -> tuple[str, str]:    # the format, and the reason in words
     "The number format for a device, and why. Raises `UserError` where the asked one cannot run there"
     if asked not in ('auto', 'fp32', 'bf16', 'fp16'): raise UserError(f'precision is {asked!r}; expected auto, fp32, bf16 or fp16.')
+    device = device or torch.device('cpu')
     if asked == 'fp16' and device.type == 'cpu':
         raise UserError('precision is fp16, which CPUs do not train in; expected auto, fp32 or bf16.')
     if asked != 'auto': return asked, 'asked for'
     if device.type == 'cuda':
         if torch.cuda.get_device_capability(device)[0] >= 8: return 'bf16', 'the GPU multiplies bfloat16 natively'
-        return ('fp16', 'the GPU has float16 tensor cores and no bfloat16') if torch.cuda.get_device_capability(device)[0] >= 7 else ('fp32', 'the GPU has no 16-bit tensor cores')
+        if torch.cuda.get_device_capability(device)[0] >= 7: return 'fp16', 'the GPU has float16 tensor cores and no bfloat16'
+        return 'fp32', 'the GPU has no 16-bit tensor cores'
     if device.type == 'cpu':
         for flag, name in (('amx_bf16', 'AMX'), ('avx512_bf16', 'AVX-512'), ('bf16', 'Arm')):
             if flag in _cpu_flags(): return 'bf16', f'the CPU multiplies bfloat16 natively ({name})'
@@ -79,9 +80,9 @@ class Precision(Callback):
     ): self.asked = precision
 
     def choose(self, device):
-        "Settle format and reason for a device, as `self.precision` and `self.why`"
-        self.precision, self.why = pick_precision(self.asked, device)
-        self.dtype = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[self.precision]
+        "Settle format and reason for a device, as `self.number_format` and `self.reason`"
+        self.number_format, self.reason = pick_precision(self.asked, device)
+        self.dtype = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[self.number_format]
 
     def after_create(self):
         device = self.dls.device or torch.device('cpu')
@@ -93,7 +94,7 @@ class Precision(Callback):
 
     def before_fit(self):
         self.model.to(memory_format=torch.channels_last)
-        self.scaler = torch.amp.GradScaler(self.dls.device.type, enabled=self.precision == 'fp16')
+        self.scaler = torch.amp.GradScaler(self.dls.device.type, enabled=self.number_format == 'fp16')
 
     def before_validate(self): self.model.to(memory_format=torch.channels_last)
 
@@ -111,10 +112,10 @@ class Precision(Callback):
         self.learn.pred = to_float(self.pred)
 
     def before_backward(self):
-        if self.precision == 'fp16': self.learn.loss_grad = self.scaler.scale(self.loss_grad)
+        if self.number_format == 'fp16': self.learn.loss_grad = self.scaler.scale(self.loss_grad)
 
     def before_step(self):
-        if self.precision != 'fp16': return
+        if self.number_format != 'fp16': return
         self.skipped = True
         self.scaler.step(self)   # calls self.step below unless a gradient overflowed
         self.scaler.update()

@@ -1,0 +1,35 @@
+# make demo · make test · make check · make docs — each sets up what it needs in $(VENV)
+VENV ?= .venv
+bin := $(VENV)/bin
+
+.PHONY: demo test check docs readme clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(bin)/python || python3 -m venv $(VENV)
+	$(bin)/python -m pip install --quiet --disable-pip-version-check uv
+	@echo 'Installing the packages: a few minutes and about 6 GB the first time.'
+	$(bin)/uv pip install --quiet --python $(bin)/python -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+# the main job on the built-in sample: train, evaluate, report
+demo: $(VENV)/.installed
+	$(bin)/fungi train mushrooms --source sample --out demo
+	@echo 'Open demo/report.html in a browser.'
+
+test: $(VENV)/.installed
+	$(bin)/python -m pytest
+
+# style, layers, and that modules and README are exported from clean notebooks
+check: $(VENV)/.installed
+	$(bin)/ruff check fungi_fastai tests docs
+	$(bin)/lint-imports
+	PATH="$(bin):$$PATH" .ci/exported
+
+docs: $(VENV)/.installed
+	$(bin)/python docs/build.py
+
+readme: $(VENV)/.installed
+	$(bin)/python docs/readme.py
+
+clean:
+	rm -rf _proc _docs _site demo build dist *.egg-info

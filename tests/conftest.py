@@ -1,0 +1,78 @@
+"What the tests of the command and of runs share: a place of their own, small pictures, one small trained run"
+import os
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+shared = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2]/'shared'/'data'))
+tiny = dict(arch='convmixer_16_1', pretrained=False, size=32, epochs=1, bs=8, lr=1e-2, device='cpu')  # seconds, not minutes
+
+
+def flags(**changes):
+    "A recipe's changes as flags of the command"
+    found = []
+    for key, value in changes.items():
+        name = key.replace('_', '-')
+        found += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f'--{name}', str(value)]
+    return found
+
+
+@pytest.fixture(scope='session')
+def ready():
+    "fastai imported, whose own import warns with today's torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        import fungi_fastai.experiments.runs  # noqa: F401
+
+
+@pytest.fixture(scope='session')
+def home(tmp_path_factory):
+    "A folder with settings of its own, for all tests"
+    folder = tmp_path_factory.mktemp('home')
+    (folder/'settings.ini').write_text('[DEFAULT]\ndata_dir = data\ncache_dir = cache\nruns_dir = runs\nnum_workers = 0\ndevice = cpu\n')
+    return folder
+
+
+@pytest.fixture
+def place(home, monkeypatch):
+    "The working directory: no settings of this machine, no network"
+    monkeypatch.chdir(home)
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    return home
+
+
+@pytest.fixture
+def fungi(place, ready, capsys):
+    "The command, in this process: fungi('check', folder, code=0) → .out and .err"
+    from fungi_fastai.cli import main
+
+    def call(*arguments, code=0):
+        capsys.readouterr()
+        with warnings.catch_warnings():   # `main` shows warnings in its own way, as a process may
+            try: got = main([str(a) for a in arguments])
+            except SystemExit as error: got = error.code
+        out, err = capsys.readouterr()
+        assert got == code, f'exit {got} instead of {code}\n{out}\n{err}'
+        assert 'Traceback' not in err
+        if code: assert err.strip(), 'a failure without a word'
+        return SimpleNamespace(out=out, err=err)
+    return call
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory):
+    "Five classes of six flowers, two photos each: a folder, not to be changed"
+    from fungi_fastai.data.samples import make_sample
+    return make_sample('flowers', tmp_path_factory.mktemp('photos')/'set', specimens=6, photos=2, size=64, workers=1)
+
+
+@pytest.fixture(scope='session')
+def small_run(home, ready, photos):
+    "One run trained on `photos`, not to be changed"
+    from fungi_fastai import train_flowers
+    before = os.getcwd()
+    os.chdir(home)
+    try: return train_flowers(photos, out=home/'small run', progress=False, **{**tiny, 'epochs': 2})
+    finally: os.chdir(before)
