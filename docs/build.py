@@ -275,7 +275,9 @@ def build(site, work):
     (work/'mkdocs.yml').write_text(json.dumps(settings, indent=1), encoding='utf-8') # JSON is YAML; both Zensical and MkDocs read it
     done = subprocess.run([sys.executable, '-m', 'zensical', 'build', '--strict', '--clean', '--config-file', work/'mkdocs.yml'],
                           capture_output=True, text=True, cwd=work)
-    if done.returncode: raise DocError(f'Zensical could not build the site:\n{done.stdout}{done.stderr}')
+    if done.returncode:
+        said = re.sub(r'\x1b\[[\d;]*m', '', done.stdout + done.stderr)
+        raise DocError(f'Zensical could not build the site from {texts}:\n{said}')
     symbols = {f'{s.module}.{s.name}': f'{s.page}.html#{s.anchor}' for found in index.symbols.values() for s in found}
     (rendered/'symbols.json').write_text(json.dumps(symbols, indent=1, sort_keys=True), encoding='utf-8')
     (rendered/'.nojekyll').touch()

@@ -6,7 +6,10 @@ import enum
 import html
 import importlib
 import inspect
+import io
 import re
+import textwrap
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -86,7 +89,7 @@ def default_text(default):
             if type(default)() == default: return f'{type(default).__name__}()'
     text = repr(default)
     if text == '<factory>' or ' at 0x' in text: return '…'
-    return text if len(text) <= 48 else text[:45] + '…'
+    return text if len(text) <= 120 else '…'
 
 
 def escape_prose(text):
@@ -109,20 +112,58 @@ def own_doc(thing):
 
 
 # --- signature and parameters ------------------------------------------------------------------------------------
+def comments_of(thing):
+    "name -> the comment beside each parameter or field, 'return' -> that of the result, from the source (docments)"
+    if inspect.isclass(thing) and dataclasses.is_dataclass(thing):
+        return {name: text for base in reversed(thing.__mro__) if dataclasses.is_dataclass(base) for name, text in _comments(base).items()}
+    return _comments(thing.__init__ if inspect.isclass(thing) else inspect.unwrap(thing))
+
+
+def _comments(thing):
+    try: source = textwrap.dedent(inspect.getsource(thing))
+    except (OSError, TypeError): return {}
+    node = ast.parse(source).body[0]
+    if isinstance(node, ast.ClassDef): places = {field.end_lineno: field.target.id for field in node.body if isinstance(field, ast.AnnAssign)}
+    elif isinstance(node, ast.FunctionDef|ast.AsyncFunctionDef):
+        given = node.args
+        arguments = [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs, given.kwarg]
+        defaults = dict(zip([argument.arg for argument in [*given.posonlyargs, *given.args]][::-1], given.defaults[::-1], strict=False))
+        defaults |= {argument.arg: default for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default}
+        places = {getattr(defaults.get(argument.arg), 'end_lineno', argument.end_lineno): argument.arg for argument in arguments if argument}
+        if node.returns: places[node.returns.end_lineno] = 'return'
+    else: return {}
+    found, above, code = {}, [], set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        line = token.start[0]
+        if token.type == tokenize.COMMENT:
+            text = token.string.lstrip('# ').rstrip()
+            if line not in code: above.append(text) # on a line of its own: meant for what follows, if that has none
+            elif line in places and places[line] not in found: found[places[line]] = text
+        elif token.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+            code.update(range(line, token.end[0] + 1))
+        if token.type in (tokenize.NL, tokenize.NEWLINE) and line in code:
+            if line in places and above and not above[0].startswith('---'): found.setdefault(places[line], ' '.join(above))
+            above = []
+    return found
+
+
 def parameters_of(thing, bound=False):
     "The parameters as dictionaries name, type, default, meaning, and what is returned as type, meaning"
     try: signature = inspect.signature(thing)
     except (ValueError, TypeError): return None, None
-    try: comments = docments(thing, full=True, returns=True, eval_str=False)
-    except Exception: comments = {} # no source to read comments from: the signature alone is shown
+    comments = comments_of(thing)
+    if set(signature.parameters) - set(comments):
+        with contextlib.suppress(Exception): # what `@delegates` took from elsewhere
+            given = docments(thing, full=True, returns=False, eval_str=False)
+            comments = {name: about['docment'] for name, about in given.items() if name in signature.parameters and about['docment']} | comments
     found = []
     for position, (name, parameter) in enumerate(signature.parameters.items()):
         if bound and position == 0 and name in ('self', 'cls'): continue
         stars = {parameter.VAR_POSITIONAL: '*', parameter.VAR_KEYWORD: '**'}.get(parameter.kind, '')
-        meaning = (comments.get(name) or {}).get('docment')
+        meaning = comments.get(name)
         found.append(dict(name=stars+name, type=type_text(parameter.annotation), default=default_text(parameter.default), kind=parameter.kind,
                           meaning=' '.join(meaning.split()) if isinstance(meaning, str) else ''))
-    meaning = (comments.get('return') or {}).get('docment')
+    meaning = comments.get('return')
     annotation = type_text(signature.return_annotation)
     returns = dict(type='' if annotation in ('', '_empty') else annotation, meaning=' '.join(meaning.split()) if isinstance(meaning, str) else '')
     return found, None if inspect.isclass(thing) else returns
@@ -135,7 +176,8 @@ def signature_text(name, parameters, returns, types=True, width=88):
         if p['kind'] is inspect.Parameter.VAR_POSITIONAL: star = True
         if p['kind'] is inspect.Parameter.KEYWORD_ONLY and not star: written.append('*'); star = True
         kind = f":{p['type']}" if types and p['type'] else ''
-        written.append(p['name'] + kind + (f"={p['default']}" if p['default'] else ''))
+        default = p['default'] if len(p['default']) <= 32 else '…' # the table shows it whole
+        written.append(p['name'] + kind + (f'={default}' if default else ''))
     end = f" -> {returns['type']}" if returns and returns['type'] else ''
     line = f"{name}({', '.join(written)}){end}"
     if len(line) <= width: return line
@@ -152,17 +194,25 @@ def table_html(parameters, returns, link, heading='Parameter'):
     "The parameters that have something to say, as an HTML table; `link` turns prose with backticks into HTML"
     rows = []
     for p in parameters:
-        kind = f'<code class="doc-type">{html.escape(p["type"])}</code>' if p['type'] else ''
-        default = f'<code>{html.escape(p["default"])}</code>' if p['default'] else '<span class="doc-required">required</span>'
+        kind = _type_html(p['type'])
+        long = ' class="doc-long"' if len(p['default']) > 24 else ''
+        default = f'<code{long}>{html.escape(p["default"])}</code>' if p['default'] else '<span class="doc-required">required</span>'
         if p['name'].startswith('*'): default = ''
         rows.append(f'<tr><th scope="row"><code>{html.escape(p["name"])}</code>{kind}</th><td class="doc-meaning">{link(p["meaning"])}</td>'
                     f'<td class="doc-default">{default}</td></tr>')
-    if returns and (returns['meaning'] or (rows and returns['type'] not in ('', 'None'))):
-        kind = f'<code class="doc-type">{html.escape(returns["type"])}</code>' if returns['type'] else ''
+    if returns and returns['meaning']: # the type alone stands in the signature
+        kind = _type_html(returns['type'])
         rows.append(f'<tr class="doc-returns"><th scope="row"><em>returns</em>{kind}</th><td class="doc-meaning">{link(returns["meaning"])}</td><td></td></tr>')
     if not rows: return ''
     head = f'<thead><tr><th scope="col">{heading}</th><th scope="col">Meaning</th><th scope="col">Default</th></tr></thead>'
     return f'<div class="doc-table"><table class="doc-params">{head}<tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _type_html(text):
+    if not text: return ''
+    if len(text) <= 24: return f'<code class="doc-type">{html.escape(text)}</code>'
+    broken = re.sub(r'([|,\[])', r'\1<wbr>', html.escape(text)) # where a long one may be broken
+    return f'<code class="doc-type doc-long">{broken}</code>'
 
 
 # --- a symbol ----------------------------------------------------------------------------------------------------
@@ -181,9 +231,10 @@ class Module:
         return f'{self.git}/blob/{self.branch}/{self.file.relative_to(self.root).as_posix()}' + (f'#L{line}' if line else '')
 
     def heading(self, symbol, level):
+        "The heading of a symbol, and the link to its source (docs.css writes its word, so that no search result begins with it)"
         self.symbols.append(symbol)
         return (f'{"#"*level} `{symbol.name}` {{ #{symbol.anchor} .doc-heading .doc-{symbol.kind} data-toc-label="{symbol.name}" }}\n\n'
-                f'<p class="doc-source"><a href="{self.source_link(symbol.name)}" aria-label="Source of {symbol.name}">source</a></p>')
+                f'<p class="doc-source"><a href="{self.source_link(symbol.name)}" aria-label="Source of {symbol.name}"></a></p>')
 
     def resolve(self, name):
         "The object a name stands for; a property as itself, a class method unbound"

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from fastcore.docments import docments
 from tyro.conf import CascadeSubcommandArgs, Positional, arg
 
 from .recipes import recipes
-from .settings import TrainingError, UserError, atomic
+from .settings import TrainingError, UserError, atomic, check_place
 from .training.recipe import Recipe, is_sample
 
 # %% ../nbs/cli.ipynb #5cb6c370
@@ -53,6 +54,7 @@ def evaluate(
 ) -> int:
     "Score a run on its test pictures, or on others"
     from fungi_fastai.experiments.runs import Run
+    if out: _table_kind(out)
     run = Run.load(run)
     found, predictions = run.evaluate(source) if source else (run.metrics, run.predictions)
     if out: _write_table(out, predictions)
@@ -103,6 +105,7 @@ def explore(
     "Make a page of figures about a set of pictures"
     from fungi_fastai.data.explore import explore as explore_items
     from fungi_fastai.data.items import check as check_source
+    check_place(out/'index.html')
     items, _ = check_source(source, label=label, group=group)
     print(explore_items(items, out))
     return 0
@@ -123,6 +126,7 @@ def _say(text): print(f'fungi: {text}', file=sys.stderr)
 def _table_kind(file):
     if file.suffix.lower() not in ('.csv', '.parquet'): raise UserError(f'{file} should end in .csv or .parquet.')
     if file.is_dir(): raise UserError(f'{file} is a folder; expected the name of a file.')
+    check_place(file)
     return file.suffix.lower()
 
 def _write_table(file, table):
@@ -132,6 +136,12 @@ def _write_table(file, table):
 def _show_warning(message, category, filename, *_):
     "Our own warnings are for the user, on one line; those of libraries are for us"
     if category is UserWarning and f'{Path(__file__).parent}' in filename: _say(message)
+
+def _with_help(command):
+    "The comments beside a command's parameters, as the help of its flags"
+    for name, comment in docments(command, returns=False).items():
+        if comment: command.__annotations__[name] = Annotated[command.__annotations__[name], arg(help=comment)]
+    return command
 
 def main(
     arguments:list[str]|None=None, # (default: those of the process)
@@ -144,7 +154,7 @@ def main(
         return 0
     app = tyro.extras.SubcommandApp()
     train.__annotations__['recipe'] = _recipe_type(arguments)
-    for command in commands: app.command(command)
+    for command in commands: app.command(_with_help(command))
     warnings.showwarning = _show_warning
     try: return app.cli(prog='fungi', args=arguments or ['--help'],
                         description='From a folder of specimen photos to the best classifier you can honestly claim.')

@@ -88,7 +88,7 @@ class Chromium:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             try:
-                if self.run(script): return
+                if self.run(f'!!({script})'): return
             except RuntimeError: pass # the page is being replaced
             time.sleep(0.1)
         raise TimeoutError(f'never true within {timeout} s: {script}')
@@ -103,10 +103,12 @@ class Chromium:
         "Errors on the console, and addresses that were fetched in vain"
         found = []
         for event in self.events:
-            what = event.get('params', {})
-            if event.get('method') == 'Runtime.exceptionThrown': found.append(what['exceptionDetails'].get('exception', {}).get('description') or what['exceptionDetails']['text'])
-            if event.get('method') == 'Runtime.consoleAPICalled' and what['type'] in ('error', 'assert'): found.append(str(what['args'])[:300])
-            if event.get('method') == 'Log.entryAdded' and what['entry']['level'] == 'error': found.append(f"{what['entry']['text']} {what['entry'].get('url', '')}")
+            kind, what = event.get('method'), event.get('params', {})
+            if kind == 'Runtime.exceptionThrown':
+                thrown = what['exceptionDetails']
+                found.append(thrown.get('exception', {}).get('description') or thrown['text'])
+            elif kind == 'Runtime.consoleAPICalled' and what['type'] in ('error', 'assert'): found.append(str(what['args'])[:300])
+            elif kind == 'Log.entryAdded' and what['entry']['level'] == 'error': found.append(f"{what['entry']['text']} {what['entry'].get('url', '')}")
         return found
 
     def fetched(self):

@@ -119,6 +119,12 @@ def test_its_learner_is_fastais(small_run, photos):
     assert isinstance(found.most_confused(), list)
 
 
+def test_its_loaders_can_be_sent_to_processes(small_run):
+    "As macOS, Windows and Python 3.14 do, which do not fork"
+    import pickle
+    for loader in small_run.learner.dls.loaders: assert pickle.dumps(loader)
+
+
 def test_its_learner_predicts_and_trains_on(small_run, tmp_path):
     from fungi_fastai import Run
     row = small_run.items.iloc[0]
@@ -174,7 +180,7 @@ def test_fractions_are_nested_and_leave_the_test_part_alone(photos, small_run, t
 
 
 @pytest.mark.parametrize('changes', [dict(epochs=0), dict(epochs=2, frozen_epochs=1, head='fastai'), dict(hidden=8, dropout=.5),
-    dict(test=0.), dict(arch='resnet18', size=64), dict(epochs=3, patience=1, lr=1e-9, monitor='accuracy'), dict(fit='pad', precision='bf16')])
+    dict(test=0.), dict(arch='resnet18'), dict(epochs=3, patience=1, lr=1e-9, monitor='accuracy'), dict(fit='pad', precision='bf16')])
 def test_every_way_to_train_ends(photos, tmp_path, changes):
     from fungi_fastai import Run, train_flowers
     run = train_flowers(photos, out=tmp_path/'run', progress=False, **tiny | changes)
@@ -257,6 +263,7 @@ def _call(arguments, folder, log):
 
     from fungi_fastai.cli import main
     torch.set_num_threads(1)
+    multiprocessing.set_start_method('fork', force=True)   # as in a process of its own; this one would inherit `forkserver`
     sys.exit(main(arguments))
 
 
@@ -266,9 +273,9 @@ def process(home, tmp_path, monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     started = []
 
-    def start(*arguments):
+    def start(*arguments, folder=home):
         log = tmp_path/f'log {len(started)}.txt'
-        one = _children.Process(target=_call, args=([str(a) for a in arguments], str(home), str(log)))
+        one = _children.Process(target=_call, args=([str(a) for a in arguments], str(folder), str(log)))
         one.log = log
         one.start()
         started.append(one)
@@ -332,6 +339,21 @@ def test_killed_right_after_an_epoch(process, long_call, tmp_path, epochs):
     whole = process(*long_call(tmp_path/'whole'))
     for p in (other, whole): p.join()
     assert other.exitcode == whole.exitcode == 0, other.log.read_text()
+    assert same_weights(tmp_path/'run', tmp_path/'whole')
+
+
+def test_killed_and_continued_with_processes_that_load(process, long_call, tmp_path):
+    "As on any machine with more than two cores"
+    (tmp_path/'settings.ini').write_text('[DEFAULT]\nnum_workers = 2\n')
+    runs, call = {}, lambda out: (*long_call(out), '--epochs', '3', '--frozen-epochs', '1')
+    for name in ('run', 'whole'):
+        runs[name] = process(*call(tmp_path/name), folder=tmp_path)
+        if name == 'run':
+            wait_for((tmp_path/'run/checkpoint/state.safetensors').exists, runs[name])
+            runs[name].kill(); runs[name].join()
+            runs[name] = process(*call(tmp_path/name), folder=tmp_path)
+        runs[name].join()
+        assert runs[name].exitcode == 0, runs[name].log.read_text()
     assert same_weights(tmp_path/'run', tmp_path/'whole')
 
 

@@ -9,6 +9,7 @@ __all__ = ['TrainOnlyAffine', 'batch_transforms', 'show_policy']
 
 # %% ../../nbs/data/augment.ipynb #e2e73137
 from dataclasses import fields
+from functools import partial
 
 import torch
 from fastai.torch_core import TensorImage
@@ -38,9 +39,9 @@ def batch_transforms(
     shapes = []
     if augment.flip != 'none': shapes += (Flip() if augment.flip == 'horizontal' else Dihedral()).aff_fs
     if a['rotate']: shapes += Rotate(min(a['rotate'], 180), p=.75).aff_fs
-    if a['stretch']: shapes.append(lambda x: _stretch_mat(x, a['stretch']))
+    if a['stretch']: shapes.append(partial(_stretch_mat, largest=a['stretch']))
     # the smallest crop keeps a share 1-crop of the area, so the zoom goes up to the root of its inverse
-    if a['crop']: shapes.append(lambda x: zoom_mat(x, 1., (1-min(a['crop'], .95))**-.5, p=1.))
+    if a['crop']: shapes.append(partial(zoom_mat, min_zoom=1., max_zoom=(1-min(a['crop'], .95))**-.5, p=1.))
     # always there: it also brings a training picture from its larger canvas to `size`
     transforms = [TrainOnlyAffine(shapes, size=size, pad_mode=PadMode.Reflection, align_corners=False)]
     for kind, name in ((Brightness, 'brightness'), (Contrast, 'contrast'), (Saturation, 'saturation')):

@@ -9,6 +9,7 @@ __all__ = ['FitSquare', 'photo_block', 'make_loaders', 'make_test_loader']
 
 # %% ../../nbs/data/loaders.ipynb #adf465c7
 import random
+from functools import partial
 
 import pandas as pd
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
@@ -48,11 +49,13 @@ def photo_block(
 ) -> DataBlock:                 # takes items with the columns path, label and split
     "The fastai `DataBlock` of an items table"
     canvas = canvas_size(size)
-    def open_photo(source):   # a path, or a picture that is open already
-        return PILImage(to_rgb(source) if isinstance(source, Image.Image) else open_image(source, canvas))
-    photo = TransformBlock(type_tfms=open_photo, batch_tfms=IntToFloatTensor)
+    photo = TransformBlock(type_tfms=partial(_open_photo, size=canvas), batch_tfms=IntToFloatTensor)
     return DataBlock(blocks=(photo, CategoryBlock(vocab=vocab)), get_x=ColReader('path'), get_y=ColReader('label'),
                      splitter=_by_split, item_tfms=FitSquare(size, fit), batch_tfms=batch_transforms(policy(augment), size))
+
+def _open_photo(source, size):
+    "A path, or a picture that is open already, which is left as it is: fastai changes the class of what it is given"
+    return PILImage(to_rgb(source).copy() if isinstance(source, Image.Image) else open_image(source, size))
 
 def _by_split(items):
     places = range(len(items))

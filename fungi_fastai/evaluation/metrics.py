@@ -91,5 +91,6 @@ class Evaluation:
         present = np.unique(self.targets)
         found['balanced_accuracy'] = float(self.per_class().recall.to_numpy()[present].mean())
         found['top3_accuracy'] = self.top_k(3)
-        found['log_loss'] = float(log_loss(self.targets, np.clip(self.probs, 1e-7, 1), labels=range(len(self.classes))))
+        probs = np.clip(self.probs, 1e-7, 1)
+        found['log_loss'] = float(log_loss(self.targets, probs/probs.sum(1, keepdims=True), labels=range(len(self.classes))))
         return found | dict(n_test=len(self.targets), n_classes=len(self.classes))

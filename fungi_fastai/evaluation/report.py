@@ -64,7 +64,7 @@ def verdict(
 ) -> str:
     "What the run may claim, in two sentences"
     n, wrong = metrics['n_test'], round((1-metrics['accuracy'])*metrics['n_test'])
-    per_class = metrics['per_class']
+    per_class = {c: row for c, row in metrics['per_class'].items() if row['images']}
     best, worst = max(per_class, key=lambda c: per_class[c]['f1']), min(per_class, key=lambda c: per_class[c]['f1'])
     return (f"Of {n} test pictures, none of which was seen in training, {n-wrong} were named rightly ({metrics['accuracy']:.1%}); "
             f"macro-F1 {metrics['macro_f1']:.3f}. Best known is {best} (F1 {per_class[best]['f1']:.2f}), "

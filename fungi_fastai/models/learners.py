@@ -83,7 +83,7 @@ def make_body(
     pretrained:bool=True, # download weights learned on ImageNet
     weights:str|Path|dict|None=None, # or take them from a file, or hub id: see `load_weights`
     maps:bool=False,      # give maps where the network has them
-    size:int|tuple|None=None, # pixels, for networks that are built for one size
+    size:int|tuple|None=None, # pixels of the pictures: tried, and needed by networks that are built for one size
 ) -> tuple[nn.Module, WeightReport|None]: # body, with `.features .maps .stats`; what became of `weights`
     "A network without its classifier. Raises `UserError` where a name, size, download or file is wrong"
     library, name = find_arch(arch)
@@ -92,11 +92,14 @@ def make_body(
             raise UserError(f'{arch} has no pretrained weights; pass pretrained=False, or weights=FILE.')
         body = convmixer_body(**(numbers := parse_convmixer(name)))
         body.features, body.maps, body.stats = numbers['dim'], True, imagenet_stats
+        if size is not None: _try(body, arch, size)
         return body, load_weights(body, weights, name=arch) if weights is not None else None
     make = _timm_body if library == 'timm' else _torchvision_body
     body = make(name, pretrained and weights is None, size, maps)
     report = load_weights(body.model, weights, name=arch) if weights is not None else None
-    return _torchvision_maps(body.model, arch) if maps and library == 'torchvision' else body, report
+    if maps and library == 'torchvision': body = _torchvision_maps(body.model, arch)
+    if size is not None: _try(body, name, size)
+    return body, report
 
 def _timm_body(name, pretrained, size, maps):
     fixed = size is not None and is_fixed_size(name)
@@ -109,7 +112,6 @@ def _timm_body(name, pretrained, size, maps):
         except (TypeError, AssertionError, ValueError) as error:
             if not fixed: raise
             raise _wrong_size(name, size, error) from None
-    if fixed: _try(model, name, size)
     config = model.default_cfg
     stats = (tuple(config['mean']), tuple(config['std']))
     if maps and config.get('pool_size') is not None:
@@ -145,7 +147,6 @@ def _torchvision_body(name, pretrained, size, maps):
         options = dict(aux_logits=False, transform_input=True, init_weights=not pretrained)
     with downloads(f"The pretrained weights of torchvision's {name}"):
         model = build(weights='DEFAULT' if pretrained else None, **options)
-    if size is not None and is_fixed_size('torchvision:'+name): _try(model, name, size)
     linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     if not linear:   # SqueezeNet's classifier is a convolution
         features = model.classifier[1].in_channels

@@ -9,6 +9,7 @@ __all__ = ['save_weights', 'read_weights', 'KeepBest', 'SaveState', 'read_state'
 
 # %% ../../nbs/training/checkpoints.ipynb #d50710c9
 import json
+import math
 import random
 from pathlib import Path
 
@@ -53,9 +54,12 @@ class KeepBest(EpochCallback):
 
     def epoch_done(self): self.offer(self.history.rows[-1][self.monitor])
     def offer(self, value):
-        "Keep the present weights if `value` is better than any before"
-        if self.best is None or (value < self.best if self.monitor == 'valid_loss' else value > self.best):
-            self.best, self.waited = float(value), 0
+        """Keep the present weights if `value` is as good as any before. Few validation pictures make ties common,
+        and of equals the later epoch, trained at the lower learning rate, is the better bet"""
+        better = self.best is None or (value <= self.best if self.monitor == 'valid_loss' else value >= self.best)
+        if better and math.isfinite(value):
+            self.waited = self.waited+1 if value == self.best else 0
+            self.best = float(value)
             save_weights(self.model, self.file, dict(monitor=self.monitor, value=str(self.best)))
         else: self.waited += 1
 

@@ -21,6 +21,7 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import set_seed
 
+from ..data.images import ImageError
 from ..data.items import check, exclude
 from ..data.loaders import make_loaders, make_test_loader
 from ..data.samples import sample_kinds
@@ -74,7 +75,10 @@ def make_learner(
                     loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), cbs=[Precision(recipe.precision), History()])
     learn.model.to(dls.device)
     learn.items, learn.recipe = items, recipe
-    return show_progress(learn)
+    if progress: return show_progress(learn)
+    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
+    learn.logger = lambda *_: None
+    return learn
 
 # %% ../../nbs/training/fit.ipynb #0caa6f96
 def find_lr(
@@ -167,6 +171,8 @@ def fit(
             if failure := getattr(learn, 'failure', None): raise TrainingError(failure)
     except torch.OutOfMemoryError as error: raise _no_memory(recipe, error) from None
     except MemoryError as error: raise _no_memory(recipe, error) from None
+    except ImageError as error:   # a file that changed since the check; loader processes add their own traceback to the message
+        raise TrainingError(f'{str(error).strip().splitlines()[-1]} It could be read when the pictures were checked.') from None
     except RuntimeError as error:
         if 'out of memory' in str(error) or "can't allocate memory" in str(error): raise _no_memory(recipe, error) from None
         raise
@@ -177,12 +183,13 @@ def fit(
 def _begin(learn, keep, save):
     "The head's start, and its score as epoch 0"
     recipe, began = learn.recipe, time.perf_counter()
-    if not (learn.pretrained and recipe.start == 'probe' and recipe.head == 'linear' and not recipe.hidden): return
-    probe_head(learn)
+    probed = learn.pretrained and recipe.start == 'probe' and recipe.head == 'linear' and not recipe.hidden
+    if not probed and recipe.epochs: return
+    if probed: probe_head(learn)
     with learn.no_bar(), learn.no_logging(): loss, *scores = learn.validate()
     names = [metric.name for metric in learn.metrics]
     row = dict(zip(names, scores, strict=True))
-    learn.history.add(epoch=0, phase='probe', valid_loss=loss, **row, seconds=round(time.perf_counter()-began, 3))
+    learn.history.add(epoch=0, phase='probe' if probed else 'untrained', valid_loss=loss, **row, seconds=round(time.perf_counter()-began, 3))
     if hasattr(learn, 'progress_line'): learn.progress_line.epoch_done()
     keep.offer(dict(valid_loss=loss, **row)[recipe.monitor])
 

@@ -59,6 +59,11 @@ class Recipe:
     device: str = 'auto'             # auto (this machine's settings), cpu, cuda, cuda:1 or mps
 
     def __post_init__(self):
+        for f in fields(self):
+            value, usual = getattr(self, f.name), getattr(type(self), f.name, None)
+            right = isinstance(value, int|float) if type(usual) is float else usual is None or isinstance(value, type(usual))
+            if not right or isinstance(value, bool) != isinstance(usual, bool):
+                raise UserError(f'{f.name} is {value!r}; expected {"a number" if type(usual) is float else type(usual).__name__}.')
         expected = dict(
             valid=('above 0 and below 1', 0 < self.valid < 1), test=('at least 0 and below 1', 0 <= self.test < 1),
             fraction=('above 0 and at most 1', 0 < self.fraction <= 1), size=('at least 16 pixels', self.size >= 16),
@@ -93,7 +98,7 @@ class Recipe:
     def for_sample(self) -> 'Recipe':
         """The recipe with the settings that fit the built-in sample: a few hundred drawn pictures, for which a small network
         from scratch is trained in a minute, without a download. Whatever is changed after it holds"""
-        return replace(self, source='sample', arch='resnet18', pretrained=False, size=96, epochs=15, lr=3e-3, monitor='valid_loss')
+        return replace(self, source='sample', arch='resnet18', pretrained=False, size=96, epochs=20, bs=16, monitor='accuracy')
 
     def to_json(self) -> str:
         "As indented JSON"
@@ -104,7 +109,9 @@ class Recipe:
         text:str|Path, # JSON, or the path of a file that holds it
     ) -> 'Recipe':
         "A recipe from its JSON. Raises `UserError` where a field is unknown"
-        values = json.loads(text.read_text('utf8') if isinstance(text, Path) else text)
+        try: values = json.loads(text.read_text('utf8') if isinstance(text, Path) else text)
+        except ValueError as error:
+            raise UserError(f"{text if isinstance(text, Path) else 'The recipe'} is damaged: it is not JSON ({error}).") from None
         values['exclude'] = tuple(values.get('exclude', cls.exclude))
         values['augment'] = Augment(**values.get('augment', {}))
         return cls().but(**values)

@@ -70,12 +70,16 @@ class History(EpochCallback):
     def after_batch(self):
         if not self.training: return
         self.seen += len(self.y)
-        if self.fitting and not np.isfinite(float(self.learn.loss.detach())):   # an exception would arrive with fastai's words around it
-            self.learn.failure = nan_advice.format(self.opt.hypers[-1]['lr'])
-            raise CancelFitException
+        if self.fitting: self._check(self.learn.loss.detach())
 
     def after_train(self): self.train_seconds = time.perf_counter()-self.started
+    def _check(self, loss):
+        if np.isfinite(float(loss)): return
+        self.learn.failure = nan_advice.format(self.opt.hypers[-1]['lr'])   # an exception would arrive with fastai's words around it
+        raise CancelFitException
+
     def epoch_done(self):
+        self._check(self.recorder.values[-1][list(self.recorder.metric_names[1:]).index('valid_loss')])
         names = [n for n in self.recorder.metric_names[1:] if n != 'time']
         self.add(phase=self.phase, **dict(zip(names, self.recorder.values[-1], strict=True)), lr=float(self.opt.hypers[-1]['lr']),
                  seconds=round(time.perf_counter()-self.started, 3), images_per_second=round(self.seen/self.train_seconds, 2))
