@@ -42,7 +42,7 @@ def read_weights(
 
 # %% ../../nbs/training/checkpoints.ipynb #2b3d7b1f
 class KeepBest(EpochCallback):
-    "Keep the weights of the epoch with the best `monitor`; end the fit when none was better for `patience` epochs"
+    "Keep the weights of the best epoch by `monitor`, the latest of equals; end the fit when none was better for `patience` epochs"
     order = ProgressLine.order+1
     def __init__(self,
         file:Path,                # where they are kept
@@ -54,14 +54,16 @@ class KeepBest(EpochCallback):
 
     def epoch_done(self): self.offer(self.history.rows[-1][self.monitor])
     def offer(self, value):
-        """Keep the present weights if `value` is as good as any before. Few validation pictures make ties common,
-        and of equals the later epoch, trained at the lower learning rate, is the better bet"""
-        better = self.best is None or (value <= self.best if self.monitor == 'valid_loss' else value >= self.best)
-        if better and math.isfinite(value):
-            self.waited = self.waited+1 if value == self.best else 0
-            self.best = float(value)
-            save_weights(self.model, self.file, dict(monitor=self.monitor, value=str(self.best)))
-        else: self.waited += 1
+        "Keep the present weights unless an earlier epoch was better by more than chance"
+        top = value if self.best is None else min(self.best, value) if self.monitor == 'valid_loss' else max(self.best, value)
+        self.waited = 0 if self.best is None or top != self.best else self.waited+1
+        if not math.isfinite(value): return
+        self.best = float(top)
+        if abs(value-top) <= self.tolerance(): save_weights(self.model, self.file, dict(monitor=self.monitor, value=str(float(value))))
+
+    def tolerance(self) -> float:
+        "Two standard errors of a share of the validation pictures; none for the loss"
+        return 0. if self.monitor == 'valid_loss' else 2*math.sqrt(self.best*(1-self.best)/len(self.dls.valid_ds))
 
     def restore_into(self, learn):
         "Put the best weights into a Learner's model"

@@ -53,7 +53,7 @@ class Recipe:
     wd: float = 0.01                 # weight decay, decoupled; none on biases and norms
     label_smoothing: float = 0.0     # share of the target spread over all classes
     patience: int = 0                # end after so many epochs without a better `monitor`; 0 = never
-    monitor: str = 'accuracy'        # what "better" means: valid_loss, accuracy or macro_f1; the best epoch's weights are kept
+    monitor: str = 'accuracy'        # what "better" means: valid_loss, accuracy or macro_f1; the best epoch is kept, within the noise the latest
     # --- machine
     precision: str = 'auto'          # auto, fp32, bf16 or fp16
     device: str = 'auto'             # auto (this machine's settings), cpu, cuda, cuda:1 or mps
