@@ -23,9 +23,9 @@ class Recipe:
     name: str = 'custom'             # what the recipe is called; `sample` means the built-in sample of that name
     # --- pictures
     source: str = 'sample'           # folder, zip, CSV, Kaggle dataset owner/name, competition:NAME, or sample
-    column: str = ''                 # a CSV's column of paths; '' = the one that looks like it
+    column: str = ''                 # a CSV's column of paths; empty = the one that looks like it
     label: str = 'folder'            # where a picture's class is read: folder, a CSV's column, or a regular expression over its path
-    group: str = ''                  # regular expression (or CSV column) that reads the specimen from a picture's path; '' = none known
+    group: str = ''                  # regular expression (or CSV column) that reads the specimen from a picture's path; empty = none known
     exclude: tuple[str, ...] = ('unreadable', 'tiny', 'duplicate', 'label_conflict')  # kinds of problem whose pictures are left out
     valid: float = 0.15              # share of each class validated on
     test: float = 0.15               # share of each class kept untouched until the end
