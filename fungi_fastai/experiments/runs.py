@@ -229,7 +229,7 @@ def train(
         raise UserError(f'{folder} is there and is not a run. Choose another --out; nothing in it was touched.')
     check_place(folder)
     with _alone(folder):
-        if Run(folder).finished if (folder/'recipe.json').exists() else False: return Run.load(folder)   # by another process, meanwhile
+        if (folder/'recipe.json').exists() and Run(folder).finished: return Run.load(folder)   # by another process, meanwhile
         _write_json(folder/'recipe.json', json.loads(recipe.to_json()))
         _train_in(folder, recipe, progress)
     return Run.load(folder)
