@@ -180,7 +180,8 @@ def test_fractions_are_nested_and_leave_the_test_part_alone(photos, small_run, t
 
 
 @pytest.mark.parametrize('changes', [dict(epochs=0), dict(epochs=2, frozen_epochs=1, head='fastai'), dict(hidden=8, dropout=.5),
-    dict(test=0.), dict(arch='resnet18'), dict(epochs=3, patience=1, lr=1e-9, monitor='accuracy'), dict(fit='pad', precision='bf16')])
+    dict(test=0.), dict(arch='resnet18'), dict(epochs=3, patience=1, lr=1e-9, monitor='accuracy'), dict(fit='pad', precision='bf16'),
+    dict(epochs=3, frozen_epochs=1, views=3, start_size=16, cache=False), dict(epochs=2, frozen_epochs=2, views=0)])
 def test_every_way_to_train_ends(photos, tmp_path, changes):
     from fungi_fastai import Run, train_flowers
     run = train_flowers(photos, out=tmp_path/'run', progress=False, **tiny | changes)
@@ -294,7 +295,7 @@ def wait_for(condition, process, seconds=60):
 @pytest.fixture
 def long_call(photos):
     "A training of two phases and eight epochs, to a folder"
-    changes = tiny | dict(epochs=8, frozen_epochs=2)
+    changes = tiny | dict(epochs=8, frozen_epochs=2, views=2)
     return lambda out: ('train', 'flowers', '--source', photos, '--out', out, *flags(**changes))
 
 
@@ -342,7 +343,7 @@ def test_killed_right_after_an_epoch(process, long_call, tmp_path, epochs):
     assert same_weights(tmp_path/'run', tmp_path/'whole')
 
 
-def test_killed_and_continued_with_processes_that_load(process, long_call, tmp_path):
+def test_killed_and_continued_with_threads_that_read(process, long_call, tmp_path):
     "As on any machine with more than two cores"
     (tmp_path/'settings.ini').write_text('[DEFAULT]\nnum_workers = 2\n')
     runs, call = {}, lambda out: (*long_call(out), '--epochs', '3', '--frozen-epochs', '1')

@@ -16,7 +16,7 @@ from fastai.torch_core import TensorImage
 from fastai.vision.augment import (AffineCoordTfm, Brightness, Contrast, Dihedral, Flip, Hue, PadMode, RandomErasing, Rotate,
                                    Saturation, affine_mat, setup_aug_tfms, zoom_mat)
 
-from .images import canvas_size, fit_image
+from .images import canvas_size, read_pixels, square
 from .policies import Augment, policy
 
 # %% ../../nbs/data/augment.ipynb #e368f6b7
@@ -61,13 +61,13 @@ def show_policy(
     seed:int=0,
 ):                     # a matplotlib Figure
     "A picture under a policy: one row a strength, one column a draw"
-    from fastai.vision.core import image2tensor
     from fasttransform import Pipeline
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(columns*1.1, len(strengths)*1.2), layout='constrained')
     axes = figure.subplots(len(strengths), columns, squeeze=False)
-    pixels = image2tensor(fit_image(image, canvas_size(size))).float().div(255)
+    canvas = canvas_size(size)
+    pixels = torch.tensor(square(read_pixels(image, canvas), canvas)).permute(2, 0, 1).float().div(255)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for row, strength in zip(axes, strengths, strict=True):

@@ -6,7 +6,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/images.html.md"""
 
 # %% auto #0
 __all__ = ['image_extensions', 'max_pixels', 'fit_methods', 'ImageError', 'is_image_name', 'to_rgb', 'open_image', 'canvas_size',
-           'fit_image']
+           'kept_size', 'read_pixels', 'square']
 
 # %% ../../nbs/data/images.ipynb #52661ea3
 import warnings
@@ -85,20 +85,40 @@ def canvas_size(
     "A seventh larger than `size`, to a multiple of 8"
     return -(-size*8//7 // 8)*8
 
-def fit_image(
-    image:Image.Image,  # RGB
+def kept_size(
+    width:int,  # of the upright picture
+    height:int,
+    side:int,   # of the canvas, pixels
+    method:str, # crop, squish or pad
+) -> tuple[int, int]: # width and height that are kept
+    "The scale at which a picture covers the canvas (crop), or lies within it (pad, squish). Nothing is enlarged"
+    if method == 'squish': return min(width, side), min(height, side)
+    scale = min(1, side/(min if method == 'crop' else max)(width, height))
+    return max(1, round(width*scale)), max(1, round(height*scale))
+
+def read_pixels(
+    source,     # a path, an open binary file, or a Pillow image
+    side:int,   # of the canvas, pixels
+    method:str='crop', # crop, squish or pad
+) -> np.ndarray: # (height, width, 3) uint8
+    "A picture at the scale that is kept, resampled once (bicubic, antialiased). Raises what `open_image` raises"
+    image = to_rgb(source) if isinstance(source, Image.Image) else open_image(source, side)
+    return np.asarray(image.resize(kept_size(*image.size, side, method), Image.Resampling.BICUBIC))
+
+def square(
+    pixels:np.ndarray,  # (height, width, 3) uint8, as `read_pixels` gives it
     size:int,           # side of the square, pixels
     method:str='crop',  # crop, squish or pad
     at:tuple[float, float]=(.5, .5), # where a crop stands on the spare width and height, 0…1
-) -> Image.Image:       # size × size
-    "A picture as a square, resampled once (bicubic, antialiased)"
-    width, height = image.size
-    if method == 'squish': return image.resize((size, size), Image.Resampling.BICUBIC)
-    if method == 'pad':
-        scale = size/max(width, height)
-        small = image.resize((max(1, round(width*scale)), max(1, round(height*scale))), Image.Resampling.BICUBIC)
-        spare = [(size-small.height)//2, size-small.height-(size-small.height)//2], [(size-small.width)//2, size-small.width-(size-small.width)//2]
-        return Image.fromarray(np.pad(np.asarray(small), (*spare, (0, 0)), mode='symmetric'))
-    side = min(width, height)
-    left, top = (width-side)*at[0], (height-side)*at[1]
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left+side, top+side))
+) -> np.ndarray:        # (size, size, 3) uint8; a view of `pixels` where nothing has to be resampled
+    "What is kept of a picture, as a square"
+    height, width = pixels.shape[:2]
+    if method == 'crop':
+        side = min(width, height)
+        left, top = round((width-side)*at[0]), round((height-side)*at[1])
+        pixels = pixels[top:top+side, left:left+side]
+    elif method == 'pad':
+        across, down = max(width, height)-width, max(width, height)-height
+        pixels = np.pad(pixels, ((down//2, down-down//2), (across//2, across-across//2), (0, 0)), mode='symmetric')
+    if pixels.shape[:2] == (size, size): return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))

@@ -45,6 +45,8 @@ class Recipe:
     # --- training
     epochs: int = 5                  # passes over the training pictures, the frozen ones included
     frozen_epochs: int = 0           # of these, how many train only the head, at the start
+    views: int = 1                   # versions of a picture (itself, augmented) whose features are computed once for the frozen epochs; 0 = anew in each
+    start_size: int = 0              # side of the square in the first epoch, growing to `size` in the last quarter; 0 = `size` throughout
     start: str = 'probe'             # how the head of a pretrained network begins: probe (logistic regression on its features) or random
     freeze_batchnorm: bool = True    # keep a pretrained body's BatchNorm statistics as they came
     bs: int = 32                     # pictures a batch
@@ -56,6 +58,8 @@ class Recipe:
     monitor: str = 'accuracy'        # what "better" means: valid_loss, accuracy or macro_f1; the best epoch is kept, within the noise the latest
     # --- machine
     precision: str = 'auto'          # auto, fp32, bf16 or fp16
+    compile: bool = False            # compile the network before it trains (torch.compile): a minute or more, which pays in long trainings
+    cache: bool = True               # decode each picture once, into a file in `cache_dir`
     device: str = 'auto'             # auto (this machine's settings), cpu, cuda, cuda:1 or mps
 
     def __post_init__(self):
@@ -71,6 +75,7 @@ class Recipe:
             head=('linear or fastai', self.head in ('linear', 'fastai')), dropout=('at least 0 and below 1', 0 <= self.dropout < 1),
             hidden=('0 or more', self.hidden >= 0), epochs=('0 or more', self.epochs >= 0),
             frozen_epochs=(f'from 0 to epochs ({self.epochs})', 0 <= self.frozen_epochs <= self.epochs),
+            views=('0 or more', self.views >= 0), start_size=(f'0, or 16 to size ({self.size})', self.start_size in (0, *range(16, self.size+1))),
             start=('probe or random', self.start in ('probe', 'random')), bs=('at least 2', self.bs >= 2),
             lr=('above 0', self.lr > 0), body_lr=('above 0 and at most 1', 0 < self.body_lr <= 1), wd=('0 or more', self.wd >= 0),
             label_smoothing=('at least 0 and below 1', 0 <= self.label_smoothing < 1), patience=('0 or more', self.patience >= 0),
