@@ -12,8 +12,9 @@ from dataclasses import fields
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from fastai.torch_core import TensorImage
-from fastai.vision.augment import (AffineCoordTfm, Brightness, Contrast, Dihedral, Flip, Hue, PadMode, RandomErasing, Rotate,
+from fastai.vision.augment import (AffineCoordTfm, Brightness, Contrast, Dihedral, Flip, Hue, LightingTfm, PadMode, RandomErasing, Rotate,
                                    Saturation, affine_mat, setup_aug_tfms, zoom_mat)
 
 from .images import canvas_size, read_pixels, square
@@ -27,8 +28,18 @@ def _stretch_mat(x, largest):
     return affine_mat(ratio, nothing, nothing, nothing, 1/ratio, nothing)
 
 class TrainOnlyAffine(AffineCoordTfm):
-    "fastai's composed affine transform, which leaves validation batches untouched instead of resampling them"
-    def encodes(self, x:TensorImage): return x if self.split_idx else self._encode(x, self.mode)
+    "fastai's composed affine transform. Validation batches are left as they are, and a GPU is never waited for"
+    def encodes(self, x:TensorImage):
+        if self.split_idx: return x
+        x, centres = x.as_subclass(torch.Tensor), (torch.arange(self.size, device=x.device)*2+1)/self.size - 1
+        if (times := x.shape[-1]//self.size) > 1: x = F.avg_pool2d(x, times)   # bilinear sampling alone would skip pixels
+        across, down, shift = self.mat.as_subclass(torch.Tensor)[:, None, None].to(x.dtype).unbind(-1)
+        grid = across*centres[:, None] + (down*centres[:, None, None] + shift)
+        return TensorImage(F.grid_sample(x, grid, 'bilinear', self.pad_mode, align_corners=False))
+
+def _lighting(x, change):
+    "fastai's `TensorImage.lighting`, in place where it can be"
+    return TensorImage(change(torch.logit(x.as_subclass(torch.Tensor), 1e-7)).sigmoid_())
 
 def batch_transforms(
     augment:Augment, # the policy
@@ -46,7 +57,9 @@ def batch_transforms(
     transforms = [TrainOnlyAffine(shapes, size=size, pad_mode=PadMode.Reflection, align_corners=False)]
     for kind, name in ((Brightness, 'brightness'), (Contrast, 'contrast'), (Saturation, 'saturation')):
         if a[name]: transforms.append(kind(max_lighting=min(a[name], .9), p=.75))
-    transforms = list(setup_aug_tfms(transforms))
+    transforms = list(setup_aug_tfms(transforms))   # what works in logit space becomes one transform
+    for one in transforms:
+        if isinstance(one, LightingTfm): one.space_fn = _lighting
     if a['hue']: transforms.append(Hue(max_hue=min(a['hue'], .5), p=.75))
     if a['erase']: transforms.append(RandomErasing(p=min(a['erase'], 1.)))
     return transforms
