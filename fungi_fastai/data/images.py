@@ -67,7 +67,8 @@ def open_image(
             return to_rgb(image)
     except FileNotFoundError: raise MissingFileError(f"There is no file {source}.") from None
     except UnidentifiedImageError: raise ImageError(f"{source} is not a picture (no format Pillow knows).") from None
-    except Image.DecompressionBombError: raise ImageError(f"{source} has more than {max_pixels:,} pixels. Save it smaller.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{source} has more than {max_pixels:,} pixels. Save it smaller.") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, UserError): raise
         raise ImageError(f"{source} cannot be read to its end: {error}.") from None

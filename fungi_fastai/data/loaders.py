@@ -28,7 +28,7 @@ from .augment import batch_transforms
 from .cache import PhotoCache, in_threads
 from .images import ImageError, canvas_size, fit_methods, read_pixels, square
 from .policies import Augment, policy
-from ..settings import UserError, settings
+from ..settings import MissingFileError, UserError, settings
 
 # %% ../../nbs/data/loaders.ipynb #8d2a43f2
 class OpenPhoto(Transform):
@@ -80,7 +80,9 @@ class PhotoLoader(TfmdDL):
         super().__init__(*args, num_workers=0, **kwargs)
 
     def new(self, *args, num_workers=None, **kwargs):
-        return super().new(*args, num_workers=num_workers or self.threads, **kwargs)
+        made = super().new(*args, num_workers=num_workers or self.threads, **kwargs)
+        made.on_error = self.on_error
+        return made
 
     def _steps(self):
         "The two transforms that make a picture; nothing where there are others besides"
@@ -101,7 +103,7 @@ class PhotoLoader(TfmdDL):
         side, method = fitter.side(split_idx), fitter.method
         def put(place, into, at):
             try: pixels = opener.read(sources[place])
-            except ImageError as error:
+            except (ImageError, MissingFileError) as error:
                 if self.on_error is None: raise
                 self.on_error(place, error)
                 into[:] = 0

@@ -30,7 +30,7 @@ from ..data.samples import sample_kinds
 from ..data.sources import Source
 from ..data.splits import fraction, split
 from ..models.learners import is_fixed_size, learner
-from ..settings import TrainingError, UserError
+from ..settings import MissingFileError, TrainingError, UserError
 from .checkpoints import KeepBest, SaveState, read_state, restore_state
 from .frozen import forget_features, has_frozen_features, on_features, probe_head
 from .precision import Precision, pick_device
@@ -144,8 +144,8 @@ def fit(
             if failure := getattr(learn, 'failure', None): raise TrainingError(failure)
     except torch.OutOfMemoryError as error: raise _no_memory(recipe, error) from None
     except MemoryError as error: raise _no_memory(recipe, error) from None
-    except ImageError as error:   # a file that changed since the check; loader processes add their own traceback to the message
-        raise TrainingError(f'{str(error).strip().splitlines()[-1]} It could be read when the pictures were checked.') from None
+    except (ImageError, MissingFileError) as error:   # a file that changed since the check
+        raise TrainingError(f'{error} It could be read when the pictures were checked.') from None
     except RuntimeError as error:
         if 'out of memory' in str(error) or "can't allocate memory" in str(error): raise _no_memory(recipe, error) from None
         raise
