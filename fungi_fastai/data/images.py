@@ -69,8 +69,8 @@ def open_image(
     except UnidentifiedImageError: raise ImageError(f"{source} is not a picture (no format Pillow knows).") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{source} has more than {max_pixels:,} pixels. Save it smaller.") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, UserError): raise
+    except (UserError, MemoryError): raise
+    except Exception as error:   # a broken file can make Pillow's plugins raise anything
         raise ImageError(f"{source} cannot be read to its end: {error}.") from None
 
 # Pillow's own guard refuses at twice its number and warns before it; the check above speaks clearer than the warning

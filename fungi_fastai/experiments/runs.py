@@ -29,6 +29,7 @@ from ..data.loaders import make_test_loader
 from ..data.sources import Source
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..evaluation.report import write_report
+from .predictions import Tally, fingerprint, stream_predictions
 from ..settings import MissingFileError, TrainingError, UserError, atomic, check_place, settings
 from ..training.checkpoints import read_weights, save_weights
 from ..training.fit import fit, make_learner, prepare_items
@@ -121,17 +122,22 @@ class Run:
         items = _as_items(pictures)
         return predictions_table(items, self.probabilities(items), self.classes)
 
-    def predict_files(self,
-        paths, # files and folders
-    ) -> pd.DataFrame: # as `predict`, and a column error: '' or why a file could not be read
-        "Classify pictures, and list the unreadable ones instead of stopping at them"
-        items = _as_items(paths)
-        errors = ['']*len(items)
-        probs = self.probabilities(items, lambda place, error: errors.__setitem__(place, str(error)))
-        good = np.array([not e for e in errors])
-        table = predictions_table(items, np.nan_to_num(probs), self.classes)
-        table.loc[~good, ['predicted', 'confidence', *(f'p_{c}' for c in self.classes)]] = ['', *[np.nan]*(1+len(self.classes))]
-        return table.assign(error=errors)
+    def classify(self,
+        paths:list[str], # picture files
+    ) -> tuple[np.ndarray, list[str]]: # (paths, classes) probabilities, and for each '' or why it could not be read
+        "What `stream_predictions` asks of a network"
+        errors = ['']*len(paths)
+        probs = self.probabilities(pd.DataFrame({'path': paths}), lambda place, error: errors.__setitem__(place, str(error)))
+        return probs, errors
+
+    def predict_to(self,
+        paths,                  # files and folders
+        out:str|Path|None=None, # .csv or .parquet (default: CSV on standard output)
+        progress:bool=True,     # show it
+    ) -> Tally:                 # how many pictures, how many unreadable, and why
+        "Classify any number of pictures into a file; the same call continues one that was interrupted. Raises `UserError`, `TrainingError`"
+        model = fingerprint(self.folder/'recipe.json', self.folder/'model.safetensors')
+        return stream_predictions(paths, self.classify, self.classes, out, model, step=2*self.recipe.bs, progress=progress)
 
     def evaluate(self,
         source,             # labelled pictures: whatever `Source.of` takes
