@@ -33,6 +33,7 @@ from ..models.learners import is_fixed_size, learner
 from ..settings import MissingFileError, TrainingError, UserError
 from .checkpoints import KeepBest, SaveState, read_state, restore_state
 from .frozen import forget_features, has_frozen_features, on_features, probe_head
+from .optimizers import FusedAdam
 from .precision import Precision, pick_device
 from .recipe import Recipe
 from .resizing import GrowPictures
@@ -79,7 +80,8 @@ def make_learner(
     learn = learner(dls, recipe.arch, pretrained=recipe.pretrained and not trained, weights=None if trained else recipe.weights or None,
                     head=recipe.head, dropout=recipe.dropout or None, hidden=recipe.hidden or None, size=recipe.size,
                     freeze_batchnorm=recipe.freeze_batchnorm, metrics=training_metrics(), lr=recipe.lr, wd=recipe.wd,
-                    loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), cbs=[Precision(recipe.precision), History()])
+                    loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=FusedAdam,
+                    cbs=[Precision(recipe.precision, recipe.compile), History()])
     learn.model.to(dls.device)
     learn.items, learn.recipe = items, recipe
     if progress: return show_progress(learn)

@@ -40,7 +40,7 @@ def _seen(learn, loader, progress=False):
         learn.model.eval()
         with torch.no_grad():
             for (x, *_) in loader:
-                with learn.precision.context(x.device): seen = features(learn.model, x.contiguous(memory_format=torch.channels_last))
+                with learn.precision.running(x): seen = features(learn.model, x.contiguous(memory_format=torch.channels_last))
                 found.append(seen.float().cpu())
                 yield len(x)
     for _ in follow(batches(), loader.n, 'features') if progress else batches(): pass
@@ -81,7 +81,7 @@ def forget_features(learn:Learner):
 # %% ../../nbs/training/frozen.ipynb #11ed5c38
 def probe_head(
     learn:Learner,
-    strengths=(.003, .03, .3), # inverse regularisation to choose from, by the loss on the validation part
+    strengths=(3e-4, 1e-3, 3e-3, .01, .03, .1, .3), # inverse regularisation, rising: the last before the loss on the validation part rises
 ) -> float:                    # the chosen one
     "Solve a logistic regression on the body's features of the training pictures and write it into the head"
     from sklearn.linear_model import LogisticRegression
@@ -90,12 +90,13 @@ def probe_head(
     seen, codes = known_features(learn)
     scaler = StandardScaler().fit(seen['train'][0])
     scaled = {part: scaler.transform(x[0]) for part, x in seen.items()}
-    tried, model = [], LogisticRegression(max_iter=300, warm_start=True)
+    best, model = None, LogisticRegression(max_iter=300, tol=1e-3, warm_start=True)
     for strength in strengths:
         model.set_params(C=strength).fit(scaled['train'], codes['train'])
         loss = log_loss(codes['valid'], model.predict_proba(scaled['valid']), labels=range(len(learn.dls.vocab)))
-        tried.append((loss, strength, model.coef_.copy(), model.intercept_.copy()))
-    _, strength, weight, bias = min(tried, key=lambda one: one[0])
+        if best is not None and loss > best[0]: break
+        best = loss, strength, model.coef_.copy(), model.intercept_.copy()
+    _, strength, weight, bias = best
     set_linear_head(learn, weight, bias, scaler.mean_, scaler.scale_)
     return strength
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from fastai.callback.core import Callback, CancelFitException
-from fastai.learner import Metric, Recorder
+from fastai.learner import AvgSmoothLoss, Metric, Recorder
 from fastcore.imports import in_notebook
 
 from ..settings import atomic
@@ -54,25 +55,41 @@ class EpochCallback(Callback):
     def after_epoch(self):
         if self.fitting and len(self.recorder.values[-1]): self.epoch_done()
 
+class _SmoothLoss(AvgSmoothLoss):
+    "fastai's smoothed loss, which stays on its device until somebody looks"
+    def accumulate(self, learn):
+        loss = learn.loss.detach().mean()
+        self.count += 1
+        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+
 class History(EpochCallback):
     "Keeps a row an epoch, and writes them to `file` as they come; stops where the loss is not a number"
     order = Recorder.order+5
     def __init__(self,
         file:Path|None=None,  # the CSV; None keeps the rows only
         rows:list|None=None,  # rows of earlier phases, or of the run that is continued
-    ): self.file, self.rows, self.phase = file, rows or [], 'all layers'
+        every:int|None=None,  # steps after which the loss is looked at (default: each on a CPU, 20 elsewhere)
+    ): self.file, self.rows, self.every, self.phase = file, rows or [], every, 'all layers'
 
+    def after_create(self): self.recorder.smooth_loss = _SmoothLoss(beta=self.recorder.smooth_loss.beta)
     def before_epoch(self): self.started = time.perf_counter()
     def before_train(self):
         super().before_train()
-        self.seen = 0
+        self.seen, self.judged = 0, 0.
 
     def after_batch(self):
         if not self.training: return
         self.seen += len(self.y)
-        if self.fitting: self._check(self.learn.loss.detach())
+        if not self.fitting: return
+        loss = self.learn.loss.detach()
+        self.judged = loss.float()*0 + self.judged   # 0 stays 0 in a sum; what is not finite becomes NaN and stays that
+        if (self.iter+1) % (self.every or (1 if loss.device.type == 'cpu' else 20)) == 0: self._check(self.judged)
 
-    def after_train(self): self.train_seconds = time.perf_counter()-self.started
+    def after_train(self):
+        if self.fitting: self._check(self.judged)
+        self.recorder.losses = [loss.cpu() for loss in self.recorder.losses]
+        self.train_seconds = time.perf_counter()-self.started
+
     def _check(self, loss):
         if np.isfinite(float(loss)): return
         self.learn.failure = nan_advice.format(self.opt.hypers[-1]['lr'])   # an exception would arrive with fastai's words around it
