@@ -1,8 +1,8 @@
-# make demo · make test · make check · make docs — each sets up what it needs in $(VENV)
+# make demo · make test · make check · make docs · make bench — each sets up what it needs in $(VENV)
 VENV ?= .venv
 bin := $(VENV)/bin
 
-.PHONY: demo test check docs readme clean
+.PHONY: demo test check docs readme bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(bin)/python || python3 -m venv $(VENV)
@@ -21,7 +21,7 @@ test: $(VENV)/.installed
 
 # style, layers, and that modules and README are exported from clean notebooks
 check: $(VENV)/.installed
-	$(bin)/ruff check fungi_fastai tests docs
+	$(bin)/ruff check fungi_fastai tests docs benchmarks
 	$(bin)/lint-imports
 	PATH="$(bin):$$PATH" .ci/exported
 
@@ -30,6 +30,10 @@ docs: $(VENV)/.installed
 
 readme: $(VENV)/.installed
 	$(bin)/python docs/readme.py
+
+# side by side with plain fastai and others: about an hour, with nothing else running
+bench: $(VENV)/.installed
+	$(bin)/python benchmarks/run.py
 
 clean:
 	rm -rf _proc _docs _site demo build dist *.egg-info

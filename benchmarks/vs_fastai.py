@@ -2,33 +2,26 @@
 
     python benchmarks/vs_fastai.py runs/m
 
-Plain fastai is what its tutorials teach: `ImageDataLoaders`, `vision_learner`, `fine_tune`, with the defaults of each, on the run's
+Plain fastai is what its tutorials teach: `DataBlock`, `vision_learner`, `fine_tune`, with the defaults of each (plain.py), on the run's
 training and validation parts. Both are scored on the run's test part, which neither has seen."""
 import json
 import sys
 import time
 
-from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, Normalize, Resize, aug_transforms, imagenet_stats, set_seed, vision_learner
+from fastai.vision.all import set_seed
+from plain import plain_learner, plain_loaders
 
 from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
 from fungi_fastai.experiments.runs import Run
-from fungi_fastai.models.weights import load_weights
 
 
 def plain_fastai(run: Run) -> dict:
     "Accuracy, macro-F1 and seconds of `fine_tune` with the run's pictures, weights, size and epochs"
     recipe, items = run.recipe, run.items
     set_seed(recipe.seed)
-    used = items[items.split.isin(['train', 'valid'])].reset_index(drop=True)
-    block = DataBlock((ImageBlock, CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'),
-                      splitter=lambda table: (list(table.index[table.split == 'train']), list(table.index[table.split == 'valid'])),
-                      item_tfms=Resize(460), batch_tfms=[*aug_transforms(size=recipe.size), Normalize.from_stats(*imagenet_stats)])
     began = time.perf_counter()
-    dls = block.dataloaders(used, bs=recipe.bs, num_workers=0)
-    learn = vision_learner(dls, recipe.arch, pretrained=False, normalize=False)
-    if recipe.weights:
-        load_weights(learn.model[0].model, recipe.weights, name=recipe.arch)
-        learn.freeze()
+    dls = plain_loaders(items, recipe.size, recipe.bs)
+    learn = plain_learner(dls, recipe.arch, recipe.weights)
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(max(1, recipe.epochs-1))   # which trains the head for one epoch more
     seconds = time.perf_counter()-began
     held = items[items.split == 'test']

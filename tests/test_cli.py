@@ -14,7 +14,7 @@ import pytest
 from conftest import flags, tiny
 from PIL import Image, ImageFilter
 
-commands = ('train', 'evaluate', 'predict', 'check', 'explore', 'report')
+commands = ('train', 'evaluate', 'predict', 'check', 'explore', 'probe', 'cache', 'report')
 command = Path(sys.executable).with_name('fungi')
 
 
