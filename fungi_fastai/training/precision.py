@@ -147,7 +147,7 @@ class Precision(Callback):
         self.dtype = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[self.number_format]
 
     def after_create(self):
-        device = self.dls.device or torch.device('cpu')
+        device = torch.device(self.dls.device or 'cpu')
         self.choose(device)
         if device.type == 'cpu': keep_large_blocks()
         if device.type == 'cuda':
@@ -175,11 +175,11 @@ class Precision(Callback):
     def before_fit(self):
         self.leave()
         self.model.to(memory_format=torch.channels_last)
-        self.scaler = torch.amp.GradScaler(self.dls.device.type) if self.number_format == 'fp16' else None
+        self.scaler = torch.amp.GradScaler('cuda') if self.number_format == 'fp16' else None
 
     def before_train(self):
         if not self.wants_compile: return
-        if problem := compile_problem(self.dls.device.type):
+        if problem := compile_problem(torch.device(self.dls.device or 'cpu').type):
             warnings.warn(f'The network runs uncompiled: torch.compile does not work here ({problem}). It needs a C++ compiler such as gcc, '
                           "and Python's headers (python3-dev).", stacklevel=2)
             self.wants_compile = False
@@ -198,8 +198,9 @@ class Precision(Callback):
     def before_batch(self):
         self._open.close()
         self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in self.xb)
-        self._open.enter_context(self.running(self.x))
-        if getattr(self.model, '_compiled_call_impl', None) is None:   # a pass that fails never gets to `after_pred`
+        compiled = getattr(self.model, '_compiled_call_impl', None) is not None
+        self._open.enter_context(self.context(self.x.device) if compiled else self.running(self.x))
+        if not compiled:   # a pass that fails never gets to `after_pred`
             hook = self.model.register_forward_hook(lambda *_: self._open.close(), always_call=True)
             self._open.callback(hook.remove)
 

@@ -96,9 +96,10 @@ class History(EpochCallback):
         raise CancelFitException
 
     def epoch_done(self):
-        self._check(self.recorder.values[-1][list(self.recorder.metric_names[1:]).index('valid_loss')])
-        names = [n for n in self.recorder.metric_names[1:] if n != 'time']
-        self.add(phase=self.phase, **dict(zip(names, self.recorder.values[-1], strict=True)), lr=float(self.opt.hypers[-1]['lr']),
+        values, names = self.recorder.values[-1], [n for n in self.recorder.metric_names[1:] if n != 'time']
+        scores = dict(zip(names[-len(values):], values, strict=True))   # no training loss where a callback cut the epoch short
+        self._check(scores['valid_loss'])
+        self.add(phase=self.phase, **scores, lr=float(self.opt.hypers[-1]['lr']),
                  seconds=round(time.perf_counter()-self.started, 3), images_per_second=round(self.seen/self.train_seconds, 2))
 
     def add(self, **row):
