@@ -151,7 +151,9 @@ def fit(
     except RuntimeError as error:
         if 'out of memory' in str(error) or "can't allocate memory" in str(error): raise _no_memory(recipe, error) from None
         raise
-    finally: learn.remove_cbs([keep, save, *([learn.grow_pictures] if recipe.start_size else [])])
+    finally:
+        learn.precision.leave()
+        learn.remove_cbs([keep, save, *([learn.grow_pictures] if recipe.start_size else [])])
     keep.restore_into(learn)
     return learn.history.rows
 
