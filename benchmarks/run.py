@@ -157,21 +157,28 @@ def loader(bench):
                dict(table=bench.photos(train=count, valid=8), size=size, bs=bs, passes=2), dict(pictures=count, size=size, batch=bs))
 
 
-def epoch(bench):
-    # network, size, pictures, epochs of ours (the first with the cache's making), plain fastai also with worker processes
-    nets = [('convmixer_16_1', 32, 16, 2, True)] if bench.quick else [
-        ('resnet50', 224, 160, 2, False), ('mobilenetv2_100', 192, 480, 3, False), ('convmixer_256_8', 128, 96, 3, False), ('resnet18', 128, 256, 3, True)]
+def epoch(bench):   # network, size, pictures, epochs of ours (the first with the cache's making), plain fastai also with worker processes
+    nets = [('convmixer_16_1', 32, 16, 2, True)] if bench.quick else [('resnet50', 224, 96, 2, False), ('mobilenetv2_100', 192, 480, 3, False)]
+    yield from epochs(bench, nets)
+
+
+def small(bench):
+    if bench.quick: bench.skipped['small'] = 'the part epoch has shown that it works'; return
+    for case in epochs(bench, [('convmixer_256_8', 128, 96, 3, False), ('resnet18', 128, 256, 3, True)]):
+        del case.contenders['torch'], case.contenders['hf']   # to keep the whole within the hour
+        yield case
+
+
+def epochs(bench, nets):
     bs = 8 if bench.quick else 32
-    for arch, size, count, epochs, workers in nets:
+    for arch, size, count, rounds, workers in nets:
         plain = plain_variants(bench, 'epoch.py')
         if not workers: plain.pop('fastai_workers', None)
         beside = dict(workers=0 if CORES <= 2 else min(16, CORES))
         contenders = plain | dict(
             torch=Contender('timm and a torch loop', 'epoch_timm.py', beside),
             hf=Contender('timm and Hugging Face Trainer', 'epoch_timm.py', beside, needs='hf'),
-            ours=Contender('ours', 'epoch.py', dict(epochs=epochs)), limit=Contender('the limit: one ready batch again and again', 'epoch.py'))
-        # the small ones beside plain fastai alone, to keep the whole within the hour
-        if arch in ('convmixer_256_8', 'resnet18'): del contenders['torch'], contenders['hf']
+            ours=Contender('ours', 'epoch.py', dict(epochs=rounds)), limit=Contender('the limit: one ready batch again and again', 'epoch.py'))
         yield Case(f'{arch}_{size}', f'{arch} at {size} px', contenders, epoch_ratios(plain),
                    dict(table=bench.photos(train=count, valid=8), arch=arch, size=size, bs=bs), dict(pictures=count, arch=arch, size=size, batch=bs))
 
@@ -231,7 +238,7 @@ def gpu(bench):
             dict(table=bench.photos(train=count, valid=8), arch=arch, size=224, bs=bs), dict(pictures=count, arch=arch, size=224, batch=bs, device=there))
 
 
-PARTS = dict(start=start, loader=loader, epoch=epoch, prediction=prediction, accuracy=accuracy, growth=growth, gpu=gpu)
+PARTS = dict(start=start, loader=loader, epoch=epoch, small=small, prediction=prediction, accuracy=accuracy, growth=growth, gpu=gpu)
 
 
 # --- measuring ---------------------------------------------------------------------------------------------------
