@@ -77,6 +77,7 @@ class Bench:
         if not table.exists() or sum(1 for _ in open(table)) <= count:
             say(f'drawing {count:,} pictures')
             subprocess.run([sys.executable, HERE/'pictures.py', kind, self.folder/folder, str(count)], check=True, env=environment(), stdout=subprocess.DEVNULL)
+            os.sync()   # or the disk is still busy with them while the first of them are measured
         with open(table) as file: return list(csv.reader(file))[1:count+1]
 
     def photos(self, **parts) -> str:

@@ -30,6 +30,7 @@ from ..settings import UserError, atomic, settings
 # %% ../../nbs/data/cache.ipynb #2882c0aa
 @lru_cache
 def _pool(workers): return ThreadPoolExecutor(workers, thread_name_prefix='pictures')
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_pool.cache_clear)   # threads do not live on in a copy
 
 def in_threads(
     work,               # a function of one argument

@@ -110,7 +110,7 @@ class PhotoLoader(TfmdDL):
                 return
             into[:] = square(pixels, side, method, at)
         for places in self.chunkify(samps):
-            where = [(.5, .5) if split_idx else (random.random(), random.random()) for _ in places]
+            where = [(.5, .5) if split_idx else (self.rng.random(), self.rng.random()) for _ in places]   # its own: it may run in a thread
             pictures = torch.empty(len(places), side, side, 3, dtype=torch.uint8)
             rows = zip(places, pictures.numpy(), where, strict=True)
             # copying out of the cache is quicker than telling another thread to

@@ -75,7 +75,8 @@ def make_learner(
     set_seed(recipe.seed)
     if recipe.start_size and is_fixed_size(recipe.arch):
         raise UserError(f'{recipe.arch} is built for pictures of one size and cannot grow from {recipe.start_size} pixels; leave start_size at 0.')
-    cache = build_cache(items[items.split != ''], canvas_size(recipe.size), recipe.fit, progress) if recipe.cache and not trained else None
+    kept = recipe.cache and not trained and {'sha', 'width', 'height'} <= set(items)   # a table of one's own may lack them
+    cache = build_cache(items[items.split != ''], canvas_size(recipe.size), recipe.fit, progress) if kept else None
     dls = make_loaders(items, recipe.size, recipe.bs, recipe.augment, fit=recipe.fit, device=pick_device(recipe.device), cache=cache)
     learn = learner(dls, recipe.arch, pretrained=recipe.pretrained and not trained, weights=None if trained else recipe.weights or None,
                     head=recipe.head, dropout=recipe.dropout or None, hidden=recipe.hidden or None, size=recipe.size,
