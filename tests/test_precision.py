@@ -196,8 +196,9 @@ def make(dls, arch='mobilenetv2_035', opt_func=FusedAdam, seed=0, **kwargs):
 
 def test_training_is_as_good_in_each_way(dls):
     "From the same weights, with the statistics kept, as a pretrained network is trained: what differs is rounding alone"
-    start = quiet_fit(make(dls, 'resnet10t', precision='fp32'), 2).model.state_dict()
-    losses, scores = {}, {}
+    dls.train.rng.seed(1)
+    start = quiet_fit(make(dls, 'resnet10t', precision='fp32'), 4, 1e-5).model.state_dict()   # statistics that fit, nothing learned
+    gains = {}
     for way in (dict(precision='fp32', fold=False), dict(precision='fp32', fold=True), dict(precision='bf16', fold=False),
                 dict(precision='bf16', fold=True)):
         learn = make(dls, 'resnet10t', **way)
@@ -207,13 +208,12 @@ def test_training_is_as_good_in_each_way(dls):
         dls.train.rng.seed(1)
         with learn.no_bar(), learn.no_logging(): before = learn.validate()[0]
         quiet_fit(learn, 4, 2e-3)
-        losses[tuple(way.values())], scores[tuple(way.values())] = float(learn.recorder.values[-1][1]), float(learn.recorder.values[-1][2])
+        gains[tuple(way.values())] = before-float(learn.recorder.values[-1][1])
         assert bool(learn.precision._found) == way['fold'] and plain(learn.model)
-    reference = losses['fp32', False]
-    assert reference < before-.1, 'nothing was learned: the comparison says nothing'
-    assert losses['fp32', True] == pytest.approx(reference, rel=.02)
-    for way in (('bf16', False), ('bf16', True)): assert losses[way] == pytest.approx(reference, rel=.15)
-    assert max(scores.values())-min(scores.values()) < .12
+    reference = gains['fp32', False]
+    assert reference > .3, 'nothing was learned: the comparison says nothing'
+    assert gains['fp32', True] == pytest.approx(reference, rel=.05)
+    for way in (('bf16', False), ('bf16', True)): assert gains[way] > .75*reference
 
 
 def test_predictions_are_those_of_the_loop_everywhere(dls):

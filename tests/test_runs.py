@@ -341,6 +341,8 @@ def test_killed_right_after_an_epoch(process, long_call, tmp_path, epochs):
     for p in (other, whole): p.join()
     assert other.exitcode == whole.exitcode == 0, other.log.read_text()
     assert same_weights(tmp_path/'run', tmp_path/'whole')
+    tables = [pd.read_csv(tmp_path/n/'history.csv').drop(columns=['seconds', 'images_per_second']) for n in ('whole', 'run')]
+    pd.testing.assert_frame_equal(*tables)
 
 
 def test_killed_and_continued_with_threads_that_read(process, long_call, tmp_path):

@@ -25,8 +25,9 @@ from fasttransform import Transform
 from PIL import Image
 
 from .augment import batch_transforms
-from .cache import PhotoCache, in_threads
+from .cache import PhotoCache
 from .images import ImageError, canvas_size, fit_methods, read_pixels, square
+from .items import in_threads
 from .policies import Augment, policy
 from ..settings import MissingFileError, UserError, settings
 

@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 
 from ..data.archives import is_visible, nothing_found, say_count, walk_files
 from ..data.images import is_image_name
-from ..data.items import follow
-from ..settings import TrainingError, UserError, atomic, check_place
+from ..data.items import file_stamp, follow
+from ..settings import TrainingError, UserError, atomic, check_place, only_process
 
 # %% ../../nbs/experiments/predictions.ipynb #2f94aaa3
 def walk_pictures(
@@ -124,7 +124,7 @@ def _shown(table): return table.drop_columns(['key', 'bytes', 'changed'])
 
 def _rows(keys, paths, names, classify, classes):
     "What a network says of some pictures. Raises `UserError` where it says no numbers"
-    stamps = np.array([_stamp(path) for path in paths]).reshape(-1, 2)
+    stamps = np.array([file_stamp(path) for path in paths]).reshape(-1, 2)
     probs, errors = classify(paths)
     probs, bad = np.asarray(probs, np.float32), np.array([bool(error) for error in errors])
     if probs.shape != (len(paths), len(classes)) or len(bad) != len(paths):
@@ -135,11 +135,6 @@ def _rows(keys, paths, names, classify, classes):
     columns = [paths, names, predicted.tolist(), pa.array(probs.max(1), mask=bad), *(pa.array(p, mask=bad) for p in probs.T), [str(e) for e in errors],
                keys, *stamps.T]
     return pa.table(columns, schema=_schema(classes))
-
-def _stamp(path):
-    try: found = os.stat(path)
-    except OSError: return -1, -1
-    return found.st_size, found.st_mtime_ns
 
 # %% ../../nbs/experiments/predictions.ipynb #6e475c59
 class _Pace:
@@ -224,7 +219,7 @@ class _Parts:
                 continue
             keys.append(table['key'].to_numpy())
             rows = [i for i, (path, error, *before) in enumerate(zip(*(table[c].to_pylist() for c in ('path', 'error', 'bytes', 'changed')), strict=True))
-                    if error or (now := _stamp(path)) != tuple(before) and now != (-1, -1)]
+                    if error or (now := file_stamp(path)) != tuple(before) and now != (-1, -1)]
             if rows: again.append((file, np.array(rows)))
         return np.sort(np.concatenate(keys)), again
 
@@ -268,20 +263,6 @@ class _Parts:
         for file in [*self.files(), self.folder/'_job.json']: file.unlink(missing_ok=True)
         try: self.folder.rmdir()
         except OSError: pass
-
-# %% ../../nbs/experiments/predictions.ipynb #0ee7ee44
-@contextmanager
-def _alone(out):
-    "Refuse a second process that makes the same file"
-    from filelock import FileLock, Timeout
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out.with_name(f'.{out.name}.lock'))
-    try: lock.acquire(timeout=0)
-    except Timeout: raise UserError(f'Another process is writing {out}. Wait for it, or choose another file.') from None
-    try: yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 # %% ../../nbs/experiments/predictions.ipynb #8b68703f
 def _csv_text(table): return zip(*(column.cast(pa.string()).fill_null('').to_pylist() for column in table.columns), strict=True)
@@ -357,7 +338,8 @@ def stream_predictions(
         return tally
     asked = hashlib.blake2b('\0'.join(os.path.abspath(p) for p in paths).encode(), digest_size=16).hexdigest()
     job = dict(version=1, model=model, classes=classes, pictures=asked, first=os.path.abspath(paths[0]), wrappings=[*wrappings.items()])
-    with _alone(out):
+    # two processes that write the same file would undo each other's work
+    with only_process(out.with_name(f'.{out.name}.lock'), f'Another process is writing {out}. Wait for it, or choose another file.'):
         parts = _Parts(out, job, classes)
         with parts.on_disk(): parts.open()
         try:

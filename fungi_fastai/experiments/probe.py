@@ -24,12 +24,10 @@ import numpy as np
 import pandas as pd
 
 from ..data.items import check, duration, exclude, follow
-from ..data.samples import sample_kinds
-from ..data.sources import Source
 from ..data.splits import folds, fraction, split, units
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..settings import TrainingError, UserError, atomic, settings
-from ..training.recipe import Recipe, is_sample
+from ..training.recipe import Recipe, is_sample, source_of
 
 # %% ../../nbs/experiments/probe.ipynb #0861d255
 def probe_items(
@@ -39,9 +37,7 @@ def probe_items(
 ) -> tuple[pd.DataFrame, list]: # the pictures that take part, with the columns unit and fold; what is worth knowing about them, in words
     "Read and check a recipe's pictures, and put them into folds that share no specimen and no copy. Raises `UserError`"
     if k < 2: raise UserError(f'{k} folds were asked for; expected at least 2.')
-    source = Source.of(recipe.source, label=recipe.label, group=recipe.group, column=recipe.column,
-                       sample=recipe.name if recipe.name in sample_kinds else sample_kinds[0])
-    items, _ = check(source, policy=recipe.exclude, progress=progress)
+    items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
     used = exclude(items, recipe.exclude)
     used = used[used.label.notna()]
     usable = len(used)

@@ -30,7 +30,7 @@ from ..data.sources import Source
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..evaluation.report import write_report
 from .predictions import Tally, fingerprint, stream_predictions
-from ..settings import MissingFileError, TrainingError, UserError, atomic, check_place, settings
+from ..settings import MissingFileError, TrainingError, UserError, atomic, check_place, only_process, settings
 from ..training.checkpoints import read_weights, save_weights
 from ..training.fit import fit, make_learner, prepare_items
 from ..training.recipe import Recipe, is_sample
@@ -220,6 +220,8 @@ def train(
     recipe:Recipe,
     out:str|Path|None=None, # the run's folder (default: a new one under the settings' runs_dir)
     progress:bool=True,     # show it
+    items:pd.DataFrame|None=None, # pictures with a column `split`, of a fold say (default: those of `prepare_items`)
+    cbs=(),                 # further fastai callbacks
 ) -> Run:
     """From a recipe to an evaluated, reported run. The same call with the same `out` continues a run that was interrupted,
     and gives back one that is finished. Raises `UserError`; `TrainingError` where the training itself failed"""
@@ -236,43 +238,37 @@ def train(
     with _alone(folder):
         if (folder/'recipe.json').exists() and Run(folder).finished: return Run.load(folder)   # by another process, meanwhile
         _write_json(folder/'recipe.json', json.loads(recipe.to_json()))
-        _train_in(folder, recipe, progress)
+        _train_in(folder, recipe, progress, items, cbs)
     return Run.load(folder)
 
 @contextmanager
 def _alone(folder):
     "Refuse a second process that trains into the same folder"
-    from filelock import FileLock, Timeout
     fresh = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder/'.lock')
-    try: lock.acquire(timeout=0)
-    except Timeout: raise UserError(f'Another process is training into {folder}. Wait for it, or choose another --out.') from None
-    try:
-        for part in filter(_is_leftover, folder.rglob('.*.part')): part.unlink()
-        yield
-    finally:
-        # a mistake that showed before anything was made leaves nothing behind, so that it can be mended with the same `out`
-        if not (folder/'items.parquet').exists():
-            if fresh: shutil.rmtree(folder, ignore_errors=True)
-            else: (folder/'recipe.json').unlink(missing_ok=True)
-        (folder/'.lock').unlink(missing_ok=True)
-        lock.release()
+    with only_process(folder/'.lock', f'Another process is training into {folder}. Wait for it, or choose another --out.'):
+        try:
+            for part in filter(_is_leftover, folder.rglob('.*.part')): part.unlink()
+            yield
+        finally:
+            # a mistake that showed before anything was made leaves nothing behind, so that it can be mended with the same `out`
+            if not (folder/'items.parquet').exists():
+                if fresh: shutil.rmtree(folder, ignore_errors=True)
+                else: (folder/'recipe.json').unlink(missing_ok=True)
 
 def _is_leftover(path):
     "What a process that was killed may leave behind"
     return path.name == '.lock' or path.name.startswith('.') and path.suffix == '.part'
 
-def _train_in(folder, recipe, progress):
+def _train_in(folder, recipe, progress, items=None, cbs=()):
     began = time.perf_counter()
     if not (folder/'items.parquet').exists():
-        items = prepare_items(recipe, progress)
+        items = prepare_items(recipe, progress) if items is None else items
         learn = make_learner(recipe, items, progress=progress)   # before anything is kept: a wrong arch or weights file shows here
         _write_table(folder/'items.parquet', items)
     else: learn = make_learner(recipe, pd.read_parquet(folder/'items.parquet'), progress=progress)
     _write_json(folder/'environment.json', environment(learn))
     if progress and hasattr(learn, 'progress_line'): learn.progress_line.say(_opening(learn))
-    history = fit(learn, folder)
+    history = fit(learn, folder, cbs)
     items, classes = learn.items, list(learn.dls.vocab)
     save_weights(learn.model, folder/'model.safetensors', dict(classes=json.dumps(classes), arch=recipe.arch))
     held = items[items.split.isin(['valid', 'test'])]

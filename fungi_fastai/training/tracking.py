@@ -76,6 +76,7 @@ class History(EpochCallback):
     def before_train(self):
         super().before_train()
         self.seen, self.judged = 0, 0.
+        self.recorder.smooth_loss.reset()   # an epoch's own loss, whatever came before it
 
     def after_batch(self):
         if not self.training: return
