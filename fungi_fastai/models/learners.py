@@ -84,10 +84,12 @@ def make_body(
     weights:str|Path|dict|None=None, # or take them from a file, or hub id: see `load_weights`
     maps:bool=False,      # give maps where the network has them
     size:int|tuple|None=None, # pixels of the pictures: tried, and needed by networks that are built for one size
+    drop_path:float=0.,   # stochastic depth: chance that the deepest block is skipped in training
 ) -> tuple[nn.Module, WeightReport|None]: # body, with `.features .maps .stats`; what became of `weights`
     "A network without its classifier. Raises `UserError` where a name, size, download or file is wrong"
     library, name = find_arch(arch)
     if library == 'convmixer':
+        if drop_path: raise _no_drop_path(arch)
         if pretrained and weights is None:
             raise UserError(f'{arch} has no pretrained weights; pass pretrained=False, or weights=FILE.')
         body = convmixer_body(**(numbers := parse_convmixer(name)))
@@ -95,21 +97,22 @@ def make_body(
         if size is not None: _try(body, arch, size)
         return body, load_weights(body, weights, name=arch) if weights is not None else None
     make = _timm_body if library == 'timm' else _torchvision_body
-    body = make(name, pretrained and weights is None, size, maps)
+    body = make(name, pretrained and weights is None, size, maps, drop_path)
     report = load_weights(body.model, weights, name=arch) if weights is not None else None
     if maps and library == 'torchvision': body = _torchvision_maps(body.model, arch)
     if size is not None: _try(body, name, size)
     return body, report
 
-def _timm_body(name, pretrained, size, maps):
+def _timm_body(name, pretrained, size, maps, drop_path):
     fixed = size is not None and is_fixed_size(name)
-    options = dict(img_size=size) if fixed else {}
+    options = (dict(img_size=size) if fixed else {}) | (dict(drop_path_rate=drop_path) if drop_path else {})
     with downloads(f'The pretrained weights of {name}'):
         try: model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
         except RuntimeError as error:
             if 'No pretrained weights' not in str(error): raise
             raise UserError(f'timm has no pretrained weights for {name}; pass pretrained=False, or weights=FILE.') from None
         except (TypeError, AssertionError, ValueError) as error:
+            if 'drop_path_rate' in str(error): raise _no_drop_path(name) from None
             if not fixed: raise
             raise _wrong_size(name, size, error) from None
     config = model.default_cfg
@@ -134,19 +137,25 @@ def _try(model, name, size):
     except Exception as error: raise _wrong_size(name, size, error) from None
     finally: model.train()
 
+def _no_drop_path(name):
+    return UserError(f'{name} has no blocks that could be skipped; leave drop_path at 0, or take a network with stochastic depth, such as convnext_tiny.')
+
 def _wrong_size(name, size, error):
     usual = timm.get_pretrained_cfg(name).input_size[-1] if timm.is_model(name.split('.')[0]) else 224
     return UserError(f'{name} cannot take pictures of {size} pixels ({str(error).splitlines()[0] if str(error) else error!r}). '
                      f'Use its own size, {usual}, or one that its patches and windows divide.')
 
 # %% ../../nbs/models/learners.ipynb #6c0228b9
-def _torchvision_body(name, pretrained, size, maps):
+def _torchvision_body(name, pretrained, size, maps, drop_path):
     build = torchvision.models.get_model_builder(name)
-    options = {}
+    options = dict(stochastic_depth_prob=drop_path) if drop_path else {}
     if name in ('googlenet', 'inception_v3'):   # no helper classifiers of 2014; their weights' own normalisation is done inside
-        options = dict(aux_logits=False, transform_input=True, init_weights=not pretrained)
+        options |= dict(aux_logits=False, transform_input=True, init_weights=not pretrained)
     with downloads(f"The pretrained weights of torchvision's {name}"):
-        model = build(weights='DEFAULT' if pretrained else None, **options)
+        try: model = build(weights='DEFAULT' if pretrained else None, **options)
+        except TypeError as error:
+            if 'stochastic_depth_prob' in str(error): raise _no_drop_path(name) from None
+            raise
     linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     if not linear:   # SqueezeNet's classifier is a convolution
         features = model.classifier[1].in_channels
@@ -264,6 +273,7 @@ def learner(
     hidden:int|None=None,  # width of a layer before the last (default: none; fastai head 512)
     n_out:int|None=None,   # numbers the head gives (default: one a class)
     size:int|tuple|None=None, # pixels, for networks built for one size (default: looked up in a batch where it matters)
+    drop_path:float=0.,    # stochastic depth: chance that the deepest block is skipped in training
     normalize:bool=True,   # normalise by the mean and deviation that the network was trained with
     groups:int=3,          # groups of layers with their own learning rate: see `layer_groups`
     freeze:bool|None=None, # start with a frozen body (default: where it is pretrained)
@@ -283,7 +293,7 @@ def learner(
     n_out = n_out or get_c(dls)
     if not n_out: raise UserError('The loaders do not say how many classes there are; pass n_out, or set dls.c.')
     if size is None and is_fixed_size(arch): size = tuple(dls.one_batch()[0].shape[-2:])
-    body, report = make_body(arch, pretrained, weights, maps=head == 'fastai', size=size)
+    body, report = make_body(arch, pretrained, weights, maps=head == 'fastai', size=size, drop_path=drop_path)
     trained = pretrained or weights is not None
     if head == 'linear': top = linear_head(body.features, n_out, dropout or 0., hidden or 0, pool=body.maps)
     else: top = create_head(body.features, n_out, [hidden or 512], .5 if dropout is None else dropout, pool=body.maps)

@@ -114,6 +114,9 @@ class SaveState(EpochCallback):
                 tensors |= {f'opt.{i}.{k}': v.cpu().contiguous() for k, v in one.items() if torch.is_tensor(v)}
         text |= dict(phase=self.phase, epoch=epoch, hypers=[dict(h) for h in hypers], plain=plain, history=self.history.rows,
                      best=self.keep_best.best, waited=self.keep_best.waited)
+        if average := getattr(self.learn, 'average_weights', None):
+            text |= dict(averaged=average.steps)
+            tensors |= {f'average.{k}': v.cpu().contiguous() for k, v in average.average.items()}
         with atomic(self.file) as part: save_file(tensors, part, dict(state=json.dumps(text)))
 
 def read_state(
@@ -126,6 +129,9 @@ def read_state(
 def restore_state(learn, text, tensors):
     "Put a saved state into a Learner whose layers are frozen as they were then"
     learn.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
+    if text.get('averaged'):
+        learn.average_weights.steps = text['averaged']
+        learn.average_weights.average = {k[8:]: v.to(learn.dls.device) for k, v in tensors.items() if k.startswith('average.')}
     if text['hypers']:
         learn.create_opt()
         state = [dict(one) for one in text['plain']]

@@ -29,11 +29,13 @@ from ..data.loaders import make_loaders
 from ..data.splits import fraction, split
 from ..models.learners import is_fixed_size, learner
 from ..settings import MissingFileError, TrainingError, UserError
+from .accumulation import Accumulate
 from .checkpoints import KeepBest, SaveState, read_state, restore_state
 from .frozen import forget_features, has_frozen_features, on_features, probe_head
 from .optimizers import FusedAdam
 from .precision import Precision, pick_device
 from .recipe import Recipe, source_of
+from .regularization import AverageWeights, mixing
 from .resizing import GrowPictures
 from .tracking import History, show_progress, training_metrics
 
@@ -70,9 +72,10 @@ def make_learner(
         raise UserError(f'{recipe.arch} is built for pictures of one size and cannot grow from {recipe.start_size} pixels; leave start_size at 0.')
     kept = recipe.cache and not trained and {'sha', 'width', 'height'} <= set(items)   # a table of one's own may lack them
     cache = build_cache(items[items.split != ''], canvas_size(recipe.size), recipe.fit, progress) if kept else None
-    dls = make_loaders(items, recipe.size, recipe.bs, recipe.augment, fit=recipe.fit, device=pick_device(recipe.device), cache=cache)
+    dls = make_loaders(items, recipe.size, recipe.bs, recipe.augment, fit=recipe.fit, device=pick_device(recipe.device), cache=cache,
+                       balance=recipe.balance)
     learn = learner(dls, recipe.arch, pretrained=recipe.pretrained and not trained, weights=None if trained else recipe.weights or None,
-                    head=recipe.head, dropout=recipe.dropout or None, hidden=recipe.hidden or None, size=recipe.size,
+                    drop_path=recipe.drop_path, groups=1000 if recipe.layer_decay else 3, head=recipe.head, dropout=recipe.dropout or None, hidden=recipe.hidden or None, size=recipe.size,
                     freeze_batchnorm=recipe.freeze_batchnorm, metrics=training_metrics(), lr=recipe.lr, wd=recipe.wd,
                     loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=FusedAdam,
                     cbs=[Precision(recipe.precision, recipe.compile), History()])
@@ -104,10 +107,12 @@ def find_lr(
 def learning_rates(
     recipe:Recipe,
     trained:bool, # whether the body is pretrained
-) -> list[float]: # of the body's first half, its second half, and the head
+    groups:int=3, # of layers, the head's the last
+) -> list[float]: # from input to output
     "The largest learning rate of each group of layers; the same for all where nothing is pretrained"
-    if not trained: return [recipe.lr]*3
-    return [recipe.lr*recipe.body_lr*.5, recipe.lr*recipe.body_lr, recipe.lr]
+    if not trained: return [recipe.lr]*groups
+    decay = recipe.layer_decay or .5
+    return [*(recipe.lr*recipe.body_lr*decay**i for i in reversed(range(groups-1))), recipe.lr]
 
 def fit(
     learn:Learner,          # from `make_learner`
@@ -120,7 +125,9 @@ def fit(
     learn.history.file = folder/'history.csv'
     keep = KeepBest(folder/'checkpoint'/'best.safetensors', recipe.monitor, recipe.patience)
     save = SaveState(folder/'checkpoint'/'state.safetensors')
-    added = [keep, save, *([GrowPictures(recipe.start_size)] if recipe.start_size else []), *cbs]
+    added = [keep, save, Accumulate(recipe.accumulate, recipe.clip), *mixing(recipe), *cbs]
+    if recipe.start_size: added.append(GrowPictures(recipe.start_size))
+    if recipe.ema: added.append(AverageWeights(recipe.ema))
     learn.add_cbs(added)
     phases = [(True, recipe.frozen_epochs), (False, recipe.epochs-recipe.frozen_epochs)]
     start = dict(phase=0, epoch=0)
@@ -136,7 +143,7 @@ def fit(
             if save.phase < start['phase'] or done >= epochs or keep.impatient: continue
             if not (done and save.phase == start['phase']): learn.freeze() if frozen else learn.unfreeze()
             learn.history.phase = 'head' if frozen else 'all layers'
-            if frozen and recipe.views and has_frozen_features(learn): way = on_features(learn, recipe.views)
+            if frozen and recipe.views and not (recipe.mixup or recipe.cutmix) and has_frozen_features(learn): way = on_features(learn, recipe.views)
             else: way = nullcontext(forget_features(learn))
             with way, learn.no_logging(): learn.fit_one_cycle(epochs, learning_rates(recipe, learn.pretrained), start_epoch=done)
             if failure := getattr(learn, 'failure', None): raise TrainingError(failure)

@@ -22,7 +22,7 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
 from ..data.items import follow
-from ..data.loaders import make_test_loader
+from ..data.loaders import Balanced, make_test_loader
 from ..models.learners import body_head, features, set_linear_head
 
 # %% ../../nbs/training/frozen.ipynb #6630b9dc
@@ -90,7 +90,8 @@ def probe_head(
     seen, codes = known_features(learn)
     scaler = StandardScaler().fit(seen['train'][0])
     scaled = {part: scaler.transform(x[0]) for part, x in seen.items()}
-    best, model = None, LogisticRegression(max_iter=300, tol=1e-3, warm_start=True)
+    even = None if learn.recipe.balance == 'none' else 'balanced'
+    best, model = None, LogisticRegression(max_iter=300, tol=1e-3, warm_start=True, class_weight=even)
     for strength in strengths:
         model.set_params(C=strength).fit(scaled['train'], codes['train'])
         loss = log_loss(codes['valid'], model.predict_proba(scaled['valid']), labels=range(len(learn.dls.vocab)))
@@ -101,7 +102,7 @@ def probe_head(
     return strength
 
 # %% ../../nbs/training/frozen.ipynb #78c61b82
-class FeatureLoader(DataLoader):
+class FeatureLoader(Balanced, DataLoader):
     "Batches of features, in one of the views of each picture"
     def __init__(self,
         seen:np.ndarray,  # (views, images, features)
@@ -131,6 +132,7 @@ def on_features(
     body, head = body_head(learn.model)
     pictures, pools = learn.dls, hasattr(head, 'pool')
     loaders = {part: FeatureLoader(seen[part], codes[part], getattr(pictures, part)) for part in seen}
+    loaders['train'].balance(learn.recipe.balance, codes['train'])
     learn.dls = DataLoaders(*loaders.values(), device=pictures.device)
     try:
         with patch.object(body, 'forward', (lambda x: x[..., None, None]) if pools else (lambda x: x)): yield
