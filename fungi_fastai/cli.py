@@ -36,10 +36,21 @@ def train(
     out:CascadeSubcommandArgs[Path|None]=None, # the run's folder (default: a new one in runs_dir); one that is there is continued
     json:CascadeSubcommandArgs[bool]=False,    # print metrics.json instead of a summary
 ) -> int:
-    "Train, evaluate and report"
-    from fungi_fastai.evaluation.report import verdict
+    "Train, evaluate and report. `fungi train --resume RUN` continues an interrupted run"
     from fungi_fastai.experiments.runs import train as train_run
-    run = train_run(recipe, out)
+    return _trained(train_run(recipe, out), json)
+
+def _resume(
+    resume:Path,     # the folder of a run that was interrupted
+    json:bool=False, # print metrics.json instead of a summary
+) -> int:
+    "Continue an interrupted run, as its own recipe says"
+    from fungi_fastai.experiments.runs import Run
+    from fungi_fastai.experiments.runs import train as train_run
+    return _trained(train_run(Run(resume).recipe, resume), json)
+
+def _trained(run, json):
+    from fungi_fastai.evaluation.report import verdict
     if json: _print_json(run.metrics)
     else:
         print(verdict(run.metrics))
@@ -197,7 +208,8 @@ def main(
         return 0
     app = tyro.extras.SubcommandApp()
     train.__annotations__['recipe'] = _recipe_type(arguments)
-    for command in commands: app.command(_with_help(command))
+    resumed = arguments[:1] == ['train'] and any(a.partition('=')[0] == '--resume' for a in arguments)
+    for command in commands: app.command(_with_help(_resume), name='train') if command is train and resumed else app.command(_with_help(command))
     warnings.showwarning = _show_warning
     try: return app.cli(prog='fungi', args=arguments or ['--help'],
                         description='From a folder of specimen photos to the best classifier you can honestly claim.')

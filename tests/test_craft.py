@@ -181,3 +181,28 @@ def test_orders_of_many_kinds():
         assert all(np.ptp(times[codes == c]) <= 1 for c in np.flatnonzero(counts))
         drawn = balanced_order(codes, 'weighted', rng)
         assert len(drawn) == len(codes) and set(drawn) <= set(range(len(codes)))
+
+
+# --- all of it, killed and continued
+
+craft = dict(epochs=6, frozen_epochs=2, optimizer='lamb', schedule='plateau', step_size=1, warmup=.2, accumulate=2, clip=1., ema=.9, mixup=.3, cutmix=1.,
+             balance='oversample', loss='focal', layer_decay=.7, bs=4)
+
+
+@pytest.mark.parametrize('epochs', [1, 2, 4])
+def test_continued_with_every_tool_in_use(photos, tmp_path, epochs):
+    "Stopped after an epoch, as by a kill, and continued by another Learner: the weights are bitwise those of the uninterrupted run"
+    from fungi_fastai.experiments.runs import train
+    recipe = Recipe(name='flowers', source=str(photos), **tiny | craft)
+    whole = train(recipe, tmp_path/'whole', progress=False)
+
+    class Kill(Callback):
+        order = 1000
+        def after_epoch(self):
+            if len(self.history.rows) == epochs: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): train(recipe, tmp_path/'cut', progress=False, cbs=[Kill()])
+    cut = train(recipe, tmp_path/'cut', progress=False)
+    a, b = (read_weights(r.folder/'model.safetensors')[0] for r in (whole, cut))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    columns = ['epoch', 'phase', 'train_loss', 'valid_loss', 'accuracy', 'macro_f1', 'lr']
+    assert whole.history[columns].equals(cut.history[columns])

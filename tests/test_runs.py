@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -327,6 +328,34 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(process, long_call, tmp_pa
         found = [json.loads((tmp_path/n/'metrics.json').read_text('utf8')) | dict(seconds=0) for n in ('whole', name)]
         assert found[0] == found[1], kills
 
+
+
+def _call_with_little_room(arguments, folder, log, size):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    _call(arguments, folder, log)
+
+
+def test_no_room_for_a_checkpoint(process, fungi, long_call, home, tmp_path):
+    "A clear error, the last checkpoint intact, and with room again it goes on to the same end, by `--resume` too"
+    one, history, state = process(*long_call(tmp_path/'run')), tmp_path/'run/history.csv', tmp_path/'run/checkpoint/state.safetensors'
+    wait_for(lambda: history.exists() and len(history.read_text().splitlines()) > 4, one)
+    one.kill(); one.join()
+    before, log = state.read_bytes(), tmp_path/'full.txt'
+    full = _children.Process(target=_call_with_little_room, args=([str(a) for a in long_call(tmp_path/'run')], str(home), str(log), len(before)//2))
+    full.start(); full.join()
+    assert full.exitcode == 1 and 'Traceback' not in log.read_text() and 'state.safetensors could not be' in log.read_text(), log.read_text()
+    assert state.read_bytes() == before and not list((tmp_path/'run').rglob('*.part'))
+    fungi('train', '--resume', tmp_path/'run')
+    whole = process(*long_call(tmp_path/'whole'))
+    whole.join()
+    assert same_weights(tmp_path/'run', tmp_path/'whole')
+
+
+def test_resume_wants_a_run(fungi, tmp_path):
+    assert 'no run folder' in fungi('train', '--resume', tmp_path/'nothing', code=2).err
+    (tmp_path/'other').mkdir()
+    assert 'not a run' in fungi('train', f'--resume={tmp_path}/other', code=2).err
 
 
 @pytest.mark.parametrize('epochs', [1, 2, 3, 8])

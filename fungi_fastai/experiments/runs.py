@@ -238,7 +238,11 @@ def train(
     with _alone(folder):
         if (folder/'recipe.json').exists() and Run(folder).finished: return Run.load(folder)   # by another process, meanwhile
         _write_json(folder/'recipe.json', json.loads(recipe.to_json()))
-        _train_in(folder, recipe, progress, items, cbs)
+        try: _train_in(folder, recipe, progress, items, cbs)
+        except UserError: raise
+        except OSError as error:
+            raise TrainingError(f'{error.filename or folder} could not be read or written: {error.strerror or error}. The checkpoint before it is whole: '
+                                f'when there is room, the same call with --out {folder} continues.') from None
     return Run.load(folder)
 
 @contextmanager

@@ -10,13 +10,15 @@ __all__ = ['save_weights', 'read_weights', 'KeepBest', 'SaveState', 'read_state'
 # %% ../../nbs/training/checkpoints.ipynb #d50710c9
 import json
 import math
+import os
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from fastai.callback.core import CancelFitException
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..settings import UserError, atomic
@@ -29,7 +31,15 @@ def save_weights(
     metadata:dict|None=None,   # text to keep with them
 ):
     "A model's weights and buffers, written whole or not at all"
-    with atomic(file) as part: save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part, metadata)
+    _save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, file, metadata)
+
+def _save(tensors, file, metadata):
+    "Write a .safetensors file in one go. A full disk is an `OSError` here too"
+    with atomic(file) as part:
+        try: save_file(tensors, part, metadata)
+        except SafetensorError as error:
+            if not (number := re.search(r'os error (\d+)', str(error))): raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None
 
 def read_weights(
     file:str|Path,    # .safetensors
@@ -117,7 +127,7 @@ class SaveState(EpochCallback):
         if average := getattr(self.learn, 'average_weights', None):
             text |= dict(averaged=average.steps)
             tensors |= {f'average.{k}': v.cpu().contiguous() for k, v in average.average.items()}
-        with atomic(self.file) as part: save_file(tensors, part, dict(state=json.dumps(text)))
+        _save(tensors, self.file, dict(state=json.dumps(text)))
 
 def read_state(
     file:Path,

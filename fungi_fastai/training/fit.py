@@ -37,6 +37,7 @@ from .precision import Precision, pick_device
 from .recipe import Recipe, source_of
 from .regularization import AverageWeights, mixing
 from .resizing import GrowPictures
+from .schedules import scheduler
 from .tracking import History, show_progress, training_metrics
 
 # %% ../../nbs/training/fit.ipynb #905f196f
@@ -145,7 +146,8 @@ def fit(
             learn.history.phase = 'head' if frozen else 'all layers'
             if frozen and recipe.views and not (recipe.mixup or recipe.cutmix) and has_frozen_features(learn): way = on_features(learn, recipe.views)
             else: way = nullcontext(forget_features(learn))
-            with way, learn.no_logging(): learn.fit_one_cycle(epochs, learning_rates(recipe, learn.pretrained), start_epoch=done)
+            rates = learning_rates(recipe, learn.pretrained, len(learn.opt.hypers))
+            with way, learn.no_logging(): learn.fit(epochs, cbs=scheduler(recipe, rates, epochs), start_epoch=done)
             if failure := getattr(learn, 'failure', None): raise TrainingError(failure)
     except torch.OutOfMemoryError as error: raise _no_memory(recipe, error) from None
     except MemoryError as error: raise _no_memory(recipe, error) from None
