@@ -7,6 +7,11 @@ _homes = {
     "data.sources": ["Source"],
     "training.recipe": ["Recipe"],
     "experiments.runs": ["Run", "trainer"],
+    "experiments.folds": ["cross_validate"],
+    "experiments.curves": ["learning_curve"],
+    "experiments.compare": ["compare"],
+    "experiments.sweeps": ["sweep"],
+    "published": ["run_experiment"],
     "recipes": ["MUSHROOMS", "DEFUNGI", "FLOWERS", "SEEDLINGS",
                 "train_mushrooms", "train_defungi", "train_flowers", "train_seedlings"],
 }

@@ -33,11 +33,12 @@ class Settings:
     cache_dir: Path = Path('~/.fungi/cache')  # decoded images and features; safe to delete
     num_workers: str = 'auto'                 # processes that scan and load images: auto, or a number
     device: str = 'auto'                      # auto, cpu, cuda, cuda:1 or mps
+    tracker: str = ''                         # tensorboard, tensorboard:histograms, wandb, mlflow, curves; several with commas
 
     @property
     def workers(self) -> int:
         "`num_workers` as a number: one process a core, at most 16"
-        return min(16, os.cpu_count() or 1) if self.num_workers == 'auto' else int(self.num_workers)
+        return min(16, max(1, (os.cpu_count() or 1)//int(os.environ.get('LOCAL_WORLD_SIZE') or 1))) if self.num_workers == 'auto' else int(self.num_workers)
 
 # %% ../nbs/settings.ipynb #22761f98
 def settings(

@@ -32,8 +32,10 @@ from ..evaluation.report import write_report
 from .predictions import Tally, fingerprint, stream_predictions
 from ..settings import MissingFileError, TrainingError, UserError, atomic, check_place, only_process, settings
 from ..training.checkpoints import read_weights, save_weights
+from ..training.distributed import call_others, everywhere, together, world_size
 from ..training.fit import fit, make_learner, prepare_items
 from ..training.recipe import Recipe, is_sample
+from ..training.trackers import tracked
 from ..training.tracking import nan_advice
 
 # %% ../../nbs/experiments/runs.ipynb #b2728117
@@ -53,7 +55,7 @@ def environment(learn=None) -> dict:
     if learn is None: return said
     device = learn.dls.device
     return said | dict(device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-                       precision=learn.precision.number_format, precision_why=learn.precision.reason)
+                       precision=learn.precision.number_format, precision_why=learn.precision.reason, processes=world_size())
 
 def next_folder(
     name:str, # of the recipe
@@ -216,12 +218,26 @@ def _as_items(pictures):
     return pd.DataFrame(rows, columns=['path', 'name'])
 
 # %% ../../nbs/experiments/runs.ipynb #1dbeb885
+def _assist(shared, recipe, *_, cbs=(), **__):
+    "What the other processes do of `train`: their part of the fit and of the predictions"
+    folder, items = shared
+    learn = make_learner(recipe, items, progress=False)
+    fit(learn, folder, cbs)
+    _predict_held(learn)
+
+@everywhere
+def _predict_held(learn):
+    held = learn.items[learn.items.split.isin(['valid', 'test'])]
+    return predictions_table(held, predict(learn, held), list(learn.dls.vocab))
+
+@together(_assist)
 def train(
     recipe:Recipe,
     out:str|Path|None=None, # the run's folder (default: a new one under the settings' runs_dir)
     progress:bool=True,     # show it
     items:pd.DataFrame|None=None, # pictures with a column `split`, of a fold say (default: those of `prepare_items`)
     cbs=(),                 # further fastai callbacks
+    tracker:str|None=None,  # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' `tracker`)
 ) -> Run:
     """From a recipe to an evaluated, reported run. The same call with the same `out` continues a run that was interrupted,
     and gives back one that is finished. Raises `UserError`; `TrainingError` where the training itself failed"""
@@ -238,7 +254,9 @@ def train(
     with _alone(folder):
         if (folder/'recipe.json').exists() and Run(folder).finished: return Run.load(folder)   # by another process, meanwhile
         _write_json(folder/'recipe.json', json.loads(recipe.to_json()))
-        try: _train_in(folder, recipe, progress, items, cbs)
+        try:
+            with tracked(settings().tracker if tracker is None else tracker, folder, recipe) as watching:
+                _train_in(folder, recipe, progress, items, [*cbs, *watching], watching)
         except UserError: raise
         except OSError as error:
             raise TrainingError(f'{error.filename or folder} could not be read or written: {error.strerror or error}. The checkpoint before it is whole: '
@@ -263,7 +281,7 @@ def _is_leftover(path):
     "What a process that was killed may leave behind"
     return path.name == '.lock' or path.name.startswith('.') and path.suffix == '.part'
 
-def _train_in(folder, recipe, progress, items=None, cbs=()):
+def _train_in(folder, recipe, progress, items=None, cbs=(), watching=()):
     began = time.perf_counter()
     if not (folder/'items.parquet').exists():
         items = prepare_items(recipe, progress) if items is None else items
@@ -272,11 +290,11 @@ def _train_in(folder, recipe, progress, items=None, cbs=()):
     else: learn = make_learner(recipe, pd.read_parquet(folder/'items.parquet'), progress=progress)
     _write_json(folder/'environment.json', environment(learn))
     if progress and hasattr(learn, 'progress_line'): learn.progress_line.say(_opening(learn))
+    call_others((folder, learn.items))
     history = fit(learn, folder, cbs)
     items, classes = learn.items, list(learn.dls.vocab)
     save_weights(learn.model, folder/'model.safetensors', dict(classes=json.dumps(classes), arch=recipe.arch))
-    held = items[items.split.isin(['valid', 'test'])]
-    predictions = predictions_table(held, predict(learn, held), classes)
+    predictions = _predict_held(learn)
     if not np.isfinite(predictions.confidence).all(): raise TrainingError(nan_advice.format(recipe.lr))
     _write_table(folder/'predictions.parquet', predictions)
     part = _held(items)
@@ -289,6 +307,7 @@ def _train_in(folder, recipe, progress, items=None, cbs=()):
     run = Run(folder)
     run.metrics = found
     run.report()
+    for one in watching: one.finished(found)
     _write_json(folder/'metrics.json', found)
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
@@ -305,10 +324,11 @@ def trainer(
         source=None,            # folder, zip, CSV, DataFrame, Source, Kaggle slug, or 'sample' (default: the recipe's)
         out:str|Path|None=None, # the run's folder (default: a new one under the settings' runs_dir)
         progress:bool=True,     # show it
+        tracker:str|None=None,  # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' `tracker`)
         **changes,              # any field of `Recipe`: arch='convnext_tiny', epochs=3, …
     ) -> Run:
         base = recipe.for_sample() if is_sample(source) else recipe
-        return train(base.but(**({} if source is None else dict(source=source)), **changes), out, progress)
+        return train(base.but(**({} if source is None else dict(source=source)), **changes), out, progress, tracker=tracker)
     train_recipe.__name__ = train_recipe.__qualname__ = f'train_{recipe.name}'
     train_recipe.__doc__ = f'Train the {recipe.name} recipe, from pictures to an evaluated, reported `Run`. Raises `UserError`, `TrainingError`'
     train_recipe.recipe = recipe

@@ -8,8 +8,6 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/training/accumulation.html.md"
 __all__ = ['Accumulate']
 
 # %% ../../nbs/training/accumulation.ipynb #ec370a88
-from contextlib import ExitStack
-
 import torch
 from fastai.callback.core import Callback, CancelBatchException
 from torch import nn
@@ -25,13 +23,9 @@ class Accumulate(Callback):
         clip:float=0.,  # largest norm of a step's gradient; 0 = any
     ):
         self.steps, self.clip = steps, clip
-        self._alone = ExitStack()
 
     def before_train(self): self.pictures = 0
-    def before_batch(self):
-        self.last = (self.iter+1) % self.steps == 0 or self.iter+1 == self.n_iter
-        self._alone.close()
-        if not self.last and hasattr(self.model, 'no_sync'): self._alone.enter_context(self.model.no_sync())   # processes meet at the step
+    def before_batch(self): self.last = (self.iter+1) % self.steps == 0 or self.iter+1 == self.n_iter
 
     def before_backward(self):
         if self.steps == 1: return
@@ -39,7 +33,6 @@ class Accumulate(Callback):
         self.pictures += len(self.y)/self.dls.train.bs
 
     def before_step(self):
-        self._alone.close()
         if not self.last: raise CancelBatchException   # neither the step nor the forgetting of gradients
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.steps > 1: torch._foreach_div_(gradients, self.pictures)
@@ -47,5 +40,3 @@ class Accumulate(Callback):
         if not self.clip: return
         if self.precision.scaler: self.precision.scaler.unscale_(self.precision)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-
-    def after_fit(self): self._alone.close()

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..settings import UserError, atomic
+from .distributed import is_first, share_weights
 from .tracking import EpochCallback, ProgressLine
 
 # %% ../../nbs/training/checkpoints.ipynb #cbdf8a34
@@ -69,7 +70,7 @@ class KeepBest(EpochCallback):
         self.waited = 0 if self.best is None or top != self.best else self.waited+1
         if not math.isfinite(value): return
         self.best = float(top)
-        if abs(value-top) <= self.tolerance(): save_weights(self.model, self.file, dict(monitor=self.monitor, value=str(float(value))))
+        if is_first() and abs(value-top) <= self.tolerance(): save_weights(self.model, self.file, dict(monitor=self.monitor, value=str(float(value))))
 
     def tolerance(self) -> float:
         "Two standard errors of a share of the validation pictures; none for the loss"
@@ -77,7 +78,8 @@ class KeepBest(EpochCallback):
 
     def restore_into(self, learn):
         "Put the best weights into a Learner's model"
-        if self.file.exists(): learn.model.load_state_dict(read_weights(self.file)[0])
+        if is_first() and self.file.exists(): learn.model.load_state_dict(read_weights(self.file)[0])
+        share_weights(learn.model)
 
     @property
     def impatient(self): return 0 < self.patience <= self.waited
@@ -108,7 +110,7 @@ class SaveState(EpochCallback):
     ): self.file, self.phase = Path(file), phase
 
     def epoch_done(self):
-        self.save(self.epoch+1)
+        if is_first(): self.save(self.epoch+1)
         if self.keep_best.impatient: raise CancelFitException   # here, where the last epoch is recorded and saved
 
     def save(self, epoch):

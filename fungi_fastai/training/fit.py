@@ -19,7 +19,6 @@ import torch
 import fastai.callback.progress  # gives a Learner `no_bar`, and notebooks their bar
 import fastai.callback.schedule  # gives a Learner `fit_one_cycle` and `lr_find`
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import set_seed
 
 from ..data.cache import build_cache
@@ -31,8 +30,10 @@ from ..models.learners import is_fixed_size, learner
 from ..settings import MissingFileError, TrainingError, UserError
 from .accumulation import Accumulate
 from .checkpoints import KeepBest, SaveState, read_state, restore_state
+from .distributed import everywhere, from_first
 from .frozen import forget_features, has_frozen_features, on_features, probe_head
-from .optimizers import FusedAdam
+from .losses import LossMode, make_loss
+from .optimizers import NoDecay, make_optimizer
 from .precision import Precision, pick_device
 from .recipe import Recipe, source_of
 from .regularization import AverageWeights, mixing
@@ -76,16 +77,22 @@ def make_learner(
     dls = make_loaders(items, recipe.size, recipe.bs, recipe.augment, fit=recipe.fit, device=pick_device(recipe.device), cache=cache,
                        balance=recipe.balance)
     learn = learner(dls, recipe.arch, pretrained=recipe.pretrained and not trained, weights=None if trained else recipe.weights or None,
-                    drop_path=recipe.drop_path, groups=1000 if recipe.layer_decay else 3, head=recipe.head, dropout=recipe.dropout or None, hidden=recipe.hidden or None, size=recipe.size,
+                    drop_path=recipe.drop_path, groups=1000 if recipe.layer_decay else 3,
+                    head=recipe.head, dropout=recipe.dropout or None, hidden=recipe.hidden or None, size=recipe.size,
                     freeze_batchnorm=recipe.freeze_batchnorm, metrics=training_metrics(), lr=recipe.lr, wd=recipe.wd,
-                    loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=FusedAdam,
-                    cbs=[Precision(recipe.precision, recipe.compile), History()])
+                    loss_func=make_loss(recipe, _counts(recipe, items, dls.vocab)), opt_func=make_optimizer(recipe.optimizer),
+                    cbs=[Precision(recipe.precision, recipe.compile), History(), LossMode(), NoDecay()])
     learn.model.to(dls.device)
     learn.items, learn.recipe = items, recipe
     if progress: return show_progress(learn)
     if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
     learn.logger = lambda *_: None
     return learn
+
+def _counts(recipe, items, classes):
+    "How many pictures of each class an epoch trains on; alike where they are drawn in balance"
+    if recipe.balance in ('oversample', 'weighted'): return np.ones(len(classes))
+    return items.label[items.split == 'train'].value_counts().reindex(list(classes), fill_value=0).to_numpy()
 
 # %% ../../nbs/training/fit.ipynb #0caa6f96
 def find_lr(
@@ -115,6 +122,7 @@ def learning_rates(
     decay = recipe.layer_decay or .5
     return [*(recipe.lr*recipe.body_lr*decay**i for i in reversed(range(groups-1))), recipe.lr]
 
+@everywhere
 def fit(
     learn:Learner,          # from `make_learner`
     folder:str|Path,        # where history and checkpoints go; a state found there is continued
@@ -133,8 +141,8 @@ def fit(
     phases = [(True, recipe.frozen_epochs), (False, recipe.epochs-recipe.frozen_epochs)]
     start = dict(phase=0, epoch=0)
     try:
-        if save.file.exists():
-            start, tensors = read_state(save.file)
+        if found := from_first(lambda: read_state(save.file) if save.file.exists() else None):
+            start, tensors = found
             learn.freeze() if phases[start['phase']][0] else learn.unfreeze()
             restore_state(learn, start, tensors)
             learn.history.rows, keep.best, keep.waited = start['history'], start['best'], start['waited']

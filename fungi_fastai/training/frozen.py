@@ -24,6 +24,7 @@ from fastai.torch_core import set_seed
 from ..data.items import follow
 from ..data.loaders import Balanced, make_test_loader
 from ..models.learners import body_head, features, set_linear_head
+from .distributed import in_parts
 
 # %% ../../nbs/training/frozen.ipynb #6630b9dc
 def body_features(
@@ -38,11 +39,11 @@ def _seen(learn, loader, progress=False):
     found = []
     def batches():
         learn.model.eval()
-        with torch.no_grad():
-            for (x, *_) in loader:
+        with torch.no_grad(), in_parts(loader) as whole:
+            for i, (x, *_) in enumerate(loader):
                 with learn.precision.running(x): seen = features(learn.model, x.contiguous(memory_format=torch.channels_last))
-                found.append(seen.float().cpu())
-                yield len(x)
+                found.append(whole(seen.float(), i).cpu())
+                yield len(found[-1])
     for _ in follow(batches(), loader.n, 'features') if progress else batches(): pass
     return torch.cat(found).numpy()
 
@@ -134,6 +135,7 @@ def on_features(
     loaders = {part: FeatureLoader(seen[part], codes[part], getattr(pictures, part)) for part in seen}
     loaders['train'].balance(learn.recipe.balance, codes['train'])
     learn.dls = DataLoaders(*loaders.values(), device=pictures.device)
+    learn.dls.pictures = pictures   # for who wants to show them
     try:
         with patch.object(body, 'forward', (lambda x: x[..., None, None]) if pools else (lambda x: x)): yield
     finally:

@@ -140,5 +140,6 @@ class NoDecay(Callback):
     "No weight decay on what `no_decay` finds, unless the Learner says `wd_bn_bias=True`"
     def before_fit(self):
         if self.opt is None or self.learn.wd_bn_bias: return
-        for p in no_decay(self.model):
-            if p in self.opt.state: self.opt.state[p]['do_wd'] = False
+        spared = {id(p) for p in no_decay(self.model)}
+        for p, _, state, _ in self.opt.all_params():
+            if id(p) in spared: state['do_wd'] = False

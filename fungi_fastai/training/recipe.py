@@ -111,6 +111,9 @@ class Recipe:
             if not right: raise UserError(f'{name} is {getattr(self, name)!r}; expected {what}.')
         if self.loss == 'seesaw' and (self.mixup or self.cutmix):
             raise UserError('The seesaw loss looks at the class of each picture, which mixed pictures do not have: take another loss, or no mixup and cutmix.')
+        if self.schedule == 'smooth' and not self.final_lr:
+            raise UserError('final_lr is 0, to which the smooth schedule cannot fall: each step multiplies by the same factor. '
+                            'Set it to 0.01, say, or take the cosine schedule.')
         if self.valid+self.test >= 1: raise UserError(f'valid={self.valid} and test={self.test} leave nothing to train on.')
 
     def but(self, **changes) -> 'Recipe':

@@ -21,6 +21,7 @@ from fastai.learner import AvgSmoothLoss, Metric, Recorder
 from fastcore.imports import in_notebook
 
 from ..settings import atomic
+from .distributed import is_first, world_size
 
 # %% ../../nbs/training/tracking.ipynb #c625a064
 class ValidationScore(Metric):
@@ -101,12 +102,12 @@ class History(EpochCallback):
         scores = dict(zip(names[-len(values):], values, strict=True))   # no training loss where a callback cut the epoch short
         self._check(scores['valid_loss'])
         self.add(phase=self.phase, **scores, lr=float(self.opt.hypers[-1]['lr']),
-                 seconds=round(time.perf_counter()-self.started, 3), images_per_second=round(self.seen/self.train_seconds, 2))
+                 seconds=round(time.perf_counter()-self.started, 3), images_per_second=round(self.seen*world_size()/self.train_seconds, 2))
 
     def add(self, **row):
         "Append a row and write the file"
         self.rows.append(dict(epoch=self.rows[-1]['epoch']+1 if self.rows else row.pop('epoch', 1), **row))
-        if self.file is None: return
+        if self.file is None or not is_first(): return
         with atomic(self.file) as part: pd.DataFrame(self.rows).to_csv(part, index=False)
 
 nan_advice = ('The loss is no longer a number, at a learning rate of {:.2g}. Try a tenth of it (--lr), or --precision fp32; '
@@ -136,7 +137,7 @@ class ProgressLine(EpochCallback):
 
     def after_batch(self):
         if not (self.training and self.fitting): return
-        self.images += len(self.y); self.batches += 1
+        self.images += len(self.y)*world_size(); self.batches += 1
         now = time.perf_counter()
         if now-self.said < (.2 if self.live else self.every): return
         self.said = now
