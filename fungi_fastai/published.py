@@ -125,7 +125,7 @@ def plan(
         used = {k: v for k, v in values.items() if k not in changes and k != 'step'}
         if used.get('pretrained') and is_sample(source) and not weights: used['pretrained'] = False
         rows.append((values, _with_weights(with_values(base, used), weights)))
-    return _with_weights(base, weights), rows
+    return base if rows else _with_weights(base, weights), rows
 
 def _with_weights(recipe, weights): return recipe.but(weights=weights_for(recipe.arch, weights)) if recipe.pretrained and weights else recipe
 
