@@ -10,7 +10,6 @@ __all__ = ['launch']
 # %% ../../nbs/training/launch.ipynb #95a4abf9
 import multiprocessing
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -20,7 +19,7 @@ import warnings
 from multiprocessing.connection import wait
 from unittest.mock import patch
 
-from ..settings import TrainingError, UserError
+from ..settings import MissingFileError, TrainingError, UserError
 
 # %% ../../nbs/training/launch.ipynb #999e1cf9
 def _end_with_parent():
@@ -41,8 +40,12 @@ def _run(sender, names, function, args, kwargs):
     if answer[0] is None and (found := sys.modules.get('fungi_fastai.training.distributed')): found.leave()
 
 def _sendable(error):
-    try: return pickle.loads(pickle.dumps(error))
-    except Exception: return RuntimeError(f'{type(error).__name__}: {error}')
+    "The error as one that needs nothing but its words"
+    if isinstance(error, (KeyboardInterrupt, SystemExit)): return error
+    kind = next((kind for kind in (MissingFileError, UserError, TrainingError) if isinstance(error, kind)), None)
+    made = kind(str(error)) if kind else RuntimeError(f'{type(error).__name__}: {error}')
+    made.elsewhere = getattr(error, 'elsewhere', False)
+    return made
 
 # %% ../../nbs/training/launch.ipynb #ed31b837
 def launch(
