@@ -180,11 +180,16 @@ def cache(
     return 0
 
 def report(
-    run:Positional[Path], # a finished run's folder
+    runs:Positional[list[Path]], # a finished run's folder; several are compared on one page
+    out:Path=Path('comparison.html'), # the page, where there are several
 ) -> int:
-    "Write a run's report.html anew"
+    "Write a run's report.html anew, or compare several on one page"
     from fungi_fastai.experiments.runs import Run
-    print(Run.load(run).report())
+    if len(runs) == 1: print(Run.load(runs[0]).report())
+    else:
+        from fungi_fastai.experiments.compare import compare as compare_runs
+        check_place(out)
+        print(compare_runs(runs, common=True).write_page(out))
     return 0
 
 def watch(

@@ -190,7 +190,7 @@ def test_only_the_first_writes(photos, home, tmp_path):
     assert not ours(second) and any('history.csv' in p for p in ours(first)) and any('.pixels' in p for p in ours(first))
     assert first['metrics'] == second['metrics'] == run.metrics
     assert {f.name for f in run.folder.iterdir()} == {'recipe.json', 'items.parquet', 'environment.json', 'history.csv', 'model.safetensors',
-                                                      'predictions.parquet', 'metrics.json', 'report.html'}
+                                                      'predictions.parquet', 'metrics.json', 'report.html', 'report.json'}
     held = run.items[run.items.split.isin(['valid', 'test'])]
     assert run.predictions.path.tolist() == held.path.tolist()
     again = run.predict(held.path.tolist())   # alone, in this process

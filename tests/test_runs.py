@@ -19,7 +19,7 @@ from fungi_fastai.data.samples import make_sample
 from fungi_fastai.settings import UserError
 
 files = {'recipe.json', 'items.parquet', 'environment.json', 'history.csv', 'model.safetensors', 'predictions.parquet',
-         'metrics.json', 'report.html'}
+         'metrics.json', 'report.html', 'report.json'}
 scores = {'accuracy', 'balanced_accuracy', 'macro_precision', 'macro_recall', 'macro_f1', 'weighted_precision', 'weighted_recall',
           'weighted_f1', 'top3_accuracy', 'log_loss', 'n_test', 'n_classes', 'classes', 'confusion', 'per_class', 'evaluated_on', 'n_train'}
 samples = dict(mushrooms=(5, 2), defungi=(4, 1), flowers=(5, 2), seedlings=(6, None))   # specimens, photos

@@ -68,9 +68,25 @@ td.name {{ overflow-wrap: anywhere }} .facts {{ display: flex; flex-wrap: wrap; 
 th.number {{ text-align: right }} .scroll {{ overflow-x: auto }} pre {{ background: var(--panel); padding: .8rem 1rem; border-radius: .5rem; overflow-x: auto;
   font-size: .85rem }} .verdict {{ font-size: 1.15rem; color: var(--text); max-width: 46rem }}
 td.heat {{ text-align: center; min-width: 2.2rem; font-variant-numeric: tabular-nums; padding: .3rem }} @media print {{ body {{ margin: 0; max-width: none }} }}
-details {{ margin: .4rem 0 }} summary {{ cursor: pointer; padding: .2rem 0 }}
+details {{ margin: .4rem 0 }} summary {{ cursor: pointer; padding: .2rem 0 }} .sortable th {{ cursor: pointer }} .sortable th:hover {{ color: var(--text) }}
+@media print {{ :root {{ --ground: #fff; --text: #24302b; --soft: #66716c; --line: #dfe5e2; --panel: #f6f8f7 }}
+  h2 {{ break-after: avoid }} svg, tr {{ break-inside: avoid }} }}
 </style></head><body>
 {body}
+<script>
+for (const table of document.querySelectorAll('table.sortable')) table.querySelectorAll('th').forEach((head, i) => {{
+  head.tabIndex = 0
+  const sort = () => {{
+    const up = head.ariaSort !== 'descending', value = row => row.cells[i].textContent, [first, ...rows] = table.rows
+    table.querySelectorAll('th').forEach(h => h.ariaSort = 'none')
+    head.ariaSort = up ? 'descending' : 'ascending'
+    rows.sort((a, b) => (up ? -1 : 1)*value(a).localeCompare(value(b), undefined, {{numeric: true}}))
+    first.parentNode.append(...rows)
+  }}
+  head.onclick = sort
+  head.onkeydown = e => {{ if (e.key === 'Enter') sort() }}
+}})
+</script>
 </body></html>
 '''
 
@@ -91,6 +107,7 @@ def facts(
 def table(
     frame,        # DataFrame; numbers are set to the right
     digits:int=3, # behind the point
+    sortable:bool=False, # by a click on a column's name
 ) -> str:         # HTML
     "A DataFrame as an HTML table, everything escaped"
     number = [kind.kind in 'if' for kind in frame.dtypes]
@@ -98,4 +115,5 @@ def table(
     text = lambda value: f'{value:.{digits}f}' if isinstance(value, float) else str(value)
     head = ''.join(cell(str(c), right, 'th') for c, right in zip(frame.columns, number, strict=True))
     rows = (''.join(cell(text(v), right, 'td') for v, right in zip(row, number, strict=True)) for row in frame.itertuples(index=False))
-    return f'<div class="scroll"><table><tr>{head}</tr>' + ''.join(f'<tr>{row}</tr>' for row in rows) + '</table></div>'
+    kind = ' class="sortable"' if sortable else ''
+    return f'<div class="scroll"><table{kind}><tr>{head}</tr>' + ''.join(f'<tr>{row}</tr>' for row in rows) + '</table></div>'

@@ -24,11 +24,14 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from ..data.images import ImageError
 from ..data.items import check, exclude
 from ..data.loaders import make_test_loader
 from ..data.sources import Source
 from ..evaluation.metrics import Evaluation, predictions_table
-from ..evaluation.report import write_report
+from ..evaluation.evidence import gallery, loss_captions, top_losses
+from ..evaluation.explain import grad_cam
+from ..evaluation.report import guarantee, judge, verdict, write_report
 from .predictions import Tally, fingerprint, stream_predictions
 from ..settings import MissingFileError, TrainingError, UserError, atomic, check_place, only_process, settings
 from ..training.checkpoints import read_weights, save_weights
@@ -152,7 +155,7 @@ class Run:
                          policy=('unreadable',), progress=progress)
         used = exclude(items, ('unreadable',))
         used = used[used.label.notna()]
-        Evaluation.of(predictions_table(used, np.ones((len(used), len(self.classes))), self.classes), self.classes)  # labels known?
+        Evaluation.of(predictions_table(used, np.full((len(used), len(self.classes)), 1/len(self.classes)), self.classes), self.classes)  # labels known?
         predictions = predictions_table(used, self.probabilities(used), self.classes)
         seen = set(self.items.sha[self.items.split.isin(['train', 'valid'])])
         found = _metrics(Evaluation.of(predictions, self.classes)) | dict(
@@ -160,11 +163,22 @@ class Run:
         return found, predictions
 
     def report(self) -> Path:
-        "Write `report.html` anew from the run's files, and give its path"
+        "Write `report.html` and `report.json` anew from the run's files, and give the page's path"
+        metrics = self.metrics if 'intervals' in self.metrics else self.metrics | judge(self.predictions, self.classes)   # of an older version
         shown = {'The command': f'fungi train {self.recipe.name} ' + ' '.join(map(shlex.quote, _flags(self.recipe))),
                  'The recipe': self.recipe.to_json(), 'The machine': (self.folder/'environment.json').read_text('utf8')}
+        _write_json(self.folder/'report.json', dict(verdict=verdict(metrics), guarantee=guarantee(self.items), command=shown['The command'])
+                    | metrics | dict(history=json.loads(self.history.to_json(orient='records'))))
         return write_report(self.folder/'report.html', f'{self.recipe.name}: {self.recipe.arch} at {self.recipe.size} px',
-                            self.metrics, self.evaluation, self.items, self.history, shown)
+                            metrics, self.evaluation, self.items, self.history, shown, self._gallery())
+
+    def _gallery(self):
+        "The worst and best answers as HTML; empty where the pictures are no longer there"
+        losses = top_losses(self.predictions, 4)
+        try: seen = grad_cam(self.learner, losses)
+        except UserError: seen = None   # a network without maps
+        try: return gallery(losses, loss_captions(losses), seen, fit=self.recipe.fit)
+        except (UserError, ImageError): return ''
 
     def __repr__(self):
         scores = f", accuracy {self.metrics['accuracy']:.3f}, macro-F1 {self.metrics['macro_f1']:.3f} on {self.metrics['n_test']} pictures"
@@ -303,9 +317,10 @@ def _train_in(folder, recipe, progress, items=None, cbs=(), watching=()):
     found |= dict(evaluated_on=part, valid={k: validated[k] for k in ('accuracy', 'macro_f1', 'n_test')},
                   n_train=int((items.split == 'train').sum()), epochs=len([r for r in history if r['epoch']]),
                   seconds=round(time.perf_counter()-began, 1))
+    found |= judge(predictions, classes)
     # metrics.json is the mark of a finished run, and is therefore written last but for the report, which is made from it
     run = Run(folder)
-    run.metrics = found
+    run.metrics, run.learner = found, learn
     run.report()
     for one in watching: one.finished(found)
     _write_json(folder/'metrics.json', found)
