@@ -62,7 +62,7 @@ svg, img {{ max-width: 100%; height: auto; display: block }} svg text {{ font-fa
 table {{ border-collapse: collapse; width: 100%; font-size: .93rem }}
 td, th {{ text-align: left; padding: .32rem .9rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top }}
 th {{ color: var(--soft); font-weight: 500 }} .number {{ text-align: right; font-variant-numeric: tabular-nums }}
-td.name {{ overflow-wrap: anywhere }} .facts {{ display: flex; flex-wrap: wrap; gap: .6rem; margin: 1.2rem 0 }}
+td.name {{ overflow-wrap: break-word }} .facts {{ display: flex; flex-wrap: wrap; gap: .6rem; margin: 1.2rem 0 }}
 .facts div {{ background: var(--panel); border-radius: .5rem; padding: .5rem 1rem }}
 .facts b {{ display: block; font-size: 1.3rem }} .facts span {{ color: var(--soft); font-size: .88rem }}
 th.number {{ text-align: right }} .scroll {{ overflow-x: auto }} pre {{ background: var(--panel); padding: .8rem 1rem; border-radius: .5rem; overflow-x: auto;

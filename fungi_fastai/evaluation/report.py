@@ -110,6 +110,7 @@ def write_report(
     history:pd.DataFrame, # as in history.csv
     settings:dict,        # words → text, for the last section: the recipe, the environment, the command
     pictures:str='',      # HTML: best and worst pictures
+    errors:str='',        # HTML: what kind of picture is named wrongly
 ) -> Path:                # `file`
     "A run's report as one self-contained HTML page"
     problems = pd.DataFrame([dict(problem=p.replace('_', ' '), pictures=int(n)) for p in problem_names if (n := has_problem(items, p).sum())])
@@ -132,6 +133,7 @@ def write_report(
         '<h2>What is taken for what</h2>', '<p>Rows are the true classes, columns the answers; numbers are pictures, colour is the share of the row.</p>',
         as_svg(plot_confusion(evaluation.confusion(), evaluation.classes), 'confusion'),
         *(_calibration(metrics, evaluation) if 'calibration' in metrics else []), *(_abstention(metrics, evaluation) if 'abstention' in metrics else []),
+        *(['<h2>What kind of picture is named wrongly</h2>', errors] if errors else []),
         *(['<h2>Its worst and best answers</h2>', '<p>By the probability that it gave to the true class. '
            'Beside each picture what spoke for the answer (Grad-CAM).</p>', pictures] if pictures else []),
         '<h2>How to repeat it</h2>', *(f'<details><summary>{html.escape(k)}</summary><pre>{html.escape(v)}</pre></details>' for k, v in settings.items()),

@@ -214,7 +214,8 @@ def _probe_fold(seen, codes, items, held, n_classes, seed):
     best, model = (np.inf, strengths[len(strengths)//2], None), None
     for strength in strengths if aside.any() else ():
         model = _solve(x[~aside], y[~aside], strength, model)
-        loss = log_loss(y[aside], np.clip(_probabilities(model, x[aside], n_classes), 1e-7, 1), labels=range(n_classes))
+        said = np.clip(_probabilities(model, x[aside], n_classes), 1e-7, 1)
+        loss = log_loss(y[aside], said/said.sum(1, keepdims=True), labels=range(n_classes))
         if loss >= best[0]: break
         best = loss, strength, model
     _, strength, model = best

@@ -29,6 +29,7 @@ from ..data.items import check, exclude
 from ..data.loaders import make_test_loader
 from ..data.sources import Source
 from ..evaluation.metrics import Evaluation, predictions_table
+from ..evaluation.errors import error_table
 from ..evaluation.evidence import gallery, loss_captions, top_losses
 from ..evaluation.explain import grad_cam
 from ..evaluation.report import guarantee, judge, verdict, write_report
@@ -170,7 +171,12 @@ class Run:
         _write_json(self.folder/'report.json', dict(verdict=verdict(metrics), guarantee=guarantee(self.items), command=shown['The command'])
                     | metrics | dict(history=json.loads(self.history.to_json(orient='records'))))
         return write_report(self.folder/'report.html', f'{self.recipe.name}: {self.recipe.arch} at {self.recipe.size} px',
-                            metrics, self.evaluation, self.items, self.history, shown, self._gallery())
+                            metrics, self.evaluation, self.items, self.history, shown, self._gallery(), self._errors())
+
+    def _errors(self):
+        "The table of errors by kind of picture as HTML; files are read for it where there are a few thousand at most"
+        tested = self.predictions[self.predictions.split == _held(self.items)]
+        return error_table(tested, self.items, read=len(tested) <= 3000).html()
 
     def _gallery(self):
         "The worst and best answers as HTML; empty where the pictures are no longer there"
