@@ -287,3 +287,37 @@ def test_the_command_in_the_report_is_the_command(fungi, small_run, tmp_path):
 def test_without_out_runs_are_numbered(fungi, photos, home):
     for _ in range(2): fungi('train', 'seedlings', '--source', photos, *flags(**tiny))
     assert {'seedlings-1', 'seedlings-2'} <= {f.name for f in (home/'runs').iterdir()}
+
+
+def test_leaks_and_labels(fungi, small_run, photos, tmp_path):
+    said = fungi('evaluate', small_run.folder, '--leakage', '--out', tmp_path/'leaks', '--group', r'(\d+)_\d')
+    assert 'split at random' in said.out and 'specimens together' in said.out and (tmp_path/'leaks/leakage.html').exists()
+    found = json.loads(fungi('evaluate', photos, '--leakage', '--arch', 'convmixer_16_1', '--weights', small_run.folder/'model.safetensors',
+                             '--size', 32, '--json').out)
+    assert found
+    said = fungi('labels', photos, '--arch', 'convmixer_16_1', '--no-pretrained', '--size', 32, '--out', tmp_path/'labels')
+    assert (tmp_path/'labels/labels.html').exists() and 'labels.html' in said.out
+    assert 'There is no' in fungi('evaluate', tmp_path/'nowhere', '--leakage', code=2).err
+
+
+def test_check_proposes_specimens(fungi, photos):
+    assert '--group' in fungi('check', photos).out
+
+
+def test_several_runs_on_one_page(fungi, small_run, photos, tmp_path):
+    fungi('train', 'flowers', '--source', photos, '--out', tmp_path/'other', *flags(**tiny | dict(epochs=1)), '--tracker', 'curves')
+    assert (tmp_path/'other/curves.svg').exists()
+    fungi('report', small_run.folder, tmp_path/'other', '--out', tmp_path/'both.html')
+    page = (tmp_path/'both.html').read_text('utf8')
+    assert 'compared' in page and '<svg' in page
+    assert 'test pictures' in fungi('watch', tmp_path/'other', '--once').out
+    assert 'No difference' in fungi('compare', small_run.folder, tmp_path/'other').out or 'is better' in fungi('compare', small_run.folder, tmp_path/'other').out
+    assert 'tensorbord' in fungi('train', 'flowers', '--source', photos, '--out', tmp_path/'x', '--tracker', 'tensorbord', code=2).err
+
+
+def test_studies_by_command(fungi, photos, tmp_path):
+    small = ('--source', photos, *flags(**tiny))
+    assert '2 folds' in fungi('folds', 'flowers', *small, '--k', 2, '--out', tmp_path/'folds').out
+    assert fungi('curve', 'flowers', *small, '--fractions', .5, 1, '--seeds', 1, '--out', tmp_path/'curve').out
+    assert 'best' in fungi('sweep', 'flowers', *small, '--out', tmp_path/'sweep', '--vary', 'bs=4,8').out
+    assert 'FIELD=VALUES' in fungi('sweep', 'flowers', *small, '--out', tmp_path/'s2', '--vary', 'bs', code=2).err

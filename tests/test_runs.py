@@ -415,3 +415,22 @@ def test_without_progress_nothing_is_said(photos, tmp_path, capsys):
     capsys.readouterr()
     train_flowers(photos, out=tmp_path/'run', progress=False, **tiny)
     assert capsys.readouterr() == ('', '')
+
+
+def test_it_may_say_that_it_is_not_sure(small_run, photos):
+    found = small_run.predict(photos, unsure=True)
+    threshold = small_run.metrics['abstention']['threshold']['confidence']
+    assert set(found.answer) <= {*small_run.classes, 'not sure'} and found.why.str.len().min() > 5
+    sure = found[found.answer != 'not sure']
+    assert (sure.answer == sure.predicted).all() and (threshold is not None or not len(sure))
+    assert 'answer' not in small_run.predict(photos)
+
+
+def test_the_report_and_its_numbers(small_run):
+    told = json.loads((small_run.folder/'report.json').read_text('utf8'))
+    assert told['verdict'] and told['calibration']['temperature'] > 0 and len(told['intervals']['accuracy']) == 2
+    low, high = told['intervals']['accuracy']
+    assert 0 <= low <= told['accuracy'] <= high <= 1
+    page = (small_run.folder/'report.html').read_text('utf8')
+    for words in ('How far its confidence', 'not sure', 'worst and best', 'What kind of picture', 'class="sortable"', 'Do not eat'): assert words in page, words
+    assert 'href="http' not in page and 'src="http' not in page

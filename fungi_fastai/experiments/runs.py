@@ -29,6 +29,7 @@ from ..data.items import check, exclude
 from ..data.loaders import make_test_loader
 from ..data.sources import Source
 from ..evaluation.metrics import Evaluation, predictions_table
+from ..evaluation.decisions import Threshold, decide
 from ..evaluation.errors import error_table
 from ..evaluation.evidence import gallery, loss_captions, top_losses
 from ..evaluation.explain import grad_cam
@@ -123,10 +124,16 @@ class Run:
 
     def predict(self,
         pictures, # a path, a Pillow image, or a list of them; a folder is all pictures below it
+        unsure:bool=False, # also say `answer` (a class, or "not sure" below the report's threshold) and `why`, by calibrated confidence
     ) -> pd.DataFrame: # path name predicted confidence p_<class>…, a row a picture
-        "Classify pictures. Raises `ImageError` where one cannot be read"
+        "Classify pictures. Raises `ImageError` where one cannot be read, `UserError` where no threshold is known"
         items = _as_items(pictures)
-        return predictions_table(items, self.probabilities(items), self.classes)
+        probs = self.probabilities(items)
+        found = predictions_table(items, probs, self.classes)
+        if not unsure: return found
+        if 'abstention' not in self.metrics: raise UserError(f'{self.folder} knows no threshold: that needs a validation and a test part.')
+        said = decide(probs, self.classes, self.metrics['calibration']['temperature'], Threshold(**self.metrics['abstention']['threshold']))
+        return found.assign(answer=[one.label for one in said], why=[one.why for one in said])
 
     def classify(self,
         paths:list[str], # picture files
