@@ -217,7 +217,7 @@ def test_the_command(fungi, photos, tmp_path):
     assert {'accuracy', 'macro_f1', 'accuracy_mean', 'accuracy_sd', 'chance', 'n_pictures', 'n_specimens', 'seconds', 'folds', 'arch'} <= set(found)
     table = pd.read_csv(tmp_path/'predictions.csv')
     assert found['accuracy'] == pytest.approx((table.label == table.predicted).mean()) and len(table) == 60
-    assert list(table)[:7] == ['path', 'name', 'label', 'group', 'fold', 'predicted', 'confidence']
+    assert list(table)[:8] == ['path', 'name', 'label', 'group', 'fold', 'cluster', 'predicted', 'confidence']
 
 
 def test_progress_is_shown_and_no_library_warns(fungi, photos, cache):

@@ -336,7 +336,7 @@ def _call_with_little_room(arguments, folder, log, size):
     _call(arguments, folder, log)
 
 
-def test_no_room_for_a_checkpoint(process, fungi, long_call, home, tmp_path):
+def test_no_room_for_a_checkpoint(process, long_call, home, tmp_path):
     "A clear error, the last checkpoint intact, and with room again it goes on to the same end, by `--resume` too"
     one, history, state = process(*long_call(tmp_path/'run')), tmp_path/'run/history.csv', tmp_path/'run/checkpoint/state.safetensors'
     wait_for(lambda: history.exists() and len(history.read_text().splitlines()) > 4, one)
@@ -346,9 +346,9 @@ def test_no_room_for_a_checkpoint(process, fungi, long_call, home, tmp_path):
     full.start(); full.join()
     assert full.exitcode == 1 and 'Traceback' not in log.read_text() and 'state.safetensors could not be' in log.read_text(), log.read_text()
     assert state.read_bytes() == before and not list((tmp_path/'run').rglob('*.part'))
-    fungi('train', '--resume', tmp_path/'run')
-    whole = process(*long_call(tmp_path/'whole'))
-    whole.join()
+    other, whole = process('train', '--resume', tmp_path/'run'), process(*long_call(tmp_path/'whole'))
+    for p in (other, whole): p.join()
+    assert other.exitcode == whole.exitcode == 0, other.log.read_text()
     assert same_weights(tmp_path/'run', tmp_path/'whole')
 
 

@@ -73,21 +73,23 @@ details {{ margin: .4rem 0 }} summary {{ cursor: pointer; padding: .2rem 0 }} .s
   h2 {{ break-after: avoid }} svg, tr {{ break-inside: avoid }} }}
 </style></head><body>
 {body}
-<script>
-for (const table of document.querySelectorAll('table.sortable')) table.querySelectorAll('th').forEach((head, i) => {{
+</body></html>
+'''
+
+_sorting = '''<script>
+for (const table of document.querySelectorAll('table.sortable')) table.querySelectorAll('th').forEach((head, i) => {
   head.tabIndex = 0
-  const sort = () => {{
+  const sort = () => {
     const up = head.ariaSort !== 'descending', value = row => row.cells[i].textContent, [first, ...rows] = table.rows
     table.querySelectorAll('th').forEach(h => h.ariaSort = 'none')
     head.ariaSort = up ? 'descending' : 'ascending'
-    rows.sort((a, b) => (up ? -1 : 1)*value(a).localeCompare(value(b), undefined, {{numeric: true}}))
+    rows.sort((a, b) => (up ? -1 : 1)*value(a).localeCompare(value(b), undefined, {numeric: true}))
     first.parentNode.append(...rows)
-  }}
+  }
   head.onclick = sort
-  head.onkeydown = e => {{ if (e.key === 'Enter') sort() }}
-}})
+  head.onkeydown = e => { if (e.key === 'Enter') sort() }
+})
 </script>
-</body></html>
 '''
 
 def page(
@@ -95,7 +97,7 @@ def page(
     body:str,  # HTML
 ) -> str:
     "A whole HTML page in the house style, light and dark, that needs no other file"
-    return _template.format(title=html.escape(title), body=body)
+    return _template.format(title=html.escape(title), body=body + (_sorting if 'class="sortable"' in body else ''))
 
 def facts(
     values:dict, # words → number or text
