@@ -174,6 +174,7 @@ def _settings(folder, name, recipe, rows, seeds, progress):
             if about.train_score: scores['train_accuracy'] = part_scores(run, folder/'train'/f'{job.name}.parquet')[0]['accuracy']
             found.append(dict(setting=_setting_name(values), seed=job.recipe.seed, folder=job.name) | {k: v for k, v in values.items() if k != 'step'}
                          | dict(valid_accuracy=run.metrics['valid']['accuracy']) | scores
+                         | dict(zip(('accuracy_low', 'accuracy_high'), run.metrics.get('intervals', {}).get('accuracy', (None, None)), strict=True))
                          | dict(n_test=run.metrics['n_test'], epochs=run.metrics['epochs'], seconds=run.metrics['seconds']))
     table = pd.DataFrame(found)
     valid = table.groupby('setting', sort=False).valid_accuracy.mean().sort_values(ascending=False, kind='stable')
@@ -210,16 +211,16 @@ def _curve(folder, recipe, across, seeds, progress):
     return curve.summary, curve.said, curve.figure()
 
 def _chart(table):
-    "Each setting's accuracy on the test part with its 95 % interval, and on the validation part, as a matplotlib Figure"
-    import numpy as np
+    "Each setting's accuracy on the test part, on the validation part, and that of each seed, as a matplotlib Figure"
     from fungi_fastai.data.pages import chart, colours
     of = table.groupby('setting', sort=False)
-    mean, n = of.accuracy.mean(), of.n_test.sum()
+    mean = of.accuracy.mean()
+    places = range(len(mean))
     figure, (axis,) = chart(7, .8+.3*len(mean))
-    axis.errorbar(mean, range(len(mean)), xerr=1.96*np.sqrt(mean*(1-mean)/n), fmt='o', color=colours['main'], label='test, with 95 % interval', capsize=2)
-    if 'valid_accuracy' in table:
-        axis.plot(of.valid_accuracy.mean(), range(len(mean)), 'D', color=colours['warn'], fillstyle='none', markersize=5, label='validation')
-    axis.set(yticks=range(len(mean)), yticklabels=mean.index, xlabel='accuracy')
+    axis.plot(mean, places, 'o', color=colours['main'], label='test')
+    if 'valid_accuracy' in table: axis.plot(of.valid_accuracy.mean(), places, 'D', color=colours['warn'], fillstyle='none', markersize=5, label='validation')
+    if table.seed.nunique() > 1: axis.plot(table.accuracy, table.setting.map(list(mean.index).index), '|', color=colours['main'], label='test, each seed')
+    axis.set(yticks=places, yticklabels=mean.index, xlabel='accuracy')
     axis.invert_yaxis()
     axis.legend(frameon=False, fontsize=8, labelcolor=colours['ink'])
     return figure
