@@ -20,7 +20,7 @@ from fastcore.docments import docments
 from tyro.conf import CascadeSubcommandArgs, Positional, UseAppendAction, arg
 
 from .recipes import recipes
-from .settings import TrainingError, UserError, atomic, check_place, settings
+from .settings import TrainingError, UserError, check_place, settings, write_table
 from .training.recipe import Recipe, is_sample
 
 # %% ../nbs/cli.ipynb #5cb6c370
@@ -331,8 +331,8 @@ def _table_kind(file):
     return file.suffix.lower()
 
 def _write_table(file, table):
-    kind = _table_kind(file)
-    with atomic(file) as part: table.to_csv(part, index=False) if kind == '.csv' else table.to_parquet(part, index=False)
+    _table_kind(file)
+    write_table(file, table)
 
 def _show_warning(message, category, filename, *_):
     "Our own warnings are for the user, on one line; those of libraries are for us"

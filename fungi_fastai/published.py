@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from .recipes import DEFUNGI, FLOWERS, MUSHROOMS, SEEDLINGS
-from .settings import UserError, check_place
+from .settings import UserError, check_place, write_table, write_text
 from .training.recipe import Recipe, is_sample
 
 # %% ../nbs/published.ipynb #9f346f60
@@ -266,8 +266,6 @@ class Outcome:
     ):
         "table.csv, summary.md and figure.svg"
         from fungi_fastai.data.pages import as_svg
-        from fungi_fastai.experiments.folds import write_csv
-        from fungi_fastai.settings import atomic
-        write_csv(folder/'table.csv', self.table)
-        with atomic(folder/'summary.md') as part: part.write_text(f'# {self.name}\n\n{self}', encoding='utf8')
-        with atomic(folder/'figure.svg') as part: part.write_text(as_svg(figure, self.name), encoding='utf8')
+        write_table(folder/'table.csv', self.table)
+        write_text(folder/'summary.md', f'# {self.name}\n\n{self}')
+        write_text(folder/'figure.svg', as_svg(figure, self.name))

@@ -38,7 +38,7 @@ from fungi_fastai.data.items import (
     variance_limit,
 )
 from .pages import as_svg, chart, colours, page
-from ..settings import MissingFileError, UserError, atomic
+from ..settings import MissingFileError, UserError, atomic, write_table, write_text
 
 # %% ../../nbs/data/explore.ipynb #f43b847d
 def _short(text, most):
@@ -324,13 +324,13 @@ def explore(
     title, policy = title or 'The pictures', tuple(policy)
     facts = summary(items, policy, checks)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder/'items.csv') as part: items.to_csv(part, index=False)
+    write_table(folder/'items.csv', items)
     body = [f'<h1>{html.escape(title)}</h1>', _facts(facts), _problem_table(items, policy)]
     for name, heading, words, draw in _figures(items, policy, checks, facts):
         figure, label = draw(), html.escape(heading, quote=True)
         if name in ('class_counts', 'sizes', 'brightness_variance'):
             text = as_svg(figure, name)
-            with atomic(folder/f'{name}.svg') as part: part.write_text(text, encoding='utf-8')
+            write_text(folder/f'{name}.svg', text)
             shown = text[text.index('<svg'):].replace(colours['ink'], 'var(--soft)')
             shown = shown.replace('<svg ', f'<svg role="img" aria-label="{label}" ', 1)
         else:

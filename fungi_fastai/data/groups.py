@@ -18,7 +18,7 @@ from PIL import Image
 
 from .items import duration, in_threads
 from .sources import _with_label
-from ..settings import UserError, atomic
+from ..settings import UserError, write_table
 
 # %% ../../nbs/data/groups.ipynb #446275e8
 name_shapes = {   # a pattern for `--group`: what it takes for the specimen
@@ -184,7 +184,7 @@ def write_groups(
     file = Path(file)
     if file.suffix.lower() != '.csv': raise UserError(f'{file} is no name for the table; expected one that ends in .csv.')
     table = items.loc[proposal.groups.index, ['path', 'label']].assign(group=proposal.groups)
-    with atomic(file) as part: table.to_csv(part, index=False)
+    write_table(file, table)
     return file
 
 # %% ../../nbs/data/groups.ipynb #f8386eca

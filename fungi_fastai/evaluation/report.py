@@ -22,7 +22,7 @@ from .calibration import apply_temperature, calibrate, plot_reliability
 from .costs import safety_note
 from .decisions import Threshold, plot_risk_coverage, threshold_for
 from .metrics import Evaluation
-from ..settings import atomic
+from ..settings import write_text
 from ..training.plots import plot_confusion, plot_history
 
 # %% ../../nbs/evaluation/report.ipynb #66ec5b06
@@ -138,5 +138,5 @@ def write_report(
            'Beside each picture what spoke for the answer (Grad-CAM).</p>', pictures] if pictures else []),
         '<h2>How to repeat it</h2>', *(f'<details><summary>{html.escape(k)}</summary><pre>{html.escape(v)}</pre></details>' for k, v in settings.items()),
         f'<p>{html.escape(safety_note)}</p>']
-    with atomic(file) as part: part.write_text(page(title, '\n'.join(parts)), encoding='utf8')
+    write_text(file, page(title, '\n'.join(parts)))
     return Path(file)

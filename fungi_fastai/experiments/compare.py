@@ -22,7 +22,7 @@ import pandas as pd
 from ..data.pages import as_svg, chart, colours, page, table
 from ..data.splits import units
 from ..evaluation.metrics import draw_weights
-from ..settings import UserError, atomic, check_place
+from ..settings import UserError, check_place, write_json, write_table, write_text
 
 # %% ../../nbs/experiments/compare.ipynb #ed903b86
 def unit_counts(
@@ -238,9 +238,9 @@ class Comparison:
         "Write comparison.json, sides.csv, differences.csv, pairs.csv and comparison.svg"
         out = Path(out)
         for name in ('sides', 'differences', 'pairs'):
-            with atomic(out/f'{name}.csv') as part: getattr(self, name).to_csv(part, index=False)
-        with atomic(out/'comparison.svg') as part: part.write_text(as_svg(self.figure(), 'comparison'), encoding='utf8')
-        with atomic(out/'comparison.json') as part: part.write_text(json.dumps(self.metrics, indent=2, ensure_ascii=False), encoding='utf8')
+            write_table(out/f'{name}.csv', getattr(self, name))
+        write_text(out/'comparison.svg', as_svg(self.figure(), 'comparison'))
+        write_json(out/'comparison.json', self.metrics)
 
     def write_page(self,
         file:str|Path, # .html
@@ -252,7 +252,7 @@ class Comparison:
                 table(words(self.sides.dropna(axis=1, how='all')), sortable=True),
                 '<h2>Differences, paired by picture and drawn by specimen</h2>', as_svg(self.figure(), 'comparison'),
                 table(words(self.differences.drop(columns='level')), sortable=True), *(f'<p>{html.escape(one)}</p>' for one in self.notes)]
-        with atomic(Path(file)) as part: part.write_text(page('Comparison', '\n'.join(body)), encoding='utf8')
+        write_text(Path(file), page('Comparison', '\n'.join(body)))
         return Path(file)
 
     def __str__(self):

@@ -17,9 +17,9 @@ import pandas as pd
 
 from ..data.pages import as_svg, chart, colours
 from ..evaluation.metrics import Evaluation, predictions_table
-from .folds import Job, divide, experiment, train_all, write_csv, write_json
+from .folds import Job, divide, experiment, train_all
 from .runs import Run, next_folder, predict
-from ..settings import MissingFileError, UserError, atomic
+from ..settings import MissingFileError, UserError, write_json, write_table, write_text
 from ..training.fit import prepare_items
 from ..training.recipe import Recipe
 
@@ -49,7 +49,7 @@ def part_scores(
     if not file.exists():
         items, learn = run.items[run.items.split == 'train'], run.learner
         made = predictions_table(items, predict(learn, items), run.classes)
-        with atomic(file) as part: made.to_parquet(part, index=False)
+        write_table(file, made)
     both = pd.concat([pd.read_parquet(file), run.predictions])
     rows = []
     for part in ('train', 'valid', 'test'):
@@ -204,7 +204,7 @@ def learning_curve(
     with experiment(folder, plain, experiment='curve', across=across):
         if not (folder/'items.parquet').exists():
             made = prepare_items(recipe.but(fraction=1.), progress)
-            with atomic(folder/'items.parquet') as part: made.to_parquet(part, index=False)
+            write_table(folder/'items.parquet', made)
         items = pd.read_parquet(folder/'items.parquet')
         if field == 'test' and (items.given[items.split.ne('')] == 'test').any():
             raise UserError(f'{recipe.source} comes with a test part of its own, so that its share cannot be varied.')
@@ -225,11 +225,11 @@ def learning_curve(
         table = table[[*head, *[c for c in table if c not in head]]]
         said = dict(data=_said_of_data, epochs=_said_of_epochs, split=_said_of_split)[across](table)
         summary = _summary(table, field or 'epoch')
-        write_csv(folder/'curve.csv', table)
-        write_csv(folder/'summary.csv', summary)
+        write_table(folder/'curve.csv', table)
+        write_table(folder/'summary.csv', summary)
         write_json(folder/'curve.json', dict(across=across, fractions=[v for v in values if v is not None], seeds=seeds, recipe=recipe.name,
                                              arch=recipe.arch, size=recipe.size, said=said,
                                              summary=json.loads(summary.to_json(orient='records', double_precision=15))))
         found = Curve(folder)
-        with atomic(folder/'curve.svg') as part: part.write_text(as_svg(found.figure(), 'curve'), encoding='utf8')
+        write_text(folder/'curve.svg', as_svg(found.figure(), 'curve'))
     return found

@@ -23,7 +23,7 @@ from ..data.pages import table as table_html
 from ..evaluation.metrics import Evaluation
 from .leakage import gallery_style, picture_html, recipe_of
 from .probe import probe
-from ..settings import UserError, atomic, check_place
+from ..settings import UserError, check_place, write_json, write_table, write_text
 
 # %% ../../nbs/experiments/labels.ipynb #94c77abe
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class LabelErrors:
         "Write labels.html, label_errors.csv (the doubted), quality.csv (all pictures) and labels.json"
         out = Path(out)
         for name, table in (('label_errors.csv', self.found), ('quality.csv', self.quality)):
-            with atomic(out/name) as part: table.to_csv(part, index=False)
-        with atomic(out/'labels.json') as part: part.write_text(json.dumps(self.metrics, indent=2, ensure_ascii=False), encoding='utf8')
-        with atomic(out/'labels.html') as part: part.write_text(self.page(), encoding='utf8')
+            write_table(out/name, table)
+        write_json(out/'labels.json', self.metrics)
+        write_text(out/'labels.html', self.page())
         return out/'labels.html'
 
 # %% ../../nbs/experiments/labels.ipynb #edb2563d

@@ -31,7 +31,7 @@ from ..evaluation.metrics import predictions_table
 from .compare import draw_weights, unit_counts, weighted_scores
 from .folds import cross_validate
 from .probe import cross_predict, set_features
-from ..settings import MissingFileError, UserError, atomic, check_place
+from ..settings import MissingFileError, UserError, check_place, write_json, write_table, write_text
 from ..training.recipe import Recipe, is_sample, source_of
 
 # %% ../../nbs/experiments/leakage.ipynb #f82e12b7
@@ -116,7 +116,7 @@ def _predict_trained(recipe, drawn, classes, proposal, k, out, progress):
 
 def _without_groups(items, file):
     "A table of the pictures that knows no groups, whatever the source says"
-    with atomic(file) as part: items[['path', 'label']].to_csv(part, index=False)
+    write_table(file, items[['path', 'label']])
     return file
 
 def _same(one, other): return (pd.factorize(one)[0] == pd.factorize(other)[0]).all()
@@ -286,10 +286,10 @@ class LeakageReport:
         "Write leakage.html, at_fault.csv, predictions.parquet (all ways) and leakage.json"
         out = Path(out)
         every = pd.concat([table.assign(way=way) for way, table in self.predictions.items()], ignore_index=True)
-        with atomic(out/'at_fault.csv') as part: self.at_fault.to_csv(part, index=False)
-        with atomic(out/'predictions.parquet') as part: every.to_parquet(part, index=False)
-        with atomic(out/'leakage.html') as part: part.write_text(self.page(), encoding='utf8')
-        with atomic(out/'leakage.json') as part: part.write_text(json.dumps(self.metrics, indent=2, ensure_ascii=False), encoding='utf8')
+        write_table(out/'at_fault.csv', self.at_fault)
+        write_table(out/'predictions.parquet', every)
+        write_text(out/'leakage.html', self.page())
+        write_json(out/'leakage.json', self.metrics)
         return out/'leakage.html'
 
 # %% ../../nbs/experiments/leakage.ipynb #d5cc1f55

@@ -20,9 +20,8 @@ from ..data.loaders import make_test_loader
 from ..data.pages import chart, colours
 from ..data.splits import units
 from ..evaluation.decisions import open_set_scores, open_set_table
-from .folds import write_csv, write_json
 from .runs import Run, train
-from ..settings import UserError
+from ..settings import UserError, write_json, write_table
 from ..training.fit import prepare_items
 from ..training.frozen import body_features
 from ..training.recipe import Recipe
@@ -87,7 +86,7 @@ def open_set(
         raise UserError(f"The run in {run.folder} was trained on {', '.join(known)}, which should be held out. Choose another folder.")
     found = OpenSet(run, held_out, meet(run, items[strange & items.split.ne('')]))
     write_json(run.folder/'openset.json', json.loads(json.dumps(found.to_dict(), default=float)))
-    write_csv(run.folder/'openset.csv', found.pictures)
+    write_table(run.folder/'openset.csv', found.pictures)
     return found
 
 def meet(

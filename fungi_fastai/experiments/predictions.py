@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from ..data.archives import is_visible, nothing_found, say_count, walk_files
 from ..data.images import is_image_name
 from ..data.items import file_stamp, follow
-from ..settings import TrainingError, UserError, atomic, check_place, only_process
+from ..settings import TrainingError, UserError, atomic, check_place, only_process, write_json
 
 # %% ../../nbs/experiments/predictions.ipynb #2f94aaa3
 def walk_pictures(
@@ -198,7 +198,7 @@ class _Parts:
             if left.parent == self.folder or left.name.startswith(f'.{self.out.name}.'): left.unlink(missing_ok=True)
         place = self.folder/'_job.json'
         if not any(self.folder.iterdir()):
-            with atomic(place) as part: part.write_text(json.dumps(self.job, indent=2, ensure_ascii=False), encoding='utf8')
+            write_json(place, self.job)
             return
         try: job = json.loads(place.read_text('utf8'))
         except (OSError, ValueError): job = None

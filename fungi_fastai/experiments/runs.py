@@ -35,7 +35,7 @@ from ..evaluation.evidence import gallery, loss_captions, top_losses
 from ..evaluation.explain import grad_cam
 from ..evaluation.report import guarantee, judge, verdict, write_report
 from .predictions import Tally, fingerprint, stream_predictions
-from ..settings import MissingFileError, TrainingError, UserError, atomic, check_place, only_process, settings
+from ..settings import MissingFileError, TrainingError, UserError, check_place, only_process, settings, write_json, write_table
 from ..training.checkpoints import read_weights, save_weights
 from ..training.distributed import call_others, everywhere, together, world_size
 from ..training.fit import fit, make_learner, prepare_items
@@ -44,12 +44,6 @@ from ..training.trackers import tracked
 from ..training.tracking import nan_advice
 
 # %% ../../nbs/experiments/runs.ipynb #b2728117
-def _write_json(file, value):
-    with atomic(file) as part: part.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding='utf8')
-
-def _write_table(file, table):
-    with atomic(file) as part: table.to_parquet(part, index=False)
-
 def environment(learn=None) -> dict:
     "What this ran on: versions, machine, and with a Learner its device and number format"
     def found(name):
@@ -175,7 +169,7 @@ class Run:
         metrics = self.metrics if 'intervals' in self.metrics else self.metrics | judge(self.predictions, self.classes)   # of an older version
         shown = {'The command': f'fungi train {self.recipe.name} ' + ' '.join(map(shlex.quote, _flags(self.recipe))),
                  'The recipe': self.recipe.to_json(), 'The machine': (self.folder/'environment.json').read_text('utf8')}
-        _write_json(self.folder/'report.json', dict(verdict=verdict(metrics), guarantee=guarantee(self.items), command=shown['The command'])
+        write_json(self.folder/'report.json', dict(verdict=verdict(metrics), guarantee=guarantee(self.items), command=shown['The command'])
                     | metrics | dict(history=json.loads(self.history.to_json(orient='records'))))
         return write_report(self.folder/'report.html', f'{self.recipe.name}: {self.recipe.arch} at {self.recipe.size} px',
                             metrics, self.evaluation, self.items, self.history, shown, self._gallery(), self._errors())
@@ -280,7 +274,7 @@ def train(
     check_place(folder)
     with _alone(folder):
         if (folder/'recipe.json').exists() and Run(folder).finished: return Run.load(folder)   # by another process, meanwhile
-        _write_json(folder/'recipe.json', json.loads(recipe.to_json()))
+        write_json(folder/'recipe.json', json.loads(recipe.to_json()))
         try:
             with tracked(settings().tracker if tracker is None else tracker, folder, recipe) as watching:
                 _train_in(folder, recipe, progress, items, [*cbs, *watching], watching)
@@ -313,9 +307,9 @@ def _train_in(folder, recipe, progress, items=None, cbs=(), watching=()):
     if not (folder/'items.parquet').exists():
         items = prepare_items(recipe, progress) if items is None else items
         learn = make_learner(recipe, items, progress=progress)   # before anything is kept: a wrong arch or weights file shows here
-        _write_table(folder/'items.parquet', items)
+        write_table(folder/'items.parquet', items)
     else: learn = make_learner(recipe, pd.read_parquet(folder/'items.parquet'), progress=progress)
-    _write_json(folder/'environment.json', environment(learn))
+    write_json(folder/'environment.json', environment(learn))
     if progress and hasattr(learn, 'progress_line'): learn.progress_line.say(_opening(learn))
     call_others((folder, learn.items))
     history = fit(learn, folder, cbs)
@@ -323,7 +317,7 @@ def _train_in(folder, recipe, progress, items=None, cbs=(), watching=()):
     save_weights(learn.model, folder/'model.safetensors', dict(classes=json.dumps(classes), arch=recipe.arch))
     predictions = _predict_held(learn)
     if not np.isfinite(predictions.confidence).all(): raise TrainingError(nan_advice.format(recipe.lr))
-    _write_table(folder/'predictions.parquet', predictions)
+    write_table(folder/'predictions.parquet', predictions)
     part = _held(items)
     found = _metrics(Evaluation.of(predictions[predictions.split == part], classes))
     validated = Evaluation.of(predictions[predictions.split == 'valid'], classes).metrics()
@@ -336,7 +330,7 @@ def _train_in(folder, recipe, progress, items=None, cbs=(), watching=()):
     run.metrics, run.learner = found, learn
     run.report()
     for one in watching: one.finished(found)
-    _write_json(folder/'metrics.json', found)
+    write_json(folder/'metrics.json', found)
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
 def _opening(learn):

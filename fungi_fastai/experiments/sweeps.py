@@ -29,7 +29,7 @@ from .runs import train
 from .spaces import Span, as_range, combinations, parse_space, parse_value, parse_values, suggest, text_of, trial_name, with_values
 from .sweep_figures import plot_heat_map, plot_importance, plot_parallel, two_fields
 from .workers import Worker, load_optuna, open_storage, poll
-from ..settings import TrainingError, UserError, atomic, check_place
+from ..settings import TrainingError, UserError, check_place, write_json, write_table, write_text
 from ..training.checkpoints import SaveState
 from ..training.fit import prepare_items
 from ..training.recipe import Recipe
@@ -175,12 +175,12 @@ class Sweep:
 
     def save(self):
         "Write sweep.csv, and where there is something to show summary.txt, best.json and the figures"
-        with atomic(self.folder/'sweep.csv') as part: _as_text(self.table, self.space).to_csv(part, index=False)
+        write_table(self.folder/'sweep.csv', _as_text(self.table, self.space))
         if self.best is None: return self
-        with atomic(self.folder/'best.json') as part: part.write_text(self.best.to_json(), encoding='utf8')
-        with atomic(self.folder/'summary.txt') as part: part.write_text(str(self)+'\n', encoding='utf8')
+        write_text(self.folder/'best.json', self.best.to_json())
+        write_text(self.folder/'summary.txt', str(self)+'\n')
         for name, figure in self.figures().items():
-            with atomic(self.folder/f'{name}.svg') as part: part.write_text(as_svg(figure, name), encoding='utf8')
+            write_text(self.folder/f'{name}.svg', as_svg(figure, name))
         return self
 
     def __str__(self):
@@ -266,7 +266,7 @@ def sweep(
         return items[recipe.fraction]
     if fresh: items_of(_of_stage(recipe, stages, 0))   # what is wrong with the pictures shows before anything is written
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder/'sweep.json') as part: part.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding='utf8')
+    write_json(folder/'sweep.json', said)
     worker = None
     try: worker = Worker(folder, _open(folder, storage))
     finally:
@@ -371,7 +371,7 @@ def _work_stage(worker, study, recipe, space, wanted, said, stage, result, items
             _run_trial(worker, study, trial, recipe, values, result.folder/'trials'/name, result.metric, items_of,
                        show.epoch(name, recipe.epochs, result.metric))
         now = so_far()
-        with atomic(result.folder/'sweep.csv') as part: _as_text(now.table, result.space).to_csv(part, index=False)
+        write_table(result.folder/'sweep.csv', _as_text(now.table, result.space))
         row = now.table[(now.table.number == number) & (now.table.get('fraction', 0) == (said['stages'][stage] if said['stages'] else 0))].iloc[0]
         show.count(len(ended)+1, len(found), now.done[result.metric].iloc[0] if len(now.done) else None)
         what = f'{result.metric} {row[result.metric]:.3f}{" (pruned)" if row.state == "pruned" else ""}' if np.isfinite(row[result.metric]) else row.state

@@ -33,7 +33,7 @@ from fastai.vision.core import PILImage  # noqa: F401  registers how fastai's pi
 from fastcore.imports import in_notebook
 
 from ..data.pages import as_svg
-from ..settings import UserError, atomic
+from ..settings import UserError, write_text
 from .frozen import own_randomness
 from .plots import plot_confusion, plot_history
 from .tracking import EpochCallback, ProgressLine, ValidationScore
@@ -171,7 +171,7 @@ class LiveCurves(Tracker):
         drawing = as_svg(plot_history(pd.DataFrame(self.rows), self.settings_of_run, self.seen), 'curves')
         self.drawn = time.perf_counter()
         if not self.notebook:
-            with atomic(self.file) as part: part.write_text(drawing, encoding='utf8')
+            write_text(self.file, drawing)
             return
         from IPython.display import SVG, display
         if self.shown is None: self.shown = display(SVG(drawing), display_id=True)
@@ -363,7 +363,7 @@ class MLflow(Tracker):
         self.id = self.client.create_run(self.experiment, tags=tags, run_name=self.folder.name).info.run_id
         params = [Param(k, str(v)[:6000]) for k, v in flat(asdict(recipe)).items()]
         for i in range(0, len(params), 100): self.client.log_batch(self.id, params=params[i:i+100])   # their limit
-        with atomic(file) as part: part.write_text(json.dumps(dict(uri=self.uri, experiment=self.experiment, run=self.id)), encoding='utf8')
+        write_text(file, json.dumps(dict(uri=self.uri, experiment=self.experiment, run=self.id)))
         return -1
 
     def row(self, row): self._log({k: v for k, v in numbers(row).items() if k != 'epoch'}, int(row['epoch']))

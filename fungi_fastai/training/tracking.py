@@ -20,7 +20,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import AvgSmoothLoss, Metric, Recorder
 from fastcore.imports import in_notebook
 
-from ..settings import atomic
+from ..settings import write_table
 from .distributed import is_first, world_size
 
 # %% ../../nbs/training/tracking.ipynb #c625a064
@@ -108,7 +108,7 @@ class History(EpochCallback):
         "Append a row and write the file"
         self.rows.append(dict(epoch=self.rows[-1]['epoch']+1 if self.rows else row.pop('epoch', 1), **row))
         if self.file is None or not is_first(): return
-        with atomic(self.file) as part: pd.DataFrame(self.rows).to_csv(part, index=False)
+        write_table(self.file, pd.DataFrame(self.rows))
 
 nan_advice = ('The loss is no longer a number, at a learning rate of {:.2g}. Try a tenth of it (--lr), or --precision fp32; '
               'what was reached before is kept in the run folder.')
