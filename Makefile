@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	@echo 'Open demo/report.html in a browser.'
 
 test: $(VENV)/.installed
-	$(bin)/python -m pytest
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadfile
 
 # style, layers, and that modules and README are exported from clean notebooks
 check: $(VENV)/.installed

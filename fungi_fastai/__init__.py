@@ -12,6 +12,7 @@ _homes = {
     "experiments.compare": ["compare"],
     "experiments.sweeps": ["sweep"],
     "published": ["run_experiment"],
+    "deploy.predictor": ["Predictor"],
     "recipes": ["MUSHROOMS", "DEFUNGI", "FLOWERS", "SEEDLINGS",
                 "train_mushrooms", "train_defungi", "train_flowers", "train_seedlings"],
 }

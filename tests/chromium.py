@@ -68,6 +68,7 @@ class Chromium:
     def size(self, width, height, phone=False, dark=False):
         "What the page is shown on"
         self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        self.call('Emulation.setTouchEmulationEnabled', enabled=phone)
         self.call('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light')])
 
     def open(self, address, timeout=30):
@@ -92,6 +93,17 @@ class Chromium:
             except RuntimeError: pass # the page is being replaced
             time.sleep(0.1)
         raise TimeoutError(f'never true within {timeout} s: {script}')
+
+    def choose(self, path, which='input[type=file]'):
+        "Choose a file in a field for files, as a person does in the system's window"
+        root = self.call('DOM.getDocument')['root']['nodeId']
+        self.call('DOM.setFileInputFiles', files=[str(path)], nodeId=self.call('DOM.querySelector', nodeId=root, selector=which)['nodeId'])
+
+    def drop(self, path, where):
+        "Drag a file onto an element and let it go"
+        x, y = self.run(f"(box => [box.x+box.width/2, box.y+box.height/2])(document.querySelector({where!r}).getBoundingClientRect())")
+        for kind in ('dragEnter', 'dragOver', 'drop'):
+            self.call('Input.dispatchDragEvent', type=kind, x=x, y=y, data=dict(items=[], files=[str(path)], dragOperationsMask=1))
 
     def type(self, text): self.call('Input.insertText', text=text)
 

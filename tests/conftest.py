@@ -76,3 +76,10 @@ def small_run(home, ready, photos):
     os.chdir(home)
     try: return train_flowers(photos, out=home/'small run', progress=False, **{**tiny, 'epochs': 2})
     finally: os.chdir(before)
+
+
+@pytest.fixture(scope='session')
+def small_bundle(home, small_run):
+    "The bundle of `small_run`, with all its engines; not to be changed"
+    from fungi_fastai.deploy.export import export
+    return export(small_run, home/'small bundle', int8=True, openvino=True, pictures=16, progress=False)

@@ -1,6 +1,7 @@
 """A stand-in for Kaggle at http://localhost:7777, where the real client goes with KAGGLE_API_ENVIRONMENT=TEST.
 
-It speaks what the client sends: a POST to a service answers with a redirect to storage, and the storage serves ranges.
+It speaks what the client sends: a POST to a service answers with a redirect to storage, and the storage serves ranges. For a
+submission it gives an address to upload to, takes the file there, also in pieces, and scores it after some looks.
 A test scripts what goes wrong.
 """
 import hashlib
@@ -28,6 +29,16 @@ class Kaggle:
     shifted: int = 0                              # send parts that begin so many bytes later than asked
     direct: bool = False                          # send the file at once, without a redirect
     length: bool = True                           # whether the size is told
+    uploads: dict = field(default_factory=dict)   # token → what was uploaded so far
+    upload_cuts: list = field(default_factory=list)   # hang up on the next uploads after so many bytes
+    upload_status: list = field(default_factory=list) # answer the next uploads with these
+    hangs_up: str = ''                            # the end of a service's name: heard, and not answered
+    submissions: list = field(default_factory=list) # what was submitted, as the listing gives it
+    looks: int = 1                                # listings before a submission is scored
+    score: str = '0.97229'
+    refuses: str = ''                             # why the next submissions are not scored
+    kernels: list = field(default_factory=list)   # requests of pushed notebooks
+    kernel_answer: dict = field(default_factory=dict) # besides the usual
     asked: list = field(default_factory=list)     # (method, path, Range) of each request
     sent: int = 0                                 # bytes of files
 
@@ -55,6 +66,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.json({'code': kaggle.status, 'message': kaggle.message}, kaggle.status, headers)
         if kaggle.needs_credentials and 'Authorization' not in self.headers:
             return self.json({'code': 401, 'message': 'Unauthenticated'}, 401)
+        if kaggle.hangs_up and service.endswith(kaggle.hangs_up):
+            self.close_connection = True
+            return self.connection.close()
+        if made := {'StartSubmissionUpload': self.start_upload, 'CreateSubmission': self.submit, 'ListSubmissions': self.list_submissions,
+                    'SaveKernel': self.save_kernel}.get(service.rpartition('/')[2]): return self.json(*made(request))
         if service == 'datasets.DatasetApiService/DownloadDataset': name = f"{request['ownerSlug']}/{request['datasetSlug']}"
         elif service == 'competitions.CompetitionApiService/DownloadDataFiles': name = request['competitionName']
         else: return self.json({'code': 501, 'message': f'no {service} here'}, 501)
@@ -64,6 +80,53 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header('Location', f'http://localhost:{PORT}/storage/{name}/archive.zip?signature=1')
         self.send_header('Content-Length', '0')
         self.end_headers()
+
+    def start_upload(self, request):
+        if request['competitionName'] not in self.server.kaggle.files: return {'code': 404, 'message': 'Not found'}, 404
+        token = f"token-{len(self.server.kaggle.uploads)}-{request['fileName']}"
+        self.server.kaggle.uploads[token] = b''
+        return {'token': token, 'createUrl': f'http://localhost:{PORT}/upload/{token}'},
+
+    def submit(self, request):
+        kaggle = self.server.kaggle
+        ref, token = 1000+len(kaggle.submissions), request['blobFileTokens']
+        kaggle.submissions.insert(0, dict(
+            ref=ref, fileName=token.split('-', 2)[2], description=request.get('submissionDescription', ''), date='2026-11-21T10:00:00.000Z',
+            status='PENDING', totalBytes=len(kaggle.uploads[token]), looks=kaggle.looks))
+        return {'message': 'Successfully submitted', 'ref': ref},
+
+    def list_submissions(self, request):
+        kaggle = self.server.kaggle
+        for one in kaggle.submissions:
+            one['looks'] -= 1
+            if one['status'] == 'PENDING' and one['looks'] < 0:
+                one.update(dict(status='ERROR', errorDescription=kaggle.refuses) if kaggle.refuses else dict(status='COMPLETE', publicScore=kaggle.score))
+        return {'submissions': [{k: v for k, v in one.items() if k != 'looks'} for one in kaggle.submissions]},
+
+    def save_kernel(self, request):
+        kaggle = self.server.kaggle
+        kaggle.kernels.append(request)
+        url = f"https://www.kaggle.com/code/{request['slug']}"
+        return {'ref': '/code/'+request['slug'], 'url': url, 'versionNumber': len(kaggle.kernels), **kaggle.kernel_answer},
+
+    def do_PUT(self):
+        "Google's resumable uploads: a whole file, a later part of it, or the question how much there is"
+        kaggle, token = self.server.kaggle, self.path.removeprefix('/upload/')
+        size, part = int(self.headers.get('Content-Length') or 0), self.headers.get('Content-Range', '')
+        kaggle.asked.append(('PUT', self.path, part))
+        if kaggle.upload_status:
+            self.rfile.read(size)
+            return self.json({}, kaggle.upload_status.pop(0))
+        if part.startswith('bytes */'):
+            if len(kaggle.uploads[token]) == int(part.removeprefix('bytes */')): return self.json({})
+            have = len(kaggle.uploads[token])
+            return self.json({}, 308, {'Range': f'bytes=0-{have-1}'} if have else {})
+        first = int(part.removeprefix('bytes ').split('-')[0]) if part else 0
+        cut = kaggle.upload_cuts.pop(0) if kaggle.upload_cuts else None
+        kaggle.uploads[token] = kaggle.uploads[token][:first]+self.rfile.read(size if cut is None else min(cut, size))
+        if cut is None: return self.json({})
+        self.close_connection = True
+        self.connection.close()
 
     def do_GET(self):
         kaggle = self.server.kaggle

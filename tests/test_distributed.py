@@ -264,7 +264,7 @@ def test_nobody_stays_behind(how):
     there = children()
     time.sleep(2)   # they have begun
     one.send_signal(how)
-    one.wait(30)
+    one.wait(90)
     while any(state(pid) not in ('', 'Z') for pid in there): time.sleep(.05); assert time.monotonic() < end
 
 

@@ -16,7 +16,7 @@ with warnings.catch_warnings():   # fastai's own import warns with today's torch
     warnings.simplefilter('ignore')
     import fungi_fastai.evaluation.explain  # noqa: F401
     from fungi_fastai.models.convmixer import linear_head
-    from fungi_fastai.models.learners import make_body
+    from fungi_fastai.models.networks import make_body
     from fungi_fastai.training.fit import make_learner
 from fungi_fastai.evaluation import evidence
 from fungi_fastai.evaluation.evidence import FeatureIndex, class_maps, gallery, overlay, thumbnail, top_losses

@@ -21,19 +21,18 @@ with warnings.catch_warnings():   # fastai's own import warns with today's torch
     from fastai.learner import load_learner
     from fastai.vision.data import ImageDataLoaders
 
-    from fungi_fastai.models import learners, weights
-    from fungi_fastai.models.convmixer import convmixer, convmixer_learner, from_timm
-    from fungi_fastai.models.learners import (
+    from fungi_fastai.models import learners, networks, weights
+    from fungi_fastai.models.convmixer import convmixer, from_timm
+    from fungi_fastai.models.learners import convmixer_learner, freeze_body, learner, unfreeze
+    from fungi_fastai.models.networks import (
         body_head,
         features,
         find_arch,
-        freeze_body,
         layer_groups,
-        learner,
         make_body,
+        make_network,
         set_linear_head,
         summary,
-        unfreeze,
     )
     from fungi_fastai.models.weights import load_weights, read_weights
 from fungi_fastai.settings import MissingFileError, UserError
@@ -163,6 +162,16 @@ def test_heads(dls):
     assert train(learner(dls, 'convmixer_16_2_k3_p8', pretrained=False, head='fastai', hidden=8))
     assert train(learner(dls, 'test_vit', pretrained=False, head='fastai', hidden=8, normalize=False))
     with pytest.raises(UserError, match="head is 'huge'"): small(dls, pretrained=False, head='huge')
+
+
+@pytest.mark.parametrize('arch, head', [('mobilenetv2_035', 'linear'), ('mobilenetv2_035', 'fastai'), ('convmixer_16_2_k3_p8', 'fastai')])
+def test_a_learners_network_is_made_again_without_it(dls, arch, head):
+    learn = learner(dls, arch, pretrained=False, head=head, hidden=8)
+    network = make_network(arch, 3, head, 8)
+    network.load_state_dict(learn.model.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad(): assert network.eval()(x).equal(learn.model.eval()(x))
+    assert network.stats == learn.stats
 
 
 def test_normalised_once(dls):
@@ -350,5 +359,5 @@ def test_an_architecture_without_pretrained_weights():
 
 
 def test_public_names_are_whole():
-    for module in (learners, weights):
+    for module in (learners, networks, weights):
         assert all(hasattr(module, name) for name in module.__all__)

@@ -493,9 +493,9 @@ def test_a_run_that_is_interrupted_goes_on(fungi, small_run, photos, tmp_path, m
 
 
 def test_what_a_run_says_of_files_is_what_it_says_of_pictures(place, ready, small_run, photos, tmp_path):
-    tally = small_run.predict_to(photos, tmp_path/'p.parquet', progress=False)
+    from fungi_fastai.deploy.batch import predict_to
+    tally = predict_to(small_run.folder, photos, tmp_path/'p.parquet', progress=False)
     found, table = pd.read_parquet(tmp_path/'p.parquet'), small_run.predict(photos)
     assert tally.pictures == len(table) and tally.failed == 0
-    for column in ('path', 'name', 'predicted'): assert found[column].tolist() == table[column].tolist()
-    assert list(found.columns) == [*table.columns, 'error']
-    assert found.filter(like='p_').to_numpy() == pytest.approx(table.filter(like='p_').to_numpy(), abs=1e-3)
+    for column in ('path', 'name', 'predicted'): assert found[column].tolist() == table[column].tolist()   # calibration changes no order
+    assert {*found.columns} == {*table.columns, 'answer', 'set', 'error'}

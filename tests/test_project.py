@@ -54,3 +54,11 @@ def test_no_pickle_is_read():
 def test_notebooks_are_small():
     for notebook in (root/'nbs').rglob('*.ipynb'):
         assert notebook.stat().st_size < 600_000, notebook
+
+
+def test_title_and_summary_stand_in_a_cell_of_their_own():
+    "nbdev's documentation leaves out whatever else is in that cell"
+    for notebook in (root/'nbs').rglob('*.ipynb'):
+        if any(part[0] in '._' for part in notebook.relative_to(root).parts): continue
+        first = ''.join(json.loads(notebook.read_text('utf8'))['cells'][0]['source']).strip()
+        if first.startswith('# '): assert all(line[:1] in ('', '#', '>') for line in first.splitlines()), notebook

@@ -10,14 +10,14 @@ __all__ = ['temperature_limits', 'fewest_pictures', 'checked', 'group_numbers', 
            'fit_temperature', 'plot_reliability', 'calibrate']
 
 # %% ../../nbs/evaluation/calibration.ipynb #91ba8341
+from typing import TYPE_CHECKING
 import warnings
 
 import numpy as np
-import pandas as pd
 
-from ..data.pages import chart, colours
-from .metrics import Evaluation, share_interval
 from ..settings import UserError
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../../nbs/evaluation/calibration.ipynb #58737560
 def checked(
@@ -47,6 +47,7 @@ def group_numbers(
 ) -> np.ndarray|None: # (images,) numbers from 0; None where no groups are given
     "Groups as numbers. Raises `UserError`"
     if groups is None: return None
+    import pandas as pd
     groups = pd.Series(np.asarray(groups, dtype=object))
     if len(groups) != n: raise UserError(f'There are {n} pictures and {len(groups)} groups.')
     codes = pd.factorize(groups.where(groups.ne(''), other=None))[0]
@@ -74,6 +75,7 @@ def interval_of(
     groups=None,      # (images,) any values: pictures of one specimen share one
 ) -> tuple[float, float]: # lower and upper end of the share that is true, in [0, 1]
     "Clopper–Pearson interval of a share; with groups for as many pictures as would be independent, which is approximate. Raises `UserError`"
+    from fungi_fastai.evaluation.metrics import share_interval
     hits = np.asarray(hits, bool)
     if not len(hits): return 0., 1.
     low, high = share_interval(hits.mean(), effective_size(hits, groups), sure)
@@ -98,8 +100,9 @@ def reliability(
     equal:str='width',  # width or mass
     groups=None,        # (images,) any values: pictures of one specimen share one; for the intervals
     sure:float=.95,     # of the intervals
-) -> pd.DataFrame:      # a row a bin that is not empty: low high confidence accuracy accuracy_low accuracy_high pictures
+) -> 'pd.DataFrame':      # a row a bin that is not empty: low high confidence accuracy accuracy_low accuracy_high pictures
     "Confidence and accuracy by bins of confidence. Raises `UserError`"
+    import pandas as pd
     probs, targets, groups = checked(probs, targets, groups)
     place, confidence, right, edges = _binned(probs, targets, bins, equal)
     rows = []
@@ -192,6 +195,7 @@ def plot_reliability(
     groups=None,           # (images,) any values: pictures of one specimen share one; for the intervals
 ):                         # a matplotlib Figure
     "Accuracy against confidence, with intervals: the reliability diagram. Raises `UserError`"
+    from fungi_fastai.data.pages import chart, colours
     both = {'as the model says it': probs} | ({} if calibrated is None else {'after calibration': calibrated})
     figure, axes = chart(3.4*len(both), 3.2, len(both), sharey=True)
     for ax, (title, said) in zip(axes, both.items(), strict=True):
@@ -215,11 +219,12 @@ def _honesty(probs, targets):
                 log_loss=float(-np.log(own).mean()), brier=float(((probs-np.eye(probs.shape[1])[targets])**2).sum(1).mean()))
 
 def calibrate(
-    valid_predictions:pd.DataFrame, # from `predictions_table`, labelled: the temperature is fitted on these
-    test_predictions:pd.DataFrame,  # from `predictions_table`, labelled: what is before and after is told of these
+    valid_predictions:'pd.DataFrame', # from `predictions_table`, labelled: the temperature is fitted on these
+    test_predictions:'pd.DataFrame',  # from `predictions_table`, labelled: what is before and after is told of these
     classes:list[str]|None=None,    # (default: those of the columns `p_…`)
 ) -> dict:                          # temperature n_valid n_test note, and before and after: accuracy ece ece_mass mce log_loss brier
     "Fit a temperature on validation and tell what it does on test, ready for JSON. `note` says why it may be 1. Raises `UserError`"
+    from fungi_fastai.evaluation.metrics import Evaluation
     valid, test = (Evaluation.of(p, classes) for p in (valid_predictions, test_predictions))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always', CalibrationWarning)

@@ -10,14 +10,15 @@ __all__ = ['candidates', 'conformal_scores', 'not_sure', 'RiskCoverage', 'risk_c
            'open_set_scores', 'auroc', 'fpr_at_tpr', 'open_set_table', 'Decision', 'decide']
 
 # %% ../../nbs/evaluation/decisions.ipynb #a194b5ce
+from typing import TYPE_CHECKING
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import pandas as pd
 
-from ..data.pages import chart, colours
 from .calibration import apply_temperature, checked, group_numbers, interval_of
 from ..settings import UserError
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../../nbs/evaluation/decisions.ipynb #3c5f2978
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def plot_risk_coverage(
 ):                             # a matplotlib Figure
     "Share of wrong answers against the share of pictures that are answered; the best ordering below it. Raises `UserError`"
     curve = risk_coverage(probs, targets)
+    from fungi_fastai.data.pages import chart, colours
     figure, (ax,) = chart(4.6, 2.8)
     error = curve.risk[-1]
     shares = np.linspace(.001, 1, 200)
@@ -280,8 +282,9 @@ def coverage_table(
     sets:np.ndarray,    # (images, classes) from `Conformal.sets`
     targets:np.ndarray, # (images,) class indices
     groups=None,        # (images,) any values: pictures of one specimen share one; for the intervals
-) -> pd.DataFrame:      # a row a size of set, and 'all': pictures share coverage coverage_low coverage_high mean_size
+) -> 'pd.DataFrame':      # a row a size of set, and 'all': pictures share coverage coverage_low coverage_high mean_size
     "How often sets hold the true class, by size"
+    import pandas as pd
     sets, targets = np.asarray(sets, bool), np.asarray(targets)
     held, size = sets[np.arange(len(targets)), targets], sets.sum(1)
     groups = None if groups is None else np.asarray(groups, dtype=object)
@@ -300,8 +303,9 @@ def open_set_scores(
     train_features:np.ndarray|None=None, # (training pictures, features)
     train_targets:np.ndarray|None=None,  # (training pictures,) class indices, for the distance to class centres
     neighbours:int=10,        # the distance is to this nearest training picture
-) -> pd.DataFrame:            # (images) rows; columns max_softmax energy neighbours mahalanobis, as far as there is what they need
+) -> 'pd.DataFrame':            # (images) rows; columns max_softmax energy neighbours mahalanobis, as far as there is what they need
     "How strange each picture is, by several scores; higher is stranger. Raises `UserError`"
+    import pandas as pd
     probs, _, _ = checked(probs)
     found = dict(max_softmax=1-probs.max(1))
     if logits is not None:
@@ -371,14 +375,15 @@ def _scores(*both):
     return both
 
 def open_set_table(
-    known:pd.DataFrame,   # from `open_set_scores`, pictures of known classes
-    unknown:pd.DataFrame, # from `open_set_scores`, strangers
+    known:'pd.DataFrame',   # from `open_set_scores`, pictures of known classes
+    unknown:'pd.DataFrame', # from `open_set_scores`, strangers
     known_groups=None,    # (known,) any values: pictures of one specimen share one; for the intervals
     unknown_groups=None,  # (unknown,) the same
     samples:int=500,      # bootstrap resamples
     seed:int=0,
-) -> pd.DataFrame:        # a row a score: auroc auroc_low auroc_high fpr95 fpr95_low fpr95_high known unknown
+) -> 'pd.DataFrame':        # a row a score: auroc auroc_low auroc_high fpr95 fpr95_low fpr95_high known unknown
     "AUROC and FPR at 95 % TPR of each score, with 95 % bootstrap intervals (of whole specimens where groups are given). Raises `UserError`"
+    import pandas as pd
     random, rows = np.random.default_rng(seed), {}
     resamples = [(_resample(len(known), known_groups, random), _resample(len(unknown), unknown_groups, random)) for _ in range(samples)]
     for score in [c for c in known if c in unknown]:

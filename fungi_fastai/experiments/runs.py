@@ -16,6 +16,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from functools import cached_property
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,7 +35,6 @@ from ..evaluation.errors import error_table
 from ..evaluation.evidence import gallery, loss_captions, top_losses
 from ..evaluation.explain import grad_cam
 from ..evaluation.report import guarantee, judge, verdict, write_report
-from .predictions import Tally, fingerprint, stream_predictions
 from ..settings import MissingFileError, TrainingError, UserError, check_place, only_process, settings, write_json, write_table
 from ..training.checkpoints import read_weights, save_weights
 from ..training.distributed import call_others, everywhere, together, world_size
@@ -137,15 +137,6 @@ class Run:
         probs = self.probabilities(pd.DataFrame({'path': paths}), lambda place, error: errors.__setitem__(place, str(error)))
         return probs, errors
 
-    def predict_to(self,
-        paths,                  # files and folders
-        out:str|Path|None=None, # .csv or .parquet (default: CSV on standard output)
-        progress:bool=True,     # show it
-    ) -> Tally:                 # how many pictures, how many unreadable, and why
-        "Classify any number of pictures into a file; the same call continues one that was interrupted. Raises `UserError`, `TrainingError`"
-        model = fingerprint(self.folder/'recipe.json', self.folder/'model.safetensors')
-        return stream_predictions(paths, self.classify, self.classes, out, model, step=2*self.recipe.bs, progress=progress)
-
     def evaluate(self,
         source,             # labelled pictures: whatever `Source.of` takes
         progress:bool=True, # show it
@@ -173,6 +164,20 @@ class Run:
                     | metrics | dict(history=json.loads(self.history.to_json(orient='records'))))
         return write_report(self.folder/'report.html', f'{self.recipe.name}: {self.recipe.arch} at {self.recipe.size} px',
                             metrics, self.evaluation, self.items, self.history, shown, self._gallery(), self._errors())
+
+    def export(self,
+        out:str|Path|None=None, # the bundle's folder; one that is there is replaced when the new one is whole (default: `bundle` in the run's)
+        **options,    # of `deploy.export.export`: int8, openvino, examples …
+    ) -> Path:
+        "Write what is shipped: weights, ONNX, model card, no pickle. Raises `UserError`, `TrainingError`"
+        return import_module('fungi_fastai.deploy.export').export(self, out or self.folder/'bundle', **options)   # by name: shipping stands above runs
+
+    def submission(self,
+        out:str|Path, # the competition's .csv
+        **options,    # of `deploy.submission.submission`: test, sample, tta, labels, probabilities …
+    ):                # a `Submission`
+        "Predict the competition's test pictures and write what it wants to be sent. Raises `UserError`"
+        return import_module('fungi_fastai.deploy.submission').submission(self, out, **options)
 
     def _errors(self):
         "The table of errors by kind of picture as HTML; files are read for it where there are a few thousand at most"

@@ -135,7 +135,7 @@ def parse_space(
         for value in (values.low, values.high) if isinstance(values, Span) else values:
             changed = with_values(recipe, {field: value})
             if field == 'arch':
-                from fungi_fastai.models.learners import find_arch
+                from fungi_fastai.models.networks import find_arch
                 find_arch(changed.arch)
     return found
 

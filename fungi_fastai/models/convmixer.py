@@ -6,7 +6,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/models/convmixer.html.md"""
 
 # %% auto #0
 __all__ = ['Residual', 'patches', 'mixer', 'convmixer_body', 'linear_head', 'convmixer', 'parse_convmixer', 'convmixer_name',
-           'convmixer_learner', 'from_timm']
+           'from_timm']
 
 # %% ../../nbs/models/convmixer.ipynb #5dc8ad2a
 import re
@@ -102,19 +102,6 @@ def parse_convmixer(
 def convmixer_name(dim:int=256, depth:int=8, kernel_size:int=9, patch_size:int=7) -> str:
     "The name that `parse_convmixer` reads"
     return f'convmixer_{dim}_{depth}_k{kernel_size}_p{patch_size}'
-
-# %% ../../nbs/models/convmixer.ipynb #0c838422
-def convmixer_learner(
-    dls,               # fastai DataLoaders
-    dim:int=256,       # channels
-    depth:int=8,       # number of mixers
-    kernel_size:int=9, # patches a side that a mixer sees, odd
-    patch_size:int=7,  # pixels a side
-    **kwargs,          # `dropout hidden metrics loss_func opt_func lr wd cbs …`, as for `models.learners.learner`
-): # a fastai Learner
-    "A fastai `Learner` with a ConvMixer that starts from random weights"
-    from fungi_fastai.models.learners import learner
-    return learner(dls, convmixer_name(dim, depth, kernel_size, patch_size), pretrained=False, **kwargs)
 
 # %% ../../nbs/models/convmixer.ipynb #5725fa83
 def from_timm(

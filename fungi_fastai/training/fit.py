@@ -26,7 +26,8 @@ from ..data.images import ImageError, canvas_size
 from ..data.items import check, exclude
 from ..data.loaders import make_loaders
 from ..data.splits import fraction, split
-from ..models.learners import is_fixed_size, learner
+from ..models.learners import learner
+from ..models.networks import is_fixed_size
 from ..settings import MissingFileError, TrainingError, UserError
 from .accumulation import Accumulate
 from .checkpoints import KeepBest, SaveState, read_state, restore_state

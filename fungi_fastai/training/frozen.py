@@ -23,7 +23,7 @@ from fastai.torch_core import set_seed
 
 from ..data.items import follow
 from ..data.loaders import Balanced, make_test_loader
-from ..models.learners import body_head, features, set_linear_head
+from ..models.networks import body_head, features, set_linear_head
 from .distributed import in_parts
 
 # %% ../../nbs/training/frozen.ipynb #6630b9dc

@@ -69,13 +69,13 @@ def launch(
             receiver, sender = context.Pipe(duplex=False)
             mine = names | dict(RANK=str(rank), LOCAL_RANK=str(rank))
             one = context.Process(target=_run, args=(sender, mine, function, args, kwargs), name=f'fungi {rank}')
+            started.append((one, receiver))   # before it starts: whatever happens from here, it is ended below
             with patch.dict(os.environ, mine): one.start()
             sender.close()
-            started.append((one, receiver))
         return _first_result(started)
     finally:
-        for one, _ in started: one.terminate()
-        for one, receiver in started:
+        for one, _ in (running := [pair for pair in started if pair[0].pid is not None]): one.terminate()
+        for one, receiver in running:
             one.join(5)
             if one.is_alive(): one.kill()
             one.join()

@@ -134,7 +134,8 @@ class Recipe:
     def for_sample(self) -> 'Recipe':
         """The recipe with the settings that fit the built-in sample: a few hundred drawn pictures, for which a small network
         from scratch is trained in a minute, without a download. Whatever is changed after it holds"""
-        return replace(self, source='sample', arch='resnet18', pretrained=False, size=96, epochs=20, bs=16, monitor='accuracy')
+        group = self.group or ('' if self.name == 'seedlings' else r'^(?P<group>.+)_')   # photos of one specimen are called alike up to the last _
+        return replace(self, source='sample', group=group, arch='resnet18', pretrained=False, size=96, epochs=20, bs=16, monitor='accuracy')
 
     def to_json(self) -> str:
         "As indented JSON"

@@ -1,0 +1,43 @@
+"""A stand-in for a Predictor, quick and without torch, and a server of it: python tests/serving.py GATE [PORT PLACES DRAIN]
+
+While the file GATE is not there, the network does not answer"""
+import io
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from PIL import Image
+
+from fungi_fastai.data.images import read_pixels, square
+
+
+class Colours:
+    "Red, green or blue, by the mean colour"
+    classes, fingerprint = ['blue', 'green', 'red'], 'f00d'*16
+
+    def __init__(self, gate: Path | None = None, bundle=None):
+        self.gate, self.bundle, self.batches = gate, bundle or SimpleNamespace(name='colours'), []
+
+    def read(self, data): return square(read_pixels(io.BytesIO(data), 16), 16)
+
+    def run(self, pixels):
+        while self.gate and not self.gate.exists(): time.sleep(.01)
+        self.batches.append(len(pixels))
+        mean = pixels.mean((1, 2))[:, ::-1]+1
+        return mean/mean.sum(1, keepdims=True)
+
+    def decide(self, probs):
+        return [SimpleNamespace(label=self.classes[p.argmax()], why=f'The confidence is {p.max():.2f}.', set=()) for p in probs]
+
+
+def photo(side: int = 32, colour: str = 'red', kind: str = 'PNG', mode: str = 'RGB', **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.new('RGB', (side, side), colour).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+if __name__ == '__main__':
+    from fungi_fastai.deploy.server import Limits, serve
+    gate, port, places, drain = (sys.argv[1:]+['0', '256', '0'][len(sys.argv)-2:])[:4]
+    sys.exit(serve(Colours(Path(gate)), port=int(port), drain=float(drain), limits=Limits(places=int(places), max_files=min(64, int(places))), page=False))
