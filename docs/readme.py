@@ -13,7 +13,9 @@ def readme() -> str:
     parts = ['<!-- Written from nbs/index.ipynb by `make readme`: edit that. -->']
     for cell in json.loads((root/'nbs'/'index.ipynb').read_text())['cells']:
         source = ''.join(cell['source']).strip()
-        if cell['cell_type'] == 'markdown': parts.append(re.sub(r'\]\((?!https?:|#)([\w/]+\.html)', rf']({site}\1', source))
+        if cell['cell_type'] == 'markdown':
+            source = re.sub(r'\]\((?!https?:|#)([\w/]+\.html)', rf']({site}\1', source)
+            parts.append(source.replace('](images/', '](nbs/images/'))
         elif not re.match(r'#\|\s*hide', source):
             parts.append(f'```python\n{source}\n```')
             for output in cell['outputs']:
