@@ -5,7 +5,7 @@ JPEGs over HTTP, from many clients, one picture a request. Prints ratios.
     python benchmarks/serving.py BUNDLE --requests 200 --rounds 1 --flat 0      a try of a minute
 
 `bare` is `session.run` in a loop, nothing else, on pictures that are in memory as arrays of the network's size; of several batch
-sizes the fastest counts. `bare, reading` decodes the same JPEGs first, in as many threads as there are cores, while the network
+sizes the one with the largest median counts. `bare, reading` decodes the same JPEGs first, in as many threads as there are cores, while the network
 runs. Server and clients share the machine, as the bare loop has it for itself; what the clients cost is said."""
 import argparse
 import asyncio
@@ -173,14 +173,14 @@ def measure(asked):
             served = child('clients', given)
             used = (cpu_seconds(server.pid)-used)/asked.requests*1000
             if served['failed']: sys.exit(f"{served['failed']} requests failed.")
-            size, best = max(alone['bare'].items(), key=lambda x: x[1]['rate'])
-            found = dict(bare=best['rate'], bare_cpu=best['cpu'], batch=int(size), reading=alone['reading']['rate'], reading_cpu=alone['reading']['cpu'],
-                         server_cpu=used, ratio=served['rate']/best['rate'], ratio_reading=served['rate']/alone['reading']['rate'])
-            rounds.append(served | found)
-            print(f"round {i+1}: bare {found['bare']:.0f}/s (batches of {size}), bare and reading {found['reading']:.0f}/s, "
-                  f"server {served['rate']:.0f}/s: "
-                  f"{found['ratio']:.2f} and {found['ratio_reading']:.2f}; "
-                  f"a picture costs {best['cpu']:.1f}, {found['reading_cpu']:.1f}, {used:.1f} ms of a core", flush=True)
+            rounds.append(served | dict(bare=alone['bare'], reading=alone['reading']['rate'], reading_cpu=alone['reading']['cpu'], server_cpu=used))
+            rates = ', '.join(f"{found['rate']:.0f}" for found in alone['bare'].values())
+            print(f"round {i+1}: bare {rates}/s (batches of {', '.join(alone['bare'])}), bare and reading {alone['reading']['rate']:.0f}/s, "
+                  f"server {served['rate']:.0f}/s", flush=True)
+        size = max(rounds[0]['bare'], key=lambda s: statistics.median(r['bare'][s]['rate'] for r in rounds))
+        for r in rounds:
+            r |= dict(batch=int(size), bare=r['bare'][size]['rate'], bare_cpu=r['bare'][size]['cpu'])
+            r |= dict(ratio=r['rate']/r['bare'], ratio_reading=r['rate']/r['reading'])
         middle = {k: statistics.median(r[k] for r in rounds) for k in rounds[0]}
         sizes = [memory(server.pid)]
         for _ in range(10 if asked.flat else 0):
@@ -191,7 +191,7 @@ def measure(asked):
         server.wait(60)
     print(f'\n| {asked.clients} clients, medians of {asked.rounds} rounds | |\n| --- | ---: |')
     ratios = [r['ratio'] for r in rounds]
-    print(f"| server ÷ bare onnxruntime | {middle['ratio']:.2f} ({min(ratios):.2f}–{max(ratios):.2f}) |")
+    print(f"| server ÷ bare onnxruntime (batches of {size}) | {middle['ratio']:.2f} ({min(ratios):.2f}–{max(ratios):.2f}) |")
     print(f"| server ÷ bare onnxruntime that reads the JPEGs too | {middle['ratio_reading']:.2f} |")
     print(f"| pictures a second: server, bare, bare and reading | {middle['rate']:.0f}, {middle['bare']:.0f}, {middle['reading']:.0f} |")
     print(f"| ms of a core a picture: server, bare, bare and reading | {middle['server_cpu']:.1f}, {middle['bare_cpu']:.1f}, {middle['reading_cpu']:.1f} |")

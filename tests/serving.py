@@ -1,4 +1,4 @@
-"""A stand-in for a Predictor, quick and without torch, and a server of it: python tests/serving.py GATE [PORT PLACES DRAIN]
+"""A stand-in for a Predictor, quick and without torch, and a server of it: python tests/serving.py GATE [PORT PLACES DRAIN TIMEOUT]
 
 While the file GATE is not there, the network does not answer"""
 import io
@@ -19,7 +19,7 @@ class Colours:
     def __init__(self, gate: Path | None = None, bundle=None):
         self.gate, self.bundle, self.batches = gate, bundle or SimpleNamespace(name='colours'), []
 
-    def read(self, data): return square(read_pixels(io.BytesIO(data), 16), 16)
+    def read(self, data): return square(read_pixels(io.BytesIO(data) if isinstance(data, bytes) else data, 16), 16)
 
     def run(self, pixels):
         while self.gate and not self.gate.exists(): time.sleep(.01)
@@ -39,5 +39,6 @@ def photo(side: int = 32, colour: str = 'red', kind: str = 'PNG', mode: str = 'R
 
 if __name__ == '__main__':
     from fungi_fastai.deploy.server import Limits, serve
-    gate, port, places, drain = (sys.argv[1:]+['0', '256', '0'][len(sys.argv)-2:])[:4]
-    sys.exit(serve(Colours(Path(gate)), port=int(port), drain=float(drain), limits=Limits(places=int(places), max_files=min(64, int(places))), page=False))
+    gate, port, places, drain, timeout = (sys.argv[1:]+['0', '256', '0', '30'][len(sys.argv)-2:])[:5]
+    limits = Limits(places=int(places), max_files=min(64, int(places)), timeout=float(timeout))
+    sys.exit(serve(Colours(Path(gate)), port=int(port), drain=float(drain), limits=limits, page=False))

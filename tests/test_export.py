@@ -48,6 +48,8 @@ def test_what_is_written(small_run, small_bundle):
     assert bundle.parity['same_top1'] == 1 and bundle.parity['max_difference'] <= bundle.parity['tolerance'] == 1e-4
     assert bundle.parity['from_evaluation'] < .01
     bundle.verify()
+    modes = {p.stat().st_mode & 0o777 for p in small_bundle.iterdir()}
+    assert modes == {small_bundle.stat().st_mode & 0o666}   # who may enter may read: a server runs as somebody else
     assert json.loads((small_bundle/'bundle.json').read_text('utf8'))['schema'] == 1
 
 
@@ -60,8 +62,9 @@ def test_nothing_in_it_can_run_code_or_names_this_machine(small_bundle, photos):
 def test_the_graph_says_what_torch_says_of_photos_of_any_size(small_run, small_bundle, ship):
     import torch
 
-    from fungi_fastai.deploy.onnx import OnnxRunner, Shipped
-    bundle, runner = Bundle.load(small_bundle), OnnxRunner(small_bundle/'model.onnx')
+    from fungi_fastai.deploy.onnx import Shipped
+    from fungi_fastai.deploy.predictor import OnnxEngine
+    bundle, runner = Bundle.load(small_bundle), OnnxEngine(small_bundle/'model.onnx')
     shipped = Shipped(bundle.torch_network(), bundle.preprocessing['mean'], bundle.preprocessing['std'], bundle.temperature)
     photos = [np.asarray(open_image(path)) for path in small_run.items.path[:6]]
     squares = np.stack([square(read_pixels(path, canvas_size(32)), 32) for path in small_run.items.path[:6]])
@@ -89,14 +92,14 @@ def test_pictures_that_changed_since_the_evaluation_are_noticed(small_run, ship,
     other = small_run.predictions.copy()
     columns = [f'p_{c}' for c in small_run.classes]
     other[columns] = other[columns[::-1]].to_numpy()*.5+np.eye(5)[0]*.5
-    fake = SimpleNamespace(**{k: getattr(small_run, k) for k in ('folder', 'recipe', 'items', 'metrics', 'classes')}, predictions=other)
+    fake = SimpleNamespace(**{k: getattr(small_run, k) for k in ('folder', 'recipe', 'items', 'metrics', 'classes', 'decisions')}, predictions=other)
     with pytest.raises(TrainingError, match='does not say what it said when the run was evaluated'): ship.export(fake, tmp_path/'out', **quick)
     gone = SimpleNamespace(**vars(fake) | dict(items=small_run.items.assign(path='/nowhere/'+small_run.items.path.str[1:]), predictions=small_run.predictions))
     with pytest.raises(UserError, match='None of the 8 pictures .* can be read any more'): ship.export(gone, tmp_path/'out', **quick)
     assert os.listdir(tmp_path) == []
 
 
-def test_places_that_are_refused(small_run, ship, tmp_path):
+def test_places_that_are_refused(small_run, ship, tmp_path, monkeypatch):
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine'/'thesis.txt').write_text('years of work')
     (tmp_path/'file').write_text('')
@@ -104,6 +107,24 @@ def test_places_that_are_refused(small_run, ship, tmp_path):
         with pytest.raises(UserError, match='is not a bundle. Choose another place'): ship.export(small_run, tmp_path/name, **quick)
     with pytest.raises(UserError, match='There is no run folder'): ship.export(tmp_path/'none', tmp_path/'out')
     assert (tmp_path/'mine'/'thesis.txt').read_text() == 'years of work'
+    for place in ('.', '..'):
+        (tmp_path/'file').unlink(missing_ok=True)
+        monkeypatch.chdir(tmp_path/'mine')
+        with pytest.raises(UserError, match='is the folder you are in'): ship.export(small_run, place, **quick)
+
+
+def test_what_is_no_part_of_a_bundle_is_not_lost(small_run, copy, ship):
+    (copy/'notes.txt').write_text('years of work')
+    with pytest.raises(UserError, match=r'holds notes.txt, which its bundle.json does not name'): ship.export(small_run, copy, **quick)
+    assert (copy/'notes.txt').read_text() == 'years of work'
+
+
+def test_left_overs_are_found_whatever_the_name(small_run, ship, tmp_path):
+    (tmp_path/'.a[1].7.part').mkdir()
+    (tmp_path/'.a1.7.part').mkdir()   # somebody else's
+    out = ship.export(small_run, tmp_path/'a[1]', **quick)
+    assert out == tmp_path/'a[1]' and sorted(os.listdir(tmp_path)) == ['.a1.7.part', 'a[1]']
+    assert all(p.stat().st_mode & 0o044 == 0o044 & out.stat().st_mode for p in out.iterdir()), 'a server runs under another name'
 
 
 def test_a_full_disk_leaves_what_was_there(small_run, copy, ship, monkeypatch):
@@ -157,6 +178,9 @@ def test_the_card(small_run, small_bundle):
     for said in (f"| accuracy | {small_run.metrics['accuracy']:.3f} | {low:.3f} to {high:.3f} |", '## Data', '60 pictures of 5 classes', '## Limits',
                  'names anything else as one of them', 'No specimens were declared', '## Licence', 'fungi train flowers', 'fungi export RUN --int8'):
         assert said in text, said
+    parity = Bundle.load(small_bundle).parity
+    assert 0 <= parity['raw_pictures'] < .2 and f"(here {parity['raw_pictures']:.1g})" in text
+    assert f"{parity['mirrored']} of them are mirror images" in text if parity['mirrored'] else 'mirror images' not in text
 
 
 # --- bundles that are not as they were made
@@ -205,7 +229,8 @@ def test_words_are_no_pickle(tmp_path, words):
     (dict(classes=['a']), '5 numbers for 1 classes'),
     (dict(temperature=float('nan')), 'temperature is nan'), (dict(files={'/etc/passwd': dict(bytes=1, blake2b='')}), 'outside the bundle'),
     (dict(files={}), 'does not name model.safetensors'), (dict(preprocessing={}), 'size and canvas'), (dict(metrics=[]), 'metrics'),
-    (dict(threshold=dict(a=1)), 'its threshold does not fit this version')])
+    (dict(name=7), 'name is no text'), (dict(threshold=dict(coverage=1, confidence='high')), 'threshold is not made of numbers'),
+    (dict(conformal=[1]), 'conformal is not made of numbers'), (dict(threshold=dict(coverage=1)), 'its threshold does not fit this version')])
 def test_other_bundles_are_refused(copy, change, words):
     said = json.loads((copy/'bundle.json').read_text('utf8'))
     (copy/'bundle.json').write_text(json.dumps(said | change))
@@ -235,7 +260,7 @@ def timm_run(small_run, tmp_path):
         torch.nn.init.normal_(network[1].linear.weight, std=.2)
         (tmp_path/'run').mkdir()
         save_file(network.state_dict(), tmp_path/'run'/'model.safetensors')
-        kept = {k: getattr(small_run, k) for k in ('items', 'metrics', 'classes')}
+        kept = {k: getattr(small_run, k) for k in ('items', 'metrics', 'classes', 'decisions')}
         return SimpleNamespace(folder=tmp_path/'run', recipe=small_run.recipe.but(arch=arch), predictions=small_run.predictions.assign(path=''), **kept)
     return make
 

@@ -123,9 +123,19 @@ def test_a_notebook_is_valid_and_attaches_what_it_needs(machine):
         assert about['enable_gpu'] and not about['enable_internet'] and about['is_private']
         assert ('submission.csv' in code(notebook)[-1]) == bool(competitions)
     script = (machine/'seedlings'/'make_dataset.sh').read_text()
-    assert "save_pretrained('resnet50', 'dataset/resnet50.safetensors')" in script and 'kaggle datasets create -p dataset' in script
+    assert '''save_pretrained('"'"'resnet50'"'"', '"'"'dataset/resnet50.safetensors'"'"')''' in script and 'kaggle datasets create -p dataset' in script
     assert 'save_pretrained' not in (machine/'flowers'/'make_dataset.sh').read_text(), 'a network from scratch needs no weights'
     assert subprocess.run(['sh', '-n', machine/'seedlings'/'make_dataset.sh']).returncode == 0
+
+
+def test_names_of_files_are_no_commands_of_the_shell(machine):
+    weights = machine/"it's $(touch hacked).safetensors"
+    weights.write_bytes(b'weights')
+    notebook = write_notebook(SEEDLINGS.but(weights=str(weights)), machine/'quoted', owner='ada')
+    script = (notebook.parent/'make_dataset.sh').read_text()
+    copying = next(line for line in script.splitlines() if line.startswith('cp '))
+    subprocess.run(['sh', '-e', '-c', copying], cwd=notebook.parent, check=True)
+    assert [p.read_bytes() for p in (notebook.parent/'dataset').glob('*.safetensors')] == [b'weights'] and not list(machine.rglob('hacked'))
 
 
 def test_the_dataset_holds_all_that_is_imported_but_pytorch():

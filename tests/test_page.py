@@ -1,5 +1,4 @@
 "The page of a server, as a visitor sees it: Chromium on a desktop and on a phone, and requests that no browser would send"
-import base64
 import json
 import os
 import re
@@ -19,8 +18,9 @@ from chromium import Chromium, find
 from page_server import Specimens, coloured, names
 from PIL import Image
 
-from fungi_fastai.deploy.page import about_mushrooms, answer_html, evidence_html
+from fungi_fastai.deploy.page import about_mushrooms, answer_html, evidence_html, explain
 from fungi_fastai.evaluation.costs import safety_note
+from fungi_fastai.settings import UserError
 
 here = Path(__file__).parent
 missing = [name for name in ('gradio', 'fastapi', 'uvicorn', 'prometheus_client') if find_spec(name) is None]
@@ -76,15 +76,11 @@ def get(address, data=None, **headers):
 
 def ask(address, data, function='look'):
     "The question that the page's script asks"
-    component = next(c['id'] for c in config(address)['components'] if c['type'] == 'html')
-    content = json.dumps(dict(data=data, component_id=component, fn_name=function, session_hash='x')).encode()
-    return get(address+'gradio_api/component_server/', content, **{'Content-Type': 'application/json'})
+    status, told = get(address+function, data, **{'Content-Type': 'application/octet-stream'})
+    return status, json.loads(told)
 
 
 def config(address): return json.loads(re.search(r'window\.gradio_config = (\{.*?\});</script>', get(address)[1]).group(1))
-
-
-def packed(content): return 'data:image/jpeg;base64,'+base64.b64encode(content).decode()
 
 
 # --- what is said ---
@@ -135,7 +131,8 @@ def test_the_page_takes_no_address_of_the_server(server):
     assert get(address+'predict')[0] == 405 and get(address+'nowhere')[0] == 404
     content = coloured(250, 9, 9)
     assert json.loads(get(address+'predict', content, **{'Content-Type': 'image/jpeg'})[1])['results'][0]['label'] == 'Russula'
-    for path in ('upload', 'queue/join', 'run/look', 'call/look', 'stream/x'): assert get(address+'gradio_api/'+path, b'x')[0] == 404, path
+    for path in ('upload', 'queue/join', 'run/look', 'call/look', 'stream/x', 'component_server', 'component_server/'):
+        assert get(address+'gradio_api/'+path, b'x')[0] == 404, path
     for path in ('gradio_api/file=/etc/passwd', 'gradio_api/proxy=http://example.org', 'gradio_api/runs', 'gradio_api/heartbeat/x', 'config', 'monitoring'):
         assert get(address+path)[0] == 404, path
 
@@ -144,25 +141,20 @@ def test_the_page_takes_no_address_of_the_server(server):
 def test_strange_questions_are_answered_in_words(server):
     address, _, log = server
     whole = coloured(250, 9, 9, side=900)
-    for data, words in ((None, 'no file'), (['x'], 'no file'), ({'a': 1}, 'no file'), ('http://example.org/a.jpg', 'no file'), ('data:,x', 'no file'),
-                        ('data:image/png;base64,!!', 'damaged'), (packed(b''), 'empty'), (packed(b'text'), 'not a picture'), (packed(whole[:700]), '.'),
-                        (packed(bytes(4)+b'ftypheic'+bytes(9)), 'HEIC'), (packed(bytes(200_001)), 'too large|bytes')):
+    for data, status, words in ((b'', 422, 'empty'), (b'text', 415, 'not a picture'), (whole[:700], 422, 'read to its end'),
+                                (bytes(4)+b'ftypheic'+bytes(9), 415, 'HEIC.*iPhone'), (bytes(200_001), 413, 'bytes')):
         for function in ('look', 'explain'):
-            status, told = ask(address, data, function)
-            told = json.loads(told)
-            told = told['html'] if function == 'look' else told
-            assert status == 200 and re.search(words, told), (data, told)
-            assert 'class="wrong"' in told and 'BytesIO' not in told and 'Traceback' not in told
-    assert ask(address, 'x'*400_000)[0] == 413
-    assert ask(address, 'x', 'postprocess')[0] == 404
+            found, told = ask(address, data, function)
+            assert found == status and list(told) == ['error'] and re.search(words, told['error']), (data[:20], told)
+    assert get(address+'look', b'x', **{'Content-Type': 'application/json'})[0] == 415
     assert 'Traceback' not in log.read_text()
 
 
 @needs_server
 def test_what_breaks_inside_stays_inside(server, pictures):
     address, _, log = server
-    status, told = ask(address, packed((pictures/'white.jpg').read_bytes()))
-    assert status == 200 and 'Something went wrong' in told and 'secret' not in told
+    status, told = ask(address, (pictures/'white.jpg').read_bytes())
+    assert status == 500 and 'A fault of the server' in told['error'] and 'secret' not in str(told)
     assert 'a secret of the inside' in log.read_text()
 
 
@@ -172,6 +164,17 @@ def test_nothing_outside_is_named(server):
     settings = config(address)
     assert not settings['analytics_enabled'] and not settings['run_history'] and not settings['footer_links']
     assert not re.search(r'''@import|@font-face|url\(["']?(http|//)''', get(address+'theme.css')[1])
+
+
+@needs_server
+def test_reasons_that_cannot_be_given_are_said_where_they_would_be():
+    model = Specimens()
+    told = explain(model, np.zeros((16, 16, 3), np.uint8), np.array([.1, .8, .1]))['html']
+    assert 'Where it looked</h3><p>There is no map of this.' in told and told.count('likeness') == 6
+    def swapped(features, k): raise UserError('examples.safetensors is not the file that was exported')
+    model.nearest = swapped
+    told = explain(model, np.zeros((16, 16, 3), np.uint8), np.array([.8, .1, .1]))['html']
+    assert 'Where it looked</h3><p>examples.safetensors is not the file' in told and 'likeness' not in told
 
 
 # --- in a browser ---
@@ -229,7 +232,7 @@ def test_what_is_no_picture_is_refused_kindly_and_the_next_is_answered(server, b
     browser.drop(pictures/'red.tif', '.drop')   # which no browser shows: the square that the network saw stands in for it
     browser.wait("document.querySelector('.said h2')?.innerText == 'Russula'")
     browser.wait("!document.querySelector('.shown').hidden && document.querySelector('.shown').naturalWidth == 16")
-    assert browser.complaints() == []
+    assert [c for c in browser.complaints() if not re.search(r'status of 4\d\d .*/look$', c)] == []   # a browser tells each refusal
 
 
 # --- with a bundle that somebody exported ---

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,28 @@ def test_a_network_that_is_broken_says_so(copy):
     save_file({k: v for k, v in state.items() if 'bias' not in k}, copy/'model.safetensors')
     rewrite(copy)
     with pytest.raises(UserError, match='model.safetensors cannot be opened'): Predictor.load(copy, 'torch')
+    (copy/'model.safetensors').write_bytes(bytes(100))
+    rewrite(copy)
+    with pytest.raises(UserError, match='model.safetensors cannot be opened'): Predictor.load(copy, 'torch')
+
+
+def test_a_swap_is_noticed_by_what_is_opened_late(copy, pixels):
+    with closing(Predictor.load(copy)) as predictor:
+        _, features = predictor.run_with_features(pixels[:1])
+        content = (copy/'examples.safetensors').read_bytes()
+        (copy/'examples.safetensors').write_bytes(content[:-1]+b'x')
+        for late in (lambda: predictor.nearest(features[0]), lambda: predictor.explain(pixels[:1], 0)):
+            with pytest.raises(UserError, match='examples.safetensors is not the file that was exported'): late()
+        (copy/'examples.safetensors').write_bytes(content)
+        assert predictor.nearest(features[0])
+
+
+def test_a_gpu_is_given_many_at_once_and_pictures_are_read_side_by_side(small_bundle, pixels, files):
+    with closing(Predictor.load(small_bundle, 'torch', threads=3)) as predictor:
+        one_by_one, calls, engine = predictor.run(pixels), [], predictor._engine
+        predictor._step, predictor._engine = 16, lambda pixels, features: calls.append(len(pixels)) or engine(pixels, features)   # as on a GPU
+        assert np.allclose(predictor.run(pixels), one_by_one, atol=1e-5) and calls == [16, 8] and predictor._pool._max_workers == 3
+        assert np.allclose(predictor.classify(files[:24])[0], one_by_one, atol=1e-5)
 
 
 def test_a_hostile_pickle_is_not_opened(copy):

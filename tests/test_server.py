@@ -1,6 +1,7 @@
 "The server: what it answers, everything it refuses and why, stopping, being killed, a swapped model"
 import asyncio
 import base64
+import gc
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zlib
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from serving import Colours, photo
 from starlette.testclient import TestClient
 
 from fungi_fastai.deploy.batching import Batcher
-from fungi_fastai.deploy.server import BundleWatch, Limits, make_app, need_server_packages, serve, statuses
+from fungi_fastai.deploy.server import BundleWatch, Limits, Upload, make_app, need_server_packages, serve, statuses
 from fungi_fastai.settings import UserError
 
 here = Path(__file__).parent
@@ -119,9 +121,9 @@ def test_the_documentation_names_every_status_and_needs_no_network(client):
 def chunk(kind, data): return struct.pack('>I', len(data))+kind+data+struct.pack('>I', zlib.crc32(kind+data))
 
 
-def bomb(width=100_000, height=100_000):
+def bomb(width=100_000, height=100_000, colour=2):
     "A small PNG that says it unpacks to ten thousand million pixels"
-    head = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0))
+    head = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, colour, 0, 0, 0))
     return b'\x89PNG\r\n\x1a\n'+head+chunk(b'IDAT', zlib.compress(bytes(10**6)))+chunk(b'IEND', b'')
 
 
@@ -149,7 +151,12 @@ damaged = {
     'only a signature': (b'\x89PNG\r\n\x1a\n', 415, 'not a picture'),
     'a decompression bomb': (bomb(), 413, 'At most 50,000,000 pixels'),
     'a picture a little too large': (bomb(7072, 7072), 413, '7072×7072 pixels. At most 50,000,000'),
-    'a thousand scans': (scans(1000), 422, 'more than 100 scans')}
+    'a thousand scans': (scans(1000), 422, 'more than 100 scans'),
+    'transparency, which takes several times the memory': (bomb(3600, 3600, 6), 413, '3600×3600 pixels of RGBA. At most 12,500,000'),
+    'a picture written as text': (b'P3 2 1 255 '+b'255 0 0 '*2, 415, 'written as text'),
+    'filling between the parts of a JPEG': (b'\xff\xd8\xff'+b'\xff'*40_000, 422, 'too many parts'),
+    'zeros between them': (b'\xff\xd8\xff\xfe\0\2'+bytes(40_000), 422, 'too many parts'),
+    'empty parts of a PNG': (bomb(9, 9)[:33]+chunk(b'teXt', b'')*20_000, 422, 'too many parts')}
 
 
 @pytest.mark.parametrize('what', damaged)
@@ -194,6 +201,9 @@ def test_forms(client):
     other = client.post('/predict', files=dict(image=photo()), data=dict(note='hello'))
     assert refused(other, 400, r'no file in the field `files`. It has: (note|image), (note|image)')
     assert client.post('/predict', files=dict(files=photo()), data=dict(note='x'*10_000)).status_code == 200   # other fields are passed over
+    assert refused(form((part.replace(b'"files"', b'"note"')+b'\r\n')*101), 413, 'more than 100 other fields')
+    result = client.post('/predict', files=dict(files=('a', photo(), 'text/'+'x'*1000))).json()['results'][0]
+    assert result['status'] == 415 and len(result['error']) < 250
 
 
 def test_parameters_methods_and_paths(client):
@@ -260,17 +270,48 @@ def test_uploads_share_an_allowance():
     assert in_app(app, one)[0][0] == 200
 
 
-def test_no_answer_in_time(tmp_path):
+def test_no_answer_in_time(tmp_path, monkeypatch):
     gate = tmp_path/'gate'
-    with client_of(Colours(gate), limits=Limits(timeout=.05, places=2, max_files=2)) as client:
+    sent = []
+    monkeypatch.setattr('fungi_fastai.deploy.server.Upload', lambda *what: sent.append(Upload(*what)) or sent[-1])
+    with client_of(Colours(gate), limits=Limits(timeout=.05, places=4, max_files=3)) as client:
         assert refused(send(client, photo()), 504, 'no answer within 0.05 s')
         assert refused(send(client, photo()), 504, 'no answer')
+        assert refused(send(client, photo(), photo()), 504, 'No file could be answered')
+        assert [(f.size, len(f.data)) for f in sent] == [(len(photo()), 0)]*4   # as the allowance of uploads says
         busy = send(client, photo())   # those given up keep their places until the network has let go of them
-        assert refused(busy, 503, '2 of 2 places are taken') and int(busy.headers['retry-after']) >= 1
+        assert refused(busy, 503, '4 of 4 places are taken') and int(busy.headers['retry-after']) >= 1
         gate.touch()
         client.app.state.batcher.close()
-        assert client.app.state.batcher.taken == 0 and sum(client.app.state.predictor.batches) == 1   # the second was never run
+        assert client.app.state.batcher.taken == 0 and sum(client.app.state.predictor.batches) <= 2   # the last were never run
         assert refused(send(client, photo()), 503, 'stopping')
+
+
+def test_what_was_refused_is_let_go_at_once():
+    "And not when the garbage collector comes by"
+    class Source: pass
+    def read(source): raise UserError('no picture')
+    source, batcher = Source(), Batcher(read, None)
+    seen = weakref.ref(source)
+    gc.disable()
+    try:
+        (future,) = batcher.submit([source])
+        assert 'no picture' in str(future.exception())
+        batcher.close()
+        del future, source
+        assert seen() is None
+    finally: gc.enable()
+
+
+def test_a_picture_given_up_is_not_counted_as_read():
+    gate, stages = threading.Event(), []
+    def read(source): gate.wait(); return np.zeros((2, 2, 3), np.uint8)
+    batcher = Batcher(read, lambda pixels: pixels.mean((1, 2)), readers=1, seen=lambda stage, *_: stages.append(stage))
+    _, second = batcher.submit([1, 2])
+    assert second.cancel()
+    gate.set()
+    batcher.close()
+    assert stages.count('read') == 1
 
 
 def test_faults_of_the_model(caplog):
@@ -303,7 +344,9 @@ def test_api_key():
 
 def test_a_key_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv('FUNGI_API_KEY', 'toadstool')   # where `ps` does not show it
-    with Server(tmp_path/'gate') as server: assert [server.ask(p)[0][0] for p in ('/classes', '/ready')] == [401, 200]
+    with Server(tmp_path/'gate', timeout=1.) as server:
+        assert [server.ask(p)[0][0] for p in ('/classes', '/ready')] == [401, 200]
+        with socket.create_connection(('127.0.0.1', server.port), timeout=20) as silent: assert silent.recv(1) == b''   # who says nothing is shown out
 
 
 # ---- many at once
@@ -326,8 +369,10 @@ def test_random_cancelling_leaves_no_place_taken():
         return np.full((2, 2, 3), source % 256, np.uint8)
     batcher = Batcher(read, lambda pixels: pixels.mean((1, 2, 3))[:, None], places=10_000, max_wait=.001, readers=4)
     chance = np.random.RandomState(0)
-    futures = [f for _ in range(100) for f in batcher.submit(list(range(1, 21)))]
-    given_up = [f.cancel() for f in np.array(futures, object)[chance.permutation(len(futures))[:500]]]
+    futures, given_up = [], []
+    for _ in range(100):
+        futures += batcher.submit(list(range(1, 21)))
+        given_up += [futures[-i].cancel() for i in chance.randint(1, 21, 5)]
     batcher.close()
     assert batcher.taken == 0 and batcher._reading == 0 and sum(given_up) > 0
     for i, future in enumerate(futures):
@@ -339,8 +384,8 @@ def test_random_cancelling_leaves_no_place_taken():
 
 class Server:
     "A server in a process of its own"
-    def __init__(self, gate, port=0, places=256, drain=0.):
-        self.process = subprocess.Popen([sys.executable, here/'serving.py', gate, str(port), str(places), str(drain)], stdout=subprocess.PIPE,
+    def __init__(self, gate, port=0, places=256, drain=0., timeout=30.):
+        self.process = subprocess.Popen([sys.executable, here/'serving.py', gate, *map(str, (port, places, drain, timeout))], stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': str(here.parent), 'PYTHONWARNINGS': 'error'})
         self.greeting = self.process.stdout.readline()
         found = re.search(r'http://127\.0\.0\.1:(\d+)$', self.greeting.strip())

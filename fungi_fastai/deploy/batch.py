@@ -56,19 +56,12 @@ def open_classifier(
 
 def _of_run(run):
     "With the temperature, threshold and sets that a bundle of it would have"
-    from fungi_fastai.deploy.export import _decisions
-    from fungi_fastai.evaluation.calibration import apply_temperature
-    from fungi_fastai.evaluation.decisions import Conformal, Threshold, decide
-    model, step = fingerprint(*(run.folder/name for name in ('recipe.json', 'model.safetensors', 'metrics.json'))), 2*run.recipe.bs
-    temperature, threshold, sets = _decisions(run)
-    if threshold is None: return Classifier(run.classify, run.classes, None, model, step)
-    known = dict(threshold=Threshold(**threshold), conformal=Conformal(**sets))
-    def classify(paths):
-        probs, errors = run.classify(paths)
-        good = np.array([not error for error in errors])
-        if good.any(): probs[good] = apply_temperature(probs[good], temperature)
-        return probs, errors
-    return Classifier(classify, run.classes, lambda probs: decide(probs, run.classes, **known), model, step)
+    from fungi_fastai.evaluation.decisions import decide
+    from fungi_fastai.experiments.runs import read_kept
+    model = read_kept(run.folder/'model.safetensors', lambda file: fingerprint(run.folder/'recipe.json', file, run.folder/'metrics.json'))
+    _, threshold, sets = run.decisions
+    def say(probs): return decide(probs, run.classes, threshold=threshold, conformal=sets)
+    return Classifier(run.classify, run.classes, None if threshold is None else say, model, 2*run.recipe.bs)
 
 # %% ../../nbs/deploy/batch.ipynb #d6c1c0f1
 class _Worker:

@@ -17,6 +17,8 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
+from ..settings import UserError
+
 # %% ../../nbs/deploy/batching.ipynb #7d98d3fc
 class Busy(RuntimeError):
     "No place is free. `.retry_after`: seconds after which there may be one"
@@ -29,7 +31,7 @@ class Batcher:
     "Sources in, rows of probabilities out. Thread-safe; never more than `places` pictures at a time"
     def __init__(self,
         read,               # source -> (size, size, 3) uint8; called in several threads. What it raises becomes its picture's error
-        run,                # (n, size, size, 3) uint8 -> (n, classes); called in one thread
+        run,                # (n, size, size, 3) uint8 -> (n, classes); called in two threads, so that no core waits for the end of a batch
         places:int=256,     # pictures that may be waiting, being read or in the network
         max_batch:int=16,   # pictures at most that the network is given together
         max_wait:float=.01, # seconds at most that a picture waits for others that are being read
@@ -41,8 +43,8 @@ class Batcher:
         self.taken = self._reading = 0
         self._pace, self._closed, self._lock, self._ready = 0., False, threading.Lock(), SimpleQueue()
         self._readers = ThreadPoolExecutor(readers or min(16, os.cpu_count() or 1), thread_name_prefix='read')
-        self._runner = threading.Thread(target=self._run_all, name='run', daemon=True)
-        self._runner.start()
+        self._runners = [threading.Thread(target=self._run_all, name=f'run-{i}', daemon=True) for i in range(2)]
+        for runner in self._runners: runner.start()
 
     def check(self,
         pictures:int=1, # that want a place each
@@ -69,24 +71,15 @@ class Batcher:
             for source, future in zip(sources, futures, strict=True): self._readers.submit(self._read, source, future)
         return futures
 
-    def submit_pixels(self,
-        pixels:np.ndarray, # (size, size, 3) uint8: a picture that has been read
-    ) -> Future:           # of (classes,) probabilities. Raises `Busy`
-        "Take a place for a picture that need not be read"
-        with self._lock:
-            self.check()
-            self.taken += 1
-            future = Future()
-            self._ready.put((pixels, future))
-        return future
-
     def _read(self, source, future):
         began = time.perf_counter()
-        try: pixels = None if future.cancelled() else self.read(source)
-        except BaseException as error: pixels, outcome = None, error
-        else:
-            outcome = None
-            self.seen('read', time.perf_counter()-began, 1)
+        pixels = outcome = None
+        if not future.cancelled():
+            try: pixels = self.read(source)
+            except BaseException as error:
+                if isinstance(error, UserError): error.__traceback__ = error.__context__ = None   # its frames hold the source, in a circle with the future
+                outcome = error
+            else: self.seen('read', time.perf_counter()-began, 1)
         with self._lock:
             self._reading -= 1
             if pixels is not None: self._ready.put((pixels, future))
@@ -118,7 +111,7 @@ class Batcher:
                 if future.set_running_or_notify_cancel(): wanted.append((pixels, future))
                 else: self._finish(future, None)
             if wanted: self._run(*zip(*wanted, strict=True))
-            if last: return
+            if last: return self._ready.put(None)   # for the other runner
 
     def _run(self, pictures, futures):
         began = time.perf_counter()
@@ -127,7 +120,8 @@ class Batcher:
             if len(rows) != len(futures): raise ValueError(f'The network answered {len(rows)} of {len(futures)} pictures.')
         except BaseException as error: rows = [error]*len(futures)
         seconds = time.perf_counter()-began
-        self._pace = (self._pace or seconds/len(futures))*.9 + .1*seconds/len(futures)
+        pace = seconds/len(futures)/len(self._runners)
+        self._pace = (self._pace or pace)*.9 + .1*pace
         self.seen('run', seconds, len(futures))
         for future, row in zip(futures, rows, strict=True): self._finish(future, row)
 
@@ -138,4 +132,4 @@ class Batcher:
             self._closed = True
         self._readers.shutdown()
         self._ready.put(None)
-        self._runner.join()
+        for runner in self._runners: runner.join()

@@ -101,7 +101,9 @@ class Bundle:
         **said,      # the fields, and `threshold` and `conformal`
     ) -> 'Bundle':
         "Write `bundle.json` for the files of a folder, and open it"
-        found = {p.name: checksum(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != 'bundle.json' and not p.name.startswith('.')}
+        files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name != 'bundle.json' and not p.name.startswith('.')]
+        for file in files: file.chmod(folder.stat().st_mode & 0o666)   # safetensors makes its own readable by nobody else
+        found = {p.name: checksum(p) for p in files}
         write_json(folder/'bundle.json', dict(format='fungi bundle', schema=schema) | said | dict(files=found))
         return cls.load(folder, check=False)
 
@@ -203,6 +205,11 @@ def _wrong(said):
     plain = lambda name: isinstance(name, str) and name == Path(name).name and name not in ('', '.', '..', 'bundle.json') and '\\' not in name
     for name in ('network', 'preprocessing', 'metrics', 'data', 'recipe', 'files', 'parity', 'engines'):
         if not isinstance(said[name], dict): return f'{name} is {type(said[name]).__name__}, not a table of values'
+    if not isinstance(said['name'], str): return 'name is no text'
+    for name, perhaps in dict(threshold='confidence', conformal='quantile').items():
+        value = said['decisions'][name]
+        if value is not None and not (isinstance(value, dict) and number(value.get('coverage')) and (value.get(perhaps) is None or number(value[perhaps]))):
+            return f'{name} is not made of numbers'
     classes, network, seen = said['classes'], said['network'], said['preprocessing']
     if not isinstance(classes, list) or not classes or len(set(map(str, classes))) != len(classes) or not all(isinstance(c, str) and c for c in classes):
         return 'classes is no list of different names'

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from shlex import quote
 from textwrap import dedent
 
 import fungi_fastai
@@ -235,7 +236,7 @@ def _cells(recipe, source, weights, folds, tta, submits, dataset):
             subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', f'--find-links={wheel.parent}', str(wheel)], check=True)""")
     run = f"cross_validate(recipe, k={folds}, out='folds')" if folds else "train(recipe, out='run')"
     imports = ['from fungi_fastai.experiments.folds import cross_validate' if folds else 'from fungi_fastai.experiments.runs import train']
-    code = _code(recipe, f"str(attached('{weights}'))" if weights else '')
+    code = _code(recipe, f"str(attached({weights!r}))" if weights else '')
     imports.append('from fungi_fastai.training.recipe import Recipe')
     if 'Augment(' in code: imports.append('from fungi_fastai.data.policies import Augment')
     yield 'code', '\n'.join([*sorted(imports), '', f'recipe = {code}', f'run = {run}', 'run'])
@@ -271,13 +272,16 @@ def _dataset_script(recipe, weights, dataset):
             echo 'Write your name on Kaggle into dataset/dataset-metadata.json and kernel-metadata.json, in place of {_somebody}.' >&2; exit 2
         fi
         rm -f dataset/*.whl
-        pip wheel --no-deps --wheel-dir dataset "${{FUNGI:-{library}}}"
+        [ -n "$FUNGI" ] || FUNGI={quote(str(library))}
+        pip wheel --no-deps --wheel-dir dataset "$FUNGI"
         pip download --no-deps --dest dataset --only-binary=:all: --python-version "${{PYTHON:-3.12}}" \\
             --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \\
             --platform manylinux_2_12_x86_64 --platform manylinux_2_5_x86_64 --platform manylinux1_x86_64 --platform any -r requirements.txt""")]
-    if weights and recipe.weights and Path(recipe.weights).exists(): lines.append(f"cp '{Path(recipe.weights).resolve()}' 'dataset/{weights}'")
-    elif weights: lines.append('python -c "from fungi_fastai.deploy.kaggle import save_pretrained; '
-                               f"""save_pretrained('{recipe.weights or recipe.arch}', 'dataset/{weights}')\"""")
+    if weights and recipe.weights and Path(recipe.weights).exists():
+        lines.append(f"cp {quote(str(Path(recipe.weights).resolve()))} {quote(f'dataset/{weights}')}")
+    elif weights:
+        code = f"from fungi_fastai.deploy.kaggle import save_pretrained; save_pretrained({recipe.weights or recipe.arch!r}, {f'dataset/{weights}'!r})"
+        lines.append(f'python -c {quote(code)}')
     lines.append(f"kaggle datasets create -p dataset || kaggle datasets version -p dataset -m 'fungi kaggle notebook'   # {dataset}")
     return '\n'.join(lines)+'\n'
 
