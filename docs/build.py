@@ -297,6 +297,10 @@ def main():
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     sys.path.insert(0, str(ROOT))
     start = time.monotonic()
+    for folder, mark in ((given.out, 'symbols.json'), (given.work, 'pages')):   # both are deleted
+        if folder.exists() and not (folder/mark).exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+            print(f'{folder} is there and holds something else than a site; name an empty folder or a new one.', file=sys.stderr)
+            return 2
     try:
         import latex2mathml.converter  # noqa: F401
         import nbdev  # noqa: F401

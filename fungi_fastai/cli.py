@@ -13,8 +13,10 @@ __all__ = ['commands', 'kaggle_commands', 'train', 'evaluate', 'predict', 'check
 import json as _json
 import sys
 import warnings
+from functools import cache as _cache
 from pathlib import Path
-from typing import Annotated, Literal
+from types import NoneType
+from typing import Annotated, Literal, get_args, get_origin
 
 import tyro
 from fastcore.docments import docments
@@ -29,18 +31,23 @@ def _recipe_type(arguments):
     "The type of `train`'s recipe: one subcommand a recipe, whose fields are its defaults; those for the sample where that is asked for"
     given = dict(zip(arguments, arguments[1:], strict=False)) | dict(a.split('=', 1) for a in arguments if a.startswith('--source='))
     defaults = {k: r.for_sample() if is_sample(given.get('--source')) else r for k, r in recipes.items()}
-    return Annotated[tyro.extras.subcommand_type_from_defaults(defaults), arg(name='')]
+    words = {k: f'{r.source}: {r.arch} at {r.size} px, {r.epochs} epochs' for k, r in defaults.items()}
+    return Annotated[tyro.extras.subcommand_type_from_defaults(defaults, words), arg(name='')]
 
 def _print_json(value): print(_json.dumps(value, indent=2, ensure_ascii=False))
 
+def _show(found, json, *more): _print_json(found.metrics) if json else print(found, *more, sep='\n')
+
+def _given(**flags): return {name: value for name, value in flags.items() if value is not None}
+
 def train(
     recipe:Recipe,
-    out:CascadeSubcommandArgs[Path|None]=None, # the run's folder (default: a new one in runs_dir); one that is there is continued
+    out:CascadeSubcommandArgs[Path|None]=None, # the run's folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
     json:CascadeSubcommandArgs[bool]=False,    # print metrics.json instead of a summary
     tracker:CascadeSubcommandArgs[str|None]=None, # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' tracker)
-    processes:CascadeSubcommandArgs[int]=1,    # that train together, each on a GPU of its own or with its part of the cores
+    processes:CascadeSubcommandArgs[int]=1,    # how many train together, each on a GPU of its own or with its part of the cores
 ) -> int:
-    "Train, evaluate and report. `fungi train --resume RUN` continues an interrupted run"
+    "Train, evaluate and report. `fungi train RECIPE --help` shows all settings; `fungi train --resume RUN` continues an interrupted run"
     from fungi_fastai.training.launch import launch
     return _trained(launch(processes, _train_run, recipe, out, tracker), json)
 
@@ -48,7 +55,7 @@ def _resume(
     resume:Path,     # the folder of a run that was interrupted
     json:bool=False, # print metrics.json instead of a summary
     tracker:str|None=None, # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' tracker)
-    processes:int=1, # that train together; need not be as many as before
+    processes:int=1, # how many train together; need not be as many as before
 ) -> int:
     "Continue an interrupted run, as its own recipe says"
     from fungi_fastai.experiments.runs import Run
@@ -75,8 +82,8 @@ def _trained(done, json):
 
 def evaluate(
     run:Positional[Path],   # a finished run's folder; with --leakage also a folder, zip, CSV or slug of pictures
-    source:str|None=None,   # labelled pictures: folder, zip, CSV, slug (default: the run's own test part)
-    leakage:bool=False,     # how much too good scores by a random split are on these pictures, and which pictures are at fault
+    source:str|None=None,   # labelled pictures: folder, zip, CSV, Kaggle slug (default: the run's own test part)
+    leakage:bool=False,     # instead of a score: by how much a random split of these pictures flatters, and which pictures are at fault
     retrain:bool=False,     # with --leakage: full trainings instead of a probe on frozen features; needs --out
     arch:str|None=None,     # with --leakage: the network whose features are used (default: the run's, else resnet50; sample: resnet18)
     weights:str='',         # with --leakage: its .safetensors or .pth file, or hub id, instead of a download
@@ -86,18 +93,20 @@ def evaluate(
     json:bool=False,        # print JSON
 ) -> int:
     "Score a run on its test pictures, or on others; or look for leaks between training and test"
-    from fungi_fastai.experiments.runs import Run
+    given = _given(arch=arch, weights=weights or None, size=size, group=group)
     if leakage:
         from fungi_fastai.experiments.leakage import leakage_report
-        given = dict(arch=arch, weights=weights or None, size=size, group=group)
+        if source: raise UserError(f'--source is for scores. To look for leaks in {source}, give it in the place of the run: fungi evaluate {source} --leakage')
         what = run if (run/'recipe.json').exists() else _base(str(run))
-        found = leakage_report(what, retrain=retrain, out=out, **{k: v for k, v in given.items() if v is not None})
-        _print_json(found.metrics) if json else print(found, *([f"Page: {out/'leakage.html'}"] if out else []), sep='\n')
+        found = leakage_report(what, retrain=retrain, out=out, **given)
+        _show(found, json, *([f"Page: {out/'leakage.html'}"] if out else []))
         return 0
-    if out: _table_kind(out)
+    if wrong := [*given, *(['retrain'] if retrain else [])]: raise UserError(f'--{wrong[0]} is for --leakage; a run is scored with what it was trained with.')
+    from fungi_fastai.experiments.runs import Run
+    if out: _check_file(out, '.csv', '.parquet')
     run = Run.load(run)
     found, predictions = run.evaluate(source) if source else (run.metrics, run.predictions)
-    if out: _write_table(out, predictions)
+    if out: write_table(out, predictions)
     if json: _print_json(found)
     else:
         for key in ('accuracy', 'balanced_accuracy', 'macro_precision', 'macro_recall', 'macro_f1', 'weighted_f1', 'top3_accuracy', 'log_loss'):
@@ -151,7 +160,7 @@ def probe(
     pretrained:bool=True,   # weights learned on ImageNet; the sample is probed without, as it is trained, unless there are `weights`
     size:int|None=None,     # side of the square that the network sees, pixels (default: the recipe's, else 224; sample: 96)
     folds:int=5,            # parts that the pictures are cut into; fewer where a class has fewer specimens
-    seed:int=42,            # of the folds
+    seed:int=42,            # of how the folds are drawn
     label:str|None=None,    # where a picture's class is read: folder, a CSV's column, or a regular expression (default: the recipe's, else folder)
     group:str|None=None,    # regular expression or CSV column that reads the specimen (default: the recipe's, else none known)
     device:str='auto',      # auto (this machine's settings), cpu, cuda, cuda:1 or mps
@@ -160,12 +169,11 @@ def probe(
 ) -> int:
     "The first number: how well a linear classifier does on what a network sees"
     from fungi_fastai.experiments.probe import probe as probe_source
-    if out: _table_kind(out)
-    given = dict(arch=arch, size=size, label=label, group=group, pretrained=None if pretrained else False)
-    found = probe_source(_base(source, recipe).but(weights=weights, seed=seed, device=device, **{k: v for k, v in given.items() if v is not None}), folds)
-    if out: _write_table(out, found.predictions)
-    if json: _print_json(found.metrics)
-    else: print(found, found.took, sep='\n')
+    if out: _check_file(out, '.csv', '.parquet')
+    given = _given(arch=arch, size=size, label=label, group=group, pretrained=None if pretrained else False)
+    found = probe_source(_base(source, recipe).but(weights=weights, seed=seed, device=device, **given), folds)
+    if out: write_table(out, found.predictions)
+    _show(found, json, found.took)
     return 0
 
 def _base(source, recipe=None):
@@ -189,9 +197,9 @@ def labels(
 ) -> int:
     "Rank the labels that are likely wrong; nothing is changed"
     from fungi_fastai.experiments.labels import label_errors
-    given = dict(arch=arch, size=size, label=label, group=group, pretrained=None if pretrained else False)
-    found = label_errors(_base(source, recipe).but(weights=weights, **{k: v for k, v in given.items() if v is not None}), folds, out=out)
-    _print_json(found.metrics) if json else print(found, *([f"Page: {out/'labels.html'}"] if out else []), sep='\n')
+    given = _given(arch=arch, size=size, label=label, group=group, pretrained=None if pretrained else False)
+    found = label_errors(_base(source, recipe).but(weights=weights, **given), folds, out=out)
+    _show(found, json, *([f"Page: {out/'labels.html'}"] if out else []))
     return 0
 
 def explore(
@@ -213,30 +221,33 @@ def cache(
     json:bool=False,                             # print JSON
 ) -> int:
     "Show or clear the decoded pictures, features and scans that are kept to save time"
-    from fungi_fastai.data.cache import clear_cache, gigabytes, list_cache
+    from fungi_fastai.data.archives import say_size
+    from fungi_fastai.data.cache import clear_cache, list_cache
     if action == 'clear': found = dict(freed=clear_cache())
     else:
         table = list_cache()
         found = dict(files=_json.loads(table.to_json(orient='records', date_format='iso')), bytes=int(table.bytes.sum()))
     if json: _print_json(found)
-    elif action == 'clear': print(f"{gigabytes(found['freed'])} freed.")
+    elif action == 'clear': print(f"{say_size(found['freed'])} freed.")
     else:
         for row in table.itertuples():
             what = f'{row.pictures:,.0f} pictures at {row.side:.0f} px of {row[6]}' if row.kind == 'pixels' and row.pictures > 0 else row[6]
-            print(f'{gigabytes(row.bytes):>8}  {row.kind:<8}  last used {row.last_used:%Y-%m-%d %H:%M}  {what}'.rstrip())
-        print(f"{gigabytes(found['bytes']):>8}  in all, in {settings().cache_dir}" if len(table) else f'Nothing is kept in {settings().cache_dir}.')
+            print(f'{say_size(row.bytes):>8}  {row.kind:<8}  last used {row.last_used:%Y-%m-%d %H:%M}  {what}'.rstrip())
+        print(f"{say_size(found['bytes']):>8}  in all, in {settings().cache_dir}" if len(table) else f'Nothing is kept in {settings().cache_dir}.')
     return 0
 
 def report(
     runs:Positional[list[Path]], # a finished run's folder; several are compared on one page
-    out:Path=Path('comparison.html'), # the page, where there are several
+    out:Path|None=None,          # the page of several, .html (default: comparison.html); that of one is the report.html in its folder
 ) -> int:
     "Write a run's report.html anew, or compare several on one page"
-    from fungi_fastai.experiments.runs import Run
-    if len(runs) == 1: print(Run.load(runs[0]).report())
+    if len(runs) == 1:
+        if out: raise UserError(f'The report of one run is the report.html in its folder; --out {out} is for a page of several.')
+        from fungi_fastai.experiments.runs import Run
+        print(Run.load(runs[0]).report())
     else:
         from fungi_fastai.experiments.compare import compare as compare_runs
-        check_place(out)
+        _check_file(out := out or Path('comparison.html'), '.html')
         print(compare_runs(runs, common=True).write_page(out))
     return 0
 
@@ -244,7 +255,7 @@ def watch(
     run:Positional[Path],  # the run's folder
     every:float=2.,        # seconds between two looks
     out:Path|None=None,    # .svg or .png, drawn anew with each epoch
-    once:bool=False,       # look once
+    once:bool=False,       # look once, instead of until the training ends
 ) -> int:
     "Show a training of another process while it runs"
     from fungi_fastai.experiments.watch import watch as watch_run
@@ -254,13 +265,13 @@ def folds(
     recipe:Recipe,
     k:CascadeSubcommandArgs[int]=3,         # folds, each a training
     naive:CascadeSubcommandArgs[bool]=False,# draw picture by picture, whatever specimen they show: to see by how much that flatters
-    out:CascadeSubcommandArgs[Path|None]=None, # the experiment's folder (default: a new one in runs_dir); one that is there is continued
+    out:CascadeSubcommandArgs[Path|None]=None, # the experiment's folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
     json:CascadeSubcommandArgs[bool]=False, # print JSON
 ) -> int:
     "Cross-validate: each picture is tested on once, by a network that has not seen its specimen"
     from fungi_fastai.experiments.folds import cross_validate
     found = cross_validate(recipe, k, out, grouped=not naive)
-    _print_json(found.metrics) if json else print(found, f'In {found.folder}', sep='\n')
+    _show(found, json, f'In {found.folder}')
     return 0
 
 def curve(
@@ -268,13 +279,13 @@ def curve(
     across:CascadeSubcommandArgs[Literal['data', 'epochs', 'split']]='data', # what is varied: the share of the training part, epochs, or the share tested on
     fractions:CascadeSubcommandArgs[tuple[float, ...]]=(),  # the shares (default: .1 .2 .4 .7 1, or .1 .2 .3 .4 .5 for split)
     seeds:CascadeSubcommandArgs[tuple[int, ...]]=(1, 2, 3), # each a training of every point
-    out:CascadeSubcommandArgs[Path|None]=None, # the experiment's folder (default: a new one in runs_dir); one that is there is continued
+    out:CascadeSubcommandArgs[Path|None]=None, # the experiment's folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
     json:CascadeSubcommandArgs[bool]=False,    # print JSON
 ) -> int:
     "Learning curves: would more pictures, more epochs, or another test share help?"
     from fungi_fastai.experiments.curves import learning_curve
     found = learning_curve(recipe, fractions or None, seeds, out, across)
-    _print_json(found.metrics) if json else print(found, f'In {found.folder}', sep='\n')
+    _show(found, json, f'In {found.folder}')
     return 0
 
 def sweep(
@@ -291,6 +302,9 @@ def sweep(
     "Train a recipe with many settings and compare them"
     from fungi_fastai.experiments.sweeps import sweep as sweep_recipe
     if wrong := [v for v in vary if '=' not in v]: raise UserError(f'--vary {wrong[0]}: expected FIELD=VALUES, such as bs=16,32,64.')
+    fields = [v.partition('=')[0] for v in vary]
+    if twice := [f for f in fields if fields.count(f) > 1]:
+        raise UserError(f'--vary {twice[0]} was given twice. Give all its values at once, with commas: --vary {twice[0]}=…,…')
     found = sweep_recipe(recipe, dict(v.split('=', 1) for v in vary), out, trials, how, prune, storage, stages=stages or None, seed=recipe.seed)
     if json: _print_json(dict(best=_json.loads(found.best.to_json()), trials=_json.loads(found.done.to_json(orient='records', double_precision=15))))
     else: print(found, f'Table and figures: {out}', sep='\n')
@@ -304,25 +318,24 @@ def compare(
 ) -> int:
     "Is one run better than another, on the same test pictures?"
     from fungi_fastai.experiments.compare import compare as compare_runs
-    found = compare_runs(runs, out, common=common)
-    _print_json(found.metrics) if json else print(found)
+    _show(compare_runs(runs, out, common=common), json)
     return 0
 
 def experiment(
-    name:Positional[str],     # of a published experiment; `fungi experiment list` shows them
+    name:Positional[str],     # which experiment; `fungi experiment list` shows all
     size:Literal['full', 'small']='full', # small: few epochs and a small network
     source:str|None=None,     # folder, zip, CSV, Kaggle slug, or sample (default: that of the recipe)
     weights:str='',           # file, hub id, or a folder of files named after their architectures, instead of a download
     seeds:tuple[int, ...]=(1,), # each trains every setting once
     epochs:int|None=None,     # of each training (default: the experiment's)
-    out:Path|None=None,       # its folder (default: a new one in runs_dir); one that is there is continued
+    out:Path|None=None,       # its folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
 ) -> int:
     "Run an experiment of one of the four published projects"
     from fungi_fastai.published import published, run_experiment
     if name == 'list':
         for key, one in published.items(): print(f'{key:<24}{one.question}')
         return 0
-    print(run_experiment(name, out, size, source, weights, seeds, **({} if epochs is None else dict(epochs=epochs))))
+    print(run_experiment(name, out, size, source, weights, seeds, **_given(epochs=epochs)))
     return 0
 
 def doctor(
@@ -364,9 +377,9 @@ def serve(
     max_batch:int=16,         # pictures at most that the network is given together
     max_wait:float=.01,       # seconds at most that a picture waits for others
     places:int=256,           # pictures that may be waiting or worked on; the next is told to come again
-    max_bytes:int=2**24,      # of a file
-    max_pixels:int=50_000_000,# of a picture
-    max_files:int=64,         # of a request
+    max_bytes:int=2**24,      # the largest file, bytes
+    max_pixels:int=50_000_000,# the largest picture, pixels
+    max_files:int=64,         # files in one request
     max_memory:int=2**28,     # bytes that uploads in flight may hold together; a request a quarter of it
     timeout:float=30.,        # seconds for an upload, and again for its answer
     drain:float=1.,           # seconds between /ready saying 503 and no new connections
@@ -417,8 +430,8 @@ def _kaggle_notebook(
     out:CascadeSubcommandArgs[Path],            # the folder to make
     push:CascadeSubcommandArgs[bool]=False,     # send it to Kaggle, where it starts to run
     owner:CascadeSubcommandArgs[str]='',        # your name on Kaggle (default: that of the credentials here)
-    folds:CascadeSubcommandArgs[int]=0,         # cross-validate with so many, and submit their mean; 0: one training
-    gpu:CascadeSubcommandArgs[bool]=True,       # ask for one
+    folds:CascadeSubcommandArgs[int]=0,         # cross-validate with so many folds, and submit their mean; 0: one training
+    gpu:CascadeSubcommandArgs[bool]=True,       # ask Kaggle for a GPU
     json:CascadeSubcommandArgs[bool]=False,     # print JSON
 ) -> int:
     "Write a Kaggle notebook that trains a recipe with the internet off, and what it needs attached"
@@ -448,25 +461,35 @@ kaggle_commands = dict(notebook=_kaggle_notebook, status=_kaggle_status)
 # %% ../nbs/cli.ipynb #7308a345
 def _say(text): print(f'fungi: {text}', file=sys.stderr)
 
-def _table_kind(file):
-    if file.suffix.lower() not in ('.csv', '.parquet'): raise UserError(f'{file} should end in .csv or .parquet.')
+def _check_file(file, *kinds):
+    "Raise `UserError` where a file cannot be written, by its name or its place"
+    if file.suffix.lower() not in kinds: raise UserError(f"{file} should end in {' or '.join(kinds)}.")
     if file.is_dir(): raise UserError(f'{file} is a folder; expected the name of a file.')
     check_place(file)
-    return file.suffix.lower()
-
-def _write_table(file, table):
-    _table_kind(file)
-    write_table(file, table)
 
 def _show_warning(message, category, filename, *_):
     "Our own warnings are for the user, on one line; those of libraries are for us"
     if category is UserWarning and f'{Path(__file__).parent}' in filename: _say(message)
 
+@_cache
 def _with_help(command):
     "The comments beside a command's parameters, as the help of its flags"
     for name, comment in docments(command, returns=False).items():
-        if comment: command.__annotations__[name] = Annotated[command.__annotations__[name], arg(help=comment)]
+        if not comment: continue
+        kind = command.__annotations__[name]
+        hint = (lambda usual, told='(default: ' in comment: '' if told or usual in ('', "''", 'None') else f'(default: {usual})')
+        command.__annotations__[name] = Annotated[kind, arg(help=comment, metavar=_placeholder(name, kind), help_behavior_hint=hint)]
     return command
+
+def _placeholder(name, kind):
+    "What stands for a value in the help: RUN, PATH; None where tyro's own word is good"
+    plain, *marks = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    if Positional[str].__metadata__[0] in marks:
+        if get_origin(plain) is Literal: return None
+        return f'{name[:-1].upper()} [{name[:-1].upper()} ...]' if get_origin(plain) is list else name.upper()
+    some = [one for one in get_args(plain) if one is not NoneType]
+    if NoneType not in get_args(plain): return None
+    return '{'+','.join(get_args(some[0]))+'}' if get_origin(some[0]) is Literal else some[0].__name__.upper()
 
 def main(
     arguments:list[str]|None=None, # (default: those of the process)
@@ -480,15 +503,15 @@ def main(
     app = tyro.extras.SubcommandApp()
     for command in (train, folds, curve, sweep, _kaggle_notebook): command.__annotations__['recipe'] = _recipe_type(arguments)
     resumed = arguments[:1] == ['train'] and any(a.partition('=')[0] == '--resume' for a in arguments)
-    prog = 'fungi'
+    prog, description = 'fungi', ('From a folder of specimen photos to the best classifier you can honestly claim. '
+                                  'A first try, in a minute and without a download: fungi train mushrooms --source sample')
     if arguments[:1] == ['kaggle']:
-        prog, arguments = 'fungi kaggle', arguments[1:]
+        prog, arguments, description = 'fungi kaggle', arguments[1:], 'Notebooks that train on Kaggle, and what became of submissions.'
         for name, command in kaggle_commands.items(): app.command(_with_help(command), name=name)
     else:
         for command in commands: app.command(_with_help(_resume), name='train') if command is train and resumed else app.command(_with_help(command))
     warnings.showwarning = _show_warning
-    try: return app.cli(prog=prog, args=arguments or ['--help'],
-                        description='From a folder of specimen photos to the best classifier you can honestly claim.')
+    try: return app.cli(prog=prog, args=arguments or ['--help'], description=description)
     except (UserError, TrainingError) as error:
         if not getattr(error, 'elsewhere', False): _say(error)   # else another process says it
         return 2 if isinstance(error, UserError) else 1

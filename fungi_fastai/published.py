@@ -191,6 +191,7 @@ def _settings(folder, name, recipe, rows, seeds, progress):
 
 def _folds(folder, recipe, seeds, progress):
     import pandas as pd
+    from fungi_fastai.experiments.compare import in_points
     from fungi_fastai.experiments.folds import cross_validate
     rows = []
     for seed, grouped in product(seeds, (True, False)):
@@ -200,8 +201,8 @@ def _folds(folder, recipe, seeds, progress):
                          seconds=sum(fold['seconds'] for fold in found['by_fold'])))
     table = pd.DataFrame(rows)
     means = table.groupby('setting', sort=False)[['accuracy', 'macro_f1']].mean()
-    accuracy, f1 = 100*(means.iloc[1]-means.iloc[0])
-    said = (f'Naive folds promise {accuracy:+.1f} points of accuracy and {f1:+.1f} of macro-F1 beyond what new specimens give: '
+    accuracy, f1 = means.iloc[1]-means.iloc[0]
+    said = (f'Naive folds promise {in_points(accuracy)} points of accuracy and {in_points(f1)} of macro-F1 beyond what new specimens give: '
             f'{table.leaked.iloc[1]:.0%} of their test pictures have another picture of their specimen in training.')
     return table, said, _chart(table)
 

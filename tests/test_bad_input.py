@@ -73,6 +73,15 @@ def test_one_class_only(train, own):
     assert "only the class 'daisy'" in said and 'two classes' in said
 
 
+def test_a_class_of_which_all_pictures_are_for_testing(train, photos, tmp_path):
+    for label, trained in (('daisy', 5), ('roses', 5), ('tulips', 0)):
+        for i, file in enumerate(sorted((photos/'flowers'/label).iterdir())[:8]):
+            place = tmp_path/'parts'/('train' if i < trained else 'test')/label
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
+    assert "All pictures of 'tulips' stand in given valid or test folders" in train(tmp_path/'parts', 2).err
+
+
 def test_pictures_without_class_folders(train, own):
     assert 'no folders' in train(own/'daisy', 2).err
 

@@ -109,7 +109,7 @@ def test_one_picture_and_many_classes():
 
 
 @pytest.mark.parametrize('probs, targets, said', [
-    ([[np.nan, 1.]], [0], 'not numbers'), ([[.2, .2]], [0], 'Logits have to go through softmax'), ([[1.5, -.5]], [0], 'no probabilities'),
+    ([[np.nan, 1.]], [0], 'not numbers'), ([[.2, .2]], [0], 'sum to 0.4; expected 1'), ([[1.5, -.5]], [0], 'none can be below 0'),
     ([[.5, .5]], [2], 'from 0 to 1'), ([[.5, .5]], [0, 1], '1 rows'), ([[.5, .5]], [.5], 'whole numbers'), (np.zeros((0, 3)), [], 'no picture'),
     ([.5], [0], 'shape'),
 ])

@@ -97,6 +97,14 @@ def test_every_field_of_a_recipe_is_a_flag_with_its_meaning(fungi):
 def test_other_flags_tell_their_meaning_too(fungi, call, meaning): assert meaning in plain(fungi(*call, '--help').out)
 
 
+def test_help_says_each_default_once_and_names_what_it_asks_for(fungi):
+    from fungi_fastai.cli import commands
+    for name in (one.__name__ for one in commands):
+        said = plain(fungi(name, '--help').out)
+        assert '{None}' not in said and not re.search(r'\(default: (\)|None|[^)]*\) \(default: )', said), name
+    assert 'RUN' in plain(fungi('evaluate', '--help').out) and 'resnet34' in plain(fungi('train', '--help').out)
+
+
 @pytest.mark.parametrize('call, near', [(('train', 'flowers', '--epoch', '3'), '--epochs'), (('train', 'flowers', '--sorce', 'x'), '--source'),
     (('train', 'flowers', '--wieghts', 'x'), '--weights'), (('train', 'mushroms'), 'mushrooms'), (('trian',), 'train'),
     (('check', 'x', '--jsno'), '--json'), (('train', 'flowers', '--augment.rotat', '3'), '--augment.rotate')])
@@ -246,6 +254,7 @@ def test_predict_files_and_folders(fungi, small_run, photos, tmp_path, ending):
     assert set(table.predicted) <= set(small_run.classes) and table.confidence.astype(float).between(0, 1).all()
     assert all(Path(p).exists() for p in table.path)
     assert not said.out
+    assert 'no file' in fungi('predict', small_run.folder, folder/'gone.jpg', code=1).out   # none of them can be read
 
     (folder/'kaputt.jpg').write_text('no picture')
     said = fungi('predict', small_run.folder, folder, folder/'gone.jpg', '--out', out, code=1)   # the rest is done all the same
@@ -282,6 +291,21 @@ def test_the_command_in_the_report_is_the_command(fungi, small_run, tmp_path):
     said = html.unescape(re.search(r'<pre>(fungi train .*?)</pre>', page, re.S)[1])
     fungi(*shlex.split(said)[1:], '--out', tmp_path/'again')
     assert (tmp_path/'again/recipe.json').read_text('utf8') == (small_run.folder/'recipe.json').read_text('utf8')
+
+
+@pytest.mark.parametrize('change', [lambda r: r, lambda r: r.but(arch='resnet50', monitor='valid_loss', augment='field', exclude=()),
+    lambda r: r.for_sample(), lambda r: r.for_sample().but(pretrained=True, source=f'sample:{r.name}'), lambda r: r.but(name='my own', cache=False)])
+@pytest.mark.parametrize('name', ['mushrooms', 'defungi', 'seedlings'])
+def test_a_command_says_the_whole_recipe(fungi, monkeypatch, name, change):
+    "Also where a recipe has the plain value of what its own default differs in"
+    import shlex
+
+    from fungi_fastai.experiments.runs import command_of
+    from fungi_fastai.recipes import recipes
+    got, recipe = [], change(recipes[name])
+    monkeypatch.setattr('fungi_fastai.training.launch.launch', lambda processes, train, recipe, *_: got.append(recipe))
+    fungi(*shlex.split(command_of(recipe))[1:])
+    assert got[0].differences(recipe) == {}
 
 
 def test_without_out_runs_are_numbered(fungi, photos, home):
@@ -322,3 +346,12 @@ def test_studies_by_command(fungi, photos, tmp_path):
     assert fungi('curve', 'flowers', *small, '--fractions', .5, 1, '--seeds', 1, '--out', tmp_path/'curve').out
     assert 'best' in fungi('sweep', 'flowers', *small, '--out', tmp_path/'sweep', '--vary', 'bs=4,8').out
     assert 'FIELD=VALUES' in fungi('sweep', 'flowers', *small, '--out', tmp_path/'s2', '--vary', 'bs', code=2).err
+    assert 'given twice' in fungi('sweep', 'flowers', *small, '--out', tmp_path/'s2', '--vary', 'bs=4', '--vary', 'bs=8', code=2).err
+    assert 'fold-1, which is one' in fungi('report', tmp_path/'folds', code=2).err
+
+
+def test_flags_that_would_do_nothing_are_refused(fungi, small_run, photos, tmp_path):
+    assert '--arch is for --leakage' in fungi('evaluate', small_run.folder, '--arch', 'resnet18', code=2).err
+    assert '--leakage' in fungi('evaluate', small_run.folder, '--source', photos, '--leakage', code=2).err
+    assert 'of several' in fungi('report', small_run.folder, '--out', tmp_path/'x.html', code=2).err
+    assert '.html' in fungi('report', small_run.folder, small_run.folder, '--out', tmp_path/'x.txt', code=2).err

@@ -69,9 +69,9 @@ def test_the_same_call_goes_on_and_seeds_can_be_added(curve, recipe, tmp_path, m
     for gone in ('curve.json', 'curve.csv', 'seed-2-fraction-1/metrics.json'): (tmp_path/'curve'/gone).unlink()   # as if it had been killed
     with pytest.raises(UserError, match='no finished learning curve'): Curve(tmp_path/'curve')
     trained, train = [], folds.train
-    def counted(recipe, out, progress, items):
+    def counted(recipe, out, progress, items, **more):
         if items is not None: trained.append(out.name)
-        return train(recipe, out, progress, items)
+        return train(recipe, out, progress, items, **more)
     monkeypatch.setattr(folds, 'train', counted)
     again = learning_curve(recipe, (.4, 1.), (1, 2), tmp_path/'curve', progress=False)
     assert trained == ['seed-2-fraction-1']

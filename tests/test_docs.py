@@ -101,6 +101,17 @@ def test_build_leaves_the_old_site_where_it_fails(tmp_path, monkeypatch):
     assert (tmp_path/'old'/'index.html').read_text() == 'old'
 
 
+def test_build_deletes_no_folder_of_another_kind(tmp_path, monkeypatch, capsys):
+    import build
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    (tmp_path/'thesis.txt').write_text('ten years')
+    for option in ('--out', '--work'):
+        monkeypatch.setattr(sys, 'argv', ['build.py', '--out', str(tmp_path/'new'), '--work', str(tmp_path/'new'), option, str(tmp_path)])
+        assert build.main() == 2 and 'something else' in capsys.readouterr().err
+    assert (tmp_path/'thesis.txt').exists()
+
+
 # --- notebooks of all kinds ---
 def _project(folder, notebooks):
     "A project with notebooks of (kind, source[, outputs]) cells, and this project's configuration"

@@ -127,7 +127,7 @@ def test_maps_of_many_networks(arch):
     assert [p.stride() for p in model.parameters()] == strides and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     model.eval()
-    with evidence._looked_at(model): place = evidence._find_place(model, x[:1], 0)
+    with evidence.left_as_it_was(model): place = evidence._find_place(model, x[:1], 0)
     assert next(n for n, m in model.named_modules() if m is place.layer) == '.'.join(filter(None, ['0', places[arch] and 'model', places[arch]]))
 
 
@@ -158,7 +158,7 @@ def test_grad_cam_by_its_definition():
 def test_where_cells_lie(arch, first):
     "By hand, from the strides and paddings of each"
     model, x = built(arch, 224).eval(), torch.zeros(1, 3, 224, 224)
-    with evidence._looked_at(model): place = evidence._find_place(model, x, 0)
+    with evidence.left_as_it_was(model): place = evidence._find_place(model, x, 0)
     assert place.rulers == ((first, 32), (first, 32))
 
 
@@ -175,7 +175,7 @@ def test_a_spot_is_seen_where_it_is(arch, at):
                 if m.bias is not None: m.bias.zero_()
     x = torch.zeros(1, 3, size, size, dtype=torch.double)
     x[:, :, at[0]-5:at[0]+5, at[1]-5:at[1]+5] = 1
-    with evidence._looked_at(model): place = evidence._find_place(model, torch.rand_like(x), 0)
+    with evidence.left_as_it_was(model): place = evidence._find_place(model, torch.rand_like(x), 0)
     kept = []
     hook = place.layer.register_forward_hook(lambda _m, _i, out: kept.append(place.split(out).sum(1).abs()))
     with torch.no_grad(): model(x); model(torch.zeros_like(x))
@@ -199,7 +199,7 @@ def test_a_layer_called_twice():
         def forward(self, x): return self.last(self.act(self.second(self.act(self.first(x)))).mean((2, 3)))
     torch.manual_seed(0)
     model, x = Shared().eval(), torch.randn(2, 3, 32, 32)
-    with evidence._looked_at(model): place = evidence._find_place(model, x[:1], 0)
+    with evidence.left_as_it_was(model): place = evidence._find_place(model, x[:1], 0)
     assert place.layer is model.act and place.call == 2
     assert class_maps(model, x).max() == 1
 

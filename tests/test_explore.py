@@ -113,7 +113,7 @@ def test_a_folder_is_scanned_and_a_file_is_no_folder(tmp_path):
     made(tmp_path/'in', ['a', 'b'], 3)
     page = explore(tmp_path/'in', tmp_path/'out', progress=False)
     assert '>6<' in page.read_text()
-    with pytest.raises(UserError, match='expected a folder'): explore(tmp_path/'in', tmp_path/'out/items.csv', progress=False)
+    with pytest.raises(UserError, match='is a file'): explore(tmp_path/'in', tmp_path/'out/items.csv', progress=False)
 
 def test_pyplot_stays_out_of_it():
     assert run_python("import sys, fungi_fastai.data.explore; print('matplotlib.pyplot' in sys.modules)") == 'False'

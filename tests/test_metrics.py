@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from fungi_fastai.evaluation.metrics import Evaluation, draw_weights, predictions_table, score_names, share_interval
+from fungi_fastai.evaluation.calibration import share_interval
+from fungi_fastai.evaluation.metrics import Evaluation, draw_weights, predictions_table, score_names
 from fungi_fastai.settings import UserError
 
 plainly = settings(max_examples=40, database=None, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -153,7 +154,7 @@ def test_one_who_knows_nothing_scores_what_chance_does():
 @pytest.mark.parametrize('change,said', [
     (lambda p, t: (np.where(p == p.max(), np.nan, p), t), 'not numbers'), (lambda p, t: (np.where(p == p.max(), np.inf, p), t), 'not numbers'),
     (lambda p, t: (p*100, t), r'sum to 100; expected 1'), (lambda p, t: (p-.5, t), 'none can be below 0'), (lambda p, t: (p[:, :2], t), r'\(10, 2\)'),
-    (lambda p, t: (p[:5], t), r'expected \(10, 3\)'), (lambda p, t: (p[0], t), r'expected \(10, 3\)'),
+    (lambda p, t: (p[:5], t), '5 rows of probabilities'), (lambda p, t: (p[0], t), r'expected \(images, 3\)'),
     (lambda p, t: (p, t+1), '0 to 2; given int64 from 1 to 3'), (lambda p, t: (p, t-1), 'from -1'),
     (lambda p, t: (p, t/2), 'float64'), (lambda p, t: (p[:0], t[:0]), 'no labelled picture'),
     (lambda p, t: (p.astype(str), t), 'not numbers')])
@@ -173,7 +174,7 @@ def test_one_nan_anywhere_is_refused(n, classes, where):
 
 def test_other_mistakes():
     probs, targets = make(10, 3, 0)
-    with pytest.raises(UserError, match='10 pictures need a unit each; given 4'): Evaluation(probs, targets, list('abc'), unit=np.arange(4))
+    with pytest.raises(UserError, match='10 pictures and 4 groups'): Evaluation(probs, targets, list('abc'), unit=np.arange(4))
     with pytest.raises(UserError, match='at least 100'): Evaluation(probs, targets, list('abc')).intervals(10)
     table = predictions_table(pd.DataFrame(dict(path=list('abcdefghij'), name=list('abcdefghij'), label='a')), probs, list('abc'))
     with pytest.raises(UserError, match='no column p_d'): Evaluation.of(table, list('abcd'))

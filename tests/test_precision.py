@@ -358,3 +358,15 @@ def test_where_torch_has_no_fused_step(monkeypatch):
 def test_pairs_are_modules_of_the_network_itself():
     model = timm.create_model('resnet18', num_classes=3)
     assert folded_pairs(model, torch.randn(2, 3, 64, 64))[0] == (model.conv1, model.bn1)
+
+
+def test_free_memory_goes_back_where_much_more_is_held_than_before(monkeypatch):
+    import fungi_fastai.training.precision as module
+    held, released, callback = [0, 190, 170, 120, 160, 140, 100], [], Precision('fp32')
+    callback.most_held = None
+    monkeypatch.setattr(module, 'held_memory', lambda: held[-1])
+    monkeypatch.setattr(module, 'release_blocks', lambda: released.append(held[-1]))
+    while held:
+        callback.after_epoch()
+        held.pop()
+    assert released == [160, 190]   # half as much again as at first, and as after the last time

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -132,7 +133,7 @@ def test_its_learner_predicts_and_trains_on(small_run, tmp_path):
     learn = Run.load(small_run.folder).learner
     with learn.no_bar(), learn.no_logging():
         _, _, probs = learn.predict(row)
-        assert probs.float().numpy() == pytest.approx(small_run.predict(row.path).filter(like='p_').to_numpy()[0], abs=1e-3)
+        assert probs.float().numpy() == pytest.approx(small_run.probabilities(pd.DataFrame([row]))[0], abs=1e-3)
         learn.fit_one_cycle(1, 1e-3)
     assert len(learn.recorder.values) == 1
 
@@ -154,9 +155,34 @@ def test_predict_takes_what_people_have(small_run, photos, tmp_path):
 def test_saved_predictions_are_what_the_loaded_model_says(small_run):
     from fungi_fastai import Run
     saved = small_run.predictions
-    again = Run.load(small_run.folder).predict(saved.path.tolist())
-    columns = [f'p_{c}' for c in small_run.metrics['classes']]
-    assert again[columns].to_numpy() == pytest.approx(saved[columns].to_numpy(), abs=1e-3)
+    again = Run.load(small_run.folder).probabilities(saved)
+    assert again == pytest.approx(saved[[f'p_{c}' for c in small_run.metrics['classes']]].to_numpy(), abs=1e-3)
+
+
+def test_all_ways_to_ask_are_equally_sure(fungi, small_run, small_bundle, photos):
+    "A run, the command, and the exported bundle: calibrated, all of them"
+    from fungi_fastai.deploy.predictor import Predictor
+    from fungi_fastai.evaluation.calibration import apply_temperature
+    file = sorted(photos.rglob('*.jpg'))[7]
+    said = small_run.predict(file).confidence[0]
+    raw, temperature = small_run.probabilities(pd.DataFrame(dict(path=[str(file)]))), small_run.metrics['calibration']['temperature']
+    assert said == pytest.approx(apply_temperature(raw, temperature).max(), abs=1e-6)
+    by_command = [json.loads(fungi('predict', folder, file, '--json').out)[0]['confidence'] for folder in (small_run.folder, small_bundle)]
+    assert [*by_command, Predictor.load(small_bundle).predict(file)[0].confidence] == pytest.approx([said]*3, abs=1e-2)
+
+
+def test_a_finished_run_with_a_file_missing_or_damaged_says_which(fungi, small_run, photos, tmp_path):
+    one = sorted(photos.rglob('*.jpg'))[0]
+    calls = {'metrics.json': [('evaluate',), ('watch', '--once')], 'predictions.parquet': [('report',), ('compare', small_run.folder)],
+             'items.parquet': [('predict', one)], 'model.safetensors': [('predict', one)], 'history.csv': [('report',)]}
+    for name, some in calls.items():
+        shutil.copytree(small_run.folder, tmp_path/name)
+        whole = (tmp_path/name/name).read_bytes()
+        (tmp_path/name/name).write_bytes(b'' if name == 'history.csv' else whole[:50])
+        for what, *more in some: assert f'{name}/{name} is ' in fungi(what, tmp_path/name, *more, code=2).err
+        if name == 'metrics.json': continue   # without it, a run is not finished
+        (tmp_path/name/name).unlink()
+        for what, *more in some: assert f'{name}/{name} is missing' in fungi(what, tmp_path/name, *more, code=2).err
 
 
 def test_sources_of_every_kind_give_the_same_run(photos, small_run, tmp_path):
@@ -295,9 +321,9 @@ def wait_for(condition, process, seconds=60):
 
 @pytest.fixture
 def long_call(photos):
-    "A training of two phases and eight epochs, to a folder"
+    "A training of two phases and eight epochs, or so many, to a folder"
     changes = tiny | dict(epochs=8, frozen_epochs=2, views=2)
-    return lambda out: ('train', 'flowers', '--source', photos, '--out', out, *flags(**changes))
+    return lambda out, **more: ('train', 'flowers', '--source', photos, '--out', out, *flags(**changes | more))
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(process, long_call, tmp_path, capsys):
@@ -390,13 +416,13 @@ def test_killed_and_continued_with_threads_that_read(process, long_call, tmp_pat
 
 
 def test_an_interrupt_says_how_to_go_on(process, long_call, tmp_path):
-    one = process(*long_call(tmp_path/'run'))
+    one = process(*long_call(tmp_path/'run', epochs=40))
     wait_for((tmp_path/'run/checkpoint/state.safetensors').exists, one)
     os.kill(one.pid, signal.SIGINT)
     one.join()
     said = one.log.read_text()
     assert one.exitcode == 130 and '--out' in said and 'Traceback' not in said
-    other = process(*long_call(tmp_path/'run'))
+    other = process(*long_call(tmp_path/'run', epochs=40))
     other.join()
     assert other.exitcode == 0 and (tmp_path/'run/metrics.json').exists()
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fungi_fastai.data import archives
-from fungi_fastai.data.sources import Source
+from fungi_fastai.data.sources import Source, read_table
 from fungi_fastai.settings import MissingFileError, UserError
 
 real = Path(os.environ.get('FUNGI_DATA') or Path(__file__).parents[2]/'shared'/'data').resolve()
@@ -171,7 +171,8 @@ def test_places_without_pictures():
 
 @pytest.mark.parametrize('x,says', [
     ('', 'is empty'), (3, 'given was a int'), ('https://example.com/x.zip', 'not an address on kaggle.com'),
-    ('https://www.kaggle.com/code/x/y', 'neither a data set nor a competition')])
+    ('https://www.kaggle.com/code/x/y', 'neither a data set nor a competition'), ('x'*5000, 'There is no'),
+    ('~nobody/photos', 'There is no'), ({'location': 'a', 'kind': 'zipp'}, 'a location and a kind'), ({'kind': 'folder'}, 'a location and a kind')])
 def test_what_is_no_source(x, says):
     with pytest.raises(UserError, match=says): Source.of(x)
 
@@ -350,6 +351,9 @@ def test_bad_tables(text, says):
     with pytest.raises(UserError, match=says.replace('t.csv', '.*t.csv')): Source.of('t.csv').read()
     Path('t.csv').write_bytes(b'path,label\n\xff\xfe\x00,A\n')
     with pytest.raises(UserError, match='not UTF-8'): Source.of('t.csv').read()
+    Path('t.csv').write_text('path,label\nphotos/1.jpg,A\n')
+    with pytest.raises(UserError, match='has no column specimn'): Source.of('t.csv', group='specimn').read()
+    with pytest.raises(MissingFileError, match='gone.csv cannot be opened'): read_table(Path('gone.csv'))
 
 
 def test_a_dataframe_becomes_a_table_once():

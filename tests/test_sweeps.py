@@ -72,6 +72,8 @@ def test_a_grid_of_real_trainings(recipe, tmp_path):
     table = found.table
     assert table.state.tolist() == ['done']*4 and table.number.tolist() == [0, 1, 2, 3] and table.epochs.tolist() == [1]*4
     assert table[['lr', 'augment.strength']].values.tolist() == [[1e-3, 0], [1e-3, 1], [1e-1, 0], [1e-1, 1]]
+    assert [run.folder for run in found.runs] == [found.folder/name for name in found.done.folder]
+    assert found.runs[0].metrics['valid']['accuracy'] == table.accuracy.max() == found.runs[0].metrics['valid'][found.metric]
     for row in table.itertuples():
         run = Run.load(tmp_path/'sweep'/row.folder)
         assert run.metrics['valid']['accuracy'] == row.accuracy and run.recipe.lr == row.lr

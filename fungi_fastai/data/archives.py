@@ -54,8 +54,8 @@ def say_count(
     number:int, # how many
     noun:str,   # of what, in the singular
 ) -> str:
-    "`1 file`, `1,200 files`"
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    "`1 file`, `1,200 files`, `2 classes`"
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 def nothing_found(
     root,       # a folder or archive

@@ -34,11 +34,11 @@ from fungi_fastai.data.items import (
     has_problem,
     problem_meaning,
     problems,
+    remark,
     summary,
-    variance_limit,
 )
 from .pages import as_svg, chart, colours, page
-from ..settings import MissingFileError, UserError, atomic, write_table, write_text
+from ..settings import MissingFileError, atomic, check_place, write_table, write_text
 
 # %% ../../nbs/data/explore.ipynb #f43b847d
 def _short(text, most):
@@ -147,7 +147,7 @@ def brightness_variance(
 ) -> Figure:
     "How grey-level variance spreads over the set, with the limit of `low_variance`; and variance by brightness"
     seen = items[~has_problem(items, 'unreadable')]
-    limit = variance_limit(items['variance']) if checks.low_variance is None else checks.low_variance
+    limit = checks.variance_limit(items['variance'])
     variance = seen['variance'].clip(lower=.5)
     low = (seen['variance'] < limit).to_numpy()
     figure, (ax, dots) = chart(height=3.4, columns=2)
@@ -179,7 +179,7 @@ def _thumbnail(path, cell):
 def _sheet(rows, cell=104, caption=0, gap=4):
     "A figure of rows: (label, [(picture, caption, whether to warn)]); `caption` pixels are for the text below a picture"
     widest = max([len(line) for label, _ in rows for line in _wrap(label, 17).split('\n')], default=0)
-    margin = 8+round(7.1*widest) if widest else 0
+    margin = 14+round(7.1*widest) if widest else 0
     columns = max([len(cells) for _, cells in rows], default=1)
     width, height = margin+columns*(cell+gap), max(len(rows), 1)*(cell+gap+caption)
     figure = Figure(figsize=(width/100, height/100), dpi=100, facecolor='none')
@@ -295,16 +295,15 @@ def low_variance_gallery(
              for (_, row), low_ in zip(shown.iterrows(), has_problem(shown, 'low_variance'), strict=True)]
     return _sheet([('', cells[i:i+columns]) for i in range(0, len(cells), columns)], cell, caption=28)
 
-# %% ../../nbs/data/explore.ipynb #f21fd0eb
-def _as_image(figure, dpi=100):
+# %% ../../nbs/data/explore.ipynb #399afb32
+def _as_image(figure):
     "A figure of pictures as an image"
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        figure.savefig(file, format='png', dpi=dpi, facecolor='none')
+        figure.savefig(file, format='png', dpi=100, facecolor='none')
     return Image.open(file)
 
-# %% ../../nbs/data/explore.ipynb #399afb32
 def explore(
     source,                              # items as from `scan`, or what `check` takes: a `Source`, path, Kaggle slug, 'sample'
     folder:str|Path,                     # where to write; made if need be
@@ -314,9 +313,9 @@ def explore(
     progress:bool=True,                  # show the scan's progress
     **options,                           # passed to `Source.of`: label, group, …
 ) -> Path:                               # the page, `folder/index.html`
-    "Write figures, table and a page that shows a set. Raises `UserError` where `folder` is a file"
+    "Write figures, table and a page that shows a set. Raises `UserError`"
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir(): raise UserError(f"{folder} is a file; expected a folder for the figures.")
+    check_place(folder/'index.html')
     if isinstance(source, pd.DataFrame) and 'problem' in source: items = source
     else:
         items = check(source, checks, policy, progress=progress, **options)[0]
@@ -340,8 +339,7 @@ def explore(
             data = base64.b64encode(file.getvalue()).decode()
             shown = f'<img alt="{label}" width="{image.width}" src="data:image/webp;base64,{data}">'
         body.append(f'<h2>{html.escape(heading)}</h2><p>{html.escape(words)}</p>{shown}')
-    with atomic(folder/'index.html') as part:
-        part.write_text(page(title, '\n'.join(body)), encoding='utf-8')
+    write_text(folder/'index.html', page(title, '\n'.join(body)))
     return folder/'index.html'
 
 def _figures(items, policy, checks, facts):
@@ -396,9 +394,4 @@ def _problem_table(items, policy, most=200):
 
 def _remark(row, problem):
     "What to say beside a file's name in the table"
-    if problem == 'unreadable': return row['error'].removeprefix(f"{row['name']} ")
-    if problem == 'extension': return str(row['format'])
-    if problem == 'tiny': return f"{row['width']}×{row['height']} px"
-    if problem == 'low_variance': return f"variance {row['variance']:.1f}"
-    if problem in ('small_class', 'label_conflict'): return str(row['label'])
-    return f"cluster {row['cluster']}"
+    return remark(row, problem) or (str(row['label']) if problem in ('small_class', 'label_conflict') else f"cluster {row['cluster']}")

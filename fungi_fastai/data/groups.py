@@ -8,7 +8,6 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/groups.html.md"""
 __all__ = ['name_shapes', 'read_exif', 'bursts', 'closeness', 'Proposal', 'propose_groups', 'declared', 'write_groups']
 
 # %% ../../nbs/data/groups.ipynb #e796bb6a
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from .items import duration, in_threads
-from .sources import _with_label
+from .sources import _pattern, _with_label
 from ..settings import UserError, write_table
 
 # %% ../../nbs/data/groups.ipynb #446275e8
@@ -211,10 +210,9 @@ def _by_name(items, seed):
 
 def _read_names(items, pattern):
     "The group that a pattern finds in each name, with the class where the group does not hold it; '' where it finds none"
-    compiled = re.compile(pattern)
-    texts = items['name'] if '/' in pattern else items['name'].str.rsplit('/', n=1).str[-1]
-    found = [(m['group'] if (m := compiled.search(text)) else '') or '' for text in texts]
-    return pd.Series([_with_label(g, l) if g else '' for g, l in zip(found, items.label, strict=True)], items.index, dtype=object)
+    find = _pattern(pattern, 'group')
+    groups = [_with_label(group, label) if (group := find(name)) else '' for name, label in zip(items['name'], items.label, strict=True)]
+    return pd.Series(groups, items.index, dtype=object)
 
 def _plausible(items, groups):
     "Enough pictures in groups, and enough groups in each class"

@@ -6,8 +6,8 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/items.html.md"""
 
 # %% auto #0
 __all__ = ['problem_names', 'default_policy', 'default_checks', 'problem_meaning', 'Checks', 'look', 'in_threads', 'follow',
-           'duration', 'look_at_all', 'file_stamp', 'near_pairs', 'variance_limit', 'judge', 'scan', 'problems',
-           'has_problem', 'exclude', 'summary', 'check', 'fate', 'summary_text']
+           'duration', 'look_at_all', 'file_stamp', 'near_pairs', 'components', 'variance_limit', 'judge', 'scan',
+           'problems', 'has_problem', 'exclude', 'summary', 'check', 'fate', 'summary_text', 'remark']
 
 # %% ../../nbs/data/items.ipynb #45d2a53a
 import hashlib
@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .archives import say_count
 from .images import max_pixels, open_image
 from ..settings import UserError, atomic, settings
 
@@ -47,6 +48,12 @@ class Checks:
     low_variance: float|None = None # grey-level variance (0-255 scale) below which a picture is empty; None: from the set
     tiny: int|None = None    # pixels on the shorter side below which a picture is tiny; None: from the set, 8 to 32
     small_class: int = 5     # usable pictures that a class needs
+
+    def variance_limit(self,
+        variance, # (images,) of the set, 0-255 scale
+    ) -> float:
+        "The limit of `low_variance` for a set: as given, or chosen from it"
+        return variance_limit(variance) if self.low_variance is None else self.low_variance
 
 default_checks = Checks()
 
@@ -258,12 +265,15 @@ def _joined(query, low, count, most=2**22):
         begin = end
 
 # %% ../../nbs/data/items.ipynb #ee50eb43
-def _groups(count, pairs):
-    "The number of the connected component of each of `count` nodes"
+def components(
+    count:int, # nodes
+    one,       # (links,) nodes, each linked
+    other,     # (links,) to one of these
+) -> np.ndarray: # (count,) the number of each node's component
+    "What is linked, directly or over others, gets one number"
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
-    links = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    return connected_components(links, directed=False)[1]
+    return connected_components(coo_matrix((np.ones(len(one), bool), (one, other)), shape=(count, count)), directed=False)[1]
 
 # %% ../../nbs/data/items.ipynb #d85ea703
 def variance_limit(
@@ -293,8 +303,7 @@ def judge(
     shorter = items[['width', 'height']].min(axis=1).to_numpy(float)
     usual = np.median(shorter[readable])/4 if readable.any() else 8
     flags['tiny'] = readable & (shorter < (np.clip(usual, 8, 32) if checks.tiny is None else checks.tiny))
-    limit = variance_limit(items['variance']) if checks.low_variance is None else checks.low_variance
-    flags['low_variance'] = readable & (items['variance'].to_numpy(float) < limit)
+    flags['low_variance'] = readable & (items['variance'].to_numpy(float) < checks.variance_limit(items['variance']))
 
     # contents: of each, the copy that is kept stands for it. In a given test set first: that has to stay whole
     given = items['given'] if 'given' in items else pd.Series('', items.index)
@@ -316,10 +325,10 @@ def judge(
         first, second = (np.array([int(h, 16) for h in items[c].to_numpy(object)[kept[textured]]], np.uint64)
                          for c in ('phash', 'dhash'))
         pairs = near_pairs(first, second, checks.near, checks.shape)
-        alike = _groups(len(contents), textured[pairs])
+        alike = components(len(contents), *textured[pairs].T)
         close = (np.bitwise_count(first[pairs[:, 0]]^first[pairs[:, 1]]) <= checks.same) \
             & (np.bitwise_count(second[pairs[:, 0]]^second[pairs[:, 1]]) <= checks.same)
-        same = _groups(len(contents), textured[pairs[close]])
+        same = components(len(contents), *textured[pairs[close]].T)
         pixels = (items['width']*items['height']).to_numpy()
         place = np.argsort(np.lexsort((kept, -pixels[kept], rank[kept])))   # the largest stands for the others
         flags['near_duplicate'][kept] = place != pd.Series(place).groupby(alike).transform('min').to_numpy()
@@ -410,7 +419,7 @@ def summary(
         given=count(items['given'].replace('', None)) if 'given' in items else {},
         formats=count(readable['format']), modes=count(readable['mode']),
         width=_range(readable['width']), height=_range(readable['height']),
-        low_variance_limit=round(variance_limit(items['variance']) if checks.low_variance is None else checks.low_variance, 2))
+        low_variance_limit=round(checks.variance_limit(items['variance']), 2))
 
 def _range(values): return dict(min=int(values.min()), median=int(values.median()), max=int(values.max())) if len(values) else {}
 
@@ -452,9 +461,9 @@ def summary_text(
 ) -> str:                                # lines, to print
     "A report to read: what there is, what is wrong, which files, and what will be done with them"
     facts, policy = summary(items, policy), set(policy)
-    line = f"{_many(facts['images'], 'picture')}, {_many(facts['classes'], 'class')}"
+    line = f"{say_count(facts['images'], 'picture')}, {say_count(facts['classes'], 'class')}"
     if facts['unlabelled']: line += f", {facts['unlabelled']:,} unlabelled"
-    if facts['groups']: line += f", {_many(facts['groups'], 'group')}"
+    if facts['groups']: line += f", {say_count(facts['groups'], 'group')}"
     lines = [line]
     if facts['width']:
         wide, high = (f"{facts[side]['min']:,} to {facts[side]['max']:,} px" for side in ('width', 'height'))
@@ -474,17 +483,22 @@ def summary_text(
         lines += [' '*8+note for note in notes[:show]]
         if count > show: lines.append(' '*8+f'… and {count-show:,} more')
     labelled = facts['images']-facts['unlabelled']
-    lines += ['', f"{facts['used']:,} of {_many(labelled, 'labelled picture')} used. Files are never changed."]
+    lines += ['', f"{facts['used']:,} of {say_count(labelled, 'labelled picture')} used. Files are never changed."]
     return '\n'.join(lines)
 
-def _many(count, word): return f"{count:,} {word if count == 1 else word+('es' if word.endswith('s') else 's')}"
+def remark(
+    row,         # of the items
+    problem:str, # that it has
+) -> str:        # '' where the problem says it all
+    "What in a row shows its problem"
+    if problem == 'unreadable': return row['error'].removeprefix(f"{row['name']} ").rstrip('.')
+    if problem == 'extension': return row['format']
+    if problem == 'tiny': return f"{row['width']}×{row['height']} px"
+    return f"variance {row['variance']:.1f}" if problem == 'low_variance' else ''
 
 def _note(row, problem, items):
     "What to say behind a file's name"
-    if problem == 'unreadable': return f": {row['error'].removeprefix(row['name']+' ').rstrip('.')}"
-    if problem == 'extension': return f": {row['format']}"
-    if problem == 'tiny': return f": {row['width']}×{row['height']} px"
-    if problem == 'low_variance': return f": variance {row['variance']:.1f}"
+    if said := remark(row, problem): return f': {said}'
     twins = items[(items['cluster'] == row['cluster']) & (items['name'] != row['name'])]
     if problem != 'near_duplicate': twins = twins.sort_values('sha', key=lambda sha: sha != row['sha'], kind='stable')
     if problem == 'label_conflict': twins = twins[twins['label'] != row['label']]

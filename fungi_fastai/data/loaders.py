@@ -90,11 +90,12 @@ class Balanced:
     "A fastai loader that draws its classes in balance, once it is told to"
     _codes_drawn = None
     def balance(self,
-        how:str,          # none, oversample or weighted
+        how:str,          # none, oversample or weighted; `loss` is of the loss, and draws as none does
         codes:np.ndarray, # (images,) class numbers
     ):
-        "Draw in this way from now on; loaders made of this one by `new` draw as they are told"
-        if how not in ('oversample', 'weighted'): return self
+        "Draw in this way from now on; loaders made of this one by `new` draw as they are told. Raises `UserError`"
+        if how not in ('none', 'loss', 'oversample', 'weighted'): raise UserError(f'balance is {how!r}; expected none, loss, oversample or weighted.')
+        if how in ('none', 'loss'): return self
         self._codes_drawn, self._how = np.asarray(codes), how
         self.n = len(balanced_order(self._codes_drawn, how, random.Random(0)))   # its own random numbers stay as they are
         return self
@@ -196,7 +197,7 @@ def make_loaders(
     workers:int|None=None,      # threads that read pictures (default: this machine's settings)
     device=None,                # torch device the batches go to
     cache:PhotoCache|None=None, # decoded pictures: see `build_cache`
-    balance:str='none',         # how training pictures are drawn: none, oversample or weighted
+    balance:str='none',         # how training pictures are drawn: none, oversample or weighted; see `Balanced.balance`
 ) -> DataLoaders:               # `.train` and `.valid`
     "Train and validation loaders of an items table. Raises `UserError` where there is nothing to learn from"
     used = items[items.split.isin(['train', 'valid'])].reset_index(drop=True)
@@ -204,6 +205,7 @@ def make_loaders(
     if len(classes) < 2:
         raise UserError(f"There is {f'only the class {classes[0]!r}' if classes else 'no labelled picture'}; "
                         'a classifier needs pictures of at least two classes, in a folder each.')
+    if vocab and (unknown := sorted({*classes}-{*vocab})): raise UserError(f"The classes {', '.join(vocab)} lack {', '.join(unknown)}, which the items have.")
     if len(counts) < 2: raise UserError(f'All {len(used)} usable pictures are in {counts.index[0]}; at least one each is needed to train and to validate on.')
     block = photo_block(size, augment, vocab, fit, cache)
     dls = block.dataloaders(used, bs=min(bs, int(counts['train'])), val_bs=2*bs, num_workers=workers, device=device)

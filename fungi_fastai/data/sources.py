@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/sources.html.md"""
 __all__ = ['split_names', 'usual_columns', 'read_folder', 'read_table', 'Source']
 
 # %% ../../nbs/data/sources.ipynb #3ddcaefb
+import csv
 import difflib
 import hashlib
 import os
@@ -23,7 +24,7 @@ import pandas as pd
 from .archives import archive_extensions, is_visible, nothing_found, say_count, unpack, walk_files
 from .downloads import Remote, fetch
 from .images import is_image_name
-from ..settings import MissingFileError, UserError, atomic, settings
+from ..settings import MissingFileError, UserError, settings, write_text
 
 # %% ../../nbs/data/sources.ipynb #cb174a6e
 split_names = {'train': 'train', 'training': 'train', 'valid': 'valid', 'val': 'valid', 'validation': 'valid',
@@ -177,7 +178,7 @@ def read_table(
             raise UserError(f"No column of {file} looks like labels. Its columns are {listed}. Name the column (label='…').")
         found = [_plain(n.split('/')[-2]) if '/' in n else None for n in names]
     else:
-        if not re.search(r'\(', label): raise UserError(f"{file} has no column {label}. Its columns are {listed}.")
+        if '(' not in label: raise UserError(f"{file} has no column {label}. Its columns are {listed}.")
         find = _pattern(label, 'label')
         found = [find(n) for n in names]
     if labels and not any(found): raise UserError(f"No picture in {file} has a label. Its columns are {listed}.")
@@ -185,18 +186,20 @@ def read_table(
         values = [v.strip() for v in table[groups_in]]
         groups = [_with_label(v, l) if v else n for v, l, n in zip(values, found, names, strict=True)]
         if not any(values): groups = ['']*len(names)
-    else: groups = _groups(names, found, group)
+    else:
+        if group and '(' not in group: raise UserError(f"{file} has no column {group}. Its columns are {listed}.")
+        groups = _groups(names, found, group)
     given = [split_names.get(v.strip().lower(), '') for v in table[splits_in]] if splits_in else ['']*len(names)
     return _distinct(_table(paths, names, found, groups, given))
 
 def _read_csv(file):
     "A CSV as text"
-    from csv import Error, Sniffer
     try:
         with open(file, encoding='utf-8-sig', newline='') as f: head = f.readline()
-        try: separator = Sniffer().sniff(head, ',;\t|').delimiter
-        except Error: separator = ','
+        try: separator = csv.Sniffer().sniff(head, ',;\t|').delimiter
+        except csv.Error: separator = ','
         return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding='utf-8-sig')
+    except OSError as error: raise MissingFileError(f"{file} cannot be opened: {error.strerror}.") from None
     except UnicodeDecodeError: raise UserError(f"{file} is not UTF-8 text. Save it as a CSV in UTF-8.") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"{file} cannot be read as a CSV: {error}. Expected a header with the columns path and label.") from None
@@ -216,6 +219,8 @@ def _distinct(table):
     return table.assign(name=table.name.where(again == 0, table.name + '#' + (again+1).astype(str)))
 
 # %% ../../nbs/data/sources.ipynb #0bb376a5
+_kinds = dict(folder='folder', zip='archive', csv='table', kaggle='Kaggle data set', competition='Kaggle competition', sample='built-in sample')
+
 @dataclass(frozen=True)
 class Source:
     "Where pictures come from, and how a label and a group are read from their paths. Made with `Source.of`"
@@ -250,7 +255,10 @@ class Source:
         names = [f.name for f in fields(cls)]
         if wrong := [k for k in d if k not in names]:
             raise UserError(f"A source has no {', '.join(wrong)}; it has {', '.join(names)}.")
-        return cls(**d)
+        source = cls(**{'location': '', 'kind': '', **d})
+        if not all(isinstance(v, str) for v in d.values()) or not source.location or source.kind not in _kinds:
+            raise UserError(f"{d} is no source; expected texts, with a location and a kind: {', '.join(_kinds)}.")
+        return source
 
     def to_dict(self) -> dict:
         "Plain data, for JSON"
@@ -281,11 +289,9 @@ class Source:
     def describe(self) -> str:
         "In words, on one line"
         remote = Remote.of(self.kind, self.location) if self.kind in ('kaggle', 'competition') else None
-        what = {'kaggle': 'Kaggle data set', 'competition': 'Kaggle competition', 'sample': 'built-in sample',
-                'zip': 'archive', 'csv': 'table', 'folder': 'folder'}[self.kind]
         name = remote.slug + (f' version {remote.version}' if remote.version else '') if remote else Path(self.location).name
         label = self.label if self.label != 'folder' else 'its label column' if self.kind == 'csv' else 'folder names'
-        return f"{what} {name}, labels from {label}" + (f", groups from {self.group}" if self.group else "")
+        return f"{_kinds[self.kind]} {name}, labels from {label}" + (f", groups from {self.group}" if self.group else "")
 
     @property
     def text(self) -> str:
@@ -299,14 +305,14 @@ def _meaning(text, sample):
     "Kind and location of what was given as text. Raises `UserError`"
     if not text: raise UserError("The source is empty. Give a path, owner/name on Kaggle, or sample.")
     if text == 'sample' or text.startswith('sample:'): return 'sample', _sample_kind(text.partition(':')[2] or sample)
-    path = Path(text).expanduser()
-    if path.is_dir(): return 'folder', os.path.abspath(path)
-    if path.exists(): return _file_kind(path), os.path.abspath(path)
+    path = Path(os.path.expanduser(text))
+    if os.path.isdir(path): return 'folder', os.path.abspath(path)
+    if os.path.exists(path): return _file_kind(path), os.path.abspath(path)
     if found := re.fullmatch(r'competition:([\w-]+)', text): return 'competition', found[1]
     if found := re.match(r'(?:https?://)?(?:www\.)?kaggle\.com/(.*)', text): return _kaggle_address(text, found[1])
     if re.match(r'https?://', text):
         raise UserError(f"{text} is not an address on kaggle.com. Download it yourself and give the file: --source path/to.zip.")
-    if re.fullmatch(r'[A-Za-z0-9][\w-]*/[\w-]+(/\d+)?', text) and not path.parent.exists(): return 'kaggle', text
+    if re.fullmatch(r'[A-Za-z0-9][\w-]*/[\w-]+(/\d+)?', text) and not os.path.exists(path.parent): return 'kaggle', text
     raise _missing(path)
 
 def _kaggle_address(text, rest):
@@ -341,7 +347,7 @@ def _similar(name, names):
 def _missing(path):
     "The error for a path that is not there, with the nearest names"
     path = Path(os.path.abspath(path))
-    parent = next(p for p in path.parents if p.is_dir())
+    parent = next(p for p in path.parents if os.path.isdir(p))
     wanted = path.relative_to(parent).parts[0]
     try: names = sorted(n for n in os.listdir(parent) if is_visible(n))
     except OSError: names = []
@@ -357,6 +363,5 @@ def _save_table(table, column):
     table = table.assign(**{paths_in: [os.path.abspath(os.path.expanduser(p)) for p in table[paths_in].astype(str)]})
     text = table.to_csv(index=False)
     file = settings().data_dir/'tables'/f'{hashlib.sha256(text.encode()).hexdigest()[:12]}.csv'
-    if not file.exists():
-        with atomic(file) as part: part.write_text(text, encoding='utf-8')
+    if not file.exists(): write_text(file, text)
     return file

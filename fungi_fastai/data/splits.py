@@ -13,6 +13,7 @@ from hashlib import blake2b
 import numpy as np
 import pandas as pd
 
+from .items import components
 from ..settings import UserError
 
 # %% ../../nbs/data/splits.ipynb #1c0783ba
@@ -20,8 +21,6 @@ def units(
     items:pd.DataFrame, # with columns `name`, `group` and, after a scan, `cluster`; '' is "none"
 ) -> pd.Series:         # (images,) the name of each picture's unit
     "Pictures that must stay on one side: joined by a common group or a common cluster of copies, directly or over others"
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
     n = len(items)
     keys = [items.group.where(items.group.ne(''), other=None)]
     if 'cluster' in items: keys.append(items.cluster.where(items.cluster.ne(''), other=None))
@@ -30,9 +29,7 @@ def units(
         codes, names = pd.factorize(key)
         rows.append(np.flatnonzero(codes >= 0)); columns.append(codes[codes >= 0] + width)
         width += len(names)
-    rows, columns = np.concatenate(rows), np.concatenate(columns)
-    graph = coo_matrix((np.ones(len(rows), bool), (rows, n+columns)), shape=(n+width, n+width))
-    _, part = connected_components(graph, directed=False)
+    part = components(n+width, np.concatenate(rows), n+np.concatenate(columns))
     # a unit is named after its first group or, without groups, its first picture: a name that outlives added files
     own_name = items.group.where(items.group.ne(''), items['name'])
     return own_name.groupby(part[:n]).transform('min').rename('unit')

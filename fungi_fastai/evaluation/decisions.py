@@ -77,7 +77,7 @@ class Threshold:
         probs:np.ndarray,   # (images, classes) probabilities of other pictures
         targets:np.ndarray, # (images,) class indices
         groups=None,        # (images,) any values: pictures of one specimen share one; for the interval
-    ) -> dict:              # coverage, answered, accuracy and its interval, pictures
+    ) -> dict:              # coverage answered accuracy (None where nothing is answered) accuracy_low accuracy_high pictures
         "What the threshold does on other pictures, the test part say. Raises `UserError`"
         probs, targets, groups = checked(probs, targets, groups)
         answered, right = self.accepts(probs), probs.argmax(1) == targets
@@ -112,6 +112,10 @@ def threshold_for(
     shared = groups is not None and groups.max()+1 < n
     told = f'of {n} validation pictures' + (f' ({groups.max()+1} specimens)' if shared else '')
     certainly = f"with {'about ' if shared else ''}{sure:.0%} certainty"
+    def at(least, share, right, bound, wish, guaranteed):
+        return Threshold(least, share, right, bound, sure, wish, guaranteed, n,
+                         f'At confidence {least:.3f} and above, {share:.0%} {told} are answered and {right:.1%} of the answers are right; '
+                         f'on unseen pictures at most {bound:.1%} are wrong, {certainly}.')
     def look(least):   # coverage, accuracy, bound on the error; of the pictures from this confidence upwards
         answered = confidence >= least
         if not answered.any(): return 0., None, 1.
@@ -120,10 +124,7 @@ def threshold_for(
     if coverage is not None:
         rank = int(np.ceil(round(coverage*(n+1), 9)))
         least = float(confidence[rank-1]) if rank <= n else 0.
-        share, right, bound = look(least)
-        return Threshold(least, share, right, bound, sure, f'{coverage:.0%} of the pictures answered', False, n,
-                         f'At confidence {least:.3f} and above, {share:.0%} {told} are answered and {right:.1%} of the answers are right; '
-                         f'on unseen pictures at most {bound:.1%} are wrong, {certainly}.')
+        return at(least, *look(least), f'{coverage:.0%} of the pictures answered', False)
     # the i-th candidate lies just above a picture that is not counted: those above it are a fair sample of what is above it
     counts = dict.fromkeys(int(np.ceil(i*n/candidates)) for i in range(1, candidates+1))
     seen = [(least, *look(least)) for least in (float(np.nextafter(confidence[k], 2)) if k < n else 0. for k in counts)]
@@ -134,10 +135,7 @@ def threshold_for(
         best = max(map(promised, seen))
         reason = f'at best {best:.1%} can be promised {certainly}' if guaranteed else f'at best {best:.1%} are right'
         return Threshold(None, 0., None, None, sure, wish, guaranteed, n, f'No threshold keeps the wish, {wish}: {reason}, on the strength {told}.')
-    least, share, right, bound = max(kept, key=lambda one: one[1])
-    return Threshold(least, share, right, bound, sure, wish, guaranteed, n,
-                     f'At confidence {least:.3f} and above, {share:.0%} {told} are answered and {right:.1%} of the answers are right; '
-                     f'on unseen pictures at most {bound:.1%} are wrong, {certainly}.')
+    return at(*max(kept, key=lambda one: one[1]), wish, guaranteed)
 
 # %% ../../nbs/evaluation/decisions.ipynb #b789d824
 def plot_risk_coverage(
@@ -157,7 +155,7 @@ def plot_risk_coverage(
         told = threshold.on(probs, targets)
         if told['answered']: ax.scatter(told['coverage'], 1-told['accuracy'], color=colours['warn'], zorder=3, s=26,
                                         label=f'threshold {threshold.confidence:.2f}: {told["accuracy"]:.1%} right')
-    ax.set(xlim=(0, 1.01), ylim=(0, max(.05, 1.15*curve.risk.max() if curve.coverage[0] > .02 else 1.15*curve.risk[curve.coverage >= .02].max())),
+    ax.set(xlim=(0, 1.01), ylim=(0, max(.05, 1.15*curve.risk[curve.coverage >= .02].max())),
            xlabel='share of pictures answered', ylabel='share of answers wrong')
     ax.legend(frameon=False, fontsize=8, labelcolor=colours['ink'], loc='upper left')
     return figure
@@ -283,9 +281,11 @@ def coverage_table(
     targets:np.ndarray, # (images,) class indices
     groups=None,        # (images,) any values: pictures of one specimen share one; for the intervals
 ) -> 'pd.DataFrame':      # a row a size of set, and 'all': pictures share coverage coverage_low coverage_high mean_size
-    "How often sets hold the true class, by size"
+    "How often sets hold the true class, by size. Raises `UserError`"
     import pandas as pd
     sets, targets = np.asarray(sets, bool), np.asarray(targets)
+    if sets.ndim != 2 or not len(sets) or targets.shape != (len(sets),):
+        raise UserError(f'There are sets {sets.shape} and targets {targets.shape}; expected (images, classes) and (images,), of one picture or more.')
     held, size = sets[np.arange(len(targets)), targets], sets.sum(1)
     groups = None if groups is None else np.asarray(groups, dtype=object)
     rows = {}

@@ -11,7 +11,6 @@ __all__ = ['sharpness', 'traits', 'strata', 'holm', 'ErrorAnalysis', 'error_tabl
 import html
 import json
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,8 @@ from ..data.images import ImageError, open_image
 from ..data.items import in_threads
 from ..data.pages import as_svg, chart, colours
 from ..data.pages import table as table_html
-from ..data.splits import units
+from .calibration import interval_of
+from .metrics import picture_units
 from ..settings import MissingFileError, UserError
 
 # %% ../../nbs/evaluation/errors.ipynb #667ca8ed
@@ -53,7 +53,7 @@ def traits(
     if 'variance' in items: found['contrast'] = np.sqrt(items.variance.astype(float))
     if read and 'path' in items:
         paths = items['path'].tolist()
-        found['sharpness'] = list(in_threads(partial(sharpness), paths, workers))
+        found['sharpness'] = list(in_threads(sharpness, paths, workers))
         found['camera'] = read_exif(paths, workers).camera.replace('', 'not known').to_numpy()
     if 'format' in items: found['file'] = items['format'].replace('', 'not known').to_numpy()
     return found
@@ -83,25 +83,16 @@ def strata(
 # %% ../../nbs/evaluation/errors.ipynb #c460576b
 def _compare_rates(wrong, inside, unit):
     "Error rate of the pictures inside, its interval, and the one-sided p of not being worse than the others"
-    from scipy.special import betaincinv, stdtr
+    from scipy.special import stdtr
     n_in, n_out = inside.sum(), (~inside).sum()
     rate, common = wrong[inside].mean(), wrong.mean()
-    by_unit = np.bincount(unit[inside], wrong[inside]-rate, unit.max()+1)
-    sizes = np.bincount(unit[inside], minlength=unit.max()+1)
-    n_units = int((sizes > 0).sum())
-    variance = (by_unit**2).sum()/n_in**2*n_units/max(n_units-1, 1)
-    number = min(rate*(1-rate)/variance, n_in) if variance > 0 and 0 < rate < 1 else n_units
-    number = max(number, 1)
-    right = rate*number
-    low = float(betaincinv(right, number-right+1, .025)) if right > 0 else 0.
-    high = float(betaincinv(right+1, number-right, .975)) if right < number else 1.
-    if not n_out: return rate, low, high, 1.
-    shift = np.bincount(unit, np.where(inside, (wrong-common)/n_in, -(wrong-common)/n_out), unit.max()+1)
-    n_all = len(np.unique(unit))
-    spread = np.sqrt((shift**2).sum()*n_all/max(n_all-1, 1))
+    found = rate, *interval_of(wrong[inside], groups=unit[inside])
+    if not n_out: return *found, 1.
+    shift = np.bincount(unit, np.where(inside, (wrong-common)/n_in, -(wrong-common)/n_out))
+    n_units = [len(np.unique(unit[part])) for part in (inside, ~inside, slice(None))]
+    spread = np.sqrt((shift**2).sum()*n_units[2]/max(n_units[2]-1, 1))
     score = (rate-wrong[~inside].mean())/spread if spread > 0 else 0.
-    freedom = max(min(n_units, len(np.unique(unit[~inside])))-1, 1)
-    return rate, low, high, float(stdtr(freedom, -score))
+    return *found, float(stdtr(max(min(n_units[:2])-1, 1), -score))
 
 def holm(
     p:np.ndarray, # (tests,) p-values
@@ -219,10 +210,7 @@ def _kinds(table, items, read, workers):
         known = items.drop_duplicates(key).set_index(key).reindex(table[key]).reset_index(drop=True)
         known = known.drop(columns=[c for c in ('path', 'name', 'label') if c in known])
     both = pd.concat([table[[c for c in ('path', 'name') if c in table]], known], axis=1)
-    column = lambda c: table[c] if c in table else known[c] if c in known else pd.Series('', table.index)
-    named = pd.DataFrame({c: column(c).fillna('').astype(str) for c in ('group', 'cluster')})
-    named['name'] = [f'picture {i}' for i in range(len(table))]
-    return traits(both, workers, read), pd.factorize(units(named))[0]
+    return traits(both, workers, read), pd.factorize(picture_units(pd.concat([table, known.drop(columns=table.columns, errors='ignore')], axis=1)))[0]
 
 def _pairs(table, wrong):
     "Confusions, the most frequent first"

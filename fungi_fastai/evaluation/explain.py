@@ -8,7 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/evaluation/explain.html.md"""
 __all__ = ['grad_cam', 'as_seen', 'prototypes', 'feature_index', 'nearest', 'hide', 'shortcut_check']
 
 # %% ../../nbs/evaluation/explain.ipynb #f5fde9b3
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from fastai.learner import Learner
 from PIL import Image
 
 from ..data.loaders import PhotoLoader, make_test_loader
-from ..data.splits import units
-from .evidence import FeatureIndex, class_maps
+from .evidence import FeatureIndex, class_maps, left_as_it_was
+from .metrics import draw_weights, picture_units
 from ..settings import UserError
 from ..training.frozen import body_features
 
@@ -101,7 +101,7 @@ def prototypes(
     "The most typical pictures of each class. Raises `UserError` where there is none"
     items, seen = _training(learn, items, seen)
     directions = FeatureIndex.of(seen, items.name, items.label).features.astype(np.float32)
-    unit, rows = _units(items).to_numpy(), []
+    unit, rows = picture_units(items), []
     for label in sorted(items.label.unique()):
         places = np.flatnonzero(items.label == label)
         middle = directions[places].mean(0)
@@ -121,10 +121,6 @@ def _training(learn, items, seen=None):
     used = items[kept].reset_index(drop=True)
     if 'name' not in used: used['name'] = used.path.map(lambda p: Path(p).name)
     return used, body_features(learn, used) if seen is None else np.asarray(seen)[kept.to_numpy()]
-
-def _units(items):
-    "What belongs to one specimen, of a table that may not know of specimens"
-    return units(items.assign(**{c: v for c, v in dict(name=items.get('path'), group='').items() if c not in items}))
 
 # %% ../../nbs/evaluation/explain.ipynb #c8832f7c
 def feature_index(
@@ -193,7 +189,7 @@ def shortcut_check(
     said = _answers(learn, items, views)
     right = {view: answers == items.label.map(classes).to_numpy() for view, answers in said.items()}
     chance = float(items.label.value_counts(normalize=True).max())
-    drawn, scores = _resample(_units(items).to_numpy(), right, draws, seed)
+    drawn, scores = _resample(picture_units(items), right, draws, seed)
     names = dict(whole='whole picture', centre='centre hidden', border='border hidden')
     rows = [(names[view], float(right[view].mean()), *_interval(drawn[view], scores[view]), len(items)) for view in views]
     found = pd.DataFrame([*rows, ('always the commonest class', chance, chance, chance, len(items))], columns=['view', 'accuracy', 'low', 'high', 'images'])
@@ -202,21 +198,13 @@ def shortcut_check(
 
 def _answers(learn, items, views):
     "The class number that is said of each picture, in each view"
-    said, modes = {view: [] for view in views}, [(m, m.training) for m in learn.model.modules()]
-    precision = getattr(learn, 'precision', None)
+    said, precision = {view: [] for view in views}, getattr(learn, 'precision', None)
     device = next((p.device for p in learn.model.parameters()), torch.device('cpu'))
-    learn.model.eval()
-    try:
-        with torch.no_grad():
-            for x in _batches(learn, items):
-                for view, change in views.items():
-                    shown = change(x.to(device))
-                    if precision is None: scores = learn.model(shown)
-                    else:
-                        with precision.running(shown): scores = learn.model(shown)
-                    said[view].append(scores.argmax(1).cpu())
-    finally:
-        for m, mode in modes: m.training = mode
+    with left_as_it_was(learn.model), torch.no_grad():
+        for x in _batches(learn, items):
+            for view, change in views.items():
+                shown = change(x.to(device))
+                with nullcontext() if precision is None else precision.running(shown): said[view].append(learn.model(shown).argmax(1).cpu())
     return {view: torch.cat(answers).numpy() for view, answers in said.items()}
 
 def _resample(unit, right, draws, seed):
@@ -224,7 +212,7 @@ def _resample(unit, right, draws, seed):
     codes = pd.factorize(unit)[0]
     counts = np.bincount(codes)
     sums = {view: np.bincount(codes, weights=values) for view, values in right.items()}
-    weights = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1/len(counts)), size=draws)
+    weights = draw_weights(len(counts), draws, np.random.default_rng(seed)).astype(float)
     return {view: weights@values/(weights@counts) for view, values in sums.items()}, {view: values/counts for view, values in sums.items()}
 
 def _interval(drawn, shares):

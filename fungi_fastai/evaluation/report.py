@@ -21,7 +21,7 @@ from ..data.splits import leaks
 from .calibration import apply_temperature, calibrate, plot_reliability
 from .costs import safety_note
 from .decisions import Threshold, plot_risk_coverage, threshold_for
-from .metrics import Evaluation
+from .metrics import Evaluation, score_names
 from ..settings import write_text
 from ..training.plots import plot_confusion, plot_history
 
@@ -129,7 +129,7 @@ def write_report(
         '<h2>Class by class</h2>', '<p>Precision: of the pictures given this name, how many deserved it. Recall: of the pictures of this class, how many were '
         'given its name. F1: their harmonic mean. Behind each its 95 % interval, drawn by specimen. A click on a column sorts by it.</p>',
         table(shown, sortable=True),
-        '<details><summary>All scores, with intervals</summary>', table(scores.assign(metric=scores.metric.str.replace('_', ' '))), '</details>',
+        '<details><summary>All scores, with intervals</summary>', table(scores.assign(metric=scores.metric.map(score_names))), '</details>',
         '<h2>What is taken for what</h2>', '<p>Rows are the true classes, columns the answers; numbers are pictures, colour is the share of the row.</p>',
         as_svg(plot_confusion(evaluation.confusion(), evaluation.classes), 'confusion'),
         *(_calibration(metrics, evaluation) if 'calibration' in metrics else []), *(_abstention(metrics, evaluation) if 'abstention' in metrics else []),

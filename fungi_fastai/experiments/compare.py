@@ -6,7 +6,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/experiments/compare.html.md"""
 
 # %% auto #0
 __all__ = ['scores', 'unit_counts', 'weighted_scores', 'bootstrap_difference', 'mcnemar', 'exchange_test', 'Comparison',
-           'compare']
+           'in_points', 'compare']
 
 # %% ../../nbs/experiments/compare.ipynb #5405a587
 import html
@@ -127,8 +127,8 @@ def _read(run):
 
 def _expand(folder):
     "A run, or the runs of a cross-validation"
+    if hasattr(folder, 'runs'): return folder.runs   # of a sweep too
     if hasattr(folder, 'recipe'): return [folder]
-    if hasattr(folder, 'runs'): return folder.runs
     about = Path(folder)/'experiment.json'
     if not about.exists(): return [folder]
     about = json.loads(about.read_text('utf8'))
@@ -267,8 +267,20 @@ class Comparison:
 
     __repr__ = __str__
 
-def _signed(value): return f'{100*value:+.1f}'.replace('-', '−')
+def in_points(
+    share:float, # a difference
+) -> str:        # +1.2 or −0.4
+    "A difference of shares in points, with its sign"
+    return f'{100*share:+.1f}'.replace('-', '−')
+
 def _chance(p): return f'p = {p:.2g}' if p >= .001 else 'p < 0.001'
+
+def _torn(row):
+    "What is to be added where one of both tests alone would claim a difference"
+    by_interval, by_exchange = row['low'] > 0 or row['high'] < 0, row['p_exchange'] < 1-row['level']
+    if by_interval == by_exchange: return ''
+    if by_interval: return f'; the interval leaves out 0, but the exchange test does not reach p < {1-row["level"]:.2g}, and both are asked for'
+    return '; the exchange test alone would claim one, but the interval holds 0, and both are asked for'
 
 def _sentence(rows, pictures, seeds):
     "The verdict on two sides"
@@ -277,10 +289,10 @@ def _sentence(rows, pictures, seeds):
         first, second, sign = row['first'], row['second'], 1
         if row['better'] == first: first, second, sign = second, first, -1
         low, high = sorted((sign*row['low'], sign*row['high']))
-        interval = f"({100*row['level']:.3g} % interval {_signed(low)} to {_signed(high)}, {_chance(row['p_exchange'])})"
+        interval = f"({100*row['level']:.3g} % interval {in_points(low)} to {in_points(high)}, {_chance(row['p_exchange'])})"
         difference, name = sign*row['difference'], scores[row['score']]
-        told.append(f'{second} is better than {first} by {100*difference:.1f} points of {name} {interval}.' if row['better'] else
-                    f'No difference in {name} can be claimed: {second} minus {first} is {_signed(difference)} points {interval}.')
+        if row['better']: told.append(f'{second} is better than {first} by {100*difference:.1f} points of {name} {interval}.')
+        else: told.append(f'No difference in {name} can be claimed: {second} minus {first} is {in_points(difference)} points {interval}{_torn(row)}.')
     p = rows[0]['p_mcnemar']
     return (f"{' '.join(told)} On {pictures}" + (f', {seeds} seeds' if seeds > 1 else '')
             + (f"; McNemar's test, picture by picture: {_chance(p)}." if np.isfinite(p) else '.'))

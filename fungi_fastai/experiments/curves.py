@@ -17,9 +17,10 @@ import pandas as pd
 
 from ..data.pages import as_svg, chart, colours
 from ..evaluation.metrics import Evaluation, predictions_table
-from .folds import Job, divide, experiment, train_all
-from .runs import Run, next_folder, predict
-from ..settings import MissingFileError, UserError, write_json, write_table, write_text
+from .compare import in_points
+from .folds import Job, divide, experiment, finished, train_all
+from .runs import Run, next_folder, read_json, read_kept
+from ..settings import UserError, write_json, write_table, write_text
 from ..training.fit import prepare_items
 from ..training.recipe import Recipe
 
@@ -31,14 +32,14 @@ def _points(recipe, across, fractions, seeds):
     "What is asked for, checked: field, its values in order, seeds"
     if across not in kinds: raise UserError(f"across is {across!r}; expected {', '.join(kinds)}.")
     usual, field = kinds[across]
+    if fractions is not None and not field: raise UserError(f'Across {across} nothing is varied but the epoch; leave the fractions off.')
     values = sorted({float(f) for f in (usual if fractions is None else fractions)}) if field else [None]
     seeds = list(dict.fromkeys(int(s) for s in seeds))
     if not values or not seeds: raise UserError(f'There are {len(values)} fractions and {len(seeds)} seeds; expected one of each at least.')
-    for value in values if field == 'test' else (): recipe.but(test=value) if value > 0 else _no_test(value)
-    for value in values if field == 'fraction' else (): recipe.but(fraction=value)   # raises where it is out of range
+    for value in values if field else ():
+        if field == 'test' and value == 0: raise UserError('A test share of 0 leaves nothing to test on; expected above 0.')
+        recipe.but(**{field: value})   # raises where it is out of range
     return field, values, seeds
-
-def _no_test(value): raise UserError(f'A test share of {value} leaves nothing to test on; expected above 0.')
 
 # %% ../../nbs/experiments/curves.ipynb #63e32515
 def part_scores(
@@ -47,9 +48,8 @@ def part_scores(
 ) -> list[dict]: # for train, valid and test: part pictures accuracy macro_f1
     "A run's scores on each part"
     if not file.exists():
-        items, learn = run.items[run.items.split == 'train'], run.learner
-        made = predictions_table(items, predict(learn, items), run.classes)
-        write_table(file, made)
+        items = run.items[run.items.split == 'train']
+        write_table(file, predictions_table(items, run.probabilities(items), run.classes))
     both = pd.concat([pd.read_parquet(file), run.predictions])
     rows = []
     for part in ('train', 'valid', 'test'):
@@ -74,8 +74,6 @@ def paired_step(
     half = t.ppf(.975, len(steps)-1)*steps.std(ddof=1)/np.sqrt(len(steps)) if len(steps) > 1 else np.nan
     return float(steps.mean()), float(steps.mean()-half), float(steps.mean()+half)
 
-def _signed(value): return f'{100*value:+.1f}'.replace('-', '−')
-
 def _said_of_data(table):
     tested = table[table.part == ('test' if (table.part == 'test').any() else 'valid')]
     values, seeds = sorted(tested.fraction.unique()), tested.seed.nunique()
@@ -84,9 +82,9 @@ def _said_of_data(table):
     gap = f'With all that was given, accuracy is {learned.accuracy.mean():.3f} on the training pictures and {last.accuracy.mean():.3f} on the test pictures.'
     if len(values) < 2: return gap
     mean, low, high = paired_step(tested, 'fraction', *values[-2:])
-    step = f'From {values[-2]:g} to {values[-1]:g} of the training part, accuracy changes by {_signed(mean)} points'
+    step = f'From {values[-2]:g} to {values[-1]:g} of the training part, accuracy changes by {in_points(mean)} points'
     if not np.isfinite(low): return f'{step}, in one seed: more seeds would say whether this is more than noise. {gap}'
-    step += f' (95 % interval {_signed(low)} to {_signed(high)}, {seeds} seeds): '
+    step += f' (95 % interval {in_points(low)} to {in_points(high)}, {seeds} seeds): '
     if low > 0: return f'{step}still rising, so more pictures will likely help. {gap}'
     if high < 0: return f'{step}falling; look at the labels of what was added, and at the number of epochs. {gap}'
     return f'{step}within the noise. {_within(mean, low, high)} {gap}'
@@ -137,15 +135,12 @@ class Curve:
     def __init__(self,
         folder:str|Path, # of a finished one
     ):
-        self.folder = Path(folder)
-        if not self.folder.is_dir(): raise MissingFileError(f'There is no folder {folder}. Make it with: fungi curve RECIPE --out {folder}')
-        if not (self.folder/'curve.json').exists():
-            raise UserError(f'{folder} holds no finished learning curve. Begin or continue it with: fungi curve RECIPE --out {folder}')
+        self.folder = finished(folder, 'learning curve', 'fungi curve RECIPE', 'curve.json')
 
     @cached_property
-    def metrics(self) -> dict: return json.loads((self.folder/'curve.json').read_text('utf8'))
+    def metrics(self) -> dict: return read_kept(self.folder/'curve.json', read_json)
     @cached_property
-    def table(self) -> pd.DataFrame: return pd.read_csv(self.folder/'curve.csv')
+    def table(self) -> pd.DataFrame: return read_kept(self.folder/'curve.csv', pd.read_csv)
     @property
     def said(self) -> str: return self.metrics['said']
     @property
@@ -176,6 +171,7 @@ class Curve:
         words = dict(fraction='share of the training part', test='share of the pictures tested on', epoch='epoch')[self.x]
         for axis in (left, right):
             axis.set_xlabel(words)
+            if self.x == 'epoch': axis.xaxis.get_major_locator().set_params(integer=True)
             axis.legend(frameon=False, fontsize=8, labelcolor=colours['ink'])
         left.set_ylabel('loss' if self.x == 'epoch' else 'accuracy'); right.set_ylabel('on the validation part' if self.x == 'epoch' else 'macro-F1')
         return figure
@@ -203,8 +199,7 @@ def learning_curve(
     plain = recipe.but(seed=Recipe.seed, **({field: getattr(Recipe, field)} if field else {}))   # what is varied does not count
     with experiment(folder, plain, experiment='curve', across=across):
         if not (folder/'items.parquet').exists():
-            made = prepare_items(recipe.but(fraction=1.), progress)
-            write_table(folder/'items.parquet', made)
+            write_table(folder/'items.parquet', prepare_items(recipe.but(fraction=1.), progress))
         items = pd.read_parquet(folder/'items.parquet')
         if field == 'test' and (items.given[items.split.ne('')] == 'test').any():
             raise UserError(f'{recipe.source} comes with a test part of its own, so that its share cannot be varied.')

@@ -21,7 +21,7 @@ from ..data.pages import facts as facts_html
 from ..data.pages import page
 from ..data.pages import table as table_html
 from ..evaluation.metrics import Evaluation
-from .leakage import gallery_style, picture_html, recipe_of
+from .leakage import gallery_style, picture_html
 from .probe import probe
 from ..settings import UserError, check_place, write_json, write_table, write_text
 
@@ -151,9 +151,7 @@ def _out_of_fold(source, k, progress, changes):
     if isinstance(source, pd.DataFrame) and any(str(c).startswith('p_') for c in source):
         return source, dict(source='predictions', judge='given probabilities'), []
     if not hasattr(source, 'predictions') or hasattr(source, 'recipe'):   # a run's own predictions cover its test part only
-        with warnings.catch_warnings():   # scikit-learn's, of probabilities that were cut at 1e-7 before a logarithm
-            warnings.filterwarnings('ignore', 'The y_prob values do not sum')
-            source = probe(recipe_of(source, **changes)[0], k, progress)
+        source = probe(source, k, progress, **changes)
     if hasattr(source, 'about'):
         judge = f"a probe of {source.about['arch']} ({source.about['weights']})"
         return source.predictions, dict(source=str(source.about['source']), judge=judge), list(source.notes)

@@ -56,18 +56,15 @@ def choose_held_out(
     seed:int,           # of the choice
 ) -> list[str]:
     "The classes to leave out. Raises `UserError`"
-    classes = sorted(items.label[items.split.ne('')].unique())
-    if isinstance(held_out, str): held_out = [held_out]
-    if isinstance(held_out, int | np.integer):
-        if not 0 < held_out <= len(classes)-2:
-            raise UserError(f'{held_out} of {len(classes)} classes cannot be held out: one at least, and two have to be left.')
-        return sorted(np.random.default_rng(seed).choice(classes, held_out, replace=False).tolist())
-    held_out = sorted(set(held_out))
-    if missing := [c for c in held_out if c not in classes]:
-        raise UserError(f"There is no class {', '.join(map(repr, missing[:5]))}. There are: {', '.join(classes)}.")
-    if not held_out or len(held_out) > len(classes)-2:
-        raise UserError(f'{len(held_out)} of {len(classes)} classes cannot be held out: one at least, and two have to be left.')
-    return held_out
+    classes, count = sorted(items.label[items.split.ne('')].unique()), held_out
+    if not isinstance(held_out, int | np.integer):
+        held_out = sorted({held_out} if isinstance(held_out, str) else set(held_out))
+        count = len(held_out)
+        if missing := [c for c in held_out if c not in classes]:
+            raise UserError(f"There is no class {', '.join(map(repr, missing[:5]))}. There are: {', '.join(classes)}.")
+    if not 0 < count <= len(classes)-2:
+        raise UserError(f'{count} of {len(classes)} classes cannot be held out: one at least, and two have to be left.')
+    return sorted(np.random.default_rng(seed).choice(classes, count, replace=False).tolist()) if held_out is count else held_out
 
 # %% ../../nbs/experiments/openset.ipynb #c3051287
 def open_set(
@@ -81,7 +78,8 @@ def open_set(
     items = prepare_items(recipe, progress) if items is None else items
     held_out = choose_held_out(items, held_out, recipe.seed)
     strange = items.label.isin(held_out)
-    run = train(recipe, out, progress, items.assign(split=items.split.mask(strange, '')))
+    run = train(recipe, out, progress, items.assign(split=items.split.mask(strange, '')),
+                command=f'open_set(recipe, {held_out!r})   # in Python, with the recipe below')
     if known := sorted(set(run.classes) & set(held_out)):
         raise UserError(f"The run in {run.folder} was trained on {', '.join(known)}, which should be held out. Choose another folder.")
     found = OpenSet(run, held_out, meet(run, items[strange & items.split.ne('')]))
@@ -94,12 +92,12 @@ def meet(
     strangers:pd.DataFrame, # pictures of classes that the run does not know: path name label group
 ) -> pd.DataFrame:          # a row a picture, known ones (test part) first: name label group unit known predicted confidence, and the scores
     "Score the run's test pictures and strangers by probabilities, logits and features"
-    from fastcore.basics import noop
-    learn, part = run.learner, 'test' if (run.items.split == 'test').any() else 'valid'
-    trained, known = (run.items[run.items.split == p] for p in ('train', part))
+    from fastcore.basics import getcallable, noop
+    learn = run.learner
+    trained, known = (run.items[run.items.split == part] for part in ('train', run.metrics['evaluated_on']))
     both = pd.concat([known, strangers], ignore_index=True)
-    with learn.no_bar(), learn.no_logging(): logits = learn.get_preds(dl=make_test_loader(learn.dls, both), act=noop)[0].float().numpy()
-    probs = run.probabilities(both)
+    with learn.no_bar(), learn.no_logging(): logits = learn.get_preds(dl=make_test_loader(learn.dls, both), act=noop)[0].float()
+    probs, logits = getcallable(learn.loss_func, 'activation')(logits).numpy(), logits.numpy()
     targets = trained.label.map({c: i for i, c in enumerate(run.classes)}).to_numpy(int)
     scores = open_set_scores(probs, logits, body_features(learn, both), body_features(learn, trained), targets)
     table = both[['name', 'label', 'group']].assign(unit=units(both), known=np.arange(len(both)) < len(known),

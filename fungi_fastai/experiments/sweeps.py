@@ -22,10 +22,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.archives import say_count
 from ..data.items import duration
 from ..data.pages import as_svg
 from ..evaluation.metrics import Evaluation
-from .runs import train
+from .runs import Run, read_json, read_kept, train
 from .spaces import Span, as_range, combinations, parse_space, parse_value, parse_values, suggest, text_of, trial_name, with_values
 from .sweep_figures import plot_heat_map, plot_importance, plot_parallel, two_fields
 from .workers import Worker, load_optuna, open_storage, poll
@@ -133,7 +134,7 @@ class Sweep:
         "A sweep from its folder; as far as it has come. Raises `UserError`"
         folder = Path(folder)
         if not (folder/'sweep.csv').exists(): raise UserError(f'{folder} holds no sweep.csv. Make one with: fungi sweep RECIPE --vary … --out {folder}')
-        said = json.loads((folder/'sweep.json').read_text('utf8'))
+        said = read_kept(folder/'sweep.json', read_json)
         recipe = Recipe.from_json(json.dumps(said['recipe']))
         space = {f: parse_values(f, v) if isinstance(v, str) else tuple(parse_value(f, t) for t in v) for f, v in said['space'].items()}
         table = pd.read_csv(folder/'sweep.csv', dtype={f: str for f in space}, keep_default_na=False, na_values={'accuracy': ''}).replace('', np.nan)
@@ -146,6 +147,11 @@ class Sweep:
         rows = self.table[self.table.state == 'done']
         rows = rows.sort_values(['number'], kind='stable').sort_values(self.metric, ascending=self.metric == 'valid_loss', kind='stable')
         return rows.sort_values('fraction', ascending=False, kind='stable') if 'fraction' in rows else rows
+
+    @property
+    def runs(self) -> list[Run]:
+        "Those of the finished trials that were trained into this folder, best first"
+        return [Run.load(self.folder/name) for name in self.done.folder if (self.folder/name/'metrics.json').exists()]
 
     def figures(self) -> dict: # name → matplotlib Figure
         "A heat map, parallel coordinates and importance, as far as there are trials for them; a set a stage"
@@ -185,18 +191,17 @@ class Sweep:
 
     def __str__(self):
         counts = self.table.state.value_counts()
-        lines = [f'{_many(len(self.table), "trial")} of {self.recipe.name}: ' + ', '.join(f'{n} {state}' for state, n in counts.items())]
+        lines = [f'{say_count(len(self.table), "trial")} of {self.recipe.name}: ' + ', '.join(f'{n} {state}' for state, n in counts.items())]
         if len(self.done):
             best, name = self.done.iloc[0], self.metric.replace('_', ' ')
             lines.append(f'best: {_said_values(best, self.space)}   {name} {best[self.metric]:.3f} on the validation part')
             if 'test_accuracy' in best and np.isfinite(best.test_accuracy):
                 lines.append(f'      on the test part, which had no say in the choice: accuracy {best.test_accuracy:.3f}, macro-F1 {best.test_macro_f1:.3f}')
-        for reason, rows in self.table.dropna(subset='reason').groupby('reason'): lines.append(f'{_many(len(rows), "trial")} failed: {reason}')
+        for reason, rows in self.table.dropna(subset='reason').groupby('reason'): lines.append(f'{say_count(len(rows), "trial")} failed: {reason}')
         return '\n'.join(lines)
 
     __repr__ = __str__
 
-def _many(count, word): return f"{count:,} {word}{'' if count == 1 else 's'}"
 def _said_values(row, space): return ', '.join(f'{f}={text_of(row[f])}' for f in space)
 def _as_text(table, space): return table.assign(**{f: table[f].map(lambda v: '' if v is None else text_of(v)) for f in space})
 
@@ -340,7 +345,7 @@ def _work(worker, result, wanted, said, items_of, show):
         if not (rows.state == 'done').any():
             _with_best(replace(result, table=pd.concat(before, ignore_index=True))).save()
             reason = [*rows.reason.dropna(), 'it was pruned'][0]
-            raise TrainingError(f'None of {_many(len(rows), "trial")} could be trained. The first: {reason}')
+            raise TrainingError(f'None of {say_count(len(rows), "trial")} could be trained. The first: {reason}')
         best, space = best_third(replace(result, table=rows).done, result.space)
         if said['how'] == 'grid': wanted = best
         else: wanted = [best[0], *combinations(space, said['how'], math.ceil(len(wanted)/3), said['seed']+stage+1)[1:]]
@@ -359,7 +364,7 @@ def _work_stage(worker, study, recipe, space, wanted, said, stage, result, items
         trial = worker.take(study)
         if trial is None:
             if len(ended) == len(found): return
-            if not waiting: show.say(f'waiting for {_many(len(found)-len(ended), "trial")} of other processes')
+            if not waiting: show.say(f'waiting for {say_count(len(found)-len(ended), "trial")} of other processes')
             waiting = True
             time.sleep(poll)
             continue

@@ -129,14 +129,9 @@ def pool_groups(
 ) -> pd.DataFrame:            # a row a specimen: group name label pictures predicted confidence p_<class>…
     "One prediction a specimen, from all of its pictures. Raises `UserError`"
     table, columns, key = _specimens(predictions, by)
-    log = np.log(np.clip(table[columns].to_numpy(float), 1e-12, 1)) if how == 'geometric' else table[columns].to_numpy(float)
-    if how not in ('mean', 'geometric'): raise UserError(f'how is {how!r}; expected mean or geometric.')
-    codes, names = pd.factorize(key)
+    each, (codes, names) = table[columns].to_numpy(float), pd.factorize(key)
     counts = np.bincount(codes, minlength=len(names))
-    probs = np.stack([np.bincount(codes, one, len(names)) for one in log.T], 1)/counts[:, None]
-    if how == 'geometric':
-        probs = np.exp(probs)
-        probs /= probs.sum(1, keepdims=True)
+    probs = np.array([pool(each[None, mine], how)[0] for mine in pd.Series(codes).groupby(codes).indices.values()]).reshape(-1, len(columns))
     first = table.groupby(codes).first()
     classes = np.array([c[2:] for c in columns], object)
     found = pd.DataFrame(dict(group=np.asarray(names, object), name=first['name'].to_numpy() if 'name' in first else names, pictures=counts))

@@ -66,17 +66,19 @@ def look(
     folder = Path(folder)
     if not folder.is_dir(): raise MissingFileError(f'There is no run folder {folder}. Train one with: fungi train RECIPE --out {folder}')
     running = is_training(folder)   # first: a training that has ended since has also written what follows
-    try: recipe = json.loads((folder/'recipe.json').read_text('utf8'))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a run: it has no recipe.json. It holds: {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}.") from None
-    except ValueError as error: raise UserError(f"{folder/'recipe.json'} is damaged: it is not JSON ({error}).") from None
-    history, metrics = folder/'history.csv', folder/'metrics.json'
+    recipe, metrics = (_json(folder/name) for name in ('recipe.json', 'metrics.json'))
+    if recipe is None: raise UserError(f"{folder} is not a run: it has no recipe.json. It holds: {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}.")
+    history = folder/'history.csv'
     rows, written = [], None
     if history.exists():
         written = history.stat().st_mtime
         with open(history, newline='', encoding='utf8') as file: rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    found = json.loads(metrics.read_text('utf8')) if metrics.exists() else None
-    return SimpleNamespace(folder=folder, recipe=SimpleNamespace(**asdict(Recipe()) | recipe), rows=rows, running=running, metrics=found, written=written)
+    return SimpleNamespace(folder=folder, recipe=SimpleNamespace(**asdict(Recipe()) | recipe), rows=rows, running=running, metrics=metrics, written=written)
+
+def _json(file):
+    try: return json.loads(file.read_text('utf8'))
+    except FileNotFoundError: return None
+    except ValueError as error: raise UserError(f'{file} is damaged: it is not JSON ({error}).') from None
 
 def _value(text):
     try: number = float(text)

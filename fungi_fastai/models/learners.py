@@ -103,7 +103,7 @@ def learner(
     **kwargs,              # of fastai's Learner: `path model_dir splitter moms wd_bn_bias`
 ) -> Learner: # also with `.arch`, `.stats` and `.weight_report`
     "A fastai `Learner` for any architecture, by `vision_learner`. Raises `UserError` with what to do about a wrong name or file"
-    weights = weights if weights is None or isinstance(weights, dict) else (str(weights) or None)
+    weights = weights or None
     n_out = n_out or get_c(dls)
     if not n_out: raise UserError('The loaders do not say how many classes there are; pass n_out, or set dls.c.')
     if size is None and is_fixed_size(arch): size = tuple(dls.one_batch()[0].shape[-2:])

@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/models/weights.html.md"""
 __all__ = ['read_weights', 'downloads', 'fetch_weights', 'WeightReport', 'load_weights']
 
 # %% ../../nbs/models/weights.ipynb #f1900f5e
+import os
 import pickle
 import socket
 import sys
@@ -28,9 +29,9 @@ def read_weights(
     path:str|Path, # .safetensors, or .pth/.pt/.bin made by `torch.save(model.state_dict())`; or a folder with model.safetensors
 ) -> dict[str, torch.Tensor]: # name → tensor, on the CPU
     "The tensors of a file, by name; never runs code from it. Raises `MissingFileError`, or `UserError` where it holds no tensors"
-    path = Path(path).expanduser()
-    if path.is_dir() and (path/'model.safetensors').exists(): path = path/'model.safetensors'
-    if not path.is_file(): raise MissingFileError(f'There is no file of weights {path}.')
+    path = Path(os.path.expanduser(path))
+    if os.path.exists(path/'model.safetensors'): path = path/'model.safetensors'
+    if not os.path.isfile(path): raise MissingFileError(f'There is no file of weights {path}.')
     if path.suffix.lower() == '.safetensors':
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -202,7 +203,7 @@ def _find(weights):
     if isinstance(weights, dict): return weights, 'the given tensors'
     text = str(weights)
     if text.startswith(('hf-hub:', 'hf_hub:')): return fetch_weights(text), text
-    if (path := Path(weights).expanduser()).exists(): return read_weights(path), path.name
+    if os.path.exists(path := Path(os.path.expanduser(text))): return read_weights(path), path.name
     is_file_name = path.suffix in ('.safetensors', '.pth', '.pt', '.bin')
     if timm.is_model(text.split('.')[0]) and not is_file_name: return fetch_weights(text), text
     raise MissingFileError(f'There is no file of weights {text}; expected a .safetensors or .pth file, '

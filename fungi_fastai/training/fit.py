@@ -12,6 +12,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from ..data.cache import build_cache
 from ..data.images import ImageError, canvas_size
 from ..data.items import check, exclude
 from ..data.loaders import make_loaders
+from ..data.pages import chart, colours
 from ..data.splits import fraction, split
 from ..models.learners import learner
 from ..models.networks import is_fixed_size
@@ -57,6 +59,9 @@ def prepare_items(
         raise UserError(f'{recipe.source} holds {what} ({len(items)} files were found, {len(used)} are usable). '
                         'A classifier needs pictures of at least two classes, in a folder each.')
     part = split(used, recipe.valid, recipe.test, recipe.seed)
+    if missing := sorted(set(classes)-set(used.label[part == 'train'])):   # folders that say the part may have it so
+        raise UserError(f'All pictures of {missing[0]!r} stand in given valid or test folders, so that none is left to train on. '
+                        'Put some into the train folder, or leave that class out.')
     trained = used[part == 'train']
     dropped = trained.index.difference(fraction(trained, recipe.fraction, recipe.seed).index)
     return items.assign(split=part.drop(dropped).reindex(items.index, fill_value=''))
@@ -99,17 +104,18 @@ def _counts(recipe, items, classes):
 def find_lr(
     learn:Learner,
 ) -> tuple[float, object]: # the suggested rate, and a matplotlib Figure of loss against rate
-    "fastai's `lr_find`: the learning rate test of Smith (2015, arXiv:1506.01186), with the valley's suggestion. Weights are put back"
-    from matplotlib.figure import Figure
-    with tempfile.TemporaryDirectory() as learn.model_dir, learn.no_bar(), learn.no_logging():
-        suggested = learn.lr_find(show_plot=False, suggest_funcs=(fastai.callback.schedule.SuggestionMethod.Valley,)).valley
+    """fastai's `lr_find`: the learning rate test of Smith (2015, arXiv:1506.01186), with the valley's suggestion. Weights are put back.
+    Raises `TrainingError` where the loss is never a number"""
+    with tempfile.TemporaryDirectory() as folder, patch.object(learn, 'model_dir', folder), learn.no_bar(), learn.no_logging():
+        try: suggested = learn.lr_find(show_plot=False, suggest_funcs=(fastai.callback.schedule.SuggestionMethod.Valley,)).valley
+        except IndexError: raise TrainingError('The loss is no number at any learning rate. Try --precision fp32, or other weights.') from None
     rates, losses = np.array(learn.recorder.lrs), np.array([float(loss) for loss in learn.recorder.losses])
-    figure = Figure(figsize=(5, 3), layout='constrained')
-    axis = figure.subplots()
-    axis.semilogx(rates, losses, color='#2f6f4f')
-    axis.axvline(suggested, color='#b5522b', linestyle='--', label=f'suggested {suggested:.1e}')
+    rates, losses = rates[np.isfinite(losses)], losses[np.isfinite(losses)]
+    figure, (axis,) = chart(5, 3)
+    axis.semilogx(rates, losses, color=colours['main'])
+    axis.axvline(suggested, color=colours['warn'], linestyle='--', label=f'suggested {suggested:.1e}')
     axis.set(xlabel='learning rate', ylabel='training loss', ylim=(losses.min()*.9, min(losses.max(), 3*losses[0])))
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, labelcolor=colours['ink'])
     return float(suggested), figure
 
 # %% ../../nbs/training/fit.ipynb #1b577fc0

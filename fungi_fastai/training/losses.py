@@ -49,12 +49,11 @@ class ClassLoss(nn.Module):
         "The loss of a batch"
         logits, targets = (x.as_subclass(torch.Tensor) for x in (logits, targets))   # fastai's kinds of tensor do not mix
         targets = targets.long()
-        plain = not self.training or self.kind == 'cross-entropy'
-        if plain and not (self.training and self.weighted): return self._cross_entropy(logits, targets, self.reduction)
-        if self.kind == 'logit-adjusted' and not plain: loss = self._cross_entropy(logits+tau*self._of('log_prior', logits), targets)
-        elif self.kind == 'seesaw' and not plain: loss = self._cross_entropy(logits+self._seesaw(logits, targets), targets)
+        if not self.training or self.kind == 'cross-entropy' and not self.weighted: return self._cross_entropy(logits, targets, self.reduction)
+        if self.kind == 'logit-adjusted': loss = self._cross_entropy(logits+tau*self._of('log_prior', logits), targets)
+        elif self.kind == 'seesaw': loss = self._cross_entropy(logits+self._seesaw(logits, targets), targets)
         else: loss = self._cross_entropy(logits, targets)
-        if self.kind == 'focal' and not plain:
+        if self.kind == 'focal':
             right = -nll_loss(log_softmax(logits, -1), targets, reduction='none')
             loss = (-torch.expm1(right)).clamp(min=0)**focus*loss
         if self.weighted: loss = self._of('weights', logits)[targets]*loss

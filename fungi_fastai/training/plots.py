@@ -30,8 +30,8 @@ def plot_history(
             if column in history and not (column == 'lr' and len(done)):
                 axis.plot(epoch, history[column], marker='o', markersize=3, color=colours[colour], label=said)
             if column == getattr(recipe, 'monitor', None) and column in history and history[column].notna().any():
-                best = history[column].idxmin() if column == 'valid_loss' else history[column].idxmax()
-                axis.plot(epoch[best], history[column][best], 'o', markersize=9, fillstyle='none', color=colours['ink'], label='best')
+                best, name = (history[column].idxmin(), 'lowest') if column == 'valid_loss' else (history[column].idxmax(), 'highest')
+                axis.plot(epoch[best], history[column][best], 'o', markersize=9, fillstyle='none', color=colours['ink'], label=name, clip_on=False)
         axis.set_ylabel(label)
         axis.set_xlabel('epoch (0 = the probe)' if (epoch == 0).any() else 'epoch')
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -52,14 +52,13 @@ def plot_history(
 def plot_confusion(
     counts:np.ndarray,   # (classes, classes) true class by row, predicted by column
     classes:list[str],
-    normalize:bool=True, # colour by share of the row
 ):                       # a matplotlib Figure
-    "The confusion matrix, readable from 2 to 200 classes: numbers are written where there is room"
+    "The confusion matrix, coloured by share of the row, readable from 2 to 200 classes: numbers are written where there is room"
     n = len(classes)
     side = min(9, 2.5+.42*n)
     figure, (axis,) = chart(side, side)
     shares = counts/np.maximum(counts.sum(1, keepdims=True), 1)
-    axis.imshow(shares if normalize else counts, cmap='Greens', vmin=0, vmax=1 if normalize else None)
+    axis.imshow(shares, cmap='Greens', vmin=0, vmax=1)
     names = [c if len(c) <= 24 else c[:23]+'…' for c in classes]
     step = -(-n//60)   # at most sixty names along an axis
     axis.set_xticks(range(0, n, step), names[::step], rotation=90); axis.set_yticks(range(0, n, step), names[::step])

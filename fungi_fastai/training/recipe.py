@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from ..settings import UserError
+from ..settings import MissingFileError, UserError
 
 # %% ../../nbs/training/recipe.ipynb #e2dba096
 from ..data.policies import Augment, policies
@@ -145,12 +145,17 @@ class Recipe:
     def from_json(cls,
         text:str|Path, # JSON, or the path of a file that holds it
     ) -> 'Recipe':
-        "A recipe from its JSON. Raises `UserError` where a field is unknown"
+        "A recipe from its JSON. Raises `UserError` where it is none, or a field is unknown"
+        what = text if isinstance(text, Path) else 'The recipe'
         try: values = json.loads(text.read_text('utf8') if isinstance(text, Path) else text)
-        except ValueError as error:
-            raise UserError(f"{text if isinstance(text, Path) else 'The recipe'} is damaged: it is not JSON ({error}).") from None
-        values['exclude'] = tuple(values.get('exclude', cls.exclude))
-        values['augment'] = Augment(**values.get('augment', {}))
+        except FileNotFoundError: raise MissingFileError(f'There is no file {what}.') from None
+        except ValueError as error: raise UserError(f'{what} is damaged: it is not JSON ({error}).') from None
+        if not isinstance(values, dict): raise UserError(f'{what} holds a {type(values).__name__}; expected the fields of a recipe and their values.')
+        if isinstance(values.get('exclude'), list): values['exclude'] = tuple(values['exclude'])
+        if isinstance(augment := values.get('augment'), dict):
+            known = {f.name for f in fields(Augment)}
+            if unknown := sorted(set(augment)-known): raise UserError(_no_field(unknown[0], known, 'An augmentation'))
+            values['augment'] = Augment(**augment)
         return cls().but(**values)
 
     def differences(self, other:'Recipe') -> dict: # field → (mine, theirs)
@@ -171,7 +176,7 @@ def is_sample(source) -> bool:
     "Whether a source is the built-in sample"
     return getattr(source, 'kind', None) == 'sample' or isinstance(source, str) and source.partition(':')[0] == 'sample'
 
-def _no_field(name, known):
+def _no_field(name, known, what='A recipe'):
     import difflib
     near = difflib.get_close_matches(name, known, 1)
-    return f'A recipe has no field {name!r}.' + (f' Did you mean {near[0]!r}?' if near else f" Known: {', '.join(sorted(known))}.")
+    return f'{what} has no field {name!r}.' + (f' Did you mean {near[0]!r}?' if near else f" Known: {', '.join(sorted(known))}.")

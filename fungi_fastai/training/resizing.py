@@ -11,8 +11,6 @@ __all__ = ['grown_size', 'GrowPictures']
 from fastai.callback.core import Callback
 from fastai.vision.augment import AffineCoordTfm
 
-from .precision import release_blocks
-
 # %% ../../nbs/training/resizing.ipynb #763ba67e
 def grown_size(
     epoch:int,   # from 0
@@ -33,13 +31,10 @@ class GrowPictures(Callback):
     def before_fit(self):
         found = [t for t in getattr(self.dls.train.after_batch, 'fs', []) if isinstance(t, AffineCoordTfm)]   # none on features
         self.transform = found[0] if found else None
-        self.size = self.last = self.transform and self.transform.size
+        self.size = self.transform and self.transform.size
 
     def before_train(self):
-        if not self.transform: return
-        self.transform.size = grown_size(self.epoch, self.n_epoch, self.start, self.size)
-        if self.transform.size != self.last: release_blocks()
-        self.last = self.transform.size
+        if self.transform: self.transform.size = grown_size(self.epoch, self.n_epoch, self.start, self.size)
 
     def after_train(self):
         if self.transform: self.transform.size = self.size

@@ -42,11 +42,8 @@ _shapes = {
 
 def _warmth(recipe, at): return np.minimum(1., at/recipe.warmup) if recipe.warmup else 1.
 
-def _check(recipe, epochs):
+def _check(epochs):
     if epochs < 1: raise UserError(f'A schedule over {epochs} epochs was asked for; expected 1 or more.')
-    if recipe.schedule == 'smooth' and not recipe.final_lr:
-        raise UserError('final_lr is 0, to which the smooth schedule cannot fall: each step multiplies by the same factor. '
-                        'Set it to 0.01, say, or take the cosine schedule.')
 
 def rate(
     recipe:Recipe,          # its schedule, and the fields that this uses
@@ -55,7 +52,7 @@ def rate(
 ) -> float|np.ndarray:      # learning rate ÷ the largest; of `plateau` 1, since that depends on what is seen on the way
     "The learning rate at a point of a phase, as a share of the largest. Raises `UserError` for a place outside of the phase"
     epochs = recipe.epochs if epochs is None else epochs
-    _check(recipe, epochs)
+    _check(epochs)
     places = np.asarray(at, dtype=float)
     if not ((places >= 0) & (places <= 1)).all(): raise UserError(f'The place in a schedule is {at}; expected a share of its steps, 0 to 1.')
     found = _shapes[recipe.schedule](recipe, places, epochs)*_warmth(recipe, places)
@@ -66,19 +63,23 @@ def _phases(recipe, epochs):
     if epochs is not None: return [epochs]
     return [n for n in (recipe.frozen_epochs, recipe.epochs-recipe.frozen_epochs) if n] or [recipe.epochs]
 
-def _draw(axis, recipe, epochs, steps_per_epoch, largest):
+def _draw(axis, recipe, epochs, steps_per_epoch, values, **look):
+    "`values(at, n)` at the steps of each phase, of n epochs"
     begun = 0
     for n in _phases(recipe, epochs):
-        _check(recipe, n)
+        _check(n)
         at = np.arange(n*steps_per_epoch)/(n*steps_per_epoch)
-        axis.plot(begun+at*n, largest*rate(recipe, at, n), color=colours['main'])
-        if recipe.schedule == 'plateau':
-            factor = np.repeat([recipe.gamma**drops([0.]*epoch, recipe) for epoch in range(n)], steps_per_epoch)
-            axis.plot(begun+at*n, largest*factor*_warmth(recipe, at), color=colours['warn'], linestyle='--')
+        axis.plot(begun+at*n, values(at, n), **dict(color=colours['main']) | look)
         if begun: axis.axvline(begun, color=colours['faint'], linestyle=':')
         begun += n
-    axis.set_ylim(0, largest*1.05)
     axis.xaxis.get_major_locator().set_params(integer=True)
+
+def _draw_rate(axis, recipe, epochs, steps_per_epoch, largest):
+    def never_better(at, n):
+        return largest*np.repeat([recipe.gamma**drops([0.]*epoch, recipe) for epoch in range(n)], steps_per_epoch)*_warmth(recipe, at)
+    _draw(axis, recipe, epochs, steps_per_epoch, lambda at, n: largest*rate(recipe, at, n))
+    if recipe.schedule == 'plateau': _draw(axis, recipe, epochs, steps_per_epoch, never_better, color=colours['warn'], linestyle='--')
+    axis.set_ylim(0, largest*1.05)
 
 def plot_schedule(
     recipe:Recipe,
@@ -88,17 +89,11 @@ def plot_schedule(
     "The learning rate of the head by epoch, and the momentum where it changes. Raises `UserError`"
     moves = recipe.schedule == 'one-cycle'
     figure, axes = chart(8 if moves else 4.5, 2.6, columns=1+moves)
-    _draw(axes[0], recipe, epochs, steps_per_epoch, recipe.lr)
+    _draw_rate(axes[0], recipe, epochs, steps_per_epoch, recipe.lr)
     axes[0].set(xlabel='epoch', ylabel='learning rate')
-    if not moves: return figure
-    begun = 0
-    for n in _phases(recipe, epochs):
-        at = np.arange(n*steps_per_epoch)/(n*steps_per_epoch)
-        axes[1].plot(begun+at*n, [_momentum(x) for x in at], color=colours['main'])
-        if begun: axes[1].axvline(begun, color=colours['faint'], linestyle=':')
-        begun += n
-    axes[1].xaxis.get_major_locator().set_params(integer=True)
-    axes[1].set(xlabel='epoch', ylabel='momentum')
+    if moves:
+        _draw(axes[1], recipe, epochs, steps_per_epoch, lambda at, n: [_momentum(x) for x in at])
+        axes[1].set(xlabel='epoch', ylabel='momentum')
     return figure
 
 def plot_schedules(
@@ -111,7 +106,7 @@ def plot_schedules(
     if not recipes: raise UserError('No schedule was named; expected recipes, or some of: '+', '.join(choices['schedule'])+'.')
     figure, axes = chart(max(1.7*len(recipes), 3), 2, columns=len(recipes), sharey=True)
     for axis, recipe in zip(axes, recipes, strict=True):
-        _draw(axis, recipe, epochs, steps_per_epoch, 1.)
+        _draw_rate(axis, recipe, epochs, steps_per_epoch, 1.)
         axis.set_title(recipe.schedule+(' + warm-up' if recipe.warmup else ''), fontsize=9, color=colours['ink'])
         axis.set_xlabel('epoch')
     axes[0].set_ylabel('rate ÷ largest')
@@ -140,7 +135,7 @@ class RateSchedule(ParamScheduler):
         rates:list[float], # largest learning rate of each parameter group
         epochs:int,        # of this fit, those that are done included
     ):
-        _check(recipe, epochs)
+        _check(epochs)
         self.recipe, self.rates, self.epochs, self.factor = recipe, np.array(rates, dtype=float).reshape(-1), epochs, 1.
         if not len(self.rates) or not (np.isfinite(self.rates) & (self.rates >= 0)).all():
             raise UserError(f'The learning rates are {rates}; expected a number for each group of layers, 0 or more.')
