@@ -504,7 +504,7 @@ def main(
     for command in (train, folds, curve, sweep, _kaggle_notebook): command.__annotations__['recipe'] = _recipe_type(arguments)
     resumed = arguments[:1] == ['train'] and any(a.partition('=')[0] == '--resume' for a in arguments)
     prog, description = 'fungi', ('From a folder of specimen photos to the best classifier you can honestly claim. '
-                                  'A first try, in a minute and without a download: fungi train mushrooms --source sample')
+                                  'A first try, in two minutes and without a download: fungi train mushrooms --source sample')
     if arguments[:1] == ['kaggle']:
         prog, arguments, description = 'fungi kaggle', arguments[1:], 'Notebooks that train on Kaggle, and what became of submissions.'
         for name, command in kaggle_commands.items(): app.command(_with_help(command), name=name)
@@ -519,8 +519,10 @@ def main(
     except OSError as error:
         _say(f"{error.filename or 'A file'} could not be read or written: {error.strerror or error}. What was complete before is kept.")
         return 1
-    except KeyboardInterrupt:
-        _say('Stopped. The same call with the same --out continues where it stopped.')
+    except KeyboardInterrupt as stopped:
+        run = getattr(stopped, 'run', None)
+        if arguments[:1] != ['train']: _say('Stopped. The same call with the same --out continues where it stopped.')
+        else: _say(f'Stopped. Go on with: fungi train --resume {run}' if run and (run/'recipe.json').exists() else 'Stopped, before anything was done.')
         return 130
 
 # %% ../nbs/cli.ipynb #99f706f7

@@ -82,6 +82,11 @@ def test_a_class_of_which_all_pictures_are_for_testing(train, photos, tmp_path):
     assert "All pictures of 'tulips' stand in given valid or test folders" in train(tmp_path/'parts', 2).err
 
 
+def test_a_pattern_that_makes_one_specimen_of_each_class(train, own):
+    said = train(own, 2, group='^(?P<group>.)').err
+    assert 'left to validate on' in said and '--group' in said
+
+
 def test_pictures_without_class_folders(train, own):
     assert 'no folders' in train(own/'daisy', 2).err
 

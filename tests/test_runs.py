@@ -152,6 +152,11 @@ def test_predict_takes_what_people_have(small_run, photos, tmp_path):
     with pytest.raises(UserError, match='gone.jpg'): small_run.predict('gone.jpg')
 
 
+def test_who_may_read_the_folder_may_read_the_weights(small_run):
+    mode = lambda path: path.stat().st_mode & 0o666
+    assert mode(small_run.folder/'model.safetensors') == mode(small_run.folder)
+
+
 def test_saved_predictions_are_what_the_loaded_model_says(small_run):
     from fungi_fastai import Run
     saved = small_run.predictions
@@ -421,7 +426,7 @@ def test_an_interrupt_says_how_to_go_on(process, long_call, tmp_path):
     os.kill(one.pid, signal.SIGINT)
     one.join()
     said = one.log.read_text()
-    assert one.exitcode == 130 and '--out' in said and 'Traceback' not in said
+    assert one.exitcode == 130 and f"--resume {tmp_path/'run'}" in said and 'Traceback' not in said
     other = process(*long_call(tmp_path/'run', epochs=40))
     other.join()
     assert other.exitcode == 0 and (tmp_path/'run/metrics.json').exists()

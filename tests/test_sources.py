@@ -420,3 +420,11 @@ def test_real_sets(name):
     if name == 'defungi':
         assert labelled.groupby('label').size().to_dict() == {'H1': 3749, 'H2': 1924, 'H3': 681, 'H5': 683, 'H6': 650}
         assert labelled.groupby('group').label.nunique().max() == 1
+
+
+def test_pictures_in_formats_that_are_not_read_are_told_of(tmp_path):
+    for name in ('a/1.jpg', 'a/2.HEIC', 'b/3.jpg', 'b/4.cr2', 'b/notes.txt'):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_bytes(b'x')
+    with pytest.warns(UserWarning, match=r'2 pictures .* are not read \(1 .cr2, 1 .heic\): save them as JPEG'):
+        assert Source.of(tmp_path).read().name.tolist() == ['a/1.jpg', 'b/3.jpg']

@@ -470,7 +470,8 @@ def summary_text(
         lines.append(f"{', '.join(facts['formats'])} · {wide} wide, {high} high")
     if facts['per_class']:
         few, many = (f(facts['per_class'], key=facts['per_class'].get) for f in (min, max))
-        lines.append(f"from {facts['per_class'][few]:,} ({few}) to {facts['per_class'][many]:,} ({many}) in a class")
+        least, most = facts['per_class'][few], facts['per_class'][many]
+        lines.append(f'{most:,} in each class' if least == most else f'from {least:,} ({few}) to {most:,} ({many}) in a class')
     found = {name: count for name, count in facts['problems'].items() if count}
     lines += ['', 'No problems found.'] if not found else ['']
     for name, count in found.items():

@@ -16,14 +16,15 @@ import re
 import unicodedata
 import warnings
 import zipfile
+from collections import Counter
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from .archives import archive_extensions, is_visible, nothing_found, say_count, unpack, walk_files
 from .downloads import Remote, fetch
-from .images import is_image_name
+from .images import is_image_name, unread_extensions
 from ..settings import MissingFileError, UserError, settings, write_text
 
 # %% ../../nbs/data/sources.ipynb #cb174a6e
@@ -75,7 +76,7 @@ def _groups(
     find = _pattern(pattern, 'group')
     found = [find(name) for name in names]
     if names and not any(found):
-        warnings.warn(f"The group pattern {pattern!r} matches none of the {len(names):,} names (the first is {names[0]}): "
+        warnings.warn(f"The group pattern '{pattern}' matches none of the {len(names):,} names (the first is {names[0]}): "
                       "each picture counts as a specimen of its own.", stacklevel=4)
     return [name if group is None else _with_label(group, label) for name, group, label in zip(names, found, labels, strict=True)]
 
@@ -93,6 +94,10 @@ def read_folder(
     "The pictures below `root`. Raises `UserError` where there are none, or none has a label"
     files = walk_files(root)
     pictures = sorted(f for f in files if is_image_name(f[-1]))
+    unread = Counter(suffix for f in files if (suffix := PurePosixPath(f[-1]).suffix.lower()) in unread_extensions)
+    if pictures and unread:
+        kinds = ', '.join(f'{n:,} {suffix}' for suffix, n in sorted(unread.items()))
+        warnings.warn(f'{unread.total():,} pictures in {root} are in formats that are not read ({kinds}): save them as JPEG.', stacklevel=3)
     if not pictures: raise UserError(nothing_found(root, files))
     if odd := [p for p in pictures if not _is_text('/'.join(p))]:
         raise UserError(f"{root} holds {say_count(len(odd), 'picture')} with a name that is not UTF-8, such as "

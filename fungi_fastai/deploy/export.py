@@ -291,6 +291,7 @@ def _export_into(folder, run, say, int8, openvino, n_examples, n_references, n_p
     metrics = {k: v for k, v in run.metrics.items() if k not in ('classes', 'confusion', 'per_class')}
     used = items[items.split.ne('')]
     groups = used.group[used.group.ne('')]
+    groups = groups if groups.duplicated().any() else groups[:0]   # a specimen a picture is none that was declared
     data = dict(source=_plain(recipe.source), pictures=len(used), split={p: int((used.split == p).sum()) for p in ('train', 'valid', 'test')},
                 per_class={c: int(n) for c, n in used.label[used.split == 'train'].value_counts().items()}, groups=int(groups.nunique()),
                 fingerprint=_fingerprint(used), licence=licence)

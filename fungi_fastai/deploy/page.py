@@ -252,7 +252,9 @@ def make_page(
     try: import gradio
     except ImportError: raise UserError("The page needs gradio. Install it with: pip install 'fungi_fastai[serve]'") from None
     right = (bundle.metrics or {}).get('accuracy')
-    tested = f" On {bundle.metrics['n_test']} test pictures {right:.0%} of its answers were right." if right is not None else ''
+    low, high = (bundle.metrics or {}).get('intervals', {}).get('accuracy') or (None, None)
+    sure = f' (for all such pictures, {low:.0%} to {high:.0%})' if low is not None else ''
+    tested = f" On {bundle.metrics['n_test']} test pictures {right:.0%} of its answers were right{sure}." if right is not None else ''
     body = _body.format(n=len(bundle.classes), names=_say(', '.join(bundle.classes)), most=f'{max_bytes/2**20:.3g} MB',
                         lead=_say(f'A program that learnt {bundle.name} tells {len(bundle.classes)} classes apart.{tested}'),
                         note=f'<p class="note" role="note">{_say(safety_note)}</p>' if about_mushrooms(bundle) else '')

@@ -55,8 +55,8 @@ def guarantee(
     said = f"{', '.join(words)}. "
     crossing = leaks(items)
     kept = '' if len(crossing) else ', each on one side only'
-    said += (f'{groups.nunique()} declared specimens{kept}. ' if len(groups) else
-             'No specimens were declared: photos of one specimen may stand on both sides unless they are near copies. ')
+    said += (f'{groups.nunique()} declared specimens{kept}. ' if groups.duplicated().any() else
+             'No specimens are known: photos of one specimen may stand on both sides unless they are near copies. ')
     if len(clusters): said += f'{len(clusters)} pictures in {clusters.nunique()} clusters of copies{kept}. '
     if len(crossing): said += (f'{len(crossing)} specimens or clusters stand on two sides, as given folders or naive folds have it; '
                                'the scores are too good by that.')

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..data.archives import is_visible, nothing_found, say_count, walk_files
-from ..data.images import is_image_name
+from ..data.images import is_image_name, unread_extensions
 from ..data.items import file_stamp, follow
 from ..settings import TrainingError, UserError, atomic, check_place, only_process, write_json
 
@@ -63,7 +63,8 @@ def _names(folder, block):
             name = entry.name
             if name <= last or not is_visible(name): continue
             if entry.is_dir(): name += '\0'
-            elif not is_image_name(name) or not (entry.is_file() or entry.is_symlink()): continue   # a pipe would never end
+            elif not (is_image_name(name) or Path(name).suffix.lower() in unread_extensions): continue   # the latter are told of as unreadable
+            elif not (entry.is_file() or entry.is_symlink()): continue   # a pipe would never end
             if name <= last or limit is not None and name > limit: continue
             found.append(_utf8(name, folder))
             if len(found) >= 2*block:

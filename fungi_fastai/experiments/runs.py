@@ -321,6 +321,9 @@ def train(
             with tracked(settings().tracker if tracker is None else tracker, folder, recipe) as watching:
                 _train_in(folder, recipe, progress, items, [*cbs, *watching], watching, command)
         except UserError: raise
+        except KeyboardInterrupt as stopped:
+            stopped.run = folder   # for the command, which says how to go on
+            raise
         except OSError as error:
             raise TrainingError(f'{error.filename or folder} could not be read or written: {error.strerror or error}. The checkpoint before it is whole: '
                                 f'when there is room, the same call with --out {folder} continues.') from None
@@ -353,7 +356,7 @@ def _train_in(folder, recipe, progress, items, cbs, watching, command):
     else: learn = make_learner(recipe, pd.read_parquet(folder/'items.parquet'), progress=progress)
     if not command and (folder/'environment.json').exists(): command = read_json(folder/'environment.json').get('command', '')   # by `--resume`
     write_json(folder/'environment.json', environment(learn) | (dict(command=command) if command else {}))
-    if progress and hasattr(learn, 'progress_line'): learn.progress_line.say(_opening(learn))
+    if progress and hasattr(learn, 'progress_line'): learn.progress_line.say(f'{_opening(learn)}\nThe run is kept in {folder}')
     call_others((folder, learn.items))
     history = fit(learn, folder, cbs)
     items, classes = learn.items, list(learn.dls.vocab)
@@ -377,9 +380,11 @@ def _train_in(folder, recipe, progress, items, cbs, watching, command):
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
 def _opening(learn):
-    counts, precision = learn.items.split.value_counts(), learn.precision
-    return (f"{learn.arch}: {counts.get('train', 0)} pictures to train on, {counts.get('valid', 0)} to validate, {counts.get('test', 0)} to test, "
-            f"{len(learn.dls.vocab)} classes; {learn.dls.device.type} in {precision.number_format} ({precision.reason})")
+    counts, precision, used = learn.items.split.value_counts(), learn.precision, learn.items[learn.items.split.ne('')]
+    known = 'group' in used and used.group[used.group.ne('')].duplicated().any()
+    specimens = f" of {used.group.nunique()} specimens (by '{learn.recipe.group}')" if known else ''
+    return (f"{learn.arch}: {counts.get('train', 0)} pictures to train on, {counts.get('valid', 0)} to validate, {counts.get('test', 0)} to test{specimens}, "
+            f"{len(learn.dls.vocab)} classes; {learn.dls.device.type} in {precision.number_format}")
 
 def trainer(
     recipe:Recipe,

@@ -70,8 +70,9 @@ def downloads(
     try: yield
     except Exception as error:
         if isinstance(error, UserError) or not _is_download_error(error): raise
-        raise UserError(f'{what} cannot be downloaded ({_first_line(error)}). Pass a file, weights=FILE (.safetensors or .pth), '
-            'or start from random weights, pretrained=False. On Kaggle: turn Internet on in the notebook\'s settings.') from None
+        raise UserError(f'{what} cannot be downloaded ({_first_line(error)}). Give a file of them with the name of its network (weights=FILE, arch=NAME; '
+            '--weights FILE --arch NAME), or start from random weights (pretrained=False; --no-pretrained). '
+            "On Kaggle: turn Internet on in the notebook's settings.") from None
     finally: constants.HF_HUB_OFFLINE = before
 
 def _answers(address, seconds=3):

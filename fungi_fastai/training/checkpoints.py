@@ -37,7 +37,9 @@ def save_weights(
 def _save(tensors, file, metadata):
     "Write a .safetensors file in one go. A full disk is an `OSError` here too"
     with atomic(file) as part:
-        try: save_file(tensors, part, metadata)
+        try:
+            save_file(tensors, part, metadata)
+            Path(part).chmod(Path(file).absolute().parent.stat().st_mode & 0o666)   # safetensors makes its own readable by nobody else
         except SafetensorError as error:
             if not (number := re.search(r'os error (\d+)', str(error))): raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None

@@ -62,6 +62,10 @@ def prepare_items(
     if missing := sorted(set(classes)-set(used.label[part == 'train'])):   # folders that say the part may have it so
         raise UserError(f'All pictures of {missing[0]!r} stand in given valid or test folders, so that none is left to train on. '
                         'Put some into the train folder, or leave that class out.')
+    if not (part == 'valid').any():
+        raise UserError(f'No picture of {recipe.source} is left to validate on: each class is one specimen' + (
+            f", read from the names by the pattern {recipe.group}. Give another one (--group), or --group '' where each photo shows another specimen."
+            if recipe.group else ', as its pictures are copies of each other. Add pictures of other specimens.'))
     trained = used[part == 'train']
     dropped = trained.index.difference(fraction(trained, recipe.fraction, recipe.seed).index)
     return items.assign(split=part.drop(dropped).reindex(items.index, fill_value=''))
