@@ -10,6 +10,7 @@ __all__ = ['commands', 'kaggle_commands', 'train', 'evaluate', 'predict', 'check
            'fetch', 'kaggle', 'main']
 
 # %% ../nbs/cli.ipynb #9d47af2b
+import difflib
 import json as _json
 import sys
 import warnings
@@ -48,8 +49,15 @@ def train(
     processes:CascadeSubcommandArgs[int]=1,    # how many train together, each on a GPU of its own or with its part of the cores
 ) -> int:
     "Train, evaluate and report. `fungi train RECIPE --help` shows all settings; `fungi train --resume RUN` continues an interrupted run"
+    from fungi_fastai.training.recipe import source_of
+    source_of(recipe)   # a wrong path shows here, before PyTorch is imported
+    _loading()
     from fungi_fastai.training.launch import launch
     return _trained(launch(processes, _train_run, recipe, out, tracker), json)
+
+def _loading():
+    "A sign of life in a terminal; whatever is said next stands over it"
+    if sys.stderr.isatty(): print('Loading …', end='\r', file=sys.stderr, flush=True)
 
 def _resume(
     resume:Path,     # the folder of a run that was interrupted
@@ -110,8 +118,9 @@ def evaluate(
     if json: _print_json(found)
     else:
         for key in ('accuracy', 'balanced_accuracy', 'macro_precision', 'macro_recall', 'macro_f1', 'weighted_f1', 'top3_accuracy', 'log_loss'):
-            print(f'{key:>18}  {found[key]:.4f}')
-        print(f"{'n_test':>18}  {found['n_test']}")
+            low, high = found.get('intervals', {}).get(key) or (None, None)
+            print(f'{key:>18}  {found[key]:.4f}' + (f'  ({low:.4f} to {high:.4f})' if low is not None else ''))
+        print(f"{'n_test':>18}  {found['n_test']}  (in brackets, 95 % intervals)")
     if seen := found.get('n_seen_in_training'):
         _say(f'{seen} of these {found["n_test"]} pictures were seen in training; the scores are too good by that.')
     return 0
@@ -132,6 +141,7 @@ def predict(
     if json and out: _print_json(dict(out=str(out), pictures=done.pictures, unreadable=done.failed, errors=done.errors))
     for error in done.errors: _say(error)
     if done.failed: _say(f'{done.failed:,} of {done.pictures:,} files could not be read; their rows say why, in the column error.')
+    elif out and not json: _say(f"{done.pictures:,} picture{'s' if done.pictures != 1 else ''} classified: {out}")
     return 1 if done.failed else 0
 
 def check(
@@ -467,6 +477,16 @@ def _check_file(file, *kinds):
     if file.is_dir(): raise UserError(f'{file} is a folder; expected the name of a file.')
     check_place(file)
 
+def _misspelt(arguments):
+    "What is wrong with a command or recipe that there is none of: tyro would blame the flags after it"
+    command, recipe, *_ = [*arguments, '-', '-']   # a flag stands for none
+    named = [one.__name__ for one in commands]
+    if command in ('train', 'folds', 'curve', 'sweep'): what, word, known = 'recipe', recipe, list(recipes)
+    else: what, word, known = 'command', command, named
+    if word.startswith('-') or word in known: return ''
+    near = difflib.get_close_matches(word, known, 1)
+    return f"There is no {what} {word!r}. {f'Did you mean {near[0]}?' if near else 'Known: '+', '.join(known)+'.'}"
+
 def _show_warning(message, category, filename, *_):
     "Our own warnings are for the user, on one line; those of libraries are for us"
     if category is UserWarning and f'{Path(__file__).parent}' in filename: _say(message)
@@ -500,6 +520,9 @@ def main(
         from fungi_fastai import __version__
         print(f'fungi_fastai {__version__}')
         return 0
+    if wrong := _misspelt(arguments):
+        _say(wrong)
+        return 2
     app = tyro.extras.SubcommandApp()
     for command in (train, folds, curve, sweep, _kaggle_notebook): command.__annotations__['recipe'] = _recipe_type(arguments)
     resumed = arguments[:1] == ['train'] and any(a.partition('=')[0] == '--resume' for a in arguments)

@@ -186,7 +186,8 @@ def zipped(photos, tmp_path):
 
 def test_evaluate_shows_what_was_measured(fungi, small_run):
     out = fungi('evaluate', small_run.folder).out
-    assert f"{small_run.metrics['macro_f1']:.4f}" in out
+    low, high = small_run.metrics['intervals']['macro_f1']
+    assert f"{small_run.metrics['macro_f1']:.4f}  ({low:.4f} to {high:.4f})" in out
     assert json.loads(fungi('evaluate', small_run.folder, '--json').out) == small_run.metrics
 
 

@@ -184,7 +184,8 @@ class Run:
         Evaluation.of(predictions_table(used, np.full((len(used), len(self.classes)), 1/len(self.classes)), self.classes), self.classes)  # labels known?
         predictions = predictions_table(used, self.probabilities(used), self.classes)
         seen = set(self.items.sha[self.items.split.isin(['train', 'valid'])])
-        found = _metrics(Evaluation.of(predictions, self.classes)) | dict(
+        judged = Evaluation.of(predictions, self.classes)
+        found = _metrics(judged) | dict(intervals=judged.intervals(),
             n_unreadable=int(len(items)-len(exclude(items, ('unreadable',)))), n_seen_in_training=int(used.sha.isin(seen).sum()))
         return found, predictions
 
