@@ -13,6 +13,7 @@ __all__ = ['commands', 'kaggle_commands', 'train', 'evaluate', 'predict', 'check
 import difflib
 import json as _json
 import sys
+import time
 import warnings
 from functools import cache as _cache
 from pathlib import Path
@@ -25,9 +26,14 @@ from tyro.conf import CascadeSubcommandArgs, Positional, UseAppendAction, arg
 
 from .recipes import recipes
 from .settings import TrainingError, UserError, check_place, settings, write_table
-from .training.recipe import Recipe, is_sample
+from .training.recipe import Recipe, as_seconds, is_sample
 
 # %% ../nbs/cli.ipynb #5cb6c370
+_began = time.monotonic()   # a budget counts from here, importing PyTorch included
+_time = tyro.constructors.PrimitiveConstructorSpec(nargs=1, metavar='SECONDS|5m|1h30m', instance_from_str=lambda said: as_seconds(said[0]),
+                                                   is_instance=lambda value: isinstance(value, int|float), str_from_instance=lambda value: [f'{value:g}'])
+Recipe.__annotations__['budget'] = Annotated[float, _time]
+
 def _recipe_type(arguments):
     "The type of `train`'s recipe: one subcommand a recipe, whose fields are its defaults; those for the sample where that is asked for"
     given = dict(zip(arguments, arguments[1:], strict=False)) | dict(a.split('=', 1) for a in arguments if a.startswith('--source='))
@@ -53,7 +59,7 @@ def train(
     source_of(recipe)   # a wrong path shows here, before PyTorch is imported
     _loading()
     from fungi_fastai.training.launch import launch
-    return _trained(launch(processes, _train_run, recipe, out, tracker), json)
+    return _trained(launch(processes, _train_run, recipe, out, tracker, _began), json)
 
 def _loading():
     "A sign of life in a terminal; whatever is said next stands over it"
@@ -68,14 +74,14 @@ def _resume(
     "Continue an interrupted run, as its own recipe says"
     from fungi_fastai.experiments.runs import Run
     from fungi_fastai.training.launch import launch
-    return _trained(launch(processes, _train_run, Run(resume).recipe, resume, tracker), json)
+    return _trained(launch(processes, _train_run, Run(resume).asked, resume, tracker, _began), json)
 
-def _train_run(recipe, out, tracker):
+def _train_run(recipe, out, tracker, began):
     "Train, in each of the processes; the first one gives back what there is to say"
     from fungi_fastai.experiments.runs import train as train_run
     from fungi_fastai.training.distributed import is_first
     warnings.showwarning = _show_warning
-    run = train_run(recipe, out, tracker=tracker)
+    run = train_run(recipe, out, tracker=tracker, began=began)
     return (run.metrics, run.folder/'report.html') if is_first() else None
 
 def _trained(done, json):

@@ -1,5 +1,8 @@
 "What the tests of the command and of runs share: a place of their own, small pictures, one small trained run"
+import multiprocessing
 import os
+import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,3 +86,44 @@ def small_bundle(home, small_run):
     "The bundle of `small_run`, with all its engines; not to be changed"
     from fungi_fastai.deploy.export import export
     return export(small_run, home/'small bundle', int8=True, openvino=True, pictures=16, progress=False)
+
+
+# --- calls of the command that can be killed
+
+children = multiprocessing.get_context('forkserver')   # a process that has fastai imported, and forks one for each call
+children.set_forkserver_preload(['torch', 'fungi_fastai.experiments.runs', 'fungi_fastai.cli'])
+
+
+def call_command(arguments, folder, log):
+    os.chdir(folder)
+    sys.stdout = sys.stderr = open(log, 'w', buffering=1)
+    import torch
+
+    from fungi_fastai.cli import main
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method('fork', force=True)   # as in a process of its own; this one would inherit `forkserver`
+    sys.exit(main(arguments))
+
+
+@pytest.fixture
+def process(home, tmp_path, monkeypatch):
+    "A call of the command in a process of its own"
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    started = []
+
+    def start(*arguments, folder=home):
+        log = tmp_path/f'log {len(started)}.txt'
+        one = children.Process(target=call_command, args=([str(a) for a in arguments], str(folder), str(log)))
+        one.log = log
+        one.start()
+        started.append(one)
+        return one
+    yield start
+    for one in started: one.kill(); one.join()
+
+
+def wait_for(condition, process, seconds=60):
+    end = time.monotonic()+seconds
+    while not condition():
+        assert process.is_alive() and time.monotonic() < end, process.log.read_text()
+        time.sleep(.002)

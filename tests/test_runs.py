@@ -1,19 +1,17 @@
 "From pictures to a finished run: what it holds, what it keeps apart, and that a killed one ends as if nothing had happened"
 import json
-import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import flags, shared, tiny
+from conftest import call_command, children, flags, shared, tiny, wait_for
 from PIL import Image
 
 from fungi_fastai.data.samples import make_sample
@@ -285,45 +283,6 @@ def test_an_unfinished_or_damaged_run_says_so(fungi, photos, small_run, tmp_path
 
 # --- killed, and continued
 
-_children = multiprocessing.get_context('forkserver')   # a process that has fastai imported, and forks one for each call
-_children.set_forkserver_preload(['torch', 'fungi_fastai.experiments.runs', 'fungi_fastai.cli'])
-
-
-def _call(arguments, folder, log):
-    os.chdir(folder)
-    sys.stdout = sys.stderr = open(log, 'w', buffering=1)
-    import torch
-
-    from fungi_fastai.cli import main
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method('fork', force=True)   # as in a process of its own; this one would inherit `forkserver`
-    sys.exit(main(arguments))
-
-
-@pytest.fixture
-def process(home, tmp_path, monkeypatch):
-    "A call of the command in a process of its own"
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    started = []
-
-    def start(*arguments, folder=home):
-        log = tmp_path/f'log {len(started)}.txt'
-        one = _children.Process(target=_call, args=([str(a) for a in arguments], str(folder), str(log)))
-        one.log = log
-        one.start()
-        started.append(one)
-        return one
-    yield start
-    for one in started: one.kill(); one.join()
-
-
-def wait_for(condition, process, seconds=60):
-    end = time.monotonic()+seconds
-    while not condition():
-        assert process.is_alive() and time.monotonic() < end, process.log.read_text()
-        time.sleep(.002)
-
-
 @pytest.fixture
 def long_call(photos):
     "A training of two phases and eight epochs, or so many, to a folder"
@@ -364,7 +323,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(process, long_call, tmp_pa
 def _call_with_little_room(arguments, folder, log, size):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    _call(arguments, folder, log)
+    call_command(arguments, folder, log)
 
 
 def test_no_room_for_a_checkpoint(process, long_call, home, tmp_path):
@@ -373,7 +332,7 @@ def test_no_room_for_a_checkpoint(process, long_call, home, tmp_path):
     wait_for(lambda: history.exists() and len(history.read_text().splitlines()) > 4, one)
     one.kill(); one.join()
     before, log = state.read_bytes(), tmp_path/'full.txt'
-    full = _children.Process(target=_call_with_little_room, args=([str(a) for a in long_call(tmp_path/'run')], str(home), str(log), len(before)//2))
+    full = children.Process(target=_call_with_little_room, args=([str(a) for a in long_call(tmp_path/'run')], str(home), str(log), len(before)//2))
     full.start(); full.join()
     assert full.exitcode == 1 and 'Traceback' not in log.read_text() and 'state.safetensors could not be' in log.read_text(), log.read_text()
     assert state.read_bytes() == before and not list((tmp_path/'run').rglob('*.part'))

@@ -213,10 +213,11 @@ def _cells(recipe, source, weights, folds, tta, submits, dataset):
     "The notebook's cells, as (kind, text)"
     where = source.describe().partition(',')[0]
     if source.kind != 'sample': where = f'[{where}]({Remote.of(source.kind, source.location).page})'
+    length = (f'{recipe.budget:g} seconds' if recipe.budget else f'{recipe.epochs} epochs') + (f', {folds} folds' if folds else '')
     yield 'markdown', dedent(f"""\
         # {recipe.name.capitalize()} with fungi_fastai
 
-        {recipe.arch} at {recipe.size} pixels, {recipe.epochs} epochs{f', {folds} folds' if folds else ''}, on the {where}. Made by `fungi kaggle notebook`.
+        {recipe.arch} at {recipe.size} pixels, {length}, on the {where}. Made by `fungi kaggle notebook`.
 
         Needs as input the data and the dataset `{dataset}` (made by `make_dataset.sh`, beside this notebook), and no internet.""")
     yield 'code', dedent("""\

@@ -15,6 +15,7 @@ import shlex
 import shutil
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -37,6 +38,7 @@ from ..evaluation.explain import grad_cam
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..evaluation.report import guarantee, judge, verdict, write_report
 from ..settings import MissingFileError, TrainingError, UserError, check_place, only_process, settings, write_json, write_table
+from ..training.budget import OnTime, Plan, make_plan
 from ..training.checkpoints import read_weights, save_weights
 from ..training.distributed import call_others, everywhere, together, world_size
 from ..training.fit import fit, make_learner, prepare_items
@@ -91,6 +93,11 @@ class Run:
             held = f'{inside[0]}, which is one' if inside else ', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'
             raise UserError(f'{folder} is not a run: it has no recipe.json. It holds: {held}.')
         self.recipe = Recipe.from_json(self.folder/'recipe.json')
+
+    @property
+    def asked(self) -> Recipe:
+        "The recipe as it was given, before a budget decided on size and epochs"
+        return self.recipe.but(**read_kept(self.folder/'plan.json', read_json)['asked']) if (self.folder/'plan.json').exists() else self.recipe
 
     @classmethod
     def load(cls, folder:str|Path) -> 'Run':
@@ -193,7 +200,7 @@ class Run:
         "Write `report.html` and `report.json` anew from the run's files, and give the page's path"
         metrics = self.metrics if 'intervals' in self.metrics else self.metrics | judge(self.predictions, self.classes)   # of an older version
         machine = read_kept(self.folder/'environment.json', read_json)
-        shown = {'The command': machine.pop('command', '') or command_of(self.recipe),
+        shown = {'The command': machine.pop('command', '') or command_of(self.asked),
                  'The recipe': self.recipe.to_json(), 'The machine': json.dumps(machine, indent=2, ensure_ascii=False)}
         write_json(self.folder/'report.json', dict(verdict=verdict(metrics), guarantee=guarantee(self.items), command=shown['The command'])
                     | metrics | dict(history=json.loads(self.history.to_json(orient='records'))))
@@ -281,11 +288,11 @@ def _as_items(pictures):
     return pd.DataFrame(rows, columns=['path', 'name'])
 
 # %% ../../nbs/experiments/runs.ipynb #1dbeb885
-def _assist(shared, recipe, *_, cbs=(), **__):
+def _assist(shared, *_, cbs=(), **__):
     "What the other processes do of `train`: their part of the fit and of the predictions"
-    folder, items = shared
+    folder, items, recipe, on_time = shared
     learn = make_learner(recipe, items, progress=False)
-    fit(learn, folder, cbs)
+    fit(learn, folder, cbs, on_time)
     _predict_held(learn)
 
 @everywhere
@@ -302,13 +309,15 @@ def train(
     cbs=(),                 # further fastai callbacks
     tracker:str|None=None,  # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' `tracker`)
     command:str='',         # what repeats it, for its report, where `items` are not those of the recipe (default: `fungi train …`)
+    began:float|None=None,  # when the recipe's budget began to run, by `time.monotonic` (default: now)
 ) -> Run:
     """From a recipe to an evaluated, reported run. The same call with the same `out` continues a run that was interrupted,
     and gives back one that is finished. Raises `UserError`; `TrainingError` where the training itself failed"""
+    began = time.monotonic() if began is None else began
     folder = Path(out) if out else next_folder(recipe.name)
     if (folder/'recipe.json').exists():
         run = Run(folder)
-        if changed := recipe.differences(run.recipe):
+        if changed := recipe.differences(run.asked):
             raise UserError(f"{folder} holds a run of another recipe: " + '; '.join(f'{k} is {a!r} now and {b!r} there' for k, (a, b) in changed.items())
                             + '. Choose another --out, or the same settings.')
         if run.finished: return run
@@ -317,10 +326,10 @@ def train(
     check_place(folder)
     with _alone(folder):
         if (folder/'recipe.json').exists() and Run(folder).finished: return Run.load(folder)   # by another process, meanwhile
-        write_json(folder/'recipe.json', json.loads(recipe.to_json()))
+        if not (folder/'recipe.json').exists(): write_json(folder/'recipe.json', json.loads(recipe.to_json()))
         try:
             with tracked(settings().tracker if tracker is None else tracker, folder, recipe) as watching:
-                _train_in(folder, recipe, progress, items, [*cbs, *watching], watching, command)
+                _train_in(folder, recipe, progress, items, [*cbs, *watching], watching, command, began)
         except UserError: raise
         except KeyboardInterrupt as stopped:
             stopped.run = folder   # for the command, which says how to go on
@@ -348,18 +357,24 @@ def _is_leftover(path):
     "What a process that was killed may leave behind"
     return path.name == '.lock' or path.name.startswith('.') and path.suffix == '.part'
 
-def _train_in(folder, recipe, progress, items, cbs, watching, command):
-    began = time.perf_counter()
-    if not (folder/'items.parquet').exists():
-        items = prepare_items(recipe, progress) if items is None else items
-        learn = make_learner(recipe, items, progress=progress)   # before anything is kept: a wrong arch or weights file shows here
-        write_table(folder/'items.parquet', items)
-    else: learn = make_learner(recipe, pd.read_parquet(folder/'items.parquet'), progress=progress)
+def _train_in(folder, recipe, progress, items, cbs, watching, command, began):
+    kept, on_time = (folder/'items.parquet').exists(), None
+    if kept: items = pd.read_parquet(folder/'items.parquet')
+    elif items is None: items = prepare_items(recipe, progress)
+    if recipe.budget: plan, on_time = _on_budget(folder, recipe, items, began)
+    # before anything is kept: a wrong arch or weights file shows here
+    learn = make_learner(plan.of(recipe) if recipe.budget else recipe, items, progress=progress)
+    if not kept: write_table(folder/'items.parquet', items)
+    if recipe.budget:
+        write_json(folder/'plan.json', asdict(plan) | dict(asked=dict(size=recipe.size, epochs=recipe.epochs), ends=time.time()+on_time.seconds-on_time.used))
+        recipe = learn.recipe
+        write_json(folder/'recipe.json', json.loads(recipe.to_json()))
     if not command and (folder/'environment.json').exists(): command = read_json(folder/'environment.json').get('command', '')   # by `--resume`
     write_json(folder/'environment.json', environment(learn) | (dict(command=command) if command else {}))
-    if progress and hasattr(learn, 'progress_line'): learn.progress_line.say(f'{_opening(learn)}\nThe run is kept in {folder}')
-    call_others((folder, learn.items))
-    history = fit(learn, folder, cbs)
+    if progress and hasattr(learn, 'progress_line'):
+        learn.progress_line.say('\n'.join([_opening(learn), *([plan.why] if on_time else []), f'The run is kept in {folder}']))
+    call_others((folder, learn.items, recipe, on_time))
+    history = fit(learn, folder, cbs, on_time)
     items, classes = learn.items, list(learn.dls.vocab)
     save_weights(learn.model, folder/'model.safetensors', dict(classes=json.dumps(classes), arch=recipe.arch))
     predictions = _predict_held(learn)
@@ -369,8 +384,8 @@ def _train_in(folder, recipe, progress, items, cbs, watching, command):
     found = _metrics(Evaluation.of(predictions[predictions.split == part], classes))
     validated = Evaluation.of(predictions[predictions.split == 'valid'], classes).metrics()
     found |= dict(evaluated_on=part, valid={k: validated[k] for k in ('accuracy', 'macro_f1', 'n_test')},
-                  n_train=int((items.split == 'train').sum()), epochs=len([r for r in history if r['epoch']]),
-                  seconds=round(time.perf_counter()-began, 1))
+                  n_train=int((items.split == 'train').sum()), epochs=len([r for r in history if r['epoch']]), head_solved_again=learn.solved_again,
+                  seconds=round(time.monotonic()-began, 1))
     found |= judge(predictions, classes)
     # metrics.json is the mark of a finished run, and is therefore written last but for the report, which is made from it
     run = Run(folder)
@@ -379,6 +394,12 @@ def _train_in(folder, recipe, progress, items, cbs, watching, command):
     for one in watching: one.finished(found)
     write_json(folder/'metrics.json', found)
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
+
+def _on_budget(folder, recipe, items, began):
+    "The plan, which a run that is continued has already, and the clock"
+    if (folder/'checkpoint'/'state.safetensors').exists(): plan = Plan(**{k: v for k, v in read_json(folder/'plan.json').items() if k in Plan.__annotations__})
+    else: plan = make_plan(recipe, items, recipe.budget-(time.monotonic()-began))
+    return plan, OnTime(began, recipe.budget, plan)
 
 def _opening(learn):
     counts, precision, used = learn.items.split.value_counts(), learn.precision, learn.items[learn.items.split.ne('')]

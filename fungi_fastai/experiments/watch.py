@@ -61,7 +61,7 @@ def _opens_not(lock):
 # %% ../../nbs/experiments/watch.ipynb #3d06c9a3
 def look(
     folder:Path, # of a run
-) -> SimpleNamespace: # recipe, rows (of history.csv), running, metrics (None before the end), written (when history.csv was)
+) -> SimpleNamespace: # recipe, rows (of history.csv), running, metrics (None before the end), written and ends (when history.csv was, its budget does)
     "A run's state, from its files alone. Raises `MissingFileError`, `UserError`"
     folder = Path(folder)
     if not folder.is_dir(): raise MissingFileError(f'There is no run folder {folder}. Train one with: fungi train RECIPE --out {folder}')
@@ -73,7 +73,9 @@ def look(
     if history.exists():
         written = history.stat().st_mtime
         with open(history, newline='', encoding='utf8') as file: rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    return SimpleNamespace(folder=folder, recipe=SimpleNamespace(**asdict(Recipe()) | recipe), rows=rows, running=running, metrics=metrics, written=written)
+    ends = (_json(folder/'plan.json') or {}).get('ends')
+    return SimpleNamespace(folder=folder, recipe=SimpleNamespace(**asdict(Recipe()) | recipe),
+                           rows=rows, running=running, metrics=metrics, written=written, ends=ends)
 
 def _json(file):
     try: return json.loads(file.read_text('utf8'))
@@ -121,7 +123,8 @@ def time_left(
     state:SimpleNamespace, # from `look`
     now:float|None=None,   # seconds since 1970 (default: now)
 ) -> tuple[float|None, float|None]: # seconds an epoch; seconds left, None where not known yet
-    "As long as the epochs like the last one took"
+    "As long as the epochs like the last one took, or as the budget says"
+    if state.ends: return None, max(state.ends-(now or time.time()), 0)
     done = state.rows[-1]['epoch'] if state.rows else 0
     phase = 'head' if done < state.recipe.frozen_epochs else 'all layers'   # of the epoch that is trained now
     alike = [row['seconds'] for row in state.rows if row.get('phase') == phase and row.get('seconds') is not None]
@@ -144,7 +147,8 @@ def _line(row): return '  '.join(f"{shape.format(row[key]) if row.get(key) is no
 def _title(state):
     r = state.recipe
     start = '' if r.pretrained else ' from scratch'
-    return f'{r.name}: {r.arch}{start} at {r.size} px, {r.epochs} epochs, batches of {r.bs}, lr {r.lr:g}'
+    length = f'{clock(r.budget)} in all' if r.budget else f'{r.epochs} epochs'
+    return f'{r.name}: {r.arch}{start} at {r.size} px, {length}, batches of {r.bs}, lr {r.lr:g}'
 
 def screen(
     state:SimpleNamespace,  # from `look`
@@ -168,10 +172,11 @@ def screen(
 
 def _now(state, now=None):
     done = state.rows[-1]['epoch'] if state.rows else 0
-    if not state.running: return f'not running, after epoch {done} of {state.recipe.epochs}'
-    if done >= state.recipe.epochs: return 'all epochs are done; testing and writing the report'
+    known = f' of about {state.recipe.epochs}' if state.ends else f' of {state.recipe.epochs}'
+    if not state.running: return f'not running, after epoch {done}{known}'
+    if done >= state.recipe.epochs and not state.ends: return 'all epochs are done; testing and writing the report'
     each, left = time_left(state, now)
-    said = f'epoch {done+1} of {state.recipe.epochs}' if state.rows else 'reading pictures, or in the first epoch'
+    said = f'epoch {done+1}{known}' if state.rows else 'reading pictures, or in the first epoch'
     if state.written: said += f' for {clock((now or time.time())-state.written)}'
     if each: said += f', {clock(each)} an epoch'
     if left is not None: said += f", {'at most ' if state.recipe.patience else ''}{clock(left)} left"

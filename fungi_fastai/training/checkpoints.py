@@ -113,7 +113,8 @@ class SaveState(EpochCallback):
 
     def epoch_done(self):
         if is_first(): self.save(self.epoch+1)
-        if self.keep_best.impatient: raise CancelFitException   # here, where the last epoch is recorded and saved
+        on_time = getattr(self.learn, 'on_time', None)
+        if self.keep_best.impatient or on_time and on_time.over: raise CancelFitException   # here, where the last epoch is recorded and saved
 
     def save(self, epoch):
         "Write the state in which `epoch` epochs of this phase are done"
@@ -128,6 +129,7 @@ class SaveState(EpochCallback):
                 tensors |= {f'opt.{i}.{k}': v.cpu().contiguous() for k, v in one.items() if torch.is_tensor(v)}
         text |= dict(phase=self.phase, epoch=epoch, hypers=[dict(h) for h in hypers], plain=plain, history=self.history.rows,
                      best=self.keep_best.best, waited=self.keep_best.waited)
+        if on_time := getattr(self.learn, 'on_time', None): text |= dict(used=on_time.used, gone=on_time.gone)
         if average := getattr(self.learn, 'average_weights', None):
             text |= dict(averaged=average.steps)
             tensors |= {f'average.{k}': v.cpu().contiguous() for k, v in average.average.items()}

@@ -29,7 +29,7 @@ from ..data.loaders import make_loaders
 from ..data.pages import chart, colours
 from ..data.splits import fraction, split
 from ..models.learners import learner
-from ..models.networks import is_fixed_size
+from ..models.networks import body_head, is_fixed_size
 from ..settings import MissingFileError, TrainingError, UserError
 from .accumulation import Accumulate
 from .checkpoints import KeepBest, SaveState, read_state, restore_state
@@ -138,6 +138,7 @@ def fit(
     learn:Learner,          # from `make_learner`
     folder:str|Path,        # where history and checkpoints go; a state found there is continued
     cbs=(),                 # further fastai callbacks, for this fit only
+    on_time=None,           # an `OnTime`: the clock decides how many epochs there are (default: the recipe)
 ) -> list[dict]:            # the history, a row an epoch
     """Train as the Learner's recipe says, and leave the best epoch's weights in it.
     Raises `TrainingError` with advice where the loss turns to NaN or the memory does not suffice"""
@@ -148,8 +149,9 @@ def fit(
     added = [keep, save, Accumulate(recipe.accumulate, recipe.clip), *mixing(recipe), *cbs]
     if recipe.start_size: added.append(GrowPictures(recipe.start_size))
     if recipe.ema: added.append(AverageWeights(recipe.ema))
+    if on_time: added.append(on_time)
     learn.add_cbs(added)
-    phases = [(True, recipe.frozen_epochs), (False, recipe.epochs-recipe.frozen_epochs)]
+    phases = [(True, recipe.frozen_epochs), (False, on_time.most if on_time else recipe.epochs-recipe.frozen_epochs)]
     start = dict(phase=0, epoch=0)
     try:
         if found := from_first(lambda: read_state(save.file) if save.file.exists() else None):
@@ -157,10 +159,11 @@ def fit(
             learn.freeze() if phases[start['phase']][0] else learn.unfreeze()
             restore_state(learn, start, tensors)
             learn.history.rows, keep.best, keep.waited = start['history'], start['best'], start['waited']
+            if on_time: on_time.continue_from(start['used'], start['gone'])
         else: _begin(learn, keep, save)
         for save.phase, (frozen, epochs) in enumerate(phases):
             done = start['epoch'] if save.phase == start['phase'] else 0
-            if save.phase < start['phase'] or done >= epochs or keep.impatient: continue
+            if save.phase < start['phase'] or done >= epochs or keep.impatient or on_time and on_time.over: continue
             if not (done and save.phase == start['phase']): learn.freeze() if frozen else learn.unfreeze()
             learn.history.phase = 'head' if frozen else 'all layers'
             if frozen and recipe.views and not (recipe.mixup or recipe.cutmix) and has_frozen_features(learn): way = on_features(learn, recipe.views)
@@ -179,6 +182,7 @@ def fit(
         learn.precision.leave()
         learn.remove_cbs(added)
     keep.restore_into(learn)
+    _finish(learn)
     return learn.history.rows
 
 def _begin(learn, keep, save):
@@ -193,6 +197,22 @@ def _begin(learn, keep, save):
     learn.history.add(epoch=0, phase='probe' if probed else 'untrained', valid_loss=loss, **row, seconds=round(time.perf_counter()-began, 3))
     if hasattr(learn, 'progress_line'): learn.progress_line.epoch_done()
     keep.offer(dict(valid_loss=loss, **row)[recipe.monitor])
+
+def _finish(learn):
+    "The head solved once more, on the trained body's features, and kept where it validates better. `learn.solved_again` says so"
+    recipe, head = learn.recipe, body_head(learn.model)[1]
+    learn.solved_again = False
+    trained = any('train_loss' in row for row in learn.history.rows)
+    if not trained or recipe.finish != 'probe' or recipe.head != 'linear' or recipe.hidden or recipe.loss != 'cross-entropy': return
+    forget_features(learn)
+    before = {k: v.detach().clone() for k, v in head.state_dict().items()}
+    def loss():
+        with on_features(learn), learn.no_bar(), learn.no_logging(): return learn.validate()[0]
+    trained_loss = loss()
+    probe_head(learn)
+    learn.solved_again = loss() < trained_loss
+    if not learn.solved_again: head.load_state_dict(before)
+    forget_features(learn)
 
 def _no_memory(recipe, error):
     return TrainingError(f'The memory does not suffice for batches of {recipe.bs} pictures at {recipe.size} pixels '

@@ -13,7 +13,7 @@ from fastai.vision.augment import AffineCoordTfm
 
 # %% ../../nbs/training/resizing.ipynb #763ba67e
 def grown_size(
-    epoch:int,   # from 0
+    epoch:float, # from 0; a fraction where the time is given, not the epochs
     epochs:int,  # in all
     start:int,   # side in the first epoch, pixels
     size:int,    # side in the last quarter, pixels
@@ -34,7 +34,9 @@ class GrowPictures(Callback):
         self.size = self.transform and self.transform.size
 
     def before_train(self):
-        if self.transform: self.transform.size = grown_size(self.epoch, self.n_epoch, self.start, self.size)
+        on_time = getattr(self.learn, 'on_time', None)
+        epoch = on_time.gone*self.n_epoch if on_time else self.epoch
+        if self.transform: self.transform.size = grown_size(epoch, self.n_epoch, self.start, self.size)
 
     def after_train(self):
         if self.transform: self.transform.size = self.size

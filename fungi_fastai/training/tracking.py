@@ -143,7 +143,8 @@ class ProgressLine(EpochCallback):
         self.said = now
         spent = now-self.begun
         done = self.pct_train
-        left = spent/max(self.batches, 1)*(self.n_iter*self.n_epoch*(1-done))
+        on_time = getattr(self.learn, 'on_time', None)
+        left = on_time.left if on_time else spent/max(self.batches, 1)*(self.n_iter*self.n_epoch*(1-done))
         self.say(f'epoch {self.epoch+1}/{self.n_epoch}  batch {self.iter+1}/{self.n_iter}  loss {float(self.learn.smooth_loss):.4f}'
                   f'  {self.images/spent:.1f} images/s  {clock(left)} left', end='')
 

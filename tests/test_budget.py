@@ -1,0 +1,105 @@
+"A run that is given minutes: it ends with them, its schedule is completed, and a kill does not lengthen them"
+import time
+
+import numpy as np
+import pytest
+from conftest import flags, tiny, wait_for
+
+from fungi_fastai.settings import UserError
+from fungi_fastai.training.recipe import Recipe, as_seconds
+
+small = {k: v for k, v in tiny.items() if k != 'epochs'}
+
+
+@pytest.mark.parametrize('said, meant', {'300': 300, '5m': 300, '90s': 90, '1h30m': 5400, '2.5m': 150, '1 min': 60}.items())
+def test_time_as_people_write_it(said, meant):
+    assert as_seconds(said) == meant
+    assert Recipe().but(budget=said).budget == meant
+
+
+@pytest.mark.parametrize('said', ('5x', 'soon', '-1m', 'nan', 'inf', ''))
+def test_no_span_of_time(fungi, photos, tmp_path, said):
+    fungi('train', 'flowers', '--source', photos, '--out', tmp_path/'run', f'--budget={said}', code=2)
+    assert not (tmp_path/'run').exists()
+
+
+def test_head_epochs_cannot_be_counted_on_a_budget():
+    with pytest.raises(UserError, match='frozen_epochs'): Recipe(budget=60, frozen_epochs=1)
+
+
+@pytest.fixture(scope='module')
+def timed(ready, photos, tmp_path_factory):
+    "A run of 12 seconds, and how long it took"
+    from fungi_fastai import train_flowers
+    began = time.monotonic()
+    run = train_flowers(photos, out=tmp_path_factory.mktemp('timed')/'run', progress=False, budget=12, **small)
+    return run, time.monotonic()-began
+
+
+def test_the_time_is_used_and_kept(timed):
+    run, seconds = timed
+    assert 6 < seconds < 25, seconds   # of a machine that other tests work on too
+    assert (run.history.phase == 'all layers').sum() >= 2
+    assert run.history.train_loss.dropna().size == (run.history.phase == 'all layers').sum(), 'the epoch that was cut has a loss too'
+
+
+def test_the_schedule_is_completed_on_the_clock(timed):
+    rates = timed[0].history.lr.dropna()
+    assert rates.iat[-1] < 1e-3*rates.max()
+    assert np.argmax(rates) < len(rates)*.6, 'one-cycle rises in the first quarter'
+
+
+def test_what_was_asked_and_what_was_planned(timed, fungi, photos):
+    run, _ = timed
+    assert run.asked.epochs == Recipe().epochs and run.recipe.budget == run.asked.budget == 12
+    assert run.recipe.epochs > Recipe().epochs, 'tiny pictures are quick'
+    same = ('train', 'flowers', '--source', photos, '--out', run.folder, '--budget', '12s', *flags(**small))
+    before = run.folder.joinpath('metrics.json').stat().st_mtime_ns
+    fungi(*same)
+    fungi(*same, '--epochs', '7', code=2)
+    fungi(*same[:-1], 'cuda', '--budget', '13', code=2)
+    assert run.folder.joinpath('metrics.json').stat().st_mtime_ns == before
+    assert '--budget 12' in run.report().read_text()
+
+
+def test_too_little_for_an_epoch_leaves_the_probe(photos, ready, tmp_path):
+    from fungi_fastai.training.budget import Speed, plan
+    from fungi_fastai.training.fit import prepare_items
+    items = prepare_items(Recipe(source=str(photos), group=''), progress=False)
+    slow = Speed(read=.01, look=.1, learn=10., report=5., size=224)
+    found = plan(Recipe(), items, slow, 60.)
+    assert found.epochs == 0 and 'probe alone' in found.why
+    assert plan(Recipe(pretrained=False), items, slow, 60.).epochs == 1, 'from scratch there is no probe to fall back upon'
+
+
+def test_killed_and_continued_it_keeps_its_budget(process, photos, tmp_path):
+    from fungi_fastai.experiments.runs import Run
+    from fungi_fastai.training.checkpoints import read_state
+    state = tmp_path/'run'/'checkpoint'/'state.safetensors'
+    call = ('train', 'flowers', '--source', str(photos), '--budget', '20', *flags(**small), '--out', tmp_path/'run')
+    one = process(*call)
+    wait_for(state.exists, one)
+    one.kill()
+    one.join()
+    kept, _ = read_state(state)
+    assert 0 < kept['used'] < 20 and 0 < kept['gone'] < 1
+    done, plan = len(kept['history']), (tmp_path/'run'/'plan.json').read_text()
+    began = time.monotonic()
+    last = process(*call)
+    last.join()
+    assert last.exitcode == 0, last.log.read_text()
+    run = Run.load(tmp_path/'run')
+    assert time.monotonic()-began < 20-kept['used']+15, 'the second part has what the first left'
+    assert run.history.epoch.tolist() == list(range(1, len(run.history)+1)) and len(run.history) > done
+    assert run.history.lr.iat[-1] < 1e-3*run.history.lr.max()
+    assert plan.split('"ends"')[0] == (tmp_path/'run'/'plan.json').read_text().split('"ends"')[0], 'continued, not planned anew'
+
+
+def test_resume_takes_the_plan_that_was_made(process, fungi, photos, tmp_path):
+    state = tmp_path/'run'/'checkpoint'/'state.safetensors'
+    one = process('train', 'flowers', '--source', str(photos), '--budget', '15', *flags(**small), '--out', tmp_path/'run')
+    wait_for(state.exists, one)
+    one.kill()
+    one.join()
+    fungi('train', '--resume', tmp_path/'run')
+    fungi('watch', tmp_path/'run', '--once')
