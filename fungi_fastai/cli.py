@@ -99,7 +99,7 @@ def evaluate(
     source:str|None=None,   # labelled pictures: folder, zip, CSV, Kaggle slug (default: the run's own test part)
     leakage:bool=False,     # instead of a score: by how much a random split of these pictures flatters, and which pictures are at fault
     retrain:bool=False,     # with --leakage: full trainings instead of a probe on frozen features; needs --out
-    arch:str|None=None,     # with --leakage: the network whose features are used (default: the run's, else resnet50; sample: resnet18)
+    arch:str|None=None,     # with --leakage: the network whose features are used (default: the run's, else resnet50; sample: convmixer_64_4)
     weights:str='',         # with --leakage: its .safetensors or .pth file, or hub id, instead of a download
     size:int|None=None,     # with --leakage: side of the square that it sees, pixels (default: the run's, else 224; sample: 96)
     group:str|None=None,    # with --leakage: regular expression or CSV column that reads the specimen (default: the run's, else what is proposed)
@@ -171,7 +171,7 @@ def check(
 def probe(
     source:Positional[str], # folder, zip, CSV, Kaggle slug, or sample
     recipe:Literal[tuple(recipes)]|None=None, # the recipe whose settings hold where no flag says otherwise (default: the plain ones)
-    arch:str|None=None,     # any timm or torchvision name, or convmixer_DIM_DEPTH (default: the recipe's, else resnet50; sample: resnet18)
+    arch:str|None=None,     # any timm or torchvision name, or convmixer_DIM_DEPTH (default: the recipe's, else resnet50; sample: convmixer_64_4)
     weights:str='',         # .safetensors or .pth file, or hub id, instead of a download
     pretrained:bool=True,   # weights learned on ImageNet; the sample is probed without, as it is trained, unless there are `weights`
     size:int|None=None,     # side of the square that the network sees, pixels (default: the recipe's, else 224; sample: 96)
@@ -201,7 +201,7 @@ def _base(source, recipe=None):
 def labels(
     source:Positional[str], # folder, zip, CSV, Kaggle slug, or sample
     recipe:Literal[tuple(recipes)]|None=None, # the recipe whose settings hold where no flag says otherwise (default: the plain ones)
-    arch:str|None=None,     # the network whose features judge (default: the recipe's, else resnet50; sample: resnet18)
+    arch:str|None=None,     # the network whose features judge (default: the recipe's, else resnet50; sample: convmixer_64_4)
     weights:str='',         # its .safetensors or .pth file, or hub id, instead of a download
     pretrained:bool=True,   # weights learned on ImageNet; the sample is judged without, unless there are `weights`
     size:int|None=None,     # side of the square that the network sees, pixels (default: the recipe's, else 224; sample: 96)

@@ -103,3 +103,32 @@ def test_resume_takes_the_plan_that_was_made(process, fungi, photos, tmp_path):
     one.join()
     fungi('train', '--resume', tmp_path/'run')
     fungi('watch', tmp_path/'run', '--once')
+
+
+def test_the_best_network_at_hand(fungi, photos, tmp_path):
+    "Two networks with weights: the choice is one of them, and said; with none it begins from scratch"
+    import timm
+    from safetensors.torch import save_file
+
+    from fungi_fastai.experiments.runs import Run
+    (tmp_path/'weights').mkdir()
+    for arch in ('mobilenetv3_small_050', 'mobilenetv2_035'):
+        save_file(timm.create_model(arch).state_dict(), tmp_path/'weights'/f'{arch}.made_here.safetensors')
+    same = ('train', 'flowers', '--source', photos, '--out', tmp_path/'run', '--arch', 'auto', '--weights', tmp_path/'weights', '--size', '32',
+            '--epochs', '0', '--bs', '8')
+    said = fungi(*same).err
+    run = Run.load(tmp_path/'run')
+    assert f'{run.recipe.arch} of the 2 tried' in said and run.recipe.weights == str(tmp_path/'weights'/f'{run.recipe.arch}.made_here.safetensors')
+    assert run.asked.arch == 'auto' and run.recipe.size == 32 and run.recipe.epochs == 0
+    fungi(*same)
+    assert 'not a folder' in fungi(*same[:-8], '--out', tmp_path/'other', '--weights', tmp_path/'weights'/'mobilenetv2_035.made_here.safetensors', code=2).err
+    assert not (tmp_path/'other').exists()
+
+
+def test_nothing_at_hand(fungi, photos, tmp_path):
+    from fungi_fastai.training.budget import from_scratch, make_plan
+    from fungi_fastai.training.fit import prepare_items
+    (tmp_path/'weights').mkdir()
+    recipe = Recipe(source=str(photos), group='', arch='auto', weights=str(tmp_path/'weights'), size=32, bs=8, epochs=1)
+    found = make_plan(recipe, prepare_items(recipe, progress=False))
+    assert (found.arch, found.pretrained, found.weights) == (from_scratch, False, '') and 'from scratch' in found.why

@@ -107,7 +107,8 @@ class Made:
     "A run that is there in memory only"
     def __init__(self, name, items, predicted, seed=0, **changes):
         from pathlib import Path
-        self.folder, self.recipe, self.finished, self.items = Path(name), Recipe(seed=seed, **changes), True, items
+        self.folder, self.finished, self.items = Path(name), True, items
+        self.recipe = self.asked = Recipe(seed=seed, **changes)
         tested = items[items.split == 'test']
         self.predictions = tested[['path', 'name', 'label', 'group', 'split']].assign(predicted=predicted)
         self.metrics = dict(evaluated_on='test')

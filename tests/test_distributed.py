@@ -81,7 +81,7 @@ def train_and_compare(recipe, folder, reference):
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_two_processes_train_as_one(photos, tmp_path, accumulate):
     "The same pictures, cropped alike, in the same steps; with accumulation, those of one large batch"
-    recipe = recipe_of(photos, **plain, augment='none', accumulate=accumulate, monitor='valid_loss')
+    recipe = recipe_of(photos, **plain, augment='none', accumulate=accumulate, monitor='valid_loss', finish='trained')
     reference = recipe.but(bs=10*accumulate, accumulate=1)
     items, alone, together, apart = two(start, train_and_compare, recipe, tmp_path, reference)
     first, second = ranks(tmp_path)

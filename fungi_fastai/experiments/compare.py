@@ -140,7 +140,7 @@ def _sides(tested):
     sides = []
     for one in tested:
         for side in sides:
-            if not set(one.run.recipe.differences(side[0].run.recipe))-{'seed'}:
+            if not set(one.run.asked.differences(side[0].run.asked))-{'seed'}:
                 side.append(one)
                 break
         else: sides.append([one])
@@ -153,7 +153,7 @@ def _names(sides):
         named = [['/'.join(parts[-depth:]) for parts in side] for side in folders]
         short = [commonprefix(side).rstrip('-_/. ').removesuffix('/fold') if len(side) > 1 else side[0] for side in named]
         if len(set(short)) == len(short) and all(short): return short
-    recipes = [side[0].run.recipe for side in sides]
+    recipes = [side[0].run.asked for side in sides]
     differ = sorted(set().union(*(recipes[0].differences(other) for other in recipes[1:]))-{'seed', 'augment'})
     short = [', '.join(f'{key} {getattr(recipe, key)}' for key in differ) for recipe in recipes]
     return short if len(set(short)) == len(short) and len(differ) < 4 else [f'side {n+1}' for n in range(len(sides))]

@@ -38,7 +38,7 @@ from ..evaluation.explain import grad_cam
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..evaluation.report import guarantee, judge, verdict, write_report
 from ..settings import MissingFileError, TrainingError, UserError, check_place, only_process, settings, write_json, write_table
-from ..training.budget import OnTime, Plan, make_plan
+from ..training.budget import OnTime, Plan, decided, make_plan
 from ..training.checkpoints import read_weights, save_weights
 from ..training.distributed import call_others, everywhere, together, world_size
 from ..training.fit import fit, make_learner, prepare_items
@@ -351,7 +351,7 @@ def _alone(folder):
             # a mistake that showed before anything was made leaves nothing behind, so that it can be mended with the same `out`
             if not (folder/'items.parquet').exists():
                 if fresh: shutil.rmtree(folder, ignore_errors=True)
-                else: (folder/'recipe.json').unlink(missing_ok=True)
+                for name in ('recipe.json', 'plan.json'): (folder/name).unlink(missing_ok=True)
 
 def _is_leftover(path):
     "What a process that was killed may leave behind"
@@ -361,18 +361,21 @@ def _train_in(folder, recipe, progress, items, cbs, watching, command, began):
     kept, on_time = (folder/'items.parquet').exists(), None
     if kept: items = pd.read_parquet(folder/'items.parquet')
     elif items is None: items = prepare_items(recipe, progress)
-    if recipe.budget: plan, on_time = _on_budget(folder, recipe, items, began)
+    plan = _plan(folder, recipe, items, began) if recipe.budget or recipe.arch == 'auto' else None
+    if plan and not kept: items = plan.part(recipe, items)
     # before anything is kept: a wrong arch or weights file shows here
-    learn = make_learner(plan.of(recipe) if recipe.budget else recipe, items, progress=progress)
-    if not kept: write_table(folder/'items.parquet', items)
-    if recipe.budget:
-        write_json(folder/'plan.json', asdict(plan) | dict(asked=dict(size=recipe.size, epochs=recipe.epochs), ends=time.time()+on_time.seconds-on_time.used))
+    learn = make_learner(plan.of(recipe) if plan else recipe, items, progress=progress)
+    if recipe.budget: on_time = OnTime(began, recipe.budget, plan)
+    if plan:
+        ends = time.time()+on_time.seconds-on_time.used if on_time else None
+        write_json(folder/'plan.json', asdict(plan) | dict(asked={key: getattr(recipe, key) for key in decided}, ends=ends))
         recipe = learn.recipe
         write_json(folder/'recipe.json', json.loads(recipe.to_json()))
+    if not kept: write_table(folder/'items.parquet', items)
     if not command and (folder/'environment.json').exists(): command = read_json(folder/'environment.json').get('command', '')   # by `--resume`
     write_json(folder/'environment.json', environment(learn) | (dict(command=command) if command else {}))
     if progress and hasattr(learn, 'progress_line'):
-        learn.progress_line.say('\n'.join([_opening(learn), *([plan.why] if on_time else []), f'The run is kept in {folder}']))
+        learn.progress_line.say('\n'.join([_opening(learn), *([plan.why] if plan else []), f'The run is kept in {folder}']))
     call_others((folder, learn.items, recipe, on_time))
     history = fit(learn, folder, cbs, on_time)
     items, classes = learn.items, list(learn.dls.vocab)
@@ -395,11 +398,10 @@ def _train_in(folder, recipe, progress, items, cbs, watching, command, began):
     write_json(folder/'metrics.json', found)
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
-def _on_budget(folder, recipe, items, began):
-    "The plan, which a run that is continued has already, and the clock"
-    if (folder/'checkpoint'/'state.safetensors').exists(): plan = Plan(**{k: v for k, v in read_json(folder/'plan.json').items() if k in Plan.__annotations__})
-    else: plan = make_plan(recipe, items, recipe.budget-(time.monotonic()-began))
-    return plan, OnTime(began, recipe.budget, plan)
+def _plan(folder, recipe, items, began):
+    "The plan, which a run that is continued has already"
+    if (folder/'plan.json').exists(): return Plan(**{k: v for k, v in read_json(folder/'plan.json').items() if k in Plan.__annotations__})
+    return make_plan(recipe, items, recipe.budget-(time.monotonic()-began) if recipe.budget else None)
 
 def _opening(learn):
     counts, precision, used = learn.items.split.value_counts(), learn.precision, learn.items[learn.items.split.ne('')]

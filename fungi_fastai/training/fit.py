@@ -190,7 +190,7 @@ def _begin(learn, keep, save):
     recipe, began = learn.recipe, time.perf_counter()
     probed = learn.pretrained and recipe.start == 'probe' and recipe.head == 'linear' and not recipe.hidden
     if not probed and recipe.epochs: return
-    if probed: probe_head(learn)
+    if probed: probe_head(learn, mirrored=not recipe.epochs and _may_mirror(recipe))
     with on_features(learn) if probed else nullcontext(), learn.no_bar(), learn.no_logging(): loss, *scores = learn.validate()
     names = [metric.name for metric in learn.metrics]
     row = dict(zip(names, scores, strict=True))
@@ -209,10 +209,12 @@ def _finish(learn):
     def loss():
         with on_features(learn), learn.no_bar(), learn.no_logging(): return learn.validate()[0]
     trained_loss = loss()
-    probe_head(learn)
+    probe_head(learn, mirrored=_may_mirror(recipe))
     learn.solved_again = loss() < trained_loss
     if not learn.solved_again: head.load_state_dict(before)
     forget_features(learn)
+
+def _may_mirror(recipe): return recipe.augment.flip != 'none' and recipe.augment.strength > 0
 
 def _no_memory(recipe, error):
     return TrainingError(f'The memory does not suffice for batches of {recipe.bs} pictures at {recipe.size} pixels '

@@ -43,7 +43,7 @@ class Recipe:
     fit: str = 'crop'                # how a picture becomes square: crop, squish or pad
     augment: Augment = field(default_factory=Augment)  # how a training picture may be changed
     # --- network
-    arch: str = 'resnet50'           # any timm or torchvision name, or convmixer_DIM_DEPTH
+    arch: str = 'resnet50'           # any timm or torchvision name, or convmixer_DIM_DEPTH, or auto: the best for the time and the machine of those at hand
     pretrained: bool = True          # start from weights learned on ImageNet
     weights: str = ''                # .safetensors or .pth file, or hub id, to start from instead of a download
     head: str = 'linear'             # linear (average pool, one layer) or fastai (concat pool, two layers)
@@ -51,7 +51,7 @@ class Recipe:
     drop_path: float = 0.0           # stochastic depth: chance that the deepest block is skipped, falling to 0 at the input
     hidden: int = 0                  # width of a hidden layer in the head; 0 = none
     # --- training
-    budget: float = 0.0              # seconds for the whole run (5m and 1h30m will do), which decide epochs and, up to its value, size; 0 = as long as it takes
+    budget: float = 0.0              # seconds for the whole run (5m and 1h30m will do), which decide epochs and, if left at 224, size; 0 = as long as it takes
     epochs: int = 5                  # passes over the training pictures, the frozen ones included
     frozen_epochs: int = 0           # of these, how many train only the head, at the start
     views: int = 1                   # versions of a picture (itself, augmented) whose features are computed once for the frozen epochs; 0 = anew in each
@@ -141,7 +141,8 @@ class Recipe:
         """The recipe with the settings that fit the built-in sample: a few hundred drawn pictures, for which a small network
         from scratch is trained in a minute, without a download. Whatever is changed after it holds"""
         group = self.group or ('' if self.name == 'seedlings' else r'^(?P<group>.+)_')   # photos of one specimen are called alike up to the last _
-        return replace(self, source='sample', group=group, arch='resnet18', pretrained=False, size=96, epochs=20, bs=16, monitor='accuracy')
+        return replace(self, source='sample', group=group, arch='convmixer_64_4', pretrained=False, size=96, epochs=40, bs=16, lr=1e-2,
+                       monitor='accuracy')
 
     def to_json(self) -> str:
         "As indented JSON"
