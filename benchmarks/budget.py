@@ -75,9 +75,27 @@ def plain(run_folder: Path, size: int, seconds: float, out: Path):
 
 
 def ours(name: str, data: Path, minutes: float, seed: int, out: Path):
-    "The command, as a user gives it"
+    "The command, as a user gives it, with an empty cache"
+    home = out.with_name(f'home of {out.name}')
+    home.mkdir(parents=True, exist_ok=True)
+    (home/'settings.ini').write_text(f'[DEFAULT]\ndata_dir = {out.parents[1]}/data\ncache_dir = cache\n')
     subprocess.run([Path(sys.executable).parent/'fungi', 'train', name, '--source', data/'data'/archives[name], '--arch', arch,
-                    '--weights', data/'weights'/weights, '--budget', f'{minutes}m', '--seed', str(seed), '--out', out], check=True)
+                    '--weights', data/'weights'/weights, '--budget', f'{minutes}m', '--seed', str(seed), '--out', out], check=True, cwd=home)
+    shutil.rmtree(home)
+
+
+def table(out: Path) -> dict:
+    "Each side's scores, and how much better ours are, with 95 % intervals over pictures (by specimen) and seeds"
+    from fungi_fastai.experiments.compare import compare
+    rows, differences = [json.loads(line) for line in (out/'rows.jsonl').read_text().splitlines()], []
+    for folder in sorted(p for p in out.glob('*m') if p.is_dir()):
+        seeds = [seed for seed in range(100) if all((folder/f'{side}-{seed}'/'metrics.json').exists() for side in ('fastai', 'fungi'))]
+        if not seeds: continue
+        sides = [[folder/f'{side}-{seed}' for seed in seeds] for side in ('fastai', 'fungi')]
+        for _, row in compare([*sides[0], *sides[1]]).differences.iterrows():
+            numbers = {k: float(row[k]) for k in ('difference', 'low', 'high', 'p_exchange')}
+            differences.append(dict(set=folder.name, seeds=len(seeds), score=row.score, **numbers))
+    return dict(rows=rows, differences=differences)
 
 
 def main():
@@ -88,7 +106,12 @@ def main():
     parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3])
     parser.add_argument('--sets', nargs='+', choices=list(archives), default=list(archives))
     parser.add_argument('--only', choices=['ours', 'plain'])
+    parser.add_argument('--table', action='store_true', help='print what is in OUT as JSON, and measure nothing')
     asked = parser.parse_args()
+    asked.data, asked.out = asked.data.resolve(), asked.out.resolve()
+    if asked.table:
+        print(json.dumps(table(asked.out), indent=1))
+        return
     for name in asked.sets:
         for seed in asked.seeds:
             mine, other = (asked.out/f'{name}-{asked.minutes:g}m'/f'{side}-{seed}' for side in ('fungi', 'fastai'))

@@ -40,12 +40,13 @@ def _ladder(*steps):
     return tuple(rows)
 
 _quick = dict(arch='mobilenetv2_035', size=128, epochs=5)
-_slide = DEFUNGI.but(start='random', epochs=20, patience=5)
-_above = SEEDLINGS.but(start='random', body_lr=1., freeze_batchnorm=False, epochs=30)
-_mixer = DEFUNGI.but(arch='convmixer_256_8', pretrained=False, epochs=30, lr=1e-2, wd=.05, freeze_batchnorm=False)
+_theirs = dict(start='random', finish='trained')   # a head as the projects trained theirs
+_slide = DEFUNGI.but(**_theirs, epochs=20, patience=5)
+_above = SEEDLINGS.but(**_theirs, body_lr=1., freeze_batchnorm=False, epochs=30)
+_mixer = DEFUNGI.but(**_theirs, arch='convmixer_256_8', pretrained=False, epochs=30, lr=1e-2, wd=.05, freeze_batchnorm=False)
 _quick_mixer = dict(arch='convmixer_64_8', size=64, epochs=8, fraction=.5)
 _nothing = dict(flip='none', strength=0.)
-_plain = dict(start='random', schedule='constant', wd=0.)
+_plain = _theirs | dict(schedule='constant', wd=0.)
 
 def _improvements(small, large):
     "The ladder of the flowers course, on a small and a larger network"
@@ -60,12 +61,12 @@ def _improvements(small, large):
         ('+ start from a probe', dict(start='probe')))
 
 published = {
-    'mushrooms-grid': Published('Which batch size, learning rate and accumulation?', MUSHROOMS.but(start='random', epochs=10),
+    'mushrooms-grid': Published('Which batch size, learning rate and accumulation?', MUSHROOMS.but(**_theirs, epochs=10),
         _grid(bs=(16, 32, 64, 128), lr=(1e-3, 1e-4, 1e-5)) + _grid(bs=(64,), lr=(1e-3, 1e-4, 1e-5), accumulate=(2, 3)), small=_quick,
         small_settings=_grid(bs=(16, 32, 64), lr=(1e-2, 1e-3, 1e-4)) + _grid(bs=(64,), lr=(1e-2, 1e-3), accumulate=(2, 3)),
         numbers=(('bs=16, lr=1e-3', dict(accuracy=.74)), ('bs=128, lr=1e-3', dict(accuracy=.87)), ('bs=16, lr=1e-4', dict(accuracy=.90)),
                  ('bs=32, lr=1e-5', dict(accuracy=.85)))),
-    'defungi-curve-20': Published('How do the losses go with a fifth of the data?', DEFUNGI.but(start='random', fraction=.2, epochs=20), kind='epochs',
+    'defungi-curve-20': Published('How do the losses go with a fifth of the data?', DEFUNGI.but(**_theirs, fraction=.2, epochs=20), kind='epochs',
         small=_quick | dict(epochs=8)),
     'defungi-grid-20': Published('Which batch size and learning rate, by a fifth of the data?', _slide.but(fraction=.2),
         _grid(bs=(16, 32, 64), lr=(1e-2, 1e-3, 1e-4)), small=_quick),

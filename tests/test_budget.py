@@ -132,3 +132,36 @@ def test_nothing_at_hand(fungi, photos, tmp_path):
     recipe = Recipe(source=str(photos), group='', arch='auto', weights=str(tmp_path/'weights'), size=32, bs=8, epochs=1)
     found = make_plan(recipe, prepare_items(recipe, progress=False))
     assert (found.arch, found.pretrained, found.weights) == (from_scratch, False, '') and 'from scratch' in found.why
+
+
+def test_the_head_is_solved_once_more_where_that_validates_better(photos, ready, tmp_path):
+    from fungi_fastai import train_flowers
+    from fungi_fastai.evaluation.metrics import Evaluation
+    from fungi_fastai.training.checkpoints import read_weights
+    runs = {finish: train_flowers(photos, out=tmp_path/finish, progress=False, finish=finish, **tiny | dict(epochs=3)) for finish in ('trained', 'probe')}
+    validated = {finish: Evaluation.of(run.predictions[run.predictions.split == 'valid']) for finish, run in runs.items()}
+    losses = {finish: one.metrics()['log_loss'] for finish, one in validated.items()}
+    again, weights = runs['probe'].metrics['head_solved_again'], {finish: read_weights(run.folder/'model.safetensors')[0] for finish, run in runs.items()}
+    same = {k: bool((weights['trained'][k] == v).all()) for k, v in weights['probe'].items()}
+    assert all(equal for k, equal in same.items() if 'linear' not in k), 'the body stays as it was trained'
+    assert not runs['trained'].metrics['head_solved_again']
+    assert again == (not all(same.values())) and (losses['probe'] < losses['trained'] if again else losses['probe'] == losses['trained'])
+
+
+@pytest.mark.parametrize('changes', (dict(loss='focal'), dict(hidden=8), dict(head='fastai')))
+def test_a_head_with_an_aim_of_its_own_stays(photos, ready, tmp_path, changes):
+    from fungi_fastai import train_flowers
+    assert not train_flowers(photos, out=tmp_path/'run', progress=False, **tiny | changes).metrics['head_solved_again']
+
+
+def test_mirror_images_are_what_the_body_sees_in_them(photos, ready):
+    from PIL import Image, ImageOps
+
+    from fungi_fastai.recipes import FLOWERS
+    from fungi_fastai.training.fit import make_learner
+    from fungi_fastai.training.frozen import body_features, known_features
+    learn = make_learner(FLOWERS.but(source=photos, **tiny, cache=False), progress=False)
+    seen, _ = known_features(learn, mirrored=True)
+    rows = learn.items[learn.items.split == 'train']
+    few = rows.assign(path=[ImageOps.mirror(Image.open(path)) for path in rows.path])
+    assert np.allclose(seen['mirrored'][0], body_features(learn, few), atol=2e-2) and not np.allclose(seen['mirrored'], seen['train'], atol=2e-2)

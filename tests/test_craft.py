@@ -116,7 +116,8 @@ def test_the_average_is_what_is_validated_and_the_weights_go_on():
 
 def test_a_run_keeps_the_average(photos, tmp_path):
     from fungi_fastai import train_flowers
-    one, other = (train_flowers(photos, out=tmp_path/name, progress=False, **tiny | dict(epochs=2, ema=ema, finish='trained')) for name, ema in (('a', 0.), ('b', .9)))
+    changes = tiny | dict(epochs=2, finish='trained')
+    one, other = (train_flowers(photos, out=tmp_path/name, progress=False, ema=ema, **changes) for name, ema in (('a', 0.), ('b', .9)))
     a, b = (read_weights(r.folder/'model.safetensors')[0] for r in (one, other))
     assert a.keys() == b.keys() and any(apart(a[k].float(), b[k].float()) > 1e-4 for k in a)
     # what was validated is what was kept

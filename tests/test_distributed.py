@@ -78,6 +78,21 @@ def train_and_compare(recipe, folder, reference):
     return items, history, rows, max(float((ours[k]-v).abs().max()) for k, v in theirs.items())
 
 
+def train_on_budget(recipe, folder):
+    from fungi_fastai.experiments.runs import train
+    from fungi_fastai.training.distributed import rank
+    run = train(recipe, folder/'run', progress=False)
+    (folder/f'{rank()}.json').write_text(json.dumps(dict(metrics=run.metrics['accuracy'], epochs=len(run.history))))
+    return run.asked.budget, run.history.lr.iat[-1]/run.history.lr.max()
+
+
+def test_two_processes_on_one_clock(photos, tmp_path):
+    "They end after the same batch, with the schedule completed"
+    budget, last = two(start, train_on_budget, recipe_of(photos, **{k: v for k, v in plain.items() if k not in ('epochs', 'schedule')}, budget=15.), tmp_path)
+    first, second = ranks(tmp_path)
+    assert first == second and first['epochs'] >= 1 and budget == 15 and last < 1e-2
+
+
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_two_processes_train_as_one(photos, tmp_path, accumulate):
     "The same pictures, cropped alike, in the same steps; with accumulation, those of one large batch"

@@ -380,13 +380,13 @@ def test_killed_and_continued_with_threads_that_read(process, long_call, tmp_pat
 
 
 def test_an_interrupt_says_how_to_go_on(process, long_call, tmp_path):
-    one = process(*long_call(tmp_path/'run', epochs=400))
+    one = process(*long_call(tmp_path/'run', epochs=100))
     wait_for((tmp_path/'run/checkpoint/state.safetensors').exists, one)
     os.kill(one.pid, signal.SIGINT)
     one.join()
     said = one.log.read_text()
     assert one.exitcode == 130 and f"--resume {tmp_path/'run'}" in said and 'Traceback' not in said
-    other = process(*long_call(tmp_path/'run', epochs=400))
+    other = process(*long_call(tmp_path/'run', epochs=100))
     other.join()
     assert other.exitcode == 0 and (tmp_path/'run/metrics.json').exists()
 

@@ -104,9 +104,10 @@ decided = ('arch', 'weights', 'pretrained', 'size', 'epochs', 'fraction')   # fi
 smallest, largest, step = 128, 320, 32   # sides of the square that are considered, pixels
 solving = 2e-3   # seconds that a logistic regression takes for a picture
 
-def _promise(size, epochs, probed):
-    "What to expect of a plan, in shares of the pictures: see above"
-    return .09*np.log2(size) + (.08*(1-np.exp(-epochs/3)) if probed else .6*(1-np.exp(-epochs/15)))
+def _promise(size, epochs, n, probed):
+    "What to expect of a plan with n pictures to train on, in shares of the pictures: see above"
+    if not probed: return -29/size + .6*(1-np.exp(-epochs/15))
+    return -29/size + max(.02, .1*np.log10(max(n, 1)/40))*(1-np.exp(-epochs/3))
 
 def plan(
     recipe:Recipe,      # with a budget; its `size` is kept where it is not the usual one
@@ -127,21 +128,24 @@ def plan(
     for size in [recipe.size] if fixed else range(smallest, largest+1, step):
         least, more, epoch = spent(size)
         epochs = (left-least-more)/epoch if recipe.epochs else 0
-        if left >= least: ways.append((size, epochs if epochs >= 1 else 0., 1.))
+        if left >= least: ways.append((size, epochs if epochs >= .25 else 0., 1.))
     if not ways:   # a part of the pictures, as many as fit in
         size = recipe.size if fixed else smallest
         none, all_ = spent(size, 0.)[0], spent(size)[0]
         ways = [(size, 0., min(1., max(.05, (left-none)/(all_-none))))]
-    size, epochs, share = max(ways, key=lambda way: _promise(*way[:2], probed))
-    epochs = round(epochs) if probed or not recipe.epochs else max(1, round(epochs))
+    size, epochs, share = max(ways, key=lambda way: _promise(*way[:2], n.train, probed))
+    promise = _promise(size, epochs, share*n.train, probed)
+    if recipe.epochs and (epochs or not probed): epochs = max(1, round(epochs))
+    else: epochs = 0
     s = speed.at(size)
     reserve = s.look*(n.valid+n.test) + s.report + bool(epochs)*(s.look*(2*share*n.train+2*n.valid) + solving*share*n.train)
     why = (f'{clock(left)} left, on a machine that trains {1/s.learn:.0f} pictures a second at {size} px and looks at {1/s.look:.0f}: '
            + (f"about {epochs} epoch{'s' if epochs > 1 else ''}" if epochs else 'the probe alone') + (f' on {share:.0%} of the pictures' if share < 1 else ''))
     return Plan(recipe.arch, recipe.weights, recipe.pretrained, size, epochs, fraction=round(recipe.fraction*share, 3), reserve=round(reserve, 1),
-                promise=_promise(size, epochs, probed), why=why)
+                promise=promise, why=why)
 
-transfer = .25   # what a share of ImageNet named rightly was worth in shares of the pictures, see below
+# %% ../../nbs/training/budget.ipynb #1fde2c7c
+transfer = .15   # what a share of ImageNet named rightly was worth in shares of the pictures
 usual = 600.     # seconds that a network is chosen for where no budget is given
 
 def make_plan(
@@ -151,13 +155,13 @@ def make_plan(
 ) -> Plan:
     "Measure this machine and plan. Raises `UserError`"
     began, left = time.monotonic(), usual if left is None else left
-    def tried(one):
-        found = speed(make_learner(one.but(pretrained=False, weights='', cache=False), items, progress=False))   # random weights are as quick
+    def tried(one, **changes):
+        found = speed(make_learner(one.but(cache=False, **changes), items, progress=False))
         return plan(one, items, found, left-(time.monotonic()-began))
     if recipe.arch != 'auto': return tried(recipe)
     ways = []
     for one, file in at_hand(recipe.weights).items() if recipe.pretrained else ():
-        found = tried(recipe.but(arch=one.arch, weights=file))
+        found = tried(recipe.but(arch=one.arch, weights=file), pretrained=bool(file))   # nothing is downloaded for a try
         ways.append((found.promise+transfer*one.top1, found))
         if time.monotonic()-began > .1*left: break   # the rest is slower still
     if not ways: ways = [(0., tried(recipe.but(arch=from_scratch, weights='', pretrained=False)))]

@@ -32,7 +32,7 @@ from ..models.learners import learner
 from ..models.networks import body_head, is_fixed_size
 from ..settings import MissingFileError, TrainingError, UserError
 from .accumulation import Accumulate
-from .checkpoints import KeepBest, SaveState, read_state, restore_state
+from .checkpoints import KeepBest, SaveState, read_state, restore_state, standard_error
 from .distributed import everywhere, from_first
 from .frozen import forget_features, has_frozen_features, on_features, probe_head
 from .losses import LossMode, make_loss
@@ -140,7 +140,7 @@ def fit(
     cbs=(),                 # further fastai callbacks, for this fit only
     on_time=None,           # an `OnTime`: the clock decides how many epochs there are (default: the recipe)
 ) -> list[dict]:            # the history, a row an epoch
-    """Train as the Learner's recipe says, and leave the best epoch's weights in it.
+    """Train as the Learner's recipe says, and leave the best epoch's weights in it, the head solved once more where that is better.
     Raises `TrainingError` with advice where the loss turns to NaN or the memory does not suffice"""
     recipe, folder = learn.recipe, Path(folder)
     learn.history.file = folder/'history.csv'
@@ -199,19 +199,25 @@ def _begin(learn, keep, save):
     keep.offer(dict(valid_loss=loss, **row)[recipe.monitor])
 
 def _finish(learn):
-    "The head solved once more, on the trained body's features, and kept where it validates better. `learn.solved_again` says so"
+    """The head solved once more, on the trained body's features, and kept where the validation loss is lower and the monitored score
+    no worse than by a standard error. `learn.solved_again` says so"""
     recipe, head = learn.recipe, body_head(learn.model)[1]
     learn.solved_again = False
     trained = any('train_loss' in row for row in learn.history.rows)
     if not trained or recipe.finish != 'probe' or recipe.head != 'linear' or recipe.hidden or recipe.loss != 'cross-entropy': return
     forget_features(learn)
     before = {k: v.detach().clone() for k, v in head.state_dict().items()}
-    def loss():
-        with on_features(learn), learn.no_bar(), learn.no_logging(): return learn.validate()[0]
-    trained_loss = loss()
+    def scores():
+        with on_features(learn), learn.no_bar(), learn.no_logging(): return dict(zip(('valid_loss', 'accuracy', 'macro_f1'), learn.validate(), strict=True))
+    old = scores()
     probe_head(learn, mirrored=_may_mirror(recipe))
-    learn.solved_again = loss() < trained_loss
+    new = scores()
+    learn.solved_again = new['valid_loss'] < old['valid_loss'] and (
+        recipe.monitor == 'valid_loss' or new[recipe.monitor] >= old[recipe.monitor]-standard_error(old[recipe.monitor], learn))
     if not learn.solved_again: head.load_state_dict(before)
+    if hasattr(learn, 'progress_line'):
+        said = ', '.join(f'{name} {new[name]:.4f} instead of {old[name]:.4f}' for name in new)
+        learn.progress_line.say(f"head solved once more: {said}{'' if learn.solved_again else '; not kept'}")
     forget_features(learn)
 
 def _may_mirror(recipe): return recipe.augment.flip != 'none' and recipe.augment.strength > 0
