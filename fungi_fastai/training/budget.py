@@ -18,6 +18,7 @@ import pandas as pd
 from fastai.callback.core import Callback, CancelTrainException
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
+from fastai.torch_core import to_detach
 
 from ..data.images import canvas_size, read_pixels
 from ..data.items import in_threads
@@ -54,6 +55,8 @@ class _Stopwatch(Callback):
         float(self.learn.loss.detach())   # a GPU has not yet done what it was told
         self.taken[self.training].append((time.perf_counter()-self.began)/len(self.y))
 
+def _alone(batch, cpu=True, gather=True): return to_detach(batch, cpu=cpu, gather=False)
+
 def speed(
     learn:Learner, # from `make_learner`; its weights are spoiled
 ) -> Speed:
@@ -65,7 +68,9 @@ def speed(
     for _ in in_threads(partial(read_pixels, side=canvas_size(recipe.size), method=recipe.fit), few['path']): pass
     read, n = (time.perf_counter()-began)/len(few), max(2, recipe.bs//4)
     noise = np.random.default_rng(0).random((1, 3*n, 3, recipe.size, recipe.size), dtype='float32')
-    learn.dls = DataLoaders(*(FeatureLoader(noise, np.arange(3*n) % len(pictures.vocab), one.new(bs=n)) for one in pictures.loaders), device=pictures.device)
+    loaders = [FeatureLoader(noise, np.arange(3*n) % len(pictures.vocab), one.new(bs=n)) for one in pictures.loaders]
+    for one in loaders: one.to_detach = _alone   # only the first process measures, and fastai would wait for the others
+    learn.dls = DataLoaders(*loaders, device=pictures.device)
     try:
         with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=watch)
     finally: learn.dls = pictures
