@@ -86,6 +86,8 @@ def ours(name: str, data: Path, minutes: float, seed: int, out: Path):
 
 def table(out: Path) -> dict:
     "Each side's scores, and how much better ours are, with 95 % intervals over pictures (by specimen) and seeds"
+    from run import machine
+
     from fungi_fastai.experiments.compare import compare
     rows, differences = [json.loads(line) for line in (out/'rows.jsonl').read_text().splitlines()], []
     for folder in sorted(p for p in out.glob('*m') if p.is_dir()):
@@ -95,7 +97,7 @@ def table(out: Path) -> dict:
         for _, row in compare([*sides[0], *sides[1]]).differences.iterrows():
             numbers = {k: float(row[k]) for k in ('difference', 'low', 'high', 'p_exchange')}
             differences.append(dict(set=folder.name, seeds=len(seeds), score=row.score, **numbers))
-    return dict(rows=rows, differences=differences)
+    return dict(machine=machine(), rows=rows, differences=differences)
 
 
 def main():

@@ -110,4 +110,6 @@ if __name__ == '__main__':
     shared, out, *rest = sys.argv[1:]
     Path(out).mkdir(parents=True, exist_ok=True)
     if rest: study(Path(shared).resolve(), Path(out), rest[0], int(rest[1]), int(rest[2]), rest[3:])
-    else: print(json.dumps(table(Path(out)).round(4).to_dict('records'), indent=1))
+    else:
+        from run import machine
+        print(json.dumps(dict(machine=machine(), rows=table(Path(out)).round(4).to_dict('records')), indent=1))
