@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from budget import arch, archives, weights
 
-archives = dict(mushrooms='mushrooms.zip', defungi='defungi.zip', flowers='flowers.zip', seedlings='plant-seedlings-classification.zip')
 parts = dict(seedlings=.25, defungi=.15)   # of the training part, so that a fold takes minutes
-weights = 'mobilenetv2_100.coral_ptq_in1k.safetensors'
 settings = dict(
     base={}, random=dict(start='random'), bn=dict(freeze_batchnorm=False), body5=dict(body_lr=.5), body5bn=dict(body_lr=.5, freeze_batchnorm=False),
     body1=dict(body_lr=1., lr=1e-3), lr5e4=dict(lr=5e-4), lr5e3=dict(lr=5e-3), decay=dict(layer_decay=.7), ema=dict(ema=.98), none=dict(augment='none'),
@@ -27,7 +26,7 @@ settings = dict(
     concat=dict(head='fastai'), grow=dict(start_size=96))
 
 
-def judge(learn, held, recipe, history, kept):
+def judge(learn, held, recipe, kept):
     "Answers of the five networks, by name"
     from fungi_fastai.experiments.runs import predict
     from fungi_fastai.training.frozen import forget_features, probe_head
@@ -63,7 +62,7 @@ def study(shared: Path, out: Path, name: str, size: int, epochs: int, wanted: li
         solve(learn, **options)
         kept.update({k: v.detach().clone() for k, v in learn.model.state_dict().items()})
     fitting.probe_head = noted
-    base = recipes[name].but(source=shared/'data'/archives[name], arch='mobilenetv2_100', weights=str(shared/'weights'/weights), size=size,
+    base = recipes[name].but(source=shared/'data'/archives[name], arch=arch, weights=str(shared/'weights'/weights), size=size,
                              epochs=epochs, fraction=parts.get(name, 1.), finish='trained')
     items = prepare_items(base.but(valid=.15, test=.15, seed=0, fraction=1.), False)
     items = items.assign(split=items.split.replace('test', ''))
@@ -78,11 +77,11 @@ def study(shared: Path, out: Path, name: str, size: int, epochs: int, wanted: li
             cut = divide(items, recipe, number == fold)
             began = time.process_time()
             learn = make_learner(recipe, cut, progress=False)
-            with tempfile.TemporaryDirectory() as folder: history = fit(learn, folder)
+            with tempfile.TemporaryDirectory() as folder: fit(learn, folder)
             seconds = time.process_time()-began
             held = cut[cut.split == 'test']
             if name in parts: held = held.sample(min(len(held), 500), random_state=0)
-            answers = judge(learn, held, recipe, history, dict(kept))
+            answers = judge(learn, held, recipe, dict(kept))
             classes = list(learn.dls.vocab)
             tables = [predictions_table(held, probs, classes).assign(network=network, seconds=seconds) for network, probs in answers.items()]
             pd.concat(tables).to_parquet(file)

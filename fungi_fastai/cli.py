@@ -26,10 +26,9 @@ from tyro.conf import CascadeSubcommandArgs, Positional, UseAppendAction, arg
 
 from .recipes import recipes
 from .settings import TrainingError, UserError, check_place, settings, write_table
-from .training.recipe import Recipe, as_seconds, is_sample
+from .training.recipe import Recipe, as_seconds, is_sample, source_of
 
 # %% ../nbs/cli.ipynb #5cb6c370
-_began = time.monotonic()   # a budget counts from here, importing PyTorch included
 _time = tyro.constructors.PrimitiveConstructorSpec(nargs=1, metavar='SECONDS|5m|1h30m', instance_from_str=lambda said: as_seconds(said[0]),
                                                    is_instance=lambda value: isinstance(value, int|float), str_from_instance=lambda value: [f'{value:g}'])
 Recipe.__annotations__['budget'] = Annotated[float, _time]
@@ -55,11 +54,11 @@ def train(
     processes:CascadeSubcommandArgs[int]=1,    # how many train together, each on a GPU of its own or with its part of the cores
 ) -> int:
     "Train, evaluate and report. `fungi train RECIPE --help` shows all settings; `fungi train --resume RUN` continues an interrupted run"
-    from fungi_fastai.training.recipe import source_of
+    began = time.monotonic()   # a budget counts from here, importing PyTorch included
     source_of(recipe)   # a wrong path shows here, before PyTorch is imported
     _loading()
     from fungi_fastai.training.launch import launch
-    return _trained(launch(processes, _train_run, recipe, out, tracker, _began), json)
+    return _trained(launch(processes, _train_run, recipe, out, tracker, began), json)
 
 def _loading():
     "A sign of life in a terminal; whatever is said next stands over it"
@@ -72,9 +71,10 @@ def _resume(
     processes:int=1, # how many train together; need not be as many as before
 ) -> int:
     "Continue an interrupted run, as its own recipe says"
+    began = time.monotonic()
     from fungi_fastai.experiments.runs import Run
     from fungi_fastai.training.launch import launch
-    return _trained(launch(processes, _train_run, Run(resume).asked, resume, tracker, _began), json)
+    return _trained(launch(processes, _train_run, Run(resume).asked, resume, tracker, began), json)
 
 def _train_run(recipe, out, tracker, began):
     "Train, in each of the processes; the first one gives back what there is to say"

@@ -101,10 +101,10 @@ def weights_for(
     "The file for an architecture. Raises `UserError` where the folder has none"
     folder = Path(weights).expanduser()
     if not weights or not folder.is_dir() or (folder/'model.safetensors').exists(): return weights
-    found = sorted(p for p in folder.iterdir() if p.name.startswith(f'{arch}.') and p.suffix in ('.safetensors', '.pth'))
-    if not found: raise UserError(f"{folder} holds no weights for {arch}; expected a file such as {arch}.safetensors. "
+    from fungi_fastai.models.weights import weights_in   # here, since it brings torch
+    if not (found := weights_in(folder, arch)): raise UserError(f"{folder} holds no weights for {arch}; expected a file such as {arch}.safetensors. "
                                   f"It holds: {', '.join(sorted(p.name for p in folder.iterdir())[:5]) or 'nothing'}.")
-    return str(found[0])
+    return str(found)
 
 def plan(
     name:str,           # of `published`

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,38 +89,48 @@ def small_bundle(home, small_run):
     return export(small_run, home/'small bundle', int8=True, openvino=True, pictures=16, progress=False)
 
 
-# --- calls of the command that can be killed
+# --- calls in processes of their own, which can be killed
 
-children = multiprocessing.get_context('forkserver')   # a process that has fastai imported, and forks one for each call
-children.set_forkserver_preload(['torch', 'fungi_fastai.experiments.runs', 'fungi_fastai.cli'])
+children = multiprocessing.get_context('forkserver')   # a process that has all imported, and forks one for each call
+children.set_forkserver_preload(['torch', 'optuna', 'sqlalchemy', 'fungi_fastai.experiments.sweeps', 'fungi_fastai.cli'])
 
 
-def call_command(arguments, folder, log):
+def call_in(folder, log, function, *arguments, **options):
+    "Call a function as a process of its own does, with one thread; what it says goes to `log`"
     os.chdir(folder)
     sys.stdout = sys.stderr = open(log, 'w', buffering=1)
     import torch
-
-    from fungi_fastai.cli import main
     torch.set_num_threads(1)
     multiprocessing.set_start_method('fork', force=True)   # as in a process of its own; this one would inherit `forkserver`
-    sys.exit(main(arguments))
+    function(*arguments, **options)
+
+
+def call_command(*arguments):
+    from fungi_fastai.cli import main
+    sys.exit(main([str(a) for a in arguments]))
 
 
 @pytest.fixture
-def process(home, tmp_path, monkeypatch):
-    "A call of the command in a process of its own"
+def started(home, tmp_path, monkeypatch):
+    "started(function, …, folder=home) calls it in a process of its own; the process has `.log`, and is killed after the test"
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    started = []
+    running = []
 
-    def start(*arguments, folder=home):
-        log = tmp_path/f'log {len(started)}.txt'
-        one = children.Process(target=call_command, args=([str(a) for a in arguments], str(folder), str(log)))
+    def start(function, *arguments, folder=home, **options):
+        log = tmp_path/f'log {len(running)}.txt'
+        one = children.Process(target=call_in, args=(str(folder), str(log), function, *arguments), kwargs=options)
         one.log = log
         one.start()
-        started.append(one)
+        running.append(one)
         return one
     yield start
-    for one in started: one.kill(); one.join()
+    for one in running: one.kill(); one.join()
+
+
+@pytest.fixture
+def process(started):
+    "A call of the command in a process of its own"
+    return partial(started, call_command)
 
 
 def wait_for(condition, process, seconds=60):

@@ -1,15 +1,12 @@
 "Cross-validation: every picture tested on once, nothing shared between the sides, and a killed one goes on with the same folds"
 import json
-import multiprocessing
 import os
 import shutil
-import sys
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import tiny
+from conftest import tiny, wait_for
 
 from fungi_fastai.data.splits import units
 from fungi_fastai.settings import UserError
@@ -137,53 +134,31 @@ def test_it_says_which_training_it_is_and_how_long_they_take(recipe, tmp_path, c
 
 # --- killed, and continued
 
-_children = multiprocessing.get_context('forkserver')
-_children.set_forkserver_preload(['torch', 'fungi_fastai.experiments.runs', 'fungi_fastai.cli'])
-
-
-def _call(recipe, out, folder, log):
-    os.chdir(folder)
-    sys.stdout = sys.stderr = open(log, 'w', buffering=1)
-    import torch
-
+def _validate(recipe, out):
     from fungi_fastai.experiments.folds import cross_validate
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method('fork', force=True)
     cross_validate(recipe, 3, out)
 
 
-def test_killed_and_continued_with_the_same_folds(recipe, photos, home, tmp_path, monkeypatch):
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+def test_killed_and_continued_with_the_same_folds(started, recipe, photos, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     from fungi_fastai.experiments.folds import CrossValidation, cross_validate
     shutil.copytree(photos, tmp_path/'photos')
-    recipe, started = recipe.but(source=tmp_path/'photos', epochs=6), []
-
-    def start(out):
-        log = tmp_path/f'log {len(started)}.txt'
-        started.append(_children.Process(target=_call, args=(recipe, tmp_path/out, str(home), str(log))))
-        started[-1].start()
-        return started[-1], log
-    try:
-        one, log = start('run')
-        end = time.monotonic()+60
-        while not (tmp_path/'run/fold-2/checkpoint/state.safetensors').exists():   # in the midst of the second fold
-            assert one.is_alive() and time.monotonic() < end, log.read_text()
-            time.sleep(.002)
-        with pytest.raises(UserError, match='Another process'): cross_validate(recipe, 3, tmp_path/'run', progress=False)
-        one.kill(); one.join()
-        assert not (tmp_path/'run/metrics.json').exists()
-        first = {f.name: f.stat().st_mtime_ns for f in (tmp_path/'run/fold-1').iterdir()}
-        whole, log = start('whole')
-        whole.join()
-        assert whole.exitcode == 0, log.read_text()
-        label = next(p.parent for p in (tmp_path/'photos').rglob('*.jpg'))
-        shutil.copy(next(label.glob('*.jpg')), label/'999_0.jpg')   # a file more would give other folds
-        other, log = start('run')
-        other.join()
-        assert other.exitcode == 0, log.read_text()
-    finally:
-        for process in started: process.kill(); process.join()
+    recipe = recipe.but(source=tmp_path/'photos', epochs=6)
+    one = started(_validate, recipe, tmp_path/'run')
+    wait_for((tmp_path/'run/fold-2/checkpoint/state.safetensors').exists, one)   # in the midst of the second fold
+    with pytest.raises(UserError, match='Another process'): cross_validate(recipe, 3, tmp_path/'run', progress=False)
+    one.kill(); one.join()
+    assert not (tmp_path/'run/metrics.json').exists()
+    first = {f.name: f.stat().st_mtime_ns for f in (tmp_path/'run/fold-1').iterdir()}
+    whole = started(_validate, recipe, tmp_path/'whole')
+    whole.join()
+    assert whole.exitcode == 0, whole.log.read_text()
+    label = next(p.parent for p in (tmp_path/'photos').rglob('*.jpg'))
+    shutil.copy(next(label.glob('*.jpg')), label/'999_0.jpg')   # a file more would give other folds
+    other = started(_validate, recipe, tmp_path/'run')
+    other.join()
+    log = other.log
+    assert other.exitcode == 0, log.read_text()
     assert {f.name: f.stat().st_mtime_ns for f in (tmp_path/'run/fold-1').iterdir()} == first   # not trained again
     run, whole = CrossValidation(tmp_path/'run'), CrossValidation(tmp_path/'whole')
     pd.testing.assert_frame_equal(run.predictions, whole.predictions)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import call_command, children, flags, shared, tiny, wait_for
+from conftest import call_command, flags, shared, tiny, wait_for
 from PIL import Image
 
 from fungi_fastai.data.samples import make_sample
@@ -320,20 +320,21 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(process, long_call, tmp_pa
 
 
 
-def _call_with_little_room(arguments, folder, log, size):
+def _with_little_room(size, *arguments):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    call_command(arguments, folder, log)
+    call_command(*arguments)
 
 
-def test_no_room_for_a_checkpoint(process, long_call, home, tmp_path):
+def test_no_room_for_a_checkpoint(started, process, long_call, tmp_path):
     "A clear error, the last checkpoint intact, and with room again it goes on to the same end, by `--resume` too"
     one, history, state = process(*long_call(tmp_path/'run')), tmp_path/'run/history.csv', tmp_path/'run/checkpoint/state.safetensors'
     wait_for(lambda: history.exists() and len(history.read_text().splitlines()) > 4, one)
     one.kill(); one.join()
-    before, log = state.read_bytes(), tmp_path/'full.txt'
-    full = children.Process(target=_call_with_little_room, args=([str(a) for a in long_call(tmp_path/'run')], str(home), str(log), len(before)//2))
-    full.start(); full.join()
+    before = state.read_bytes()
+    full = started(_with_little_room, len(before)//2, *long_call(tmp_path/'run'))
+    log = full.log
+    full.join()
     assert full.exitcode == 1 and 'Traceback' not in log.read_text() and 'state.safetensors could not be' in log.read_text(), log.read_text()
     assert state.read_bytes() == before and not list((tmp_path/'run').rglob('*.part'))
     other, whole = process('train', '--resume', tmp_path/'run'), process(*long_call(tmp_path/'whole'))

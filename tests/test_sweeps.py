@@ -1,15 +1,14 @@
 "Many settings: what may be varied, that each is tried once whatever processes share them or die, and what comes out"
 import json
-import multiprocessing
-import os
-import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import children
 
 from fungi_fastai.settings import TrainingError, UserError
 
@@ -124,36 +123,16 @@ def test_two_stages_of_real_trainings(recipe, tmp_path):
 
 # --- many processes
 
-_children = multiprocessing.get_context('forkserver')   # a process that has all imported, and forks one for each call
-_children.set_forkserver_preload(['torch', 'optuna', 'sqlalchemy', 'fungi_fastai.experiments.sweeps', 'fungi_fastai.cli'])
-
-
-def _call(folder, log, recipe, space, out, options):
-    os.chdir(folder)
-    sys.stdout = sys.stderr = open(log, 'w', buffering=1)
-    import torch
-
+def _sweep(recipe, space, out, **options):
     from fungi_fastai.experiments import sweeps
-    torch.set_num_threads(1)
     sweeps.poll = .1
     sweeps.sweep(recipe, space, out, **options)
 
 
 @pytest.fixture
-def process(home, tmp_path, monkeypatch):
+def process(started):
     "A sweep in a process of its own"
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    started = []
-
-    def start(recipe, space, out, **options):
-        log = tmp_path/f'log {len(started)}.txt'
-        one = _children.Process(target=_call, args=(str(home), str(log), recipe, space, str(out), options))
-        one.log = log
-        one.start()
-        started.append(one)
-        return one
-    yield start
-    for one in started: one.kill(); one.join()
+    return partial(started, _sweep)
 
 
 def lines(log): return [line for line in log.read_text().splitlines() if line.startswith('trial ')] if log.exists() else []
@@ -215,8 +194,8 @@ def _take(folder, names, start, results):
 
 def test_each_of_a_queue_is_taken_once(tmp_path):
     "Which Optuna does not promise in SQLite: two processes read that a trial is waiting before either has written that it has it"
-    names, start, results = [str(i) for i in range(30)], _children.Barrier(4), _children.Queue()
-    some = [_children.Process(target=_take, args=(tmp_path, names, start, results)) for _ in range(4)]
+    names, start, results = [str(i) for i in range(30)], children.Barrier(4), children.Queue()
+    some = [children.Process(target=_take, args=(tmp_path, names, start, results)) for _ in range(4)]
     for one in some: one.start()
     taken = [results.get(timeout=60) for _ in names]
     for one in some: one.join()

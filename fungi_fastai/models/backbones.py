@@ -13,7 +13,7 @@ from pathlib import Path
 
 import timm
 
-from .weights import hub_answers
+from .weights import hub_answers, weights_in
 from ..settings import UserError
 
 # %% ../../nbs/models/backbones.ipynb #d75d011d
@@ -34,15 +34,13 @@ def at_hand(
 ) -> dict[Backbone, str]: # and what to give as `weights` of a recipe ('' = the download that the name stands for)
     "The networks whose weights can be had, the quick ones first. Raises `UserError` where `weights` is no folder"
     if weights:
-        if not Path(weights).expanduser().is_dir():
+        folder = Path(weights).expanduser()
+        if not folder.is_dir():
             raise UserError(f'{weights} is not a folder; where the network is to be chosen, expected a folder of weights, each file called by its network, '
                             'such as mobilenetv2_100.ra_in1k.safetensors. For one file, name its network with --arch.')
-        files = sorted(p for p in Path(weights).expanduser().iterdir() if p.suffix in ('.safetensors', '.pth'))
-        found = {one: next((str(p) for p in files if p.name.startswith(f'{one.arch}.')), None) for one in backbones}
-    else:
-        online = hub_answers()
-        found = {one: '' if _on_hub(one.arch, online) else None for one in backbones}
-    return {one: file for one, file in found.items() if file is not None}
+        return {one: str(file) for one in backbones if (file := weights_in(folder, one.arch))}
+    online = hub_answers()
+    return {one: '' for one in backbones if _on_hub(one.arch, online)}
 
 def _on_hub(arch, online):
     "Whether the hub has a network's weights, or its cache on this machine"

@@ -18,16 +18,15 @@ import pandas as pd
 from fastai.callback.core import Callback, CancelTrainException
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
-from fastai.torch_core import to_detach
 
 from ..data.images import canvas_size, read_pixels
 from ..data.items import in_threads
 from ..data.splits import fraction
 from ..models.backbones import at_hand
 from ..models.networks import is_fixed_size
-from .distributed import from_first, world_size
+from .distributed import detach_here, from_first, world_size
 from .fit import make_learner
-from .frozen import FeatureLoader
+from .frozen import FeatureLoader, begins_with_probe
 from .recipe import Recipe
 from .tracking import clock
 
@@ -55,8 +54,6 @@ class _Stopwatch(Callback):
         float(self.learn.loss.detach())   # a GPU has not yet done what it was told
         self.taken[self.training].append((time.perf_counter()-self.began)/len(self.y))
 
-def _alone(batch, cpu=True, gather=True): return to_detach(batch, cpu=cpu, gather=False)
-
 def speed(
     learn:Learner, # from `make_learner`; its weights are spoiled
 ) -> Speed:
@@ -69,7 +66,7 @@ def speed(
     read, n = (time.perf_counter()-began)/len(few), max(2, recipe.bs//4)
     noise = np.random.default_rng(0).random((1, 3*n, 3, recipe.size, recipe.size), dtype='float32')
     loaders = [FeatureLoader(noise, np.arange(3*n) % len(pictures.vocab), one.new(bs=n)) for one in pictures.loaders]
-    for one in loaders: one.to_detach = _alone   # only the first process measures, and fastai would wait for the others
+    for one in loaders: one.to_detach = detach_here   # only the first process measures, and fastai would wait for the others
     learn.dls = DataLoaders(*loaders, device=pictures.device)
     try:
         with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=watch)
@@ -121,7 +118,7 @@ def plan(
     left:float,         # seconds
 ) -> Plan:
     "The most promising way to use the time"
-    probed, n = recipe.pretrained and recipe.start == 'probe', items.split.value_counts().reindex(['train', 'valid', 'test'], fill_value=0)
+    probed, n = recipe.pretrained and begins_with_probe(recipe), items.split.value_counts().reindex(['train', 'valid', 'test'], fill_value=0)
     fixed = recipe.size != Recipe.size or recipe.start_size or is_fixed_size(recipe.arch)
     def spent(size, share=1.):
         "Seconds without an epoch, those more with epochs, and of an epoch"

@@ -34,7 +34,7 @@ from ..settings import MissingFileError, TrainingError, UserError
 from .accumulation import Accumulate
 from .checkpoints import KeepBest, SaveState, read_state, restore_state, standard_error
 from .distributed import everywhere, from_first
-from .frozen import forget_features, has_frozen_features, on_features, probe_head
+from .frozen import begins_with_probe, forget_features, has_frozen_features, is_solvable, on_features, probe_head
 from .losses import LossMode, make_loss
 from .optimizers import NoDecay, make_optimizer
 from .precision import Precision, pick_device
@@ -188,7 +188,7 @@ def fit(
 def _begin(learn, keep, save):
     "The head's start, and its score as epoch 0"
     recipe, began = learn.recipe, time.perf_counter()
-    probed = learn.pretrained and recipe.start == 'probe' and recipe.head == 'linear' and not recipe.hidden
+    probed = learn.pretrained and begins_with_probe(recipe)
     if not probed and recipe.epochs: return
     if probed: probe_head(learn, mirrored=not recipe.epochs and _may_mirror(recipe))
     with on_features(learn) if probed else nullcontext(), learn.no_bar(), learn.no_logging(): loss, *scores = learn.validate()
@@ -204,7 +204,7 @@ def _finish(learn):
     recipe, head = learn.recipe, body_head(learn.model)[1]
     learn.solved_again = False
     trained = any('train_loss' in row for row in learn.history.rows)
-    if not trained or recipe.finish != 'probe' or recipe.head != 'linear' or recipe.hidden or recipe.loss != 'cross-entropy': return
+    if not trained or recipe.finish != 'probe' or not is_solvable(recipe) or recipe.loss != 'cross-entropy': return
     forget_features(learn)
     before = {k: v.detach().clone() for k, v in head.state_dict().items()}
     def scores():
