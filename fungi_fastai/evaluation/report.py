@@ -40,9 +40,13 @@ def verdict(
     per_class = {c: row for c, row in metrics['per_class'].items() if row['images']}
     best, worst = max(per_class, key=lambda c: per_class[c]['f1']), min(per_class, key=lambda c: per_class[c]['f1'])
     sure = '; in brackets, 95 % intervals' if metrics.get('intervals') else ''
+    folds = metrics.get('folds', ())
+    alone = [one['accuracy'] for one in folds]
+    made = (f' It is the mean of {len(folds)} networks, each trained without another part of the pictures; alone they reach '
+            f'{sum(alone)/len(alone):.1%} on average ({min(alone):.1%} to {max(alone):.1%}).' if folds else '')
     return (f"Of {n} test pictures, none of which was seen in training, {n-wrong} were named rightly: accuracy {_with_interval(metrics, 'accuracy')}, "
             f"macro-F1 {_with_interval(metrics, 'macro_f1', False)}{sure}. Best known is {best} (F1 {per_class[best]['f1']:.2f}), "
-            f"least {worst} (F1 {per_class[worst]['f1']:.2f}).")
+            f"least {worst} (F1 {per_class[worst]['f1']:.2f}).{made}")
 
 def guarantee(
     items:pd.DataFrame, # with the column split
@@ -52,6 +56,8 @@ def guarantee(
     groups, clusters = used.group[used.group.ne('')], used.cluster[used.cluster.ne('')]
     clusters = clusters[clusters.duplicated(keep=False)]   # the other copies may have been left out
     words = [f'{(used.split == p).sum()} pictures to {w}' for p, w in (('train', 'train on'), ('valid', 'validate on'), ('test', 'test on'))]
+    if 'left_out' in used:   # networks that were averaged
+        words = [f"{used.split.ne('test').sum()} pictures in {used.left_out.max()+1} folds, each without another of which one network was trained", words[-1]]
     said = f"{', '.join(words)}. "
     crossing = leaks(items)
     kept = '' if len(crossing) else ', each on one side only'

@@ -30,6 +30,7 @@ from ..data.images import ImageError
 from ..data.items import check, exclude
 from ..data.loaders import make_test_loader
 from ..data.sources import Source
+from ..data.splits import folds
 from ..evaluation.calibration import apply_temperature
 from ..evaluation.decisions import Conformal, Threshold, conformal, decide
 from ..evaluation.errors import error_table
@@ -289,10 +290,10 @@ def _as_items(pictures):
 
 # %% ../../nbs/experiments/runs.ipynb #1dbeb885
 def _assist(shared, *_, cbs=(), **__):
-    "What the other processes do of `train`: their part of the fit and of the predictions"
+    "What the other processes do of `train`: their part of a fit and of the predictions"
     folder, items, recipe, on_time = shared
     learn = make_learner(recipe, items, progress=False)
-    fit(learn, folder, cbs, on_time)
+    if folder: fit(learn, folder, cbs, on_time)
     _predict_held(learn)
 
 @everywhere
@@ -326,10 +327,7 @@ def train(
     check_place(folder)
     with _alone(folder):
         if (folder/'recipe.json').exists() and Run(folder).finished: return Run.load(folder)   # by another process, meanwhile
-        if not (folder/'recipe.json').exists(): write_json(folder/'recipe.json', json.loads(recipe.to_json()))
-        try:
-            with tracked(settings().tracker if tracker is None else tracker, folder, recipe) as watching:
-                _train_in(folder, recipe, progress, items, [*cbs, *watching], watching, command, began)
+        try: _complete(folder, recipe, progress, items, cbs, settings().tracker if tracker is None else tracker, command, began)
         except UserError: raise
         except KeyboardInterrupt as stopped:
             stopped.run = folder   # for the command, which says how to go on
@@ -357,59 +355,119 @@ def _is_leftover(path):
     "What a process that was killed may leave behind"
     return path.name == '.lock' or path.name.startswith('.') and path.suffix == '.part'
 
-def _train_in(folder, recipe, progress, items, cbs, watching, command, began):
+def _complete(folder, recipe, progress, items, cbs, tracker, command, began, told=True):
+    "A run's folder brought to its end from wherever it stands"
+    if not (folder/'recipe.json').exists(): write_json(folder/'recipe.json', json.loads(recipe.to_json()))
+    with tracked('' if recipe.folds else tracker, folder, recipe) as watching:
+        learn, on_time = _prepare(folder, recipe, progress, items, command, began)
+        if recipe.folds: predictions, more = _average(learn, folder, progress, cbs, tracker, on_time)
+        else: predictions, more = _fit(learn, folder, [*cbs, *watching], on_time)
+        seconds = on_time.used if on_time else time.monotonic()-began   # of a budget, by earlier processes too
+        _conclude(folder, learn, predictions, more | dict(seconds=round(seconds, 1)), watching, told)
+
+def _prepare(folder, recipe, progress, items, command, began):
+    "The Learner, nothing trained, and what its budget leaves; before anything is kept, so that a wrong arch or weights file shows here"
     kept, on_time = (folder/'items.parquet').exists(), None
     if kept: items = pd.read_parquet(folder/'items.parquet')
     elif items is None: items = prepare_items(recipe, progress)
+    if recipe.folds and not kept:
+        used = items[items.split.isin(['train', 'valid'])]
+        items = items.assign(left_out=folds(used, recipe.folds, recipe.seed).reindex(items.index, fill_value=-1))
     plan = _plan(folder, recipe, items, began) if recipe.budget or recipe.arch == 'auto' else None
     if plan and not kept: items = plan.part(recipe, items)
-    # before anything is kept: a wrong arch or weights file shows here
     learn = make_learner(plan.of(recipe) if plan else recipe, items, progress=progress)
     if recipe.budget: on_time = OnTime(began, recipe.budget, plan)
     if plan:
         ends = time.time()+on_time.seconds-on_time.used if on_time else None
         write_json(folder/'plan.json', asdict(plan) | dict(asked={key: getattr(recipe, key) for key in decided}, ends=ends))
-        recipe = learn.recipe
-        write_json(folder/'recipe.json', json.loads(recipe.to_json()))
+        write_json(folder/'recipe.json', json.loads(learn.recipe.to_json()))
     if not kept: write_table(folder/'items.parquet', items)
     if not command and (folder/'environment.json').exists(): command = read_json(folder/'environment.json').get('command', '')   # by `--resume`
     write_json(folder/'environment.json', environment(learn) | (dict(command=command) if command else {}))
     if progress and hasattr(learn, 'progress_line'):
         learn.progress_line.say('\n'.join([_opening(learn), *([plan.why] if plan else []), f'The run is kept in {folder}']))
-    call_others((folder, learn.items, recipe, on_time))
+    return learn, on_time
+
+def _plan(folder, recipe, items, began):
+    "The plan, which a run that is continued has already; with folds, of one of the networks"
+    if (folder/'plan.json').exists(): return Plan(**{k: v for k, v in read_json(folder/'plan.json').items() if k in Plan.__annotations__})
+    left = recipe.budget-(time.monotonic()-began) if recipe.budget else None
+    return make_plan(recipe, _without(items, 0), left and left/recipe.folds) if recipe.folds else make_plan(recipe, items, left)
+
+def _fit(learn, folder, cbs, on_time):
+    call_others((folder, learn.items, learn.recipe, on_time))
     history = fit(learn, folder, cbs, on_time)
+    return _predict_held(learn), dict(n_train=int((learn.items.split == 'train').sum()), epochs=len([r for r in history if r['epoch']]),
+                                      head_solved_again=learn.solved_again)
+
+def _conclude(folder, learn, predictions, found, watching, told):
     items, classes = learn.items, list(learn.dls.vocab)
-    save_weights(learn.model, folder/'model.safetensors', dict(classes=json.dumps(classes), arch=recipe.arch))
-    predictions = _predict_held(learn)
-    if not np.isfinite(predictions.confidence).all(): raise TrainingError(nan_advice.format(recipe.lr))
+    if not np.isfinite(predictions.confidence).all(): raise TrainingError(nan_advice.format(learn.recipe.lr))
+    save_weights(learn.model, folder/'model.safetensors', dict(classes=json.dumps(classes), arch=learn.recipe.arch))
     write_table(folder/'predictions.parquet', predictions)
     part = 'test' if (items.split == 'test').any() else 'valid'   # where the recipe keeps no test part
-    found = _metrics(Evaluation.of(predictions[predictions.split == part], classes))
     validated = Evaluation.of(predictions[predictions.split == 'valid'], classes).metrics()
-    found |= dict(evaluated_on=part, valid={k: validated[k] for k in ('accuracy', 'macro_f1', 'n_test')},
-                  n_train=int((items.split == 'train').sum()), epochs=len([r for r in history if r['epoch']]), head_solved_again=learn.solved_again,
-                  seconds=round(time.monotonic()-began, 1))
-    found |= judge(predictions, classes)
+    found = _metrics(Evaluation.of(predictions[predictions.split == part], classes)) | dict(
+        evaluated_on=part, valid={k: validated[k] for k in ('accuracy', 'macro_f1', 'n_test')}) | found | judge(predictions, classes)
     # metrics.json is the mark of a finished run, and is therefore written last but for the report, which is made from it
     run = Run(folder)
     run.metrics, run.learner = found, learn
-    run.report()
+    if told: run.report()
     for one in watching: one.finished(found)
     write_json(folder/'metrics.json', found)
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
-def _plan(folder, recipe, items, began):
-    "The plan, which a run that is continued has already"
-    if (folder/'plan.json').exists(): return Plan(**{k: v for k, v in read_json(folder/'plan.json').items() if k in Plan.__annotations__})
-    return make_plan(recipe, items, recipe.budget-(time.monotonic()-began) if recipe.budget else None)
-
 def _opening(learn):
-    counts, precision, used = learn.items.split.value_counts(), learn.precision, learn.items[learn.items.split.ne('')]
+    counts, precision, used, k = learn.items.split.value_counts(), learn.precision, learn.items[learn.items.split.ne('')], learn.recipe.folds
     known = 'group' in used and used.group[used.group.ne('')].duplicated().any()
     specimens = f" of {used.group.nunique()} specimens (by '{learn.recipe.group}')" if known else ''
-    return (f"{learn.arch}: {counts.get('train', 0)} pictures to train on, {counts.get('valid', 0)} to validate, {counts.get('test', 0)} to test{specimens}, "
+    each = (f"{counts.sum()-counts.get('test', 0)-counts.get('', 0)} pictures to train on, in {k} folds" if k else
+            f"{counts.get('train', 0)} pictures to train on, {counts.get('valid', 0)} to validate")
+    return (f"{learn.arch}: {each}, {counts.get('test', 0)} to test{specimens}, "
             f"{len(learn.dls.vocab)} classes; {learn.dls.device.type} in {precision.number_format}")
 
+# %% ../../nbs/experiments/runs.ipynb #c388537f
+def _without(items, fold):
+    "The pictures as the network sees them that does without a fold"
+    taken = items.split.isin(['train', 'valid'])
+    return items.assign(split=items.split.mask(taken, 'train').mask(taken & items.left_out.eq(fold), 'valid')).drop(columns='left_out')
+
+def _average(learn, folder, progress, cbs, tracker, on_time):
+    "The networks of all folds, and the mean of their weights in the Learner"
+    recipe, items = learn.recipe, learn.items
+    parts = [folder/f'fold-{n+1}' for n in range(recipe.folds)]
+    prepared = on_time.used if on_time else 0
+    for n, part in enumerate(parts):
+        if (part/'metrics.json').exists(): continue
+        part.mkdir(exist_ok=True)
+        if (part/'recipe.json').exists(): member = Run(part).asked
+        else:
+            spent = prepared+sum(read_json(one/'metrics.json')['seconds'] for one in parts[:n])   # by earlier processes too
+            member = recipe.but(folds=0, budget=max(1., (recipe.budget-on_time.reserve-spent)/(len(parts)-n)) if on_time else 0.)
+            if on_time: shutil.copy(folder/'plan.json', part)
+        if progress and hasattr(learn, 'progress_line'): learn.progress_line.say(f'Network {n+1} of {len(parts)}')
+        _complete(part, member, progress, _without(items, n), cbs, tracker, '', time.monotonic(), told=False)
+    runs = [Run.load(part) for part in parts]
+    states = [read_weights(part/'model.safetensors')[0] for part in parts]
+    learn.model.load_state_dict({name: sum(state[name] for state in states)/len(states) if one.is_floating_point() else one for name, one in states[0].items()})
+    rows = pd.concat([run.history for run in runs])
+    how = {name: 'first' if name == 'phase' else 'sum' if name == 'seconds' else 'mean' for name in rows if name != 'epoch'}
+    write_table(folder/'history.csv', rows.groupby('epoch', as_index=False).agg(how)[list(rows)])
+    call_others((None, items, recipe, None))
+    said = _predict_held(learn)
+    unseen = pd.concat([run.predictions[run.predictions.split == 'valid'] for run in runs], ignore_index=True)
+    known, before = (table[table.path.isin(said.path[said.split == 'valid'])] for table in (said, unseen))
+    right, alone = ((table.predicted == table.label).mean() for table in (known, before))
+    if right < alone-2*(alone*(1-alone)/len(known))**.5:   # two standard errors
+        raise TrainingError(f'The mean of the {len(parts)} networks names {right:.1%} of the validation pictures rightly, the networks themselves {alone:.1%} '
+                            'of those that they have not seen: their weights went too far apart. Train with a lower --lr, or without --folds. '
+                            f'The networks are whole, in {folder}/fold-1 and so on.')
+    scores = [dict(fold=n+1, accuracy=run.metrics['accuracy'], macro_f1=run.metrics['macro_f1']) for n, run in enumerate(runs)]
+    return pd.concat([unseen, said[said.split == 'test']], ignore_index=True), dict(
+        n_train=int(items.split.isin(['train', 'valid']).sum()), epochs=max(run.metrics['epochs'] for run in runs),
+        head_solved_again=any(run.metrics['head_solved_again'] for run in runs), folds=scores)
+
+# %% ../../nbs/experiments/runs.ipynb #062c033a
 def trainer(
     recipe:Recipe,
 ):

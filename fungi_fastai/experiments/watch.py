@@ -61,21 +61,23 @@ def _opens_not(lock):
 # %% ../../nbs/experiments/watch.ipynb #3d06c9a3
 def look(
     folder:Path, # of a run
-) -> SimpleNamespace: # recipe, rows (of history.csv), running, metrics (None before the end), written and ends (when history.csv was, its budget does)
+) -> SimpleNamespace: # recipe, rows (of history.csv), network (that they are of, with folds), running, metrics (None before the end),
+                     # written and ends (when history.csv was, its budget does)
     "A run's state, from its files alone. Raises `MissingFileError`, `UserError`"
     folder = Path(folder)
     if not folder.is_dir(): raise MissingFileError(f'There is no run folder {folder}. Train one with: fungi train RECIPE --out {folder}')
     running = is_training(folder)   # first: a training that has ended since has also written what follows
     recipe, metrics = (_json(folder/name) for name in ('recipe.json', 'metrics.json'))
     if recipe is None: raise UserError(f"{folder} is not a run: it has no recipe.json. It holds: {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}.")
-    history = folder/'history.csv'
-    rows, written = [], None
+    history, network, rows, written = folder/'history.csv', '', [], None
+    if recipe.get('folds') and not history.exists() and (number := sum((folder/f'fold-{n+1}').exists() for n in range(recipe['folds']))):
+        history, network = folder/f'fold-{number}'/'history.csv', f"network {number} of {recipe['folds']}"
     if history.exists():
         written = history.stat().st_mtime
         with open(history, newline='', encoding='utf8') as file: rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
     ends = (_json(folder/'plan.json') or {}).get('ends')
     return SimpleNamespace(folder=folder, recipe=SimpleNamespace(**asdict(Recipe()) | recipe),
-                           rows=rows, running=running, metrics=metrics, written=written, ends=ends)
+                           rows=rows, network=network, running=running, metrics=metrics, written=written, ends=ends)
 
 def _json(file):
     try: return json.loads(file.read_text('utf8'))
@@ -148,7 +150,8 @@ def _title(state):
     r = state.recipe
     start = '' if r.pretrained else ' from scratch'
     length = f'{clock(r.budget)} in all' if r.budget else f'{r.epochs} epochs'
-    return f'{r.name}: {r.arch}{start} at {r.size} px, {length}, batches of {r.bs}, lr {r.lr:g}'
+    each = f', {state.network}' if state.network else ''
+    return f'{r.name}: {r.arch}{start} at {r.size} px, {length}, batches of {r.bs}, lr {r.lr:g}{each}'
 
 def screen(
     state:SimpleNamespace,  # from `look`
@@ -173,13 +176,15 @@ def screen(
 def _now(state, now=None):
     done = state.rows[-1]['epoch'] if state.rows else 0
     known = f' of about {state.recipe.epochs}' if state.ends else f' of {state.recipe.epochs}'
+    if state.network: known += f' of {state.network}'
     if not state.running: return f'not running, after epoch {done}{known}'
     if done >= state.recipe.epochs and not state.ends: return 'all epochs are done; testing and writing the report'
     each, left = time_left(state, now)
     said = f'epoch {done+1}{known}' if state.rows else 'reading pictures, or in the first epoch'
     if state.written: said += f' for {clock((now or time.time())-state.written)}'
     if each: said += f', {clock(each)} an epoch'
-    if left is not None: said += f", {'at most ' if state.recipe.patience else ''}{clock(left)} left"
+    of = ' for this network' if state.network and not state.ends else ''
+    if left is not None: said += f", {'at most ' if state.recipe.patience else ''}{clock(left)} left{of}"
     return said
 
 # %% ../../nbs/experiments/watch.ipynb #8045e4fc
@@ -198,7 +203,7 @@ def watch(
         if out.is_dir(): raise UserError(f'{out} is a folder; expected the name of a file.')
         check_place(out)
     if not every > 0: raise UserError(f'every is {every}; expected seconds, above 0.')
-    state, told, drawn, height = look(folder), -1, -1, 0
+    state, told, shown, drawn, height = look(folder), -1, '', None, 0
     live = stream.isatty()
     signs = ticks['unicode'] if 'utf' in (getattr(stream, 'encoding', None) or 'utf').lower() else ticks['ascii']
     if not live and not once: print(_title(state), _header(), sep='\n', file=stream, flush=True)
@@ -211,12 +216,15 @@ def watch(
                 print(text, end='' if live else '\n', file=stream, flush=True)
                 height = text.count('\n')
             else:
+                if state.network != shown:
+                    told, shown = -1, state.network
+                    if shown: print(shown, file=stream, flush=True)
                 for row in state.rows:
                     if row['epoch'] > told: print(_line(row), file=stream, flush=True)
                     told = max(told, row['epoch'])
-            if out is not None and len(state.rows) != drawn:
+            if out is not None and (state.network, len(state.rows)) != drawn:
                 _draw(state, out)
-                drawn = len(state.rows)
+                drawn = state.network, len(state.rows)
             if state.metrics is not None: return _verdict(state, stream)
             if not state.running:
                 print(f'It is not running; continue it with: fungi train --resume {folder}', file=stream, flush=True)

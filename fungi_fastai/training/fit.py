@@ -21,6 +21,7 @@ import fastai.callback.progress  # gives a Learner `no_bar`, and notebooks their
 import fastai.callback.schedule  # gives a Learner `fit_one_cycle` and `lr_find`
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
+from torch.nn.functional import cross_entropy
 
 from ..data.cache import build_cache
 from ..data.images import ImageError, canvas_size
@@ -34,7 +35,7 @@ from ..settings import MissingFileError, TrainingError, UserError
 from .accumulation import Accumulate
 from .checkpoints import KeepBest, SaveState, read_state, restore_state, standard_error
 from .distributed import everywhere, from_first
-from .frozen import begins_with_probe, forget_features, has_frozen_features, is_solvable, on_features, probe_head
+from .frozen import begins_with_probe, forget_features, has_frozen_features, is_solvable, known_features, on_features, probe_head
 from .losses import LossMode, make_loss
 from .optimizers import NoDecay, make_optimizer
 from .precision import Precision, pick_device
@@ -199,8 +200,8 @@ def _begin(learn, keep, save):
     keep.offer(dict(valid_loss=loss, **row)[recipe.monitor])
 
 def _finish(learn):
-    """The head solved once more, on the trained body's features, and kept where the validation loss is lower and the monitored score
-    no worse than by a standard error. `learn.solved_again` says so"""
+    """The head solved once more, on the trained body's features, and kept where the validation loss is lower, both calibrated, and the
+    monitored score no worse than by a standard error. `learn.solved_again` says so"""
     recipe, head = learn.recipe, body_head(learn.model)[1]
     learn.solved_again = False
     trained = any('train_loss' in row for row in learn.history.rows)
@@ -208,7 +209,8 @@ def _finish(learn):
     forget_features(learn)
     before = {k: v.detach().clone() for k, v in head.state_dict().items()}
     def scores():
-        with on_features(learn), learn.no_bar(), learn.no_logging(): return dict(zip(('valid_loss', 'accuracy', 'macro_f1'), learn.validate(), strict=True))
+        with on_features(learn), learn.no_bar(), learn.no_logging(): _, *found = learn.validate()
+        return dict(zip(('valid_loss', 'accuracy', 'macro_f1'), [_calibrated_loss(learn), *found], strict=True))
     old = scores()
     probe_head(learn, mirrored=_may_mirror(recipe))
     new = scores()
@@ -219,6 +221,14 @@ def _finish(learn):
         said = ', '.join(f'{name} {new[name]:.4f} instead of {old[name]:.4f}' for name in new)
         learn.progress_line.say(f"head solved once more: {said}{'' if learn.solved_again else '; not kept'}")
     forget_features(learn)
+
+def _calibrated_loss(learn):
+    "Of the validation pictures, at the best of the temperatures from 0.1 to 10: a head that is too sure of itself may still be the better one"
+    seen, codes = known_features(learn)
+    head, device = body_head(learn.model)[1], learn.dls.device
+    x = torch.tensor(seen['valid'][0], device=device)
+    with torch.no_grad(): logits = head(x[..., None, None] if hasattr(head, 'pool') else x).float()
+    return min(float(cross_entropy(logits/t, torch.tensor(codes['valid'], device=device))) for t in np.logspace(-1, 1, 41))
 
 def _may_mirror(recipe): return recipe.augment.flip != 'none' and recipe.augment.strength > 0
 

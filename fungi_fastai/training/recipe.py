@@ -52,6 +52,7 @@ class Recipe:
     hidden: int = 0                  # width of a hidden layer in the head; 0 = none
     # --- training
     budget: float = 0.0              # seconds for the whole run (5m and 1h30m will do), which decide epochs and, if left at 224, size; 0 = as long as it takes
+    folds: int = 0                   # networks, each trained without another of so many parts of the pictures, whose weights are averaged; 0 = one network
     epochs: int = 5                  # passes over the training pictures, the frozen ones included
     frozen_epochs: int = 0           # of these, how many train only the head, at the start
     views: int = 1                   # versions of a picture (itself, augmented) whose features are computed once for the frozen epochs; 0 = anew in each
@@ -99,6 +100,7 @@ class Recipe:
             dropout=('at least 0 and below 1', 0 <= self.dropout < 1),
             budget=('0 or more seconds', 0 <= self.budget < float('inf')), hidden=('0 or more', self.hidden >= 0), epochs=('0 or more', self.epochs >= 0),
             frozen_epochs=(f'from 0 to epochs ({self.epochs})', 0 <= self.frozen_epochs <= self.epochs),
+            folds=('0, or 2 or more', self.folds == 0 or self.folds >= 2),
             views=('0 or more', self.views >= 0), start_size=(f'0, or 16 to size ({self.size})', self.start_size in (0, *range(16, self.size+1))),
             bs=('at least 2', self.bs >= 2),
             lr=('above 0', self.lr > 0), body_lr=('above 0 and at most 1', 0 < self.body_lr <= 1), wd=('0 or more', self.wd >= 0),
@@ -117,6 +119,9 @@ class Recipe:
         if self.schedule == 'smooth' and not self.final_lr:
             raise UserError('final_lr is 0, to which the smooth schedule cannot fall: each step multiplies by the same factor. '
                             'Set it to 0.01, say, or take the cosine schedule.')
+        if self.folds and not self.pretrained:
+            raise UserError(f'folds={self.folds} averages the weights of networks that begin at the same pretrained ones. From scratch each becomes another '
+                            'one, and their mean is none: leave folds at 0, or start from pretrained weights.')
         if self.budget and self.frozen_epochs:
             raise UserError('frozen_epochs counts epochs, which a budget does not: set it to 0. The probe trains the head before all layers are trained.')
         if self.valid+self.test >= 1: raise UserError(f'valid={self.valid} and test={self.test} leave nothing to train on.')
