@@ -2,6 +2,7 @@
 
     python benchmarks/study.py ../shared OUT mushrooms base ema mixup    train what is not in OUT yet (default: every setting)
     python benchmarks/study.py ../shared OUT                             compare what is in OUT with `base`, as JSON
+    python benchmarks/study.py ../shared OUT seedlings 'resnet18 0.002'  (networks from scratch are named by arch and learning rate)
 
 The pictures that a recipe with seed 0 tests on are left alone; of the others each seed tests on a third, drawn anew. Each training is a run of
 `fungi train`, and each comparison one of `fungi compare`: paired by picture, drawn by specimen and by seed."""
@@ -22,7 +23,11 @@ settings = dict(
     ema=dict(ema=.98), none=dict(augment='none'), light=dict(augment='light'), smooth=dict(label_smoothing=.1), mixup=dict(mixup=.2), cutmix=dict(cutmix=1.),
     wd=dict(wd=.1), bs16=dict(bs=16), dropout=dict(dropout=.3), sgd=dict(optimizer='sgd', lr=.02), lamb=dict(optimizer='lamb'),
     cosine=dict(schedule='cosine', warmup=.1),
-    loss=dict(balance='loss'), weighted=dict(balance='weighted'))
+    loss=dict(balance='loss'), weighted=dict(balance='weighted'), long=dict(epochs=20), folds=dict(folds=5),
+    whole=dict(epochs=0, fraction=1.), even=dict(epochs=0, fraction=1., balance='loss'))   # the last two: probes on all pictures
+from_scratch = [('convmixer_64_4', 1e-2), ('convmixer_128_8', 2e-3), ('convmixer_128_8', 1e-2), ('resnet18', 2e-3)]
+settings['five minutes'] = dict(fraction=1., size=224, budget=300.)   # pretrained, and five minutes each from scratch
+settings |= {f'{arch} {lr:g}': settings['five minutes'] | dict(arch=arch, weights='', pretrained=False, lr=lr, size=128) for arch, lr in from_scratch}
 
 
 def runs(shared: Path, out: Path, name: str, wanted: list[str]):
@@ -49,13 +54,14 @@ def table(out: Path) -> list[dict]:
     rows = []
     for folder in sorted(p for p in out.iterdir() if p.is_dir()):
         for setting in settings:
-            found = [folder/f'{setting}-{seed}' for seed in seeds]
-            if not all((one/'metrics.json').exists() for one in found): continue
+            found = [one for seed in seeds if ((one := folder/f'{setting}-{seed}')/'metrics.json').exists()]
+            if not found: continue
             judged = [Run.load(one).metrics for one in found]
             mean = {score: round(sum(one[score] for one in judged)/len(judged), 4) for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')}
-            row = dict(set=folder.name, setting=setting, pictures=sum(one['n_test'] for one in judged)) | mean
-            if setting != 'base':
-                compared = compare([folder/f'base-{seed}' for seed in seeds]+found).differences
+            row = dict(set=folder.name, setting=setting, seeds=len(found), pictures=sum(one['n_test'] for one in judged)) | mean
+            beside = [one.with_name(one.name.replace(setting, 'base')) for one in found]
+            if setting != 'base' and all((one/'metrics.json').exists() for one in beside):
+                compared = compare(beside+found).differences
                 for one in compared.itertuples():
                     row |= {f'{one.score}_{k}': round(float(getattr(one, k)), 4) for k in ('difference', 'low', 'high', 'p_exchange')}
             rows.append(row)

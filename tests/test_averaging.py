@@ -1,5 +1,6 @@
 "Folds that end as one network: what is averaged, who said what of which picture, and that a kill or a budget changes nothing of it"
 import io
+import json
 import time
 
 import numpy as np
@@ -74,16 +75,19 @@ def test_what_it_says_of_itself(averaged, fungi):
     assert 'mean of 3 networks' in averaged.verdict and 'mean of 3 networks' in page and f'{taken} pictures in 3 folds' in page
     assert averaged.history.epoch.tolist() == [0, 1, 2] and averaged.history.valid_loss.notna().all()
     assert not (averaged.folder/'fold-1'/'report.html').exists()
+    command = json.loads((averaged.folder/'fold-2'/'environment.json').read_text())['command']
+    assert command.startswith('fungi train flowers') and command.endswith('# network 2') and '--folds 3' in command
     shown = fungi('predict', averaged.folder, averaged.items.path.iloc[0]).out
     assert averaged.items.path.iloc[0] in shown
 
 
 def test_it_is_shipped_as_one_network(averaged, tmp_path):
     from fungi_fastai.deploy.predictor import Predictor
-    bundle = averaged.export(tmp_path/'bundle', pictures=16, progress=False)
+    bundle = averaged.export(tmp_path/'bundle', pictures=64, progress=False)   # more than are tested on
     held = averaged.items[averaged.items.split == 'test']
     said = Predictor.load(bundle).predict(held['path'].tolist())
-    assert len(said) == len(held)
+    assert [one.label for one in said] == averaged.predictions.set_index('path').predicted[held['path']].tolist()
+    assert f'{averaged.metrics["n_train"]} pictures in 3 folds' in (bundle/'README.md').read_text('utf8')
 
 
 def test_the_same_call_continues_after_a_kill(process, photos, begun, averaged, tmp_path):

@@ -131,7 +131,8 @@ def test_nothing_at_hand(fungi, photos, tmp_path):
     (tmp_path/'weights').mkdir()
     recipe = Recipe(source=str(photos), group='', arch='auto', weights=str(tmp_path/'weights'), size=32, bs=8, epochs=1)
     found = make_plan(recipe, prepare_items(recipe, progress=False))
-    assert (found.arch, found.pretrained, found.weights) == (from_scratch, False, '') and 'from scratch' in found.why
+    assert (found.arch, found.pretrained, found.weights, found.lr) == (from_scratch, False, '', 1e-2) and 'from scratch' in found.why
+    assert make_plan(recipe.but(lr=.003), prepare_items(recipe, progress=False)).lr == .003
 
 
 @pytest.mark.filterwarnings('ignore::fungi_fastai.evaluation.calibration.CalibrationWarning')

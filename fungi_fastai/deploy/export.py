@@ -290,6 +290,7 @@ def _export_into(folder, run, say, int8, openvino, n_examples, n_references, n_p
 
     metrics = {k: v for k, v in run.metrics.items() if k not in ('classes', 'confusion', 'per_class')}
     used = items[items.split.ne('')]
+    if recipe.folds: used = used.assign(split=used.split.replace('valid', 'train'))   # each was trained on by all networks but one
     groups = used.group[used.group.ne('')]
     groups = groups if groups.duplicated().any() else groups[:0]   # a specimen a picture is none that was declared
     data = dict(source=_plain(recipe.source), pictures=len(used), split={p: int((used.split == p).sum()) for p in ('train', 'valid', 'test')},
@@ -306,7 +307,9 @@ def _export_into(folder, run, say, int8, openvino, n_examples, n_references, n_p
 # %% ../../nbs/deploy/export.ipynb #76dc66c9
 def _as_evaluated(run, rows, answers, temperature):
     "How far these answers are from those that the run was evaluated by. Raises `TrainingError` where they are of another network, or other pictures"
-    saved = run.predictions.drop_duplicates('path').set_index('path')
+    saved = run.predictions
+    if run.recipe.folds: saved = saved[saved.split == 'test']   # the others were answered by the networks before they were averaged
+    saved = saved.drop_duplicates('path').set_index('path')
     both = [(i, path) for i, path in enumerate(rows.path[:len(answers)]) if path in saved.index]
     if not both: return {}
     places, paths = zip(*both, strict=True)

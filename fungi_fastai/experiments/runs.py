@@ -446,7 +446,8 @@ def _average(learn, folder, progress, cbs, tracker, on_time):
             member = recipe.but(folds=0, budget=max(1., (recipe.budget-on_time.reserve-spent)/(len(parts)-n)) if on_time else 0.)
             if on_time: shutil.copy(folder/'plan.json', part)
         if progress and hasattr(learn, 'progress_line'): learn.progress_line.say(f'Network {n+1} of {len(parts)}')
-        _complete(part, member, progress, _without(items, n), cbs, tracker, '', time.monotonic(), told=False)
+        command = f'{command_of(Run(folder).asked)}   # network {n+1}'
+        _complete(part, member, progress, _without(items, n), cbs, tracker, command, time.monotonic(), told=False)
     runs = [Run.load(part) for part in parts]
     states = [read_weights(part/'model.safetensors')[0] for part in parts]
     learn.model.load_state_dict({name: sum(state[name] for state in states)/len(states) if one.is_floating_point() else one for name, one in states[0].items()})
