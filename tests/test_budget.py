@@ -189,3 +189,29 @@ def test_mirror_images_are_what_the_body_sees_in_them(photos, ready):
     rows = learn.items[learn.items.split == 'train']
     few = rows.assign(path=[ImageOps.mirror(Image.open(path)) for path in rows.path])
     assert np.allclose(seen['mirrored'][0], body_features(learn, few), atol=2e-2) and not np.allclose(seen['mirrored'], seen['train'], atol=2e-2)
+
+
+@pytest.mark.parametrize('seconds, mirrored', ((600, 1.), (0.01, 0.)))
+def test_a_probe_sees_mirror_images_only_where_there_is_time(photos, small_run, tmp_path, seconds, mirrored):
+    from fungi_fastai.recipes import FLOWERS
+    from fungi_fastai.training.budget import OnTime, Plan
+    from fungi_fastai.training.fit import fit, make_learner
+    weights = str(small_run.folder/'model.safetensors')
+    learn = make_learner(FLOWERS.but(source=photos, **tiny | dict(pretrained=True, weights=weights, epochs=0)), progress=False)
+    plan = Plan(tiny['arch'], weights, True, .01, 32, 0, 1., 0., 0., '')
+    fit(learn, tmp_path, on_time=OnTime(time.monotonic(), seconds, plan))
+    assert ('mirrored' in learn.seen_by_body) == bool(mirrored)
+
+
+def test_a_part_of_the_mirror_images_goes_with_its_classes(photos, ready):
+    from fungi_fastai.recipes import FLOWERS
+    from fungi_fastai.training.fit import make_learner
+    from fungi_fastai.training.frozen import forget_features, known_features
+    learn = make_learner(FLOWERS.but(source=photos, **tiny, cache=False), progress=False)
+    some, codes = known_features(learn, mirrored=.5)
+    trained = learn.items[learn.items.split == 'train']
+    part = trained.sample(round(.5*len(trained)), random_state=learn.recipe.seed)
+    assert codes['mirrored'].tolist() == part.label.map(learn.dls.vocab.o2i).tolist() and len(some['mirrored'][0]) == len(part)
+    forget_features(learn)
+    every, _ = known_features(learn, mirrored=1.)
+    assert np.allclose(some['mirrored'][0], every['mirrored'][0][[trained.index.get_loc(i) for i in part.index]], atol=1e-5)

@@ -161,7 +161,7 @@ def fit(
             restore_state(learn, start, tensors)
             learn.history.rows, keep.best, keep.waited = start['history'], start['best'], start['waited']
             if on_time: on_time.continue_from(start['used'], start['gone'])
-        else: _begin(learn, keep, save)
+        else: _begin(learn, keep, on_time)
         for save.phase, (frozen, epochs) in enumerate(phases):
             done = start['epoch'] if save.phase == start['phase'] else 0
             if save.phase < start['phase'] or done >= epochs or keep.impatient or on_time and on_time.over: continue
@@ -186,12 +186,16 @@ def fit(
     _finish(learn)
     return learn.history.rows
 
-def _begin(learn, keep, save):
+def _begin(learn, keep, on_time):
     "The head's start, and its score as epoch 0"
     recipe, began = learn.recipe, time.perf_counter()
     probed = learn.pretrained and begins_with_probe(recipe)
     if not probed and recipe.epochs: return
-    if probed: probe_head(learn, mirrored=not recipe.epochs and _may_mirror(recipe))
+    if probed:
+        known_features(learn)
+        wanted = float(not recipe.epochs and _may_mirror(recipe))   # of the mirror images; on a budget as many as there is time for
+        if on_time: wanted *= from_first(lambda: float(np.clip(on_time.left/(time.perf_counter()-began), 0, 1)))
+        probe_head(learn, mirrored=wanted)
     with on_features(learn) if probed else nullcontext(), learn.no_bar(), learn.no_logging(): loss, *scores = learn.validate()
     names = [metric.name for metric in learn.metrics]
     row = dict(zip(names, scores, strict=True))
@@ -212,7 +216,7 @@ def _finish(learn):
         with on_features(learn), learn.no_bar(), learn.no_logging(): _, *found = learn.validate()
         return dict(zip(('valid_loss', 'accuracy', 'macro_f1'), [_calibrated_loss(learn), *found], strict=True))
     old = scores()
-    probe_head(learn, mirrored=_may_mirror(recipe))
+    probe_head(learn, mirrored=float(_may_mirror(recipe)))
     new = scores()
     learn.solved_again = new['valid_loss'] < old['valid_loss'] and (
         recipe.monitor == 'valid_loss' or new[recipe.monitor] >= old[recipe.monitor]-standard_error(old[recipe.monitor], learn))

@@ -62,20 +62,22 @@ def own_randomness(
 def known_features(
     learn:Learner,
     views:int=1,   # versions of each training picture: itself, and views-1 augmented ones
-    mirrored:bool=False, # also of the training pictures' mirror images
-) -> tuple[dict, dict]: # by part (train, valid, mirrored): features (views, images, features), and class numbers (images,)
+    mirrored:float=0., # share of the training pictures whose mirror images are seen too
+) -> tuple[dict, dict]: # by part (train, valid, and mirrored where asked for): features (views, images, features), and class numbers (images,)
     "The body's features of the training and validation pictures; remembered by the Learner until `forget_features`"
     parts = {part: learn.items[learn.items.split == part] for part in ('train', 'valid')}
+    if mirrored:
+        most = len(parts['train'])
+        parts['mirrored'] = parts['train'] if mirrored == 1 else parts['train'].sample(max(1, round(mirrored*most)), random_state=learn.recipe.seed)
     known = learn.__dict__.setdefault('seen_by_body', {})
     progress = hasattr(learn, 'progress_line')
     with own_randomness(learn.recipe.seed):
         for part, rows in parts.items():
-            if part not in known: known[part] = body_features(learn, rows, progress)[None]
+            if part not in known: known[part] = _seen(learn, make_test_loader(learn.dls, rows), progress, part == 'mirrored')[None]
         if views > len(known['train']):
             augmented = learn.dls.train.new(shuffle=False, drop_last=False, bs=learn.dls.valid.bs)
             more = [_seen(learn, augmented, progress) for _ in range(views-len(known['train']))]
             known['train'] = np.concatenate([known['train'], more])
-        if mirrored and 'mirrored' not in known: known['mirrored'] = _seen(learn, make_test_loader(learn.dls, parts['train']), progress, mirrored)[None]
     return known, {part: rows.label.map(learn.dls.vocab.o2i).to_numpy() for part, rows in parts.items()}
 
 def forget_features(learn:Learner):
@@ -98,7 +100,7 @@ def begins_with_probe(
 def probe_head(
     learn:Learner,
     strengths=(3e-4, 1e-3, 3e-3, .01, .03, .1, .3), # inverse regularisation, rising: the last before the loss on the validation part rises
-    mirrored:bool=False, # train on the pictures' mirror images too: twice the time, and a point or so of accuracy
+    mirrored:float=0., # share of the pictures whose mirror images are trained on too: with all of them twice the time, and a point or so of accuracy
 ) -> float:                    # the chosen one
     "Solve a logistic regression on the body's features of the training pictures and write it into the head"
     from sklearn.linear_model import LogisticRegression
@@ -108,7 +110,7 @@ def probe_head(
     scaler = StandardScaler().fit(seen['train'][0])
     scaled = {part: scaler.transform(x[0]) for part, x in seen.items()}
     shown, said = scaled['train'], codes['train']
-    if mirrored: shown, said = np.concatenate([shown, scaled['mirrored']]), np.tile(said, 2)
+    if mirrored: shown, said = np.concatenate([shown, scaled['mirrored']]), np.concatenate([said, codes['mirrored']])
     even = None if learn.recipe.balance == 'none' else 'balanced'
     best, model = None, LogisticRegression(max_iter=300, tol=1e-3, warm_start=True, class_weight=even)
     for strength in strengths:
