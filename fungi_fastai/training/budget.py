@@ -125,9 +125,10 @@ def plan(
     def spent(size, share=1.):
         "Seconds without an epoch, those more with epochs, and of an epoch"
         s, trained = speed.at(size), share*n.train
-        seen = s.look*(2*trained+n.valid) + solving*trained   # by the last probe, mirror images too; another comes before the epochs
-        return (s.read*(trained+n.valid+n.test) + seen + s.look*(n.valid+n.test) + s.report,
-                probed*(s.look*trained+solving*trained) + s.look*n.valid, s.learn*trained + s.look*n.valid)
+        probe = s.look*(trained+n.valid) + solving*trained
+        last = probe + (s.look+solving)*trained   # mirror images too; a probe alone takes as many as there is time for
+        whole = s.read*(trained+n.valid+n.test) + s.look*(n.valid+n.test) + s.report
+        return whole + (probe if probed else last), probed*last, s.learn*trained + s.look*n.valid
     ways = []
     for size in [recipe.size] if fixed else range(smallest, largest+1, step):
         least, more, epoch = spent(size)
