@@ -120,6 +120,7 @@ def test_two_processes_train_as_one(photos, tmp_path, accumulate):
 
 def learn_from_numbers(folder, steps):
     "A batch that does not divide, and a last one with fewer pictures than processes"
+    import fastai.callback.progress  # noqa: F401  (gives a Learner `no_bar`)
     import torch
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
