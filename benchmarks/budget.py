@@ -48,9 +48,7 @@ def plain(run_folder: Path, size: int, seconds: float, out: Path):
     from fastai.vision.all import set_seed
     from plain import plain_learner, plain_loaders
 
-    from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
     from fungi_fastai.experiments.runs import Run
-    from fungi_fastai.settings import write_json, write_table
     run = Run.load(run_folder)
     recipe, items = run.recipe, run.items
     held = items[items.split == 'test']
@@ -64,14 +62,20 @@ def plain(run_folder: Path, size: int, seconds: float, out: Path):
     epochs = max(1, int(left/(whole+validate)))
     with learn.no_bar(): learn.fine_tune(epochs)
     with learn.no_bar(), learn.no_logging(): probs, _ = learn.get_preds(dl=dls.test_dl(held))
-    predictions = predictions_table(held, probs.numpy(), list(dls.vocab))
-    found = Evaluation.of(predictions).metrics()
+    write_judged(out, recipe.but(name='plain fastai', size=size, epochs=0, budget=0.), run_folder, held, probs.numpy(), list(dls.vocab),
+                 seconds=round(time.monotonic()-began, 1), epochs=epochs)
+
+
+def write_judged(out: Path, recipe, run_folder: Path, held, probs, classes: list[str], **told):
+    "What somebody else says of a run's test pictures, as a folder that `fungi compare` takes for a run"
+    from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
+    from fungi_fastai.settings import write_json, write_table
+    predictions = predictions_table(held, probs, classes)
     out.mkdir(parents=True)
-    told = json.loads(recipe.but(name='plain fastai', size=size, epochs=0, budget=0.).to_json())
-    write_json(out/'recipe.json', told)
+    write_json(out/'recipe.json', json.loads(recipe.to_json()))
     shutil.copy(run_folder/'items.parquet', out)
     write_table(out/'predictions.parquet', predictions.assign(split='test'))
-    write_json(out/'metrics.json', found | dict(evaluated_on='test', classes=list(dls.vocab), seconds=round(time.monotonic()-began, 1), epochs=epochs))
+    write_json(out/'metrics.json', Evaluation.of(predictions).metrics() | dict(evaluated_on='test', classes=classes) | told)
 
 
 def ours(name: str, data: Path, minutes: float, seed: int, out: Path):

@@ -2,6 +2,7 @@
 
     python benchmarks/study.py ../shared OUT mushrooms base ema mixup    train what is not in OUT yet (default: every setting)
     python benchmarks/study.py ../shared OUT                             compare what is in OUT with `base`, as JSON
+    python benchmarks/study.py ../shared OUT flowers@mobilenetv2_035     with another network than the usual one
     python benchmarks/study.py ../shared OUT seedlings 'resnet18 0.002'  (networks from scratch are named by arch and learning rate)
 
 The pictures that a recipe with seed 0 tests on are left alone; of the others each seed tests on a third, drawn anew. Each training is a run of
@@ -11,7 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from budget import arch, archives, weights
+from budget import arch, archives, write_judged
 
 seeds = (1, 2, 3)
 given = dict(mushrooms=dict(size=224, epochs=4), flowers=dict(size=160, epochs=4),   # about a minute of one core each
@@ -22,7 +23,7 @@ settings = dict(
     lr5e4=dict(lr=5e-4), lr5e3=dict(lr=5e-3),
     ema=dict(ema=.98), none=dict(augment='none'), light=dict(augment='light'), smooth=dict(label_smoothing=.1), mixup=dict(mixup=.2), cutmix=dict(cutmix=1.),
     wd=dict(wd=.1), bs16=dict(bs=16), dropout=dict(dropout=.3), sgd=dict(optimizer='sgd', lr=.02), lamb=dict(optimizer='lamb'),
-    cosine=dict(schedule='cosine', warmup=.1),
+    cosine=dict(schedule='cosine', warmup=.1), growing=dict(start_size=128), tta={},   # the runs of `base` once more, averaged over flips
     loss=dict(balance='loss'), weighted=dict(balance='weighted'), long=dict(epochs=20), folds=dict(folds=5),
     whole=dict(epochs=0, fraction=1.), even=dict(epochs=0, fraction=1., balance='loss'))   # the last two: probes on all pictures
 from_scratch = [('convmixer_64_4', 1e-2), ('convmixer_128_8', 2e-3), ('convmixer_128_8', 1e-2), ('resnet18', 2e-3)]
@@ -32,19 +33,28 @@ settings |= {f'{arch} {lr:g}': settings['five minutes'] | dict(arch=arch, weight
 
 def runs(shared: Path, out: Path, name: str, wanted: list[str]):
     "Train and judge what is not there yet"
-    from fungi_fastai.experiments.runs import train
+    from fungi_fastai.experiments.runs import Run, train
+    from fungi_fastai.experiments.tta import predict_tta
+    from fungi_fastai.models.weights import weights_in
     from fungi_fastai.recipes import recipes
     from fungi_fastai.training.fit import prepare_items
+    name, _, other = (place := name).partition('@')
+    network = other or arch
     usual = recipes[name].but(source=shared/'data'/archives[name], valid=.15, test=.15, seed=0)
     items = prepare_items(usual, False)
     known = items[items.split.isin(['train', 'valid'])][['path', 'label', 'group']]
-    base = usual.but(source=known, test=1/3, arch=arch, weights=str(shared/'weights'/weights), **given[name])
+    base = usual.but(source=known, test=1/3, arch=network, weights=str(weights_in(shared/'weights', network)), **given[name])
     for seed in seeds:
         for setting in wanted or settings:
-            folder = out/name/f'{setting}-{seed}'
+            folder = out/place/f'{setting}-{seed}'
             if (folder/'metrics.json').exists(): continue
-            found = train(base.but(**settings[setting], seed=seed), folder, progress=False).metrics
-            print(name, folder.name, *(round(found[score], 3) for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')), flush=True)
+            if setting == 'tta':
+                run = Run.load(folder.with_name(f'base-{seed}'))
+                held = run.items[run.items.split == 'test']
+                write_judged(folder, run.recipe, run.folder, held, predict_tta(run, held), run.classes, seconds=run.metrics['seconds'])
+                found = Run.load(folder).metrics
+            else: found = train(base.but(**settings[setting], seed=seed), folder, progress=False).metrics
+            print(place, folder.name, *(round(found[score], 3) for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')), flush=True)
 
 
 def table(out: Path) -> list[dict]:

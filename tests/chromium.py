@@ -39,7 +39,7 @@ class Chromium:
         os.close(self.to); os.close(self.of)
         shutil.rmtree(self.profile, ignore_errors=True)
 
-    def call(self, method, timeout=30, **parameters):
+    def call(self, method, timeout=60, **parameters):
         "A command's result; what happens meanwhile goes to `events`"
         self.number += 1
         message = dict(id=self.number, method=method, params=parameters) | ({'sessionId': self.session} if self.session else {})
@@ -71,7 +71,7 @@ class Chromium:
         self.call('Emulation.setTouchEmulationEnabled', enabled=phone)
         self.call('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light')])
 
-    def open(self, address, timeout=30):
+    def open(self, address, timeout=60):
         "Load a page and wait until it has settled"
         self.events.clear()
         self.call('Page.navigate', url=address)
@@ -84,7 +84,7 @@ class Chromium:
         if 'exceptionDetails' in result: raise RuntimeError(str(result['exceptionDetails'])[:500])
         return result['result'].get('value')
 
-    def wait(self, script, timeout=15):
+    def wait(self, script, timeout=60):
         "Wait until a JavaScript expression is true"
         end = time.monotonic() + timeout
         while time.monotonic() < end:

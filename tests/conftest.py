@@ -1,6 +1,7 @@
 "What the tests of the command and of runs share: a place of their own, small pictures, one small trained run"
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import warnings
@@ -99,6 +100,7 @@ def call_in(folder, log, function, *arguments, **options):
     "Call a function as a process of its own does, with one thread; what it says goes to `log`"
     os.chdir(folder)
     sys.stdout = sys.stderr = open(log, 'w', buffering=1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # which is ignored in what a script began in the background
     import torch
     torch.set_num_threads(1)
     multiprocessing.set_start_method('fork', force=True)   # as in a process of its own; this one would inherit `forkserver`
@@ -133,7 +135,7 @@ def process(started):
     return partial(started, call_command)
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=300):
     end = time.monotonic()+seconds
     while not condition():
         assert process.is_alive() and time.monotonic() < end, process.log.read_text()

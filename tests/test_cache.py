@@ -45,7 +45,7 @@ def start(folder, slow=0.):
 def test_several_processes_want_it_and_one_makes_it(scanned, tmp_path):
     racing = [start(tmp_path, .01) for _ in range(3)]
     for one in racing:
-        out, err = one.communicate(timeout=60)
+        out, err = one.communicate(timeout=300)
         assert (out.strip(), one.returncode) == (str(len(scanned)), 0), err
     assert len((tmp_path/'read.txt').read_text().splitlines()) == len(scanned)
     assert len(list((tmp_path/'cache/pixels').glob('*.pixels'))) == 1
@@ -58,7 +58,7 @@ def test_a_kill_leaves_nothing_that_counts(scanned, tmp_path):
         time.sleep(.005)
     one.kill(); one.communicate()
     assert not list(tmp_path.glob('cache/pixels/*.pixels'))
-    out, err = start(tmp_path).communicate(timeout=60)
+    out, err = start(tmp_path).communicate(timeout=300)
     assert out.strip() == str(len(scanned)), err
     assert not list(tmp_path.glob('cache/pixels/.*.part'))
 

@@ -263,7 +263,7 @@ def test_two_at_once_download_once(kaggle, machine, signed_in):
     tables = []
     threads = [threading.Thread(target=lambda: tables.append(len(Source.of(dataset).read()))) for _ in range(4)]
     for t in threads: t.start()
-    for t in threads: t.join(60)
+    for t in threads: t.join(300)
     assert tables == [2]*4
     assert len(kaggle.downloads()) == 1
 

@@ -386,7 +386,7 @@ def test_killed_and_continued(tmp_path, ending):
     for kill in range(kills):
         call = processes.Process(target=_slow, args=(many, out, log))
         call.start()
-        wanted, end = 9*(kill+1), time.monotonic()+60
+        wanted, end = 9*(kill+1), time.monotonic()+300
         while len(list(out.with_name(out.name+'.partial').glob('0*'))) < wanted and call.is_alive() and time.monotonic() < end: time.sleep(.002*kill+.001)
         os.kill(call.pid, signal.SIGKILL)
         call.join()

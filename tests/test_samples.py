@@ -120,7 +120,7 @@ print(samples.sample_folder('flowers'))
 
 def test_two_processes_race_for_the_default_sample(tmp_path):
     racers = [in_a_script(ask.format(specimens=8), tmp_path) for _ in range(2)]
-    said = [racer.communicate(timeout=120) for racer in racers]
+    said = [racer.communicate(timeout=300) for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0], said
     assert said[0][0] == said[1][0]
     folder = Path(said[0][0].strip())
@@ -139,7 +139,7 @@ def test_a_killed_process_leaves_no_half_sample(tmp_path):
     racer.communicate()
     assert [p.name.startswith('.') for p in place.iterdir()] == [True]
     again = in_a_script(ask.format(specimens=2), tmp_path)
-    out, error = again.communicate(timeout=120)
+    out, error = again.communicate(timeout=300)
     assert again.returncode == 0, error
     assert len(list(Path(out.strip()).rglob('*.jpg'))) == 20
 

@@ -301,7 +301,7 @@ def test_processes_that_race_share_one_folder():
     pack('a.zip', *(f'A/{i}.jpg' for i in range(500)))
     code = "from fungi_fastai.data.sources import Source; print(len(Source.of('a.zip').read()))"
     runs = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [r.communicate(timeout=120)[0].strip() for r in runs] == ['500']*3
+    assert [r.communicate(timeout=300)[0].strip() for r in runs] == ['500']*3
     assert len(unpacked()) == 1
 
 

@@ -227,7 +227,7 @@ def wandb_rows(folder):
     "The epochs and the config in a run's file, once W&B's own process, which writes it, has written its end"
     from wandb.proto import wandb_internal_pb2
     file, = folder.glob('*.wandb')
-    end = time.monotonic()+30
+    end = time.monotonic()+300
     while True:
         rows, config, ended = _wandb_rows(wandb_internal_pb2.Record, file)
         if ended: return rows, config

@@ -46,7 +46,7 @@ def training(place, photos):
                    *flags(**tiny | changes)]
         one = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {'OMP_NUM_THREADS': '1'})
         started.append(one)
-        end = time.monotonic()+120
+        end = time.monotonic()+300
         while not (folder/'history.csv').exists():
             assert one.poll() is None and time.monotonic() < end, one.stderr.read().decode()
             time.sleep(.02)
@@ -62,7 +62,7 @@ def watching(folder, stream, **options):
     thread.start()
 
     def join():
-        thread.join(60)
+        thread.join(300)
         assert found, f'still watching:\n{stream.getvalue()}'
         return found[0]
     return join

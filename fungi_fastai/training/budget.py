@@ -122,28 +122,31 @@ def plan(
     "The most promising way to use the time"
     probed, n = recipe.pretrained and begins_with_probe(recipe), items.split.value_counts().reindex(['train', 'valid', 'test'], fill_value=0)
     fixed = recipe.size != Recipe.size or recipe.start_size or is_fixed_size(recipe.arch)
-    def spent(size, share=1.):
-        "Seconds without an epoch, those more with epochs, and of an epoch"
+    def parts(size, share=1.):
+        "Seconds until the first epoch, of an epoch, of solving the head after the last, and of the evaluation"
         s, trained = speed.at(size), share*n.train
         probe = s.look*(trained+n.valid) + solving*trained
-        last = probe + (s.look+solving)*trained   # mirror images too; a probe alone takes as many as there is time for
-        whole = s.read*(trained+n.valid+n.test) + s.look*(n.valid+n.test) + s.report
-        return whole + (probe if probed else last), probed*last, s.learn*trained + s.look*n.valid
+        again = probe + (s.look+solving)*trained   # mirror images too; a probe alone takes as many as there is time for
+        return s.read*(trained+n.valid+n.test) + probed*probe, s.learn*trained + s.look*n.valid, again, s.look*(n.valid+n.test) + s.report
+    def least(*way):
+        "Seconds without an epoch"
+        first, _, again, rest = parts(*way)
+        return first + rest + (not probed)*again
     ways = []
     for size in [recipe.size] if fixed else range(smallest, largest+1, step):
-        least, more, epoch = spent(size)
-        epochs = (left-least-more)/epoch if recipe.epochs else 0
-        if left >= spare*least: ways.append((size, epochs if epochs >= .25 else 0., 1.))
+        first, epoch, again, rest = parts(size)
+        epochs = (left-first-again-rest)/epoch if recipe.epochs else 0
+        if left >= spare*least(size): ways.append((size, epochs if epochs >= .25 else 0., 1.))
     if not ways:   # a part of the pictures, as many as fit in
         size = recipe.size if fixed else smallest
-        none, all_ = spent(size, 0.)[0], spent(size)[0]
+        none, all_ = least(size, 0.), least(size)
         ways = [(size, 0., min(1., max(.05, (left/spare-none)/(all_-none))))]
     size, epochs, share = max(ways, key=lambda way: _promise(*way[:2], n.train, probed))
     promise = _promise(size, epochs, share*n.train, probed)
     if recipe.epochs and (epochs or not probed): epochs = max(1, round(epochs))
     else: epochs = 0
-    s = speed.at(size)
-    reserve = s.look*(n.valid+n.test) + s.report + bool(epochs)*(s.look*(2*share*n.train+2*n.valid) + solving*share*n.train)
+    s, (*_, again, rest) = speed.at(size), parts(size, share)
+    reserve = rest + bool(epochs)*(again + s.look*n.valid)   # the epoch that the clock cuts short is validated too
     why = (f'{clock(left)} left, on a machine that trains {1/s.learn:.0f} pictures a second at {size} px and looks at {1/s.look:.0f}: '
            + (f"about {epochs} epoch{'s' if epochs > 1 else ''}" if epochs else 'the probe alone') + (f' on {share:.0%} of the pictures' if share < 1 else ''))
     return Plan(recipe.arch, recipe.weights, recipe.pretrained, recipe.lr, size, epochs, fraction=round(recipe.fraction*share, 3), reserve=round(reserve, 1),

@@ -214,11 +214,11 @@ def _finish(learn):
     before = {k: v.detach().clone() for k, v in head.state_dict().items()}
     def scores():
         with on_features(learn), learn.no_bar(), learn.no_logging(): _, *found = learn.validate()
-        return dict(zip(('valid_loss', 'accuracy', 'macro_f1'), [_calibrated_loss(learn), *found], strict=True))
+        return dict(zip(('calibrated loss', 'accuracy', 'macro_f1'), [_calibrated_loss(learn), *found], strict=True))
     old = scores()
     probe_head(learn, mirrored=float(_may_mirror(recipe)))
     new = scores()
-    learn.solved_again = new['valid_loss'] < old['valid_loss'] and (
+    learn.solved_again = new['calibrated loss'] < old['calibrated loss'] and (
         recipe.monitor == 'valid_loss' or new[recipe.monitor] >= old[recipe.monitor]-standard_error(old[recipe.monitor], learn))
     if not learn.solved_again: head.load_state_dict(before)
     if hasattr(learn, 'progress_line'):

@@ -31,9 +31,10 @@ def body_features(
     learn:Learner,
     items:pd.DataFrame, # with the column path
     progress:bool=False,# show it
+    mirrored:bool=False,# in the pictures' mirror images
 ) -> np.ndarray:        # (images, features) float32
     "What a Learner's body sees in pictures that are opened as for validation"
-    return _seen(learn, make_test_loader(learn.dls, items), progress)
+    return _seen(learn, make_test_loader(learn.dls, items), progress, mirrored)
 
 def _seen(learn, loader, progress=False, mirrored=False):
     found = []
@@ -73,7 +74,7 @@ def known_features(
     progress = hasattr(learn, 'progress_line')
     with own_randomness(learn.recipe.seed):
         for part, rows in parts.items():
-            if part not in known: known[part] = _seen(learn, make_test_loader(learn.dls, rows), progress, part == 'mirrored')[None]
+            if part not in known: known[part] = body_features(learn, rows, progress, mirrored=part == 'mirrored')[None]
         if views > len(known['train']):
             augmented = learn.dls.train.new(shuffle=False, drop_last=False, bs=learn.dls.valid.bs)
             more = [_seen(learn, augmented, progress) for _ in range(views-len(known['train']))]
