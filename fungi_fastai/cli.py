@@ -10,7 +10,6 @@ __all__ = ['commands', 'kaggle_commands', 'train', 'evaluate', 'predict', 'check
            'fetch', 'kaggle', 'main']
 
 # %% ../nbs/cli.ipynb #9d47af2b
-import difflib
 import json as _json
 import sys
 import time
@@ -25,7 +24,7 @@ from fastcore.docments import docments
 from tyro.conf import CascadeSubcommandArgs, Positional, UseAppendAction, arg
 
 from .recipes import recipes
-from .settings import TrainingError, UserError, check_place, settings, write_table
+from .settings import TrainingError, UserError, check_place, meant, settings, write_table
 from .training.recipe import Recipe, as_seconds, is_sample, source_of
 
 # %% ../nbs/cli.ipynb #5cb6c370
@@ -490,8 +489,7 @@ def _misspelt(arguments):
     if command in ('train', 'folds', 'curve', 'sweep'): what, word, known = 'recipe', recipe, list(recipes)
     else: what, word, known = 'command', command, named
     if word.startswith('-') or word in known: return ''
-    near = difflib.get_close_matches(word, known, 1)
-    return f"There is no {what} {word!r}. {f'Did you mean {near[0]}?' if near else 'Known: '+', '.join(known)+'.'}"
+    return f'There is no {what} {word!r}. {meant(word, known)}'
 
 def _show_warning(message, category, filename, *_):
     "Our own warnings are for the user, on one line; those of libraries are for us"

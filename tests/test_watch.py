@@ -12,7 +12,7 @@ import pytest
 from conftest import flags, tiny
 from PIL import Image
 
-from fungi_fastai.experiments.watch import best_row, clock, is_training, look, screen, sparkline, ticks, time_left, watch
+from fungi_fastai.experiments.watch import best_row, is_training, look, screen, sparkline, ticks, time_left, watch
 from fungi_fastai.settings import MissingFileError, UserError
 
 call = 'import sys; from fungi_fastai.cli import main; sys.exit(main(sys.argv[1:]))'
@@ -94,7 +94,7 @@ def test_killed_while_watched(training, tmp_path):
     join = watching(folder, terminal)
     while len(look(folder).rows) < 3: time.sleep(.02)
     assert watch(folder, once=True, stream=(log := io.StringIO())) == 0
-    assert re.search(r'now  epoch \d+ of 500 for 00:\d\d, 00:\d\d an epoch, (\d:)?\d\d:\d\d left', log.getvalue()), log.getvalue()
+    assert re.search(r'now  epoch \d+ of 500 for 0:\d\d, 0:\d\d an epoch, (\d+:)+\d\d left', log.getvalue()), log.getvalue()
     process.kill(); process.wait()   # SIGKILL
     assert join() == 1
     assert 'not running' in terminal.shown and f'--resume {folder}' in terminal.shown and (folder/'.lock').exists()
@@ -168,7 +168,7 @@ def test_no_unicode_no_unicode(small_run):
     out = Plain()
     assert watch(small_run.folder, once=True, stream=out) == 0
     out.getvalue().encode('ascii')
-    assert sparkline([], 9) == '' and sparkline([None, None]) == '' and sparkline([2, 2]) == '▁▁' and clock(59.6) == '01:00'
+    assert sparkline([], 9) == '' and sparkline([None, None]) == '' and sparkline([2, 2]) == '▁▁'
 
 
 def test_it_is_light():

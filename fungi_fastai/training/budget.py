@@ -24,11 +24,11 @@ from ..data.items import in_threads
 from ..data.splits import fraction
 from ..models.backbones import at_hand
 from ..models.networks import is_fixed_size
+from ..settings import clock
 from .distributed import detach_here, from_first, world_size
 from .fit import make_learner
 from .frozen import FeatureLoader, begins_with_probe
 from .recipe import Recipe
-from .tracking import clock
 
 # %% ../../nbs/training/budget.ipynb #aece083b
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from ..settings import MissingFileError, UserError
+from ..settings import MissingFileError, UserError, meant
 
 # %% ../../nbs/training/recipe.ipynb #e2dba096
 from ..data.policies import Augment, policies
@@ -199,6 +199,4 @@ def is_sample(source) -> bool:
     return getattr(source, 'kind', None) == 'sample' or isinstance(source, str) and source.partition(':')[0] == 'sample'
 
 def _no_field(name, known, what='A recipe'):
-    import difflib
-    near = difflib.get_close_matches(name, known, 1)
-    return f'{what} has no field {name!r}.' + (f' Did you mean {near[0]!r}?' if near else f" Known: {', '.join(sorted(known))}.")
+    return f'{what} has no field {name!r}. {meant(name, known)}'

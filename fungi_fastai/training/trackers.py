@@ -9,7 +9,6 @@ __all__ = ['kinds', 'Tracker', 'numbers', 'flat', 'LiveCurves', 'TensorBoard', '
            'tracked']
 
 # %% ../../nbs/training/trackers.ipynb #dc8e759b
-import difflib
 import importlib
 import json
 import math
@@ -33,7 +32,7 @@ from fastai.vision.core import PILImage  # noqa: F401  registers how fastai's pi
 from fastcore.imports import in_notebook
 
 from ..data.pages import as_svg
-from ..settings import UserError, write_text
+from ..settings import UserError, meant, write_text
 from .frozen import own_randomness
 from .plots import plot_confusion, plot_history
 from .tracking import EpochCallback, ProgressLine, ValidationScore
@@ -400,9 +399,7 @@ def trackers(
     for said in filter(None, (n.strip() for n in names.split(','))):
         word, _, option = said.partition(':')
         if word not in kinds or option not in ('', 'histograms') or option and word != 'tensorboard':
-            near = difflib.get_close_matches(said, [*kinds, 'tensorboard:histograms'], 1)
-            raise UserError(f"There is no tracker {said!r}. {f'Did you mean {near[0]!r}? ' if near else ''}"
-                            'Known, with commas between several: tensorboard, tensorboard:histograms, wandb, mlflow, curves.')
+            raise UserError(f"There is no tracker {said!r}. {meant(said, [*kinds, 'tensorboard:histograms'])} Several are given with commas between.")
         made.setdefault(word, {}).update({option: True} if option else {})
     if rank_distrib(): return []
     return [kinds[word](Path(folder), recipe, **options) for word, options in made.items()]
