@@ -51,7 +51,8 @@ def runs(shared: Path, out: Path, name: str, wanted: list[str]):
             if setting == 'tta':
                 run = Run.load(folder.with_name(f'base-{seed}'))
                 held = run.items[run.items.split == 'test']
-                write_judged(folder, run.recipe, run.folder, held, predict_tta(run, held), run.classes, seconds=run.metrics['seconds'])
+                flipped = run.recipe.but(name=f'{name}, flips')
+                write_judged(folder, flipped, run.folder, held, predict_tta(run, held), run.classes, seconds=run.metrics['seconds'])
                 found = Run.load(folder).metrics
             else: found = train(base.but(**settings[setting], seed=seed), folder, progress=False).metrics
             print(place, folder.name, *(round(found[score], 3) for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')), flush=True)
