@@ -2,6 +2,7 @@
 
 Rates are of the pictures after the start (a folder once, then so many times; the difference counts), so that neither the seconds
 that a cluster takes to start nor the first chunk is in them; the start is told beside. All files are compared, byte by byte."""
+
 import argparse
 import tempfile
 import time
@@ -12,17 +13,17 @@ from fungi_fastai.deploy.batch import engines, predict_to
 
 def seconds(bundle, folder, times, out, **options):
     began = time.perf_counter()
-    tally = predict_to(bundle, [folder]*times, out, progress=False, **options)
-    return time.perf_counter()-began, tally.pictures
+    tally = predict_to(bundle, [folder] * times, out, progress=False, **options)
+    return time.perf_counter() - began, tally.pictures
 
 
 def measure(bundle, folder, times, engine, workers, place):
     "Pictures a second, seconds to start, and the file of `times` folders"
-    out = Path(place)/f'{engine}-{workers}.csv'
+    out = Path(place) / f'{engine}-{workers}.csv'
     once, n = seconds(bundle, folder, 1, out.with_suffix('.parquet'), engine=engine, workers=workers)
     many, more = seconds(bundle, folder, times, out, engine=engine, workers=workers)
-    rate = (more-n)/(many-once)
-    return rate, max(0, many-more/rate), out.read_bytes()
+    rate = (more - n) / (many - once)
+    return rate, max(0, many - more / rate), out.read_bytes()
 
 
 if __name__ == '__main__':
@@ -41,5 +42,8 @@ if __name__ == '__main__':
                 rate, start, file = measure(given.bundle, given.folder, given.times, engine, workers, place)
                 files.add(file)
                 first = first or rate
-                print(f'{engine:>6}, workers {workers}: {rate:7.1f} pictures/s, {rate/first:.2f} times the first; {start:4.1f} s to start', flush=True)
+                print(
+                    f'{engine:>6}, workers {workers}: {rate:7.1f} pictures/s, {rate / first:.2f} times the first; {start:4.1f} s to start',
+                    flush=True,
+                )
     print('All files are the same, byte by byte.' if len(files) == 1 else f'{len(files)} different files!')

@@ -5,6 +5,7 @@
 For each set and seed `fungi train --budget` is called, and then plain fastai (plain.py: what its tutorials teach) in a process of its own:
 as many epochs of `fine_tune` as fit into the same seconds, by the speed that a few batches of each kind have. Both are scored on the run's
 test part, which neither has seen, and each leaves a folder in OUT, which `fungi compare` takes. One that is there is not made again."""
+
 import argparse
 import json
 import os
@@ -14,9 +15,16 @@ import sys
 import time
 from pathlib import Path
 
-began = time.monotonic()   # plain fastai's imports count, as ours do
-plain_sizes = dict(mushrooms=192, defungi=160, flowers=192, seedlings=150)   # as in the reference measurements beside the data
-archives = dict(mushrooms='mushrooms.zip', defungi='defungi.zip', flowers='flowers.zip', seedlings='plant-seedlings-classification.zip')
+began = time.monotonic()  # plain fastai's imports count, as ours do
+plain_sizes = dict(
+    mushrooms=192, defungi=160, flowers=192, seedlings=150
+)  # as in the reference measurements beside the data
+archives = dict(
+    mushrooms='mushrooms.zip',
+    defungi='defungi.zip',
+    flowers='flowers.zip',
+    seedlings='plant-seedlings-classification.zip',
+)
 arch, weights = 'mobilenetv2_100', 'mobilenetv2_100.coral_ptq_in1k.safetensors'
 
 
@@ -25,21 +33,34 @@ def seconds_an_epoch(learn) -> tuple[float, float]:
     from fastai.callback.core import Callback
 
     class Stopwatch(Callback):
-        def __init__(self): self.ends = {True: [], False: []}
-        def before_batch(self): self.began = time.perf_counter()
-        def after_batch(self): self.ends[self.training].append((self.began, time.perf_counter()))
+        def __init__(self):
+            self.ends = {True: [], False: []}
 
-    class Few(Callback):   # batches of each kind
+        def before_batch(self):
+            self.began = time.perf_counter()
+
+        def after_batch(self):
+            self.ends[self.training].append((self.began, time.perf_counter()))
+
+    class Few(Callback):  # batches of each kind
         def after_batch(self):
             from fastai.callback.core import CancelTrainException, CancelValidException
-            if self.iter == 2: raise CancelTrainException if self.training else CancelValidException
+
+            if self.iter == 2:
+                raise CancelTrainException if self.training else CancelValidException
+
     watch = Stopwatch()
     learn.unfreeze()
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[watch, Few()])
-    def each(way, loader):   # from the end of a batch to the end of the next, which has the loading in it
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=[watch, Few()])
+
+    def each(way, loader):  # from the end of a batch to the end of the next, which has the loading in it
         ends = [end for _, end in watch.ends[way]]
-        whole = [b-a for a, b in zip(ends[:-1], ends[1:], strict=True)] or [end-start for start, end in watch.ends[way]]
-        return min(whole)*len(loader)
+        whole = [b - a for a, b in zip(ends[:-1], ends[1:], strict=True)] or [
+            end - start for start, end in watch.ends[way]
+        ]
+        return min(whole) * len(loader)
+
     return each(True, learn.dls.train), each(False, learn.dls.valid)
 
 
@@ -49,42 +70,79 @@ def plain(run_folder: Path, size: int, seconds: float, out: Path):
     from plain import plain_learner, plain_loaders
 
     from fungi_fastai.experiments.runs import Run
+
     run = Run.load(run_folder)
     recipe, items = run.recipe, run.items
     held = items[items.split == 'test']
     set_seed(recipe.seed)
-    dls = plain_loaders(items, size, workers=min(16, len(os.sched_getaffinity(0))))   # fastai's own default, and so is the batch of 64
+    dls = plain_loaders(
+        items, size, workers=min(16, len(os.sched_getaffinity(0)))
+    )  # fastai's own default, and so is the batch of 64
     whole, validate = seconds_an_epoch(plain_learner(dls, recipe.arch, recipe.weights))
     set_seed(recipe.seed)
     learn = plain_learner(dls, recipe.arch, recipe.weights)
-    testing = validate*len(held)/(items.split == 'valid').sum()
-    left = seconds-(time.monotonic()-began)-testing-whole/2-validate   # the first epoch trains the head alone, in about half the time
-    epochs = max(1, int(left/(whole+validate)))
-    with learn.no_bar(): learn.fine_tune(epochs)
-    with learn.no_bar(), learn.no_logging(): probs, _ = learn.get_preds(dl=dls.test_dl(held))
-    write_judged(out, recipe.but(name='plain fastai', size=size, epochs=0, budget=0.), run_folder, held, probs.numpy(), list(dls.vocab),
-                 seconds=round(time.monotonic()-began, 1), epochs=epochs)
+    testing = validate * len(held) / (items.split == 'valid').sum()
+    left = (
+        seconds - (time.monotonic() - began) - testing - whole / 2 - validate
+    )  # the first epoch trains the head alone, in about half the time
+    epochs = max(1, int(left / (whole + validate)))
+    with learn.no_bar():
+        learn.fine_tune(epochs)
+    with learn.no_bar(), learn.no_logging():
+        probs, _ = learn.get_preds(dl=dls.test_dl(held))
+    write_judged(
+        out,
+        recipe.but(name='plain fastai', size=size, epochs=0, budget=0.0),
+        run_folder,
+        held,
+        probs.numpy(),
+        list(dls.vocab),
+        seconds=round(time.monotonic() - began, 1),
+        epochs=epochs,
+    )
 
 
 def write_judged(out: Path, recipe, run_folder: Path, held, probs, classes: list[str], **told):
     "What somebody else says of a run's test pictures, as a folder that `fungi compare` takes for a run"
     from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
     from fungi_fastai.settings import write_json, write_table
+
     predictions = predictions_table(held, probs, classes)
     out.mkdir(parents=True)
-    write_json(out/'recipe.json', json.loads(recipe.to_json()))
-    shutil.copy(run_folder/'items.parquet', out)
-    write_table(out/'predictions.parquet', predictions.assign(split='test'))
-    write_json(out/'metrics.json', Evaluation.of(predictions).metrics() | dict(evaluated_on='test', classes=classes) | told)
+    write_json(out / 'recipe.json', json.loads(recipe.to_json()))
+    shutil.copy(run_folder / 'items.parquet', out)
+    write_table(out / 'predictions.parquet', predictions.assign(split='test'))
+    write_json(
+        out / 'metrics.json', Evaluation.of(predictions).metrics() | dict(evaluated_on='test', classes=classes) | told
+    )
 
 
 def ours(name: str, data: Path, minutes: float, seed: int, out: Path):
     "The command, as a user gives it, with an empty cache"
     home = out.with_name(f'home of {out.name}')
     home.mkdir(parents=True, exist_ok=True)
-    (home/'settings.ini').write_text(f'[DEFAULT]\ndata_dir = {out.parents[1]}/data\ncache_dir = cache\n')
-    subprocess.run([Path(sys.executable).parent/'fungi', 'train', name, '--source', data/'data'/archives[name], '--arch', arch,
-                    '--weights', data/'weights'/weights, '--budget', f'{minutes}m', '--seed', str(seed), '--out', out], check=True, cwd=home)
+    (home / 'settings.ini').write_text(f'[DEFAULT]\ndata_dir = {out.parents[1]}/data\ncache_dir = cache\n')
+    subprocess.run(
+        [
+            Path(sys.executable).parent / 'fungi',
+            'train',
+            name,
+            '--source',
+            data / 'data' / archives[name],
+            '--arch',
+            arch,
+            '--weights',
+            data / 'weights' / weights,
+            '--budget',
+            f'{minutes}m',
+            '--seed',
+            str(seed),
+            '--out',
+            out,
+        ],
+        check=True,
+        cwd=home,
+    )
     shutil.rmtree(home)
 
 
@@ -93,11 +151,17 @@ def table(out: Path) -> dict:
     from run import machine
 
     from fungi_fastai.experiments.compare import compare
-    rows, differences = [json.loads(line) for line in (out/'rows.jsonl').read_text().splitlines()], []
+
+    rows, differences = [json.loads(line) for line in (out / 'rows.jsonl').read_text().splitlines()], []
     for folder in sorted(p for p in out.glob('*m') if p.is_dir()):
-        seeds = [seed for seed in range(100) if all((folder/f'{side}-{seed}'/'metrics.json').exists() for side in ('fastai', 'fungi'))]
-        if not seeds: continue
-        sides = [[folder/f'{side}-{seed}' for seed in seeds] for side in ('fastai', 'fungi')]
+        seeds = [
+            seed
+            for seed in range(100)
+            if all((folder / f'{side}-{seed}' / 'metrics.json').exists() for side in ('fastai', 'fungi'))
+        ]
+        if not seeds:
+            continue
+        sides = [[folder / f'{side}-{seed}' for seed in seeds] for side in ('fastai', 'fungi')]
         for _, row in compare([*sides[0], *sides[1]]).differences.iterrows():
             numbers = {k: float(row[k]) for k in ('difference', 'low', 'high', 'p_exchange')}
             differences.append(dict(set=folder.name, seeds=len(seeds), score=row.score, **numbers))
@@ -120,20 +184,46 @@ def main():
         return
     for name in asked.sets:
         for seed in asked.seeds:
-            mine, other = (asked.out/f'{name}-{asked.minutes:g}m'/f'{side}-{seed}' for side in ('fungi', 'fastai'))
+            mine, other = (asked.out / f'{name}-{asked.minutes:g}m' / f'{side}-{seed}' for side in ('fungi', 'fastai'))
             for side, folder in dict(ours=mine, plain=other).items():
-                if (folder/'metrics.json').exists() or asked.only not in (None, side): continue
+                if (folder / 'metrics.json').exists() or asked.only not in (None, side):
+                    continue
                 start = time.monotonic()
-                if side == 'ours': ours(name, asked.data, asked.minutes, seed, folder)
-                else: subprocess.run([sys.executable, __file__, 'PLAIN', mine, str(plain_sizes[name]), str(60*asked.minutes), folder], check=True,
-                                     env=os.environ | dict(PYTHONWARNINGS='ignore'))
-                found = json.loads((folder/'metrics.json').read_text())
-                row = dict(set=name, side=side, minutes=asked.minutes, seed=seed, wall=round(time.monotonic()-start, 1), epochs=found['epochs'],
-                           accuracy=found['accuracy'], macro_f1=found['macro_f1'], n_test=found['n_test'])
-                with open(asked.out/'rows.jsonl', 'a') as file: file.write(json.dumps(row)+'\n')
+                if side == 'ours':
+                    ours(name, asked.data, asked.minutes, seed, folder)
+                else:
+                    subprocess.run(
+                        [
+                            sys.executable,
+                            __file__,
+                            'PLAIN',
+                            mine,
+                            str(plain_sizes[name]),
+                            str(60 * asked.minutes),
+                            folder,
+                        ],
+                        check=True,
+                        env=os.environ | dict(PYTHONWARNINGS='ignore'),
+                    )
+                found = json.loads((folder / 'metrics.json').read_text())
+                row = dict(
+                    set=name,
+                    side=side,
+                    minutes=asked.minutes,
+                    seed=seed,
+                    wall=round(time.monotonic() - start, 1),
+                    epochs=found['epochs'],
+                    accuracy=found['accuracy'],
+                    macro_f1=found['macro_f1'],
+                    n_test=found['n_test'],
+                )
+                with open(asked.out / 'rows.jsonl', 'a') as file:
+                    file.write(json.dumps(row) + '\n')
                 print(row, flush=True)
 
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['PLAIN']: plain(Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), Path(sys.argv[5]))
-    else: main()
+    if sys.argv[1:2] == ['PLAIN']:
+        plain(Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), Path(sys.argv[5]))
+    else:
+        main()

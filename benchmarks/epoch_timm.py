@@ -1,6 +1,7 @@
 """One epoch of training, all layers, with timm's network and without fastai: a plain torch loop, or Hugging Face's `Trainer`.
 
 Runs in an environment of its own (.venv-bench), so it imports neither fastai nor fungi_fastai.   run.py starts it"""
+
 import csv
 
 from child import asked, clock, report
@@ -12,41 +13,62 @@ from PIL import Image  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
-with open(given['table']) as file: rows = [row for row in csv.DictReader(file) if row['split'] == 'train']
+with open(given['table']) as file:
+    rows = [row for row in csv.DictReader(file) if row['split'] == 'train']
 classes = sorted({row['label'] for row in rows})
 
 
 class Pictures(torch.utils.data.Dataset):
     "What the examples of torchvision and of Trainer do to a training picture"
-    change = transforms.Compose([transforms.RandomResizedCrop(given['size']), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-                                 transforms.Normalize((.485, .456, .406), (.229, .224, .225))])
-    def __len__(self): return len(rows)
-    def __getitem__(self, i): return dict(pixel_values=self.change(Image.open(rows[i]['path']).convert('RGB')), labels=classes.index(rows[i]['label']))
+
+    change = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(given['size']),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+
+    def __len__(self):
+        return len(rows)
+
+    def __getitem__(self, i):
+        return dict(
+            pixel_values=self.change(Image.open(rows[i]['path']).convert('RGB')), labels=classes.index(rows[i]['label'])
+        )
 
 
 def network():
     from plain_convmixer import convmixer
+
     return convmixer(given['arch'], len(classes)) or timm.create_model(given['arch'], num_classes=len(classes))
 
 
 def loop():
     model = network().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    loader = torch.utils.data.DataLoader(Pictures(), given['bs'], shuffle=True, num_workers=given['workers'], drop_last=True)
+    loader = torch.utils.data.DataLoader(
+        Pictures(), given['bs'], shuffle=True, num_workers=given['workers'], drop_last=True
+    )
     model.train()
+
     def step(batch):
         loss = torch.nn.functional.cross_entropy(model(batch['pixel_values'].to(device)), batch['labels'].to(device))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    step(next(iter(loader)))   # does not count
+
+    step(next(iter(loader)))  # does not count
     began = clock()
-    for batch in loader: step(batch)
-    return clock()-began
+    for batch in loader:
+        step(batch)
+    return clock() - began
 
 
 class Classifier(torch.nn.Module):
     "A timm network as Trainer calls networks"
+
     def __init__(self):
         super().__init__()
         self.model = network()
@@ -60,18 +82,33 @@ def trainer():
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Stopwatch(TrainerCallback):
-        def on_epoch_begin(self, *_, **__): self.began = clock()
-        def on_epoch_end(self, *_, **__): self.seconds = clock()-self.began
+        def on_epoch_begin(self, *_, **__):
+            self.began = clock()
 
-    def arguments(**more): return TrainingArguments(
-        output_dir='trainer', per_device_train_batch_size=given['bs'], dataloader_num_workers=given['workers'], dataloader_drop_last=True,
-        dataloader_pin_memory=device == 'cuda', use_cpu=device == 'cpu', report_to='none', save_strategy='no', logging_strategy='no', disable_tqdm=True, **more)
+        def on_epoch_end(self, *_, **__):
+            self.seconds = clock() - self.began
+
+    def arguments(**more):
+        return TrainingArguments(
+            output_dir='trainer',
+            per_device_train_batch_size=given['bs'],
+            dataloader_num_workers=given['workers'],
+            dataloader_drop_last=True,
+            dataloader_pin_memory=device == 'cuda',
+            use_cpu=device == 'cpu',
+            report_to='none',
+            save_strategy='no',
+            logging_strategy='no',
+            disable_tqdm=True,
+            **more,
+        )
+
     model, watch = Classifier(), Stopwatch()
-    Trainer(model, arguments(max_steps=1), train_dataset=Pictures()).train()   # does not count
+    Trainer(model, arguments(max_steps=1), train_dataset=Pictures()).train()  # does not count
     Trainer(model, arguments(num_train_epochs=1), train_dataset=Pictures(), callbacks=[watch]).train()
     return watch.seconds
 
 
 seconds = dict(torch=loop, hf=trainer)[who]()
-count = len(rows)//given['bs']*given['bs']
-report(seconds=seconds, rate=count/seconds, pictures=count)
+count = len(rows) // given['bs'] * given['bs']
+report(seconds=seconds, rate=count / seconds, pictures=count)

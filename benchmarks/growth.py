@@ -1,4 +1,5 @@
 """What a picture costs before and beside training, as there are more of them.   run.py starts it once for each number"""
+
 from child import asked, clock, report
 
 _, given = asked()
@@ -15,18 +16,18 @@ found = {}
 def timed(name, work):
     began = clock()
     result = work()
-    found[name] = clock()-began
+    found[name] = clock() - began
     return result
 
 
 source = Source.of(given['folder'])
-scan(source.read()[:20], progress=False, cache=False)   # brings imports that the measurement shall not hold
+scan(source.read()[:20], progress=False, cache=False)  # brings imports that the measurement shall not hold
 table = timed('read', source.read)
-items = timed('scan', lambda: scan(table, progress=False, cache=False))   # `look` at each, then `judge` all
+items = timed('scan', lambda: scan(table, progress=False, cache=False))  # `look` at each, then `judge` all
 timed('duplicates', lambda: judge(items))
-found['look'] = max(0., found['scan']-found['duplicates'])
+found['look'] = max(0.0, found['scan'] - found['duplicates'])
 used = exclude(items)
-part = timed('split', lambda: split(used, .15, .15, 42))
+part = timed('split', lambda: split(used, 0.15, 0.15, 42))
 items = used.assign(split=part)
 side = given['size']
 shown = items[items.split != 'test']
@@ -34,6 +35,18 @@ cache = timed('cache', lambda: build_cache(shown, canvas_size(side), progress=Fa
 loader = make_loaders(items, side, 64, cache=cache).train
 next(iter(loader))
 seen = timed('epoch', lambda: sum(len(x) for x, _ in loader))
-counts = dict(read=len(table), look=len(table), duplicates=len(table), scan=len(table), split=len(items), cache=len(shown), epoch=seen)
-report(pictures=len(table), near_duplicates=int(has_problem(used, 'near_duplicate').sum()), seconds=found,
-       **{f'{name}_ms': 1000*found[name]/counts[name] for name in counts})
+counts = dict(
+    read=len(table),
+    look=len(table),
+    duplicates=len(table),
+    scan=len(table),
+    split=len(items),
+    cache=len(shown),
+    epoch=seen,
+)
+report(
+    pictures=len(table),
+    near_duplicates=int(has_problem(used, 'near_duplicate').sum()),
+    seconds=found,
+    **{f'{name}_ms': 1000 * found[name] / counts[name] for name in counts},
+)

@@ -1,4 +1,5 @@
 """The training loader alone: JPEGs in, augmented batches out; nothing is trained.   run.py starts it"""
+
 from child import asked, clock, report
 
 who, given = asked()
@@ -7,6 +8,7 @@ import pandas as pd  # noqa: E402
 found = {}
 if who.startswith('fastai'):
     from plain import plain_loaders
+
     loader = plain_loaders(pd.read_csv(given['table']), given['size'], given['bs'], given['workers']).train
 else:
     from ours import our_items
@@ -14,18 +16,19 @@ else:
     from fungi_fastai.data.cache import build_cache
     from fungi_fastai.data.images import canvas_size
     from fungi_fastai.data.loaders import make_loaders
+
     items, cache = our_items(given['table']), None
     if who == 'ours_cached':
         began = clock()
         cache = build_cache(items, canvas_size(given['size']), progress=False)
-        found['build_seconds'] = clock()-began
-        found['build_rate'] = len(items)/found['build_seconds']
+        found['build_seconds'] = clock() - began
+        found['build_rate'] = len(items) / found['build_seconds']
     loader = make_loaders(items, given['size'], given['bs'], cache=cache).train
 
-next(iter(loader))   # the first batch also sets things up
+next(iter(loader))  # the first batch also sets things up
 passes = []
 for _ in range(given['passes']):
     began = clock()
     count = sum(len(x) for x, _ in loader)
-    passes.append(clock()-began)
-report(seconds=passes[-1], rate=count/passes[-1], passes=passes, pictures=count, **found)
+    passes.append(clock() - began)
+report(seconds=passes[-1], rate=count / passes[-1], passes=passes, pictures=count, **found)

@@ -1,4 +1,5 @@
 """The library itself, as its users call it"""
+
 import pandas as pd
 
 from fungi_fastai.data.items import scan

@@ -7,6 +7,7 @@ JPEGs over HTTP, from many clients, one picture a request. Prints ratios.
 `bare` is `session.run` in a loop, nothing else, on pictures that are in memory as arrays of the network's size; of several batch
 sizes the one with the largest median counts. `bare, reading` decodes the same JPEGs first, in as many threads as there are cores, while the network
 runs. Server and clients share the machine, as the bare loop has it for itself; what the clients cost is said."""
+
 import argparse
 import asyncio
 import json
@@ -22,13 +23,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CORES = os.cpu_count() or 1
-MOST = 256   # different pictures
+MOST = 256  # different pictures
 
 
 def files_of(folder):
     found = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))
-    if not found: sys.exit(f'There are no pictures in {folder}.')
-    return found[::max(1, len(found)//MOST)][:MOST]
+    if not found:
+        sys.exit(f'There are no pictures in {folder}.')
+    return found[:: max(1, len(found) // MOST)][:MOST]
 
 
 # --- bare: a process of its own ------------------------------------------------------------------------------------
@@ -37,32 +39,49 @@ def bare(given):
     import onnxruntime
 
     from fungi_fastai.deploy.predictor import Predictor
+
     predictor = Predictor.load(given['bundle'])
     files = [p.read_bytes() for p in files_of(given['pictures'])]
     squares = np.stack([predictor.read(f) for f in files])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = CORES
-    session = onnxruntime.InferenceSession(Path(given['bundle'])/'model.onnx', options, providers=['CPUExecutionProvider'])
-    def run(pixels): return session.run(['probabilities'], {'pictures': pixels})[0]
+    session = onnxruntime.InferenceSession(
+        Path(given['bundle']) / 'model.onnx', options, providers=['CPUExecutionProvider']
+    )
+
+    def run(pixels):
+        return session.run(['probabilities'], {'pictures': pixels})[0]
+
     def rate(batches, total):
         began, used, count = time.perf_counter(), time.process_time(), 0
         for batch in batches:
             run(batch)
             count += len(batch)
-            if count >= total: return dict(rate=count/(time.perf_counter()-began), cpu=(time.process_time()-used)/count*1000)
+            if count >= total:
+                return dict(rate=count / (time.perf_counter() - began), cpu=(time.process_time() - used) / count * 1000)
+
     def plain(size):
-        while True: yield from (squares[i:i+size] for i in range(0, len(squares)-size+1, size))
+        while True:
+            yield from (squares[i : i + size] for i in range(0, len(squares) - size + 1, size))
+
     def reading(size):
         with ThreadPoolExecutor(CORES) as pool:
             ahead, i = deque(), 0
             while True:
-                while len(ahead) < 2*size+CORES:
+                while len(ahead) < 2 * size + CORES:
                     ahead.append(pool.submit(predictor.read, files[i % len(files)]))
                     i += 1
                 yield np.stack([ahead.popleft().result() for _ in range(size)])
+
     sizes = [s for s in (1, 4, 16, 32) if s <= len(squares)]
-    run(squares[:sizes[-1]])
-    print(json.dumps(dict(bare={s: rate(plain(s), given['requests']) for s in sizes}, reading=rate(reading(8), given['requests']))))
+    run(squares[: sizes[-1]])
+    print(
+        json.dumps(
+            dict(
+                bare={s: rate(plain(s), given['requests']) for s in sizes}, reading=rate(reading(8), given['requests'])
+            )
+        )
+    )
     sys.stdout.flush()
     os._exit(0)
 
@@ -70,73 +89,104 @@ def bare(given):
 # --- clients: another process --------------------------------------------------------------------------------------
 class Client(asyncio.Protocol):
     "Sends, waits for the answer, sends: nothing of it is parsed but its length and status"
-    def __init__(self, state): self.state, self.got = state, b''
+
+    def __init__(self, state):
+        self.state, self.got = state, b''
+
     def connection_made(self, transport):
         self.transport = transport
         self.send()
+
     def send(self):
-        if self.state.left <= 0: return self.transport.close()
+        if self.state.left <= 0:
+            return self.transport.close()
         self.state.left -= 1
         self.began = time.perf_counter()
         self.transport.writelines(self.state.requests[self.state.left % len(self.state.requests)])
+
     def data_received(self, data):
         self.got += data
         head, blank, body = self.got.partition(b'\r\n\r\n')
-        if not blank or len(body) < int(re.search(rb'content-length: (\d+)', head)[1]): return
+        if not blank or len(body) < int(re.search(rb'content-length: (\d+)', head)[1]):
+            return
         self.got = b''
-        self.state.seconds.append(time.perf_counter()-self.began)
+        self.state.seconds.append(time.perf_counter() - self.began)
         self.state.failed += not head.startswith(b'HTTP/1.1 200')
         self.send()
-    def connection_lost(self, error): self.state.finished()
+
+    def connection_lost(self, error):
+        self.state.finished()
 
 
 class State:
     def __init__(self, requests, total, clients):
         self.requests, self.left, self.seconds, self.failed, self.clients = requests, total, [], 0, clients
         self.done = asyncio.get_running_loop().create_future()
+
     def finished(self):
         self.clients -= 1
-        if not self.clients: self.done.set_result(None)
+        if not self.clients:
+            self.done.set_result(None)
 
 
 def clients(given):
     def request(file):
-        body = (b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'+file.read_bytes()
-                + b'\r\n--x--\r\n')
+        body = (
+            b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+            + file.read_bytes()
+            + b'\r\n--x--\r\n'
+        )
         head = f'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}\r\n\r\n'
         return [head.encode(), body]
+
     async def work():
         requests = [request(p) for p in files_of(given['pictures'])]
         state = State(requests, given['requests'], given['clients'])
         began, used = time.perf_counter(), time.process_time()
         loop = asyncio.get_running_loop()
-        for _ in range(given['clients']): await loop.create_connection(lambda: Client(state), '127.0.0.1', given['port'])
+        for _ in range(given['clients']):
+            await loop.create_connection(lambda: Client(state), '127.0.0.1', given['port'])
         await state.done
-        wall = time.perf_counter()-began
+        wall = time.perf_counter() - began
         taken = sorted(state.seconds)
-        at = lambda q: taken[min(len(taken)-1, int(q*len(taken)))]*1000
-        return dict(rate=len(taken)/wall, p50=at(.5), p99=at(.99), failed=state.failed, cpu_of_clients=(time.process_time()-used)/wall)
+        at = lambda q: taken[min(len(taken) - 1, int(q * len(taken)))] * 1000
+        return dict(
+            rate=len(taken) / wall,
+            p50=at(0.5),
+            p99=at(0.99),
+            failed=state.failed,
+            cpu_of_clients=(time.process_time() - used) / wall,
+        )
+
     import uvloop  # uvicorn[standard] has it
+
     print(json.dumps(uvloop.run(work())))
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------
-def environment(): return os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, (os.environ.get('PYTHONPATH'), str(Path(__file__).parents[1]))))}
+def environment():
+    return os.environ | {
+        'PYTHONPATH': os.pathsep.join(filter(None, (os.environ.get('PYTHONPATH'), str(Path(__file__).parents[1]))))
+    }
 
 
 def child(what, given):
-    done = subprocess.run([sys.executable, __file__, what, json.dumps(given)], stdout=subprocess.PIPE, text=True, env=environment())
-    if done.returncode: sys.exit(f'{what} failed.')
+    done = subprocess.run(
+        [sys.executable, __file__, what, json.dumps(given)], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    if done.returncode:
+        sys.exit(f'{what} failed.')
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def cpu_seconds(pid):
     "Used by a process so far"
     user, system = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[11:13]
-    return (int(user)+int(system))/os.sysconf('SC_CLK_TCK')
+    return (int(user) + int(system)) / os.sysconf('SC_CLK_TCK')
 
 
-def memory(pid): return int(re.search(r'VmRSS:\s*(\d+)', Path(f'/proc/{pid}/status').read_text())[1])/1024
+def memory(pid):
+    return int(re.search(r'VmRSS:\s*(\d+)', Path(f'/proc/{pid}/status').read_text())[1]) / 1024
 
 
 def main():
@@ -152,55 +202,79 @@ def main():
     with tempfile.TemporaryDirectory() as drawn:
         if asked.pictures is None:
             from pictures import make, photo
+
             asked.pictures = make(photo, Path(drawn), MOST)
         found = measure(asked)
-    if asked.json: asked.json.write_text(json.dumps(found, indent=2))
+    if asked.json:
+        asked.json.write_text(json.dumps(found, indent=2))
 
 
 def measure(asked):
     given = dict(bundle=str(asked.bundle), pictures=str(asked.pictures), clients=asked.clients, requests=asked.requests)
     code = 'import sys; from fungi_fastai.deploy.server import serve; sys.exit(serve(sys.argv[1], port=0, page=False, drain=0))'
-    server = subprocess.Popen([sys.executable, '-c', code, given['bundle']], stdout=subprocess.PIPE, text=True,
-                              env=environment())
+    server = subprocess.Popen(
+        [sys.executable, '-c', code, given['bundle']], stdout=subprocess.PIPE, text=True, env=environment()
+    )
     try:
         given['port'] = int(re.search(r':(\d+)$', (greeting := server.stdout.readline()).strip())[1])
         print(greeting.strip())
-        child('clients', given | dict(requests=max(64, asked.requests//10)))   # does not count
+        child('clients', given | dict(requests=max(64, asked.requests // 10)))  # does not count
         rounds = []
         for i in range(asked.rounds):
             alone = child('bare', given)
             used = cpu_seconds(server.pid)
             served = child('clients', given)
-            used = (cpu_seconds(server.pid)-used)/asked.requests*1000
-            if served['failed']: sys.exit(f"{served['failed']} requests failed.")
-            rounds.append(served | dict(bare=alone['bare'], reading=alone['reading']['rate'], reading_cpu=alone['reading']['cpu'], server_cpu=used))
-            rates = ', '.join(f"{found['rate']:.0f}" for found in alone['bare'].values())
-            print(f"round {i+1}: bare {rates}/s (batches of {', '.join(alone['bare'])}), bare and reading {alone['reading']['rate']:.0f}/s, "
-                  f"server {served['rate']:.0f}/s", flush=True)
+            used = (cpu_seconds(server.pid) - used) / asked.requests * 1000
+            if served['failed']:
+                sys.exit(f'{served["failed"]} requests failed.')
+            rounds.append(
+                served
+                | dict(
+                    bare=alone['bare'],
+                    reading=alone['reading']['rate'],
+                    reading_cpu=alone['reading']['cpu'],
+                    server_cpu=used,
+                )
+            )
+            rates = ', '.join(f'{found["rate"]:.0f}' for found in alone['bare'].values())
+            print(
+                f'round {i + 1}: bare {rates}/s (batches of {", ".join(alone["bare"])}), bare and reading {alone["reading"]["rate"]:.0f}/s, '
+                f'server {served["rate"]:.0f}/s',
+                flush=True,
+            )
         size = max(rounds[0]['bare'], key=lambda s: statistics.median(r['bare'][s]['rate'] for r in rounds))
         for r in rounds:
             r |= dict(batch=int(size), bare=r['bare'][size]['rate'], bare_cpu=r['bare'][size]['cpu'])
-            r |= dict(ratio=r['rate']/r['bare'], ratio_reading=r['rate']/r['reading'])
+            r |= dict(ratio=r['rate'] / r['bare'], ratio_reading=r['rate'] / r['reading'])
         middle = {k: statistics.median(r[k] for r in rounds) for k in rounds[0]}
         sizes = [memory(server.pid)]
         for _ in range(10 if asked.flat else 0):
-            child('clients', given | dict(requests=asked.flat//10))
+            child('clients', given | dict(requests=asked.flat // 10))
             sizes.append(memory(server.pid))
     finally:
         server.terminate()
         server.wait(60)
     print(f'\n| {asked.clients} clients, medians of {asked.rounds} rounds | |\n| --- | ---: |')
     ratios = [r['ratio'] for r in rounds]
-    print(f"| server ÷ bare onnxruntime (batches of {size}) | {middle['ratio']:.2f} ({min(ratios):.2f}–{max(ratios):.2f}) |")
-    print(f"| server ÷ bare onnxruntime that reads the JPEGs too | {middle['ratio_reading']:.2f} |")
-    print(f"| pictures a second: server, bare, bare and reading | {middle['rate']:.0f}, {middle['bare']:.0f}, {middle['reading']:.0f} |")
-    print(f"| ms of a core a picture: server, bare, bare and reading | {middle['server_cpu']:.1f}, {middle['bare_cpu']:.1f}, {middle['reading_cpu']:.1f} |")
-    print(f"| latency p50, p99 | {middle['p50']:.0f} ms, {middle['p99']:.0f} ms |")
-    print(f"| cores that the clients used | {middle['cpu_of_clients']:.2f} of {CORES} |")
-    if asked.flat: print(f"| memory after each tenth of {asked.flat:,} requests | {', '.join(f'{s:.0f}' for s in sizes)} MB |")
+    print(
+        f'| server ÷ bare onnxruntime (batches of {size}) | {middle["ratio"]:.2f} ({min(ratios):.2f}–{max(ratios):.2f}) |'
+    )
+    print(f'| server ÷ bare onnxruntime that reads the JPEGs too | {middle["ratio_reading"]:.2f} |')
+    print(
+        f'| pictures a second: server, bare, bare and reading | {middle["rate"]:.0f}, {middle["bare"]:.0f}, {middle["reading"]:.0f} |'
+    )
+    print(
+        f'| ms of a core a picture: server, bare, bare and reading | {middle["server_cpu"]:.1f}, {middle["bare_cpu"]:.1f}, {middle["reading_cpu"]:.1f} |'
+    )
+    print(f'| latency p50, p99 | {middle["p50"]:.0f} ms, {middle["p99"]:.0f} ms |')
+    print(f'| cores that the clients used | {middle["cpu_of_clients"]:.2f} of {CORES} |')
+    if asked.flat:
+        print(f'| memory after each tenth of {asked.flat:,} requests | {", ".join(f"{s:.0f}" for s in sizes)} MB |')
     return dict(rounds=rounds, median=middle, memory_mb=sizes)
 
 
 if __name__ == '__main__':
-    if len(sys.argv) == 3 and sys.argv[1] in ('bare', 'clients'): dict(bare=bare, clients=clients)[sys.argv[1]](json.loads(sys.argv[2]))
-    else: main()
+    if len(sys.argv) == 3 and sys.argv[1] in ('bare', 'clients'):
+        dict(bare=bare, clients=clients)[sys.argv[1]](json.loads(sys.argv[2]))
+    else:
+        main()

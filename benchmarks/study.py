@@ -7,6 +7,7 @@
 
 The pictures that a recipe with seed 0 tests on are left alone; of the others each seed tests on a third, drawn anew. Each training is a run of
 `fungi train`, and each comparison one of `fungi compare`: paired by picture, drawn by specimen and by seed."""
+
 import json
 import sys
 import warnings
@@ -15,20 +16,51 @@ from pathlib import Path
 from budget import arch, archives, write_judged
 
 seeds = (1, 2, 3)
-given = dict(mushrooms=dict(size=224, epochs=4), flowers=dict(size=160, epochs=4),   # about a minute of one core each
-             seedlings=dict(size=160, epochs=4, fraction=.3), defungi=dict(size=128, epochs=4, fraction=.2))
+given = dict(
+    mushrooms=dict(size=224, epochs=4),
+    flowers=dict(size=160, epochs=4),  # about a minute of one core each
+    seedlings=dict(size=160, epochs=4, fraction=0.3),
+    defungi=dict(size=128, epochs=4, fraction=0.2),
+)
 settings = dict(
-    base={}, probe=dict(epochs=0), random=dict(start='random'), trained=dict(finish='trained'), concat=dict(head='fastai'),
-    batchnorm=dict(freeze_batchnorm=False), decay=dict(layer_decay=.7), body02=dict(body_lr=.02), body50=dict(body_lr=.5),
-    lr5e4=dict(lr=5e-4), lr5e3=dict(lr=5e-3),
-    ema=dict(ema=.98), none=dict(augment='none'), light=dict(augment='light'), smooth=dict(label_smoothing=.1), mixup=dict(mixup=.2), cutmix=dict(cutmix=1.),
-    wd=dict(wd=.1), bs16=dict(bs=16), dropout=dict(dropout=.3), sgd=dict(optimizer='sgd', lr=.02), lamb=dict(optimizer='lamb'),
-    cosine=dict(schedule='cosine', warmup=.1), growing=dict(start_size=128), tta={},   # the runs of `base` once more, averaged over flips
-    loss=dict(balance='loss'), weighted=dict(balance='weighted'), long=dict(epochs=20), folds=dict(folds=5),
-    whole=dict(epochs=0, fraction=1.), even=dict(epochs=0, fraction=1., balance='loss'))   # the last two: probes on all pictures
+    base={},
+    probe=dict(epochs=0),
+    random=dict(start='random'),
+    trained=dict(finish='trained'),
+    concat=dict(head='fastai'),
+    batchnorm=dict(freeze_batchnorm=False),
+    decay=dict(layer_decay=0.7),
+    body02=dict(body_lr=0.02),
+    body50=dict(body_lr=0.5),
+    lr5e4=dict(lr=5e-4),
+    lr5e3=dict(lr=5e-3),
+    ema=dict(ema=0.98),
+    none=dict(augment='none'),
+    light=dict(augment='light'),
+    smooth=dict(label_smoothing=0.1),
+    mixup=dict(mixup=0.2),
+    cutmix=dict(cutmix=1.0),
+    wd=dict(wd=0.1),
+    bs16=dict(bs=16),
+    dropout=dict(dropout=0.3),
+    sgd=dict(optimizer='sgd', lr=0.02),
+    lamb=dict(optimizer='lamb'),
+    cosine=dict(schedule='cosine', warmup=0.1),
+    growing=dict(start_size=128),
+    tta={},  # the runs of `base` once more, averaged over flips
+    loss=dict(balance='loss'),
+    weighted=dict(balance='weighted'),
+    long=dict(epochs=20),
+    folds=dict(folds=5),
+    whole=dict(epochs=0, fraction=1.0),
+    even=dict(epochs=0, fraction=1.0, balance='loss'),
+)  # the last two: probes on all pictures
 from_scratch = [('convmixer_64_4', 1e-2), ('convmixer_128_8', 2e-3), ('convmixer_128_8', 1e-2), ('resnet18', 2e-3)]
-settings['five minutes'] = dict(fraction=1., size=224, budget=300.)   # pretrained, and five minutes each from scratch
-settings |= {f'{arch} {lr:g}': settings['five minutes'] | dict(arch=arch, weights='', pretrained=False, lr=lr, size=128) for arch, lr in from_scratch}
+settings['five minutes'] = dict(fraction=1.0, size=224, budget=300.0)  # pretrained, and five minutes each from scratch
+settings |= {
+    f'{arch} {lr:g}': settings['five minutes'] | dict(arch=arch, weights='', pretrained=False, lr=lr, size=128)
+    for arch, lr in from_scratch
+}
 
 
 def runs(shared: Path, out: Path, name: str, wanted: list[str]):
@@ -38,43 +70,72 @@ def runs(shared: Path, out: Path, name: str, wanted: list[str]):
     from fungi_fastai.models.weights import weights_in
     from fungi_fastai.recipes import recipes
     from fungi_fastai.training.fit import prepare_items
+
     name, _, other = (place := name).partition('@')
     network = other or arch
-    usual = recipes[name].but(source=shared/'data'/archives[name], valid=.15, test=.15, seed=0)
+    usual = recipes[name].but(source=shared / 'data' / archives[name], valid=0.15, test=0.15, seed=0)
     items = prepare_items(usual, False)
     known = items[items.split.isin(['train', 'valid'])][['path', 'label', 'group']]
-    base = usual.but(source=known, test=1/3, arch=network, weights=str(weights_in(shared/'weights', network)), **given[name])
+    base = usual.but(
+        source=known, test=1 / 3, arch=network, weights=str(weights_in(shared / 'weights', network)), **given[name]
+    )
     for seed in seeds:
         for setting in wanted or settings:
-            folder = out/place/f'{setting}-{seed}'
-            if (folder/'metrics.json').exists(): continue
+            folder = out / place / f'{setting}-{seed}'
+            if (folder / 'metrics.json').exists():
+                continue
             if setting == 'tta':
                 run = Run.load(folder.with_name(f'base-{seed}'))
                 held = run.items[run.items.split == 'test']
                 flipped = run.recipe.but(name=f'{name}, flips')
-                write_judged(folder, flipped, run.folder, held, predict_tta(run, held), run.classes, seconds=run.metrics['seconds'])
+                write_judged(
+                    folder,
+                    flipped,
+                    run.folder,
+                    held,
+                    predict_tta(run, held),
+                    run.classes,
+                    seconds=run.metrics['seconds'],
+                )
                 found = Run.load(folder).metrics
-            else: found = train(base.but(**settings[setting], seed=seed), folder, progress=False).metrics
-            print(place, folder.name, *(round(found[score], 3) for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')), flush=True)
+            else:
+                found = train(base.but(**settings[setting], seed=seed), folder, progress=False).metrics
+            print(
+                place,
+                folder.name,
+                *(round(found[score], 3) for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')),
+                flush=True,
+            )
 
 
 def table(out: Path) -> list[dict]:
     "A row a set and setting: scores, what is better than `base` and by how much, with 95 % intervals, and seconds"
     from fungi_fastai.experiments.compare import compare
     from fungi_fastai.experiments.runs import Run
+
     rows = []
     for folder in sorted(p for p in out.iterdir() if p.is_dir()):
         for setting in settings:
-            found = [one for seed in seeds if ((one := folder/f'{setting}-{seed}')/'metrics.json').exists()]
-            if not found: continue
+            found = [one for seed in seeds if ((one := folder / f'{setting}-{seed}') / 'metrics.json').exists()]
+            if not found:
+                continue
             judged = [Run.load(one).metrics for one in found]
-            mean = {score: round(sum(one[score] for one in judged)/len(judged), 4) for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')}
-            row = dict(set=folder.name, setting=setting, seeds=len(found), pictures=sum(one['n_test'] for one in judged)) | mean
+            mean = {
+                score: round(sum(one[score] for one in judged) / len(judged), 4)
+                for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')
+            }
+            row = (
+                dict(set=folder.name, setting=setting, seeds=len(found), pictures=sum(one['n_test'] for one in judged))
+                | mean
+            )
             beside = [one.with_name(one.name.replace(setting, 'base')) for one in found]
-            if setting != 'base' and all((one/'metrics.json').exists() for one in beside):
-                compared = compare(beside+found).differences
+            if setting != 'base' and all((one / 'metrics.json').exists() for one in beside):
+                compared = compare(beside + found).differences
                 for one in compared.itertuples():
-                    row |= {f'{one.score}_{k}': round(float(getattr(one, k)), 4) for k in ('difference', 'low', 'high', 'p_exchange')}
+                    row |= {
+                        f'{one.score}_{k}': round(float(getattr(one, k)), 4)
+                        for k in ('difference', 'low', 'high', 'p_exchange')
+                    }
             rows.append(row)
     return rows
 
@@ -82,7 +143,9 @@ def table(out: Path) -> list[dict]:
 if __name__ == '__main__':
     warnings.simplefilter('ignore')
     shared, out, *rest = sys.argv[1:]
-    if rest: runs(Path(shared).resolve(), Path(out), rest[0], rest[1:])
+    if rest:
+        runs(Path(shared).resolve(), Path(out), rest[0], rest[1:])
     else:
         from run import machine
+
         print(json.dumps(dict(machine=machine(), rows=table(Path(out))), indent=1))

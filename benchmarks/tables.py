@@ -1,69 +1,123 @@
 """Markdown tables of what run.py measured: `python benchmarks/tables.py` prints them all"""
+
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parent/'results'
+RESULTS = Path(__file__).resolve().parent / 'results'
 
 # what is aimed at on two cores: what, part, case, ratio, sign, number
 GOALS = [
     ('Training epoch, ResNet-50 at 224 px: plain fastai ÷ ours', 'epoch', 'resnet50_224', 'fastai ÷ ours', '≥', 5),
-    ('Training epoch, mobilenetv2_100 at 192 px: plain fastai ÷ ours', 'epoch', 'mobilenetv2_100_192', 'fastai ÷ ours', '≥', 3),
+    (
+        'Training epoch, mobilenetv2_100 at 192 px: plain fastai ÷ ours',
+        'epoch',
+        'mobilenetv2_100_192',
+        'fastai ÷ ours',
+        '≥',
+        3,
+    ),
     ('ResNet-50 at 224 px: ours ÷ the limit', 'epoch', 'resnet50_224', 'ours ÷ limit', '≤', 1.10),
     ('mobilenetv2_100 at 192 px: ours ÷ the limit', 'epoch', 'mobilenetv2_100_192', 'ours ÷ limit', '≤', 1.10),
     ('convmixer_256_8 at 128 px: ours ÷ the limit', 'small', 'convmixer_256_8_128', 'ours ÷ limit', '≤', 1.10),
     ('resnet18 at 128 px: ours ÷ the limit', 'small', 'resnet18_128', 'ours ÷ limit', '≤', 1.10),
-    ('Predicting 2,000 JPEGs, mobilenetv2_100: `get_preds` ÷ ours', 'prediction', 'mobilenetv2_100_192', 'fastai ÷ ours', '≥', 2.5),
-    ("Time to `fine_tune(5)`'s best validation accuracy, mushrooms: fastai ÷ ours", 'accuracy', 'mushrooms', 'fastai ÷ ours', '≥', 8),
+    (
+        'Predicting 2,000 JPEGs, mobilenetv2_100: `get_preds` ÷ ours',
+        'prediction',
+        'mobilenetv2_100_192',
+        'fastai ÷ ours',
+        '≥',
+        2.5,
+    ),
+    (
+        "Time to `fine_tune(5)`'s best validation accuracy, mushrooms: fastai ÷ ours",
+        'accuracy',
+        'mushrooms',
+        'fastai ÷ ours',
+        '≥',
+        8,
+    ),
     ('Scan and duplicates, time a file: 100,000 files ÷ 1,000 files', 'growth', '100000', 'scan', '≤', 1.3),
     ('Peak memory training ResNet-50: ours ÷ plain fastai', 'epoch', 'resnet50_224', 'memory: ours ÷ fastai', '≤', 1.2),
-    ('Peak memory training mobilenetv2_100: ours ÷ plain fastai', 'epoch', 'mobilenetv2_100_192', 'memory: ours ÷ fastai', '≤', 1.2),
+    (
+        'Peak memory training mobilenetv2_100: ours ÷ plain fastai',
+        'epoch',
+        'mobilenetv2_100_192',
+        'memory: ours ÷ fastai',
+        '≤',
+        1.2,
+    ),
     ('Peak memory, mushrooms: ours ÷ plain fastai', 'accuracy', 'mushrooms', 'memory: ours ÷ fastai', '≤', 1.2),
 ]
-STAGES = dict(read='list the files', look='open and hash', duplicates='find duplicates', split='split', cache='decode into the cache', epoch='load an epoch')
+STAGES = dict(
+    read='list the files',
+    look='open and hash',
+    duplicates='find duplicates',
+    split='split',
+    cache='decode into the cache',
+    epoch='load an epoch',
+)
 
 
-def read(part: str, folder: Path = RESULTS) -> dict|None:
+def read(part: str, folder: Path = RESULTS) -> dict | None:
     "What was measured of a part, or None"
-    file = Path(folder)/f'{part}.json'
+    file = Path(folder) / f'{part}.json'
     return json.loads(file.read_text(encoding='utf8')) if file.exists() else None
 
 
 def number(value, digits=3) -> str:
     "Three digits, as people write them"
-    if value is None: return '–'
-    if abs(value) >= 100: return f'{value:,.0f}'
-    return f'{value:.{max(0, digits-len(str(int(abs(value)))))}f}' if abs(value) >= 1 else f'{value:.{digits}g}'
+    if value is None:
+        return '–'
+    if abs(value) >= 100:
+        return f'{value:,.0f}'
+    return f'{value:.{max(0, digits - len(str(int(abs(value)))))}f}' if abs(value) >= 1 else f'{value:.{digits}g}'
 
 
 def grid(head: list[str], rows: Iterator[list[str]]) -> str:
-    lines = [head, ['---', *['---:']*(len(head)-1)], *rows]
-    return '\n'.join('| '+' | '.join(line)+' |' for line in lines)
+    lines = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def ratio(found: dict, name: str) -> str:
     "A ratio of medians, and between which bounds single rounds had it"
     one = found['ratios'].get(name)
-    if one is None: return '–'
+    if one is None:
+        return '–'
     value, least, most = (number(one[k]) for k in ('value', 'least', 'most'))
     return value if least == most else f'{value} ({least}–{most})'
 
 
-def missing(part): return f'Not measured yet: `python benchmarks/run.py {part}`.'
+def missing(part):
+    return f'Not measured yet: `python benchmarks/run.py {part}`.'
 
 
 def table(result: dict) -> str:
     "One part as a Markdown table or several"
-    shown = dict(start=_start, loader=_rates, epoch=_epochs, small=_epochs, prediction=_rates, accuracy=_accuracy, growth=_growth, gpu=_rates)
+    shown = dict(
+        start=_start,
+        loader=_rates,
+        epoch=_epochs,
+        small=_epochs,
+        prediction=_rates,
+        accuracy=_accuracy,
+        growth=_growth,
+        gpu=_rates,
+    )
     return shown[result['part']](result['cases'])
 
 
-def _contenders(case): return case['contenders'].items()
+def _contenders(case):
+    return case['contenders'].items()
 
 
 def _start(cases):
-    rows = ([found['label'], f"{number(found['median']['seconds'])} s"] for case in cases.values() for _, found in _contenders(case))
+    rows = (
+        [found['label'], f'{number(found["median"]["seconds"])} s']
+        for case in cases.values()
+        for _, found in _contenders(case)
+    )
     return grid(['', 'seconds'], rows)
 
 
@@ -72,9 +126,22 @@ def _rates(cases):
     for case in cases.values():
         fastest = max((f['median']['rate'] for w, f in _contenders(case) if w.startswith('fastai')), default=None)
         beside = fastest or case['contenders'].get('limit', {}).get('median', {}).get('rate')
-        rows = [[f['label'], number(f['median']['rate']), f"{number(f['median']['seconds'])} s", number(f['median']['rate']/beside) if beside else '–',
-                 f"{number(f['median']['peak_mb'])} MB"] for _, f in _contenders(case)]
-        texts.append(grid([case['title'], 'images/s', 'time', '÷ plain fastai' if fastest else '÷ ready batches', 'peak memory'], rows))
+        rows = [
+            [
+                f['label'],
+                number(f['median']['rate']),
+                f'{number(f["median"]["seconds"])} s',
+                number(f['median']['rate'] / beside) if beside else '–',
+                f'{number(f["median"]["peak_mb"])} MB',
+            ]
+            for _, f in _contenders(case)
+        ]
+        texts.append(
+            grid(
+                [case['title'], 'images/s', 'time', '÷ plain fastai' if fastest else '÷ ready batches', 'peak memory'],
+                rows,
+            )
+        )
     return '\n\n'.join(texts)
 
 
@@ -82,14 +149,39 @@ def _epochs(cases):
     texts = []
     for case in cases.values():
         mine = case['contenders'].get('ours', {}).get('median', {})
+
         def row(label, seconds, rate, peak, mine=mine):
-            return [label, number(rate), f'{number(seconds)} s', f"{number(seconds/mine['seconds'])} ×" if mine else '–', f'{number(peak)} MB']
+            return [
+                label,
+                number(rate),
+                f'{number(seconds)} s',
+                f'{number(seconds / mine["seconds"])} ×' if mine else '–',
+                f'{number(peak)} MB',
+            ]
+
         rows = []
         for who, found in _contenders(case):
             m = found['median']
-            if who == 'ours': rows.append(row('ours, first epoch (the cache is made in it)', m['first_seconds'], m['first_rate'], m['peak_mb']))
-            rows.append(row('**ours, each later epoch**' if who == 'ours' else found['label'], m['seconds'], m['rate'], m['peak_mb']))
-        texts.append(grid([f"{case['title']}, {case['pictures']} pictures", 'images/s', 'an epoch', 'beside ours', 'peak memory'], rows))
+            if who == 'ours':
+                rows.append(
+                    row(
+                        'ours, first epoch (the cache is made in it)', m['first_seconds'], m['first_rate'], m['peak_mb']
+                    )
+                )
+            rows.append(
+                row(
+                    '**ours, each later epoch**' if who == 'ours' else found['label'],
+                    m['seconds'],
+                    m['rate'],
+                    m['peak_mb'],
+                )
+            )
+        texts.append(
+            grid(
+                [f'{case["title"]}, {case["pictures"]} pictures', 'images/s', 'an epoch', 'beside ours', 'peak memory'],
+                rows,
+            )
+        )
         texts.append(_ratios(case))
     return '\n\n'.join(texts)
 
@@ -98,17 +190,33 @@ def _accuracy(cases):
     texts = []
     for case in cases.values():
         rows = []
-        for turn, (plain, mine) in enumerate(zip(*(case['contenders'][w]['rounds'] for w in ('fastai', 'ours')), strict=False), 1):
+        for turn, (plain, mine) in enumerate(
+            zip(*(case['contenders'][w]['rounds'] for w in ('fastai', 'ours')), strict=False), 1
+        ):
             reached = mine['goal_seconds']
-            rows.append([f'seed {turn}', f"{plain['goal']:.3f}", f"{number(plain['goal_seconds'])} s", f'{number(reached)} s' if reached else 'not reached',
-                         f"{number(plain['goal_seconds']/reached)} ×" if reached else '–', f"{mine['best']:.3f} in {number(mine['total_seconds'])} s"])
-        texts.append(grid([case['title'], 'accuracy', 'plain fastai', 'ours', 'ratio', 'best of ours, whole run'], rows))
+            rows.append(
+                [
+                    f'seed {turn}',
+                    f'{plain["goal"]:.3f}',
+                    f'{number(plain["goal_seconds"])} s',
+                    f'{number(reached)} s' if reached else 'not reached',
+                    f'{number(plain["goal_seconds"] / reached)} ×' if reached else '–',
+                    f'{mine["best"]:.3f} in {number(mine["total_seconds"])} s',
+                ]
+            )
+        texts.append(
+            grid([case['title'], 'accuracy', 'plain fastai', 'ours', 'ratio', 'best of ours, whole run'], rows)
+        )
         texts.append(_ratios(case))
     return '\n\n'.join(texts)
 
 
 def _ratios(case):
-    return 'Ratios of the medians, and the least and most of single rounds: ' + '; '.join(f'{name} **{ratio(case, name)}**' for name in case['ratios']) + '.'
+    return (
+        'Ratios of the medians, and the least and most of single rounds: '
+        + '; '.join(f'{name} **{ratio(case, name)}**' for name in case['ratios'])
+        + '.'
+    )
 
 
 def _growth(cases):
@@ -116,10 +224,14 @@ def _growth(cases):
     figures = {size: cases[size]['contenders']['ours']['median'] for size in sizes}
     head = ['milliseconds a picture', *(f'{int(size):,} files' for size in sizes), 'most files ÷ fewest']
     stages = {**STAGES, 'scan': '**open, hash and find duplicates**'}
+
     def row(said, figure, unit=''):
         values = [figures[size][figure] for size in sizes]
-        return [said, *(number(value)+unit for value in values), number(values[-1]/values[0])]
-    return grid(head, [*(row(said, f'{stage}_ms') for stage, said in stages.items()), row('peak memory', 'peak_mb', ' MB')])
+        return [said, *(number(value) + unit for value in values), number(values[-1] / values[0])]
+
+    return grid(
+        head, [*(row(said, f'{stage}_ms') for stage, said in stages.items()), row('peak memory', 'peak_mb', ' MB')]
+    )
 
 
 def goals(folder: Path = RESULTS) -> str:
@@ -130,7 +242,11 @@ def goals(folder: Path = RESULTS) -> str:
         found = result and result['cases'].get(case)
         if found and part == 'growth':
             small = result['cases'].get('1000')
-            value = small and found['contenders']['ours']['median'][f'{name}_ms']/small['contenders']['ours']['median'][f'{name}_ms']
+            value = (
+                small
+                and found['contenders']['ours']['median'][f'{name}_ms']
+                / small['contenders']['ours']['median'][f'{name}_ms']
+            )
             said = number(value)
         else:
             value = found and found['ratios'].get(name, {}).get('value')
@@ -143,9 +259,12 @@ def goals(folder: Path = RESULTS) -> str:
 def show(part: str, folder: Path = RESULTS) -> str:
     "One part's table with when and where it was measured, or that it was not"
     result = read(part, folder)
-    if result is None: return missing(part)
-    notes = [f"Not measured: {name}, as {reason}." for name, reason in (result['skipped'] | result['failed']).items()]
-    return '\n\n'.join([table(result), *notes, f"Measured {result['date']}, {result['rounds']} rounds, `{result['command'].strip()}`."])
+    if result is None:
+        return missing(part)
+    notes = [f'Not measured: {name}, as {reason}.' for name, reason in (result['skipped'] | result['failed']).items()]
+    return '\n\n'.join(
+        [table(result), *notes, f'Measured {result["date"]}, {result["rounds"]} rounds, `{result["command"].strip()}`.']
+    )
 
 
 def machines(folder: Path = RESULTS) -> str:
@@ -154,14 +273,31 @@ def machines(folder: Path = RESULTS) -> str:
     for part in ('start', 'loader', 'epoch', 'small', 'prediction', 'accuracy', 'growth', 'gpu'):
         if result := read(part, folder):
             m = result['machine']
-            packages = ', '.join(f'{name} {number}' for name, number in m['packages'].items() if number and name != 'fungi_fastai')
-            said = (f"{m['cores']} cores ({m['cpu']}; {' '.join(m['flags'])}), {m['memory_gb']} GB of memory, {m['system']}, threads: {m['threads']}; "
-                    f"Python {m['python']}, {packages}; this library at {m['commit']}")
+            packages = ', '.join(
+                f'{name} {number}' for name, number in m['packages'].items() if number and name != 'fungi_fastai'
+            )
+            said = (
+                f'{m["cores"]} cores ({m["cpu"]}; {" ".join(m["flags"])}), {m["memory_gb"]} GB of memory, {m["system"]}, threads: {m["threads"]}; '
+                f'Python {m["python"]}, {packages}; this library at {m["commit"]}'
+            )
             seen.setdefault(said, []).append(part)
-    return '\n\n'.join(f"{', '.join(parts)}: {said}." for said, parts in seen.items()) or 'Nothing is measured yet: `make bench`.'
+    return (
+        '\n\n'.join(f'{", ".join(parts)}: {said}.' for said, parts in seen.items())
+        or 'Nothing is measured yet: `make bench`.'
+    )
 
 
 if __name__ == '__main__':
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
-    print('\n\n'.join([machines(folder), goals(folder), *(f'## {part}\n\n{show(part, folder)}' for part in
-                      ('loader', 'epoch', 'small', 'prediction', 'accuracy', 'start', 'growth', 'gpu'))]))
+    print(
+        '\n\n'.join(
+            [
+                machines(folder),
+                goals(folder),
+                *(
+                    f'## {part}\n\n{show(part, folder)}'
+                    for part in ('loader', 'epoch', 'small', 'prediction', 'accuracy', 'start', 'growth', 'gpu')
+                ),
+            ]
+        )
+    )

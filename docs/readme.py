@@ -1,4 +1,5 @@
 "README.md from nbs/index.ipynb: prose as it stands, code fenced, text outputs below it, links to pages made absolute"
+
 import json
 import re
 import tomllib
@@ -9,9 +10,9 @@ root = Path(__file__).parents[1]
 
 def readme() -> str:
     "The README's text"
-    site = tomllib.loads((root/'pyproject.toml').read_text())['project']['urls']['Documentation']
+    site = tomllib.loads((root / 'pyproject.toml').read_text())['project']['urls']['Documentation']
     parts = ['<!-- Written from nbs/index.ipynb by `make readme`: edit that. -->']
-    for cell in json.loads((root/'nbs'/'index.ipynb').read_text())['cells']:
+    for cell in json.loads((root / 'nbs' / 'index.ipynb').read_text())['cells']:
         source = ''.join(cell['source']).strip()
         if cell['cell_type'] == 'markdown':
             source = re.sub(r'\]\((?!https?:|#)([\w/]+\.html)', rf']({site}\1', source)
@@ -20,8 +21,10 @@ def readme() -> str:
             parts.append(f'```python\n{source}\n```')
             for output in cell['outputs']:
                 text = output.get('text') or output.get('data', {}).get('text/plain')
-                if text: parts.append('```\n' + ''.join(text).strip() + '\n```')
+                if text:
+                    parts.append('```\n' + ''.join(text).strip() + '\n```')
     return '\n\n'.join(parts) + '\n'
 
 
-if __name__ == '__main__': (root/'README.md').write_text(readme())
+if __name__ == '__main__':
+    (root / 'README.md').write_text(readme())

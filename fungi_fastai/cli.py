@@ -28,529 +28,817 @@ from .settings import TrainingError, UserError, check_place, meant, settings, wr
 from .training.recipe import Recipe, as_seconds, is_sample, source_of
 
 # %% ../nbs/cli.ipynb #5cb6c370
-_time = tyro.constructors.PrimitiveConstructorSpec(nargs=1, metavar='SECONDS|5m|1h30m', instance_from_str=lambda said: as_seconds(said[0]),
-                                                   is_instance=lambda value: isinstance(value, int|float), str_from_instance=lambda value: [f'{value:g}'])
+_time = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar='SECONDS|5m|1h30m',
+    instance_from_str=lambda said: as_seconds(said[0]),
+    is_instance=lambda value: isinstance(value, int | float),
+    str_from_instance=lambda value: [f'{value:g}'],
+)
 Recipe.__annotations__['budget'] = Annotated[float, _time]
+
 
 def _recipe_type(arguments):
     "The type of `train`'s recipe: one subcommand a recipe, whose fields are its defaults; those for the sample where that is asked for"
-    given = dict(zip(arguments, arguments[1:], strict=False)) | dict(a.split('=', 1) for a in arguments if a.startswith('--source='))
+    given = dict(zip(arguments, arguments[1:], strict=False)) | dict(
+        a.split('=', 1) for a in arguments if a.startswith('--source=')
+    )
     defaults = {k: r.for_sample() if is_sample(given.get('--source')) else r for k, r in recipes.items()}
     words = {k: f'{r.source}: {r.arch} at {r.size} px, {r.epochs} epochs' for k, r in defaults.items()}
     return Annotated[tyro.extras.subcommand_type_from_defaults(defaults, words), arg(name='')]
 
-def _print_json(value): print(_json.dumps(value, indent=2, ensure_ascii=False))
 
-def _show(found, json, *more): _print_json(found.metrics) if json else print(found, *more, sep='\n')
+def _print_json(value):
+    print(_json.dumps(value, indent=2, ensure_ascii=False))
 
-def _given(**flags): return {name: value for name, value in flags.items() if value is not None}
+
+def _show(found, json, *more):
+    _print_json(found.metrics) if json else print(found, *more, sep='\n')
+
+
+def _given(**flags):
+    return {name: value for name, value in flags.items() if value is not None}
+
 
 def train(
-    recipe:Recipe,
-    out:CascadeSubcommandArgs[Path|None]=None, # the run's folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
-    json:CascadeSubcommandArgs[bool]=False,    # print metrics.json instead of a summary
-    tracker:CascadeSubcommandArgs[str|None]=None, # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' tracker)
-    processes:CascadeSubcommandArgs[int]=1,    # how many train together, each on a GPU of its own or with its part of the cores
+    recipe: Recipe,
+    out: CascadeSubcommandArgs[
+        Path | None
+    ] = None,  # the run's folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
+    json: CascadeSubcommandArgs[bool] = False,  # print metrics.json instead of a summary
+    tracker: CascadeSubcommandArgs[
+        str | None
+    ] = None,  # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' tracker)
+    processes: CascadeSubcommandArgs[
+        int
+    ] = 1,  # how many train together, each on a GPU of its own or with its part of the cores
 ) -> int:
     "Train, evaluate and report. `fungi train RECIPE --help` shows all settings; `fungi train --resume RUN` continues an interrupted run"
-    began = time.monotonic()   # a budget counts from here, importing PyTorch included
-    source_of(recipe)   # a wrong path shows here, before PyTorch is imported
+    began = time.monotonic()  # a budget counts from here, importing PyTorch included
+    source_of(recipe)  # a wrong path shows here, before PyTorch is imported
     _loading()
     from fungi_fastai.training.launch import launch
+
     return _trained(launch(processes, _train_run, recipe, out, tracker, began), json)
+
 
 def _loading():
     "A sign of life in a terminal; whatever is said next stands over it"
-    if sys.stderr.isatty(): print('Loading …', end='\r', file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print('Loading …', end='\r', file=sys.stderr, flush=True)
+
 
 def _resume(
-    resume:Path,     # the folder of a run that was interrupted
-    json:bool=False, # print metrics.json instead of a summary
-    tracker:str|None=None, # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' tracker)
-    processes:int=1, # how many train together; need not be as many as before
+    resume: Path,  # the folder of a run that was interrupted
+    json: bool = False,  # print metrics.json instead of a summary
+    tracker: str
+    | None = None,  # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' tracker)
+    processes: int = 1,  # how many train together; need not be as many as before
 ) -> int:
     "Continue an interrupted run, as its own recipe says"
     began = time.monotonic()
     from fungi_fastai.experiments.runs import Run
     from fungi_fastai.training.launch import launch
+
     return _trained(launch(processes, _train_run, Run(resume).asked, resume, tracker, began), json)
+
 
 def _train_run(recipe, out, tracker, began):
     "Train, in each of the processes; the first one gives back what there is to say"
     from fungi_fastai.experiments.runs import train as train_run
     from fungi_fastai.training.distributed import is_first
+
     warnings.showwarning = _show_warning
     run = train_run(recipe, out, tracker=tracker, began=began)
-    return (run.metrics, run.folder/'report.html') if is_first() else None
+    return (run.metrics, run.folder / 'report.html') if is_first() else None
+
 
 def _trained(done, json):
     from fungi_fastai.evaluation.report import verdict
-    if done is None: return 0   # another process says it
+
+    if done is None:
+        return 0  # another process says it
     metrics, report = done
-    if json: _print_json(metrics)
+    if json:
+        _print_json(metrics)
     else:
         print(verdict(metrics))
         print(f'Report: {report}')
     return 0
 
+
 def evaluate(
-    run:Positional[Path],   # a finished run's folder; with --leakage also a folder, zip, CSV or slug of pictures
-    source:str|None=None,   # labelled pictures: folder, zip, CSV, Kaggle slug (default: the run's own test part)
-    leakage:bool=False,     # instead of a score: by how much a random split of these pictures flatters, and which pictures are at fault
-    retrain:bool=False,     # with --leakage: full trainings instead of a probe on frozen features; needs --out
-    arch:str|None=None,     # with --leakage: the network whose features are used (default: the run's, else resnet50; sample: convmixer_64_4)
-    weights:str='',         # with --leakage: its .safetensors or .pth file, or hub id, instead of a download
-    size:int|None=None,     # with --leakage: side of the square that it sees, pixels (default: the run's, else 224; sample: 96)
-    group:str|None=None,    # with --leakage: regular expression or CSV column that reads the specimen (default: the run's, else what is proposed)
-    out:Path|None=None,     # where the predictions go, .csv or .parquet; with --leakage a folder for page and tables
-    json:bool=False,        # print JSON
+    run: Positional[Path],  # a finished run's folder; with --leakage also a folder, zip, CSV or slug of pictures
+    source: str | None = None,  # labelled pictures: folder, zip, CSV, Kaggle slug (default: the run's own test part)
+    leakage: bool = False,  # instead of a score: by how much a random split of these pictures flatters, and which pictures are at fault
+    retrain: bool = False,  # with --leakage: full trainings instead of a probe on frozen features; needs --out
+    arch: str
+    | None = None,  # with --leakage: the network whose features are used (default: the run's, else resnet50; sample: convmixer_64_4)
+    weights: str = '',  # with --leakage: its .safetensors or .pth file, or hub id, instead of a download
+    size: int
+    | None = None,  # with --leakage: side of the square that it sees, pixels (default: the run's, else 224; sample: 96)
+    group: str
+    | None = None,  # with --leakage: regular expression or CSV column that reads the specimen (default: the run's, else what is proposed)
+    out: Path | None = None,  # where the predictions go, .csv or .parquet; with --leakage a folder for page and tables
+    json: bool = False,  # print JSON
 ) -> int:
     "Score a run on its test pictures, or on others; or look for leaks between training and test"
     given = _given(arch=arch, weights=weights or None, size=size, group=group)
     if leakage:
         from fungi_fastai.experiments.leakage import leakage_report
-        if source: raise UserError(f'--source is for scores. To look for leaks in {source}, give it in the place of the run: fungi evaluate {source} --leakage')
-        what = run if (run/'recipe.json').exists() else _base(str(run))
+
+        if source:
+            raise UserError(
+                f'--source is for scores. To look for leaks in {source}, give it in the place of the run: fungi evaluate {source} --leakage'
+            )
+        what = run if (run / 'recipe.json').exists() else _base(str(run))
         found = leakage_report(what, retrain=retrain, out=out, **given)
-        _show(found, json, *([f"Page: {out/'leakage.html'}"] if out else []))
+        _show(found, json, *([f'Page: {out / "leakage.html"}'] if out else []))
         return 0
-    if wrong := [*given, *(['retrain'] if retrain else [])]: raise UserError(f'--{wrong[0]} is for --leakage; a run is scored with what it was trained with.')
+    if wrong := [*given, *(['retrain'] if retrain else [])]:
+        raise UserError(f'--{wrong[0]} is for --leakage; a run is scored with what it was trained with.')
     from fungi_fastai.experiments.runs import Run
-    if out: _check_file(out, '.csv', '.parquet')
+
+    if out:
+        _check_file(out, '.csv', '.parquet')
     run = Run.load(run)
     found, predictions = run.evaluate(source) if source else (run.metrics, run.predictions)
-    if out: write_table(out, predictions)
-    if json: _print_json(found)
+    if out:
+        write_table(out, predictions)
+    if json:
+        _print_json(found)
     else:
-        for key in ('accuracy', 'balanced_accuracy', 'macro_precision', 'macro_recall', 'macro_f1', 'weighted_f1', 'top3_accuracy', 'log_loss'):
+        for key in (
+            'accuracy',
+            'balanced_accuracy',
+            'macro_precision',
+            'macro_recall',
+            'macro_f1',
+            'weighted_f1',
+            'top3_accuracy',
+            'log_loss',
+        ):
             low, high = found.get('intervals', {}).get(key) or (None, None)
             print(f'{key:>18}  {found[key]:.4f}' + (f'  ({low:.4f} to {high:.4f})' if low is not None else ''))
-        print(f"{'n_test':>18}  {found['n_test']}  (in brackets, 95 % intervals)")
+        print(f'{"n_test":>18}  {found["n_test"]}  (in brackets, 95 % intervals)')
     if seen := found.get('n_seen_in_training'):
         _say(f'{seen} of these {found["n_test"]} pictures were seen in training; the scores are too good by that.')
     return 0
 
+
 def predict(
-    model:Positional[Path],       # the folder of a bundle or of a finished run
-    paths:Positional[list[Path]], # pictures, or folders of pictures
-    out:Path|None=None,           # .csv, .jsonl or .parquet; the same call goes on where one was interrupted (default: CSV on standard output)
-    engine:Literal['local', 'ray']='local', # ray: many processes, on many machines; for bundles
-    workers:int|None=None,        # threads, or with ray processes (default: one a core, of this machine or of the cluster)
-    backend:Literal['auto', 'onnx', 'torch', 'int8', 'openvino']='auto', # of a bundle (auto: onnx)
-    address:str|None=None,        # of a Ray cluster, such as 10.0.0.1:6379 (default: RAY_ADDRESS, else one is started on this machine)
-    json:bool=False,              # print JSON: a list of the rows, or with --out how many pictures there were
+    model: Positional[Path],  # the folder of a bundle or of a finished run
+    paths: Positional[list[Path]],  # pictures, or folders of pictures
+    out: Path
+    | None = None,  # .csv, .jsonl or .parquet; the same call goes on where one was interrupted (default: CSV on standard output)
+    engine: Literal['local', 'ray'] = 'local',  # ray: many processes, on many machines; for bundles
+    workers: int
+    | None = None,  # threads, or with ray processes (default: one a core, of this machine or of the cluster)
+    backend: Literal['auto', 'onnx', 'torch', 'int8', 'openvino'] = 'auto',  # of a bundle (auto: onnx)
+    address: str
+    | None = None,  # of a Ray cluster, such as 10.0.0.1:6379 (default: RAY_ADDRESS, else one is started on this machine)
+    json: bool = False,  # print JSON: a list of the rows, or with --out how many pictures there were
 ) -> int:
     "Classify pictures by a bundle or a run"
     from fungi_fastai.deploy.batch import predict_to
-    done = predict_to(model, paths, out, engine=engine, workers=workers, backend=backend, address=address, form='json' if json else 'csv')
-    if json and out: _print_json(dict(out=str(out), pictures=done.pictures, unreadable=done.failed, errors=done.errors))
-    for error in done.errors: _say(error)
-    if done.failed: _say(f'{done.failed:,} of {done.pictures:,} files could not be read; their rows say why, in the column error.')
-    elif out and not json: _say(f"{done.pictures:,} picture{'s' if done.pictures != 1 else ''} classified: {out}")
+
+    done = predict_to(
+        model,
+        paths,
+        out,
+        engine=engine,
+        workers=workers,
+        backend=backend,
+        address=address,
+        form='json' if json else 'csv',
+    )
+    if json and out:
+        _print_json(dict(out=str(out), pictures=done.pictures, unreadable=done.failed, errors=done.errors))
+    for error in done.errors:
+        _say(error)
+    if done.failed:
+        _say(f'{done.failed:,} of {done.pictures:,} files could not be read; their rows say why, in the column error.')
+    elif out and not json:
+        _say(f'{done.pictures:,} picture{"s" if done.pictures != 1 else ""} classified: {out}')
     return 1 if done.failed else 0
 
+
 def check(
-    source:Positional[str], # folder, zip, CSV, Kaggle slug, or sample
-    label:str='folder',     # where a picture's class is read: folder, a CSV's column, or a regular expression
-    group:str='',           # regular expression or CSV column that reads the specimen
-    json:bool=False,        # print JSON
+    source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
+    label: str = 'folder',  # where a picture's class is read: folder, a CSV's column, or a regular expression
+    group: str = '',  # regular expression or CSV column that reads the specimen
+    json: bool = False,  # print JSON
 ) -> int:
     "Look for problems in a set of pictures; nothing is changed"
     from fungi_fastai.data.items import check as check_source
     from fungi_fastai.data.items import summary_text
+
     items, found = check_source(source, label=label, group=group)
-    if json: _print_json(found)
+    if json:
+        _print_json(found)
     else:
         from fungi_fastai.data.groups import declared, propose_groups
+
         print(summary_text(items))
         best = None if declared(items) else next((p for p in propose_groups(items) if p.kind != 'copies'), None)
-        if best: print('', best.words, sep='\n')
+        if best:
+            print('', best.words, sep='\n')
     return 0
 
+
 def probe(
-    source:Positional[str], # folder, zip, CSV, Kaggle slug, or sample
-    recipe:Literal[tuple(recipes)]|None=None, # the recipe whose settings hold where no flag says otherwise (default: the plain ones)
-    arch:str|None=None,     # any timm or torchvision name, or convmixer_DIM_DEPTH (default: the recipe's, else resnet50; sample: convmixer_64_4)
-    weights:str='',         # .safetensors or .pth file, or hub id, instead of a download
-    pretrained:bool=True,   # weights learned on ImageNet; the sample is probed without, as it is trained, unless there are `weights`
-    size:int|None=None,     # side of the square that the network sees, pixels (default: the recipe's, else 224; sample: 96)
-    folds:int=5,            # parts that the pictures are cut into; fewer where a class has fewer specimens
-    seed:int=42,            # of how the folds are drawn
-    label:str|None=None,    # where a picture's class is read: folder, a CSV's column, or a regular expression (default: the recipe's, else folder)
-    group:str|None=None,    # regular expression or CSV column that reads the specimen (default: the recipe's, else none known)
-    device:str='auto',      # auto (this machine's settings), cpu, cuda, cuda:1 or mps
-    out:Path|None=None,     # where the predictions go, .csv or .parquet: of each picture, by a probe that has not seen it
-    json:bool=False,        # print JSON
+    source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
+    recipe: Literal[tuple(recipes)]
+    | None = None,  # the recipe whose settings hold where no flag says otherwise (default: the plain ones)
+    arch: str
+    | None = None,  # any timm or torchvision name, or convmixer_DIM_DEPTH (default: the recipe's, else resnet50; sample: convmixer_64_4)
+    weights: str = '',  # .safetensors or .pth file, or hub id, instead of a download
+    pretrained: bool = True,  # weights learned on ImageNet; the sample is probed without, as it is trained, unless there are `weights`
+    size: int
+    | None = None,  # side of the square that the network sees, pixels (default: the recipe's, else 224; sample: 96)
+    folds: int = 5,  # parts that the pictures are cut into; fewer where a class has fewer specimens
+    seed: int = 42,  # of how the folds are drawn
+    label: str
+    | None = None,  # where a picture's class is read: folder, a CSV's column, or a regular expression (default: the recipe's, else folder)
+    group: str
+    | None = None,  # regular expression or CSV column that reads the specimen (default: the recipe's, else none known)
+    device: str = 'auto',  # auto (this machine's settings), cpu, cuda, cuda:1 or mps
+    out: Path
+    | None = None,  # where the predictions go, .csv or .parquet: of each picture, by a probe that has not seen it
+    json: bool = False,  # print JSON
 ) -> int:
     "The first number: how well a linear classifier does on what a network sees"
     from fungi_fastai.experiments.probe import probe as probe_source
-    if out: _check_file(out, '.csv', '.parquet')
+
+    if out:
+        _check_file(out, '.csv', '.parquet')
     given = _given(arch=arch, size=size, label=label, group=group, pretrained=None if pretrained else False)
     found = probe_source(_base(source, recipe).but(weights=weights, seed=seed, device=device, **given), folds)
-    if out: write_table(out, found.predictions)
+    if out:
+        write_table(out, found.predictions)
     _show(found, json, found.took)
     return 0
+
 
 def _base(source, recipe=None):
     "The recipe by whose settings a source is looked at"
     base = recipes.get(recipe, Recipe())
-    if is_sample(source): base = recipes.get(recipe or source.partition(':')[2] or 'mushrooms', base).for_sample()
+    if is_sample(source):
+        base = recipes.get(recipe or source.partition(':')[2] or 'mushrooms', base).for_sample()
     return base.but(source=source)
 
+
 def labels(
-    source:Positional[str], # folder, zip, CSV, Kaggle slug, or sample
-    recipe:Literal[tuple(recipes)]|None=None, # the recipe whose settings hold where no flag says otherwise (default: the plain ones)
-    arch:str|None=None,     # the network whose features judge (default: the recipe's, else resnet50; sample: convmixer_64_4)
-    weights:str='',         # its .safetensors or .pth file, or hub id, instead of a download
-    pretrained:bool=True,   # weights learned on ImageNet; the sample is judged without, unless there are `weights`
-    size:int|None=None,     # side of the square that the network sees, pixels (default: the recipe's, else 224; sample: 96)
-    folds:int=5,            # parts that the pictures are cut into; each is judged by what was learned from the others
-    label:str|None=None,    # where a picture's class is read: folder, a CSV's column, or a regular expression (default: the recipe's, else folder)
-    group:str|None=None,    # regular expression or CSV column that reads the specimen (default: the recipe's, else none known)
-    out:Path|None=None,     # a folder for a page of the pictures, and tables
-    json:bool=False,        # print JSON
+    source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
+    recipe: Literal[tuple(recipes)]
+    | None = None,  # the recipe whose settings hold where no flag says otherwise (default: the plain ones)
+    arch: str
+    | None = None,  # the network whose features judge (default: the recipe's, else resnet50; sample: convmixer_64_4)
+    weights: str = '',  # its .safetensors or .pth file, or hub id, instead of a download
+    pretrained: bool = True,  # weights learned on ImageNet; the sample is judged without, unless there are `weights`
+    size: int
+    | None = None,  # side of the square that the network sees, pixels (default: the recipe's, else 224; sample: 96)
+    folds: int = 5,  # parts that the pictures are cut into; each is judged by what was learned from the others
+    label: str
+    | None = None,  # where a picture's class is read: folder, a CSV's column, or a regular expression (default: the recipe's, else folder)
+    group: str
+    | None = None,  # regular expression or CSV column that reads the specimen (default: the recipe's, else none known)
+    out: Path | None = None,  # a folder for a page of the pictures, and tables
+    json: bool = False,  # print JSON
 ) -> int:
     "Rank the labels that are likely wrong; nothing is changed"
     from fungi_fastai.experiments.labels import label_errors
+
     given = _given(arch=arch, size=size, label=label, group=group, pretrained=None if pretrained else False)
     found = label_errors(_base(source, recipe).but(weights=weights, **given), folds, out=out)
-    _show(found, json, *([f"Page: {out/'labels.html'}"] if out else []))
+    _show(found, json, *([f'Page: {out / "labels.html"}'] if out else []))
     return 0
 
+
 def explore(
-    source:Positional[str], # folder, zip, CSV, Kaggle slug, or sample
-    out:Path,               # the folder for page, figures and table
-    label:str='folder',     # where a picture's class is read: folder, a CSV's column, or a regular expression
-    group:str='',           # regular expression or CSV column that reads the specimen
+    source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
+    out: Path,  # the folder for page, figures and table
+    label: str = 'folder',  # where a picture's class is read: folder, a CSV's column, or a regular expression
+    group: str = '',  # regular expression or CSV column that reads the specimen
 ) -> int:
     "Make a page of figures about a set of pictures"
     from fungi_fastai.data.explore import explore as explore_items
     from fungi_fastai.data.items import check as check_source
-    check_place(out/'index.html')
+
+    check_place(out / 'index.html')
     items, _ = check_source(source, label=label, group=group)
     print(explore_items(items, out))
     return 0
 
+
 def cache(
-    action:Positional[Literal['list', 'clear']], # list what is kept, or delete all of it
-    json:bool=False,                             # print JSON
+    action: Positional[Literal['list', 'clear']],  # list what is kept, or delete all of it
+    json: bool = False,  # print JSON
 ) -> int:
     "Show or clear the decoded pictures, features and scans that are kept to save time"
     from fungi_fastai.data.archives import say_size
     from fungi_fastai.data.cache import clear_cache, list_cache
-    if action == 'clear': found = dict(freed=clear_cache())
+
+    if action == 'clear':
+        found = dict(freed=clear_cache())
     else:
         table = list_cache()
-        found = dict(files=_json.loads(table.to_json(orient='records', date_format='iso')), bytes=int(table.bytes.sum()))
-    if json: _print_json(found)
-    elif action == 'clear': print(f"{say_size(found['freed'])} freed.")
+        found = dict(
+            files=_json.loads(table.to_json(orient='records', date_format='iso')), bytes=int(table.bytes.sum())
+        )
+    if json:
+        _print_json(found)
+    elif action == 'clear':
+        print(f'{say_size(found["freed"])} freed.')
     else:
         for row in table.itertuples():
-            what = f'{row.pictures:,.0f} pictures at {row.side:.0f} px of {row[6]}' if row.kind == 'pixels' and row.pictures > 0 else row[6]
+            what = (
+                f'{row.pictures:,.0f} pictures at {row.side:.0f} px of {row[6]}'
+                if row.kind == 'pixels' and row.pictures > 0
+                else row[6]
+            )
             print(f'{say_size(row.bytes):>8}  {row.kind:<8}  last used {row.last_used:%Y-%m-%d %H:%M}  {what}'.rstrip())
-        print(f"{say_size(found['bytes']):>8}  in all, in {settings().cache_dir}" if len(table) else f'Nothing is kept in {settings().cache_dir}.')
+        print(
+            f'{say_size(found["bytes"]):>8}  in all, in {settings().cache_dir}'
+            if len(table)
+            else f'Nothing is kept in {settings().cache_dir}.'
+        )
     return 0
 
+
 def report(
-    runs:Positional[list[Path]], # a finished run's folder; several are compared on one page
-    out:Path|None=None,          # the page of several, .html (default: comparison.html); that of one is the report.html in its folder
+    runs: Positional[list[Path]],  # a finished run's folder; several are compared on one page
+    out: Path
+    | None = None,  # the page of several, .html (default: comparison.html); that of one is the report.html in its folder
 ) -> int:
     "Write a run's report.html anew, or compare several on one page"
     if len(runs) == 1:
-        if out: raise UserError(f'The report of one run is the report.html in its folder; --out {out} is for a page of several.')
+        if out:
+            raise UserError(
+                f'The report of one run is the report.html in its folder; --out {out} is for a page of several.'
+            )
         from fungi_fastai.experiments.runs import Run
+
         print(Run.load(runs[0]).report())
     else:
         from fungi_fastai.experiments.compare import compare as compare_runs
+
         _check_file(out := out or Path('comparison.html'), '.html')
         print(compare_runs(runs, common=True).write_page(out))
     return 0
 
+
 def watch(
-    run:Positional[Path],  # the run's folder
-    every:float=2.,        # seconds between two looks
-    out:Path|None=None,    # .svg or .png, drawn anew with each epoch
-    once:bool=False,       # look once, instead of until the training ends
+    run: Positional[Path],  # the run's folder
+    every: float = 2.0,  # seconds between two looks
+    out: Path | None = None,  # .svg or .png, drawn anew with each epoch
+    once: bool = False,  # look once, instead of until the training ends
 ) -> int:
     "Show a training of another process while it runs"
     from fungi_fastai.experiments.watch import watch as watch_run
+
     return watch_run(run, every, out, once)
 
+
 def folds(
-    recipe:Recipe,
-    k:CascadeSubcommandArgs[int]=3,         # folds, each a training
-    naive:CascadeSubcommandArgs[bool]=False,# draw picture by picture, whatever specimen they show: to see by how much that flatters
-    out:CascadeSubcommandArgs[Path|None]=None, # the experiment's folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
-    json:CascadeSubcommandArgs[bool]=False, # print JSON
+    recipe: Recipe,
+    k: CascadeSubcommandArgs[int] = 3,  # folds, each a training
+    naive: CascadeSubcommandArgs[
+        bool
+    ] = False,  # draw picture by picture, whatever specimen they show: to see by how much that flatters
+    out: CascadeSubcommandArgs[
+        Path | None
+    ] = None,  # the experiment's folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
+    json: CascadeSubcommandArgs[bool] = False,  # print JSON
 ) -> int:
     "Cross-validate: each picture is tested on once, by a network that has not seen its specimen"
     from fungi_fastai.experiments.folds import cross_validate
+
     found = cross_validate(recipe, k, out, grouped=not naive)
     _show(found, json, f'In {found.folder}')
     return 0
 
+
 def curve(
-    recipe:Recipe,
-    across:CascadeSubcommandArgs[Literal['data', 'epochs', 'split']]='data', # what is varied: the share of the training part, epochs, or the share tested on
-    fractions:CascadeSubcommandArgs[tuple[float, ...]]=(),  # the shares (default: .1 .2 .4 .7 1, or .1 .2 .3 .4 .5 for split)
-    seeds:CascadeSubcommandArgs[tuple[int, ...]]=(1, 2, 3), # each a training of every point
-    out:CascadeSubcommandArgs[Path|None]=None, # the experiment's folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
-    json:CascadeSubcommandArgs[bool]=False,    # print JSON
+    recipe: Recipe,
+    across: CascadeSubcommandArgs[
+        Literal['data', 'epochs', 'split']
+    ] = 'data',  # what is varied: the share of the training part, epochs, or the share tested on
+    fractions: CascadeSubcommandArgs[
+        tuple[float, ...]
+    ] = (),  # the shares (default: .1 .2 .4 .7 1, or .1 .2 .3 .4 .5 for split)
+    seeds: CascadeSubcommandArgs[tuple[int, ...]] = (1, 2, 3),  # each a training of every point
+    out: CascadeSubcommandArgs[
+        Path | None
+    ] = None,  # the experiment's folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
+    json: CascadeSubcommandArgs[bool] = False,  # print JSON
 ) -> int:
     "Learning curves: would more pictures, more epochs, or another test share help?"
     from fungi_fastai.experiments.curves import learning_curve
+
     found = learning_curve(recipe, fractions or None, seeds, out, across)
     _show(found, json, f'In {found.folder}')
     return 0
 
+
 def sweep(
-    recipe:Recipe,
-    out:CascadeSubcommandArgs[Path],              # the sweep's folder; the same call continues one that is there, also from several machines at once
-    vary:CascadeSubcommandArgs[UseAppendAction[list[str]]], # FIELD=VALUES, once a field: bs=16,32,64 or lr=1e-5..1e-2:log or bs=16..128:step16
-    trials:CascadeSubcommandArgs[int|None]=None,  # how many (default: all combinations of a grid, else 20)
-    how:CascadeSubcommandArgs[Literal['grid', 'random', 'tpe']]='grid', # all combinations, some by chance, or where the results so far are good
-    prune:CascadeSubcommandArgs[Literal['', 'median', 'hyperband']]='', # end hopeless trials early: median or hyperband
-    storage:CascadeSubcommandArgs[str|None]=None, # a database that all machines reach, such as postgresql://user@host/name (default: sweep.db in the folder)
-    stages:CascadeSubcommandArgs[tuple[float, ...]]=(), # shares of the training part: 0.2 1 searches with a fifth of it, then the best third with all
-    json:CascadeSubcommandArgs[bool]=False,       # print JSON
+    recipe: Recipe,
+    out: CascadeSubcommandArgs[
+        Path
+    ],  # the sweep's folder; the same call continues one that is there, also from several machines at once
+    vary: CascadeSubcommandArgs[
+        UseAppendAction[list[str]]
+    ],  # FIELD=VALUES, once a field: bs=16,32,64 or lr=1e-5..1e-2:log or bs=16..128:step16
+    trials: CascadeSubcommandArgs[int | None] = None,  # how many (default: all combinations of a grid, else 20)
+    how: CascadeSubcommandArgs[
+        Literal['grid', 'random', 'tpe']
+    ] = 'grid',  # all combinations, some by chance, or where the results so far are good
+    prune: CascadeSubcommandArgs[
+        Literal['', 'median', 'hyperband']
+    ] = '',  # end hopeless trials early: median or hyperband
+    storage: CascadeSubcommandArgs[
+        str | None
+    ] = None,  # a database that all machines reach, such as postgresql://user@host/name (default: sweep.db in the folder)
+    stages: CascadeSubcommandArgs[
+        tuple[float, ...]
+    ] = (),  # shares of the training part: 0.2 1 searches with a fifth of it, then the best third with all
+    json: CascadeSubcommandArgs[bool] = False,  # print JSON
 ) -> int:
     "Train a recipe with many settings and compare them"
     from fungi_fastai.experiments.sweeps import sweep as sweep_recipe
-    if wrong := [v for v in vary if '=' not in v]: raise UserError(f'--vary {wrong[0]}: expected FIELD=VALUES, such as bs=16,32,64.')
+
+    if wrong := [v for v in vary if '=' not in v]:
+        raise UserError(f'--vary {wrong[0]}: expected FIELD=VALUES, such as bs=16,32,64.')
     fields = [v.partition('=')[0] for v in vary]
     if twice := [f for f in fields if fields.count(f) > 1]:
-        raise UserError(f'--vary {twice[0]} was given twice. Give all its values at once, with commas: --vary {twice[0]}=…,…')
-    found = sweep_recipe(recipe, dict(v.split('=', 1) for v in vary), out, trials, how, prune, storage, stages=stages or None, seed=recipe.seed)
-    if json: _print_json(dict(best=_json.loads(found.best.to_json()), trials=_json.loads(found.done.to_json(orient='records', double_precision=15))))
-    else: print(found, f'Table and figures: {out}', sep='\n')
+        raise UserError(
+            f'--vary {twice[0]} was given twice. Give all its values at once, with commas: --vary {twice[0]}=…,…'
+        )
+    found = sweep_recipe(
+        recipe,
+        dict(v.split('=', 1) for v in vary),
+        out,
+        trials,
+        how,
+        prune,
+        storage,
+        stages=stages or None,
+        seed=recipe.seed,
+    )
+    if json:
+        _print_json(
+            dict(
+                best=_json.loads(found.best.to_json()),
+                trials=_json.loads(found.done.to_json(orient='records', double_precision=15)),
+            )
+        )
+    else:
+        print(found, f'Table and figures: {out}', sep='\n')
     return 0
 
+
 def compare(
-    runs:Positional[list[Path]], # finished runs, or cross-validations; the first is what the others are measured against
-    out:Path|None=None,          # a folder for tables and figure
-    common:bool=False,           # where test parts differ, compare on the pictures that they share
-    json:bool=False,             # print JSON
+    runs: Positional[
+        list[Path]
+    ],  # finished runs, or cross-validations; the first is what the others are measured against
+    out: Path | None = None,  # a folder for tables and figure
+    common: bool = False,  # where test parts differ, compare on the pictures that they share
+    json: bool = False,  # print JSON
 ) -> int:
     "Is one run better than another, on the same test pictures?"
     from fungi_fastai.experiments.compare import compare as compare_runs
+
     _show(compare_runs(runs, out, common=common), json)
     return 0
 
+
 def experiment(
-    name:Positional[str],     # which experiment; `fungi experiment list` shows all
-    size:Literal['full', 'small']='full', # small: few epochs and a small network
-    source:str|None=None,     # folder, zip, CSV, Kaggle slug, or sample (default: that of the recipe)
-    weights:str='',           # file, hub id, or a folder of files named after their architectures, instead of a download
-    seeds:tuple[int, ...]=(1,), # each trains every setting once
-    epochs:int|None=None,     # of each training (default: the experiment's)
-    out:Path|None=None,       # its folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
+    name: Positional[str],  # which experiment; `fungi experiment list` shows all
+    size: Literal['full', 'small'] = 'full',  # small: few epochs and a small network
+    source: str | None = None,  # folder, zip, CSV, Kaggle slug, or sample (default: that of the recipe)
+    weights: str = '',  # file, hub id, or a folder of files named after their architectures, instead of a download
+    seeds: tuple[int, ...] = (1,),  # each trains every setting once
+    epochs: int | None = None,  # of each training (default: the experiment's)
+    out: Path
+    | None = None,  # its folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
 ) -> int:
     "Run an experiment of one of the four published projects"
     from fungi_fastai.published import published, run_experiment
+
     if name == 'list':
-        for key, one in published.items(): print(f'{key:<24}{one.question}')
+        for key, one in published.items():
+            print(f'{key:<24}{one.question}')
         return 0
     print(run_experiment(name, out, size, source, weights, seeds, **_given(epochs=epochs)))
     return 0
 
+
 def doctor(
-    json:bool=False, # print JSON
+    json: bool = False,  # print JSON
 ) -> int:
     "What works on this machine, and what to do about the rest: packages, device, folders, network, Kaggle's credentials"
     from fungi_fastai.doctor import doctor as look
     from fungi_fastai.doctor import to_json
+
     found = look()
     _print_json(to_json(found)) if json else print(*found, sep='\n')
     return 0 if to_json(found)['healthy'] else 1
 
+
 def export(
-    run:Positional[Path],    # a finished run's folder
-    out:Path|None=None,      # the bundle's folder; a bundle that is there is replaced when the new one is whole (default: `bundle` in the run's)
-    int8:bool=False,         # also a network of 8-bit integers, calibrated on training pictures, with its measured loss and speed
-    openvino:bool=False,     # also OpenVINO's format
-    examples:int=500,        # training pictures whose features and thumbnails go along; 0: none leaves this machine
-    references:int=8,        # pictures with torch's answers, by which a bundle is checked elsewhere; 0: none
-    licence:str='not stated by who made it', # of pictures and network, for the model card
-    push:str|None=None,      # also to the Hugging Face Hub, as OWNER/NAME
-    public:bool=False,       # with --push: for everybody to see
-    json:bool=False,         # print bundle.json
+    run: Positional[Path],  # a finished run's folder
+    out: Path
+    | None = None,  # the bundle's folder; a bundle that is there is replaced when the new one is whole (default: `bundle` in the run's)
+    int8: bool = False,  # also a network of 8-bit integers, calibrated on training pictures, with its measured loss and speed
+    openvino: bool = False,  # also OpenVINO's format
+    examples: int = 500,  # training pictures whose features and thumbnails go along; 0: none leaves this machine
+    references: int = 8,  # pictures with torch's answers, by which a bundle is checked elsewhere; 0: none
+    licence: str = 'not stated by who made it',  # of pictures and network, for the model card
+    push: str | None = None,  # also to the Hugging Face Hub, as OWNER/NAME
+    public: bool = False,  # with --push: for everybody to see
+    json: bool = False,  # print bundle.json
 ) -> int:
     "Make a run into a bundle to be shipped: weights, ONNX, model card. Fails unless torch and ONNX say the same"
     from fungi_fastai.deploy.export import export as export_run
     from fungi_fastai.deploy.export import push_to_hub
-    folder = export_run(run, out or run/'bundle', int8=int8, openvino=openvino, examples=examples, references=references, licence=licence, progress=not json)
-    print((folder/'bundle.json').read_text('utf8') if json else folder)
-    if push: _say(f'Pushed to {push_to_hub(folder, push, private=not public)}')
+
+    folder = export_run(
+        run,
+        out or run / 'bundle',
+        int8=int8,
+        openvino=openvino,
+        examples=examples,
+        references=references,
+        licence=licence,
+        progress=not json,
+    )
+    print((folder / 'bundle.json').read_text('utf8') if json else folder)
+    if push:
+        _say(f'Pushed to {push_to_hub(folder, push, private=not public)}')
     return 0
 
+
 def serve(
-    bundle:Positional[Path],  # a bundle's folder, from `fungi export`
-    host:str='127.0.0.1',     # the address to listen at: this machine only; 0.0.0.0 for all who can reach it
-    port:int=8000,            # 0: any that is free
-    backend:Literal['auto', 'onnx', 'torch', 'int8', 'openvino']='auto', # what computes
-    page:bool=True,           # the page for people at /
-    max_batch:int=16,         # pictures at most that the network is given together
-    max_wait:float=.01,       # seconds at most that a picture waits for others
-    places:int=256,           # pictures that may be waiting or worked on; the next is told to come again
-    max_bytes:int=2**24,      # the largest file, bytes
-    max_pixels:int=50_000_000,# the largest picture, pixels
-    max_files:int=64,         # files in one request
-    max_memory:int=2**28,     # bytes that uploads in flight may hold together; a request a quarter of it
-    timeout:float=30.,        # seconds for an upload, and again for its answer
-    drain:float=1.,           # seconds between /ready saying 503 and no new connections
+    bundle: Positional[Path],  # a bundle's folder, from `fungi export`
+    host: str = '127.0.0.1',  # the address to listen at: this machine only; 0.0.0.0 for all who can reach it
+    port: int = 8000,  # 0: any that is free
+    backend: Literal['auto', 'onnx', 'torch', 'int8', 'openvino'] = 'auto',  # what computes
+    page: bool = True,  # the page for people at /
+    max_batch: int = 16,  # pictures at most that the network is given together
+    max_wait: float = 0.01,  # seconds at most that a picture waits for others
+    places: int = 256,  # pictures that may be waiting or worked on; the next is told to come again
+    max_bytes: int = 2**24,  # the largest file, bytes
+    max_pixels: int = 50_000_000,  # the largest picture, pixels
+    max_files: int = 64,  # files in one request
+    max_memory: int = 2**28,  # bytes that uploads in flight may hold together; a request a quarter of it
+    timeout: float = 30.0,  # seconds for an upload, and again for its answer
+    drain: float = 1.0,  # seconds between /ready saying 503 and no new connections
 ) -> int:
     "Answer over HTTP, and with a page, until SIGTERM or Ctrl-C. Set FUNGI_API_KEY to ask for a key"
     from fungi_fastai.deploy.server import Limits
     from fungi_fastai.deploy.server import serve as serve_bundle
+
     limits = Limits(max_bytes, max_pixels, max_files, max_memory, places, timeout)
-    return serve_bundle(bundle, host, port, drain, backend=backend, page=page, max_batch=max_batch, max_wait=max_wait, limits=limits)
+    return serve_bundle(
+        bundle, host, port, drain, backend=backend, page=page, max_batch=max_batch, max_wait=max_wait, limits=limits
+    )
+
 
 def submit(
-    runs:Positional[list[Path]], # finished runs or cross-validations; several are averaged
-    out:Path,                # the competition's .csv
-    sample:Path|None=None,   # sample_submission.csv (default: the one that lies with the pictures)
-    test:str|None=None,      # the pictures: folder, zip or CSV (default: `test/` of what the first run was trained on)
-    tta:bool=False,          # average over all flips of each picture that the recipe allows
-    probabilities:bool=False,# write the probabilities beside it, as .parquet
-    competition:str|None=None, # send it to this competition, and wait for the score
-    message:str='',          # what distinguishes this submission from the others (default: the runs' names)
-    json:bool=False,         # print JSON
+    runs: Positional[list[Path]],  # finished runs or cross-validations; several are averaged
+    out: Path,  # the competition's .csv
+    sample: Path | None = None,  # sample_submission.csv (default: the one that lies with the pictures)
+    test: str | None = None,  # the pictures: folder, zip or CSV (default: `test/` of what the first run was trained on)
+    tta: bool = False,  # average over all flips of each picture that the recipe allows
+    probabilities: bool = False,  # write the probabilities beside it, as .parquet
+    competition: str | None = None,  # send it to this competition, and wait for the score
+    message: str = '',  # what distinguishes this submission from the others (default: the runs' names)
+    json: bool = False,  # print JSON
 ) -> int:
     "Predict a competition's test pictures, write the file it wants, and send it"
     from fungi_fastai.deploy.submission import submission
+
     found = submission(runs, out, test, sample, tta, probabilities=probabilities)
-    if not json: print(found)
+    if not json:
+        print(found)
     facts = found.facts
     if competition:
         from fungi_fastai.deploy.kaggle import submit_file
+
         sent = submit_file(competition, out, message or ', '.join(run.name for run in runs))
         facts['sent'] = sent.to_dict()
-        if not json: print(sent)
-    if json: _print_json(facts)
+        if not json:
+            print(sent)
+    if json:
+        _print_json(facts)
     return 0
 
+
 def fetch(
-    source:Positional[str], # a recipe, or whatever --source takes: a Kaggle slug, competition:NAME, an address
+    source: Positional[str],  # a recipe, or whatever --source takes: a Kaggle slug, competition:NAME, an address
 ) -> int:
     "Download and unpack pictures, once, and print where they are"
     from fungi_fastai.data.sources import Source
+
     print(Source.of(recipes[source].source if source in recipes else source).prepare())
     return 0
+
 
 def kaggle() -> int:
     "`fungi kaggle notebook RECIPE` writes a notebook that trains on Kaggle; `fungi kaggle status COMPETITION` lists scores"
 
+
 def _kaggle_notebook(
-    recipe:Recipe,
-    out:CascadeSubcommandArgs[Path],            # the folder to make
-    push:CascadeSubcommandArgs[bool]=False,     # send it to Kaggle, where it starts to run
-    owner:CascadeSubcommandArgs[str]='',        # your name on Kaggle (default: that of the credentials here)
-    folds:CascadeSubcommandArgs[int]=0,         # cross-validate with so many folds, and submit their mean; 0: one training
-    gpu:CascadeSubcommandArgs[bool]=True,       # ask Kaggle for a GPU
-    json:CascadeSubcommandArgs[bool]=False,     # print JSON
+    recipe: Recipe,
+    out: CascadeSubcommandArgs[Path],  # the folder to make
+    push: CascadeSubcommandArgs[bool] = False,  # send it to Kaggle, where it starts to run
+    owner: CascadeSubcommandArgs[str] = '',  # your name on Kaggle (default: that of the credentials here)
+    folds: CascadeSubcommandArgs[int] = 0,  # cross-validate with so many folds, and submit their mean; 0: one training
+    gpu: CascadeSubcommandArgs[bool] = True,  # ask Kaggle for a GPU
+    json: CascadeSubcommandArgs[bool] = False,  # print JSON
 ) -> int:
     "Write a Kaggle notebook that trains a recipe with the internet off, and what it needs attached"
     from fungi_fastai.deploy.kaggle import push_notebook, write_notebook
+
     facts = dict(notebook=str(write_notebook(recipe, out, owner, folds=folds, gpu=gpu)))
-    if push: facts |= push_notebook(out)
-    if json: _print_json(facts)
-    elif push: print(f"Version {facts['version']} runs at {facts['url']}")
-    else: print(f"{facts['notebook']}\nRun {out/'make_dataset.sh'} once, to upload what it needs; then the same call with --push.")
+    if push:
+        facts |= push_notebook(out)
+    if json:
+        _print_json(facts)
+    elif push:
+        print(f'Version {facts["version"]} runs at {facts["url"]}')
+    else:
+        print(
+            f'{facts["notebook"]}\nRun {out / "make_dataset.sh"} once, to upload what it needs; then the same call with --push.'
+        )
     return 0
 
+
 def _kaggle_status(
-    competition:Positional[str], # its name, or address
-    json:bool=False,             # print JSON
+    competition: Positional[str],  # its name, or address
+    json: bool = False,  # print JSON
 ) -> int:
     "The last submissions to a competition, and their scores"
     from fungi_fastai.deploy.kaggle import submissions
+
     found = submissions(competition)
-    if json: _print_json([one.to_dict() for one in found])
-    else: print(*found or [f'Nothing was submitted to {competition} yet.'], sep='\n')
+    if json:
+        _print_json([one.to_dict() for one in found])
+    else:
+        print(*found or [f'Nothing was submitted to {competition} yet.'], sep='\n')
     return 0
 
-commands = (train, evaluate, predict, check, probe, labels, explore, cache, report, watch, folds, curve, sweep, compare, experiment,
-            export, serve, submit, fetch, kaggle, doctor)
+
+commands = (
+    train,
+    evaluate,
+    predict,
+    check,
+    probe,
+    labels,
+    explore,
+    cache,
+    report,
+    watch,
+    folds,
+    curve,
+    sweep,
+    compare,
+    experiment,
+    export,
+    serve,
+    submit,
+    fetch,
+    kaggle,
+    doctor,
+)
 kaggle_commands = dict(notebook=_kaggle_notebook, status=_kaggle_status)
 
 # %% ../nbs/cli.ipynb #7308a345
-def _say(text): print(f'fungi: {text}', file=sys.stderr)
+def _say(text):
+    print(f'fungi: {text}', file=sys.stderr)
+
 
 def _check_file(file, *kinds):
     "Raise `UserError` where a file cannot be written, by its name or its place"
-    if file.suffix.lower() not in kinds: raise UserError(f"{file} should end in {' or '.join(kinds)}.")
-    if file.is_dir(): raise UserError(f'{file} is a folder; expected the name of a file.')
+    if file.suffix.lower() not in kinds:
+        raise UserError(f'{file} should end in {" or ".join(kinds)}.')
+    if file.is_dir():
+        raise UserError(f'{file} is a folder; expected the name of a file.')
     check_place(file)
+
 
 def _misspelt(arguments):
     "What is wrong with a command or recipe that there is none of: tyro would blame the flags after it"
-    command, recipe, *_ = [*arguments, '-', '-']   # a flag stands for none
+    command, recipe, *_ = [*arguments, '-', '-']  # a flag stands for none
     named = [one.__name__ for one in commands]
-    if command in ('train', 'folds', 'curve', 'sweep'): what, word, known = 'recipe', recipe, list(recipes)
-    else: what, word, known = 'command', command, named
-    if word.startswith('-') or word in known: return ''
+    if command in ('train', 'folds', 'curve', 'sweep'):
+        what, word, known = 'recipe', recipe, list(recipes)
+    else:
+        what, word, known = 'command', command, named
+    if word.startswith('-') or word in known:
+        return ''
     return f'There is no {what} {word!r}. {meant(word, known)}'
+
 
 def _show_warning(message, category, filename, *_):
     "Our own warnings are for the user, on one line; those of libraries are for us"
-    if category is UserWarning and f'{Path(__file__).parent}' in filename: _say(message)
+    if category is UserWarning and f'{Path(__file__).parent}' in filename:
+        _say(message)
+
 
 @_cache
 def _with_help(command):
     "The comments beside a command's parameters, as the help of its flags"
     for name, comment in docments(command, returns=False).items():
-        if not comment: continue
+        if not comment:
+            continue
         kind = command.__annotations__[name]
-        hint = (lambda usual, told='(default: ' in comment: '' if told or usual in ('', "''", 'None') else f'(default: {usual})')
-        command.__annotations__[name] = Annotated[kind, arg(help=comment, metavar=_placeholder(name, kind), help_behavior_hint=hint)]
+        hint = lambda usual, told='(default: ' in comment: (
+            '' if told or usual in ('', "''", 'None') else f'(default: {usual})'
+        )
+        command.__annotations__[name] = Annotated[
+            kind, arg(help=comment, metavar=_placeholder(name, kind), help_behavior_hint=hint)
+        ]
     return command
+
 
 def _placeholder(name, kind):
     "What stands for a value in the help: RUN, PATH; None where tyro's own word is good"
     plain, *marks = get_args(kind) if get_origin(kind) is Annotated else (kind,)
     if Positional[str].__metadata__[0] in marks:
-        if get_origin(plain) is Literal: return None
+        if get_origin(plain) is Literal:
+            return None
         return f'{name[:-1].upper()} [{name[:-1].upper()} ...]' if get_origin(plain) is list else name.upper()
     some = [one for one in get_args(plain) if one is not NoneType]
-    if NoneType not in get_args(plain): return None
-    return '{'+','.join(get_args(some[0]))+'}' if get_origin(some[0]) is Literal else some[0].__name__.upper()
+    if NoneType not in get_args(plain):
+        return None
+    return '{' + ','.join(get_args(some[0])) + '}' if get_origin(some[0]) is Literal else some[0].__name__.upper()
+
 
 def main(
-    arguments:list[str]|None=None, # (default: those of the process)
-) -> int: # exit code
+    arguments: list[str] | None = None,  # (default: those of the process)
+) -> int:  # exit code
     "The command `fungi`"
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments in (['--version'], ['-V']):
         from fungi_fastai import __version__
+
         print(f'fungi_fastai {__version__}')
         return 0
     if wrong := _misspelt(arguments):
         _say(wrong)
         return 2
     app = tyro.extras.SubcommandApp()
-    for command in (train, folds, curve, sweep, _kaggle_notebook): command.__annotations__['recipe'] = _recipe_type(arguments)
+    for command in (train, folds, curve, sweep, _kaggle_notebook):
+        command.__annotations__['recipe'] = _recipe_type(arguments)
     resumed = arguments[:1] == ['train'] and any(a.partition('=')[0] == '--resume' for a in arguments)
-    prog, description = 'fungi', ('From a folder of specimen photos to the best classifier you can honestly claim. '
-                                  'A first try, in two minutes and without a download: fungi train mushrooms --source sample')
+    prog, description = (
+        'fungi',
+        (
+            'From a folder of specimen photos to the best classifier you can honestly claim. '
+            'A first try, in two minutes and without a download: fungi train mushrooms --source sample'
+        ),
+    )
     if arguments[:1] == ['kaggle']:
-        prog, arguments, description = 'fungi kaggle', arguments[1:], 'Notebooks that train on Kaggle, and what became of submissions.'
-        for name, command in kaggle_commands.items(): app.command(_with_help(command), name=name)
+        prog, arguments, description = (
+            'fungi kaggle',
+            arguments[1:],
+            'Notebooks that train on Kaggle, and what became of submissions.',
+        )
+        for name, command in kaggle_commands.items():
+            app.command(_with_help(command), name=name)
     else:
-        for command in commands: app.command(_with_help(_resume), name='train') if command is train and resumed else app.command(_with_help(command))
+        for command in commands:
+            app.command(_with_help(_resume), name='train') if command is train and resumed else app.command(
+                _with_help(command)
+            )
     warnings.showwarning = _show_warning
-    try: return app.cli(prog=prog, args=arguments or ['--help'], description=description)
+    try:
+        return app.cli(prog=prog, args=arguments or ['--help'], description=description)
     except (UserError, TrainingError) as error:
-        if not getattr(error, 'elsewhere', False): _say(error)   # else another process says it
+        if not getattr(error, 'elsewhere', False):
+            _say(error)  # else another process says it
         return 2 if isinstance(error, UserError) else 1
-    except BrokenPipeError: return 1   # the reader of a pipe has gone, as with `| head`
+    except BrokenPipeError:
+        return 1  # the reader of a pipe has gone, as with `| head`
     except OSError as error:
-        _say(f"{error.filename or 'A file'} could not be read or written: {error.strerror or error}. What was complete before is kept.")
+        _say(
+            f'{error.filename or "A file"} could not be read or written: {error.strerror or error}. What was complete before is kept.'
+        )
         return 1
     except KeyboardInterrupt as stopped:
         run = getattr(stopped, 'run', None)
-        if arguments[:1] != ['train']: _say('Stopped. The same call with the same --out continues where it stopped.')
-        else: _say(f'Stopped. Go on with: fungi train --resume {run}' if run and (run/'recipe.json').exists() else 'Stopped, before anything was done.')
+        if arguments[:1] != ['train']:
+            _say('Stopped. The same call with the same --out continues where it stopped.')
+        else:
+            _say(
+                f'Stopped. Go on with: fungi train --resume {run}'
+                if run and (run / 'recipe.json').exists()
+                else 'Stopped, before anything was done.'
+            )
         return 130
 
 # %% ../nbs/cli.ipynb #99f706f7
-if __name__ == '__main__': sys.exit(main())   # python -m fungi_fastai.cli, as torchrun calls it
+if __name__ == '__main__':
+    sys.exit(main())  # python -m fungi_fastai.cli, as torchrun calls it

@@ -25,9 +25,10 @@ from .settings import UserError, check_place, find_config, settings
 @dataclass(frozen=True)
 class Finding:
     "What one look at the machine found"
-    what: str    # looked at
-    state: str   # fine, note or wrong
-    found: str   # in words
+
+    what: str  # looked at
+    state: str  # fine, note or wrong
+    found: str  # in words
     advice: str = ''  # what to do, where something is to be done
 
     def __str__(self):
@@ -35,21 +36,32 @@ class Finding:
         return f'{sign} {self.what:<12}{self.found}' + (f'\n  {"":<12}→ {self.advice}' if self.advice else '')
 
 # %% ../nbs/doctor.ipynb #ca87ef96
-extras = dict(onnx='export to ONNX', serve='fungi serve', track='trackers', scale='several machines', openvino='OpenVINO')   # what each is for
+extras = dict(
+    onnx='export to ONNX', serve='fungi serve', track='trackers', scale='several machines', openvino='OpenVINO'
+)  # what each is for
+
 
 def needs(
-    extra:str,    # such as serve
-) -> list[str]:   # names of packages
+    extra: str,  # such as serve
+) -> list[str]:  # names of packages
     "What an extra asks for, and the extras that it includes: by this package's own metadata, empty where it is not installed"
-    try: asked = [Requirement(r) for r in requires('fungi_fastai') or ()]
-    except PackageNotFoundError: return []
+    try:
+        asked = [Requirement(r) for r in requires('fungi_fastai') or ()]
+    except PackageNotFoundError:
+        return []
     asked = [r for r in asked if r.marker is not None and r.marker.evaluate(dict(extra=extra))]
     own = [r for r in asked if r.name.replace('-', '_') == 'fungi_fastai']
-    return [name for r in own for one in sorted(r.extras) for name in needs(one)] + [r.name for r in asked if r not in own]
+    return [name for r in own for one in sorted(r.extras) for name in needs(one)] + [
+        r.name for r in asked if r not in own
+    ]
+
 
 def _version(package):
-    try: return version(package)
-    except PackageNotFoundError: return None
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
 
 def packages() -> list[Finding]:
     "Python, what the package is built on, and its extras"
@@ -57,92 +69,171 @@ def packages() -> list[Finding]:
     found = {p: _version(p) for p in needed}
     said = ', '.join(f'{p} {v}' for p, v in found.items() if v)
     missing = [p for p, v in found.items() if v is None]
-    state = [Finding('python', 'fine', f'{platform.python_version()} ({sys.executable}), {platform.system()} {platform.machine()}'),
-             Finding('packages', 'wrong' if missing else 'fine', said, f"pip install {' '.join(missing)}" if missing else '')]
+    state = [
+        Finding(
+            'python',
+            'fine',
+            f'{platform.python_version()} ({sys.executable}), {platform.system()} {platform.machine()}',
+        ),
+        Finding(
+            'packages', 'wrong' if missing else 'fine', said, f'pip install {" ".join(missing)}' if missing else ''
+        ),
+    ]
     here = [name for name in extras if (asked := needs(name)) and all(map(_version, asked))]
     absent = [name for name in extras if name not in here]
     advice = f"pip install 'fungi_fastai[{','.join(absent)}]'" if absent else ''
-    without = f"; without {', '.join(f'{a} ({extras[a]})' for a in absent)}" if absent else ''
-    return [*state, Finding('extras', 'note' if absent else 'fine', (', '.join(here) or 'none')+without, advice)]
+    without = f'; without {", ".join(f"{a} ({extras[a]})" for a in absent)}' if absent else ''
+    return [*state, Finding('extras', 'note' if absent else 'fine', (', '.join(here) or 'none') + without, advice)]
 
 # %% ../nbs/doctor.ipynb #e6e8865c
 def device() -> list[Finding]:
     "What is trained on, in which number format, with how many threads"
-    try: import torch
-    except ImportError as error: return [Finding('device', 'wrong', f'torch cannot be imported: {error}', 'pip install torch torchvision, as a pair')]
+    try:
+        import torch
+    except ImportError as error:
+        return [
+            Finding('device', 'wrong', f'torch cannot be imported: {error}', 'pip install torch torchvision, as a pair')
+        ]
     from fungi_fastai.data.archives import say_count
     from fungi_fastai.training.precision import pick_device, pick_precision
-    try: chosen = pick_device()
-    except UserError as error: return [Finding('device', 'wrong', str(error), 'mend settings.ini; device = auto always works')]
+
+    try:
+        chosen = pick_device()
+    except UserError as error:
+        return [Finding('device', 'wrong', str(error), 'mend settings.ini; device = auto always works')]
     number_format, why = pick_precision(device=chosen)
     if chosen.type == 'cuda':
         free, memory = torch.cuda.mem_get_info(chosen)
-        return [Finding('device', 'fine', f'{torch.cuda.get_device_name(chosen)} ({torch.cuda.device_count()} there), '
-                        f'{free/1e9:.0f} of {memory/1e9:.0f} GB free; {number_format}: {why}')]
-    if chosen.type == 'mps': return [Finding('device', 'fine', f"Apple's GPU; {number_format}: {why}")]
+        return [
+            Finding(
+                'device',
+                'fine',
+                f'{torch.cuda.get_device_name(chosen)} ({torch.cuda.device_count()} there), '
+                f'{free / 1e9:.0f} of {memory / 1e9:.0f} GB free; {number_format}: {why}',
+            )
+        ]
+    if chosen.type == 'mps':
+        return [Finding('device', 'fine', f"Apple's GPU; {number_format}: {why}")]
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    few = 'OMP_NUM_THREADS' in os.environ and threads*2 <= cores
-    return [Finding('device', 'note', f"no GPU: CPU with {say_count(cores, 'core')}, {say_count(threads, 'thread')}; {number_format}: {why}",
-                    'unset OMP_NUM_THREADS, unless several trainings run side by side' if few else
-                    'small networks and pictures: --arch mobilenetv2_100 --size 160; Kaggle lends a GPU (fungi kaggle notebook)')]
+    few = 'OMP_NUM_THREADS' in os.environ and threads * 2 <= cores
+    return [
+        Finding(
+            'device',
+            'note',
+            f'no GPU: CPU with {say_count(cores, "core")}, {say_count(threads, "thread")}; {number_format}: {why}',
+            'unset OMP_NUM_THREADS, unless several trainings run side by side'
+            if few
+            else 'small networks and pictures: --arch mobilenetv2_100 --size 160; Kaggle lends a GPU (fungi kaggle notebook)',
+        )
+    ]
 
 # %% ../nbs/doctor.ipynb #8c4368dc
 def folders(
-    least:float=5., # GB free that are called enough
+    least: float = 5.0,  # GB free that are called enough
 ) -> list[Finding]:
     "Settings file, and the folders it names"
-    try: config, machine = find_config(), settings()
-    except UserError as error: return [Finding('settings', 'wrong', str(error), 'mend that line, or delete it: every setting has a default')]
-    found = [Finding('settings', 'fine', str(config.config_file) if config else 'no settings.ini above the working directory: the defaults')]
+    try:
+        config, machine = find_config(), settings()
+    except UserError as error:
+        return [Finding('settings', 'wrong', str(error), 'mend that line, or delete it: every setting has a default')]
+    found = [
+        Finding(
+            'settings',
+            'fine',
+            str(config.config_file) if config else 'no settings.ini above the working directory: the defaults',
+        )
+    ]
     for name in ('runs_dir', 'data_dir', 'cache_dir'):
         place = getattr(machine, name).absolute()
-        try: check_place(place)
+        try:
+            check_place(place)
         except UserError as error:
-            found.append(Finding(name, 'wrong', str(error), f'set {name} in settings.ini to a place that can be written'))
+            found.append(
+                Finding(name, 'wrong', str(error), f'set {name} in settings.ini to a place that can be written')
+            )
             continue
-        free = shutil.disk_usage(next(p for p in [place, *place.parents] if p.exists())).free/1e9
-        found.append(Finding(name, 'fine' if free >= least else 'note', f'{place}, {free:.0f} GB free',
-                             '' if free >= least else 'make room (`fungi cache clear` frees the cache), or set another place in settings.ini'))
+        free = shutil.disk_usage(next(p for p in [place, *place.parents] if p.exists())).free / 1e9
+        found.append(
+            Finding(
+                name,
+                'fine' if free >= least else 'note',
+                f'{place}, {free:.0f} GB free',
+                ''
+                if free >= least
+                else 'make room (`fungi cache clear` frees the cache), or set another place in settings.ini',
+            )
+        )
     return found
 
 # %% ../nbs/doctor.ipynb #ff35149f
-sites = dict(huggingface=('huggingface.co', 'pretrained weights', 'give a file: --weights FILE, or train from scratch: --no-pretrained'),
-             kaggle=('www.kaggle.com', 'data sets', 'download in a browser and give the file: --source FILE.zip'))
+sites = dict(
+    huggingface=(
+        'huggingface.co',
+        'pretrained weights',
+        'give a file: --weights FILE, or train from scratch: --no-pretrained',
+    ),
+    kaggle=('www.kaggle.com', 'data sets', 'download in a browser and give the file: --source FILE.zip'),
+)
+
 
 def network(
-    seconds:float=3., # waited for each site
+    seconds: float = 3.0,  # waited for each site
 ) -> list[Finding]:
     "Which sites can be reached"
     from requests.utils import get_environ_proxies
+
     found = []
     for name, (site, what, advice) in sites.items():
         if os.environ.get('HF_HUB_OFFLINE') == '1' and name == 'huggingface':
-            found.append(Finding(name, 'note', 'HF_HUB_OFFLINE is set: only weights that were downloaded before', advice))
-        elif get_environ_proxies(f'https://{site}'): found.append(Finding(name, 'fine', 'through a proxy (not tried)'))
+            found.append(
+                Finding(name, 'note', 'HF_HUB_OFFLINE is set: only weights that were downloaded before', advice)
+            )
+        elif get_environ_proxies(f'https://{site}'):
+            found.append(Finding(name, 'fine', 'through a proxy (not tried)'))
         else:
-            try: socket.create_connection((site, 443), seconds).close()
-            except OSError as error: found.append(Finding(name, 'note', f'{site} cannot be reached ({error.strerror or error}): no {what} from there', advice))
-            else: found.append(Finding(name, 'fine', f'{site} can be reached'))
+            try:
+                socket.create_connection((site, 443), seconds).close()
+            except OSError as error:
+                found.append(
+                    Finding(
+                        name,
+                        'note',
+                        f'{site} cannot be reached ({error.strerror or error}): no {what} from there',
+                        advice,
+                    )
+                )
+            else:
+                found.append(Finding(name, 'fine', f'{site} can be reached'))
     return found
 
 # %% ../nbs/doctor.ipynb #2a7ed228
 def credentials() -> Finding:
     "Whether Kaggle's client finds credentials"
     folder = Path(os.path.expanduser(os.environ.get('KAGGLE_CONFIG_DIR') or '~/.kaggle'))
-    variables = [names for names in (['KAGGLE_API_TOKEN'], ['KAGGLE_USERNAME', 'KAGGLE_KEY']) if all(map(os.environ.get, names))]
-    files = [folder/name for name in ('access_token', 'credentials.json', 'kaggle.json')]
-    places = [f"the environment's {' and '.join(names)}" for names in variables] + [str(file) for file in files if file.exists()]
-    if places: return Finding('credentials', 'fine', f'for Kaggle, from {places[0]} (not tried)')
-    return Finding('credentials', 'note', 'none for Kaggle: public data sets can be downloaded, competitions cannot',
-                   'kaggle auth login; or a token from https://www.kaggle.com/settings/api in KAGGLE_API_TOKEN')
+    variables = [
+        names for names in (['KAGGLE_API_TOKEN'], ['KAGGLE_USERNAME', 'KAGGLE_KEY']) if all(map(os.environ.get, names))
+    ]
+    files = [folder / name for name in ('access_token', 'credentials.json', 'kaggle.json')]
+    places = [f"the environment's {' and '.join(names)}" for names in variables] + [
+        str(file) for file in files if file.exists()
+    ]
+    if places:
+        return Finding('credentials', 'fine', f'for Kaggle, from {places[0]} (not tried)')
+    return Finding(
+        'credentials',
+        'note',
+        'none for Kaggle: public data sets can be downloaded, competitions cannot',
+        'kaggle auth login; or a token from https://www.kaggle.com/settings/api in KAGGLE_API_TOKEN',
+    )
 
 # %% ../nbs/doctor.ipynb #5568ea2a
 def doctor() -> list[Finding]:
     "Look at everything"
     return [*packages(), *device(), *folders(), *network(), credentials()]
 
+
 def to_json(
-    findings:list[Finding],
+    findings: list[Finding],
 ) -> dict:
     "For `fungi doctor --json`"
     return dict(healthy=all(f.state != 'wrong' for f in findings), findings=[asdict(f) for f in findings])

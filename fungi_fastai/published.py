@@ -21,16 +21,21 @@ from .training.recipe import Recipe, is_sample
 @dataclass(frozen=True)
 class Published:
     "A named experiment"
-    question: str          # in words
-    recipe: Recipe         # at full size
-    settings: tuple = ()   # changes to the recipe, a row of the table each; empty for folds and curves
-    kind: str = 'settings' # settings, folds (grouped and naive), or a learning curve across data, epochs or split
-    small: dict = field(default_factory=dict) # changes at small size
-    small_settings: tuple = ()                # settings at small size (default: the same)
-    numbers: tuple = ()    # what was published: (setting in words, scores)
-    train_score: bool = False # also score the pictures that were trained on
 
-def _grid(**values): return tuple(dict(zip(values, one, strict=True)) for one in product(*values.values()))
+    question: str  # in words
+    recipe: Recipe  # at full size
+    settings: tuple = ()  # changes to the recipe, a row of the table each; empty for folds and curves
+    kind: str = 'settings'  # settings, folds (grouped and naive), or a learning curve across data, epochs or split
+    small: dict = field(default_factory=dict)  # changes at small size
+    small_settings: tuple = ()  # settings at small size (default: the same)
+    numbers: tuple = ()  # what was published: (setting in words, scores)
+    train_score: bool = False  # also score the pictures that were trained on
+
+
+def _grid(**values):
+    return tuple(dict(zip(values, one, strict=True)) for one in product(*values.values()))
+
+
 def _ladder(*steps):
     "Each step is kept for the next"
     kept, rows = {}, []
@@ -39,125 +44,222 @@ def _ladder(*steps):
         rows.append(dict(step=name) | kept)
     return tuple(rows)
 
+
 _quick = dict(arch='mobilenetv2_035', size=128, epochs=5)
-_theirs = dict(start='random', finish='trained')   # a head as the projects trained theirs
+_theirs = dict(start='random', finish='trained')  # a head as the projects trained theirs
 _slide = DEFUNGI.but(**_theirs, epochs=20, patience=5)
-_above = SEEDLINGS.but(**_theirs, body_lr=1., freeze_batchnorm=False, epochs=30)
-_mixer = DEFUNGI.but(**_theirs, arch='convmixer_256_8', pretrained=False, epochs=30, lr=1e-2, wd=.05, freeze_batchnorm=False)
-_quick_mixer = dict(arch='convmixer_64_8', size=64, epochs=8, fraction=.5)
-_nothing = dict(flip='none', strength=0.)
-_plain = _theirs | dict(schedule='constant', wd=0.)
+_above = SEEDLINGS.but(**_theirs, body_lr=1.0, freeze_batchnorm=False, epochs=30)
+_mixer = DEFUNGI.but(
+    **_theirs, arch='convmixer_256_8', pretrained=False, epochs=30, lr=1e-2, wd=0.05, freeze_batchnorm=False
+)
+_quick_mixer = dict(arch='convmixer_64_8', size=64, epochs=8, fraction=0.5)
+_nothing = dict(flip='none', strength=0.0)
+_plain = _theirs | dict(schedule='constant', wd=0.0)
+
 
 def _improvements(small, large):
     "The ladder of the flowers course, on a small and a larger network"
     return _ladder(
-        ('plain, from scratch', dict(arch=small, pretrained=False, lr=1e-3, body_lr=1., freeze_batchnorm=False, **_plain,
-                                     **{f'augment.{k}': v for k, v in _nothing.items()})),
-        ('+ augmentation', {'augment.flip': 'horizontal', 'augment.strength': 1.}),
+        (
+            'plain, from scratch',
+            dict(
+                arch=small,
+                pretrained=False,
+                lr=1e-3,
+                body_lr=1.0,
+                freeze_batchnorm=False,
+                **_plain,
+                **{f'augment.{k}': v for k, v in _nothing.items()},
+            ),
+        ),
+        ('+ augmentation', {'augment.flip': 'horizontal', 'augment.strength': 1.0}),
         ('+ pretrained', dict(pretrained=True)),
         ('+ larger network', dict(arch=large)),
-        ('+ schedule', dict(schedule='one-cycle', lr=2e-3, body_lr=.1)),
-        ('+ regularisation', dict(wd=.05, label_smoothing=.1, mixup=.2, freeze_batchnorm=True)),
-        ('+ start from a probe', dict(start='probe')))
+        ('+ schedule', dict(schedule='one-cycle', lr=2e-3, body_lr=0.1)),
+        ('+ regularisation', dict(wd=0.05, label_smoothing=0.1, mixup=0.2, freeze_batchnorm=True)),
+        ('+ start from a probe', dict(start='probe')),
+    )
+
 
 published = {
-    'mushrooms-grid': Published('Which batch size, learning rate and accumulation?', MUSHROOMS.but(**_theirs, epochs=10),
-        _grid(bs=(16, 32, 64, 128), lr=(1e-3, 1e-4, 1e-5)) + _grid(bs=(64,), lr=(1e-3, 1e-4, 1e-5), accumulate=(2, 3)), small=_quick,
-        small_settings=_grid(bs=(16, 32, 64), lr=(1e-2, 1e-3, 1e-4)) + _grid(bs=(64,), lr=(1e-2, 1e-3), accumulate=(2, 3)),
-        numbers=(('bs=16, lr=1e-3', dict(accuracy=.74)), ('bs=128, lr=1e-3', dict(accuracy=.87)), ('bs=16, lr=1e-4', dict(accuracy=.90)),
-                 ('bs=32, lr=1e-5', dict(accuracy=.85)))),
-    'defungi-curve-20': Published('How do the losses go with a fifth of the data?', DEFUNGI.but(**_theirs, fraction=.2, epochs=20), kind='epochs',
-        small=_quick | dict(epochs=8)),
-    'defungi-grid-20': Published('Which batch size and learning rate, by a fifth of the data?', _slide.but(fraction=.2),
-        _grid(bs=(16, 32, 64), lr=(1e-2, 1e-3, 1e-4)), small=_quick),
-    'defungi-grid-full': Published('And in the best region, by all?', _slide,
-        _grid(bs=(32, 64), lr=(3e-3, 1e-3)), small=_quick | dict(epochs=3),
-        numbers=(('ResNet-34', dict(accuracy=.77, precision=.78, recall=.79, f1=.79)),)),
-    'defungi-folds': Published('How good is it on each third, by specimen and picture by picture?', _slide, kind='folds',
-        small=_quick | dict(epochs=3), numbers=(('ResNet-34, 3 folds', dict(accuracy=.77, precision=.78, recall=.79, f1=.79)),)),
-    'defungi-balance': Published('Does it help to balance the classes?', _slide,
-        _grid(balance=('none', 'oversample', 'weighted', 'loss')), small=_quick | dict(epochs=3)),
-    'convmixer-curve': Published('Would a ConvMixer gain from more data?', _mixer, kind='data', small=_quick_mixer | dict(fraction=1.)),
+    'mushrooms-grid': Published(
+        'Which batch size, learning rate and accumulation?',
+        MUSHROOMS.but(**_theirs, epochs=10),
+        _grid(bs=(16, 32, 64, 128), lr=(1e-3, 1e-4, 1e-5)) + _grid(bs=(64,), lr=(1e-3, 1e-4, 1e-5), accumulate=(2, 3)),
+        small=_quick,
+        small_settings=_grid(bs=(16, 32, 64), lr=(1e-2, 1e-3, 1e-4))
+        + _grid(bs=(64,), lr=(1e-2, 1e-3), accumulate=(2, 3)),
+        numbers=(
+            ('bs=16, lr=1e-3', dict(accuracy=0.74)),
+            ('bs=128, lr=1e-3', dict(accuracy=0.87)),
+            ('bs=16, lr=1e-4', dict(accuracy=0.90)),
+            ('bs=32, lr=1e-5', dict(accuracy=0.85)),
+        ),
+    ),
+    'defungi-curve-20': Published(
+        'How do the losses go with a fifth of the data?',
+        DEFUNGI.but(**_theirs, fraction=0.2, epochs=20),
+        kind='epochs',
+        small=_quick | dict(epochs=8),
+    ),
+    'defungi-grid-20': Published(
+        'Which batch size and learning rate, by a fifth of the data?',
+        _slide.but(fraction=0.2),
+        _grid(bs=(16, 32, 64), lr=(1e-2, 1e-3, 1e-4)),
+        small=_quick,
+    ),
+    'defungi-grid-full': Published(
+        'And in the best region, by all?',
+        _slide,
+        _grid(bs=(32, 64), lr=(3e-3, 1e-3)),
+        small=_quick | dict(epochs=3),
+        numbers=(('ResNet-34', dict(accuracy=0.77, precision=0.78, recall=0.79, f1=0.79)),),
+    ),
+    'defungi-folds': Published(
+        'How good is it on each third, by specimen and picture by picture?',
+        _slide,
+        kind='folds',
+        small=_quick | dict(epochs=3),
+        numbers=(('ResNet-34, 3 folds', dict(accuracy=0.77, precision=0.78, recall=0.79, f1=0.79)),),
+    ),
+    'defungi-balance': Published(
+        'Does it help to balance the classes?',
+        _slide,
+        _grid(balance=('none', 'oversample', 'weighted', 'loss')),
+        small=_quick | dict(epochs=3),
+    ),
+    'convmixer-curve': Published(
+        'Would a ConvMixer gain from more data?', _mixer, kind='data', small=_quick_mixer | dict(fraction=1.0)
+    ),
     'convmixer-split': Published('What share to test on?', _mixer, kind='split', small=_quick_mixer),
-    'convmixer-grid': Published('Which learning rate and weight decay for a ConvMixer?', _mixer, _grid(lr=(3e-2, 1e-2, 3e-3), wd=(.01, .1)),
-        small=_quick_mixer),
-    'convmixer-depth': Published('8 mixers or 16?', _mixer, _grid(arch=('convmixer_256_8', 'convmixer_256_16')), small=_quick_mixer,
+    'convmixer-grid': Published(
+        'Which learning rate and weight decay for a ConvMixer?',
+        _mixer,
+        _grid(lr=(3e-2, 1e-2, 3e-3), wd=(0.01, 0.1)),
+        small=_quick_mixer,
+    ),
+    'convmixer-depth': Published(
+        '8 mixers or 16?',
+        _mixer,
+        _grid(arch=('convmixer_256_8', 'convmixer_256_16')),
+        small=_quick_mixer,
         small_settings=_grid(arch=('convmixer_64_8', 'convmixer_64_16')),
-        numbers=(('8 mixers', dict(accuracy=.78, precision=.81, recall=.79, f1=.80)), ('16 mixers', 'worse'))),
-    'flowers-ladder': Published('What does each improvement give, one after the other?', FLOWERS.but(epochs=10), _improvements('resnet18', 'resnet50'),
-        small=dict(size=128, epochs=6), small_settings=_improvements('mobilenetv2_035', 'mobilenetv2_100')),
-    'seedlings-schedules': Published('Cyclic or smooth decay of the learning rate?', _above,
-        _grid(schedule=('cyclic', 'smooth', 'one-cycle')), small=_quick | dict(epochs=9), numbers=(('competition', dict(accuracy=.965)),)),
-    'seedlings-augmentation': Published('How strong may augmentation be?', _above,
-        tuple({'augment.strength': s} for s in (0., .5, 1., 2., 3.)), small=_quick | dict(epochs=9), train_score=True,
-        numbers=(('competition', dict(accuracy=.965)),)),
+        numbers=(('8 mixers', dict(accuracy=0.78, precision=0.81, recall=0.79, f1=0.80)), ('16 mixers', 'worse')),
+    ),
+    'flowers-ladder': Published(
+        'What does each improvement give, one after the other?',
+        FLOWERS.but(epochs=10),
+        _improvements('resnet18', 'resnet50'),
+        small=dict(size=128, epochs=6),
+        small_settings=_improvements('mobilenetv2_035', 'mobilenetv2_100'),
+    ),
+    'seedlings-schedules': Published(
+        'Cyclic or smooth decay of the learning rate?',
+        _above,
+        _grid(schedule=('cyclic', 'smooth', 'one-cycle')),
+        small=_quick | dict(epochs=9),
+        numbers=(('competition', dict(accuracy=0.965)),),
+    ),
+    'seedlings-augmentation': Published(
+        'How strong may augmentation be?',
+        _above,
+        tuple({'augment.strength': s} for s in (0.0, 0.5, 1.0, 2.0, 3.0)),
+        small=_quick | dict(epochs=9),
+        train_score=True,
+        numbers=(('competition', dict(accuracy=0.965)),),
+    ),
 }
 
 # %% ../nbs/published.ipynb #26550d8d
 def weights_for(
-    arch:str,
-    weights:str, # a file or hub id, or a folder of files that begin with the name of their architecture; '' = none
+    arch: str,
+    weights: str,  # a file or hub id, or a folder of files that begin with the name of their architecture; '' = none
 ) -> str:
     "The file for an architecture. Raises `UserError` where the folder has none"
     folder = Path(weights).expanduser()
-    if not weights or not folder.is_dir() or (folder/'model.safetensors').exists(): return weights
-    from fungi_fastai.models.weights import weights_in   # here, since it brings torch
-    if not (found := weights_in(folder, arch)): raise UserError(f"{folder} holds no weights for {arch}; expected a file such as {arch}.safetensors. "
-                                  f"It holds: {', '.join(sorted(p.name for p in folder.iterdir())[:5]) or 'nothing'}.")
+    if not weights or not folder.is_dir() or (folder / 'model.safetensors').exists():
+        return weights
+    from fungi_fastai.models.weights import weights_in  # here, since it brings torch
+
+    if not (found := weights_in(folder, arch)):
+        raise UserError(
+            f'{folder} holds no weights for {arch}; expected a file such as {arch}.safetensors. '
+            f'It holds: {", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"}.'
+        )
     return str(found)
 
+
 def plan(
-    name:str,           # of `published`
-    size:str='full',    # full or small
-    source=None,        # folder, zip, CSV, slug or sample (default: the recipe's)
-    weights:str='',     # file, hub id, or folder of files by architecture, instead of a download
-    **changes,          # further fields of the recipe, such as epochs=2
-) -> tuple[Recipe, list[tuple[dict, Recipe]]]: # the recipe, and for each setting its values and its recipe
+    name: str,  # of `published`
+    size: str = 'full',  # full or small
+    source=None,  # folder, zip, CSV, slug or sample (default: the recipe's)
+    weights: str = '',  # file, hub id, or folder of files by architecture, instead of a download
+    **changes,  # further fields of the recipe, such as epochs=2
+) -> tuple[Recipe, list[tuple[dict, Recipe]]]:  # the recipe, and for each setting its values and its recipe
     "What an experiment would train. Raises `UserError`"
-    if name not in published: raise UserError(f"There is no experiment {name!r}. Known: {', '.join(published)}.")
-    if size not in ('full', 'small'): raise UserError(f"size is {size!r}; expected full or small.")
+    if name not in published:
+        raise UserError(f'There is no experiment {name!r}. Known: {", ".join(published)}.')
+    if size not in ('full', 'small'):
+        raise UserError(f'size is {size!r}; expected full or small.')
     from fungi_fastai.experiments.spaces import with_values
+
     about = published[name]
     base = about.recipe.but(**(about.small if size == 'small' else {}))
-    if is_sample(source) and not weights: base = base.but(pretrained=False)   # no weights are at hand for it
+    if is_sample(source) and not weights:
+        base = base.but(pretrained=False)  # no weights are at hand for it
     base = base.but(**({} if source is None else dict(source=source)), **changes)
     rows = []
-    for values in (about.small_settings if size == 'small' and about.small_settings else about.settings):
+    for values in about.small_settings if size == 'small' and about.small_settings else about.settings:
         used = {k: v for k, v in values.items() if k not in changes and k != 'step'}
-        if used.get('pretrained') and is_sample(source) and not weights: used['pretrained'] = False
+        if used.get('pretrained') and is_sample(source) and not weights:
+            used['pretrained'] = False
         rows.append((values, _with_weights(with_values(base, used), weights)))
     return base if rows else _with_weights(base, weights), rows
 
-def _with_weights(recipe, weights): return recipe.but(weights=weights_for(recipe.arch, weights)) if recipe.pretrained and weights else recipe
+
+def _with_weights(recipe, weights):
+    return recipe.but(weights=weights_for(recipe.arch, weights)) if recipe.pretrained and weights else recipe
+
 
 def run_experiment(
-    name:str,               # of `published`
-    out:str|Path|None=None, # its folder (default: a new one under the settings' runs_dir); the same call continues an interrupted one
-    size:str='full',        # full or small
-    source=None,            # folder, zip, CSV, slug or sample (default: the recipe's)
-    weights:str='',         # file, hub id, or folder of files by architecture, instead of a download
-    seeds=(1,),             # each trains every setting once, on a split of its own
-    progress:bool=True,     # show it
-    **changes,              # further fields of the recipe, such as epochs=2
+    name: str,  # of `published`
+    out: str
+    | Path
+    | None = None,  # its folder (default: a new one under the settings' runs_dir); the same call continues an interrupted one
+    size: str = 'full',  # full or small
+    source=None,  # folder, zip, CSV, slug or sample (default: the recipe's)
+    weights: str = '',  # file, hub id, or folder of files by architecture, instead of a download
+    seeds=(1,),  # each trains every setting once, on a split of its own
+    progress: bool = True,  # show it
+    **changes,  # further fields of the recipe, such as epochs=2
 ) -> 'Outcome':
     "Run a published experiment. Raises `UserError`; `TrainingError` where a training failed"
     from fungi_fastai.experiments.runs import next_folder
+
     recipe, rows = plan(name, size, source, weights, **changes)
     folder, seeds = check_place(Path(out) if out else next_folder(name)), tuple(dict.fromkeys(int(s) for s in seeds))
-    if not seeds: raise UserError('No seed was given; expected one at least, such as 1.')
+    if not seeds:
+        raise UserError('No seed was given; expected one at least, such as 1.')
     about = published[name]
-    if about.kind == 'folds': table, said, figure = _folds(folder, recipe, seeds, progress)
-    elif about.kind == 'settings': table, said, figure = _settings(folder, name, recipe, rows, seeds, progress)
-    else: table, said, figure = _curve(folder, recipe, about.kind, seeds, progress)
+    if about.kind == 'folds':
+        table, said, figure = _folds(folder, recipe, seeds, progress)
+    elif about.kind == 'settings':
+        table, said, figure = _settings(folder, name, recipe, rows, seeds, progress)
+    else:
+        table, said, figure = _curve(folder, recipe, about.kind, seeds, progress)
     outcome = Outcome(name, recipe, table, said, size)
     outcome.write(folder, figure)
     return outcome
 
+
 _scores = ('accuracy', 'macro_precision', 'macro_recall', 'macro_f1')
+
 
 def _setting_name(values):
     from fungi_fastai.experiments.spaces import text_of
+
     return values['step'] if 'step' in values else ', '.join(f'{k}={text_of(v)}' for k, v in values.items())
+
 
 def _settings(folder, name, recipe, rows, seeds, progress):
     import pandas as pd
@@ -165,63 +267,114 @@ def _settings(folder, name, recipe, rows, seeds, progress):
     from fungi_fastai.experiments.curves import part_scores
     from fungi_fastai.experiments.folds import Job, experiment, train_all
     from fungi_fastai.training.fit import prepare_items
+
     about, found = published[name], []
     with experiment(folder, recipe, experiment=name, settings=[_setting_name(v) for v, _ in rows], seeds=list(seeds)):
-        jobs = [Job(f'{number:02}-seed-{seed}', one.but(seed=seed), lambda one=one, seed=seed: prepare_items(one.but(seed=seed), progress), one.epochs)
-                for number, (_, one) in enumerate(rows, 1) for seed in seeds]
+        jobs = [
+            Job(
+                f'{number:02}-seed-{seed}',
+                one.but(seed=seed),
+                lambda one=one, seed=seed: prepare_items(one.but(seed=seed), progress),
+                one.epochs,
+            )
+            for number, (_, one) in enumerate(rows, 1)
+            for seed in seeds
+        ]
         for job, run in train_all(jobs, folder, progress):
-            values = rows[int(job.name[:2])-1][0]
+            values = rows[int(job.name[:2]) - 1][0]
             scores = {k: run.metrics[k] for k in _scores}
-            if about.train_score: scores['train_accuracy'] = part_scores(run, folder/'train'/f'{job.name}.parquet')[0]['accuracy']
-            found.append(dict(setting=_setting_name(values), seed=job.recipe.seed, folder=job.name) | {k: v for k, v in values.items() if k != 'step'}
-                         | dict(valid_accuracy=run.metrics['valid']['accuracy']) | scores
-                         | dict(zip(('accuracy_low', 'accuracy_high'), run.metrics.get('intervals', {}).get('accuracy', (None, None)), strict=True))
-                         | dict(n_test=run.metrics['n_test'], epochs=run.metrics['epochs'], seconds=run.metrics['seconds']))
+            if about.train_score:
+                scores['train_accuracy'] = part_scores(run, folder / 'train' / f'{job.name}.parquet')[0]['accuracy']
+            found.append(
+                dict(setting=_setting_name(values), seed=job.recipe.seed, folder=job.name)
+                | {k: v for k, v in values.items() if k != 'step'}
+                | dict(valid_accuracy=run.metrics['valid']['accuracy'])
+                | scores
+                | dict(
+                    zip(
+                        ('accuracy_low', 'accuracy_high'),
+                        run.metrics.get('intervals', {}).get('accuracy', (None, None)),
+                        strict=True,
+                    )
+                )
+                | dict(n_test=run.metrics['n_test'], epochs=run.metrics['epochs'], seconds=run.metrics['seconds'])
+            )
     table = pd.DataFrame(found)
     valid = table.groupby('setting', sort=False).valid_accuracy.mean().sort_values(ascending=False, kind='stable')
     said = f'Best on the validation part: {valid.index[0]}.'
-    if len(valid) > 1:   # and is it better than the next?
-        found = compare([folder/f for setting in valid.index[1::-1] for f in table.folder[table.setting == setting]])
-        setting_of = lambda match: f'"{_setting_name(rows[int(match[1])-1][0])}"'   # instead of its folder's name
+    if len(valid) > 1:  # and is it better than the next?
+        found = compare([folder / f for setting in valid.index[1::-1] for f in table.folder[table.setting == setting]])
+        setting_of = lambda match: f'"{_setting_name(rows[int(match[1]) - 1][0])}"'  # instead of its folder's name
         said += ' On the test part: ' + re.sub(r'\b(\d\d)-seed(-\d+)?\b', setting_of, found.said[0])
     if about.train_score:
         over = table.groupby('setting', sort=False)[['train_accuracy', 'accuracy']].mean()
-        gap = (over.train_accuracy-over.accuracy)
+        gap = over.train_accuracy - over.accuracy
         said += f' The gap between training and test pictures is widest at {gap.idxmax()} ({gap.max():.3f}) and narrowest at {gap.idxmin()} ({gap.min():.3f}).'
     return table, said, _chart(table)
+
 
 def _folds(folder, recipe, seeds, progress):
     import pandas as pd
     from fungi_fastai.experiments.compare import in_points
     from fungi_fastai.experiments.folds import cross_validate
+
     rows = []
     for seed, grouped in product(seeds, (True, False)):
-        found = cross_validate(recipe.but(seed=seed), 3, folder/f"{'grouped' if grouped else 'naive'}-seed-{seed}", grouped, progress).metrics
-        rows.append(dict(setting='by specimen' if grouped else 'NAIVE, picture by picture', seed=seed,
-                         **{k: found[k] for k in (*_scores, 'accuracy_sd', 'macro_f1_sd', 'leaked', 'n_test')},
-                         seconds=sum(fold['seconds'] for fold in found['by_fold'])))
+        found = cross_validate(
+            recipe.but(seed=seed), 3, folder / f'{"grouped" if grouped else "naive"}-seed-{seed}', grouped, progress
+        ).metrics
+        rows.append(
+            dict(
+                setting='by specimen' if grouped else 'NAIVE, picture by picture',
+                seed=seed,
+                **{k: found[k] for k in (*_scores, 'accuracy_sd', 'macro_f1_sd', 'leaked', 'n_test')},
+                seconds=sum(fold['seconds'] for fold in found['by_fold']),
+            )
+        )
     table = pd.DataFrame(rows)
     means = table.groupby('setting', sort=False)[['accuracy', 'macro_f1']].mean()
-    accuracy, f1 = means.iloc[1]-means.iloc[0]
-    said = (f'Naive folds promise {in_points(accuracy)} points of accuracy and {in_points(f1)} of macro-F1 beyond what new specimens give: '
-            f'{table.leaked.iloc[1]:.0%} of their test pictures have another picture of their specimen in training.')
+    accuracy, f1 = means.iloc[1] - means.iloc[0]
+    said = (
+        f'Naive folds promise {in_points(accuracy)} points of accuracy and {in_points(f1)} of macro-F1 beyond what new specimens give: '
+        f'{table.leaked.iloc[1]:.0%} of their test pictures have another picture of their specimen in training.'
+    )
     return table, said, _chart(table)
+
 
 def _curve(folder, recipe, across, seeds, progress):
     from fungi_fastai.experiments.curves import learning_curve
-    curve = learning_curve(recipe, seeds=seeds, out=folder/'curve', across=across, progress=progress)
+
+    curve = learning_curve(recipe, seeds=seeds, out=folder / 'curve', across=across, progress=progress)
     return curve.summary, curve.said, curve.figure()
+
 
 def _chart(table):
     "Each setting's accuracy on the test part, on the validation part, and that of each seed, as a matplotlib Figure"
     from fungi_fastai.data.pages import chart, colours
+
     of = table.groupby('setting', sort=False)
     mean = of.accuracy.mean()
     places = range(len(mean))
-    figure, (axis,) = chart(7, .8+.3*len(mean))
+    figure, (axis,) = chart(7, 0.8 + 0.3 * len(mean))
     axis.plot(mean, places, 'o', color=colours['main'], label='test')
-    if 'valid_accuracy' in table: axis.plot(of.valid_accuracy.mean(), places, 'D', color=colours['warn'], fillstyle='none', markersize=5, label='validation')
-    if table.seed.nunique() > 1: axis.plot(table.accuracy, table.setting.map(list(mean.index).index), '|', color=colours['main'], label='test, each seed')
+    if 'valid_accuracy' in table:
+        axis.plot(
+            of.valid_accuracy.mean(),
+            places,
+            'D',
+            color=colours['warn'],
+            fillstyle='none',
+            markersize=5,
+            label='validation',
+        )
+    if table.seed.nunique() > 1:
+        axis.plot(
+            table.accuracy,
+            table.setting.map(list(mean.index).index),
+            '|',
+            color=colours['main'],
+            label='test, each seed',
+        )
     axis.set(yticks=places, yticklabels=mean.index, xlabel='accuracy')
     axis.invert_yaxis()
     axis.legend(frameon=False, fontsize=8, labelcolor=colours['ink'])
@@ -231,21 +384,24 @@ def _chart(table):
 @dataclass(frozen=True)
 class Outcome:
     "What an experiment found"
+
     name: str
     recipe: Recipe
-    table: object   # a pandas DataFrame, a row a run (of a curve: a point)
-    said: str       # a sentence
-    size: str       # full or small
+    table: object  # a pandas DataFrame, a row a run (of a curve: a point)
+    said: str  # a sentence
+    size: str  # full or small
 
     @property
     def summary(self):
         "Means over the seeds, a row a setting, as a pandas DataFrame"
-        if 'setting' not in self.table: return self.table
+        if 'setting' not in self.table:
+            return self.table
         of = self.table.groupby('setting', sort=False)
         scores = [c for c in ('train_accuracy', 'valid_accuracy', *_scores, 'leaked', 'seconds') if c in self.table]
         found = of[scores].mean()
         found.insert(0, 'runs', of.size())
-        if (found.runs > 1).any(): found.insert(found.columns.get_loc('accuracy')+1, 'accuracy_sd', of.accuracy.std())
+        if (found.runs > 1).any():
+            found.insert(found.columns.get_loc('accuracy') + 1, 'accuracy_sd', of.accuracy.std())
         return found.reset_index()
 
     def to_markdown(self) -> str:
@@ -253,21 +409,27 @@ class Outcome:
         rows = self.summary
         digits = {c: 0 if c in ('seconds', 'runs', 'n_train_mean') else 3 for c in rows}
         text = lambda c, v: f'{v:.{digits[c]}f}' if isinstance(v, float) else str(v)
-        lines = [f"| {' | '.join(c.replace('_', ' ') for c in rows)} |", f"|{' --- |'*len(rows.columns)}"]
-        lines += [f"| {' | '.join(text(c, v) for c, v in row.items())} |" for row in rows.to_dict('records')]
-        told = '; '.join(f"{what}: {scores if isinstance(scores, str) else ', '.join(f'{k} {v:g}' for k, v in scores.items())}"
-                         for what, scores in published[self.name].numbers)
+        lines = [f'| {" | ".join(c.replace("_", " ") for c in rows)} |', f'|{" --- |" * len(rows.columns)}']
+        lines += [f'| {" | ".join(text(c, v) for c, v in row.items())} |' for row in rows.to_dict('records')]
+        told = '; '.join(
+            f'{what}: {scores if isinstance(scores, str) else ", ".join(f"{k} {v:g}" for k, v in scores.items())}'
+            for what, scores in published[self.name].numbers
+        )
         return '\n'.join(lines) + (f'\n\nPublished: {told}.' if told else '') + f'\n\n{self.said}\n'
 
-    def __str__(self): return f'{published[self.name].question}\n\n{self.to_markdown()}'
+    def __str__(self):
+        return f'{published[self.name].question}\n\n{self.to_markdown()}'
+
     __repr__ = __str__
 
-    def write(self,
-        folder:Path,
-        figure, # a matplotlib Figure
+    def write(
+        self,
+        folder: Path,
+        figure,  # a matplotlib Figure
     ):
         "table.csv, summary.md and figure.svg"
         from fungi_fastai.data.pages import as_svg
-        write_table(folder/'table.csv', self.table)
-        write_text(folder/'summary.md', f'# {self.name}\n\n{self}')
-        write_text(folder/'figure.svg', as_svg(figure, self.name))
+
+        write_table(folder / 'table.csv', self.table)
+        write_text(folder / 'summary.md', f'# {self.name}\n\n{self}')
+        write_text(folder / 'figure.svg', as_svg(figure, self.name))

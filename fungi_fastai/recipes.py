@@ -12,9 +12,18 @@ from .data.policies import policies
 from .training.recipe import Recipe
 
 # %% ../nbs/recipes.ipynb #d1d11900
-MUSHROOMS = Recipe(name='mushrooms', source='maysee/mushrooms-classification-common-genuss-images', group=r'^(?P<group>.*\d.*)_')
-DEFUNGI = Recipe(name='defungi', source='joebeachcapital/defungi', group=r'^(?P<group>H\d+_\d+)', arch='resnet34', monitor='macro_f1',
-                 exclude=(*Recipe.exclude, 'low_variance'), augment=policies['microscope'])
+MUSHROOMS = Recipe(
+    name='mushrooms', source='maysee/mushrooms-classification-common-genuss-images', group=r'^(?P<group>.*\d.*)_'
+)
+DEFUNGI = Recipe(
+    name='defungi',
+    source='joebeachcapital/defungi',
+    group=r'^(?P<group>H\d+_\d+)',
+    arch='resnet34',
+    monitor='macro_f1',
+    exclude=(*Recipe.exclude, 'low_variance'),
+    augment=policies['microscope'],
+)
 FLOWERS = Recipe(name='flowers', source='alxmamaev/flowers-recognition')
 SEEDLINGS = Recipe(name='seedlings', source='competition:plant-seedlings-classification', augment=policies['above'])
 
@@ -23,7 +32,9 @@ recipes = dict(mushrooms=MUSHROOMS, defungi=DEFUNGI, flowers=FLOWERS, seedlings=
 # %% ../nbs/recipes.ipynb #78242870
 def __getattr__(name):
     recipe = recipes.get(name.removeprefix('train_')) if name.startswith('train_') else None
-    if recipe is None: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if recipe is None:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from fungi_fastai.experiments.runs import trainer
+
     globals()[name] = trainer(recipe)
     return globals()[name]

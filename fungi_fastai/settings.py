@@ -19,26 +19,31 @@ from pathlib import Path
 class UserError(ValueError):
     "A mistake that the user can mend; the message says how"
 
+
 class MissingFileError(UserError, FileNotFoundError):
     "A path that is not there"
-    __str__ = ValueError.__str__   # FileNotFoundError would print an errno
+
+    __str__ = ValueError.__str__  # FileNotFoundError would print an errno
+
 
 class TrainingError(RuntimeError):
     "Work that began and could not be finished; the message says what to try"
 
 # %% ../nbs/settings.ipynb #f4ef1593
 def meant(
-    word:str, # as it was given
-    known,    # the names there are
+    word: str,  # as it was given
+    known,  # the names there are
 ) -> str:
     "What a misspelt name was probably meant to be; where nothing is near, all that it can be"
     import difflib
+
     near = difflib.get_close_matches(word, known, 1)
-    return f'Did you mean {near[0]!r}?' if near else f"Known: {', '.join(sorted(known))}."
+    return f'Did you mean {near[0]!r}?' if near else f'Known: {", ".join(sorted(known))}.'
+
 
 def clock(
-    seconds:float,
-) -> str: # 0:07, 12:30, 1:02:30
+    seconds: float,
+) -> str:  # 0:07, 12:30, 1:02:30
     "A duration as people write it"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -48,61 +53,79 @@ def clock(
 @dataclass(frozen=True)
 class Settings:
     "This machine's settings"
-    data_dir: Path = Path('~/.fungi/data')    # downloads, unpacked archives and built-in samples
-    runs_dir: Path = Path('runs')             # one folder a run
+
+    data_dir: Path = Path('~/.fungi/data')  # downloads, unpacked archives and built-in samples
+    runs_dir: Path = Path('runs')  # one folder a run
     cache_dir: Path = Path('~/.fungi/cache')  # decoded images and features; safe to delete
-    num_workers: str = 'auto'                 # processes that scan and load images: auto, or a number
-    device: str = 'auto'                      # auto, cpu, cuda, cuda:1 or mps
-    tracker: str = ''                         # tensorboard, tensorboard:histograms, wandb, mlflow, curves; several with commas
+    num_workers: str = 'auto'  # processes that scan and load images: auto, or a number
+    device: str = 'auto'  # auto, cpu, cuda, cuda:1 or mps
+    tracker: str = ''  # tensorboard, tensorboard:histograms, wandb, mlflow, curves; several with commas
 
     @property
     def workers(self) -> int:
         "`num_workers` as a number: one process a core, at most 16"
-        return min(16, max(1, (os.cpu_count() or 1)//int(os.environ.get('LOCAL_WORLD_SIZE') or 1))) if self.num_workers == 'auto' else int(self.num_workers)
+        return (
+            min(16, max(1, (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE') or 1)))
+            if self.num_workers == 'auto'
+            else int(self.num_workers)
+        )
 
 # %% ../nbs/settings.ipynb #22761f98
 def find_config(
-    folder:str|Path|None=None, # where the search upwards begins (default: the working directory)
-):                             # a fastcore `Config`, or None where there is no file
+    folder: str | Path | None = None,  # where the search upwards begins (default: the working directory)
+):  # a fastcore `Config`, or None where there is no file
     "The nearest `settings.ini` upwards. Raises `UserError` where it cannot be read"
     from fastcore.xtras import Config
-    try: config = Config.find('settings.ini', folder, interpolation=None)   # a % in a path is a %
+
+    try:
+        config = Config.find('settings.ini', folder, interpolation=None)  # a % in a path is a %
     except (configparser.Error, UnicodeDecodeError) as error:
-        raise UserError(f'A settings.ini above {folder or Path.cwd()} cannot be read: {str(error).splitlines()[0]}') from None
-    return None if config is None or 'lib_name' in config.d else config   # one with a `lib_name` is nbdev 2's
+        raise UserError(
+            f'A settings.ini above {folder or Path.cwd()} cannot be read: {str(error).splitlines()[0]}'
+        ) from None
+    return None if config is None or 'lib_name' in config.d else config  # one with a `lib_name` is nbdev 2's
+
 
 def settings(
-    folder:str|Path|None=None, # where the search upwards begins (default: the working directory)
+    folder: str | Path | None = None,  # where the search upwards begins (default: the working directory)
 ) -> Settings:
     "The settings in force in `folder`: its nearest `settings.ini` upwards, defaults for the rest. Raises `UserError`"
     config, known = find_config(folder), {f.name for f in fields(Settings)}
     given, place = (dict(config.d), config.config_path) if config else ({}, Path())
     if unknown := [k for k in given if k not in known]:
-        raise UserError(f"{config.config_file} holds an unknown setting: {', '.join(unknown)}. {meant(unknown[0], known)}")
+        raise UserError(
+            f'{config.config_file} holds an unknown setting: {", ".join(unknown)}. {meant(unknown[0], known)}'
+        )
     for section in config._cfg.sections() if config else ():
-        if lost := [k for k in config._cfg[section] if k in known-set(given)]:
-            raise UserError(f"{config.config_file} has {', '.join(lost)} under [{section}], where nobody looks; settings stand under [DEFAULT].")
+        if lost := [k for k in config._cfg[section] if k in known - set(given)]:
+            raise UserError(
+                f'{config.config_file} has {", ".join(lost)} under [{section}], where nobody looks; settings stand under [DEFAULT].'
+            )
     found = Settings(**given)
     if found.num_workers != 'auto' and not found.num_workers.isdecimal():
-        raise UserError(f"{config.config_file}: num_workers is {found.num_workers!r}; expected auto or a whole number.")
-    return replace(found, **{k: place/os.path.expanduser(v) for k, v in vars(found).items() if k.endswith('_dir')})
+        raise UserError(f'{config.config_file}: num_workers is {found.num_workers!r}; expected auto or a whole number.')
+    return replace(found, **{k: place / os.path.expanduser(v) for k, v in vars(found).items() if k.endswith('_dir')})
 
 # %% ../nbs/settings.ipynb #d6b1413c
 from contextlib import contextmanager
 
+
 def check_place(
-    path:str|Path, # a file or folder that is going to be written
-) -> Path:         # `path`
+    path: str | Path,  # a file or folder that is going to be written
+) -> Path:  # `path`
     "Raise `UserError` where nothing can be written at a path, before the work for it is done"
     path = Path(path)
     above = next(p for p in [path.absolute(), *path.absolute().parents] if os.path.exists(p))
-    if above != path.absolute() and not above.is_dir(): raise UserError(f'{path} cannot be made: {above} is a file. Choose another place.')
-    if not os.access(above, os.W_OK): raise UserError(f'{path} cannot be written: there is no permission for {above}. Choose another place.')
+    if above != path.absolute() and not above.is_dir():
+        raise UserError(f'{path} cannot be made: {above} is a file. Choose another place.')
+    if not os.access(above, os.W_OK):
+        raise UserError(f'{path} cannot be written: there is no permission for {above}. Choose another place.')
     return path
+
 
 @contextmanager
 def atomic(
-    path:str|Path, # the file that shall appear
+    path: str | Path,  # the file that shall appear
 ):
     "A temporary path beside `path`; renamed to `path` when the block ends, deleted when it fails"
     path = Path(path)
@@ -110,43 +133,57 @@ def atomic(
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         yield part
-        with open(part, 'rb') as f: os.fsync(f.fileno())
+        with open(part, 'rb') as f:
+            os.fsync(f.fileno())
         os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
+
 
 def write_text(
-    file:str|Path,
-    text:str,
+    file: str | Path,
+    text: str,
 ):
     "Write a text file in one go"
-    with atomic(file) as part: part.write_text(text, encoding='utf8')
+    with atomic(file) as part:
+        part.write_text(text, encoding='utf8')
+
 
 def write_json(
-    file:str|Path,
-    value, # plain values
+    file: str | Path,
+    value,  # plain values
 ):
     "Write JSON in one go"
     write_text(file, json.dumps(value, indent=2, ensure_ascii=False))
 
+
 def write_table(
-    file:str|Path, # .parquet; anything else is CSV
-    table,         # a pandas DataFrame, whose index is left out
+    file: str | Path,  # .parquet; anything else is CSV
+    table,  # a pandas DataFrame, whose index is left out
 ):
     "Write a table in one go"
-    with atomic(file) as part: table.to_parquet(part, index=False) if Path(file).suffix.lower() == '.parquet' else table.to_csv(part, index=False)
+    with atomic(file) as part:
+        table.to_parquet(part, index=False) if Path(file).suffix.lower() == '.parquet' else table.to_csv(
+            part, index=False
+        )
+
 
 @contextmanager
 def only_process(
-    lock_file:Path, # exists while the block runs
-    busy:str,       # what to tell the user where another process is in it
+    lock_file: Path,  # exists while the block runs
+    busy: str,  # what to tell the user where another process is in it
 ):
     "A block for one process at a time. Raises `UserError` where it is taken"
     from filelock import FileLock, Timeout
+
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file)
-    try: lock.acquire(timeout=0)
-    except Timeout: raise UserError(busy) from None
-    try: yield
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(busy) from None
+    try:
+        yield
     finally:
         lock_file.unlink(missing_ok=True)
         lock.release()

@@ -1,4 +1,5 @@
 "What the tests of the command and of runs share: a place of their own, small pictures, one small trained run"
+
 import multiprocessing
 import os
 import signal
@@ -11,8 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-shared = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2]/'shared'/'data'))
-tiny = dict(arch='convmixer_16_1', pretrained=False, size=32, epochs=1, bs=8, lr=1e-2, device='cpu')  # seconds, not minutes
+shared = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2] / 'shared' / 'data'))
+tiny = dict(
+    arch='convmixer_16_1', pretrained=False, size=32, epochs=1, bs=8, lr=1e-2, device='cpu'
+)  # seconds, not minutes
 
 
 def flags(**changes):
@@ -20,7 +23,7 @@ def flags(**changes):
     found = []
     for key, value in changes.items():
         name = key.replace('_', '-')
-        found += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f'--{name}', str(value)]
+        found += [f'--{"" if value else "no-"}{name}'] if isinstance(value, bool) else [f'--{name}', str(value)]
     return found
 
 
@@ -36,7 +39,9 @@ def ready():
 def home(tmp_path_factory):
     "A folder with settings of its own, for all tests"
     folder = tmp_path_factory.mktemp('home')
-    (folder/'settings.ini').write_text('[DEFAULT]\ndata_dir = data\ncache_dir = cache\nruns_dir = runs\nnum_workers = 0\ndevice = cpu\n')
+    (folder / 'settings.ini').write_text(
+        '[DEFAULT]\ndata_dir = data\ncache_dir = cache\nruns_dir = runs\nnum_workers = 0\ndevice = cpu\n'
+    )
     return folder
 
 
@@ -55,14 +60,18 @@ def fungi(place, ready, capsys):
 
     def call(*arguments, code=0):
         capsys.readouterr()
-        with warnings.catch_warnings():   # `main` shows warnings in its own way, as a process may
-            try: got = main([str(a) for a in arguments])
-            except SystemExit as error: got = error.code
+        with warnings.catch_warnings():  # `main` shows warnings in its own way, as a process may
+            try:
+                got = main([str(a) for a in arguments])
+            except SystemExit as error:
+                got = error.code
         out, err = capsys.readouterr()
         assert got == code, f'exit {got} instead of {code}\n{out}\n{err}'
         assert 'Traceback' not in err
-        if code: assert err.strip(), 'a failure without a word'
+        if code:
+            assert err.strip(), 'a failure without a word'
         return SimpleNamespace(out=out, err=err)
+
     return call
 
 
@@ -70,45 +79,58 @@ def fungi(place, ready, capsys):
 def photos(tmp_path_factory):
     "Five classes of six flowers, two photos each: a folder, not to be changed"
     from fungi_fastai.data.samples import make_sample
-    return make_sample('flowers', tmp_path_factory.mktemp('photos')/'set', specimens=6, photos=2, size=64, workers=1)
+
+    return make_sample('flowers', tmp_path_factory.mktemp('photos') / 'set', specimens=6, photos=2, size=64, workers=1)
 
 
 @pytest.fixture(scope='session')
 def small_run(home, ready, photos):
     "One run trained on `photos`, not to be changed"
     from fungi_fastai import train_flowers
+
     before = os.getcwd()
     os.chdir(home)
-    try: return train_flowers(photos, out=home/'small run', progress=False, **{**tiny, 'epochs': 2})
-    finally: os.chdir(before)
+    try:
+        return train_flowers(photos, out=home / 'small run', progress=False, **{**tiny, 'epochs': 2})
+    finally:
+        os.chdir(before)
 
 
 @pytest.fixture(scope='session')
 def small_bundle(home, small_run):
     "The bundle of `small_run`, with all its engines; not to be changed"
     from fungi_fastai.deploy.export import export
-    return export(small_run, home/'small bundle', int8=True, openvino=True, pictures=16, progress=False)
+
+    return export(small_run, home / 'small bundle', int8=True, openvino=True, pictures=16, progress=False)
 
 
 # --- calls in processes of their own, which can be killed
 
-children = multiprocessing.get_context('forkserver')   # a process that has all imported, and forks one for each call
-children.set_forkserver_preload(['torch', 'optuna', 'sqlalchemy', 'fungi_fastai.experiments.sweeps', 'fungi_fastai.cli'])
+children = multiprocessing.get_context('forkserver')  # a process that has all imported, and forks one for each call
+children.set_forkserver_preload(
+    ['torch', 'optuna', 'sqlalchemy', 'fungi_fastai.experiments.sweeps', 'fungi_fastai.cli']
+)
 
 
 def call_in(folder, log, function, *arguments, **options):
     "Call a function as a process of its own does, with one thread; what it says goes to `log`"
     os.chdir(folder)
     sys.stdout = sys.stderr = open(log, 'w', buffering=1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)   # which is ignored in what a script began in the background
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which is ignored in what a script began in the background
     import torch
+
     torch.set_num_threads(1)
-    multiprocessing.set_start_method('fork', force=True)   # as in a process of its own; this one would inherit `forkserver`
+    multiprocessing.set_start_method(
+        'fork', force=True
+    )  # as in a process of its own; this one would inherit `forkserver`
     function(*arguments, **options)
 
 
 def call_command(*arguments):
     from fungi_fastai.cli import main
+
     sys.exit(main([str(a) for a in arguments]))
 
 
@@ -119,14 +141,17 @@ def started(home, tmp_path, monkeypatch):
     running = []
 
     def start(function, *arguments, folder=home, **options):
-        log = tmp_path/f'log {len(running)}.txt'
+        log = tmp_path / f'log {len(running)}.txt'
         one = children.Process(target=call_in, args=(str(folder), str(log), function, *arguments), kwargs=options)
         one.log = log
         one.start()
         running.append(one)
         return one
+
     yield start
-    for one in running: one.kill(); one.join()
+    for one in running:
+        one.kill()
+        one.join()
 
 
 @pytest.fixture
@@ -136,7 +161,7 @@ def process(started):
 
 
 def wait_for(condition, process, seconds=300):
-    end = time.monotonic()+seconds
+    end = time.monotonic() + seconds
     while not condition():
         assert process.is_alive() and time.monotonic() < end, process.log.read_text()
-        time.sleep(.002)
+        time.sleep(0.002)

@@ -4,6 +4,7 @@ It speaks what the client sends: a POST to a service answers with a redirect to 
 submission it gives an address to upload to, takes the file there, also in pieces, and scores it after some looks.
 A test scripts what goes wrong.
 """
+
 import hashlib
 import json
 import threading
@@ -16,40 +17,45 @@ PORT = 7777
 @dataclass
 class Kaggle:
     "What the stand-in holds, how it misbehaves, and what was asked of it"
-    files: dict = field(default_factory=dict)     # 'owner/name' or a competition's name → bytes of its zip
-    tokens: set = field(default_factory=set)      # access tokens that are valid
-    status: int = 0                               # answer every download with this instead
-    message: str = ''                             # with this text
-    retry_after: str = ''                         # and this header
-    cuts: list = field(default_factory=list)      # break the next answers off after so many bytes
+
+    files: dict = field(default_factory=dict)  # 'owner/name' or a competition's name → bytes of its zip
+    tokens: set = field(default_factory=set)  # access tokens that are valid
+    status: int = 0  # answer every download with this instead
+    message: str = ''  # with this text
+    retry_after: str = ''  # and this header
+    cuts: list = field(default_factory=list)  # break the next answers off after so many bytes
     storage_status: list = field(default_factory=list)  # answer the next requests to the storage with these
     needs_credentials: bool = True
-    introspection: int = 0                        # answer questions about a token with this instead
-    ranges: bool = True                           # whether the storage serves parts
-    shifted: int = 0                              # send parts that begin so many bytes later than asked
-    direct: bool = False                          # send the file at once, without a redirect
-    length: bool = True                           # whether the size is told
-    uploads: dict = field(default_factory=dict)   # token → what was uploaded so far
-    upload_cuts: list = field(default_factory=list)   # hang up on the next uploads after so many bytes
-    upload_status: list = field(default_factory=list) # answer the next uploads with these
-    hangs_up: str = ''                            # the end of a service's name: heard, and not answered
-    submissions: list = field(default_factory=list) # what was submitted, as the listing gives it
-    looks: int = 1                                # listings before a submission is scored
+    introspection: int = 0  # answer questions about a token with this instead
+    ranges: bool = True  # whether the storage serves parts
+    shifted: int = 0  # send parts that begin so many bytes later than asked
+    direct: bool = False  # send the file at once, without a redirect
+    length: bool = True  # whether the size is told
+    uploads: dict = field(default_factory=dict)  # token → what was uploaded so far
+    upload_cuts: list = field(default_factory=list)  # hang up on the next uploads after so many bytes
+    upload_status: list = field(default_factory=list)  # answer the next uploads with these
+    hangs_up: str = ''  # the end of a service's name: heard, and not answered
+    submissions: list = field(default_factory=list)  # what was submitted, as the listing gives it
+    looks: int = 1  # listings before a submission is scored
     score: str = '0.97229'
-    refuses: str = ''                             # why the next submissions are not scored
-    kernels: list = field(default_factory=list)   # requests of pushed notebooks
-    kernel_answer: dict = field(default_factory=dict) # besides the usual
-    asked: list = field(default_factory=list)     # (method, path, Range) of each request
-    sent: int = 0                                 # bytes of files
+    refuses: str = ''  # why the next submissions are not scored
+    kernels: list = field(default_factory=list)  # requests of pushed notebooks
+    kernel_answer: dict = field(default_factory=dict)  # besides the usual
+    asked: list = field(default_factory=list)  # (method, path, Range) of each request
+    sent: int = 0  # bytes of files
 
-    def downloads(self): return [a for a in self.asked if 'Download' in a[1]]
-    def stored(self): return [a for a in self.asked if a[1].startswith('/storage')]
+    def downloads(self):
+        return [a for a in self.asked if 'Download' in a[1]]
+
+    def stored(self):
+        return [a for a in self.asked if a[1].startswith('/storage')]
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
 
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
     def do_POST(self):
         kaggle = self.server.kaggle
@@ -58,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(body or b'{}')
         service = self.path.removeprefix('/api/v1/')
         if service == 'security.OAuthService/IntrospectToken':
-            if kaggle.introspection: return self.json({'code': kaggle.introspection, 'message': 'no'}, kaggle.introspection)
+            if kaggle.introspection:
+                return self.json({'code': kaggle.introspection, 'message': 'no'}, kaggle.introspection)
             known = request.get('token') in kaggle.tokens
             return self.json({'active': known, 'username': 'ada' if known else ''})
         if kaggle.status:
@@ -69,45 +76,76 @@ class Handler(BaseHTTPRequestHandler):
         if kaggle.hangs_up and service.endswith(kaggle.hangs_up):
             self.close_connection = True
             return self.connection.close()
-        if made := {'StartSubmissionUpload': self.start_upload, 'CreateSubmission': self.submit, 'ListSubmissions': self.list_submissions,
-                    'SaveKernel': self.save_kernel}.get(service.rpartition('/')[2]): return self.json(*made(request))
-        if service == 'datasets.DatasetApiService/DownloadDataset': name = f"{request['ownerSlug']}/{request['datasetSlug']}"
-        elif service == 'competitions.CompetitionApiService/DownloadDataFiles': name = request['competitionName']
-        else: return self.json({'code': 501, 'message': f'no {service} here'}, 501)
-        if name not in kaggle.files: return self.json({'code': 404, 'message': 'Not found'}, 404)
-        if kaggle.direct: return self.file(kaggle.files[name])
+        if made := {
+            'StartSubmissionUpload': self.start_upload,
+            'CreateSubmission': self.submit,
+            'ListSubmissions': self.list_submissions,
+            'SaveKernel': self.save_kernel,
+        }.get(service.rpartition('/')[2]):
+            return self.json(*made(request))
+        if service == 'datasets.DatasetApiService/DownloadDataset':
+            name = f'{request["ownerSlug"]}/{request["datasetSlug"]}'
+        elif service == 'competitions.CompetitionApiService/DownloadDataFiles':
+            name = request['competitionName']
+        else:
+            return self.json({'code': 501, 'message': f'no {service} here'}, 501)
+        if name not in kaggle.files:
+            return self.json({'code': 404, 'message': 'Not found'}, 404)
+        if kaggle.direct:
+            return self.file(kaggle.files[name])
         self.send_response(302)
         self.send_header('Location', f'http://localhost:{PORT}/storage/{name}/archive.zip?signature=1')
         self.send_header('Content-Length', '0')
         self.end_headers()
 
     def start_upload(self, request):
-        if request['competitionName'] not in self.server.kaggle.files: return {'code': 404, 'message': 'Not found'}, 404
-        token = f"token-{len(self.server.kaggle.uploads)}-{request['fileName']}"
+        if request['competitionName'] not in self.server.kaggle.files:
+            return {'code': 404, 'message': 'Not found'}, 404
+        token = f'token-{len(self.server.kaggle.uploads)}-{request["fileName"]}'
         self.server.kaggle.uploads[token] = b''
-        return {'token': token, 'createUrl': f'http://localhost:{PORT}/upload/{token}'},
+        return ({'token': token, 'createUrl': f'http://localhost:{PORT}/upload/{token}'},)
 
     def submit(self, request):
         kaggle = self.server.kaggle
-        ref, token = 1000+len(kaggle.submissions), request['blobFileTokens']
-        kaggle.submissions.insert(0, dict(
-            ref=ref, fileName=token.split('-', 2)[2], description=request.get('submissionDescription', ''), date='2026-11-21T10:00:00.000Z',
-            status='PENDING', totalBytes=len(kaggle.uploads[token]), looks=kaggle.looks))
-        return {'message': 'Successfully submitted', 'ref': ref},
+        ref, token = 1000 + len(kaggle.submissions), request['blobFileTokens']
+        kaggle.submissions.insert(
+            0,
+            dict(
+                ref=ref,
+                fileName=token.split('-', 2)[2],
+                description=request.get('submissionDescription', ''),
+                date='2026-11-21T10:00:00.000Z',
+                status='PENDING',
+                totalBytes=len(kaggle.uploads[token]),
+                looks=kaggle.looks,
+            ),
+        )
+        return ({'message': 'Successfully submitted', 'ref': ref},)
 
     def list_submissions(self, request):
         kaggle = self.server.kaggle
         for one in kaggle.submissions:
             one['looks'] -= 1
             if one['status'] == 'PENDING' and one['looks'] < 0:
-                one.update(dict(status='ERROR', errorDescription=kaggle.refuses) if kaggle.refuses else dict(status='COMPLETE', publicScore=kaggle.score))
-        return {'submissions': [{k: v for k, v in one.items() if k != 'looks'} for one in kaggle.submissions]},
+                one.update(
+                    dict(status='ERROR', errorDescription=kaggle.refuses)
+                    if kaggle.refuses
+                    else dict(status='COMPLETE', publicScore=kaggle.score)
+                )
+        return ({'submissions': [{k: v for k, v in one.items() if k != 'looks'} for one in kaggle.submissions]},)
 
     def save_kernel(self, request):
         kaggle = self.server.kaggle
         kaggle.kernels.append(request)
-        url = f"https://www.kaggle.com/code/{request['slug']}"
-        return {'ref': '/code/'+request['slug'], 'url': url, 'versionNumber': len(kaggle.kernels), **kaggle.kernel_answer},
+        url = f'https://www.kaggle.com/code/{request["slug"]}'
+        return (
+            {
+                'ref': '/code/' + request['slug'],
+                'url': url,
+                'versionNumber': len(kaggle.kernels),
+                **kaggle.kernel_answer,
+            },
+        )
 
     def do_PUT(self):
         "Google's resumable uploads: a whole file, a later part of it, or the question how much there is"
@@ -118,20 +156,23 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.read(size)
             return self.json({}, kaggle.upload_status.pop(0))
         if part.startswith('bytes */'):
-            if len(kaggle.uploads[token]) == int(part.removeprefix('bytes */')): return self.json({})
+            if len(kaggle.uploads[token]) == int(part.removeprefix('bytes */')):
+                return self.json({})
             have = len(kaggle.uploads[token])
-            return self.json({}, 308, {'Range': f'bytes=0-{have-1}'} if have else {})
+            return self.json({}, 308, {'Range': f'bytes=0-{have - 1}'} if have else {})
         first = int(part.removeprefix('bytes ').split('-')[0]) if part else 0
         cut = kaggle.upload_cuts.pop(0) if kaggle.upload_cuts else None
-        kaggle.uploads[token] = kaggle.uploads[token][:first]+self.rfile.read(size if cut is None else min(cut, size))
-        if cut is None: return self.json({})
+        kaggle.uploads[token] = kaggle.uploads[token][:first] + self.rfile.read(size if cut is None else min(cut, size))
+        if cut is None:
+            return self.json({})
         self.close_connection = True
         self.connection.close()
 
     def do_GET(self):
         kaggle = self.server.kaggle
         kaggle.asked.append(('GET', self.path, self.headers.get('Range')))
-        if kaggle.storage_status: return self.json({}, kaggle.storage_status.pop(0))
+        if kaggle.storage_status:
+            return self.json({}, kaggle.storage_status.pop(0))
         name = self.path.removeprefix('/storage/').split('/archive.zip')[0]
         self.file(kaggle.files[name])
 
@@ -140,7 +181,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header('Content-Type', 'application/json')
         self.send_header('Content-Length', str(len(data)))
-        for key, text in (headers or {}).items(): self.send_header(key, text)
+        for key, text in (headers or {}).items():
+            self.send_header(key, text)
         self.end_headers()
         self.wfile.write(data)
 
@@ -153,13 +195,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if first else 200)
         self.send_header('Content-Type', 'application/zip')
         self.send_header('ETag', tag)
-        if kaggle.ranges: self.send_header('Accept-Ranges', 'bytes')
-        if first: self.send_header('Content-Range', f'bytes {first}-{len(data)-1}/{len(data)}')
-        if kaggle.length: self.send_header('Content-Length', str(len(data)-first))
-        else: self.close_connection = True
+        if kaggle.ranges:
+            self.send_header('Accept-Ranges', 'bytes')
+        if first:
+            self.send_header('Content-Range', f'bytes {first}-{len(data) - 1}/{len(data)}')
+        if kaggle.length:
+            self.send_header('Content-Length', str(len(data) - first))
+        else:
+            self.close_connection = True
         self.end_headers()
         cut = kaggle.cuts.pop(0) if kaggle.cuts else None
-        part = data[first:] if cut is None else data[first:first+cut]
+        part = data[first:] if cut is None else data[first : first + cut]
         self.wfile.write(part)
         kaggle.sent += len(part)
         if cut is not None:
@@ -175,10 +221,11 @@ class Server(ThreadingHTTPServer):
         self.kaggle = Kaggle()
         super().__init__(('localhost', PORT), Handler)
 
-    def handle_error(self, request, client_address): pass   # a client that goes away is part of the tests
+    def handle_error(self, request, client_address):
+        pass  # a client that goes away is part of the tests
 
     def __enter__(self):
-        threading.Thread(target=self.serve_forever, kwargs={'poll_interval': .02}, daemon=True).start()
+        threading.Thread(target=self.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True).start()
         return self
 
     def __exit__(self, *error):

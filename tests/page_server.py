@@ -1,4 +1,5 @@
 "A server with the page of a quick stand-in for a Predictor: python tests/page_server.py PORT"
+
 import io
 import sys
 import time
@@ -11,7 +12,11 @@ from serving import Colours
 from fungi_fastai.evaluation.decisions import Conformal, Threshold, decide
 from fungi_fastai.settings import UserError
 
-names = ['Amanita', '<b>${1+1}</b> {{x}} `', 'Russula']   # for blue, green and red; the second would be code if it were not escaped
+names = [
+    'Amanita',
+    '<b>${1+1}</b> {{x}} `',
+    'Russula',
+]  # for blue, green and red; the second would be code if it were not escaped
 
 
 def coloured(*colour, side=32):
@@ -22,27 +27,44 @@ def coloured(*colour, side=32):
 
 class Specimens(Colours):
     "Sure of red pictures, unsure of grey ones; has known pictures of red; has no map for green, and breaks at white"
+
     classes = names
 
     def __init__(self):
-        bundle = SimpleNamespace(name='finds', metrics=dict(accuracy=.875, n_test=400), data=dict(source='sample'), classes=names,
-                                 files=['examples.safetensors'], conformal=Conformal('lac', .9, .8, pictures=200),
-                                 threshold=Threshold(.7, .8, .95, .08, .95, '95% of the answers right', True, 200, 'chosen on 200 pictures'))
+        bundle = SimpleNamespace(
+            name='finds',
+            metrics=dict(accuracy=0.875, n_test=400),
+            data=dict(source='sample'),
+            classes=names,
+            files=['examples.safetensors'],
+            conformal=Conformal('lac', 0.9, 0.8, pictures=200),
+            threshold=Threshold(
+                0.7, 0.8, 0.95, 0.08, 0.95, '95% of the answers right', True, 200, 'chosen on 200 pictures'
+            ),
+        )
         super().__init__(bundle=bundle)
 
     def run(self, pixels):
-        if pixels.min() == 255: raise RuntimeError('a secret of the inside')
+        if pixels.min() == 255:
+            raise RuntimeError('a secret of the inside')
         return super().run(pixels)
 
-    def run_with_features(self, pixels): return self.run(pixels), np.zeros((len(pixels), 4), np.float32)
+    def run_with_features(self, pixels):
+        return self.run(pixels), np.zeros((len(pixels), 4), np.float32)
 
-    def decide(self, probs): return decide(probs, names, 1., self.bundle.threshold, self.bundle.conformal)
+    def decide(self, probs):
+        return decide(probs, names, 1.0, self.bundle.threshold, self.bundle.conformal)
 
-    def nearest(self, features, k): return [SimpleNamespace(label=names[i % 3], name=f'{i}', distance=.1*i, thumbnail=coloured(250, 9, 9)) for i in range(k)]
+    def nearest(self, features, k):
+        return [
+            SimpleNamespace(label=names[i % 3], name=f'{i}', distance=0.1 * i, thumbnail=coloured(250, 9, 9))
+            for i in range(k)
+        ]
 
     def explain(self, pixels, classes):
-        if classes == [1]: raise UserError('There is no map of this.')
-        time.sleep(.3)
+        if classes == [1]:
+            raise UserError('There is no map of this.')
+        time.sleep(0.3)
         maps = np.zeros((len(pixels), 16, 16), np.float32)
         maps[:, 4:9, 4:9] = 1
         return maps
@@ -50,4 +72,7 @@ class Specimens(Colours):
 
 if __name__ == '__main__':
     from fungi_fastai.deploy.server import Limits, serve
-    sys.exit(serve(Specimens(), port=int(sys.argv[1]), drain=0., limits=Limits(max_bytes=200_000, max_memory=2_000_000)))
+
+    sys.exit(
+        serve(Specimens(), port=int(sys.argv[1]), drain=0.0, limits=Limits(max_bytes=200_000, max_memory=2_000_000))
+    )

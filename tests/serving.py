@@ -1,6 +1,7 @@
 """A stand-in for a Predictor, quick and without torch, and a server of it: python tests/serving.py GATE [PORT PLACES DRAIN TIMEOUT]
 
 While the file GATE is not there, the network does not answer"""
+
 import io
 import sys
 import time
@@ -14,21 +15,27 @@ from fungi_fastai.data.images import read_pixels, square
 
 class Colours:
     "Red, green or blue, by the mean colour"
-    classes, fingerprint = ['blue', 'green', 'red'], 'f00d'*16
+
+    classes, fingerprint = ['blue', 'green', 'red'], 'f00d' * 16
 
     def __init__(self, gate: Path | None = None, bundle=None):
         self.gate, self.bundle, self.batches = gate, bundle or SimpleNamespace(name='colours'), []
 
-    def read(self, data): return square(read_pixels(io.BytesIO(data) if isinstance(data, bytes) else data, 16), 16)
+    def read(self, data):
+        return square(read_pixels(io.BytesIO(data) if isinstance(data, bytes) else data, 16), 16)
 
     def run(self, pixels):
-        while self.gate and not self.gate.exists(): time.sleep(.01)
+        while self.gate and not self.gate.exists():
+            time.sleep(0.01)
         self.batches.append(len(pixels))
-        mean = pixels.mean((1, 2))[:, ::-1]+1
-        return mean/mean.sum(1, keepdims=True)
+        mean = pixels.mean((1, 2))[:, ::-1] + 1
+        return mean / mean.sum(1, keepdims=True)
 
     def decide(self, probs):
-        return [SimpleNamespace(label=self.classes[p.argmax()], why=f'The confidence is {p.max():.2f}.', set=()) for p in probs]
+        return [
+            SimpleNamespace(label=self.classes[p.argmax()], why=f'The confidence is {p.max():.2f}.', set=())
+            for p in probs
+        ]
 
 
 def photo(side: int = 32, colour: str = 'red', kind: str = 'PNG', mode: str = 'RGB', **options) -> bytes:
@@ -39,6 +46,7 @@ def photo(side: int = 32, colour: str = 'red', kind: str = 'PNG', mode: str = 'R
 
 if __name__ == '__main__':
     from fungi_fastai.deploy.server import Limits, serve
-    gate, port, places, drain, timeout = (sys.argv[1:]+['0', '256', '0', '30'][len(sys.argv)-2:])[:5]
+
+    gate, port, places, drain, timeout = (sys.argv[1:] + ['0', '256', '0', '30'][len(sys.argv) - 2 :])[:5]
     limits = Limits(places=int(places), max_files=min(64, int(places)), timeout=float(timeout))
     sys.exit(serve(Colours(Path(gate)), port=int(port), drain=float(drain), limits=limits, page=False))

@@ -1,4 +1,5 @@
 "Folds that end as one network: what is averaged, who said what of which picture, and that a kill or a budget changes nothing of it"
+
 import io
 import json
 import time
@@ -18,33 +19,42 @@ pytestmark = pytest.mark.usefixtures('place', 'ready')
 
 def weights_in(folder):
     from fungi_fastai.training.checkpoints import read_weights
-    return read_weights(folder/'model.safetensors')[0]
+
+    return read_weights(folder / 'model.safetensors')[0]
 
 
 @pytest.fixture(scope='module')
 def begun(photos, ready, home, tmp_path_factory):
     "What the recipes of this file begin with: a network that has seen the same pictures, made larger"
     from fungi_fastai import train_flowers
-    run = train_flowers(photos, out=tmp_path_factory.mktemp('begun')/'run', progress=False, **tiny | dict(epochs=4), test=0.)
-    return tiny | dict(pretrained=True, weights=str(run.folder/'model.safetensors'), folds=3, epochs=2, group=r'([^/]+)_[^_]+$')
+
+    run = train_flowers(
+        photos, out=tmp_path_factory.mktemp('begun') / 'run', progress=False, **tiny | dict(epochs=4), test=0.0
+    )
+    return tiny | dict(
+        pretrained=True, weights=str(run.folder / 'model.safetensors'), folds=3, epochs=2, group=r'([^/]+)_[^_]+$'
+    )
 
 
 @pytest.fixture(scope='module')
 def averaged(photos, begun, tmp_path_factory):
     "A run of three folds, not to be changed"
     from fungi_fastai import train_flowers
-    return train_flowers(photos, out=tmp_path_factory.mktemp('averaged')/'run', progress=False, **begun)
+
+    return train_flowers(photos, out=tmp_path_factory.mktemp('averaged') / 'run', progress=False, **begun)
 
 
 def test_weights_are_the_mean_of_the_folds(averaged):
-    whole, parts = weights_in(averaged.folder), [weights_in(averaged.folder/f'fold-{n}') for n in (1, 2, 3)]
+    whole, parts = weights_in(averaged.folder), [weights_in(averaged.folder / f'fold-{n}') for n in (1, 2, 3)]
     for name, one in whole.items():
-        if one.is_floating_point(): assert torch.allclose(one, torch.stack([part[name] for part in parts]).mean(0), atol=1e-7), name
+        if one.is_floating_point():
+            assert torch.allclose(one, torch.stack([part[name] for part in parts]).mean(0), atol=1e-7), name
     assert any(not torch.equal(parts[0][name], parts[1][name]) for name in whole)
 
 
 def test_each_picture_is_validated_by_the_network_that_has_not_seen_it(averaged):
     from fungi_fastai import Run
+
     items, said = averaged.items, averaged.predictions
     taken = items[items.split.isin(['train', 'valid'])]
     assert sorted(said.path[said.split == 'valid']) == sorted(taken['path'])
@@ -52,7 +62,7 @@ def test_each_picture_is_validated_by_the_network_that_has_not_seen_it(averaged)
     assert (taken[taken.group != ''].groupby('group').left_out.nunique() == 1).all(), 'a specimen is in one fold'
     by_path = said.set_index('path').filter(like='p_')
     for n in range(3):
-        run = Run.load(averaged.folder/f'fold-{n+1}')
+        run = Run.load(averaged.folder / f'fold-{n + 1}')
         own = run.predictions[run.predictions.split == 'valid']
         assert set(own.path) == set(taken.path[taken.left_out == n])
         assert set(own.path).isdisjoint(run.items.path[run.items.split == 'train'])
@@ -61,21 +71,31 @@ def test_each_picture_is_validated_by_the_network_that_has_not_seen_it(averaged)
 
 def test_the_test_part_is_answered_by_the_average(averaged):
     from fungi_fastai import Run
+
     held = averaged.items[averaged.items.split == 'test']
     said = averaged.predictions.set_index('path').loc[held['path']].filter(like='p_')
     assert np.allclose(Run.load(averaged.folder).probabilities(held), said, atol=1e-5)
 
 
 def test_what_it_says_of_itself(averaged, fungi):
-    alone = [pd.read_parquet(averaged.folder/f'fold-{n}'/'predictions.parquet').query('split == "test"') for n in (1, 2, 3)]
-    assert [one['accuracy'] for one in averaged.metrics['folds']] == pytest.approx([(one.label == one.predicted).mean() for one in alone])
+    alone = [
+        pd.read_parquet(averaged.folder / f'fold-{n}' / 'predictions.parquet').query('split == "test"')
+        for n in (1, 2, 3)
+    ]
+    assert [one['accuracy'] for one in averaged.metrics['folds']] == pytest.approx(
+        [(one.label == one.predicted).mean() for one in alone]
+    )
     taken = averaged.items.split.isin(['train', 'valid']).sum()
     assert averaged.metrics['n_train'] == averaged.metrics['valid']['n_test'] == taken
-    page = (averaged.folder/'report.html').read_text('utf8')
-    assert 'mean of 3 networks' in averaged.verdict and 'mean of 3 networks' in page and f'{taken} pictures in 3 folds' in page
+    page = (averaged.folder / 'report.html').read_text('utf8')
+    assert (
+        'mean of 3 networks' in averaged.verdict
+        and 'mean of 3 networks' in page
+        and f'{taken} pictures in 3 folds' in page
+    )
     assert averaged.history.epoch.tolist() == [0, 1, 2] and averaged.history.valid_loss.notna().all()
-    assert not (averaged.folder/'fold-1'/'report.html').exists()
-    command = json.loads((averaged.folder/'fold-2'/'environment.json').read_text())['command']
+    assert not (averaged.folder / 'fold-1' / 'report.html').exists()
+    command = json.loads((averaged.folder / 'fold-2' / 'environment.json').read_text())['command']
     assert command.startswith('fungi train flowers') and command.endswith('# network 2') and '--folds 3' in command
     shown = fungi('predict', averaged.folder, averaged.items.path.iloc[0]).out
     assert averaged.items.path.iloc[0] in shown
@@ -83,53 +103,79 @@ def test_what_it_says_of_itself(averaged, fungi):
 
 def test_it_is_shipped_as_one_network(averaged, tmp_path):
     from fungi_fastai.deploy.predictor import Predictor
-    bundle = averaged.export(tmp_path/'bundle', pictures=64, progress=False)   # more than are tested on
+
+    bundle = averaged.export(tmp_path / 'bundle', pictures=64, progress=False)  # more than are tested on
     held = averaged.items[averaged.items.split == 'test']
     said = Predictor.load(bundle).predict(held['path'].tolist())
     assert [one.label for one in said] == averaged.predictions.set_index('path').predicted[held['path']].tolist()
-    assert f'{averaged.metrics["n_train"]} pictures in 3 folds' in (bundle/'README.md').read_text('utf8')
+    assert f'{averaged.metrics["n_train"]} pictures in 3 folds' in (bundle / 'README.md').read_text('utf8')
 
 
 def test_the_same_call_continues_after_a_kill(process, photos, begun, averaged, tmp_path):
-    call = ('train', 'flowers', '--source', str(photos), *flags(**begun), '--out', tmp_path/'run')
-    for number, file in enumerate(('metrics.json', 'checkpoint/state.safetensors')):   # in the middle of each of two networks
+    call = ('train', 'flowers', '--source', str(photos), *flags(**begun), '--out', tmp_path / 'run')
+    for number, file in enumerate(
+        ('metrics.json', 'checkpoint/state.safetensors')
+    ):  # in the middle of each of two networks
         one = process(*call)
-        wait_for((tmp_path/'run'/f'fold-{number+1}'/file).exists, one)
+        wait_for((tmp_path / 'run' / f'fold-{number + 1}' / file).exists, one)
         one.kill()
         one.join()
-        assert not (tmp_path/'run'/'metrics.json').exists()
+        assert not (tmp_path / 'run' / 'metrics.json').exists()
     last, log = process(*call), io.StringIO()
-    wait_for(lambda: is_training(tmp_path/'run'), last)
-    assert watch(tmp_path/'run', every=.05, stream=log) == 0
-    assert 'network 2 of 3' in log.getvalue() and 'network 3 of 3' in log.getvalue() and 'mean of 3 networks' in log.getvalue()
+    wait_for(lambda: is_training(tmp_path / 'run'), last)
+    assert watch(tmp_path / 'run', every=0.05, stream=log) == 0
+    assert (
+        'network 2 of 3' in log.getvalue()
+        and 'network 3 of 3' in log.getvalue()
+        and 'mean of 3 networks' in log.getvalue()
+    )
     last.join()
     assert last.exitcode == 0, last.log.read_text()
-    assert all(torch.equal(one, weights_in(averaged.folder)[name]) for name, one in weights_in(tmp_path/'run').items())
+    assert all(
+        torch.equal(one, weights_in(averaged.folder)[name]) for name, one in weights_in(tmp_path / 'run').items()
+    )
 
 
 def test_a_budget_is_for_all_of_them(photos, begun, tmp_path):
     from fungi_fastai import Run, train_flowers
+
     began = time.monotonic()
-    run = train_flowers(photos, out=tmp_path/'run', progress=False, budget=24, **begun)
-    seconds = time.monotonic()-began
-    assert 12 < seconds < 40, seconds   # of a machine that other tests work on too
-    parts = [Run.load(run.folder/f'fold-{n}') for n in (1, 2, 3)]
-    assert sum(part.metrics['seconds'] for part in parts) < 24+10
-    assert len({part.recipe.size for part in parts}) == 1 and all((part.history.phase == 'all layers').any() for part in parts)
+    run = train_flowers(photos, out=tmp_path / 'run', progress=False, budget=24, **begun)
+    seconds = time.monotonic() - began
+    assert 12 < seconds < 40, seconds  # of a machine that other tests work on too
+    parts = [Run.load(run.folder / f'fold-{n}') for n in (1, 2, 3)]
+    assert sum(part.metrics['seconds'] for part in parts) < 24 + 10
+    assert len({part.recipe.size for part in parts}) == 1 and all(
+        (part.history.phase == 'all layers').any() for part in parts
+    )
     assert run.asked.budget == 24 and run.asked.folds == 3
 
 
 def test_two_processes_make_one_network_together(process, photos, begun, tmp_path):
     from fungi_fastai import Run
-    one = process('train', 'flowers', '--source', str(photos), *flags(**begun | dict(folds=2, epochs=1)), '--out', tmp_path/'run', '--processes', '2')
+
+    one = process(
+        'train',
+        'flowers',
+        '--source',
+        str(photos),
+        *flags(**begun | dict(folds=2, epochs=1)),
+        '--out',
+        tmp_path / 'run',
+        '--processes',
+        '2',
+    )
     one.join()
     assert one.exitcode == 0, one.log.read_text()
-    run = Run.load(tmp_path/'run')
-    parts = [weights_in(run.folder/f'fold-{n}') for n in (1, 2)]
+    run = Run.load(tmp_path / 'run')
+    parts = [weights_in(run.folder / f'fold-{n}') for n in (1, 2)]
     for name, one in weights_in(run.folder).items():
-        if one.is_floating_point(): assert torch.allclose(one, (parts[0][name]+parts[1][name])/2, atol=1e-6), name
+        if one.is_floating_point():
+            assert torch.allclose(one, (parts[0][name] + parts[1][name]) / 2, atol=1e-6), name
     held = run.items[run.items.split == 'test']
-    assert np.allclose(run.probabilities(held), run.predictions.set_index('path').loc[held['path']].filter(like='p_'), atol=1e-5)
+    assert np.allclose(
+        run.probabilities(held), run.predictions.set_index('path').loc[held['path']].filter(like='p_'), atol=1e-5
+    )
 
 
 def test_weights_that_went_apart_are_found_out(photos, begun, averaged, tmp_path):
@@ -139,26 +185,41 @@ def test_weights_that_went_apart_are_found_out(photos, begun, averaged, tmp_path
 
     from fungi_fastai import train_flowers
     from fungi_fastai.training.checkpoints import read_weights
-    shutil.copytree(averaged.folder, tmp_path/'run')
-    (tmp_path/'run'/'metrics.json').unlink()
+
+    shutil.copytree(averaged.folder, tmp_path / 'run')
+    (tmp_path / 'run' / 'metrics.json').unlink()
     for n in (1, 2):
-        file = tmp_path/'run'/f'fold-{n}'/'model.safetensors'
+        file = tmp_path / 'run' / f'fold-{n}' / 'model.safetensors'
         state, about = read_weights(file)
-        save_file({k: -3*v if v.is_floating_point() else v for k, v in state.items()}, file, about)
-    with pytest.raises(TrainingError, match='too far apart'): train_flowers(photos, out=tmp_path/'run', progress=False, **begun)
-    assert not (tmp_path/'run'/'metrics.json').exists() and (tmp_path/'run'/'fold-3'/'metrics.json').exists()
+        save_file({k: -3 * v if v.is_floating_point() else v for k, v in state.items()}, file, about)
+    with pytest.raises(TrainingError, match='too far apart'):
+        train_flowers(photos, out=tmp_path / 'run', progress=False, **begun)
+    assert not (tmp_path / 'run' / 'metrics.json').exists() and (tmp_path / 'run' / 'fold-3' / 'metrics.json').exists()
 
 
-@pytest.mark.parametrize('changes, said', [(dict(folds=1), 'folds is 1'), (dict(folds=9), '9 folds need'), (dict(pretrained=False), 'From scratch'),
-                                           (dict(folds=-2), 'folds is -2')])
+@pytest.mark.parametrize(
+    'changes, said',
+    [
+        (dict(folds=1), 'folds is 1'),
+        (dict(folds=9), '9 folds need'),
+        (dict(pretrained=False), 'From scratch'),
+        (dict(folds=-2), 'folds is -2'),
+    ],
+)
 def test_what_cannot_be_averaged_is_told_at_once(fungi, photos, begun, tmp_path, changes, said):
-    assert said in fungi('train', 'flowers', '--source', photos, *flags(**begun | changes), '--out', tmp_path/'run', code=2).err
-    assert not (tmp_path/'run').exists()
+    assert (
+        said
+        in fungi(
+            'train', 'flowers', '--source', photos, *flags(**begun | changes), '--out', tmp_path / 'run', code=2
+        ).err
+    )
+    assert not (tmp_path / 'run').exists()
 
 
 def test_without_a_test_part_the_folds_are_the_measure(photos, begun, tmp_path):
     from fungi_fastai import train_flowers
-    run = train_flowers(photos, out=tmp_path/'run', progress=False, **begun | dict(epochs=0), test=0.)
+
+    run = train_flowers(photos, out=tmp_path / 'run', progress=False, **begun | dict(epochs=0), test=0.0)
     assert run.metrics['evaluated_on'] == 'valid' and run.metrics['n_test'] == (run.items.split != '').sum()
 
 

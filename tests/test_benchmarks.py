@@ -1,4 +1,5 @@
 "The benchmarks measure and their tables say what was measured. How fast anything is, no test asserts"
+
 import importlib.util
 import json
 import subprocess
@@ -12,29 +13,53 @@ root = Path(__file__).parents[1]
 
 @pytest.fixture
 def tables():
-    spec = importlib.util.spec_from_file_location('benchmark_tables', root/'benchmarks'/'tables.py')
+    spec = importlib.util.spec_from_file_location('benchmark_tables', root / 'benchmarks' / 'tables.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def result(**cases):
-    machine = dict(cores=2, cpu='a CPU', flags=['avx2'], memory_gb=8., system='Linux', threads='one a core', python='3', commit='abc',
-                   packages=dict(torch='2'))
-    return dict(part='epoch', date='2026-01-01', command='python benchmarks/run.py', rounds=3, minutes=1, machine=machine,
-                skipped=dict(hf='uv is not installed'), failed={}, cases=cases)
+    machine = dict(
+        cores=2,
+        cpu='a CPU',
+        flags=['avx2'],
+        memory_gb=8.0,
+        system='Linux',
+        threads='one a core',
+        python='3',
+        commit='abc',
+        packages=dict(torch='2'),
+    )
+    return dict(
+        part='epoch',
+        date='2026-01-01',
+        command='python benchmarks/run.py',
+        rounds=3,
+        minutes=1,
+        machine=machine,
+        skipped=dict(hf='uv is not installed'),
+        failed={},
+        cases=cases,
+    )
 
 
 def contender(label, seconds, **more):
-    return dict(label=label, median=dict(seconds=seconds, rate=160/seconds, peak_mb=1000.) | more, rounds=[])
+    return dict(label=label, median=dict(seconds=seconds, rate=160 / seconds, peak_mb=1000.0) | more, rounds=[])
 
 
 def test_aims_beside_what_was_measured(tables, tmp_path):
-    ratios = {'fastai ÷ ours': dict(value=6.2, least=6., most=6.5), 'ours ÷ limit': dict(value=1.31, least=1.3, most=1.4)}
-    contenders = dict(fastai=contender('plain fastai', 62.), ours=contender('ours', 10., first_seconds=12., first_rate=13.),
-                      limit=contender('the limit', 7.6))
+    ratios = {
+        'fastai ÷ ours': dict(value=6.2, least=6.0, most=6.5),
+        'ours ÷ limit': dict(value=1.31, least=1.3, most=1.4),
+    }
+    contenders = dict(
+        fastai=contender('plain fastai', 62.0),
+        ours=contender('ours', 10.0, first_seconds=12.0, first_rate=13.0),
+        limit=contender('the limit', 7.6),
+    )
     case = dict(title='resnet50 at 224 px', pictures=160, ratios=ratios, contenders=contenders)
-    (tmp_path/'epoch.json').write_text(json.dumps(result(resnet50_224=case)))
+    (tmp_path / 'epoch.json').write_text(json.dumps(result(resnet50_224=case)))
     rows = tables.goals(tmp_path).splitlines()
     assert next(r for r in rows if 'plain fastai ÷ ours' in r).endswith('| ≥ 5 | 6.20 (6.00–6.50) | yes |')
     assert next(r for r in rows if 'ours ÷ the limit' in r).endswith('| ≤ 1.1 | 1.31 (1.30–1.40) | **no** |')
@@ -46,20 +71,25 @@ def test_aims_beside_what_was_measured(tables, tmp_path):
 
 
 def test_results_tell_nothing_of_the_machine_but_what_it_can_do():
-    for file in (root/'benchmarks'/'results').glob('*.json'):
+    for file in (root / 'benchmarks' / 'results').glob('*.json'):
         text = file.read_text(encoding='utf8')
         assert str(Path.home()) not in text and '"/' not in text, file
         assert {'cores', 'flags', 'packages', 'commit'} <= set(json.loads(text)['machine']), file
 
 
 def test_a_quick_run_measures_and_keeps_nothing(tmp_path):
-    before = sorted((root/'benchmarks'/'results').glob('*'))
-    done = subprocess.run([sys.executable, root/'benchmarks'/'run.py', 'growth', '--quick'], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout+done.stderr
+    before = sorted((root / 'benchmarks' / 'results').glob('*'))
+    done = subprocess.run(
+        [sys.executable, root / 'benchmarks' / 'run.py', 'growth', '--quick'],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     assert '| open and hash |' in done.stdout and '60 files' in done.stdout
-    assert sorted((root/'benchmarks'/'results').glob('*')) == before and not list(tmp_path.iterdir())
+    assert sorted((root / 'benchmarks' / 'results').glob('*')) == before and not list(tmp_path.iterdir())
 
 
 def test_an_unknown_part_is_refused():
-    done = subprocess.run([sys.executable, root/'benchmarks'/'run.py', 'speed'], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, root / 'benchmarks' / 'run.py', 'speed'], capture_output=True, text=True)
     assert done.returncode == 2 and 'there is no part speed' in done.stderr and 'Traceback' not in done.stderr

@@ -1,4 +1,5 @@
 "The cache of decoded pictures, as processes that share it, a failing disk and a careless user find it"
+
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import tiny
 
-build = '''
+build = """
 import sys
 import pandas as pd
 from fungi_fastai.data import cache
@@ -24,39 +25,43 @@ cache.read_pixels = counted
 made = cache.build_cache(items, 40, progress=False)
 for path in items.path: assert (made[path] == read(path, 40)).all()
 print(len(made))
-'''
+"""
 
 
 @pytest.fixture
 def scanned(photos, tmp_path):
     "A folder with settings of its own, and the photos as items"
     from fungi_fastai.data.items import check
-    (tmp_path/'settings.ini').write_text('[DEFAULT]\ncache_dir = cache\nnum_workers = 1\n')
+
+    (tmp_path / 'settings.ini').write_text('[DEFAULT]\ncache_dir = cache\nnum_workers = 1\n')
     items, _ = check(photos, progress=False)
     items = items.drop_duplicates('sha')
-    items.to_parquet(tmp_path/'items.parquet')
+    items.to_parquet(tmp_path / 'items.parquet')
     return items
 
 
-def start(folder, slow=0.):
-    return subprocess.Popen([sys.executable, '-c', build, str(slow)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(folder, slow=0.0):
+    return subprocess.Popen(
+        [sys.executable, '-c', build, str(slow)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_several_processes_want_it_and_one_makes_it(scanned, tmp_path):
-    racing = [start(tmp_path, .01) for _ in range(3)]
+    racing = [start(tmp_path, 0.01) for _ in range(3)]
     for one in racing:
         out, err = one.communicate(timeout=300)
         assert (out.strip(), one.returncode) == (str(len(scanned)), 0), err
-    assert len((tmp_path/'read.txt').read_text().splitlines()) == len(scanned)
-    assert len(list((tmp_path/'cache/pixels').glob('*.pixels'))) == 1
+    assert len((tmp_path / 'read.txt').read_text().splitlines()) == len(scanned)
+    assert len(list((tmp_path / 'cache/pixels').glob('*.pixels'))) == 1
 
 
 def test_a_kill_leaves_nothing_that_counts(scanned, tmp_path):
-    one = start(tmp_path, .05)
+    one = start(tmp_path, 0.05)
     while not list(tmp_path.glob('cache/pixels/.*.part')):
         assert one.poll() is None
-        time.sleep(.005)
-    one.kill(); one.communicate()
+        time.sleep(0.005)
+    one.kill()
+    one.communicate()
     assert not list(tmp_path.glob('cache/pixels/*.pixels'))
     out, err = start(tmp_path).communicate(timeout=300)
     assert out.strip() == str(len(scanned)), err
@@ -67,31 +72,39 @@ def test_a_second_run_decodes_nothing_and_a_run_without_is_the_same(photos, tmp_
     from fungi_fastai import train_flowers
     from fungi_fastai.data import cache, loaders
     from fungi_fastai.training.checkpoints import read_weights
+
     monkeypatch.chdir(tmp_path)
-    (tmp_path/'settings.ini').write_text('[DEFAULT]\ncache_dir = cache\nnum_workers = 1\ndevice = cpu\n')
+    (tmp_path / 'settings.ini').write_text('[DEFAULT]\ncache_dir = cache\nnum_workers = 1\ndevice = cpu\n')
     runs, counts = {}, {}
     for name, changes in dict(first={}, second={}, without=dict(cache=False)).items():
         read = []
         for module in (cache, loaders):
-            monkeypatch.setattr(module, 'read_pixels', lambda path, *rest, real=cache.read_pixels, read=read: read.append(path) or real(path, *rest))
-        runs[name] = train_flowers(photos, out=tmp_path/name, progress=False, **tiny | changes)
+            monkeypatch.setattr(
+                module,
+                'read_pixels',
+                lambda path, *rest, real=cache.read_pixels, read=read: read.append(path) or real(path, *rest),
+            )
+        runs[name] = train_flowers(photos, out=tmp_path / name, progress=False, **tiny | changes)
         counts[name] = len(read)
-        monkeypatch.undo(); monkeypatch.chdir(tmp_path)
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
     used = (runs['first'].items.split != '').sum()
     assert counts['first'] == used and counts['second'] == 0 and counts['without'] > used
-    weights = {name: read_weights(run.folder/'model.safetensors')[0] for name, run in runs.items()}
+    weights = {name: read_weights(run.folder / 'model.safetensors')[0] for name, run in runs.items()}
     for key, value in weights['first'].items():
-        for other in ('second', 'without'): assert (value == weights[other][key]).all(), (other, key)
+        for other in ('second', 'without'):
+            assert (value == weights[other][key]).all(), (other, key)
 
 
 def test_a_read_only_place_is_said_once_and_the_training_goes_on(photos, tmp_path, place, monkeypatch):
     from fungi_fastai import train_flowers
-    (tmp_path/'file').write_text('in the way')
-    (tmp_path/'settings.ini').write_text('[DEFAULT]\ncache_dir = file\ndevice = cpu\n')
+
+    (tmp_path / 'file').write_text('in the way')
+    (tmp_path / 'settings.ini').write_text('[DEFAULT]\ncache_dir = file\ndevice = cpu\n')
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        run = train_flowers(photos, out=tmp_path/'run', progress=False, **tiny)
+        run = train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny)
     assert run.finished
     ours = [str(w.message) for w in said if 'decoded pictures are not kept' in str(w.message)]
     assert len(ours) == 1, said
@@ -100,23 +113,29 @@ def test_a_read_only_place_is_said_once_and_the_training_goes_on(photos, tmp_pat
 def test_a_picture_damaged_in_the_cache_and_changed_on_disk(scanned, tmp_path, monkeypatch):
     from fungi_fastai import UserError
     from fungi_fastai.data.cache import build_cache
+
     monkeypatch.chdir(tmp_path)
-    copy = tmp_path/'copy.png'
+    copy = tmp_path / 'copy.png'
     items = scanned.head(3).copy()
     from PIL import Image
+
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)).save(copy)
     items.iloc[0, items.columns.get_loc('path')] = str(copy)
     made = build_cache(items, 40, progress=False)
     start = int(made._table['start'][0])
-    with open(made.file, 'r+b') as f: f.seek(start+10); f.write(b'spoilt')
+    with open(made.file, 'r+b') as f:
+        f.seek(start + 10)
+        f.write(b'spoilt')
     Image.fromarray(np.zeros((50, 60, 3), np.uint8)).save(copy)
-    with pytest.raises(UserError, match='fungi cache clear'): build_cache(items, 40, progress=False)[str(copy)]
+    with pytest.raises(UserError, match='fungi cache clear'):
+        build_cache(items, 40, progress=False)[str(copy)]
 
 
 def test_a_cache_can_go_to_another_process(scanned, tmp_path, monkeypatch):
     import pickle
 
     from fungi_fastai.data.cache import build_cache
+
     monkeypatch.chdir(tmp_path)
     made = build_cache(scanned, 40, progress=False)
     sent = pickle.dumps(made)
@@ -127,14 +146,15 @@ def test_a_cache_can_go_to_another_process(scanned, tmp_path, monkeypatch):
 
 def test_the_command_lists_and_clears_what_is_ours(fungi, scanned, tmp_path, monkeypatch):
     from fungi_fastai.data.cache import build_cache
+
     monkeypatch.chdir(tmp_path)
     assert 'Nothing is kept' in fungi('cache', 'list').out
     made = build_cache(scanned, 40, progress=False)
-    (tmp_path/'cache/mine.txt').write_text('not yours')
+    (tmp_path / 'cache/mine.txt').write_text('not yours')
     assert f'{len(scanned)} pictures at 40 px' in fungi('cache', 'list').out
     found = json.loads(fungi('cache', 'list', '--json').out)
     assert found['files'][0]['pictures'] == len(scanned) and found['bytes'] == made.file.stat().st_size
     assert os.path.isdir(found['files'][0]['from'])
     assert 'freed' in fungi('cache', 'clear').out
-    assert not made.file.exists() and (tmp_path/'cache/mine.txt').exists()
+    assert not made.file.exists() and (tmp_path / 'cache/mine.txt').exists()
     fungi('cache', 'burn', code=2)

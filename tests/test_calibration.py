@@ -1,4 +1,5 @@
 "Calibration: against hand calculations and other libraries, for any probabilities; what cannot be told is left alone"
+
 import json
 import warnings
 
@@ -33,30 +34,33 @@ def labelled(draw, least=1, most=60):
     "Probabilities with ties, zeros and ones among them, and targets"
     n, classes = draw(st.integers(least, most)), draw(st.integers(1, 6))
     random = np.random.default_rng(draw(st.integers(0, 10_000)))
-    probs = random.dirichlet(np.full(classes, draw(st.sampled_from([.02, .3, 3.]))), n)
-    if draw(st.booleans()): probs = np.round(probs*4)/4
+    probs = random.dirichlet(np.full(classes, draw(st.sampled_from([0.02, 0.3, 3.0]))), n)
+    if draw(st.booleans()):
+        probs = np.round(probs * 4) / 4
     probs[probs.sum(1) == 0] = 1
-    return probs/probs.sum(1, keepdims=True), random.integers(0, classes, n)
+    return probs / probs.sum(1, keepdims=True), random.integers(0, classes, n)
 
 
-def sample(n=400, classes=5, seed=0, sharpness=.4):
+def sample(n=400, classes=5, seed=0, sharpness=0.4):
     "Honest probabilities: each class is drawn from them"
     random = np.random.default_rng(seed)
     probs = random.dirichlet(np.full(classes, sharpness), n)
-    return probs, (probs.cumsum(1) < random.random((n, 1))).sum(1).clip(0, classes-1)
+    return probs, (probs.cumsum(1) < random.random((n, 1))).sum(1).clip(0, classes - 1)
 
 
 # --- the errors
+
 
 def by_hand(probs, targets, bins):
     "ECE and MCE as the paper writes them, a loop over bins (m-1)/M < confidence <= m/M"
     gaps, total = [], 0
     for m in range(bins):
-        mine = [i for i, p in enumerate(probs) if m/bins < max(p)-1e-12 <= (m+1)/bins]
-        if not mine: continue
+        mine = [i for i, p in enumerate(probs) if m / bins < max(p) - 1e-12 <= (m + 1) / bins]
+        if not mine:
+            continue
         gap = abs(np.mean([max(probs[i]) for i in mine]) - np.mean([np.argmax(probs[i]) == targets[i] for i in mine]))
         gaps.append(gap)
-        total += gap*len(mine)/len(targets)
+        total += gap * len(mine) / len(targets)
     return total, max(gaps)
 
 
@@ -78,17 +82,20 @@ def test_no_order_of_pictures_or_classes_matters(both, bins, equal):
     found = expected_calibration_error(probs, targets, bins, equal)
     assert 0 <= found <= maximum_calibration_error(probs, targets, bins, equal) + 1e-12 <= 1 + 1e-9
     assert expected_calibration_error(probs[order], targets[order], bins, equal) == pytest.approx(found, abs=1e-9)
-    if (probs == probs.max(1, keepdims=True)).sum(1).max() == 1:   # of equally likely classes the first is said
-        assert expected_calibration_error(probs[:, classes], np.argsort(classes)[targets], bins, equal) == pytest.approx(found, abs=1e-9)
+    if (probs == probs.max(1, keepdims=True)).sum(1).max() == 1:  # of equally likely classes the first is said
+        assert expected_calibration_error(
+            probs[:, classes], np.argsort(classes)[targets], bins, equal
+        ) == pytest.approx(found, abs=1e-9)
 
 
 def test_mapie_and_we_agree():
     "MAPIE takes whether the label that is said is right, and its confidence; it counts the edges of the bins, one more than bins"
     from mapie.metrics.calibration import expected_calibration_error as theirs
+
     probs, targets = sample(1000)
     right = (probs.argmax(1) == targets).astype(int)
     for bins in (5, 15):
-        found = theirs(right, probs.max(1), num_bins=bins+1, split_strategy='uniform')
+        found = theirs(right, probs.max(1), num_bins=bins + 1, split_strategy='uniform')
         assert expected_calibration_error(probs, targets, bins) == pytest.approx(found, abs=1e-9)
 
 
@@ -97,41 +104,54 @@ def test_bins_of_equal_mass_hold_equally_many():
     table = reliability(probs, targets, 10, 'mass')
     assert table.pictures.between(99, 101).all() and table.pictures.sum() == 1000
     assert (table.low.to_numpy()[1:] == table.high.to_numpy()[:-1]).all()
-    one = np.full((30, 4), .25)   # one confidence: one bin, whatever was asked for
+    one = np.full((30, 4), 0.25)  # one confidence: one bin, whatever was asked for
     assert len(reliability(one, np.zeros(30, int), 10, 'mass')) == 1
-    assert expected_calibration_error(one, np.zeros(30, int), 10, 'mass') == pytest.approx(.75)
+    assert expected_calibration_error(one, np.zeros(30, int), 10, 'mass') == pytest.approx(0.75)
 
 
 def test_one_picture_and_many_classes():
     assert expected_calibration_error(np.eye(1000)[:1], np.array([0])) == 0
     assert expected_calibration_error(np.eye(1000)[:1], np.array([1]), equal='mass') == 1
-    assert reliability(np.array([[1.]]), np.array([0])).pictures.tolist() == [1]
+    assert reliability(np.array([[1.0]]), np.array([0])).pictures.tolist() == [1]
 
 
-@pytest.mark.parametrize('probs, targets, said', [
-    ([[np.nan, 1.]], [0], 'not numbers'), ([[.2, .2]], [0], 'sum to 0.4; expected 1'), ([[1.5, -.5]], [0], 'none can be below 0'),
-    ([[.5, .5]], [2], 'from 0 to 1'), ([[.5, .5]], [0, 1], '1 rows'), ([[.5, .5]], [.5], 'whole numbers'), (np.zeros((0, 3)), [], 'no picture'),
-    ([.5], [0], 'shape'),
-])
+@pytest.mark.parametrize(
+    'probs, targets, said',
+    [
+        ([[np.nan, 1.0]], [0], 'not numbers'),
+        ([[0.2, 0.2]], [0], 'sum to 0.4; expected 1'),
+        ([[1.5, -0.5]], [0], 'none can be below 0'),
+        ([[0.5, 0.5]], [2], 'from 0 to 1'),
+        ([[0.5, 0.5]], [0, 1], '1 rows'),
+        ([[0.5, 0.5]], [0.5], 'whole numbers'),
+        (np.zeros((0, 3)), [], 'no picture'),
+        ([0.5], [0], 'shape'),
+    ],
+)
 def test_what_is_no_probability_is_refused(probs, targets, said):
     for function in (expected_calibration_error, reliability, fit_temperature):
-        with pytest.raises(UserError, match=said): function(np.asarray(probs, float), np.asarray(targets))
+        with pytest.raises(UserError, match=said):
+            function(np.asarray(probs, float), np.asarray(targets))
 
 
 def test_what_is_no_number_of_bins_is_refused():
     for bins in (0, -1, 2.5):
-        with pytest.raises(UserError, match='number of bins'): expected_calibration_error(np.array([[.5, .5]]), np.array([0]), bins)
-    with pytest.raises(UserError, match="'width' or 'mass'"): expected_calibration_error(np.array([[.5, .5]]), np.array([0]), equal='size')
+        with pytest.raises(UserError, match='number of bins'):
+            expected_calibration_error(np.array([[0.5, 0.5]]), np.array([0]), bins)
+    with pytest.raises(UserError, match="'width' or 'mass'"):
+        expected_calibration_error(np.array([[0.5, 0.5]]), np.array([0]), equal='size')
 
 
 # --- intervals of shares
 
+
 def test_the_interval_is_clopper_and_pearsons():
     from scipy.stats import binomtest
+
     random = np.random.default_rng(0)
     for n in (1, 2, 10, 200):
-        for hits in {0, n, *random.integers(0, n+1, 3).tolist()}:
-            theirs = binomtest(hits, n).proportion_ci(.95, method='exact')
+        for hits in {0, n, *random.integers(0, n + 1, 3).tolist()}:
+            theirs = binomtest(hits, n).proportion_ci(0.95, method='exact')
             assert interval_of(np.arange(n) < hits) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
     assert interval_of(np.zeros(0, bool)) == (0, 1)
 
@@ -140,108 +160,140 @@ def test_groups_widen_an_interval_and_never_narrow_it():
     random = np.random.default_rng(1)
     held = []
     for _ in range(300):
-        specimens = random.random(40) < .8        # all ten crops of a specimen are right, or none
+        specimens = random.random(40) < 0.8  # all ten crops of a specimen are right, or none
         hits, groups = np.repeat(specimens, 10), np.repeat(np.arange(40), 10)
         low, high = interval_of(hits, groups=groups)
         alone = interval_of(hits)
-        assert low <= alone[0]+1e-12 and high >= alone[1]-1e-12
-        held.append((low <= .8 <= high, alone[0] <= .8 <= alone[1]))
-    assert np.mean(held, axis=0)[0] >= .93 and np.mean(held, axis=0)[1] < .6
+        assert low <= alone[0] + 1e-12 and high >= alone[1] - 1e-12
+        held.append((low <= 0.8 <= high, alone[0] <= 0.8 <= alone[1]))
+    assert np.mean(held, axis=0)[0] >= 0.93 and np.mean(held, axis=0)[1] < 0.6
     assert effective_size(np.ones(30, bool), np.repeat(range(3), 10)) == 3
-    assert effective_size(np.array([True, False]*10), np.arange(20)) == 20
+    assert effective_size(np.array([True, False] * 10), np.arange(20)) == 20
 
 
 def test_pictures_without_a_group_are_their_own():
     assert len(set(group_numbers(['', None, 'a', 'a', np.nan, ''], 6))) == 5
     assert group_numbers(['', ''], 2).tolist() == [0, 1] and group_numbers(None, 3) is None
-    assert checked([[.5, .5]]*2, [0, 1], pd.Series(['x', 'x'], index=[7, 9]))[2].tolist() == [0, 0]
-    with pytest.raises(UserError, match='2 pictures and 3 groups'): group_numbers(list('abc'), 2)
+    assert checked([[0.5, 0.5]] * 2, [0, 1], pd.Series(['x', 'x'], index=[7, 9]))[2].tolist() == [0, 0]
+    with pytest.raises(UserError, match='2 pictures and 3 groups'):
+        group_numbers(list('abc'), 2)
 
 
 # --- the temperature
 
+
 @few
-@given(labelled(), st.floats(.1, 10))
+@given(labelled(), st.floats(0.1, 10))
 def test_a_temperature_keeps_order_and_sum(both, temperature):
     probs, _ = both
     after = apply_temperature(probs, temperature)
     assert np.isfinite(after).all() and np.allclose(after.sum(1), 1)
     assert (after.max(1) == np.take_along_axis(after, probs.argmax(1)[:, None], 1)[:, 0]).all()
     assert (after[probs == 0] == 0).all()
-    if temperature > 1: assert (after.max(1) <= probs.max(1)+1e-9).all()
+    if temperature > 1:
+        assert (after.max(1) <= probs.max(1) + 1e-9).all()
 
 
 def test_a_temperature_is_that_of_the_logits():
     from scipy.special import softmax
-    logits = np.random.default_rng(0).normal(size=(50, 6))*4
-    for t in (.3, 1, 2.7): assert np.allclose(apply_temperature(softmax(logits, 1), t), softmax(logits/t, 1))
+
+    logits = np.random.default_rng(0).normal(size=(50, 6)) * 4
+    for t in (0.3, 1, 2.7):
+        assert np.allclose(apply_temperature(softmax(logits, 1), t), softmax(logits / t, 1))
     for t in (0, -1, np.nan, np.inf):
-        with pytest.raises(UserError, match='above 0'): apply_temperature(softmax(logits, 1), t)
+        with pytest.raises(UserError, match='above 0'):
+            apply_temperature(softmax(logits, 1), t)
 
 
-@pytest.mark.parametrize('true', [.25, 1, 3.])
+@pytest.mark.parametrize('true', [0.25, 1, 3.0])
 def test_the_temperature_is_found_and_is_the_best(true):
     probs, targets = sample(4000)
-    spoilt = apply_temperature(probs, 1/true)
+    spoilt = apply_temperature(probs, 1 / true)
     found = fit_temperature(spoilt, targets)
-    assert found == pytest.approx(true, rel=.1)
+    assert found == pytest.approx(true, rel=0.1)
     loss = lambda t: -np.log(np.clip(apply_temperature(spoilt, t), 1e-300, 1)[np.arange(len(targets)), targets]).mean()
-    grid = np.geomspace(found/2, found*2, 41)
-    if (spoilt > 1e-12).all(): assert loss(found) <= min(map(loss, grid))+1e-6
-    assert expected_calibration_error(apply_temperature(spoilt, found), targets) < .04
+    grid = np.geomspace(found / 2, found * 2, 41)
+    if (spoilt > 1e-12).all():
+        assert loss(found) <= min(map(loss, grid)) + 1e-6
+    assert expected_calibration_error(apply_temperature(spoilt, found), targets) < 0.04
 
 
 def test_another_way_finds_the_same_temperature():
     "Over the logarithm of the temperature, without bounds, with scikit-learn's log loss"
     from scipy.optimize import minimize
     from sklearn.metrics import log_loss
-    probs, targets = sample(800, sharpness=1.)
-    spoilt = apply_temperature(probs, .4)
-    theirs = minimize(lambda x: log_loss(targets, apply_temperature(spoilt, float(np.exp(x[0]))), labels=range(5)), [0.], method='Nelder-Mead', tol=1e-6)
+
+    probs, targets = sample(800, sharpness=1.0)
+    spoilt = apply_temperature(probs, 0.4)
+    theirs = minimize(
+        lambda x: log_loss(targets, apply_temperature(spoilt, float(np.exp(x[0]))), labels=range(5)),
+        [0.0],
+        method='Nelder-Mead',
+        tol=1e-6,
+    )
     assert fit_temperature(spoilt, targets) == pytest.approx(float(np.exp(theirs.x[0])), rel=1e-3)
 
 
 def test_a_single_zero_does_not_decide_alone():
-    probs, targets = sample(400, sharpness=2.)
-    probs[0], targets[0] = [1, 0, 0, 0, 0], 4   # sure, and wrong: its log loss has no end
+    probs, targets = sample(400, sharpness=2.0)
+    probs[0], targets[0] = [1, 0, 0, 0, 0], 4  # sure, and wrong: its log loss has no end
     found = fit_temperature(probs, targets)
-    assert .8 < found < 1.6
+    assert 0.8 < found < 1.6
 
 
-@pytest.mark.parametrize('probs, targets, said', [
-    (sample(19)[0], sample(19)[1], '19 pictures are too few'), (sample(50)[0], np.zeros(50, int), 'one class'),
-    (np.eye(4)[np.arange(40) % 4]*.6+.1, np.arange(40) % 4, 'right about every picture'), (np.full((40, 4), .25), np.arange(40) % 4, 'the same of every class'),
-])
+@pytest.mark.parametrize(
+    'probs, targets, said',
+    [
+        (sample(19)[0], sample(19)[1], '19 pictures are too few'),
+        (sample(50)[0], np.zeros(50, int), 'one class'),
+        (np.eye(4)[np.arange(40) % 4] * 0.6 + 0.1, np.arange(40) % 4, 'right about every picture'),
+        (np.full((40, 4), 0.25), np.arange(40) % 4, 'the same of every class'),
+    ],
+)
 def test_what_cannot_be_told_is_left_at_one_with_a_word(probs, targets, said):
-    with pytest.warns(CalibrationWarning, match=said): assert fit_temperature(probs, targets) == 1
+    with pytest.warns(CalibrationWarning, match=said):
+        assert fit_temperature(probs, targets) == 1
 
 
 def test_probabilities_that_mislead_stop_at_the_limit():
-    probs, _ = sample(500, sharpness=2.)
-    with pytest.warns(CalibrationWarning, match='limit'): found = fit_temperature(probs, (probs.argmax(1)+1) % 5)
-    assert found == pytest.approx(temperature_limits[1], rel=.01)
+    probs, _ = sample(500, sharpness=2.0)
+    with pytest.warns(CalibrationWarning, match='limit'):
+        found = fit_temperature(probs, (probs.argmax(1) + 1) % 5)
+    assert found == pytest.approx(temperature_limits[1], rel=0.01)
 
 
 # --- of a run
 
-def table(n, seed, spoil=.5):
+
+def table(n, seed, spoil=0.5):
     probs, targets = sample(n, seed=seed)
-    return pd.DataFrame(apply_temperature(probs, spoil), columns=[f'p_{c}' for c in 'abcde']).assign(label=np.array(list('abcde'))[targets])
+    return pd.DataFrame(apply_temperature(probs, spoil), columns=[f'p_{c}' for c in 'abcde']).assign(
+        label=np.array(list('abcde'))[targets]
+    )
 
 
 def test_calibrate_tells_before_and_after():
     told = calibrate(table(500, 0), table(800, 1))
     assert json.loads(json.dumps(told, allow_nan=False)) == told
-    assert told['temperature'] == pytest.approx(2, rel=.15) and (told['n_valid'], told['n_test'], told['note']) == (500, 800, '')
+    assert told['temperature'] == pytest.approx(2, rel=0.15) and (told['n_valid'], told['n_test'], told['note']) == (
+        500,
+        800,
+        '',
+    )
     before, after = told['before'], told['after']
     assert before['accuracy'] == after['accuracy']
     assert all(after[k] < before[k] for k in ('ece', 'ece_mass', 'log_loss', 'brier'))
     from sklearn.metrics import brier_score_loss, log_loss
+
     test = table(800, 1)
     probs = test[[f'p_{c}' for c in 'abcde']].to_numpy()
-    assert before['brier'] == pytest.approx(brier_score_loss(test.label, probs, labels=list('abcde'), scale_by_half=False))
+    assert before['brier'] == pytest.approx(
+        brier_score_loss(test.label, probs, labels=list('abcde'), scale_by_half=False)
+    )
     floor = np.clip(probs, 1e-7, 1)
-    assert before['log_loss'] == pytest.approx(log_loss(test.label, floor/floor.sum(1, keepdims=True), labels=list('abcde')))
+    assert before['log_loss'] == pytest.approx(
+        log_loss(test.label, floor / floor.sum(1, keepdims=True), labels=list('abcde'))
+    )
 
 
 def test_calibrate_is_silent_and_says_why_it_left_things():
@@ -254,6 +306,6 @@ def test_calibrate_is_silent_and_says_why_it_left_things():
 def test_the_diagram():
     probs, targets = sample(200)
     assert len(plot_reliability(probs, targets).axes) == 1
-    figure = plot_reliability(apply_temperature(probs, .5), targets, probs, groups=np.repeat(range(100), 2))
+    figure = plot_reliability(apply_temperature(probs, 0.5), targets, probs, groups=np.repeat(range(100), 2))
     assert [a.get_title().split(':')[0] for a in figure.axes] == ['as the model says it', 'after calibration']
-    plot_reliability(np.eye(3), np.arange(3))   # all right, all sure
+    plot_reliability(np.eye(3), np.arange(3))  # all right, all sure

@@ -1,4 +1,5 @@
 "The command as people type it: what it prints where, how it ends, and what it leaves"
+
 import json
 import os
 import re
@@ -22,8 +23,8 @@ def picture(seed, size=(160, 120)):
     "A photo-like picture: coarse and fine structure, different for each seed"
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    fine = Image.fromarray(rng.integers(0, 256, (size[1]//8, size[0]//8, 3), dtype=np.uint8)).resize(size)
-    return Image.blend(coarse, fine, .15)
+    fine = Image.fromarray(rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)).resize(size)
+    return Image.blend(coarse, fine, 0.15)
 
 
 def plain(text):
@@ -33,42 +34,59 @@ def plain(text):
 
 # --- the real command, in processes of its own
 
+
 def test_from_training_to_prediction(home, photos, tmp_path):
     "The README's commands, as a stranger runs them"
+
     def fungi(*arguments):
-        done = subprocess.run([command, *map(str, arguments)], capture_output=True, text=True, cwd=home,
-                              env=os.environ | dict(OMP_NUM_THREADS='2', HF_HUB_OFFLINE='1'))
+        done = subprocess.run(
+            [command, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=home,
+            env=os.environ | dict(OMP_NUM_THREADS='2', HF_HUB_OFFLINE='1'),
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout, done.stderr
-    out, err = fungi('train', 'flowers', '--source', photos, '--out', tmp_path/'run', *flags(**tiny), '--json')
-    assert json.loads(out) == json.loads((tmp_path/'run/metrics.json').read_text('utf8'))
-    assert 'epoch 1' in err and 'pictures to train on' in err and '\r' not in err and '\x1b' not in err   # a log, no terminal
-    fungi('predict', tmp_path/'run', photos, '--out', tmp_path/'predictions.csv')
-    assert len(pd.read_csv(tmp_path/'predictions.csv')) == len(list(photos.rglob('*.jpg')))
+
+    out, err = fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'run', *flags(**tiny), '--json')
+    assert json.loads(out) == json.loads((tmp_path / 'run/metrics.json').read_text('utf8'))
+    assert (
+        'epoch 1' in err and 'pictures to train on' in err and '\r' not in err and '\x1b' not in err
+    )  # a log, no terminal
+    fungi('predict', tmp_path / 'run', photos, '--out', tmp_path / 'predictions.csv')
+    assert len(pd.read_csv(tmp_path / 'predictions.csv')) == len(list(photos.rglob('*.jpg')))
 
 
-@pytest.mark.parametrize('arguments', [['--help'], ['--version'], [], ['train', '--help'], ['train', 'mushrooms', '--help'], ['check', '--helq']])
+@pytest.mark.parametrize(
+    'arguments',
+    [['--help'], ['--version'], [], ['train', '--help'], ['train', 'mushrooms', '--help'], ['check', '--helq']],
+)
 def test_help_loads_nothing_heavy(arguments):
-    code = (f"import sys, json, time; begun = time.perf_counter()\n"
-            f"from fungi_fastai.cli import main\n"
-            f"try: code = main({arguments!r})\n"
-            f"except SystemExit as error: code = error.code\n"
-            f"heavy = {{'torch', 'fastai', 'pandas', 'numpy', 'PIL', 'matplotlib', 'timm', 'sklearn', 'kaggle'}} & set(sys.modules)\n"
-            f"print('\\n' + json.dumps([code, sorted(heavy), time.perf_counter()-begun]))")
+    code = (
+        f'import sys, json, time; begun = time.perf_counter()\n'
+        f'from fungi_fastai.cli import main\n'
+        f'try: code = main({arguments!r})\n'
+        f'except SystemExit as error: code = error.code\n'
+        f"heavy = {{'torch', 'fastai', 'pandas', 'numpy', 'PIL', 'matplotlib', 'timm', 'sklearn', 'kaggle'}} & set(sys.modules)\n"
+        f"print('\\n' + json.dumps([code, sorted(heavy), time.perf_counter()-begun]))"
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code, heavy, seconds = json.loads(done.stdout.splitlines()[-1])
-    print(f"fungi {' '.join(arguments)}: {seconds:.2f} s")
+    print(f'fungi {" ".join(arguments)}: {seconds:.2f} s')
     assert code == (2 if '--helq' in arguments else 0) and heavy == []
 
 
 def test_the_module_is_the_command():
     from fungi_fastai import __version__
+
     done = subprocess.run([command, '--version'], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == f'fungi_fastai {__version__}'
 
 
 # --- help and slips of the finger
+
 
 @pytest.mark.parametrize('arguments', [['--help'], []])
 def test_help_names_every_command(fungi, arguments):
@@ -80,126 +98,183 @@ def test_every_field_of_a_recipe_is_a_flag_with_its_meaning(fungi):
     from dataclasses import fields
 
     from fungi_fastai.training.recipe import Recipe
+
     out = plain(fungi('train', 'mushrooms', '--help').out)
     source = Path(sys.modules[Recipe.__module__].__file__).read_text('utf8')
     for field in fields(Recipe):
         if field.name == 'augment':
             assert '--augment.flip' in out and '--augment.strength' in out
             continue
-        assert f"--{field.name.replace('_', '-')}" in out
+        assert f'--{field.name.replace("_", "-")}' in out
         meaning = re.search(rf'^    {field.name}:.*?# (.*)$', source, re.M)[1]
         assert meaning in out, field.name
 
 
-@pytest.mark.parametrize('call, meaning', [(('train', 'flowers'), "the run's folder"), (('evaluate',), "a finished run's folder"),
-    (('predict',), 'pictures, or folders of pictures'), (('check',), 'folder, zip, CSV'), (('explore',), 'the folder for page'),
-    (('report',), "a finished run's folder")])
-def test_other_flags_tell_their_meaning_too(fungi, call, meaning): assert meaning in plain(fungi(*call, '--help').out)
+@pytest.mark.parametrize(
+    'call, meaning',
+    [
+        (('train', 'flowers'), "the run's folder"),
+        (('evaluate',), "a finished run's folder"),
+        (('predict',), 'pictures, or folders of pictures'),
+        (('check',), 'folder, zip, CSV'),
+        (('explore',), 'the folder for page'),
+        (('report',), "a finished run's folder"),
+    ],
+)
+def test_other_flags_tell_their_meaning_too(fungi, call, meaning):
+    assert meaning in plain(fungi(*call, '--help').out)
 
 
 def test_help_says_each_default_once_and_names_what_it_asks_for(fungi):
     from fungi_fastai.cli import commands
+
     for name in (one.__name__ for one in commands):
         said = plain(fungi(name, '--help').out)
         assert '{None}' not in said and not re.search(r'\(default: (\)|None|[^)]*\) \(default: )', said), name
     assert 'RUN' in plain(fungi('evaluate', '--help').out) and 'resnet34' in plain(fungi('train', '--help').out)
 
 
-@pytest.mark.parametrize('call, near', [(('train', 'flowers', '--epoch', '3'), '--epochs'), (('train', 'flowers', '--sorce', 'x'), '--source'),
-    (('train', 'flowers', '--wieghts', 'x'), '--weights'), (('train', 'mushroms'), 'mushrooms'), (('trian',), 'train'),
-    (('check', 'x', '--jsno'), '--json'), (('train', 'flowers', '--augment.rotat', '3'), '--augment.rotate')])
+@pytest.mark.parametrize(
+    'call, near',
+    [
+        (('train', 'flowers', '--epoch', '3'), '--epochs'),
+        (('train', 'flowers', '--sorce', 'x'), '--source'),
+        (('train', 'flowers', '--wieghts', 'x'), '--weights'),
+        (('train', 'mushroms'), 'mushrooms'),
+        (('trian',), 'train'),
+        (('check', 'x', '--jsno'), '--json'),
+        (('train', 'flowers', '--augment.rotat', '3'), '--augment.rotate'),
+    ],
+)
 def test_misspellings_are_suggested(fungi, call, near):
     done = fungi(*call, code=2)
     assert near in done.err and not done.out
 
 
-@pytest.mark.parametrize('call', [('train', 'flowers', '--epochs', 'many'), ('train', 'flowers', '--lr', '1,5'), ('check',), ('evaluate',),
-    ('predict',), ('explore', 'sample'), ('train',)])
-def test_values_that_are_missing_or_of_the_wrong_kind(fungi, call): assert not fungi(*call, code=2).out
+@pytest.mark.parametrize(
+    'call',
+    [
+        ('train', 'flowers', '--epochs', 'many'),
+        ('train', 'flowers', '--lr', '1,5'),
+        ('check',),
+        ('evaluate',),
+        ('predict',),
+        ('explore', 'sample'),
+        ('train',),
+    ],
+)
+def test_values_that_are_missing_or_of_the_wrong_kind(fungi, call):
+    assert not fungi(*call, code=2).out
 
 
 # --- check, explore
 
+
 @pytest.fixture(scope='module')
 def nasty(tmp_path_factory):
     "Two good classes, and one of everything that goes wrong"
-    folder = tmp_path_factory.mktemp('nasty')/'Photos & more'
-    one, two, lonely = (folder/name for name in ('Röhrling & Co', 'b c', '孤独'))
+    folder = tmp_path_factory.mktemp('nasty') / 'Photos & more'
+    one, two, lonely = (folder / name for name in ('Röhrling & Co', 'b c', '孤独'))
     for i, species in enumerate((one, two, lonely)):
         species.mkdir(parents=True)
-        for n in range(8 if i < 2 else 1): picture(100*i+n).save(species/f'Foto №{n} & mehr.jpg', quality=92)
-    whole = (one/'Foto №0 & mehr.jpg').read_bytes()
-    (one/'cut.jpg').write_bytes(whole[:len(whole)//2])
-    (one/'text.jpg').write_text('this is no picture')
-    (one/'empty.png').touch()
-    (one/'copy.jpg').write_bytes(whole)
-    with Image.open(one/'Foto №1 & mehr.jpg') as image: image.resize((80, 60), Image.Resampling.LANCZOS).filter(ImageFilter.SMOOTH).save(one/'small.jpg')
-    picture(900).save(one/'really a png.jpg', 'png')
-    Image.new('RGB', (1, 1), 'red').save(one/'pixel.png')
-    Image.new('RGB', (160, 120), (90, 120, 60)).save(one/'blank.jpg')
-    for species in (one, two): picture(901).save(species/'which one.jpg')
-    (folder/'notes.txt').write_text('notes')
-    (one/'.hidden.jpg').write_bytes(whole)
-    (folder/'__MACOSX').mkdir()
-    (folder/'__MACOSX'/'._Foto.jpg').write_text('resource fork')
+        for n in range(8 if i < 2 else 1):
+            picture(100 * i + n).save(species / f'Foto №{n} & mehr.jpg', quality=92)
+    whole = (one / 'Foto №0 & mehr.jpg').read_bytes()
+    (one / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
+    (one / 'text.jpg').write_text('this is no picture')
+    (one / 'empty.png').touch()
+    (one / 'copy.jpg').write_bytes(whole)
+    with Image.open(one / 'Foto №1 & mehr.jpg') as image:
+        image.resize((80, 60), Image.Resampling.LANCZOS).filter(ImageFilter.SMOOTH).save(one / 'small.jpg')
+    picture(900).save(one / 'really a png.jpg', 'png')
+    Image.new('RGB', (1, 1), 'red').save(one / 'pixel.png')
+    Image.new('RGB', (160, 120), (90, 120, 60)).save(one / 'blank.jpg')
+    for species in (one, two):
+        picture(901).save(species / 'which one.jpg')
+    (folder / 'notes.txt').write_text('notes')
+    (one / '.hidden.jpg').write_bytes(whole)
+    (folder / '__MACOSX').mkdir()
+    (folder / '__MACOSX' / '._Foto.jpg').write_text('resource fork')
     return folder
 
 
 def test_check_counts_exactly(fungi, nasty):
     found = json.loads(fungi('check', nasty, '--json').out)
-    assert found['problems'] == dict(unreadable=3, extension=1, tiny=1, duplicate=2, near_duplicate=1, label_conflict=2, low_variance=2,
-                                     small_class=1)
+    assert found['problems'] == dict(
+        unreadable=3,
+        extension=1,
+        tiny=1,
+        duplicate=2,
+        near_duplicate=1,
+        label_conflict=2,
+        low_variance=2,
+        small_class=1,
+    )
     assert (found['images'], found['classes']) == (27, 3)
-    assert found['per_class'] == {'Röhrling & Co': 17, 'b c': 9, '孤独': 1} and sum(found['used_per_class'].values()) == found['used'] == 20
+    assert (
+        found['per_class'] == {'Röhrling & Co': 17, 'b c': 9, '孤独': 1}
+        and sum(found['used_per_class'].values()) == found['used'] == 20
+    )
 
 
 def test_check_in_words(fungi, nasty):
     said = fungi('check', nasty)
-    assert all(name in said.out for name in ('cut.jpg', 'text.jpg', 'pixel.png', 'which one.jpg', '孤独', 'never changed'))
-    assert '\x1b' not in said.out+said.err
+    assert all(
+        name in said.out for name in ('cut.jpg', 'text.jpg', 'pixel.png', 'which one.jpg', '孤独', 'never changed')
+    )
+    assert '\x1b' not in said.out + said.err
 
 
 def test_check_of_a_zip_is_check_of_its_folder(fungi, nasty, tmp_path):
-    with zipfile.ZipFile(tmp_path/'Größe & Co.zip', 'w') as z:
-        for file in sorted(nasty.rglob('*')): z.write(file, file.relative_to(nasty.parent))
-    numbers = [json.loads(fungi('check', place, '--json').out) | dict(seconds=0) for place in (nasty, tmp_path/'Größe & Co.zip')]
+    with zipfile.ZipFile(tmp_path / 'Größe & Co.zip', 'w') as z:
+        for file in sorted(nasty.rglob('*')):
+            z.write(file, file.relative_to(nasty.parent))
+    numbers = [
+        json.loads(fungi('check', place, '--json').out) | dict(seconds=0)
+        for place in (nasty, tmp_path / 'Größe & Co.zip')
+    ]
     assert numbers[0] == numbers[1]
 
 
 def test_explore_writes_a_page(fungi, nasty, tmp_path):
-    said = fungi('explore', nasty, '--out', tmp_path/'page & more')
-    page = (tmp_path/'page & more'/'index.html').read_text('utf8')
+    said = fungi('explore', nasty, '--out', tmp_path / 'page & more')
+    page = (tmp_path / 'page & more' / 'index.html').read_text('utf8')
     assert 'index.html' in said.out and 'Röhrling &amp; Co' in page and 'src="http' not in page
 
 
 # --- evaluate
 
+
 @pytest.fixture
 def zipped(photos, tmp_path):
     "Makes a zip of some of the pictures: names → a file"
+
     def make(name, pictures):
-        with zipfile.ZipFile(tmp_path/name, 'w') as z:
-            for inside, file in pictures.items(): z.write(file, inside)
-        return tmp_path/name
+        with zipfile.ZipFile(tmp_path / name, 'w') as z:
+            for inside, file in pictures.items():
+                z.write(file, inside)
+        return tmp_path / name
+
     return make
 
 
 def test_evaluate_shows_what_was_measured(fungi, small_run):
     out = fungi('evaluate', small_run.folder).out
     low, high = small_run.metrics['intervals']['macro_f1']
-    assert f"{small_run.metrics['macro_f1']:.4f}  ({low:.4f} to {high:.4f})" in out
+    assert f'{small_run.metrics["macro_f1"]:.4f}  ({low:.4f} to {high:.4f})' in out
     assert json.loads(fungi('evaluate', small_run.folder, '--json').out) == small_run.metrics
 
 
 def test_evaluate_on_another_zip(fungi, small_run, zipped, tmp_path):
     from fungi_fastai.data.samples import make_sample
-    other = make_sample('flowers', tmp_path/'other', specimens=2, photos=1, size=64, seed=5, workers=1)
+
+    other = make_sample('flowers', tmp_path / 'other', specimens=2, photos=1, size=64, seed=5, workers=1)
     archive = zipped('OTHER.zip', {f'any name/{f.parent.name}/{f.name}': f for f in sorted(other.rglob('*.jpg'))})
-    done = fungi('evaluate', small_run.folder, '--source', archive, '--json', '--out', tmp_path/'scored.parquet')
+    done = fungi('evaluate', small_run.folder, '--source', archive, '--json', '--out', tmp_path / 'scored.parquet')
     found = json.loads(done.out)
     assert found['n_test'] == 10 and found['n_seen_in_training'] == found['n_unreadable'] == 0
     assert {'accuracy', 'macro_precision', 'macro_recall', 'macro_f1', 'n_test'} <= set(found)
-    scored = pd.read_parquet(tmp_path/'scored.parquet')
+    scored = pd.read_parquet(tmp_path / 'scored.parquet')
     assert found['accuracy'] == pytest.approx((scored.label == scored.predicted).mean())
     assert 'seen in training' not in done.err
 
@@ -207,7 +282,9 @@ def test_evaluate_on_another_zip(fungi, small_run, zipped, tmp_path):
 def test_evaluate_counts_pictures_seen_in_training(fungi, small_run, zipped):
     items = small_run.items
     chosen = pd.concat([items[items.split == part].head(n) for part, n in (('train', 3), ('valid', 2), ('test', 4))])
-    archive = zipped('seen.zip', {f'{row.label}/renamed {i}.jpg': row.path for i, row in enumerate(chosen.itertuples())})
+    archive = zipped(
+        'seen.zip', {f'{row.label}/renamed {i}.jpg': row.path for i, row in enumerate(chosen.itertuples())}
+    )
     done = fungi('evaluate', small_run.folder, '--source', archive, '--json')
     assert json.loads(done.out)['n_seen_in_training'] == 5 and json.loads(done.out)['n_test'] == 9
     assert '5 of these 9 pictures were seen in training' in done.err
@@ -222,7 +299,9 @@ def test_evaluate_on_a_subset_of_the_classes(fungi, small_run, zipped):
 
 def test_evaluate_on_unknown_and_missing_classes(fungi, small_run, zipped):
     some = small_run.items.head(4)
-    archive = zipped('unknown.zip', {f"{'Fliegenpilz' if i else r.label}/{i}.jpg": r.path for i, r in enumerate(some.itertuples())})
+    archive = zipped(
+        'unknown.zip', {f'{"Fliegenpilz" if i else r.label}/{i}.jpg': r.path for i, r in enumerate(some.itertuples())}
+    )
     said = fungi('evaluate', small_run.folder, '--source', archive, '--json', code=2)
     assert 'Fliegenpilz' in said.err and 'daisy' in said.err and not said.out
     bare = zipped('bare.zip', {f'{i}.jpg': r.path for i, r in enumerate(some.itertuples())})
@@ -230,35 +309,43 @@ def test_evaluate_on_unknown_and_missing_classes(fungi, small_run, zipped):
 
 
 def test_evaluate_counts_the_unreadable(fungi, small_run, zipped, tmp_path):
-    (tmp_path/'bad.jpg').write_text('no picture')
+    (tmp_path / 'bad.jpg').write_text('no picture')
     some = small_run.items.head(4)
-    archive = zipped('bad.zip', {f'{r.label}/{i}.jpg': r.path for i, r in enumerate(some.itertuples())} | {'roses/bad.jpg': tmp_path/'bad.jpg'})
+    archive = zipped(
+        'bad.zip',
+        {f'{r.label}/{i}.jpg': r.path for i, r in enumerate(some.itertuples())}
+        | {'roses/bad.jpg': tmp_path / 'bad.jpg'},
+    )
     found = json.loads(fungi('evaluate', small_run.folder, '--source', archive, '--json').out)
     assert found['n_unreadable'] == 1 and found['n_test'] == 4
 
 
 # --- predict, report
 
+
 @pytest.mark.parametrize('ending', ['csv', 'parquet'])
 def test_predict_files_and_folders(fungi, small_run, photos, tmp_path, ending):
-    folder = tmp_path/'Fotos & mehr'
-    (folder/'tief').mkdir(parents=True)
+    folder = tmp_path / 'Fotos & mehr'
+    (folder / 'tief').mkdir(parents=True)
     some = sorted(photos.rglob('*.jpg'))[::20]
     names = ['Röhrling №1.jpg', 'b & c.jpg', 'tief/菌.jpg']
-    for name, file in zip(names, some, strict=False): shutil.copy(file, folder/name)
-    Image.new('L', (1, 1)).save(folder/'pixel.png')
-    (folder/'notes.txt').write_text('no picture, and not named like one')
-    out = tmp_path/f'out.{ending}'
+    for name, file in zip(names, some, strict=False):
+        shutil.copy(file, folder / name)
+    Image.new('L', (1, 1)).save(folder / 'pixel.png')
+    (folder / 'notes.txt').write_text('no picture, and not named like one')
+    out = tmp_path / f'out.{ending}'
     said = fungi('predict', small_run.folder, folder, some[0], '--out', out)
     table = pd.read_csv(out, keep_default_na=False) if ending == 'csv' else pd.read_parquet(out)
     assert sorted(table['name']) == sorted([*names, 'pixel.png', some[0].name]) and (table.error == '').all()
     assert set(table.predicted) <= set(small_run.classes) and table.confidence.astype(float).between(0, 1).all()
     assert all(Path(p).exists() for p in table.path)
     assert not said.out
-    assert 'no file' in fungi('predict', small_run.folder, folder/'gone.jpg', code=1).out   # none of them can be read
+    assert 'no file' in fungi('predict', small_run.folder, folder / 'gone.jpg', code=1).out  # none of them can be read
 
-    (folder/'kaputt.jpg').write_text('no picture')
-    said = fungi('predict', small_run.folder, folder, folder/'gone.jpg', '--out', out, code=1)   # the rest is done all the same
+    (folder / 'kaputt.jpg').write_text('no picture')
+    said = fungi(
+        'predict', small_run.folder, folder, folder / 'gone.jpg', '--out', out, code=1
+    )  # the rest is done all the same
     table = (pd.read_csv(out, keep_default_na=False) if ending == 'csv' else pd.read_parquet(out)).set_index('name')
     assert 'kaputt.jpg' in said.err and '2 of 6' in said.err
     assert table.error['kaputt.jpg'] and 'no file' in table.error['gone.jpg'] and table.predicted['kaputt.jpg'] == ''
@@ -267,35 +354,45 @@ def test_predict_files_and_folders(fungi, small_run, photos, tmp_path, ending):
 
 def test_predict_to_standard_output(fungi, small_run, photos):
     import io
+
     some = sorted(photos.rglob('*.jpg'))[:2]
     table = pd.read_csv(io.StringIO(fungi('predict', small_run.folder, *some).out))
     assert list(table['name']) == [f.name for f in some] and f'p_{small_run.classes[0]}' in table
 
 
 def test_report_is_written_anew(fungi, small_run, tmp_path):
-    shutil.copytree(small_run.folder, tmp_path/'copy')
-    (tmp_path/'copy/report.html').unlink()
-    assert 'report.html' in fungi('report', tmp_path/'copy').out
-    assert (tmp_path/'copy/report.html').read_text('utf8') == (small_run.folder/'report.html').read_text('utf8')
+    shutil.copytree(small_run.folder, tmp_path / 'copy')
+    (tmp_path / 'copy/report.html').unlink()
+    assert 'report.html' in fungi('report', tmp_path / 'copy').out
+    assert (tmp_path / 'copy/report.html').read_text('utf8') == (small_run.folder / 'report.html').read_text('utf8')
 
 
 def test_a_run_that_was_moved_still_predicts(fungi, small_run, photos, tmp_path):
-    shutil.copytree(small_run.folder, tmp_path/'Läufe & mehr')
-    fungi('predict', tmp_path/'Läufe & mehr', sorted(photos.rglob('*.jpg'))[0], '--out', tmp_path/'p.csv')
+    shutil.copytree(small_run.folder, tmp_path / 'Läufe & mehr')
+    fungi('predict', tmp_path / 'Läufe & mehr', sorted(photos.rglob('*.jpg'))[0], '--out', tmp_path / 'p.csv')
 
 
 def test_the_command_in_the_report_is_the_command(fungi, small_run, tmp_path):
     "What `How to repeat it` says, typed in, gives the same recipe"
     import html
     import shlex
-    page = (small_run.folder/'report.html').read_text('utf8')
+
+    page = (small_run.folder / 'report.html').read_text('utf8')
     said = html.unescape(re.search(r'<pre>(fungi train .*?)</pre>', page, re.S)[1])
-    fungi(*shlex.split(said)[1:], '--out', tmp_path/'again')
-    assert (tmp_path/'again/recipe.json').read_text('utf8') == (small_run.folder/'recipe.json').read_text('utf8')
+    fungi(*shlex.split(said)[1:], '--out', tmp_path / 'again')
+    assert (tmp_path / 'again/recipe.json').read_text('utf8') == (small_run.folder / 'recipe.json').read_text('utf8')
 
 
-@pytest.mark.parametrize('change', [lambda r: r, lambda r: r.but(arch='resnet50', monitor='valid_loss', augment='field', exclude=()),
-    lambda r: r.for_sample(), lambda r: r.for_sample().but(pretrained=True, source=f'sample:{r.name}'), lambda r: r.but(name='my own', cache=False)])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda r: r,
+        lambda r: r.but(arch='resnet50', monitor='valid_loss', augment='field', exclude=()),
+        lambda r: r.for_sample(),
+        lambda r: r.for_sample().but(pretrained=True, source=f'sample:{r.name}'),
+        lambda r: r.but(name='my own', cache=False),
+    ],
+)
 @pytest.mark.parametrize('name', ['mushrooms', 'defungi', 'seedlings'])
 def test_a_command_says_the_whole_recipe(fungi, monkeypatch, name, change):
     "Also where a recipe has the plain value of what its own default differs in"
@@ -303,6 +400,7 @@ def test_a_command_says_the_whole_recipe(fungi, monkeypatch, name, change):
 
     from fungi_fastai.experiments.runs import command_of
     from fungi_fastai.recipes import recipes
+
     got, recipe = [], change(recipes[name])
     monkeypatch.setattr('fungi_fastai.training.launch.launch', lambda processes, train, recipe, *_: got.append(recipe))
     fungi(*shlex.split(command_of(recipe))[1:])
@@ -310,19 +408,38 @@ def test_a_command_says_the_whole_recipe(fungi, monkeypatch, name, change):
 
 
 def test_without_out_runs_are_numbered(fungi, photos, home):
-    for _ in range(2): fungi('train', 'seedlings', '--source', photos, *flags(**tiny))
-    assert {'seedlings-1', 'seedlings-2'} <= {f.name for f in (home/'runs').iterdir()}
+    for _ in range(2):
+        fungi('train', 'seedlings', '--source', photos, *flags(**tiny))
+    assert {'seedlings-1', 'seedlings-2'} <= {f.name for f in (home / 'runs').iterdir()}
 
 
 def test_leaks_and_labels(fungi, small_run, photos, tmp_path):
-    said = fungi('evaluate', small_run.folder, '--leakage', '--out', tmp_path/'leaks', '--group', r'(\d+)_\d')
-    assert 'split at random' in said.out and 'specimens together' in said.out and (tmp_path/'leaks/leakage.html').exists()
-    found = json.loads(fungi('evaluate', photos, '--leakage', '--arch', 'convmixer_16_1', '--weights', small_run.folder/'model.safetensors',
-                             '--size', 32, '--json').out)
+    said = fungi('evaluate', small_run.folder, '--leakage', '--out', tmp_path / 'leaks', '--group', r'(\d+)_\d')
+    assert (
+        'split at random' in said.out
+        and 'specimens together' in said.out
+        and (tmp_path / 'leaks/leakage.html').exists()
+    )
+    found = json.loads(
+        fungi(
+            'evaluate',
+            photos,
+            '--leakage',
+            '--arch',
+            'convmixer_16_1',
+            '--weights',
+            small_run.folder / 'model.safetensors',
+            '--size',
+            32,
+            '--json',
+        ).out
+    )
     assert found
-    said = fungi('labels', photos, '--arch', 'convmixer_16_1', '--no-pretrained', '--size', 32, '--out', tmp_path/'labels')
-    assert (tmp_path/'labels/labels.html').exists() and 'labels.html' in said.out
-    assert 'There is no' in fungi('evaluate', tmp_path/'nowhere', '--leakage', code=2).err
+    said = fungi(
+        'labels', photos, '--arch', 'convmixer_16_1', '--no-pretrained', '--size', 32, '--out', tmp_path / 'labels'
+    )
+    assert (tmp_path / 'labels/labels.html').exists() and 'labels.html' in said.out
+    assert 'There is no' in fungi('evaluate', tmp_path / 'nowhere', '--leakage', code=2).err
 
 
 def test_check_proposes_specimens(fungi, photos):
@@ -330,29 +447,45 @@ def test_check_proposes_specimens(fungi, photos):
 
 
 def test_several_runs_on_one_page(fungi, small_run, photos, tmp_path):
-    fungi('train', 'flowers', '--source', photos, '--out', tmp_path/'other', *flags(**tiny | dict(epochs=1)), '--tracker', 'curves')
-    assert (tmp_path/'other/curves.svg').exists()
-    fungi('report', small_run.folder, tmp_path/'other', '--out', tmp_path/'both.html')
-    page = (tmp_path/'both.html').read_text('utf8')
+    fungi(
+        'train',
+        'flowers',
+        '--source',
+        photos,
+        '--out',
+        tmp_path / 'other',
+        *flags(**tiny | dict(epochs=1)),
+        '--tracker',
+        'curves',
+    )
+    assert (tmp_path / 'other/curves.svg').exists()
+    fungi('report', small_run.folder, tmp_path / 'other', '--out', tmp_path / 'both.html')
+    page = (tmp_path / 'both.html').read_text('utf8')
     assert 'compared' in page and '<svg' in page
-    assert 'test pictures' in fungi('watch', tmp_path/'other', '--once').out
-    said = fungi('compare', small_run.folder, tmp_path/'other').out
+    assert 'test pictures' in fungi('watch', tmp_path / 'other', '--once').out
+    said = fungi('compare', small_run.folder, tmp_path / 'other').out
     assert 'No difference' in said or 'is better' in said
-    assert 'tensorbord' in fungi('train', 'flowers', '--source', photos, '--out', tmp_path/'x', '--tracker', 'tensorbord', code=2).err
+    assert (
+        'tensorbord'
+        in fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'x', '--tracker', 'tensorbord', code=2).err
+    )
 
 
 def test_studies_by_command(fungi, photos, tmp_path):
     small = ('--source', photos, *flags(**tiny))
-    assert '2 folds' in fungi('folds', 'flowers', *small, '--k', 2, '--out', tmp_path/'folds').out
-    assert fungi('curve', 'flowers', *small, '--fractions', .5, 1, '--seeds', 1, '--out', tmp_path/'curve').out
-    assert 'best' in fungi('sweep', 'flowers', *small, '--out', tmp_path/'sweep', '--vary', 'bs=4,8').out
-    assert 'FIELD=VALUES' in fungi('sweep', 'flowers', *small, '--out', tmp_path/'s2', '--vary', 'bs', code=2).err
-    assert 'given twice' in fungi('sweep', 'flowers', *small, '--out', tmp_path/'s2', '--vary', 'bs=4', '--vary', 'bs=8', code=2).err
-    assert 'fold-1, which is one' in fungi('report', tmp_path/'folds', code=2).err
+    assert '2 folds' in fungi('folds', 'flowers', *small, '--k', 2, '--out', tmp_path / 'folds').out
+    assert fungi('curve', 'flowers', *small, '--fractions', 0.5, 1, '--seeds', 1, '--out', tmp_path / 'curve').out
+    assert 'best' in fungi('sweep', 'flowers', *small, '--out', tmp_path / 'sweep', '--vary', 'bs=4,8').out
+    assert 'FIELD=VALUES' in fungi('sweep', 'flowers', *small, '--out', tmp_path / 's2', '--vary', 'bs', code=2).err
+    assert (
+        'given twice'
+        in fungi('sweep', 'flowers', *small, '--out', tmp_path / 's2', '--vary', 'bs=4', '--vary', 'bs=8', code=2).err
+    )
+    assert 'fold-1, which is one' in fungi('report', tmp_path / 'folds', code=2).err
 
 
 def test_flags_that_would_do_nothing_are_refused(fungi, small_run, photos, tmp_path):
     assert '--arch is for --leakage' in fungi('evaluate', small_run.folder, '--arch', 'resnet18', code=2).err
     assert '--leakage' in fungi('evaluate', small_run.folder, '--source', photos, '--leakage', code=2).err
-    assert 'of several' in fungi('report', small_run.folder, '--out', tmp_path/'x.html', code=2).err
-    assert '.html' in fungi('report', small_run.folder, small_run.folder, '--out', tmp_path/'x.txt', code=2).err
+    assert 'of several' in fungi('report', small_run.folder, '--out', tmp_path / 'x.html', code=2).err
+    assert '.html' in fungi('report', small_run.folder, small_run.folder, '--out', tmp_path / 'x.txt', code=2).err

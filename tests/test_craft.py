@@ -1,4 +1,5 @@
 "Accumulated gradients, averaged weights, mixed pictures and balanced classes, where they could go wrong unseen"
+
 import random
 import warnings
 
@@ -8,7 +9,7 @@ import torch
 from conftest import tiny
 from torch import nn
 
-with warnings.catch_warnings():   # fastai's own import warns with today's torch and pandas
+with warnings.catch_warnings():  # fastai's own import warns with today's torch and pandas
     warnings.simplefilter('ignore')
     import fastai.callback.progress  # noqa: F401  (gives a Learner its `no_bar`)
     from fastai.callback.core import Callback
@@ -32,109 +33,151 @@ pytestmark = pytest.mark.usefixtures('place', 'ready')
 
 # --- accumulation
 
+
 class Watched(Callback):
     "Weights before the first step and after each, and the losses that were shown"
-    def before_fit(self): self.weights, self.losses = [self.now()], []
-    def now(self): return torch.cat([p.detach().flatten().clone() for p in self.model.parameters()])
-    def after_step(self): self.weights.append(self.now())
+
+    def before_fit(self):
+        self.weights, self.losses = [self.now()], []
+
+    def now(self):
+        return torch.cat([p.detach().flatten().clone() for p in self.model.parameters()])
+
+    def after_step(self):
+        self.weights.append(self.now())
+
     def after_batch(self):
-        if self.training: self.losses.append(self.learn.loss.item())
+        if self.training:
+            self.losses.append(self.learn.loss.item())
 
 
-def trained(bs, *cbs, n=12, epochs=1, precision='fp32', opt_func=SGD, lr=.5):
+def trained(bs, *cbs, n=12, epochs=1, precision='fp32', opt_func=SGD, lr=0.5):
     "A small network without BatchNorm after `n` pictures in a given order; one that learns quickly, so that a wrong step shows"
     torch.manual_seed(0)
     pictures, classes = torch.randn(n, 3, 8, 8), torch.arange(n) % 3
     loader = DataLoader(list(zip(pictures, classes, strict=True)), bs=bs, device='cpu')
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8*36, 3))
-    learn = Learner(DataLoaders(loader, loader), model, nn.CrossEntropyLoss(), opt_func=opt_func, lr=lr, cbs=[Precision(precision), *cbs, watched := Watched()])
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
+    learn = Learner(
+        DataLoaders(loader, loader),
+        model,
+        nn.CrossEntropyLoss(),
+        opt_func=opt_func,
+        lr=lr,
+        cbs=[Precision(precision), *cbs, watched := Watched()],
+    )
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(epochs)
     return watched
 
 
-def apart(one, other): return float((one-other).abs().max())
+def apart(one, other):
+    return float((one - other).abs().max())
 
 
-@pytest.mark.parametrize('n', [12, 13, 10, 7])   # whole, one picture too many, an incomplete step, an incomplete batch in it
+@pytest.mark.parametrize(
+    'n', [12, 13, 10, 7]
+)  # whole, one picture too many, an incomplete step, an incomplete batch in it
 @pytest.mark.parametrize('steps', [2, 3])
 def test_accumulation_equals_the_large_batch(n, steps):
-    ours, large = trained(2, Accumulate(steps), n=n, epochs=2), trained(2*steps, n=n, epochs=2)
+    ours, large = trained(2, Accumulate(steps), n=n, epochs=2), trained(2 * steps, n=n, epochs=2)
     assert len(ours.weights) == len(large.weights)
     assert max(apart(a, b) for a, b in zip(ours.weights, large.weights, strict=True)) < 1e-5
     assert apart(large.weights[0], large.weights[-1]) > 1e-2
 
 
-@pytest.mark.parametrize('clip', [.01, .3])
+@pytest.mark.parametrize('clip', [0.01, 0.3])
 def test_the_norm_is_clipped_once_a_step(clip):
     ours, large = trained(3, Accumulate(2, clip)), trained(6, Accumulate(1, clip))
     assert max(apart(a, b) for a, b in zip(ours.weights, large.weights, strict=True)) < 1e-5
-    moved = [float((b-a).norm()) for a, b in zip(large.weights, large.weights[1:], strict=False)]
-    assert all(m <= .5*clip*1.001 for m in moved) and max(moved) == pytest.approx(.5*clip, rel=1e-3)
+    moved = [float((b - a).norm()) for a, b in zip(large.weights, large.weights[1:], strict=False)]
+    assert all(m <= 0.5 * clip * 1.001 for m in moved) and max(moved) == pytest.approx(0.5 * clip, rel=1e-3)
 
 
 def test_accumulation_in_bfloat16():
     ours, large, exact = trained(3, Accumulate(4), precision='bf16'), trained(12, precision='bf16'), trained(12)
-    assert apart(ours.weights[-1], large.weights[-1]) < .1*apart(exact.weights[0], exact.weights[-1])
+    assert apart(ours.weights[-1], large.weights[-1]) < 0.1 * apart(exact.weights[0], exact.weights[-1])
 
 
 def test_the_loss_that_is_shown_is_that_of_each_batch():
-    assert trained(3, Accumulate(4), lr=0.).losses == pytest.approx(trained(3, lr=0.).losses)
+    assert trained(3, Accumulate(4), lr=0.0).losses == pytest.approx(trained(3, lr=0.0).losses)
 
 
-@pytest.mark.parametrize('n, bs, theirs', [
-    (7, 2, 4),    # the pictures that are left over: never applied, carried into the next epoch
-    (6, 3, 4),    # counts pictures: 4 are reached with the second batch only, and a mean of 3 is divided by 4/3
-    (9, 4, 8),    # the smaller last batch
-])
+@pytest.mark.parametrize(
+    'n, bs, theirs',
+    [
+        (7, 2, 4),  # the pictures that are left over: never applied, carried into the next epoch
+        (6, 3, 4),  # counts pictures: 4 are reached with the second batch only, and a mean of 3 is divided by 4/3
+        (9, 4, 8),  # the smaller last batch
+    ],
+)
 def test_where_fastais_own_accumulation_differs_from_the_large_batch(n, bs, theirs):
-    steps = -(-theirs//bs)
-    large = trained(bs*steps, n=n, epochs=2)
+    steps = -(-theirs // bs)
+    large = trained(bs * steps, n=n, epochs=2)
     assert apart(trained(bs, GradientAccumulation(theirs), n=n, epochs=2).weights[-1], large.weights[-1]) > 1e-3
     assert apart(trained(bs, Accumulate(steps), n=n, epochs=2).weights[-1], large.weights[-1]) < 1e-5
 
 
 # --- averaged weights
 
+
 def test_the_average_is_what_is_validated_and_the_weights_go_on():
-    average, seen = AverageWeights(.9), []
+    average, seen = AverageWeights(0.9), []
 
     class Look(Callback):
-        order = AverageWeights.order+1
-        def before_validate(self): seen.append((self.model[0].weight.detach().clone(), average.kept['0.weight']))
-        def after_epoch(self): seen.append((self.model[0].weight.detach().clone(), None))
+        order = AverageWeights.order + 1
+
+        def before_validate(self):
+            seen.append((self.model[0].weight.detach().clone(), average.kept['0.weight']))
+
+        def after_epoch(self):
+            seen.append((self.model[0].weight.detach().clone(), None))
+
     trained(3, average, Look(), epochs=2, opt_func=Adam, lr=1e-2)
     for (shown, live), (after, _) in zip(seen[::2], seen[1::2], strict=True):
         assert apart(shown, live) > 1e-4 and torch.equal(after, live)
     plain = trained(3, epochs=2, opt_func=Adam, lr=1e-2)
-    assert torch.equal(plain.weights[-1][:216].view(8, 3, 3, 3), seen[-1][0])   # training itself is not touched
+    assert torch.equal(plain.weights[-1][:216].view(8, 3, 3, 3), seen[-1][0])  # training itself is not touched
     by_hand = plain.weights[0][:216]
     for t, now in enumerate(plain.weights[1:], 1):
-        decay = min(.9, (1+t)/(10+t))
-        by_hand = decay*by_hand + (1-decay)*now[:216]
+        decay = min(0.9, (1 + t) / (10 + t))
+        by_hand = decay * by_hand + (1 - decay) * now[:216]
     assert apart(by_hand.view(8, 3, 3, 3), average.average['0.weight']) < 1e-6
 
 
 def test_a_run_keeps_the_average(photos, tmp_path):
     from fungi_fastai import train_flowers
+
     changes = tiny | dict(epochs=2, finish='trained')
-    one, other = (train_flowers(photos, out=tmp_path/name, progress=False, ema=ema, **changes) for name, ema in (('a', 0.), ('b', .9)))
-    a, b = (read_weights(r.folder/'model.safetensors')[0] for r in (one, other))
+    one, other = (
+        train_flowers(photos, out=tmp_path / name, progress=False, ema=ema, **changes)
+        for name, ema in (('a', 0.0), ('b', 0.9))
+    )
+    a, b = (read_weights(r.folder / 'model.safetensors')[0] for r in (one, other))
     assert a.keys() == b.keys() and any(apart(a[k].float(), b[k].float()) > 1e-4 for k in a)
     # what was validated is what was kept
-    assert other.metrics['valid']['accuracy'] == pytest.approx(other.history.accuracy[other.history.accuracy.idxmax()], abs=.2)
+    assert other.metrics['valid']['accuracy'] == pytest.approx(
+        other.history.accuracy[other.history.accuracy.idxmax()], abs=0.2
+    )
 
 
 # --- mixed pictures
 
-@pytest.mark.parametrize('changes', [dict(mixup=.4), dict(cutmix=1.), dict(mixup=.4, cutmix=1., label_smoothing=.1, balance='loss')])
+
+@pytest.mark.parametrize(
+    'changes', [dict(mixup=0.4), dict(cutmix=1.0), dict(mixup=0.4, cutmix=1.0, label_smoothing=0.1, balance='loss')]
+)
 def test_a_run_on_mixed_pictures(photos, tmp_path, changes):
     from fungi_fastai import train_flowers
-    run = train_flowers(photos, out=tmp_path/'run', progress=False, **tiny | dict(epochs=2), **changes)
-    plain = train_flowers(photos, out=tmp_path/'plain', progress=False, **tiny | dict(epochs=2))
-    assert np.isfinite(run.history.train_loss).all() and not np.allclose(run.history.train_loss, plain.history.train_loss)
+
+    run = train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny | dict(epochs=2), **changes)
+    plain = train_flowers(photos, out=tmp_path / 'plain', progress=False, **tiny | dict(epochs=2))
+    assert np.isfinite(run.history.train_loss).all() and not np.allclose(
+        run.history.train_loss, plain.history.train_loss
+    )
 
 
 # --- balance
+
 
 def uneven(photos, **changes):
     "A learner of a set in which the classes have 12, 12, 12, 4 and 4 pictures"
@@ -153,22 +196,26 @@ def test_classes_are_drawn_in_balance_and_no_validation_twin_is_trained_on(photo
     read, drawn = opener.read, []
     opener.read = lambda source: drawn.append(source) or read(source)
     codes = torch.cat([y for _ in range(6) for _, y in learn.dls.train])
-    shares = np.bincount(codes)/len(codes)
-    assert abs(shares-.2).max() < (.03 if how == 'oversample' else .1), shares
+    shares = np.bincount(codes) / len(codes)
+    assert abs(shares - 0.2).max() < (0.03 if how == 'oversample' else 0.1), shares
     rows = learn.items.assign(unit=units(learn.items)).set_index('path')
     assert drawn and set(drawn) <= set(rows.index[rows.split == 'train'])
     held = rows[rows.split.isin(['valid', 'test'])]
     assert len(held) and not set(held.unit) & set(rows.unit[drawn]) and not set(held.sha) & set(rows.sha[drawn])
-    repeated = [x for x in learn.dls.train]   # a picture that comes twice is not the same picture twice
-    assert sum(len(x) for x, _ in repeated) == len(learn.dls.train)*learn.dls.train.bs
-    assert len(learn.dls.train.new(shuffle=False, drop_last=False).get_idxs()) == (learn.items.split == 'train').sum()   # for predictions
+    repeated = [x for x in learn.dls.train]  # a picture that comes twice is not the same picture twice
+    assert sum(len(x) for x, _ in repeated) == len(learn.dls.train) * learn.dls.train.bs
+    assert (
+        len(learn.dls.train.new(shuffle=False, drop_last=False).get_idxs()) == (learn.items.split == 'train').sum()
+    )  # for predictions
 
 
 def test_balanced_on_features_too(photos):
     from fungi_fastai.training.frozen import on_features
+
     learn = uneven(photos, balance='oversample')
-    with on_features(learn): codes = torch.cat([y for _ in range(4) for _, y in learn.dls.train])
-    assert abs(np.bincount(codes)/len(codes)-.2).max() < .05
+    with on_features(learn):
+        codes = torch.cat([y for _ in range(4) for _, y in learn.dls.train])
+    assert abs(np.bincount(codes) / len(codes) - 0.2).max() < 0.05
 
 
 def test_orders_of_many_kinds():
@@ -186,24 +233,44 @@ def test_orders_of_many_kinds():
 
 # --- all of it, killed and continued
 
-craft = dict(epochs=6, frozen_epochs=2, optimizer='lamb', schedule='plateau', step_size=1, warmup=.2, accumulate=2, clip=1., ema=.9, mixup=.3, cutmix=1.,
-             balance='oversample', loss='focal', layer_decay=.7, bs=4)
+craft = dict(
+    epochs=6,
+    frozen_epochs=2,
+    optimizer='lamb',
+    schedule='plateau',
+    step_size=1,
+    warmup=0.2,
+    accumulate=2,
+    clip=1.0,
+    ema=0.9,
+    mixup=0.3,
+    cutmix=1.0,
+    balance='oversample',
+    loss='focal',
+    layer_decay=0.7,
+    bs=4,
+)
 
 
 @pytest.mark.parametrize('epochs', [1, 2, 4])
 def test_continued_with_every_tool_in_use(photos, tmp_path, epochs):
     "Stopped after an epoch, as by a kill, and continued by another Learner: the weights are bitwise those of the uninterrupted run"
     from fungi_fastai.experiments.runs import train
+
     recipe = Recipe(name='flowers', source=str(photos), **tiny | craft)
-    whole = train(recipe, tmp_path/'whole', progress=False)
+    whole = train(recipe, tmp_path / 'whole', progress=False)
 
     class Kill(Callback):
         order = 1000
+
         def after_epoch(self):
-            if len(self.history.rows) == epochs: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): train(recipe, tmp_path/'cut', progress=False, cbs=[Kill()])
-    cut = train(recipe, tmp_path/'cut', progress=False)
-    a, b = (read_weights(r.folder/'model.safetensors')[0] for r in (whole, cut))
+            if len(self.history.rows) == epochs:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / 'cut', progress=False, cbs=[Kill()])
+    cut = train(recipe, tmp_path / 'cut', progress=False)
+    a, b = (read_weights(r.folder / 'model.safetensors')[0] for r in (whole, cut))
     assert all(torch.equal(a[k], b[k]) for k in a)
     columns = ['epoch', 'phase', 'train_loss', 'valid_loss', 'accuracy', 'macro_f1', 'lr']
     assert whole.history[columns].equals(cut.history[columns])

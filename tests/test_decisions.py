@@ -1,4 +1,5 @@
 "Decisions: what is promised is kept on new pictures; sets are MAPIE's; strangers are scored as others score them; every answer says why"
+
 import json
 import warnings
 from functools import cache
@@ -30,151 +31,200 @@ from fungi_fastai.settings import UserError
 few = settings(max_examples=30, deadline=None, derandomize=True)
 
 
-def sample(n, seed=0, classes=6, sharpness=.1):
+def sample(n, seed=0, classes=6, sharpness=0.1):
     "Honest probabilities: each class is drawn from them"
     random = np.random.default_rng(seed)
     probs = random.dirichlet(np.full(classes, sharpness), n)
-    return probs, (probs.cumsum(1) < random.random((n, 1))).sum(1).clip(0, classes-1)
+    return probs, (probs.cumsum(1) < random.random((n, 1))).sum(1).clip(0, classes - 1)
 
 
 @cache
-def many(): return sample(40_000, 99)
+def many():
+    return sample(40_000, 99)
 
 
 # --- risk and coverage
+
 
 @few
 @given(st.integers(1, 40), st.integers(2, 5), st.integers(0, 1000), st.booleans())
 def test_the_area_is_the_mean_over_all_orders_of_ties(n, classes, seed, tied):
     probs, targets = sample(n, seed, classes)
-    if tied: probs = (np.round(probs*3)+.1)/(np.round(probs*3)+.1).sum(1, keepdims=True)
+    if tied:
+        probs = (np.round(probs * 3) + 0.1) / (np.round(probs * 3) + 0.1).sum(1, keepdims=True)
     found = risk_coverage(probs, targets)
     confidence, wrong = probs.max(1), probs.argmax(1) != targets
     random, areas = np.random.default_rng(0), []
     for _ in range(200 if tied else 1):
         order = np.lexsort([random.random(n), -confidence])
-        areas.append((wrong[order].cumsum()/np.arange(1, n+1)).mean())
-    assert found.area == pytest.approx(np.mean(areas), abs=5*np.std(areas)/np.sqrt(len(areas))+1e-9)
+        areas.append((wrong[order].cumsum() / np.arange(1, n + 1)).mean())
+    assert found.area == pytest.approx(np.mean(areas), abs=5 * np.std(areas) / np.sqrt(len(areas)) + 1e-9)
     assert found.coverage[-1] == 1 and found.risk[-1] == pytest.approx(wrong.mean())
     assert (np.diff(found.coverage) > 0).all() and (np.diff(found.confidence) < 0).all()
-    best = (np.sort(wrong).cumsum()/np.arange(1, n+1)).mean()
-    assert found.excess == pytest.approx(found.area-best, abs=1e-9)
+    best = (np.sort(wrong).cumsum() / np.arange(1, n + 1)).mean()
+    assert found.excess == pytest.approx(found.area - best, abs=1e-9)
 
 
 def test_the_curve_drawn():
     probs, targets = sample(300)
-    threshold = threshold_for(*sample(300, 1), accuracy=.8)
+    threshold = threshold_for(*sample(300, 1), accuracy=0.8)
     assert len(plot_risk_coverage(probs, targets, threshold).axes[0].collections) == 1
-    assert not plot_risk_coverage(probs, targets, threshold_for(probs[:5], targets[:5], accuracy=.99)).axes[0].collections
+    assert (
+        not plot_risk_coverage(probs, targets, threshold_for(probs[:5], targets[:5], accuracy=0.99)).axes[0].collections
+    )
     plot_risk_coverage(probs[:1], targets[:1])
 
 
 # --- thresholds
 
-@pytest.mark.parametrize('accuracy, sharpness', [(.9, .1), (.7, .3), (.95, .03)])
+
+@pytest.mark.parametrize('accuracy, sharpness', [(0.9, 0.1), (0.7, 0.3), (0.95, 0.03)])
 def test_the_promise_is_kept(accuracy, sharpness):
     "Over many validation parts, the accuracy of the answers on new pictures is below the wish in at most 1 of 20"
     probs, targets = sample(40_000, 99, sharpness=sharpness)
     confidence, right = probs.max(1), probs.argmax(1) == targets
     order = np.argsort(-confidence)
-    reached, mean = confidence[order], right[order].cumsum()/np.arange(1, len(order)+1)
+    reached, mean = confidence[order], right[order].cumsum() / np.arange(1, len(order) + 1)
     broken, bounds, found = [], [], 0
     for seed in range(150):
-        t = threshold_for(*sample(300, 1000+seed, sharpness=sharpness), accuracy=accuracy)
-        if not t.found: continue
+        t = threshold_for(*sample(300, 1000 + seed, sharpness=sharpness), accuracy=accuracy)
+        if not t.found:
+            continue
         found += 1
-        true = mean[np.searchsorted(-reached, -t.confidence, side='right')-1]
+        true = mean[np.searchsorted(-reached, -t.confidence, side='right') - 1]
         broken.append(true < accuracy)
-        bounds.append(1-true > t.error_bound)
-    assert found >= 60 and np.mean(broken) <= .05 and np.mean(bounds) <= .05
+        bounds.append(1 - true > t.error_bound)
+    assert found >= 60 and np.mean(broken) <= 0.05 and np.mean(bounds) <= 0.05
 
 
 def test_specimens_weaken_the_promise_and_the_bound_knows():
     random = np.random.default_rng(0)
     probs, targets = sample(60, 5)
     probs, targets, groups = np.repeat(probs, 10, axis=0), np.repeat(targets, 10), np.repeat(np.arange(60), 10)
-    probs = apply_temperature(probs, 1) * random.uniform(.999, 1, probs.shape)   # ten crops each, all but the same
+    probs = apply_temperature(probs, 1) * random.uniform(0.999, 1, probs.shape)  # ten crops each, all but the same
     probs /= probs.sum(1, keepdims=True)
-    naive, grouped = (threshold_for(probs, targets, coverage=.5, groups=g) for g in (None, groups))
-    assert grouped.error_bound > naive.error_bound + .05
+    naive, grouped = (threshold_for(probs, targets, coverage=0.5, groups=g) for g in (None, groups))
+    assert grouped.error_bound > naive.error_bound + 0.05
     assert naive.confidence == grouped.confidence
     assert 'about 95% certainty' in grouped.why and '60 specimens' in grouped.why and 'about' not in naive.why
-    alone = threshold_for(probs, targets, coverage=.5, groups=np.arange(600))
+    alone = threshold_for(probs, targets, coverage=0.5, groups=np.arange(600))
     assert alone == naive
 
 
 def test_no_threshold_is_an_answer():
-    probs, targets = sample(100, 2, sharpness=2.)
-    none = threshold_for(probs, targets, accuracy=.99)
+    probs, targets = sample(100, 2, sharpness=2.0)
+    none = threshold_for(probs, targets, accuracy=0.99)
     assert not none.found and none.confidence is None and none.coverage == 0 and not none.accepts(probs).any()
     assert 'No threshold keeps the wish' in none.why and '100 validation pictures' in none.why
     told = none.on(probs, targets)
     assert told['answered'] == 0 and told['accuracy'] is None
     perfect = np.eye(3)[np.arange(57) % 3], np.arange(57) % 3
-    assert threshold_for(*perfect, accuracy=.9).coverage == 1           # 57 pictures without an error are just enough
-    assert not threshold_for(perfect[0][:56], perfect[1][:56], accuracy=.9).found
-    assert threshold_for(perfect[0][:1], perfect[1][:1], accuracy=.9, guaranteed=False).found
+    assert threshold_for(*perfect, accuracy=0.9).coverage == 1  # 57 pictures without an error are just enough
+    assert not threshold_for(perfect[0][:56], perfect[1][:56], accuracy=0.9).found
+    assert threshold_for(perfect[0][:1], perfect[1][:1], accuracy=0.9, guaranteed=False).found
 
 
 @few
-@given(st.integers(1, 80), st.integers(0, 1000), st.floats(.05, .99), st.booleans())
+@given(st.integers(1, 80), st.integers(0, 1000), st.floats(0.05, 0.99), st.booleans())
 def test_what_a_threshold_says_of_validation_is_so(n, seed, wish, guaranteed):
     probs, targets = sample(n, seed)
-    if seed % 3 == 0: probs = np.round(probs*4+.25)/np.round(probs*4+.25).sum(1, keepdims=True) if (np.round(probs*4+.25).sum(1) > 0).all() else probs
-    for t in (threshold_for(probs, targets, accuracy=wish, guaranteed=guaranteed), threshold_for(probs, targets, coverage=wish)):
+    if seed % 3 == 0:
+        probs = (
+            np.round(probs * 4 + 0.25) / np.round(probs * 4 + 0.25).sum(1, keepdims=True)
+            if (np.round(probs * 4 + 0.25).sum(1) > 0).all()
+            else probs
+        )
+    for t in (
+        threshold_for(probs, targets, accuracy=wish, guaranteed=guaranteed),
+        threshold_for(probs, targets, coverage=wish),
+    ):
         told = t.on(probs, targets)
-        assert told['coverage'] == pytest.approx(t.coverage) and (told['accuracy'] is None or told['accuracy'] == pytest.approx(t.accuracy))
+        assert told['coverage'] == pytest.approx(t.coverage) and (
+            told['accuracy'] is None or told['accuracy'] == pytest.approx(t.accuracy)
+        )
         assert Threshold(**json.loads(json.dumps(t.to_dict(), allow_nan=False))) == t
-        if t.found and t.wish.endswith('right'): assert (1-t.error_bound if guaranteed else t.accuracy) >= wish
-        if t.wish.endswith('answered'): assert t.coverage >= min(1, wish)-1e-9
+        if t.found and t.wish.endswith('right'):
+            assert (1 - t.error_bound if guaranteed else t.accuracy) >= wish
+        if t.wish.endswith('answered'):
+            assert t.coverage >= min(1, wish) - 1e-9
 
 
 def test_a_wished_coverage_is_kept_on_average():
     probs, _ = many()
     confidence = np.sort(probs.max(1))
-    for wish in (.3, .8):
-        reached = [1-np.searchsorted(confidence, threshold_for(*sample(50, s), coverage=wish).confidence)/len(confidence) for s in range(200)]
-        assert wish-.015 <= np.mean(reached) <= wish+.04
+    for wish in (0.3, 0.8):
+        reached = [
+            1 - np.searchsorted(confidence, threshold_for(*sample(50, s), coverage=wish).confidence) / len(confidence)
+            for s in range(200)
+        ]
+        assert wish - 0.015 <= np.mean(reached) <= wish + 0.04
     assert threshold_for(*sample(50), coverage=1).confidence == 0
 
 
-@pytest.mark.parametrize('options', [{}, dict(accuracy=.9, coverage=.5), dict(accuracy=1.), dict(accuracy=0), dict(coverage=1.1), dict(accuracy=.9, sure=95)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        dict(accuracy=0.9, coverage=0.5),
+        dict(accuracy=1.0),
+        dict(accuracy=0),
+        dict(coverage=1.1),
+        dict(accuracy=0.9, sure=95),
+    ],
+)
 def test_wishes_that_are_none(options):
-    with pytest.raises(UserError, match='wished|Wish'): threshold_for(*sample(30), **options)
+    with pytest.raises(UserError, match='wished|Wish'):
+        threshold_for(*sample(30), **options)
 
 
 # --- sets
 
+
 class Given:
     "A classifier for MAPIE whose probabilities are given"
+
     _estimator_type = 'classifier'
 
-    def __init__(self, classes): self.classes_ = np.arange(classes)
-    def fit(self, X, y): return self
-    def predict(self, X): return X.argmax(1)
-    def predict_proba(self, X): return np.asarray(X)
-    def __sklearn_is_fitted__(self): return True
+    def __init__(self, classes):
+        self.classes_ = np.arange(classes)
+
+    def fit(self, X, y):
+        return self
+
+    def predict(self, X):
+        return X.argmax(1)
+
+    def predict_proba(self, X):
+        return np.asarray(X)
+
+    def __sklearn_is_fitted__(self):
+        return True
+
     def __sklearn_tags__(self):
         from sklearn.base import BaseEstimator, ClassifierMixin
+
         return type('Plain', (ClassifierMixin, BaseEstimator), {})().__sklearn_tags__()
 
 
 def mapie(score, probs, targets, test, coverage, include='last', seed=0):
     "MAPIE's sets, and the inside of its score"
     from mapie.classification import SplitConformalClassifier
+
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         model = SplitConformalClassifier(Given(probs.shape[1]), coverage, score, prefit=True, random_state=seed)
         model.conformalize(probs, targets)
-        sets = model.predict_set(test, conformity_score_params=dict(include_last_label=include if include != 'last' else True))[1][:, :, 0]
+        sets = model.predict_set(
+            test, conformity_score_params=dict(include_last_label=include if include != 'last' else True)
+        )[1][:, :, 0]
     return sets, model._conformity_score, model._mapie_classifier
 
 
-@pytest.mark.parametrize('classes, n, coverage', [(3, 40, .8), (5, 200, .9), (30, 500, .95)])
+@pytest.mark.parametrize('classes, n, coverage', [(3, 40, 0.8), (5, 200, 0.9), (30, 500, 0.95)])
 @pytest.mark.parametrize('score', ['lac', 'aps'])
 def test_lac_and_aps_are_mapies(score, classes, n, coverage):
     for seed in range(4):
-        (probs, targets), (test, _) = sample(n, seed, classes, .5), sample(300, seed+50, classes, .5)
+        (probs, targets), (test, _) = sample(n, seed, classes, 0.5), sample(300, seed + 50, classes, 0.5)
         theirs, inside, _ = mapie(score, probs, targets, test, coverage, seed=seed)
         ours = conformal(probs, targets, coverage, score, seed=seed)
         assert ours.quantile == pytest.approx(float(inside.quantiles_[0]), abs=1e-9)
@@ -188,26 +238,43 @@ def test_lac_and_aps_are_mapies(score, classes, n, coverage):
 def test_raps_is_mapies():
     "Given the penalty and rank that MAPIE chose, and the pictures that it kept for the quantile"
     from sklearn.model_selection import StratifiedShuffleSplit
+
     for seed in range(4):
-        (probs, targets), (test, _) = sample(500, seed, 20, .5), sample(300, seed+50, 20, .5)
-        theirs, inside, _ = mapie('raps', probs, targets, test, .9, seed=seed)
+        (probs, targets), (test, _) = sample(500, seed, 20, 0.5), sample(300, seed + 50, 20, 0.5)
+        theirs, inside, _ = mapie('raps', probs, targets, test, 0.9, seed=seed)
         # its scores are of the kept pictures in its own shuffled order, with its own draws: ours have to follow it there
-        chosen = next(StratifiedShuffleSplit(1, test_size=len(inside.X_raps), random_state=seed).split(probs, targets))[0]
-        assert len(chosen) + len(inside.X_raps) == 500 and not set(map(tuple, probs[chosen].tolist())) & set(map(tuple, np.asarray(inside.X_raps).tolist()))
-        ours = conformal(probs[chosen], targets[chosen], .9, 'raps', seed=seed, penalty=float(inside.lambda_star), rank=int(inside.k_star[0]))
+        chosen = next(StratifiedShuffleSplit(1, test_size=len(inside.X_raps), random_state=seed).split(probs, targets))[
+            0
+        ]
+        assert len(chosen) + len(inside.X_raps) == 500 and not set(map(tuple, probs[chosen].tolist())) & set(
+            map(tuple, np.asarray(inside.X_raps).tolist())
+        )
+        ours = conformal(
+            probs[chosen],
+            targets[chosen],
+            0.9,
+            'raps',
+            seed=seed,
+            penalty=float(inside.lambda_star),
+            rank=int(inside.k_star[0]),
+        )
         assert ours.quantile == pytest.approx(float(inside.quantiles_[0]), abs=1e-9)
         assert (ours.sets(test) == theirs).all()
 
 
-@pytest.mark.parametrize('score, randomised', [('lac', False), ('aps', False), ('aps', True), ('raps', False), ('raps', True)])
+@pytest.mark.parametrize(
+    'score, randomised', [('lac', False), ('aps', False), ('aps', True), ('raps', False), ('raps', True)]
+)
 def test_sets_hold_the_true_class_as_often_as_promised(score, randomised):
     probs, targets = many()
     held, sizes = [], []
     for seed in range(60):
-        found = conformal(*sample(120, 2000+seed), .9, score, randomised, seed).sets(probs[seed*600:(seed+1)*600])
-        held.append(found[np.arange(600), targets[seed*600:(seed+1)*600]].mean())
+        found = conformal(*sample(120, 2000 + seed), 0.9, score, randomised, seed).sets(
+            probs[seed * 600 : (seed + 1) * 600]
+        )
+        held.append(found[np.arange(600), targets[seed * 600 : (seed + 1) * 600]].mean())
         sizes.append(found.sum(1).mean())
-    assert .885 <= np.mean(held) <= (.925 if score == 'lac' or randomised else .99)
+    assert 0.885 <= np.mean(held) <= (0.925 if score == 'lac' or randomised else 0.99)
     assert np.mean(sizes) < 2.2
 
 
@@ -215,158 +282,229 @@ def test_one_picture_a_specimen_keeps_the_promise_for_new_specimens():
     probs, targets = many()
     held = []
     for seed in range(60):
-        p, t = sample(60, 3000+seed)
-        size = np.where(p.max(1) > .9, 20, 1)   # easy specimens were photographed more often
-        held.append([conformal(np.repeat(p, size, 0), np.repeat(t, size), .9, groups=g).sets(probs[:4000])[np.arange(4000), targets[:4000]].mean()
-                     for g in (np.repeat(np.arange(60), size), None)])
+        p, t = sample(60, 3000 + seed)
+        size = np.where(p.max(1) > 0.9, 20, 1)  # easy specimens were photographed more often
+        held.append(
+            [
+                conformal(np.repeat(p, size, 0), np.repeat(t, size), 0.9, groups=g)
+                .sets(probs[:4000])[np.arange(4000), targets[:4000]]
+                .mean()
+                for g in (np.repeat(np.arange(60), size), None)
+            ]
+        )
     grouped, naive = np.mean(held, axis=0)
-    assert grouped >= .885 and naive < grouped-.05
-    assert conformal(np.repeat(p, size, 0), np.repeat(t, size), .9, groups=np.repeat(np.arange(60), size)).pictures == 60
+    assert grouped >= 0.885 and naive < grouped - 0.05
+    assert (
+        conformal(np.repeat(p, size, 0), np.repeat(t, size), 0.9, groups=np.repeat(np.arange(60), size)).pictures == 60
+    )
 
 
 @few
-@given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 1000), st.sampled_from(['lac', 'aps', 'raps']), st.booleans(), st.floats(.5, .99))
+@given(
+    st.integers(1, 60),
+    st.integers(1, 6),
+    st.integers(0, 1000),
+    st.sampled_from(['lac', 'aps', 'raps']),
+    st.booleans(),
+    st.floats(0.5, 0.99),
+)
 def test_sets_do_not_depend_on_the_order_of_classes(n, classes, seed, score, tied, coverage):
-    (probs, targets), (test, _) = sample(n, seed, classes), sample(20, seed+1, classes)
-    if tied: probs, test = ((np.round(p*3)+.1)/(np.round(p*3)+.1).sum(1, keepdims=True) for p in (probs, test))
+    (probs, targets), (test, _) = sample(n, seed, classes), sample(20, seed + 1, classes)
+    if tied:
+        probs, test = ((np.round(p * 3) + 0.1) / (np.round(p * 3) + 0.1).sum(1, keepdims=True) for p in (probs, test))
     order = np.random.default_rng(0).permutation(classes)
     one = conformal(probs, targets, coverage, score)
     other = conformal(probs[:, order], np.argsort(order)[targets], coverage, score)
     assert (one.quantile is None) == (other.quantile is None)
-    if one.quantile is not None: assert one.quantile == pytest.approx(other.quantile, abs=1e-9)
-    if tied or score == 'lac' or one.quantile is None: assert (one.sets(test)[:, order] == one.sets(test[:, order])).all()
-    if score != 'lac': assert one.sets(test)[np.arange(20), test.argmax(1)].all()
+    if one.quantile is not None:
+        assert one.quantile == pytest.approx(other.quantile, abs=1e-9)
+    if tied or score == 'lac' or one.quantile is None:
+        assert (one.sets(test)[:, order] == one.sets(test[:, order])).all()
+    if score != 'lac':
+        assert one.sets(test)[np.arange(20), test.argmax(1)].all()
     assert Conformal(**json.loads(json.dumps(one.to_dict(), allow_nan=False))) == one
     # of two classes the likelier is never left out alone
     sets = one.sets(test)
     for p, members in zip(test, sets, strict=True):
-        if members.any() and not members.all(): assert p[members].min() >= p[~members].max()-1e-9
+        if members.any() and not members.all():
+            assert p[members].min() >= p[~members].max() - 1e-9
 
 
 def test_too_few_pictures_promise_by_naming_every_class():
-    assert conformal_quantile(np.arange(8.), .9) is None and conformal_quantile(np.arange(9.), .9) == 8
-    found = conformal(*sample(8), .9)
+    assert conformal_quantile(np.arange(8.0), 0.9) is None and conformal_quantile(np.arange(9.0), 0.9) == 8
+    found = conformal(*sample(8), 0.9)
     assert found.quantile is None and found.sets(sample(5)[0]).all()
-    assert conformal(*sample(3), .9, 'raps').sets(sample(5)[0]).all()
+    assert conformal(*sample(3), 0.9, 'raps').sets(sample(5)[0]).all()
 
 
 def test_scores_by_hand():
-    p = np.array([[.5, .2, .3]])
-    assert misfit(p, 'lac')[0] == pytest.approx([.5, .8, .7])
-    assert misfit(p, 'aps')[0] == pytest.approx([.5, 1, .8])
-    assert misfit(p, 'aps', draws=np.array([.5]))[0] == pytest.approx([.25, .9, .65])
-    assert misfit(p, 'raps', .1, 1)[0] == pytest.approx([.5, 1.2, .9])
-    assert misfit(np.array([[.4, .2, .4]]), 'aps')[0] == pytest.approx([.8, 1, .8])
+    p = np.array([[0.5, 0.2, 0.3]])
+    assert misfit(p, 'lac')[0] == pytest.approx([0.5, 0.8, 0.7])
+    assert misfit(p, 'aps')[0] == pytest.approx([0.5, 1, 0.8])
+    assert misfit(p, 'aps', draws=np.array([0.5]))[0] == pytest.approx([0.25, 0.9, 0.65])
+    assert misfit(p, 'raps', 0.1, 1)[0] == pytest.approx([0.5, 1.2, 0.9])
+    assert misfit(np.array([[0.4, 0.2, 0.4]]), 'aps')[0] == pytest.approx([0.8, 1, 0.8])
 
 
-@pytest.mark.parametrize('options, said', [(dict(score='naive'), 'one of lac, aps, raps'), (dict(coverage=1), 'above 0 and below 1'),
-                                           (dict(randomised=True), 'nothing to randomise'), (dict(score='raps', rank=2), 'both a penalty and a rank')])
+@pytest.mark.parametrize(
+    'options, said',
+    [
+        (dict(score='naive'), 'one of lac, aps, raps'),
+        (dict(coverage=1), 'above 0 and below 1'),
+        (dict(randomised=True), 'nothing to randomise'),
+        (dict(score='raps', rank=2), 'both a penalty and a rank'),
+    ],
+)
 def test_sets_that_cannot_be(options, said):
-    with pytest.raises(UserError, match=said): conformal(*sample(30), **options)
+    with pytest.raises(UserError, match=said):
+        conformal(*sample(30), **options)
 
 
 def test_the_table_of_sets():
     sets = np.array([[True, False], [True, True], [False, False], [True, True]])
     table = coverage_table(sets, np.array([1, 1, 0, 0]))
     assert table.index.tolist() == ['0', '1', '2', 'all'] and table.pictures.tolist() == [1, 1, 2, 4]
-    assert table.coverage.tolist() == [0, 0, 1, .5] and table.loc['all', 'mean_size'] == 1.25
+    assert table.coverage.tolist() == [0, 0, 1, 0.5] and table.loc['all', 'mean_size'] == 1.25
 
 
 # --- strangers
 
+
 def test_auroc_and_fpr_are_scikit_learns():
     from sklearn.metrics import roc_auc_score, roc_curve
+
     random = np.random.default_rng(0)
-    for decimals in (1, 6):   # with ties, and without
-        known, unknown = random.normal(size=150).round(decimals), (random.normal(size=70)+1).round(decimals)
-        truth, scores = np.repeat([1, 0], [150, 70]), -np.concatenate([known, unknown])   # known is positive, and scored high
+    for decimals in (1, 6):  # with ties, and without
+        known, unknown = random.normal(size=150).round(decimals), (random.normal(size=70) + 1).round(decimals)
+        truth, scores = (
+            np.repeat([1, 0], [150, 70]),
+            -np.concatenate([known, unknown]),
+        )  # known is positive, and scored high
         assert auroc(known, unknown) == pytest.approx(roc_auc_score(truth, scores))
         false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
-        assert fpr_at_tpr(known, unknown) == pytest.approx(false[true >= .95-1e-12].min())
-    assert auroc(np.zeros(3), np.zeros(4)) == .5 and fpr_at_tpr(np.zeros(3), np.zeros(4)) == 1
+        assert fpr_at_tpr(known, unknown) == pytest.approx(false[true >= 0.95 - 1e-12].min())
+    assert auroc(np.zeros(3), np.zeros(4)) == 0.5 and fpr_at_tpr(np.zeros(3), np.zeros(4)) == 1
     assert auroc(np.zeros(1), np.ones(1)) == 1 and fpr_at_tpr(np.zeros(1), np.ones(1)) == 0
 
 
 def test_scores_of_strangeness_are_what_they_say():
     from sklearn.neighbors import NearestNeighbors
+
     random = np.random.default_rng(0)
     train, kinds, x = random.normal(size=(90, 6)), np.arange(90) % 3, random.normal(size=(40, 6))
-    train += 4*np.eye(3, 6)[kinds]
+    train += 4 * np.eye(3, 6)[kinds]
     logits = random.normal(size=(40, 3))
-    probs = np.exp(logits)/np.exp(logits).sum(1, keepdims=True)
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     found = open_set_scores(probs, logits, x, train, kinds, neighbours=5)
     assert list(found) == ['max_softmax', 'energy', 'neighbours', 'mahalanobis']
     assert found.energy.to_numpy() == pytest.approx(-np.log(np.exp(logits).sum(1)))
-    unit = lambda v: v/np.linalg.norm(v, axis=1, keepdims=True)
-    assert found.neighbours.to_numpy() == pytest.approx(NearestNeighbors(n_neighbors=5).fit(unit(train)).kneighbors(unit(x))[0][:, -1])
-    assert list(open_set_scores(probs)) == ['max_softmax'] and list(open_set_scores(probs, features=x, train_features=train)) == ['max_softmax', 'neighbours']
+    unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)
+    assert found.neighbours.to_numpy() == pytest.approx(
+        NearestNeighbors(n_neighbors=5).fit(unit(train)).kneighbors(unit(x))[0][:, -1]
+    )
+    assert list(open_set_scores(probs)) == ['max_softmax'] and list(
+        open_set_scores(probs, features=x, train_features=train)
+    ) == ['max_softmax', 'neighbours']
     # the same whatever the scale of a feature
-    scale = np.array([1, 10, .1, 100, 1, 1])
-    assert open_set_scores(probs, None, x*scale, train*scale, kinds).mahalanobis.to_numpy() == pytest.approx(found.mahalanobis.to_numpy(), rel=1e-6)
+    scale = np.array([1, 10, 0.1, 100, 1, 1])
+    assert open_set_scores(probs, None, x * scale, train * scale, kinds).mahalanobis.to_numpy() == pytest.approx(
+        found.mahalanobis.to_numpy(), rel=1e-6
+    )
     # fewer pictures than features, a feature that never changes, a class of one picture
-    odd = open_set_scores(probs, None, np.hstack([np.repeat(x, 20, 1), np.ones((40, 1))]), np.hstack([np.repeat(train[:7], 20, 1), np.ones((7, 1))]),
-                          np.array([0, 0, 0, 1, 1, 1, 2]))
+    odd = open_set_scores(
+        probs,
+        None,
+        np.hstack([np.repeat(x, 20, 1), np.ones((40, 1))]),
+        np.hstack([np.repeat(train[:7], 20, 1), np.ones((7, 1))]),
+        np.array([0, 0, 0, 1, 1, 1, 2]),
+    )
     assert np.isfinite(odd.to_numpy()).all()
 
 
 def test_far_strangers_are_found_and_near_ones_not():
     random = np.random.default_rng(1)
-    train, kinds = random.normal(size=(200, 8))+3*np.eye(2, 8)[(side := np.arange(200) % 2)], side
-    known, far = random.normal(size=(100, 8))+3*np.eye(2, 8)[np.arange(100) % 2], random.normal(size=(60, 8))+6*np.eye(8)[5]
-    same = np.full((100, 2), .5)
-    scores = [open_set_scores(same[:len(x)], None, x, train, kinds) for x in (known, far, known[::-1])]
+    train, kinds = random.normal(size=(200, 8)) + 3 * np.eye(2, 8)[(side := np.arange(200) % 2)], side
+    known, far = (
+        random.normal(size=(100, 8)) + 3 * np.eye(2, 8)[np.arange(100) % 2],
+        random.normal(size=(60, 8)) + 6 * np.eye(8)[5],
+    )
+    same = np.full((100, 2), 0.5)
+    scores = [open_set_scores(same[: len(x)], None, x, train, kinds) for x in (known, far, known[::-1])]
     table = open_set_table(*scores[:2], samples=100)
-    assert table.auroc['mahalanobis'] > .98 and table.auroc['neighbours'] > .9 and table.auroc['max_softmax'] == .5
+    assert table.auroc['mahalanobis'] > 0.98 and table.auroc['neighbours'] > 0.9 and table.auroc['max_softmax'] == 0.5
     assert ((table.auroc_low <= table.auroc) & (table.auroc <= table.auroc_high)).all()
-    assert open_set_table(scores[0], scores[2], samples=0).auroc.tolist() == [.5, .5, .5]
-    grouped = open_set_table(*scores[:2], known_groups=np.repeat(range(20), 5), unknown_groups=['a']*30+['']*30, samples=100)
+    assert open_set_table(scores[0], scores[2], samples=0).auroc.tolist() == [0.5, 0.5, 0.5]
+    grouped = open_set_table(
+        *scores[:2], known_groups=np.repeat(range(20), 5), unknown_groups=['a'] * 30 + [''] * 30, samples=100
+    )
     assert grouped.auroc.tolist() == table.auroc.tolist()
 
 
-@pytest.mark.parametrize('call, said', [
-    (lambda p: open_set_scores(p, features=p), 'train_features'), (lambda p: open_set_scores(p, p[:3]), 'logits of the shape'),
-    (lambda p: open_set_scores(p, features=p, train_features=p[:, :2]), 'Features have'), (lambda p: auroc(np.array([]), np.ones(2)), 'scores'),
-    (lambda p: fpr_at_tpr(np.ones(2), np.array([np.nan])), 'finite'), (lambda p: fpr_at_tpr(np.ones(2), np.ones(2), 95), 'at most 1'),
-])
+@pytest.mark.parametrize(
+    'call, said',
+    [
+        (lambda p: open_set_scores(p, features=p), 'train_features'),
+        (lambda p: open_set_scores(p, p[:3]), 'logits of the shape'),
+        (lambda p: open_set_scores(p, features=p, train_features=p[:, :2]), 'Features have'),
+        (lambda p: auroc(np.array([]), np.ones(2)), 'scores'),
+        (lambda p: fpr_at_tpr(np.ones(2), np.array([np.nan])), 'finite'),
+        (lambda p: fpr_at_tpr(np.ones(2), np.ones(2), 95), 'at most 1'),
+    ],
+)
 def test_strangers_that_cannot_be_scored(call, said):
-    with pytest.raises(UserError, match=said): call(sample(10)[0])
+    with pytest.raises(UserError, match=said):
+        call(sample(10)[0])
 
 
 # --- answers
 
+
 def test_answers_say_why():
     (probs, targets), (test, _) = sample(600), sample(200, 1)
     names = [f'species {c}' for c in 'ABCDEF']
-    threshold, sets = threshold_for(probs, targets, accuracy=.8), conformal(probs, targets, .9)
-    for temperature in (1., 1.7):
+    threshold, sets = threshold_for(probs, targets, accuracy=0.8), conformal(probs, targets, 0.9)
+    for temperature in (1.0, 1.7):
         calibrated = apply_temperature(test, temperature)
         said = decide(test, names, temperature, threshold, sets)
         assert [d.sure for d in said] == threshold.accepts(calibrated).tolist() and 0 < sum(d.sure for d in said) < 200
         for d, p, members in zip(said, calibrated, sets.sets(calibrated), strict=True):
-            assert d.confidence == pytest.approx(p.max()) and set(d.set) == {n for n, m in zip(names, members, strict=True) if m}
+            assert d.confidence == pytest.approx(p.max()) and set(d.set) == {
+                n for n, m in zip(names, members, strict=True) if m
+            }
             assert d.label == (names[p.argmax()] if d.sure else 'not sure')
             assert f'{p.max():.2f}' in d.why and ('reaches' if d.sure else 'is below') in d.why
     alone = decide(test, names, conformal=sets)
-    for d in alone: assert d.sure == (len(d.set) == 1) and ('only class left' in d.why if d.sure else 'classes are left' in d.why or 'No class fits' in d.why)
+    for d in alone:
+        assert d.sure == (len(d.set) == 1) and (
+            'only class left' in d.why if d.sure else 'classes are left' in d.why or 'No class fits' in d.why
+        )
     assert all(d.sure and d.set == () for d in decide(test, names))
-    none = threshold_for(probs[:20], targets[:20], accuracy=.99)
-    assert all(d.label == 'not sure' and 'No threshold keeps the wish' in d.why for d in decide(test, names, threshold=none))
+    none = threshold_for(probs[:20], targets[:20], accuracy=0.99)
+    assert all(
+        d.label == 'not sure' and 'No threshold keeps the wish' in d.why for d in decide(test, names, threshold=none)
+    )
 
 
 def test_answers_at_the_edges():
     assert decide(np.zeros((0, 3)), list('abc')) == []
-    assert decide(np.array([[1.]]), ['a'])[0].label == 'a'
-    empty = Conformal('lac', .9, .1)
-    assert 'No class fits' in decide(np.array([[.5, .5]]), ['a', 'b'], conformal=empty)[0].why
-    wide = decide(np.full((1, 9), 1/9), list('abcdefghi'), conformal=Conformal('lac', .9, None))[0]
+    assert decide(np.array([[1.0]]), ['a'])[0].label == 'a'
+    empty = Conformal('lac', 0.9, 0.1)
+    assert 'No class fits' in decide(np.array([[0.5, 0.5]]), ['a', 'b'], conformal=empty)[0].why
+    wide = decide(np.full((1, 9), 1 / 9), list('abcdefghi'), conformal=Conformal('lac', 0.9, None))[0]
     assert '9 classes are left' in wide.why and 'and 4 more' in wide.why and len(wide.set) == 9
-    with pytest.raises(UserError, match='2 classes and 3 names'): decide(np.array([[.5, .5]]), list('abc'))
-    with pytest.raises(UserError, match='Rename the class'): decide(np.array([[.5, .5]]), ['a', 'not sure'])
-    with pytest.raises(UserError, match='not numbers'): decide(np.array([[np.nan, .5]]), ['a', 'b'])
+    with pytest.raises(UserError, match='2 classes and 3 names'):
+        decide(np.array([[0.5, 0.5]]), list('abc'))
+    with pytest.raises(UserError, match='Rename the class'):
+        decide(np.array([[0.5, 0.5]]), ['a', 'not sure'])
+    with pytest.raises(UserError, match='not numbers'):
+        decide(np.array([[np.nan, 0.5]]), ['a', 'b'])
 
 
 def test_nothing_heavy_is_imported():
     import subprocess
     import sys
+
     code = 'import fungi_fastai.evaluation.costs, sys; print([m for m in ("torch", "fastai", "sklearn", "mapie") if m in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    assert (
+        subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    )

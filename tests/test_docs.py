@@ -1,4 +1,5 @@
 "The documentation site: built strictly from the notebooks, complete, and usable in a browser on a phone and a desktop"
+
 import functools
 import http.server
 import importlib.util
@@ -12,7 +13,7 @@ import pytest
 from chromium import Chromium, find
 
 root = Path(__file__).parents[1]
-docs = root/'docs'
+docs = root / 'docs'
 missing = [name for name in ('zensical', 'latex2mathml', 'nbdev') if importlib.util.find_spec(name) is None]
 needs_docs = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed: pip install -e '.[docs]'")
 needs_browser = pytest.mark.skipif(find() is None, reason='no chromium or google-chrome on this machine')
@@ -29,17 +30,24 @@ def docs_on_path():
 def site(tmp_path_factory):
     "The site, built once as `make docs` builds it"
     folder = tmp_path_factory.mktemp('docs')
-    done = subprocess.run([sys.executable, docs/'build.py', '--out', folder/'www'/'fungi_fastai', '--work', folder/'work'],
-                          capture_output=True, text=True, cwd=folder)
+    done = subprocess.run(
+        [sys.executable, docs / 'build.py', '--out', folder / 'www' / 'fungi_fastai', '--work', folder / 'work'],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder/'www'/'fungi_fastai'
+    return folder / 'www' / 'fungi_fastai'
 
 
 @pytest.fixture(scope='module')
 def address(site):
     "The site, served as GitHub Pages serves it: under the project's name"
+
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_): pass
+        def log_message(self, *_):
+            pass
+
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=site.parent))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -51,7 +59,8 @@ def address(site):
 
 @pytest.fixture(scope='module')
 def browser():
-    with Chromium() as started: yield started
+    with Chromium() as started:
+        yield started
 
 
 # --- what is on the pages ---
@@ -61,68 +70,86 @@ def test_every_exported_name_is_on_a_page(site):
     from symbols import exported
 
     import fungi_fastai
-    known, pages = json.loads((site/'symbols.json').read_text()), {}
+
+    known, pages = json.loads((site / 'symbols.json').read_text()), {}
     wanted = {f'fungi_fastai.{home}.{name}' for name, home in fungi_fastai._home.items()}
-    for file in (root/'fungi_fastai').rglob('*.py'):
+    for file in (root / 'fungi_fastai').rglob('*.py'):
         module = '.'.join(file.relative_to(root).with_suffix('').parts)
-        if file.stem not in ('__init__', '_modidx'): wanted |= {f'{module}.{name}' for name in exported(file)}
+        if file.stem not in ('__init__', '_modidx'):
+            wanted |= {f'{module}.{name}' for name in exported(file)}
     assert len(wanted) > 100
     assert not wanted - known.keys()
     for name in wanted:
         page, _, anchor = known[name].partition('#')
         if page not in pages:
             pages[page] = Found()
-            pages[page].feed((site/page).read_text())
+            pages[page].feed((site / page).read_text())
         assert anchor in pages[page].ids, name
 
 
 @needs_docs
 def test_every_notebook_is_a_page(site):
-    for notebook in (root/'nbs').rglob('*.ipynb'):
-        name = notebook.relative_to(root/'nbs')
-        if not any(part.startswith(('.', '_')) for part in name.parts): assert (site/name.with_suffix('.html')).is_file(), name
+    for notebook in (root / 'nbs').rglob('*.ipynb'):
+        name = notebook.relative_to(root / 'nbs')
+        if not any(part.startswith(('.', '_')) for part in name.parts):
+            assert (site / name.with_suffix('.html')).is_file(), name
 
 
 @needs_docs
 def test_field_comments_and_lazy_names_are_shown(site):
-    assert 'one folder a run' in (site/'settings.html').read_text() # a dataclass field's comment
-    assert 'id="train_mushrooms"' in (site/'recipes.html').read_text() # not in the module's __all__
+    assert 'one folder a run' in (site / 'settings.html').read_text()  # a dataclass field's comment
+    assert 'id="train_mushrooms"' in (site / 'recipes.html').read_text()  # not in the module's __all__
 
 
 @needs_docs
 def test_build_leaves_the_old_site_where_it_fails(tmp_path, monkeypatch):
     import build
     from notebooks import DocError
-    (tmp_path/'old').mkdir()
-    (tmp_path/'old'/'index.html').write_text('old')
+
+    (tmp_path / 'old').mkdir()
+    (tmp_path / 'old' / 'index.html').write_text('old')
     monkeypatch.setattr(build, 'dead_links', lambda *_: ['index.html: nowhere.html leads to no file'])
-    monkeypatch.setattr(build, 'ROOT', _project(tmp_path/'project', {'index': [('markdown', '# Start\n\n> Here')]}))
-    with pytest.raises(DocError, match='nowhere.html'): build.build(tmp_path/'old', tmp_path/'work')
-    assert (tmp_path/'old'/'index.html').read_text() == 'old'
+    monkeypatch.setattr(build, 'ROOT', _project(tmp_path / 'project', {'index': [('markdown', '# Start\n\n> Here')]}))
+    with pytest.raises(DocError, match='nowhere.html'):
+        build.build(tmp_path / 'old', tmp_path / 'work')
+    assert (tmp_path / 'old' / 'index.html').read_text() == 'old'
 
 
 def test_build_deletes_no_folder_of_another_kind(tmp_path, monkeypatch, capsys):
     import build
+
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     monkeypatch.setattr(sys, 'path', [*sys.path])
-    (tmp_path/'thesis.txt').write_text('ten years')
+    (tmp_path / 'thesis.txt').write_text('ten years')
     for option in ('--out', '--work'):
-        monkeypatch.setattr(sys, 'argv', ['build.py', '--out', str(tmp_path/'new'), '--work', str(tmp_path/'new'), option, str(tmp_path)])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            ['build.py', '--out', str(tmp_path / 'new'), '--work', str(tmp_path / 'new'), option, str(tmp_path)],
+        )
         assert build.main() == 2 and 'something else' in capsys.readouterr().err
-    assert (tmp_path/'thesis.txt').exists()
+    assert (tmp_path / 'thesis.txt').exists()
 
 
 # --- notebooks of all kinds ---
 def _project(folder, notebooks):
     "A project with notebooks of (kind, source[, outputs]) cells, and this project's configuration"
-    (folder/'docs').mkdir(parents=True)
-    (folder/'docs'/'zensical.toml').write_text((docs/'zensical.toml').read_text())
-    (folder/'docs'/'theme').symlink_to(docs/'theme')
-    (folder/'pyproject.toml').write_text((root/'pyproject.toml').read_text())
+    (folder / 'docs').mkdir(parents=True)
+    (folder / 'docs' / 'zensical.toml').write_text((docs / 'zensical.toml').read_text())
+    (folder / 'docs' / 'theme').symlink_to(docs / 'theme')
+    (folder / 'pyproject.toml').write_text((root / 'pyproject.toml').read_text())
     for name, cells in notebooks.items():
-        made = [dict(cell_type=kind, id=f'c{i}', metadata={}, source=source, **(dict(outputs=outputs, execution_count=None) if kind == 'code' else {}))
-                for i, (kind, source, *outputs) in enumerate(cells)]
-        file = folder/'nbs'/f'{name}.ipynb'
+        made = [
+            dict(
+                cell_type=kind,
+                id=f'c{i}',
+                metadata={},
+                source=source,
+                **(dict(outputs=outputs, execution_count=None) if kind == 'code' else {}),
+            )
+            for i, (kind, source, *outputs) in enumerate(cells)
+        ]
+        file = folder / 'nbs' / f'{name}.ipynb'
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(dict(cells=made, metadata={}, nbformat=4, nbformat_minor=5)))
     return folder
@@ -130,13 +157,17 @@ def _project(folder, notebooks):
 
 def _build(tmp_path, monkeypatch, notebooks):
     import build
-    monkeypatch.setattr(build, 'ROOT', _project(tmp_path/'project', notebooks))
-    monkeypatch.chdir(tmp_path/'project')
-    build.build(tmp_path/'site', tmp_path/'work')
-    return tmp_path/'site'
+
+    monkeypatch.setattr(build, 'ROOT', _project(tmp_path / 'project', notebooks))
+    monkeypatch.chdir(tmp_path / 'project')
+    build.build(tmp_path / 'site', tmp_path / 'work')
+    return tmp_path / 'site'
 
 
-def _shown(**data): return dict(output_type='display_data', metadata={}, data={key.replace('_', '/'): value for key, value in data.items()})
+def _shown(**data):
+    return dict(
+        output_type='display_data', metadata={}, data={key.replace('_', '/'): value for key, value in data.items()}
+    )
 
 
 picture = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
@@ -144,37 +175,70 @@ picture = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADh
 
 @needs_docs
 def test_a_tutorial_with_everything(tmp_path, monkeypatch):
-    site = _build(tmp_path, monkeypatch, {
-        'index': [('markdown', '# Start\n\n> Here'), ('markdown', 'See [the other](tutorials/all.ipynb#a-list).')],
-        'tutorials/all': [
-            ('markdown', '# Everything\n\n> What a notebook may hold'),
-            ('markdown', '::: {.callout-tip title="Well met" collapse="true"}\nHello *there*\n:::\n\n> [!WARNING]\n> Poison'),
-            ('markdown', '## A list\nFirst:\n- one\n  - two\n- three\n\nA sum $x_1 + \\frac{a*b}{2}$ costs $5 or $6, `$no$`.\n\n$$\\sum_i p_i = 1$$'),
-            ('markdown', 'Home is [there](../index.ipynb), and `names` is nothing.'),
-            ('code', 'print(1)', dict(output_type='stream', name='stdout', text='\x1b[31mred\x1b[0m\nslow\rdone\n')),
-            ('code', 'plot()', _shown(image_png=picture, text_plain='<Figure>')),
-            ('code', 'table', _shown(text_html='<style>a{}</style><table class="dataframe">\n\n<tr><td>7</td></tr></table>', text_plain='7')),
-            ('code', 'drawing', _shown(text_html=f'<img src="data:image/png;base64,{picture}">', text_plain='x')),
-            ('code', '#| echo: false\nunechoed = 1'), ('code', '#| hide\nkept_back = 1')]})
-    text = (site/'tutorials'/'all.html').read_text()
+    site = _build(
+        tmp_path,
+        monkeypatch,
+        {
+            'index': [('markdown', '# Start\n\n> Here'), ('markdown', 'See [the other](tutorials/all.ipynb#a-list).')],
+            'tutorials/all': [
+                ('markdown', '# Everything\n\n> What a notebook may hold'),
+                (
+                    'markdown',
+                    '::: {.callout-tip title="Well met" collapse="true"}\nHello *there*\n:::\n\n> [!WARNING]\n> Poison',
+                ),
+                (
+                    'markdown',
+                    '## A list\nFirst:\n- one\n  - two\n- three\n\nA sum $x_1 + \\frac{a*b}{2}$ costs $5 or $6, `$no$`.\n\n$$\\sum_i p_i = 1$$',
+                ),
+                ('markdown', 'Home is [there](../index.ipynb), and `names` is nothing.'),
+                (
+                    'code',
+                    'print(1)',
+                    dict(output_type='stream', name='stdout', text='\x1b[31mred\x1b[0m\nslow\rdone\n'),
+                ),
+                ('code', 'plot()', _shown(image_png=picture, text_plain='<Figure>')),
+                (
+                    'code',
+                    'table',
+                    _shown(
+                        text_html='<style>a{}</style><table class="dataframe">\n\n<tr><td>7</td></tr></table>',
+                        text_plain='7',
+                    ),
+                ),
+                ('code', 'drawing', _shown(text_html=f'<img src="data:image/png;base64,{picture}">', text_plain='x')),
+                ('code', '#| echo: false\nunechoed = 1'),
+                ('code', '#| hide\nkept_back = 1'),
+            ],
+        },
+    )
+    text = (site / 'tutorials' / 'all.html').read_text()
     assert '<details class="tip">' in text and 'Well met' in text and '<em>there</em>' in text
     assert 'admonition warning' in text and 'Poison' in text
     assert text.count('<li>\n') + text.count('<li>') >= 3 and text.index('two') > text.index('one')
     assert text.count('<math') == 2 and '$5 or $6' in text and '<code>$no$</code>' in text and '<mfrac>' in text
-    assert 'href="../index.html"' in text and 'href="tutorials/all.html#a-list"' in (site/'index.html').read_text()
+    assert 'href="../index.html"' in text and 'href="tutorials/all.html#a-list"' in (site / 'index.html').read_text()
     assert '\x1b' not in text and 'slow' not in text and 'done' in text
-    assert text.count('<img src="all_files/') == 2 and (site/'tutorials'/'all_files'/'c5_0.png').is_file()
+    assert text.count('<img src="all_files/') == 2 and (site / 'tutorials' / 'all_files' / 'c5_0.png').is_file()
     assert '<td>7</td>' in text and 'a{}' not in text
     assert 'unechoed' not in text and 'kept_back' not in text
 
 
 @needs_docs
-@pytest.mark.parametrize('prose, wrong', [
-    ('[gone](gone.html)', 'gone.html'), ('[gone](gone.ipynb)', 'gone.ipynb'), ('[here](#nowhere)', 'nowhere'),
-    ('![picture](gone.png)', 'gone.png'), ('<img src="https://example.com/x.png">', 'must be on the site itself'),
-    ('[full](https://fungi-fastai.github.io/fungi_fastai/gone.html)', 'gone.html'), ('::: {.callout-note}\nopen', 'never closed')])
+@pytest.mark.parametrize(
+    'prose, wrong',
+    [
+        ('[gone](gone.html)', 'gone.html'),
+        ('[gone](gone.ipynb)', 'gone.ipynb'),
+        ('[here](#nowhere)', 'nowhere'),
+        ('![picture](gone.png)', 'gone.png'),
+        ('<img src="https://example.com/x.png">', 'must be on the site itself'),
+        ('[full](https://fungi-fastai.github.io/fungi_fastai/gone.html)', 'gone.html'),
+        ('::: {.callout-note}\nopen', 'never closed'),
+    ],
+)
 def test_a_dead_link_stops_the_build(tmp_path, monkeypatch, prose, wrong):
     from notebooks import DocError
+
     with pytest.raises(DocError, match=wrong.replace('.', r'\.')):
         _build(tmp_path, monkeypatch, {'index': [('markdown', '# Start\n\n> Here'), ('markdown', prose)]})
 
@@ -184,19 +248,31 @@ def test_comments_beside_parameters():
     from symbols import comments_of
 
     def one(
-        first, # of all
-        second:int=(1 + # begun
-                    2), # ended
-        *rest, # more
-        last=4, # at last
-        **others, # any
-    ) -> int: # a number
+        first,  # of all
+        second: int = (
+            1  # begun
+            + 2
+        ),  # ended
+        *rest,  # more
+        last=4,  # at last
+        **others,  # any
+    ) -> int:  # a number
         "Nothing"
-    def two(first, second=2): # both
+
+    def two(first, second=2):  # both
         "Nothing"
-    def three(first) -> int: # a result
+
+    def three(first) -> int:  # a result
         "Nothing"
-    assert comments_of(one) == {'first': 'of all', 'second': 'ended', 'rest': 'more', 'last': 'at last', 'others': 'any', 'return': 'a number'}
+
+    assert comments_of(one) == {
+        'first': 'of all',
+        'second': 'ended',
+        'rest': 'more',
+        'last': 'at last',
+        'others': 'any',
+        'return': 'a number',
+    }
     assert comments_of(two) == {'second': 'both'}
     assert comments_of(three) == {'return': 'a result'}
 
@@ -204,7 +280,10 @@ def test_comments_beside_parameters():
 # --- in a browser ---
 @needs_docs
 @needs_browser
-@pytest.mark.parametrize('width, height, phone, dark', [(390, 844, True, False), (390, 844, True, True), (1280, 900, False, False), (1280, 900, False, True)])
+@pytest.mark.parametrize(
+    'width, height, phone, dark',
+    [(390, 844, True, False), (390, 844, True, True), (1280, 900, False, False), (1280, 900, False, True)],
+)
 @pytest.mark.parametrize('page', ['index.html', 'data/items.html', 'data/explore.html', 'recipes.html', 'names.html'])
 def test_pages_in_a_browser(address, browser, tmp_path, page, width, height, phone, dark):
     browser.size(width, height, phone, dark)
@@ -213,12 +292,12 @@ def test_pages_in_a_browser(address, browser, tmp_path, page, width, height, pho
     assert [url for url in browser.fetched() if not url.startswith((address, 'data:', 'blob:'))] == []
     assert browser.run('document.documentElement.scrollWidth') <= width, 'the page is wider than the screen'
     browser.run("document.querySelectorAll('img').forEach(img => img.loading = 'eager')")
-    browser.wait("[...document.images].every(img => img.complete)")
-    assert browser.run("[...document.images].filter(img => !img.naturalWidth).map(img => img.src)") == []
-    brightness = "getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)"
+    browser.wait('[...document.images].every(img => img.complete)')
+    assert browser.run('[...document.images].filter(img => !img.naturalWidth).map(img => img.src)') == []
+    brightness = 'getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)'
     assert (browser.run(brightness) < 380) == dark
-    browser.picture(tmp_path/'page.png')
-    assert (tmp_path/'page.png').stat().st_size > 10_000 # something was drawn
+    browser.picture(tmp_path / 'page.png')
+    assert (tmp_path / 'page.png').stat().st_size > 10_000  # something was drawn
 
 
 @needs_docs
@@ -235,7 +314,7 @@ def search(browser, words):
     "Open the search, type, and wait until the first result leads to the name"
     browser.wait("document.querySelector('.md-search__button')")
     browser.run("document.querySelector('.md-search__button').click()")
-    browser.wait("document.activeElement.shadowRoot") # the search's own window
+    browser.wait('document.activeElement.shadowRoot')  # the search's own window
     browser.type(words)
     browser.wait(f"""[...document.querySelectorAll('*')].map(e => e.shadowRoot && e.shadowRoot.querySelector('a[role=option]'))
                       .some(a => a && a.getClientRects().length && /recipes.html.*#{words}$/.test(a.href))""")

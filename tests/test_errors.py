@@ -1,4 +1,5 @@
 "What is called worse is worse; what is not is left in peace"
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,23 +9,38 @@ from fungi_fastai.evaluation.errors import _compare_rates, error_table, holm, sh
 from fungi_fastai.settings import UserError
 
 
-def made_up(n=600, seed=0, blurred=.3):
+def made_up(n=600, seed=0, blurred=0.3):
     rng = np.random.default_rng(seed)
-    label, blur = rng.choice(list('abc'), n), rng.random(n) < .25
-    wrong = rng.random(n) < .1+blurred*blur
+    label, blur = rng.choice(list('abc'), n), rng.random(n) < 0.25
+    wrong = rng.random(n) < 0.1 + blurred * blur
     predicted = np.where(wrong, np.where(label == 'a', 'b', 'a'), label)
-    said = pd.DataFrame(dict(name=[f'{i}.jpg' for i in range(n)], label=label, predicted=predicted, group=[str(i//2) for i in range(n)]))
-    return said, pd.DataFrame(dict(blur=np.where(blur, 1., 2.)+rng.normal(0, .1, n), camera=rng.choice(['A', 'B', 'C'], n))), wrong
+    said = pd.DataFrame(
+        dict(
+            name=[f'{i}.jpg' for i in range(n)], label=label, predicted=predicted, group=[str(i // 2) for i in range(n)]
+        )
+    )
+    return (
+        said,
+        pd.DataFrame(
+            dict(blur=np.where(blur, 1.0, 2.0) + rng.normal(0, 0.1, n), camera=rng.choice(['A', 'B', 'C'], n))
+        ),
+        wrong,
+    )
 
 
 def test_confusions_are_counted():
     said, _, wrong = made_up()
     found = error_table(said)
-    assert found.errors == wrong.sum() == found.pairs.errors.sum() and found.pairs.share_of_errors.sum() == pytest.approx(1)
+    assert (
+        found.errors == wrong.sum() == found.pairs.errors.sum()
+        and found.pairs.share_of_errors.sum() == pytest.approx(1)
+    )
     assert found.pairs.errors.is_monotonic_decreasing and (found.pairs.label != found.pairs.predicted).all()
     top = found.pairs.iloc[0]
     mine = said[said.label == top.label]
-    assert top.errors == (mine.predicted == top.predicted).sum() and top.share_of_label == pytest.approx(top.errors/len(mine))
+    assert top.errors == (mine.predicted == top.predicted).sum() and top.share_of_label == pytest.approx(
+        top.errors / len(mine)
+    )
     assert not len(found.strata) and f'Most often {top.label} is taken for {top.predicted}' in found.verdict
 
 
@@ -33,7 +49,12 @@ def test_a_planted_weakness_is_marked_and_nothing_else():
     found = error_table(said, extra=kinds)
     marked = found.strata[found.strata.worse]
     assert marked.trait.tolist() == ['blur'] and 'lowest' in marked.kind.iloc[0] and 'blur' in found.verdict
-    for row in found.strata.itertuples(): assert row.low <= row.rate <= row.high and row.errors == round(row.rate*row.pictures) and row.units <= row.pictures
+    for row in found.strata.itertuples():
+        assert (
+            row.low <= row.rate <= row.high
+            and row.errors == round(row.rate * row.pictures)
+            and row.units <= row.pictures
+        )
     assert found.strata[found.strata.trait == 'camera'].pictures.sum() == 600
     assert '<svg' in found.html() and found.metrics['errors'] == found.errors
 
@@ -41,9 +62,11 @@ def test_a_planted_weakness_is_marked_and_nothing_else():
 def test_what_classes_explain_is_said():
     rng = np.random.default_rng(0)
     label = rng.choice(['hard', 'easy'], 800)
-    wrong = rng.random(800) < np.where(label == 'hard', .5, .05)
+    wrong = rng.random(800) < np.where(label == 'hard', 0.5, 0.05)
     said = pd.DataFrame(dict(name=np.arange(800).astype(str), label=label, predicted=np.where(wrong, 'other', label)))
-    found = error_table(said, extra=pd.DataFrame(dict(camera=np.where((label == 'hard') & (rng.random(800) < .8), 'A', 'B'))))
+    found = error_table(
+        said, extra=pd.DataFrame(dict(camera=np.where((label == 'hard') & (rng.random(800) < 0.8), 'A', 'B')))
+    )
     row = found.strata[found.strata.kind == 'A'].iloc[0]
     assert row.worse and row.low < row.by_classes < row.high and 'which its classes explain' in found.verdict
 
@@ -53,10 +76,10 @@ def test_false_alarms_are_as_rare_as_promised():
     rng, alarms, naive = np.random.default_rng(0), 0, 0
     for _ in range(300):
         unit = np.repeat(np.arange(60), 5)
-        wrong, inside = np.repeat(rng.random(60) < .4, 5).astype(float), np.repeat(rng.random(60) < .3, 5)
-        alarms += _compare_rates(wrong, inside, unit)[3] < .05
-        naive += _compare_rates(wrong, inside, np.arange(300))[3] < .05
-    assert alarms/300 < .09 < naive/300
+        wrong, inside = np.repeat(rng.random(60) < 0.4, 5).astype(float), np.repeat(rng.random(60) < 0.3, 5)
+        alarms += _compare_rates(wrong, inside, unit)[3] < 0.05
+        naive += _compare_rates(wrong, inside, np.arange(300))[3] < 0.05
+    assert alarms / 300 < 0.09 < naive / 300
 
 
 def test_intervals_hold_what_they_promise():
@@ -64,53 +87,73 @@ def test_intervals_hold_what_they_promise():
     for _ in range(300):
         unit = np.repeat(np.arange(80), 3)
         chance = np.repeat(rng.beta(1.5, 3.5, 80), 3)
-        inside = np.repeat(rng.random(80) < .5, 3)
+        inside = np.repeat(rng.random(80) < 0.5, 3)
         _, low, high, _ = _compare_rates((rng.random(240) < chance).astype(float), inside, unit)
-        held += low <= .3 <= high
-    assert held/300 > .91
+        held += low <= 0.3 <= high
+    assert held / 300 > 0.91
 
 
 def test_holm_is_statsmodels_holm():
-    assert holm([.01, .04, .03, .005]).tolist() == pytest.approx([.03, .06, .06, .02])
-    assert holm([.9, .8]).tolist() == [1., 1.] and not len(holm([]))
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]).tolist() == [1.0, 1.0] and not len(holm([]))
 
 
 def test_strata():
-    numbers = strata(pd.Series(np.arange(100.)))
+    numbers = strata(pd.Series(np.arange(100.0)))
     assert numbers.value_counts().tolist() == [25, 25, 25, 25] or numbers.value_counts().max() <= 26
-    assert strata(pd.Series([5.]*50)).isna().all() and strata(pd.Series(['x']*50)).isna().all() and strata(pd.Series([np.nan]*5)).isna().all()
-    words = strata(pd.Series(['a']*20+['b']*15+['c']*3+['d']*2+[None]))
+    assert (
+        strata(pd.Series([5.0] * 50)).isna().all()
+        and strata(pd.Series(['x'] * 50)).isna().all()
+        and strata(pd.Series([np.nan] * 5)).isna().all()
+    )
+    words = strata(pd.Series(['a'] * 20 + ['b'] * 15 + ['c'] * 3 + ['d'] * 2 + [None]))
     assert words.value_counts().to_dict() == dict(a=20, b=15, others=5) and words.isna().sum() == 1
-    assert strata(pd.Series([1., np.nan, 2., 3., 4.])).isna().tolist() == [False, True, False, False, False]
+    assert strata(pd.Series([1.0, np.nan, 2.0, 3.0, 4.0])).isna().tolist() == [False, True, False, False, False]
 
 
 def test_blur_is_seen_at_any_size_and_contrast(tmp_path):
     from fungi_fastai.data.samples import draw
+
     image = draw('flowers', 'roses', 1, 1, size=512)
-    dull = Image.blend(image, Image.new('RGB', image.size, 'gray'), .5)
-    pictures = dict(sharp=image, blurred=image.filter(ImageFilter.GaussianBlur(6)), large=image.resize((1024, 1024)), dull=dull)
+    dull = Image.blend(image, Image.new('RGB', image.size, 'gray'), 0.5)
+    pictures = dict(
+        sharp=image, blurred=image.filter(ImageFilter.GaussianBlur(6)), large=image.resize((1024, 1024)), dull=dull
+    )
     found = {}
     for name, one in pictures.items():
-        one.save(tmp_path/f'{name}.png')
-        found[name] = sharpness(tmp_path/f'{name}.png')
-    assert found['blurred'] < found['sharp']/2 and found['large'] == pytest.approx(found['sharp'], rel=.3)
-    assert found['dull'] == pytest.approx(found['sharp'], rel=.1)
-    assert np.isnan(sharpness(tmp_path/'missing.png'))
+        one.save(tmp_path / f'{name}.png')
+        found[name] = sharpness(tmp_path / f'{name}.png')
+    assert found['blurred'] < found['sharp'] / 2 and found['large'] == pytest.approx(found['sharp'], rel=0.3)
+    assert found['dull'] == pytest.approx(found['sharp'], rel=0.1)
+    assert np.isnan(sharpness(tmp_path / 'missing.png'))
 
 
 def test_of_a_run(small_run, place):
     said = small_run.predictions
     found = error_table(said, small_run.items, least=3, workers=1)
-    assert set(found.strata.trait) >= {'brightness', 'contrast', 'sharpness'} and 'size' not in set(found.strata.trait)   # all of one size
+    assert set(found.strata.trait) >= {'brightness', 'contrast', 'sharpness'} and 'size' not in set(
+        found.strata.trait
+    )  # all of one size
     assert found.n == len(said) and found.errors == (said.label != said.predicted).sum()
     kinds = traits(small_run.items, 1)
-    assert kinds.index.equals(small_run.items.index) and kinds.sharpness.notna().all() and set(kinds.camera) == {'not known'} and set(kinds.file) == {'JPEG'}
+    assert (
+        kinds.index.equals(small_run.items.index)
+        and kinds.sharpness.notna().all()
+        and set(kinds.camera) == {'not known'}
+        and set(kinds.file) == {'JPEG'}
+    )
     assert 'sharpness' not in traits(small_run.items, read=False)
 
 
 def test_all_right_and_nothing():
     said = pd.DataFrame(dict(name=list('abcd'), label=list('xxyy'), predicted=list('xxyy')))
     found = error_table(said, extra=pd.DataFrame(dict(kind=list('uuvv'))), least=1)
-    assert found.verdict == 'All of 4 pictures are right.' and not found.strata.worse.any() and (found.strata.rate == 0).all() and not len(found.pairs)
+    assert (
+        found.verdict == 'All of 4 pictures are right.'
+        and not found.strata.worse.any()
+        and (found.strata.rate == 0).all()
+        and not len(found.pairs)
+    )
     assert 'All of 4' in found.html()
-    with pytest.raises(UserError, match='no labelled picture'): error_table(said.assign(label=None))
+    with pytest.raises(UserError, match='no labelled picture'):
+        error_table(said.assign(label=None))

@@ -1,4 +1,5 @@
 "The figures and the page of `explore`, for sets of every shape"
+
 import html.parser
 import re
 
@@ -21,82 +22,116 @@ from fungi_fastai.data.explore import (
 from fungi_fastai.data.items import Checks, judge
 from fungi_fastai.settings import UserError
 
-figures = (class_counts, sizes, brightness_variance, sample_grid, mean_pictures, duplicates_gallery, low_variance_gallery)
+figures = (
+    class_counts,
+    sizes,
+    brightness_variance,
+    sample_grid,
+    mean_pictures,
+    duplicates_gallery,
+    low_variance_gallery,
+)
+
 
 def made(root, classes, each=2, size=(60, 45)):
     for c, name in enumerate(classes):
-        (root/name).mkdir()
-        for n in range(each): picture(c*100+n, size).save(root/name/f'{n}.png')
+        (root / name).mkdir()
+        for n in range(each):
+            picture(c * 100 + n, size).save(root / name / f'{n}.png')
     return root
+
 
 @pytest.fixture
 def troubled(tmp_path):
     "Names that need escaping, and every problem"
     root = made(tmp_path, ['Röhrling & <Söhne>', '$x_1$ "und" $y', '鳳尾菇'], each=4)
-    a, b, c = (root/name for name in ('Röhrling & <Söhne>', '$x_1$ "und" $y', '鳳尾菇'))
-    (b/'<script>alert(1)<⁄script>.png').write_bytes((b/'0.png').read_bytes())
-    (b/'from a.png').write_bytes((a/'1.png').read_bytes())
-    picture(2, (60, 45)).resize((120, 90)).save(a/'larger.jpg', 'png')
-    (c/'broken & <b>.jpg').write_text('x')
-    Image.new('RGB', (60, 45), 'grey').save(c/'empty.png')
-    Image.new('RGB', (1, 1)).save(c/'pixel.png')
+    a, b, c = (root / name for name in ('Röhrling & <Söhne>', '$x_1$ "und" $y', '鳳尾菇'))
+    (b / '<script>alert(1)<⁄script>.png').write_bytes((b / '0.png').read_bytes())
+    (b / 'from a.png').write_bytes((a / '1.png').read_bytes())
+    picture(2, (60, 45)).resize((120, 90)).save(a / 'larger.jpg', 'png')
+    (c / 'broken & <b>.jpg').write_text('x')
+    Image.new('RGB', (60, 45), 'grey').save(c / 'empty.png')
+    Image.new('RGB', (1, 1)).save(c / 'pixel.png')
     return root
+
 
 class Reader(html.parser.HTMLParser):
     "Counts tags and gathers links"
+
     def __init__(self, text):
         super().__init__()
         self.tags, self.links = [], []
         self.feed(text)
+
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         self.links += [value for name, value in attributes if name in ('src', 'href') and value]
 
+
 def test_the_page(troubled, tmp_path_factory):
-    out = tmp_path_factory.mktemp('out')/'new'/'folder'
+    out = tmp_path_factory.mktemp('out') / 'new' / 'folder'
     items = scanned(troubled).reset_index(drop=True)
     page = explore(items, out, 'Pilze & <Söhne>', checks=Checks())
-    assert page == out/'index.html'
+    assert page == out / 'index.html'
     assert {p.name for p in out.iterdir()} == {
-        'index.html', 'items.csv', 'class_counts.svg', 'sizes.svg', 'brightness_variance.svg', 'samples.png', 'means.png',
-        'duplicates.png', 'low_variance.png'}
+        'index.html',
+        'items.csv',
+        'class_counts.svg',
+        'sizes.svg',
+        'brightness_variance.svg',
+        'samples.png',
+        'means.png',
+        'duplicates.png',
+        'low_variance.png',
+    }
     text = page.read_text(encoding='utf-8')
     reader = Reader(text)
     assert 'script' not in reader.tags and 'söhne' not in reader.tags and '<b>.jpg' not in text
     assert reader.tags.count('svg') == 3 and reader.tags.count('img') == 4 and reader.tags.count('details') >= 6
-    assert all(link.startswith(('data:', '#')) for link in reader.links)   # it may be mailed alone
+    assert all(link.startswith(('data:', '#')) for link in reader.links)  # it may be mailed alone
     assert 'Pilze &amp; &lt;Söhne&gt;' in text and '鳳尾菇' in text and 'prefers-color-scheme: dark' in text
-    assert len(pd.read_csv(out/'items.csv')) == len(items)
-    with Image.open(out/'samples.png') as image: assert image.width > 300
+    assert len(pd.read_csv(out / 'items.csv')) == len(items)
+    with Image.open(out / 'samples.png') as image:
+        assert image.width > 300
+
 
 def test_the_page_is_the_same_every_time(troubled, tmp_path_factory):
     out = tmp_path_factory.mktemp('out')
     items = scanned(troubled).reset_index(drop=True)
-    first = explore(items, out/'a').read_bytes()
-    assert explore(items, out/'b').read_bytes() == first
+    first = explore(items, out / 'a').read_bytes()
+    assert explore(items, out / 'b').read_bytes() == first
+
 
 @pytest.mark.parametrize('classes', [1, 2, 61, 200])
 @pytest.mark.filterwarnings('error')
 def test_any_number_of_classes(tmp_path, classes):
-    items = scanned(made(tmp_path, [f'Species number {n} with a rather long name {n}' for n in range(classes)], 1, (16, 16)))
+    items = scanned(
+        made(tmp_path, [f'Species number {n} with a rather long name {n}' for n in range(classes)], 1, (16, 16))
+    )
     for draw in figures:
         figure = draw(items)
         figure.canvas.draw()
         assert max(figure.get_size_inches()) < 60
+
 
 def test_without_labels_without_pictures_and_without_problems(tmp_path):
     items = scanned(made(tmp_path, ['a'], 3)).reset_index(drop=True)
     unlabelled = judge(items.assign(label=None))
     broken = judge(items.assign(error='broken', variance=np.nan, sha='', phash='', dhash='', width=0, height=0))
     for n, some in enumerate((unlabelled, broken, items, items.head(0))):
-        for draw in figures: draw(some).canvas.draw()
-        assert 'Problems' in explore(some, tmp_path/f'out{n}').read_text()
-    assert 'None found' in (tmp_path/'out0/index.html').read_text()
+        for draw in figures:
+            draw(some).canvas.draw()
+        assert 'Problems' in explore(some, tmp_path / f'out{n}').read_text()
+    assert 'None found' in (tmp_path / 'out0/index.html').read_text()
+
 
 def test_a_picture_that_went_away_is_grey(tmp_path):
     items = scanned(made(tmp_path, ['a', 'b'], 3))
-    for path in items.path[:2]: (tmp_path/path).unlink()
-    for draw in figures: draw(items).canvas.draw()
+    for path in items.path[:2]:
+        (tmp_path / path).unlink()
+    for draw in figures:
+        draw(items).canvas.draw()
+
 
 def test_the_threshold_that_was_given_is_drawn(tmp_path):
     items = scanned(made(tmp_path, ['a', 'b'], 3))
@@ -104,16 +139,20 @@ def test_the_threshold_that_was_given_is_drawn(tmp_path):
     ax = brightness_variance(judge(items, checks), checks).axes[0]
     assert any('6 of 6' in text.get_text() for text in ax.texts)
 
+
 def test_counts_name_what_is_left_out(troubled):
     texts = [text.get_text() for text in class_counts(scanned(troubled)).axes[0].texts]
     assert any(re.search(r'left out', text) for text in texts)
 
+
 def test_a_folder_is_scanned_and_a_file_is_no_folder(tmp_path):
-    (tmp_path/'in').mkdir()
-    made(tmp_path/'in', ['a', 'b'], 3)
-    page = explore(tmp_path/'in', tmp_path/'out', progress=False)
+    (tmp_path / 'in').mkdir()
+    made(tmp_path / 'in', ['a', 'b'], 3)
+    page = explore(tmp_path / 'in', tmp_path / 'out', progress=False)
     assert '>6<' in page.read_text()
-    with pytest.raises(UserError, match='is a file'): explore(tmp_path/'in', tmp_path/'out/items.csv', progress=False)
+    with pytest.raises(UserError, match='is a file'):
+        explore(tmp_path / 'in', tmp_path / 'out/items.csv', progress=False)
+
 
 def test_pyplot_stays_out_of_it():
     assert run_python("import sys, fungi_fastai.data.explore; print('matplotlib.pyplot' in sys.modules)") == 'False'

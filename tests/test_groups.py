@@ -1,4 +1,5 @@
 "Groups that nobody declared: found where they are, not found where there are none"
+
 import re
 
 import numpy as np
@@ -14,11 +15,13 @@ from fungi_fastai.settings import UserError
 @pytest.fixture(scope='module')
 def flowers(tmp_path_factory):
     from fungi_fastai.data.samples import make_sample
+
     return make_sample('flowers', tmp_path_factory.mktemp('flowers'), specimens=12, photos=3, size=64, workers=1)
 
 
 @pytest.fixture(scope='module')
-def items(flowers): return check(flowers, progress=False, workers=1)[0]
+def items(flowers):
+    return check(flowers, progress=False, workers=1)[0]
 
 
 def photograph(path, number, taken=None, model='Camera A'):
@@ -27,8 +30,10 @@ def photograph(path, number, taken=None, model='Camera A'):
     rng = np.random.default_rng(number)
     pixels = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((64, 64))
     exif = Image.Exif()
-    if model: exif[0x0110] = model
-    if taken: exif.get_ifd(0x8769)[0x9003] = taken
+    if model:
+        exif[0x0110] = model
+    if taken:
+        exif.get_ifd(0x8769)[0x9003] = taken
     pixels.save(path, exif=exif)
 
 
@@ -36,8 +41,8 @@ def test_specimens_are_read_from_names(items):
     best = propose_groups(items)[0]
     found = pd.Series([re.search(best.pattern, name.rsplit('/', 1)[-1])['group'] for name in items['name']])
     assert best.kind == 'name' and best.n_groups == 60 and best.n_pictures == len(items)
-    assert (best.groups.groupby(items.label+found.to_numpy()).nunique() == 1).all() and best.groups.nunique() == 60
-    assert f"--group '{best.pattern}'" in best.words and best.closeness > .55
+    assert (best.groups.groupby(items.label + found.to_numpy()).nunique() == 1).all() and best.groups.nunique() == 60
+    assert f"--group '{best.pattern}'" in best.words and best.closeness > 0.55
 
 
 def test_the_pattern_does_as_an_option_what_the_proposal_says(items, flowers):
@@ -49,16 +54,26 @@ def test_the_pattern_does_as_an_option_what_the_proposal_says(items, flowers):
 
 def test_crops_of_all_photos_of_a_specimen_are_one_group(tmp_path):
     from fungi_fastai.data.samples import make_sample
-    crops, _ = check(make_sample('defungi', tmp_path, specimens=6, photos=2, size=64, workers=1), progress=False, workers=1)
+
+    crops, _ = check(
+        make_sample('defungi', tmp_path, specimens=6, photos=2, size=64, workers=1), progress=False, workers=1
+    )
     best, finer = [p for p in propose_groups(crops) if p.kind == 'name'][:2]
-    assert best.groups.nunique() == crops['name'].str.extract(r'([^/]+_\d+)[a-z]_')[0].nunique() < finer.groups.nunique()
+    assert (
+        best.groups.nunique() == crops['name'].str.extract(r'([^/]+_\d+)[a-z]_')[0].nunique() < finer.groups.nunique()
+    )
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_names_that_mean_nothing_propose_nothing(items, seed):
     rng = np.random.default_rng(seed)
     letters = rng.choice(list('abcdefgh'), len(items))
-    renamed = items.assign(name=[f'{label}/{letter}{letter}_{i}.jpg' for i, (label, letter) in enumerate(zip(items.label, letters, strict=True))])
+    renamed = items.assign(
+        name=[
+            f'{label}/{letter}{letter}_{i}.jpg'
+            for i, (label, letter) in enumerate(zip(items.label, letters, strict=True))
+        ]
+    )
     assert propose_groups(renamed) == []
     shuffled = items.assign(name=items.groupby('label')['name'].transform(lambda names: rng.permutation(names)))
     assert propose_groups(shuffled) == []
@@ -67,8 +82,8 @@ def test_names_that_mean_nothing_propose_nothing(items, seed):
 def test_closeness_is_a_chance(items):
     truth = items.label + items['name'].str.extract(r'/(\d+)_')[0]
     near, p = closeness(items, truth)
-    assert near > .55 and p == .01
-    assert closeness(items, items['name'])[1] == 1. and np.isnan(closeness(items, items['name'])[0])   # no pairs at all
+    assert near > 0.55 and p == 0.01
+    assert closeness(items, items['name'])[1] == 1.0 and np.isnan(closeness(items, items['name'])[0])  # no pairs at all
 
 
 @pytest.mark.parametrize('pattern', name_shapes)
@@ -76,8 +91,17 @@ def test_shapes_are_patterns_as_the_option_takes_them(pattern):
     assert 'group' in re.compile(pattern).groupindex
 
 
-@pytest.mark.parametrize(('name', 'group'), [('ABANI2017-9223025_HJFB9gEhZ.jpg', 'ABANI2017-9223025'), ('H1_100a_3.jpg', 'H1_100'), ('IMG_7 (2).jpg', 'IMG_7'),
-                                             ('0123_a.jpg', '0123'), ('x/23/1.jpg', 'x/23'), ('inat-4711000-2.png', 'inat-4711000')])
+@pytest.mark.parametrize(
+    ('name', 'group'),
+    [
+        ('ABANI2017-9223025_HJFB9gEhZ.jpg', 'ABANI2017-9223025'),
+        ('H1_100a_3.jpg', 'H1_100'),
+        ('IMG_7 (2).jpg', 'IMG_7'),
+        ('0123_a.jpg', '0123'),
+        ('x/23/1.jpg', 'x/23'),
+        ('inat-4711000-2.png', 'inat-4711000'),
+    ],
+)
 def test_usual_names_have_a_shape(name, group):
     found = [re.search(p, name if '/' in p else name.rsplit('/', 1)[-1]) for p in name_shapes]
     assert group in {m['group'] for m in found if m}
@@ -85,31 +109,39 @@ def test_usual_names_have_a_shape(name, group):
 
 def test_bursts_of_a_camera(tmp_path):
     for c, label in enumerate('ab'):
-        for i in range(24):   # four shots in ten seconds, then an hour's walk
-            taken = pd.Timestamp('2024-09-01 08:00:00') + pd.Timedelta(hours=i//4, seconds=3*(i % 4)+7200*c)
-            photograph(tmp_path/label/f'{i}{label}.jpg', 100*c+i//4, taken.strftime('%Y:%m:%d %H:%M:%S'))
-            with Image.open(tmp_path/label/f'{i}{label}.jpg') as image:   # similar, not the same
+        for i in range(24):  # four shots in ten seconds, then an hour's walk
+            taken = pd.Timestamp('2024-09-01 08:00:00') + pd.Timedelta(hours=i // 4, seconds=3 * (i % 4) + 7200 * c)
+            photograph(tmp_path / label / f'{i}{label}.jpg', 100 * c + i // 4, taken.strftime('%Y:%m:%d %H:%M:%S'))
+            with Image.open(tmp_path / label / f'{i}{label}.jpg') as image:  # similar, not the same
                 kept = image.getexif()
-                image.rotate(4*(i % 4)).save(tmp_path/label/f'{i}{label}.jpg', exif=kept)
-    items = scan(pd.DataFrame(dict(path=sorted(map(str, tmp_path.rglob('*.jpg'))))).assign(
-        label=lambda t: t['path'].str[-5], name=lambda t: t['path'].str.rsplit('/', n=1).str[-1]), progress=False, workers=1)
+                image.rotate(4 * (i % 4)).save(tmp_path / label / f'{i}{label}.jpg', exif=kept)
+    items = scan(
+        pd.DataFrame(dict(path=sorted(map(str, tmp_path.rglob('*.jpg'))))).assign(
+            label=lambda t: t['path'].str[-5], name=lambda t: t['path'].str.rsplit('/', n=1).str[-1]
+        ),
+        progress=False,
+        workers=1,
+    )
     exif = read_exif(items['path'], 1)
     assert set(exif.camera) == {'Camera A'} and exif.taken.notna().all()
     found = bursts(items, exif)
     assert found.nunique() == 12 and found.value_counts().eq(4).all()
-    assert bursts(items, exif, seconds=1).nunique() == 48 and bursts(items, exif.assign(camera=np.arange(48).astype(str))).nunique() == 48
+    assert (
+        bursts(items, exif, seconds=1).nunique() == 48
+        and bursts(items, exif.assign(camera=np.arange(48).astype(str))).nunique() == 48
+    )
     burst = next(p for p in propose_groups(items) if p.kind == 'burst')
     assert burst.n_groups == 12 and 'write_groups' in burst.words
-    table = pd.read_csv(write_groups(items, burst, tmp_path/'photos.csv'))
-    again, _ = check(tmp_path/'photos.csv', progress=False, workers=1)
+    table = pd.read_csv(write_groups(items, burst, tmp_path / 'photos.csv'))
+    again, _ = check(tmp_path / 'photos.csv', progress=False, workers=1)
     assert len(table) == 48 and again.group.nunique() == 12
 
 
 def test_headers_that_are_broken_say_nothing(tmp_path):
-    photograph(tmp_path/'dated.jpg', 1, '0000:00:00 00:00:00')
-    photograph(tmp_path/'plain.png', 1, model='')
-    (tmp_path/'text.jpg').write_text('no picture')
-    exif = read_exif([tmp_path/n for n in ('dated.jpg', 'plain.png', 'text.jpg', 'missing.jpg')], 1)
+    photograph(tmp_path / 'dated.jpg', 1, '0000:00:00 00:00:00')
+    photograph(tmp_path / 'plain.png', 1, model='')
+    (tmp_path / 'text.jpg').write_text('no picture')
+    exif = read_exif([tmp_path / n for n in ('dated.jpg', 'plain.png', 'text.jpg', 'missing.jpg')], 1)
     assert exif.camera.tolist() == ['Camera A', '', '', ''] and exif.taken.isna().all()
 
 
@@ -119,4 +151,5 @@ def test_nothing_to_look_at(items):
 
 
 def test_a_table_needs_a_name_for_a_table(items, tmp_path):
-    with pytest.raises(UserError, match=r'photos\.txt.*\.csv'): write_groups(items, propose_groups(items)[0], tmp_path/'photos.txt')
+    with pytest.raises(UserError, match=r'photos\.txt.*\.csv'):
+        write_groups(items, propose_groups(items)[0], tmp_path / 'photos.txt')

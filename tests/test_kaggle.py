@@ -1,4 +1,5 @@
 "Downloads from Kaggle: the real client against a local server, and everything that can go wrong on the way"
+
 import io
 import json
 import random
@@ -24,7 +25,8 @@ def archive(*names, noise=0):
     out, picture = io.BytesIO(), io.BytesIO()
     Image.new('RGB', (8, 8)).save(picture, 'jpeg')
     with zipfile.ZipFile(out, 'w') as z:
-        for name in names: z.writestr(name, picture.getvalue() + random.Random(0).randbytes(noise))
+        for name in names:
+            z.writestr(name, picture.getvalue() + random.Random(0).randbytes(noise))
     return out.getvalue()
 
 
@@ -32,17 +34,20 @@ def archive(*names, noise=0):
 def machine(tmp_path, monkeypatch):
     "A machine that has no credentials and keeps its data in a temporary folder"
     import os
-    for name in [n for n in os.environ if n.startswith('KAGGLE') or n.lower().endswith('_proxy')]: monkeypatch.delenv(name)
-    monkeypatch.setenv('HOME', str(tmp_path/'home'))
-    monkeypatch.setenv('KAGGLE_CONFIG_DIR', str(tmp_path/'home'/'.kaggle'))
+
+    for name in [n for n in os.environ if n.startswith('KAGGLE') or n.lower().endswith('_proxy')]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.setenv('KAGGLE_CONFIG_DIR', str(tmp_path / 'home' / '.kaggle'))
     monkeypatch.setenv('KAGGLE_API_ENVIRONMENT', 'TEST')
-    (tmp_path/'settings.ini').write_text('[DEFAULT]\ndata_dir = data\n')
+    (tmp_path / 'settings.ini').write_text('[DEFAULT]\ndata_dir = data\n')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(downloads, 'pauses', (.01, .01, .01))
-    monkeypatch.setattr(downloads, 'kaggle_input', tmp_path/'no'/'input')
+    monkeypatch.setattr(downloads, 'pauses', (0.01, 0.01, 0.01))
+    monkeypatch.setattr(downloads, 'kaggle_input', tmp_path / 'no' / 'input')
     from kaggle.api.kaggle_api_extended import KaggleApi  # reads the place of its credentials once, when imported
-    monkeypatch.setattr(KaggleApi, 'config_dir', str(tmp_path/'home'/'.kaggle'))
-    monkeypatch.setattr(KaggleApi, 'config', str(tmp_path/'home'/'.kaggle'/'kaggle.json'))
+
+    monkeypatch.setattr(KaggleApi, 'config_dir', str(tmp_path / 'home' / '.kaggle'))
+    monkeypatch.setattr(KaggleApi, 'config', str(tmp_path / 'home' / '.kaggle' / 'kaggle.json'))
     return tmp_path
 
 
@@ -54,17 +59,21 @@ def signed_in(monkeypatch):
 
 @pytest.fixture
 def kaggle(machine):
-    try: server = Server()
-    except OSError as error: pytest.skip(f"port {PORT}, where Kaggle's client looks for a test server, is taken: {error}")
+    try:
+        server = Server()
+    except OSError as error:
+        pytest.skip(f"port {PORT}, where Kaggle's client looks for a test server, is taken: {error}")
     with server:
-        server.kaggle.files = {dataset: archive('Mushrooms/Amanita/1.jpg', 'Mushrooms/Boletus/2.jpg', noise=300_000),
-                               competition: archive('train/Maize/1.jpg', 'train/Fat Hen/2.jpg', 'test/3.jpg')}
+        server.kaggle.files = {
+            dataset: archive('Mushrooms/Amanita/1.jpg', 'Mushrooms/Boletus/2.jpg', noise=300_000),
+            competition: archive('train/Maize/1.jpg', 'train/Fat Hen/2.jpg', 'test/3.jpg'),
+        }
         yield server.kaggle
 
 
 def left(machine):
     "What a download left behind, besides locks"
-    return sorted(p.name for p in (machine/'data'/'kaggle').rglob('.*') if p.suffix not in ('.lock', '.json'))
+    return sorted(p.name for p in (machine / 'data' / 'kaggle').rglob('.*') if p.suffix not in ('.lock', '.json'))
 
 
 def test_a_data_set_is_downloaded_once(kaggle, machine, signed_in, capsys):
@@ -73,7 +82,7 @@ def test_a_data_set_is_downloaded_once(kaggle, machine, signed_in, capsys):
     assert table.name.tolist() == ['Amanita/1.jpg', 'Boletus/2.jpg']
     assert Source.of(dataset).read().equals(table)
     assert len(kaggle.downloads()) == 1 and left(machine) == []
-    assert Source.of(dataset).prepare() == machine/'data'/'kaggle'/'datasets'/'maysee'/'mushrooms'
+    assert Source.of(dataset).prepare() == machine / 'data' / 'kaggle' / 'datasets' / 'maysee' / 'mushrooms'
     assert capsys.readouterr().out == ''
 
 
@@ -111,11 +120,13 @@ def test_public_data_needs_no_credentials_where_kaggle_asks_for_none(kaggle):
 def test_a_broken_download_goes_on(kaggle, machine, signed_in, direct, length):
     kaggle.direct, kaggle.length, kaggle.cuts = direct, length, [200_000, 250_000]
     whole = len(kaggle.files[dataset])
-    if not length:   # with no size, only the zip itself can tell that it was cut
-        with pytest.raises(UserError, match='cannot be used, and was deleted'): Source.of(dataset).read()
+    if not length:  # with no size, only the zip itself can tell that it was cut
+        with pytest.raises(UserError, match='cannot be used, and was deleted'):
+            Source.of(dataset).read()
         kaggle.cuts = []
     assert len(Source.of(dataset).read()) == 2
-    if length: assert kaggle.sent < whole + 50_000, 'only the end of a broken block is sent again'
+    if length:
+        assert kaggle.sent < whole + 50_000, 'only the end of a broken block is sent again'
     assert left(machine) == []
 
 
@@ -124,7 +135,7 @@ def test_a_download_that_keeps_breaking_is_kept_and_continued(kaggle, machine, s
     with pytest.raises(UserError, match='broke off. 3.. KB are kept; the same call goes on') as caught:
         Source.of(dataset).read()
     assert '--source path/to.zip' in str(caught.value)
-    assert not (machine/'data'/'kaggle'/'datasets'/'maysee'/'mushrooms').exists()
+    assert not (machine / 'data' / 'kaggle' / 'datasets' / 'maysee' / 'mushrooms').exists()
     kaggle.asked.clear()
     assert len(Source.of(dataset).read()) == 2
     assert kaggle.sent < len(kaggle.files[dataset]) + 70_000
@@ -132,8 +143,9 @@ def test_a_download_that_keeps_breaking_is_kept_and_continued(kaggle, machine, s
 
 
 def test_a_changed_file_is_not_continued(kaggle, signed_in):
-    kaggle.cuts = [100_000]*4
-    with pytest.raises(UserError): Source.of(dataset).read()
+    kaggle.cuts = [100_000] * 4
+    with pytest.raises(UserError):
+        Source.of(dataset).read()
     kaggle.files[dataset] = archive('Mushrooms/Russula/1.jpg', noise=600_000)
     assert Source.of(dataset).read().label.tolist() == ['Russula']
 
@@ -145,39 +157,45 @@ def test_a_server_without_ranges_starts_over(kaggle, signed_in):
 
 def test_an_error_page_is_no_data(kaggle, signed_in):
     "The client's own download would append it"
-    kaggle.cuts = [100_000]*4
-    with pytest.raises(UserError): Source.of(dataset).read()
+    kaggle.cuts = [100_000] * 4
+    with pytest.raises(UserError):
+        Source.of(dataset).read()
     kaggle.storage_status = [503, 500]
     assert len(Source.of(dataset).read()) == 2
 
 
 def test_a_beginning_that_is_too_long_is_dropped(kaggle, signed_in):
-    kaggle.cuts = [100_000]*4
-    with pytest.raises(UserError): Source.of(dataset).read()
+    kaggle.cuts = [100_000] * 4
+    with pytest.raises(UserError):
+        Source.of(dataset).read()
     kaggle.storage_status = [416]
     assert len(Source.of(dataset).read()) == 2
     assert kaggle.stored()[-1][2] is None
 
 
 def test_a_part_that_was_not_asked_for_is_dropped(kaggle, signed_in):
-    kaggle.cuts, kaggle.shifted = [100_000]*4, 7
-    with pytest.raises(UserError): Source.of(dataset).read()
+    kaggle.cuts, kaggle.shifted = [100_000] * 4, 7
+    with pytest.raises(UserError):
+        Source.of(dataset).read()
     assert len(Source.of(dataset).read()) == 2
 
 
 def test_a_full_disk_keeps_the_download(kaggle, machine, signed_in, monkeypatch):
     from collections import namedtuple
+
     room = namedtuple('Usage', 'total used free')
-    free = iter([2**30, 10])   # enough for the download, too little to unpack it
+    free = iter([2**30, 10])  # enough for the download, too little to unpack it
     monkeypatch.setattr(downloads.shutil, 'disk_usage', lambda path: room(2**30, 0, next(free, 2**30)))
-    with pytest.raises(UserError, match='Make room, or set data_dir'): Source.of(dataset).read()
+    with pytest.raises(UserError, match='Make room, or set data_dir'):
+        Source.of(dataset).read()
     assert left(machine) == ['.mushrooms.zip']
     assert len(Source.of(dataset).read()) == 2 and len(kaggle.downloads()) == 1
 
 
 def test_a_download_that_is_no_archive_leaves_nothing(kaggle, machine, signed_in):
     kaggle.files[dataset] = b'<html>an error page, but with status 200</html>'
-    with pytest.raises(UserError, match='cannot be used, and was deleted'): Source.of(dataset).read()
+    with pytest.raises(UserError, match='cannot be used, and was deleted'):
+        Source.of(dataset).read()
     assert left(machine) == []
 
 
@@ -185,59 +203,85 @@ def test_damage_in_a_download_is_seen(kaggle, machine, signed_in):
     data = bytearray(kaggle.files[dataset])
     data[1000] ^= 255
     kaggle.files[dataset] = bytes(data)
-    with pytest.raises(UserError, match='Bad CRC'): Source.of(dataset).read()
+    with pytest.raises(UserError, match='Bad CRC'):
+        Source.of(dataset).read()
     assert left(machine) == []
 
 
-@pytest.mark.parametrize('status,source,says', [
-    (401, dataset, ["does not accept this machine's credentials (401)", 'kaggle auth login', '--source path/to.zip']),
-    (403, f'competition:{competition}', [f'https://www.kaggle.com/competitions/{competition}/rules', 'accept them']),
-    (403, dataset, ['private', f'https://www.kaggle.com/datasets/{dataset}', '--source path/to.zip']),
-    (404, dataset, ['does not know the data set maysee/mushrooms (there is no such folder here) (404)']),
-    (429, dataset, ['too often (429)', 'again in 3600 seconds', '--source path/to.zip']),
-    (500, dataset, ['Kaggle answered 500', 'some trouble']),
-])
+@pytest.mark.parametrize(
+    'status,source,says',
+    [
+        (
+            401,
+            dataset,
+            ["does not accept this machine's credentials (401)", 'kaggle auth login', '--source path/to.zip'],
+        ),
+        (
+            403,
+            f'competition:{competition}',
+            [f'https://www.kaggle.com/competitions/{competition}/rules', 'accept them'],
+        ),
+        (403, dataset, ['private', f'https://www.kaggle.com/datasets/{dataset}', '--source path/to.zip']),
+        (404, dataset, ['does not know the data set maysee/mushrooms (there is no such folder here) (404)']),
+        (429, dataset, ['too often (429)', 'again in 3600 seconds', '--source path/to.zip']),
+        (500, dataset, ['Kaggle answered 500', 'some trouble']),
+    ],
+)
 def test_each_refusal_says_what_to_do(kaggle, machine, signed_in, capsys, status, source, says):
     kaggle.status, kaggle.message, kaggle.retry_after = status, 'some trouble', '3600' if status == 429 else ''
     start = time.time()
-    with pytest.raises(UserError) as caught: Source.of(source).read()
-    for text in says: assert text in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        Source.of(source).read()
+    for text in says:
+        assert text in str(caught.value)
     assert '\n' not in str(caught.value)
-    assert time.time()-start < 5, 'Retry-After is told, not waited for'
+    assert time.time() - start < 5, 'Retry-After is told, not waited for'
     assert len(kaggle.downloads()) == (4 if status == 500 else 1)
     assert left(machine) == [] and capsys.readouterr().out == ''
 
 
 def test_no_credentials(kaggle, capsys):
     for source in (dataset, f'competition:{competition}'):
-        with pytest.raises(UserError) as caught: Source.of(source).read()
-        for text in ('kaggle auth login', 'KAGGLE_API_TOKEN', 'https://www.kaggle.com/settings', '--source path/to.zip'):
+        with pytest.raises(UserError) as caught:
+            Source.of(source).read()
+        for text in (
+            'kaggle auth login',
+            'KAGGLE_API_TOKEN',
+            'https://www.kaggle.com/settings',
+            '--source path/to.zip',
+        ):
             assert text in str(caught.value)
     assert capsys.readouterr().out == ''
 
 
 def test_a_token_that_is_not_valid(kaggle, monkeypatch):
     monkeypatch.setenv('KAGGLE_API_TOKEN', 'stale')
-    with pytest.raises(UserError, match='KAGGLE_API_TOKEN is set, but not valid'): Source.of(f'competition:{competition}').read()
+    with pytest.raises(UserError, match='KAGGLE_API_TOKEN is set, but not valid'):
+        Source.of(f'competition:{competition}').read()
 
 
 def test_a_token_that_kaggle_cannot_check(kaggle, machine, monkeypatch):
     monkeypatch.setenv('KAGGLE_API_TOKEN', 'any')
     kaggle.introspection = 401
-    with pytest.raises(UserError, match=r"does not accept this machine's credentials \(401\)"): Source.of(dataset).read()
+    with pytest.raises(UserError, match=r"does not accept this machine's credentials \(401\)"):
+        Source.of(dataset).read()
     assert kaggle.downloads() == []
 
 
 def test_a_place_that_cannot_be_written(kaggle, machine, signed_in):
-    (machine/'data').write_text('a file where the folder should be')
-    with pytest.raises(TrainingError, match='Reading or writing failed'): Source.of(dataset).read()
+    (machine / 'data').write_text('a file where the folder should be')
+    with pytest.raises(TrainingError, match='Reading or writing failed'):
+        Source.of(dataset).read()
 
 
 def test_no_network(machine, signed_in):
     import socket
+
     with socket.socket() as probe:
-        if probe.connect_ex(('localhost', PORT)) == 0: pytest.skip(f'something answers at port {PORT}')
-    with pytest.raises(UserError, match=r'cannot be reached.*--source path/to\.zip'): Source.of(dataset).read()
+        if probe.connect_ex(('localhost', PORT)) == 0:
+            pytest.skip(f'something answers at port {PORT}')
+    with pytest.raises(UserError, match=r'cannot be reached.*--source path/to\.zip'):
+        Source.of(dataset).read()
 
 
 def test_a_killed_download_is_continued(kaggle, machine, signed_in):
@@ -262,18 +306,26 @@ def test_a_killed_download_is_continued(kaggle, machine, signed_in):
 def test_two_at_once_download_once(kaggle, machine, signed_in):
     tables = []
     threads = [threading.Thread(target=lambda: tables.append(len(Source.of(dataset).read()))) for _ in range(4)]
-    for t in threads: t.start()
-    for t in threads: t.join(300)
-    assert tables == [2]*4
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(300)
+    assert tables == [2] * 4
     assert len(kaggle.downloads()) == 1
 
 
-@pytest.mark.parametrize('source,place', [
-    (dataset, 'mushrooms'), (dataset, f'datasets/{dataset}'),
-    (f'competition:{competition}', competition), (f'competition:{competition}', f'competitions/{competition}')])
+@pytest.mark.parametrize(
+    'source,place',
+    [
+        (dataset, 'mushrooms'),
+        (dataset, f'datasets/{dataset}'),
+        (f'competition:{competition}', competition),
+        (f'competition:{competition}', f'competitions/{competition}'),
+    ],
+)
 def test_on_kaggle_the_attached_folder_is_used(machine, monkeypatch, source, place):
-    monkeypatch.setattr(downloads, 'kaggle_input', machine/'input')
-    picture = machine/'input'/place/'train'/'Amanita'/'1.jpg'
+    monkeypatch.setattr(downloads, 'kaggle_input', machine / 'input')
+    picture = machine / 'input' / place / 'train' / 'Amanita' / '1.jpg'
     picture.parent.mkdir(parents=True)
     Image.new('RGB', (8, 8)).save(picture)
     table = Source.of(source).read()

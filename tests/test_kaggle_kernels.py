@@ -1,4 +1,5 @@
 "Submissions, scores and notebooks: Kaggle's own client against a local server, and everything that can go wrong on the way"
+
 # ruff: noqa: F811  (fixtures of test_kaggle)
 import json
 import subprocess
@@ -15,23 +16,30 @@ from fungi_fastai.deploy.kaggle import push_notebook, requirements, submissions,
 from fungi_fastai.recipes import FLOWERS, MUSHROOMS, SEEDLINGS
 from fungi_fastai.settings import MissingFileError, TrainingError, UserError
 
-rows = 'file,species\n'+''.join(f'{n:09}.png,Sugar beet\n' for n in range(9000))
+rows = 'file,species\n' + ''.join(f'{n:09}.png,Sugar beet\n' for n in range(9000))
 
 
 @pytest.fixture
 def file(machine, monkeypatch):
-    monkeypatch.setattr(deploy, 'pauses', (.01, .01, .01))
-    (machine/'submission.csv').write_text(rows)
-    return machine/'submission.csv'
+    monkeypatch.setattr(deploy, 'pauses', (0.01, 0.01, 0.01))
+    (machine / 'submission.csv').write_text(rows)
+    return machine / 'submission.csv'
 
 
-def send(file, **options): return submit_file(competition, file, 'three folds', every=.01, progress=False, **options)
+def send(file, **options):
+    return submit_file(competition, file, 'three folds', every=0.01, progress=False, **options)
 
 
 def test_a_submission_is_sent_and_scored(kaggle, signed_in, file, capsys):
     kaggle.looks = 2
     found = send(file)
-    assert (found.status, found.public, found.private, found.message, found.file) == ('complete', .97229, None, 'three folds', 'submission.csv')
+    assert (found.status, found.public, found.private, found.message, found.file) == (
+        'complete',
+        0.97229,
+        None,
+        'three folds',
+        'submission.csv',
+    )
     assert list(kaggle.uploads.values()) == [rows.encode()]
     assert sum(a[1].endswith('ListSubmissions') for a in kaggle.asked) == 3
     assert submissions(f'https://www.kaggle.com/competitions/{competition}') == [found]
@@ -42,13 +50,14 @@ def test_a_submission_is_sent_and_scored(kaggle, signed_in, file, capsys):
 def test_no_score_is_waited_for_where_none_is_wanted_or_in_time(kaggle, signed_in, file):
     kaggle.looks = 10**9
     assert send(file, wait=0).status == 'pending'
-    assert send(file, wait=.05).status == 'pending'
+    assert send(file, wait=0.05).status == 'pending'
     assert [one.ref for one in submissions(competition)] == [1001, 1000]
 
 
 def test_a_submission_that_kaggle_cannot_score(kaggle, signed_in, file):
     kaggle.refuses = 'Submission must have 794 rows'
-    with pytest.raises(TrainingError, match='could not score submission 1000: Submission must have 794 rows'): send(file)
+    with pytest.raises(TrainingError, match='could not score submission 1000: Submission must have 794 rows'):
+        send(file)
 
 
 def test_a_broken_upload_goes_on(kaggle, signed_in, file):
@@ -66,153 +75,207 @@ def test_a_storage_in_trouble_is_asked_again(kaggle, signed_in, file, status):
 
 
 def test_an_upload_that_keeps_breaking_is_not_submitted(kaggle, signed_in, file):
-    kaggle.upload_cuts = [10]*4
-    with pytest.raises(TrainingError, match='broke while it was asked for a submission'): send(file)
+    kaggle.upload_cuts = [10] * 4
+    with pytest.raises(TrainingError, match='broke while it was asked for a submission'):
+        send(file)
     assert kaggle.submissions == []
 
 
 def test_a_submission_without_an_answer_is_not_repeated(kaggle, signed_in, file):
     kaggle.hangs_up = 'CreateSubmission'
-    with pytest.raises(TrainingError, match=f'See on .*{competition} whether it was heard'): send(file)
+    with pytest.raises(TrainingError, match=f'See on .*{competition} whether it was heard'):
+        send(file)
     assert sum(a[1].endswith('CreateSubmission') for a in kaggle.asked) == 1
 
 
-@pytest.mark.parametrize('status,kind,says', [
-    (401, UserError, ["does not accept this machine's credentials (401)", 'kaggle auth login']),
-    (403, UserError, [f'/competitions/{competition}/rules', 'accept them']),
-    (404, UserError, [f'does not know a submission to {competition} (404)']),
-    (429, UserError, ['too often (429)', 'again in 3600 seconds']),
-    (500, TrainingError, ['answered 500', 'some trouble'])])
+@pytest.mark.parametrize(
+    'status,kind,says',
+    [
+        (401, UserError, ["does not accept this machine's credentials (401)", 'kaggle auth login']),
+        (403, UserError, [f'/competitions/{competition}/rules', 'accept them']),
+        (404, UserError, [f'does not know a submission to {competition} (404)']),
+        (429, UserError, ['too often (429)', 'again in 3600 seconds']),
+        (500, TrainingError, ['answered 500', 'some trouble']),
+    ],
+)
 def test_each_refusal_says_what_to_do(kaggle, signed_in, file, status, kind, says):
     kaggle.status, kaggle.message, kaggle.retry_after = status, 'some trouble', '3600' if status == 429 else ''
-    with pytest.raises(kind) as caught: send(file)
-    for text in says: assert text in str(caught.value)
+    with pytest.raises(kind) as caught:
+        send(file)
+    for text in says:
+        assert text in str(caught.value)
     assert '--source' not in str(caught.value) and '\n' not in str(caught.value)
-    if status in (401, 403, 429): assert f'Or upload {file} at' in str(caught.value)
+    if status in (401, 403, 429):
+        assert f'Or upload {file} at' in str(caught.value)
 
 
 def test_no_credentials(kaggle, file):
-    with pytest.raises(UserError, match='wants to know who asks.*no credentials.*kaggle auth login'): send(file)
+    with pytest.raises(UserError, match='wants to know who asks.*no credentials.*kaggle auth login'):
+        send(file)
     assert kaggle.uploads == {}
 
 
 def test_no_network(machine, signed_in, file):
     import socket
+
     with socket.socket() as probe:
-        if probe.connect_ex(('localhost', PORT)) == 0: pytest.skip(f'something answers at port {PORT}')
-    with pytest.raises(UserError, match='cannot be reached for a submission'): send(file)
+        if probe.connect_ex(('localhost', PORT)) == 0:
+            pytest.skip(f'something answers at port {PORT}')
+    with pytest.raises(UserError, match='cannot be reached for a submission'):
+        send(file)
 
 
 def test_what_is_no_competition_or_file(machine):
-    with pytest.raises(MissingFileError, match='no file gone.csv'): submit_file(competition, 'gone.csv', '')
-    with pytest.raises(UserError, match='is not a competition'): submissions('maysee/mushrooms')
+    with pytest.raises(MissingFileError, match='no file gone.csv'):
+        submit_file(competition, 'gone.csv', '')
+    with pytest.raises(UserError, match='is not a competition'):
+        submissions('maysee/mushrooms')
 
 
 # --- notebooks
 
-def code(notebook): return [''.join(c['source']) for c in json.loads(notebook.read_text('utf8'))['cells'] if c['cell_type'] == 'code']
+
+def code(notebook):
+    return [''.join(c['source']) for c in json.loads(notebook.read_text('utf8'))['cells'] if c['cell_type'] == 'code']
 
 
 def test_a_notebook_is_valid_and_attaches_what_it_needs(machine):
     nbformat = pytest.importorskip('nbformat', reason='nbformat is not installed')
-    for recipe, data, competitions in ((SEEDLINGS, [], [competition]), (MUSHROOMS, [MUSHROOMS.source], []), (FLOWERS.for_sample(), [], [])):
-        notebook = write_notebook(recipe, machine/recipe.name, owner='ada')
+    for recipe, data, competitions in (
+        (SEEDLINGS, [], [competition]),
+        (MUSHROOMS, [MUSHROOMS.source], []),
+        (FLOWERS.for_sample(), [], []),
+    ):
+        notebook = write_notebook(recipe, machine / recipe.name, owner='ada')
         nbformat.validate(nbformat.read(notebook, as_version=4))
-        about = json.loads((notebook.parent/'kernel-metadata.json').read_text())
-        assert about['dataset_sources'] == ['ada/fungi-fastai-wheels', *data] and about['competition_sources'] == competitions
+        about = json.loads((notebook.parent / 'kernel-metadata.json').read_text())
+        assert (
+            about['dataset_sources'] == ['ada/fungi-fastai-wheels', *data]
+            and about['competition_sources'] == competitions
+        )
         assert about['enable_gpu'] and not about['enable_internet'] and about['is_private']
         assert ('submission.csv' in code(notebook)[-1]) == bool(competitions)
-    script = (machine/'seedlings'/'make_dataset.sh').read_text()
-    assert '''save_pretrained('"'"'resnet50'"'"', '"'"'dataset/resnet50.safetensors'"'"')''' in script and 'kaggle datasets create -p dataset' in script
-    assert 'save_pretrained' not in (machine/'flowers'/'make_dataset.sh').read_text(), 'a network from scratch needs no weights'
-    assert subprocess.run(['sh', '-n', machine/'seedlings'/'make_dataset.sh']).returncode == 0
+    script = (machine / 'seedlings' / 'make_dataset.sh').read_text()
+    assert (
+        """save_pretrained('"'"'resnet50'"'"', '"'"'dataset/resnet50.safetensors'"'"')""" in script
+        and 'kaggle datasets create -p dataset' in script
+    )
+    assert 'save_pretrained' not in (machine / 'flowers' / 'make_dataset.sh').read_text(), (
+        'a network from scratch needs no weights'
+    )
+    assert subprocess.run(['sh', '-n', machine / 'seedlings' / 'make_dataset.sh']).returncode == 0
 
 
 def test_names_of_files_are_no_commands_of_the_shell(machine):
-    weights = machine/"it's $(touch hacked).safetensors"
+    weights = machine / "it's $(touch hacked).safetensors"
     weights.write_bytes(b'weights')
-    notebook = write_notebook(SEEDLINGS.but(weights=str(weights)), machine/'quoted', owner='ada')
-    script = (notebook.parent/'make_dataset.sh').read_text()
+    notebook = write_notebook(SEEDLINGS.but(weights=str(weights)), machine / 'quoted', owner='ada')
+    script = (notebook.parent / 'make_dataset.sh').read_text()
     copying = next(line for line in script.splitlines() if line.startswith('cp '))
     subprocess.run(['sh', '-e', '-c', copying], cwd=notebook.parent, check=True)
-    assert [p.read_bytes() for p in (notebook.parent/'dataset').glob('*.safetensors')] == [b'weights'] and not list(machine.rglob('hacked'))
+    assert [p.read_bytes() for p in (notebook.parent / 'dataset').glob('*.safetensors')] == [b'weights'] and not list(
+        machine.rglob('hacked')
+    )
 
 
 def test_the_dataset_holds_all_that_is_imported_but_pytorch():
     names = {line.partition('==')[0] for line in requirements()}
-    assert {'fastai', 'timm', 'tyro', 'captum', 'alembic'} <= names and not names & {'torch', 'torchvision', 'pytest', 'nbdev'}
+    assert {'fastai', 'timm', 'tyro', 'captum', 'alembic'} <= names and not names & {
+        'torch',
+        'torchvision',
+        'pytest',
+        'nbdev',
+    }
 
 
 def test_a_notebook_runs_with_everything_attached(machine, ready, monkeypatch):
     "As Kaggle would, cell by cell, from its working folder; the library is there already"
     from fungi_fastai.data.samples import make_sample
-    inputs, work = machine/'input', machine/'working'
-    make_sample('seedlings', inputs/'competitions'/competition, specimens=6, photos=1, size=32, workers=1)
+
+    inputs, work = machine / 'input', machine / 'working'
+    make_sample('seedlings', inputs / 'competitions' / competition, specimens=6, photos=1, size=32, workers=1)
     recipe = SEEDLINGS.but(**{k: v for k, v in tiny.items() if k != 'device'}).but(cache=False)
-    notebook = write_notebook(recipe, machine/'notebook', folds=0, tta=2)
+    notebook = write_notebook(recipe, machine / 'notebook', folds=0, tta=2)
     monkeypatch.setenv('FUNGI_KAGGLE_INPUT', str(inputs))
     monkeypatch.setattr(downloads, 'kaggle_input', inputs)
     work.mkdir()
-    (work/'settings.ini').write_text('[DEFAULT]\nnum_workers = 0\ndevice = cpu\n')
+    (work / 'settings.ini').write_text('[DEFAULT]\nnum_workers = 0\ndevice = cpu\n')
     monkeypatch.chdir(work)
     names = {}
-    for cell in code(notebook): exec(cell, names)
-    assert names['run'].finished and (work/'run'/'report.html').exists()
-    sample = (inputs/'competitions'/competition/'sample_submission.csv').read_text().splitlines()
-    written = (work/'submission.csv').read_text().splitlines()
+    for cell in code(notebook):
+        exec(cell, names)
+    assert names['run'].finished and (work / 'run' / 'report.html').exists()
+    sample = (inputs / 'competitions' / competition / 'sample_submission.csv').read_text().splitlines()
+    written = (work / 'submission.csv').read_text().splitlines()
     assert [line.split(',')[0] for line in written] == [line.split(',')[0] for line in sample]
 
 
 def test_what_is_not_attached_is_named(machine, monkeypatch):
-    notebook = write_notebook(SEEDLINGS, machine/'notebook')
-    monkeypatch.setenv('FUNGI_KAGGLE_INPUT', str(machine/'input'))
+    notebook = write_notebook(SEEDLINGS, machine / 'notebook')
+    monkeypatch.setenv('FUNGI_KAGGLE_INPUT', str(machine / 'input'))
     cells, names = code(notebook), {}
     exec(cells[0], names)
-    with pytest.raises(FileNotFoundError, match='Attach the dataset fungi-fastai-wheels'): exec(cells[1], names)
+    with pytest.raises(FileNotFoundError, match='Attach the dataset fungi-fastai-wheels'):
+        exec(cells[1], names)
 
 
 def test_the_library_is_installed_from_the_attached_wheels(machine, monkeypatch):
     "Where it is not there, and with no index"
-    wheel = machine/'input'/'datasets'/'ada'/'fungi-fastai-wheels'/'fungi_fastai-0.1.0-py3-none-any.whl'
+    wheel = machine / 'input' / 'datasets' / 'ada' / 'fungi-fastai-wheels' / 'fungi_fastai-0.1.0-py3-none-any.whl'
     wheel.parent.mkdir(parents=True)
     wheel.write_bytes(b'')
-    monkeypatch.setenv('FUNGI_KAGGLE_INPUT', str(machine/'input'))
+    monkeypatch.setenv('FUNGI_KAGGLE_INPUT', str(machine / 'input'))
     calls = []
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     monkeypatch.setattr(subprocess, 'run', lambda command, **options: calls.append(command))
-    exec(code(write_notebook(SEEDLINGS, machine/'notebook'))[0], {})
-    assert calls == [[sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', f'--find-links={wheel.parent}', str(wheel)]]
+    exec(code(write_notebook(SEEDLINGS, machine / 'notebook'))[0], {})
+    assert calls == [
+        [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', f'--find-links={wheel.parent}', str(wheel)]
+    ]
 
 
 def test_a_notebook_is_pushed_under_the_name_of_who_signed_in(kaggle, signed_in, machine, monkeypatch, capsys):
     monkeypatch.delenv('KAGGLE_USERNAME')
-    notebook = write_notebook(SEEDLINGS, machine/'notebook')
-    assert 'YOUR-NAME' in (notebook.parent/'kernel-metadata.json').read_text()
+    notebook = write_notebook(SEEDLINGS, machine / 'notebook')
+    assert 'YOUR-NAME' in (notebook.parent / 'kernel-metadata.json').read_text()
     monkeypatch.setenv('KAGGLE_USERNAME', 'ada')
     found = push_notebook(notebook.parent)
-    assert found == dict(slug='ada/seedlings-with-fungi-fastai', url='https://www.kaggle.com/code/ada/seedlings-with-fungi-fastai', version=1)
-    sent, = kaggle.kernels
+    assert found == dict(
+        slug='ada/seedlings-with-fungi-fastai',
+        url='https://www.kaggle.com/code/ada/seedlings-with-fungi-fastai',
+        version=1,
+    )
+    (sent,) = kaggle.kernels
     assert sent['slug'] == found['slug'] and sent['enableGpu'] and not sent['enableInternet']
     assert sent['datasetDataSources'] == ['ada/fungi-fastai-wheels'] and sent['competitionDataSources'] == [competition]
     assert [c['source'] for c in json.loads(sent['text'])['cells'] if c['cell_type'] == 'code'] == code(notebook)
-    assert 'ada/' in (notebook.parent/'dataset'/'dataset-metadata.json').read_text()
+    assert 'ada/' in (notebook.parent / 'dataset' / 'dataset-metadata.json').read_text()
     assert push_notebook(notebook.parent)['version'] == 2 and capsys.readouterr().out == ''
 
 
-@pytest.mark.parametrize('status,kind', [(401, UserError), (403, UserError), (404, UserError), (429, UserError), (500, TrainingError)])
+@pytest.mark.parametrize(
+    'status,kind', [(401, UserError), (403, UserError), (404, UserError), (429, UserError), (500, TrainingError)]
+)
 def test_a_push_that_is_refused(kaggle, signed_in, machine, status, kind):
-    notebook = write_notebook(SEEDLINGS, machine/'notebook')
+    notebook = write_notebook(SEEDLINGS, machine / 'notebook')
     kaggle.status, kaggle.message = status, 'some trouble'
-    with pytest.raises(kind, match=rf'\({status}\)|answered {status}'): push_notebook(notebook.parent)
+    with pytest.raises(kind, match=rf'\({status}\)|answered {status}'):
+        push_notebook(notebook.parent)
     assert kaggle.kernels == []
 
 
 def test_a_push_that_kaggle_is_not_content_with(kaggle, signed_in, machine):
-    folder = write_notebook(SEEDLINGS, machine/'notebook').parent
+    folder = write_notebook(SEEDLINGS, machine / 'notebook').parent
     kaggle.kernel_answer = {'invalidDatasetSources': ['ada/fungi-fastai-wheels']}
-    with pytest.raises(UserError, match='could not attach ada/fungi-fastai-wheels. Make the dataset with .*make_dataset.sh'): push_notebook(folder)
+    with pytest.raises(
+        UserError, match='could not attach ada/fungi-fastai-wheels. Make the dataset with .*make_dataset.sh'
+    ):
+        push_notebook(folder)
     kaggle.kernel_answer = {'error': 'Maximum weekly GPU quota of 30.00 hours has been reached'}
-    with pytest.raises(UserError, match='did not take the notebook: Maximum weekly GPU quota'): push_notebook(folder)
-    (folder/'notebook.ipynb').unlink()
-    with pytest.raises(UserError, match='Source file not found'): push_notebook(folder)
-    with pytest.raises(MissingFileError, match='fungi kaggle notebook RECIPE --out'): push_notebook(machine)
+    with pytest.raises(UserError, match='did not take the notebook: Maximum weekly GPU quota'):
+        push_notebook(folder)
+    (folder / 'notebook.ipynb').unlink()
+    with pytest.raises(UserError, match='Source file not found'):
+        push_notebook(folder)
+    with pytest.raises(MissingFileError, match='fungi kaggle notebook RECIPE --out'):
+        push_notebook(machine)

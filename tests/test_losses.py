@@ -1,4 +1,5 @@
 "Losses: where formulas meet rounding, fastai's tensors, mixed pictures and interrupted fits"
+
 import warnings
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-with warnings.catch_warnings():   # fastai's own import warns with today's torch and pandas
+with warnings.catch_warnings():  # fastai's own import warns with today's torch and pandas
     warnings.simplefilter('ignore')
     import fastai.callback.progress  # noqa: F401  (gives a Learner its `no_bar`)
     from fastai.callback.core import Callback, CancelFitException
@@ -26,66 +27,81 @@ counts = np.array([60, 25, 15])
 kinds = [(loss, balance) for loss in choices['loss'] for balance in ('none', 'loss')]
 
 
-def some(n=40, spread=3., dtype=torch.double):
+def some(n=40, spread=3.0, dtype=torch.double):
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(n, 3, generator=generator)*spread).to(dtype), torch.randint(3, (n,), generator=generator)
+    return (torch.randn(n, 3, generator=generator) * spread).to(dtype), torch.randint(3, (n,), generator=generator)
 
 
-@pytest.mark.parametrize('smoothing', [0., .1])
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
 @pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
 def test_cross_entropy_is_fastais(smoothing, reduction):
     logits, targets = some(dtype=torch.float32)
     a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    ours, theirs = make_loss(Recipe(label_smoothing=smoothing), counts), CrossEntropyLossFlat(label_smoothing=smoothing, reduction=reduction)
+    ours, theirs = (
+        make_loss(Recipe(label_smoothing=smoothing), counts),
+        CrossEntropyLossFlat(label_smoothing=smoothing, reduction=reduction),
+    )
     ours.reduction = reduction
     found, expected = ours(a, targets), theirs(b, targets)
     assert torch.equal(found, torch.Tensor(expected))
     found.sum().backward()
     expected.sum().backward()
     assert torch.equal(a.grad, b.grad)
-    assert torch.equal(ours.activation(logits), theirs.activation(logits)) and torch.equal(ours.decodes(logits), theirs.decodes(logits))
+    assert torch.equal(ours.activation(logits), theirs.activation(logits)) and torch.equal(
+        ours.decodes(logits), theirs.decodes(logits)
+    )
 
 
 @pytest.mark.parametrize('loss, balance', kinds)
 def test_reductions_kinds_of_tensor_and_accumulation(loss, balance):
     logits, targets = some()
-    ours = make_loss(Recipe(loss=loss, balance=balance, label_smoothing=.1), counts)
+    ours = make_loss(Recipe(loss=loss, balance=balance, label_smoothing=0.1), counts)
     mean = ours(logits, targets)
     found = ours(logits.as_subclass(TensorImage), targets.as_subclass(TensorCategory))
     assert torch.equal(found, mean) and type(found) is torch.Tensor
     assert torch.equal(ours(logits, targets.int()), mean)
-    halves = (ours(logits[:10], targets[:10])*10+ours(logits[10:], targets[10:])*30)/40   # as accumulated batches
+    halves = (
+        ours(logits[:10], targets[:10]) * 10 + ours(logits[10:], targets[10:]) * 30
+    ) / 40  # as accumulated batches
     assert torch.allclose(halves, mean, atol=1e-12)
     ours.reduction = 'none'
     each = ours(logits, targets)
     ours.reduction = 'sum'
-    assert each.shape == (40,) and torch.allclose(each.mean(), mean) and torch.allclose(each.sum(), ours(logits, targets))
+    assert (
+        each.shape == (40,) and torch.allclose(each.mean(), mean) and torch.allclose(each.sum(), ours(logits, targets))
+    )
     ours.reduction = 'mean'
-    assert torch.equal(ours.eval()(logits, targets), cross_entropy(logits, targets, label_smoothing=.1))
+    assert torch.equal(ours.eval()(logits, targets), cross_entropy(logits, targets, label_smoothing=0.1))
     assert not ours.state_dict()
 
 
 def test_gradients():
     logits, targets = some(8)
-    for recipe in (Recipe(loss='focal'), Recipe(loss='focal', balance='loss', label_smoothing=.1), Recipe(loss='logit-adjusted', balance='loss')):
-        assert torch.autograd.gradcheck(lambda z, recipe=recipe: make_loss(recipe, counts)(z, targets), logits.clone().requires_grad_())
+    for recipe in (
+        Recipe(loss='focal'),
+        Recipe(loss='focal', balance='loss', label_smoothing=0.1),
+        Recipe(loss='logit-adjusted', balance='loss'),
+    ):
+        assert torch.autograd.gradcheck(
+            lambda z, recipe=recipe: make_loss(recipe, counts)(z, targets), logits.clone().requires_grad_()
+        )
     z = logits.clone().requires_grad_()
     make_loss(Recipe(loss='seesaw'), counts)(z, targets).backward()
     p = logits.softmax(-1).numpy()
     expected = np.zeros((8, 3))
-    for i, y in enumerate(targets.tolist()):   # the factors are constants (section 3.2 of the paper)
-        s = [1. if j == y else min(1, counts[j]/counts[y])**.8*max(1, p[i, j]/p[i, y])**2 for j in range(3)]
-        expected[i] = s*p[i]/(s*p[i]).sum()
+    for i, y in enumerate(targets.tolist()):  # the factors are constants (section 3.2 of the paper)
+        s = [1.0 if j == y else min(1, counts[j] / counts[y]) ** 0.8 * max(1, p[i, j] / p[i, y]) ** 2 for j in range(3)]
+        expected[i] = s * p[i] / (s * p[i]).sum()
         expected[i, y] -= 1
-    assert np.allclose(z.grad.numpy(), expected/8, atol=1e-12)
+    assert np.allclose(z.grad.numpy(), expected / 8, atol=1e-12)
 
 
 @pytest.mark.parametrize('loss, balance', kinds)
-@pytest.mark.parametrize('spread', [1e-6, 1., 1e4])
+@pytest.mark.parametrize('spread', [1e-6, 1.0, 1e4])
 @pytest.mark.parametrize('numbers', [counts, [100, 0, 3]])
 def test_everything_stays_finite(loss, balance, spread, numbers):
     logits, targets = some(spread=spread, dtype=torch.float32)
-    for smoothing in (0., .1):
+    for smoothing in (0.0, 0.1):
         z = logits.clone().requires_grad_()
         value = make_loss(Recipe(loss=loss, balance=balance, label_smoothing=smoothing), numbers)(z, targets)
         value.backward()
@@ -94,21 +110,23 @@ def test_everything_stays_finite(loss, balance, spread, numbers):
 
 @pytest.mark.parametrize('loss', choices['loss'])
 def test_even_classes_need_no_correction(loss):
-    logits, targets = some(spread=.1)
+    logits, targets = some(spread=0.1)
     plain = make_loss(Recipe(loss=loss), [20, 20, 20])(logits, targets)
     assert torch.allclose(make_loss(Recipe(loss=loss, balance='loss'), [20, 20, 20])(logits, targets), plain)
-    if loss == 'logit-adjusted': assert torch.allclose(plain, cross_entropy(logits, targets))
+    if loss == 'logit-adjusted':
+        assert torch.allclose(plain, cross_entropy(logits, targets))
 
 
 @pytest.mark.parametrize('wrong', [[], [5], [5, -1], [0, 0], [[5, 5]], [5, float('nan')]])
 def test_wrong_counts(wrong):
-    with pytest.raises(UserError, match='pictures of each class'): make_loss(Recipe(), wrong)
+    with pytest.raises(UserError, match='pictures of each class'):
+        make_loss(Recipe(), wrong)
 
 
 def make(recipe, cbs=()):
     torch.manual_seed(0)
     y = torch.arange(60) % 3
-    x = torch.randn(60, 3, 8, 8)+y[:, None, None, None]
+    x = torch.randn(60, 3, 8, 8) + y[:, None, None, None]
     rows = [(TensorImage(a), TensorCategory(b)) for a, b in zip(x, y, strict=True)]
     dls = DataLoaders(DataLoader(rows[:40], bs=10, shuffle=True), DataLoader(rows[40:], bs=20), device='cpu')
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
@@ -117,14 +135,19 @@ def make(recipe, cbs=()):
 
 class Watch(Callback):
     "The training losses, computed again by hand"
-    order, run_valid = 10, False   # after fastai's mixers
-    def __init__(self, recipe): self.recipe, self.batches = recipe, 0
+
+    order, run_valid = 10, False  # after fastai's mixers
+
+    def __init__(self, recipe):
+        self.recipe, self.batches = recipe, 0
+
     def after_loss(self):
         by_hand = make_loss(self.recipe, counts)
         by_hand.reduction = 'none'
         mixer = next((cb for cb in self.learn.cbs if isinstance(cb, MixUp | CutMix)), None)
         loss = by_hand(self.pred, self.y)
-        if mixer is not None: loss = torch.lerp(by_hand(self.pred, *mixer.yb1), loss, torch.Tensor(mixer.lam))
+        if mixer is not None:
+            loss = torch.lerp(by_hand(self.pred, *mixer.yb1), loss, torch.Tensor(mixer.lam))
         assert torch.allclose(loss.mean(), self.learn.loss)
         self.batches += 1
 
@@ -132,25 +155,34 @@ class Watch(Callback):
 @pytest.mark.parametrize('mixer', [None, MixUp, CutMix])
 @pytest.mark.parametrize('loss, balance', [(loss, balance) for loss, balance in kinds if loss != 'seesaw'])
 def test_mixed_pictures_in_a_real_fit(loss, balance, mixer):
-    recipe = Recipe(loss=loss, balance=balance, label_smoothing=.05)
-    learn = make(recipe, [mixer(1.)] if mixer else [])
+    recipe = Recipe(loss=loss, balance=balance, label_smoothing=0.05)
+    learn = make(recipe, [mixer(1.0)] if mixer else [])
     before = learn.loss_func
     watch = Watch(recipe)
-    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2, cbs=watch)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, 1e-2, cbs=watch)
     assert watch.batches == 8 and learn.loss_func is before and before.training and before.reduction == 'mean'
     valid_loss = learn.recorder.values[-1][1]
-    with learn.no_bar(): probs, targets, losses = learn.get_preds(with_loss=True)
+    with learn.no_bar():
+        probs, targets, losses = learn.get_preds(with_loss=True)
     assert torch.allclose(probs.sum(1), torch.ones(20))
-    with torch.no_grad(): logits = learn.model.eval()(torch.stack([torch.Tensor(x) for x, _ in learn.dls.valid.dataset]))
-    expected = cross_entropy(logits, torch.Tensor(targets).long(), reduction='none', label_smoothing=.05)
-    assert torch.allclose(torch.Tensor(losses), expected, atol=1e-6) and valid_loss == pytest.approx(float(expected.mean()), abs=1e-6)
+    with torch.no_grad():
+        logits = learn.model.eval()(torch.stack([torch.Tensor(x) for x, _ in learn.dls.valid.dataset]))
+    expected = cross_entropy(logits, torch.Tensor(targets).long(), reduction='none', label_smoothing=0.05)
+    assert torch.allclose(torch.Tensor(losses), expected, atol=1e-6) and valid_loss == pytest.approx(
+        float(expected.mean()), abs=1e-6
+    )
 
 
 class Stop(Callback):
     order = 20
-    def __init__(self, where, error): self.where, self.error = where, error
+
+    def __init__(self, where, error):
+        self.where, self.error = where, error
+
     def before_batch(self):
-        if self.training == (self.where == 'training') and self.iter == 0: raise self.error
+        if self.training == (self.where == 'training') and self.iter == 0:
+            raise self.error
 
 
 @pytest.mark.parametrize('where', ['training', 'validation'])
@@ -159,8 +191,12 @@ def test_a_fit_that_ends_early_leaves_the_loss_ready_for_the_next(where, error):
     recipe = Recipe(loss='logit-adjusted')
     learn = make(recipe)
     try:
-        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2, cbs=Stop(where, error))
-    except KeyboardInterrupt: pass
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 1e-2, cbs=Stop(where, error))
+    except KeyboardInterrupt:
+        pass
     for cb in list(learn.cbs):
-        if isinstance(cb, Stop): learn.remove_cb(cb)
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2, cbs=Watch(recipe))
+        if isinstance(cb, Stop):
+            learn.remove_cb(cb)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2, cbs=Watch(recipe))

@@ -1,4 +1,5 @@
 "Scores against scikit-learn's, whatever the predictions; and intervals against what they promise"
+
 import json
 import time
 import warnings
@@ -14,7 +15,9 @@ from fungi_fastai.evaluation.calibration import share_interval
 from fungi_fastai.evaluation.metrics import Evaluation, draw_weights, predictions_table, score_names
 from fungi_fastai.settings import UserError
 
-plainly = settings(max_examples=40, database=None, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+plainly = settings(
+    max_examples=40, database=None, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 order = {'roc_auc', 'average_precision'}
 
 
@@ -22,12 +25,12 @@ def make(n, classes, seed, levels=None, present=None):
     "Random probabilities, better than chance; few `levels` make ties, `present` leaves classes without a picture"
     random = np.random.default_rng(seed)
     targets = random.choice(classes if present is None else present, n)
-    scores = random.gumbel(size=(n, classes)) + 1.5*np.eye(classes)[targets]
-    probs = np.exp(scores)/np.exp(scores).sum(1, keepdims=True)
+    scores = random.gumbel(size=(n, classes)) + 1.5 * np.eye(classes)[targets]
+    probs = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     if levels:
-        counts = np.floor(probs*levels)
-        counts[:, -1] += levels-counts.sum(1)
-        probs = counts/levels
+        counts = np.floor(probs * levels)
+        counts[:, -1] += levels - counts.sum(1)
+        probs = counts / levels
     return probs, targets
 
 
@@ -36,15 +39,19 @@ def expected(probs, targets):
     predicted, n = probs.argmax(1), probs.shape[1]
     there = np.unique(targets)
     clipped = np.clip(probs, 1e-7, 1)
-    found = dict(accuracy=reference.accuracy_score(targets, predicted),
-                 balanced_accuracy=reference.recall_score(targets, predicted, labels=there, average='macro', zero_division=0),
-                 log_loss=reference.log_loss(targets, clipped/clipped.sum(1, keepdims=True), labels=range(n)),
-                 brier=reference.brier_score_loss(targets, probs/probs.sum(1, keepdims=True), labels=range(n), scale_by_half=False))
+    found = dict(
+        accuracy=reference.accuracy_score(targets, predicted),
+        balanced_accuracy=reference.recall_score(targets, predicted, labels=there, average='macro', zero_division=0),
+        log_loss=reference.log_loss(targets, clipped / clipped.sum(1, keepdims=True), labels=range(n)),
+        brier=reference.brier_score_loss(
+            targets, probs / probs.sum(1, keepdims=True), labels=range(n), scale_by_half=False
+        ),
+    )
     for average in ('macro', 'weighted'):
         values = reference.precision_recall_fscore_support(targets, predicted, average=average, zero_division=0)
         found |= {f'{average}_{k}': v for k, v in zip(('precision', 'recall', 'f1'), values[:3], strict=True)}
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')   # of a single class, of which these say nothing
+        warnings.simplefilter('ignore')  # of a single class, of which these say nothing
         found['cohen_kappa'] = reference.cohen_kappa_score(targets, predicted)
         found['mcc'] = reference.matthews_corrcoef(targets, predicted)
     areas = {c: reference.roc_auc_score(targets == c, probs[:, c]) for c in there if (targets != c).any()}
@@ -57,23 +64,35 @@ def agree(probs, targets):
     found = Evaluation(probs, targets, [f'c{i}' for i in range(probs.shape[1])]).metrics()
     assert set(found) == set(score_names) | {'n_test', 'n_classes', 'n_units'}
     for name, value in expected(probs, targets).items():
-        if np.isnan(value): assert found[name] is None, name
-        else: assert found[name] == pytest.approx(value, abs=1e-9), name
+        if np.isnan(value):
+            assert found[name] is None, name
+        else:
+            assert found[name] == pytest.approx(value, abs=1e-9), name
     json.dumps(found, allow_nan=False)
     return found
 
 
 # --- against scikit-learn
 
+
 @plainly
-@given(n=st.integers(1, 80), classes=st.integers(2, 8), seed=st.integers(0, 10**6), levels=st.sampled_from([None, None, 4, 10]), data=st.data())
+@given(
+    n=st.integers(1, 80),
+    classes=st.integers(2, 8),
+    seed=st.integers(0, 10**6),
+    levels=st.sampled_from([None, None, 4, 10]),
+    data=st.data(),
+)
 def test_every_score_is_scikit_learns(n, classes, seed, levels, data):
     "Few pictures, classes without a picture, ties"
-    present = data.draw(st.lists(st.integers(0, classes-1), min_size=1, unique=True))
+    present = data.draw(st.lists(st.integers(0, classes - 1), min_size=1, unique=True))
     agree(*make(n, classes, seed, levels, present))
 
 
-@pytest.mark.parametrize('n,classes,levels', [(1, 2, None), (1, 1000, None), (2, 2, None), (200, 2, 5), (3000, 12, None), (600, 1000, None), (300, 1000, 50)])
+@pytest.mark.parametrize(
+    'n,classes,levels',
+    [(1, 2, None), (1, 1000, None), (2, 2, None), (200, 2, 5), (3000, 12, None), (600, 1000, None), (300, 1000, 50)],
+)
 def test_scikit_learn_agrees_on_one_picture_two_classes_and_a_thousand(n, classes, levels):
     agree(*make(n, classes, 1, levels))
 
@@ -82,21 +101,32 @@ def test_two_classes_are_scored_as_scikit_learn_scores_two():
     probs, targets = make(150, 2, 0)
     found = agree(probs, targets)
     assert found['roc_auc'] == pytest.approx(reference.roc_auc_score(targets, probs[:, 1]), abs=1e-12)
-    assert found['brier'] == pytest.approx(2*reference.brier_score_loss(targets, probs[:, 1]), abs=1e-9)
+    assert found['brier'] == pytest.approx(2 * reference.brier_score_loss(targets, probs[:, 1]), abs=1e-9)
 
 
 def test_all_together_as_scikit_learn_has_it_where_every_class_is_there():
     probs, targets = make(400, 5, 3)
     evaluation = Evaluation(probs, targets, list('abcde'))
     found = evaluation.metrics()
-    assert found['roc_auc'] == pytest.approx(reference.roc_auc_score(targets, probs, multi_class='ovr', average='macro'), abs=1e-9)
-    assert found['average_precision'] == pytest.approx(reference.average_precision_score(np.eye(5)[targets], probs, average='macro'), abs=1e-9)
-    for k in (3, 4): assert evaluation.top_k(k) == pytest.approx(reference.top_k_accuracy_score(targets, probs, k=k, labels=range(5)))
+    assert found['roc_auc'] == pytest.approx(
+        reference.roc_auc_score(targets, probs, multi_class='ovr', average='macro'), abs=1e-9
+    )
+    assert found['average_precision'] == pytest.approx(
+        reference.average_precision_score(np.eye(5)[targets], probs, average='macro'), abs=1e-9
+    )
+    for k in (3, 4):
+        assert evaluation.top_k(k) == pytest.approx(
+            reference.top_k_accuracy_score(targets, probs, k=k, labels=range(5))
+        )
 
 
 def test_of_one_class_alone():
     found = Evaluation(np.ones((4, 1)), np.zeros(4, int), ['only']).metrics()
-    assert found['accuracy'] == found['top3_accuracy'] == 1 and found['log_loss'] == found['brier'] == 0 and found['roc_auc'] is None
+    assert (
+        found['accuracy'] == found['top3_accuracy'] == 1
+        and found['log_loss'] == found['brier'] == 0
+        and found['roc_auc'] is None
+    )
 
 
 def test_confusion_and_per_class_are_scikit_learns():
@@ -106,26 +136,41 @@ def test_confusion_and_per_class_are_scikit_learns():
     values = reference.precision_recall_fscore_support(targets, probs.argmax(1), labels=labels, zero_division=0)
     table = found.per_class()
     assert list(table) == ['precision', 'recall', 'f1', 'images'] and table.images.dtype.kind == 'i'
-    for column, value in zip(table, values, strict=True): assert table[column].to_numpy() == pytest.approx(value, abs=1e-12)
+    for column, value in zip(table, values, strict=True):
+        assert table[column].to_numpy() == pytest.approx(value, abs=1e-12)
     more = found.per_class(intervals=True, samples=200)
     assert (more[list(table)] == table).all(None) and list(more.index) == list('abcdef')
     assert more.roc_auc['c'] == pytest.approx(reference.roc_auc_score(targets == 2, probs[:, 2]), abs=1e-12)
-    assert more.loc[['d', 'f'], ['recall_low', 'recall_high', 'f1_low', 'roc_auc', 'average_precision_high']].isna().all(None)   # nothing is known
+    assert (
+        more.loc[['d', 'f'], ['recall_low', 'recall_high', 'f1_low', 'roc_auc', 'average_precision_high']]
+        .isna()
+        .all(None)
+    )  # nothing is known
     assert more.loc['a', more.columns].notna().all()
 
 
 @plainly
-@given(n=st.integers(1, 60), classes=st.integers(2, 7), seed=st.integers(0, 10**6), levels=st.sampled_from([None, 4]), data=st.data())
+@given(
+    n=st.integers(1, 60),
+    classes=st.integers(2, 7),
+    seed=st.integers(0, 10**6),
+    levels=st.sampled_from([None, 4]),
+    data=st.data(),
+)
 def test_the_order_of_classes_and_of_pictures_does_not_matter(n, classes, seed, levels, data):
     probs, targets = make(n, classes, seed, levels)
-    if levels: probs = probs*(1-1e-6) + 1e-6*np.eye(classes)[probs.argmax(1)]   # of equal ones the first is predicted, which depends on the order
+    if levels:
+        probs = (
+            probs * (1 - 1e-6) + 1e-6 * np.eye(classes)[probs.argmax(1)]
+        )  # of equal ones the first is predicted, which depends on the order
     turned = np.array(data.draw(st.permutations(range(classes))))
     shuffled = np.random.default_rng(seed).permutation(n)
     names = np.array([f'c{i}' for i in range(classes)])
     one = Evaluation(probs, targets, list(names))
     other = Evaluation(probs[shuffled][:, turned], np.argsort(turned)[targets[shuffled]], list(names[turned]))
     for name, value in one.metrics().items():
-        if classes == 2 and name == 'roc_auc' and value is not None: continue   # of the second class, and ties of 1-p are ties of p
+        if classes == 2 and name == 'roc_auc' and value is not None:
+            continue  # of the second class, and ties of 1-p are ties of p
         assert other.metrics()[name] == (value if value is None else pytest.approx(value, abs=1e-9)), name
     pd.testing.assert_frame_equal(one.per_class(), other.per_class().loc[names], check_exact=False)
 
@@ -135,33 +180,53 @@ def test_a_class_that_is_absent_is_left_out_of_what_needs_it():
     found = Evaluation(probs, targets, list('abcd'))
     rows, scores = found.per_class(intervals=True, samples=100), found.metrics()
     there = rows.loc[['a', 'b', 'd']]
-    assert scores['roc_auc'] == pytest.approx(there.roc_auc.mean()) and scores['average_precision'] == pytest.approx(there.average_precision.mean())
+    assert scores['roc_auc'] == pytest.approx(there.roc_auc.mean()) and scores['average_precision'] == pytest.approx(
+        there.average_precision.mean()
+    )
     assert scores['balanced_accuracy'] == pytest.approx(there.recall.mean())
     assert rows.images['c'] == 0 and rows.recall['c'] == 0 and (found.predicted == 2).any()
-    assert scores['macro_recall'] == pytest.approx(rows.recall.mean()) != scores['balanced_accuracy']   # predicted, and so counted
+    assert (
+        scores['macro_recall'] == pytest.approx(rows.recall.mean()) != scores['balanced_accuracy']
+    )  # predicted, and so counted
 
 
 def test_one_who_knows_nothing_scores_what_chance_does():
-    found = Evaluation(np.full((90, 3), 1/3), np.arange(90) % 3, list('abc'))
+    found = Evaluation(np.full((90, 3), 1 / 3), np.arange(90) % 3, list('abc'))
     scores, bounds = found.metrics(), found.intervals(200)
-    assert scores['roc_auc'] == .5 and scores['mcc'] == scores['cohen_kappa'] == 0 and scores['average_precision'] == pytest.approx(1/3)
-    assert bounds['roc_auc'] == (.5, .5) and bounds['mcc'] == (0, 0)   # whatever the pictures
-    assert bounds['accuracy'][0] < 1/3 < bounds['accuracy'][1]
+    assert (
+        scores['roc_auc'] == 0.5
+        and scores['mcc'] == scores['cohen_kappa'] == 0
+        and scores['average_precision'] == pytest.approx(1 / 3)
+    )
+    assert bounds['roc_auc'] == (0.5, 0.5) and bounds['mcc'] == (0, 0)  # whatever the pictures
+    assert bounds['accuracy'][0] < 1 / 3 < bounds['accuracy'][1]
 
 
 # --- what is no prediction
 
-@pytest.mark.parametrize('change,said', [
-    (lambda p, t: (np.where(p == p.max(), np.nan, p), t), 'not numbers'), (lambda p, t: (np.where(p == p.max(), np.inf, p), t), 'not numbers'),
-    (lambda p, t: (p*100, t), r'sum to 100; expected 1'), (lambda p, t: (p-.5, t), 'none can be below 0'), (lambda p, t: (p[:, :2], t), r'\(10, 2\)'),
-    (lambda p, t: (p[:5], t), '5 rows of probabilities'), (lambda p, t: (p[0], t), r'expected \(images, 3\)'),
-    (lambda p, t: (p, t+1), '0 to 2; given int64 from 1 to 3'), (lambda p, t: (p, t-1), 'from -1'),
-    (lambda p, t: (p, t/2), 'float64'), (lambda p, t: (p[:0], t[:0]), 'no labelled picture'),
-    (lambda p, t: (p.astype(str), t), 'not numbers')])
+
+@pytest.mark.parametrize(
+    'change,said',
+    [
+        (lambda p, t: (np.where(p == p.max(), np.nan, p), t), 'not numbers'),
+        (lambda p, t: (np.where(p == p.max(), np.inf, p), t), 'not numbers'),
+        (lambda p, t: (p * 100, t), r'sum to 100; expected 1'),
+        (lambda p, t: (p - 0.5, t), 'none can be below 0'),
+        (lambda p, t: (p[:, :2], t), r'\(10, 2\)'),
+        (lambda p, t: (p[:5], t), '5 rows of probabilities'),
+        (lambda p, t: (p[0], t), r'expected \(images, 3\)'),
+        (lambda p, t: (p, t + 1), '0 to 2; given int64 from 1 to 3'),
+        (lambda p, t: (p, t - 1), 'from -1'),
+        (lambda p, t: (p, t / 2), 'float64'),
+        (lambda p, t: (p[:0], t[:0]), 'no labelled picture'),
+        (lambda p, t: (p.astype(str), t), 'not numbers'),
+    ],
+)
 def test_what_are_no_probabilities_is_refused(change, said):
     probs, targets = make(10, 3, 0)
     targets[:3] = range(3)
-    with pytest.raises(UserError, match=said): Evaluation(*change(probs, targets), list('abc'))
+    with pytest.raises(UserError, match=said):
+        Evaluation(*change(probs, targets), list('abc'))
 
 
 @plainly
@@ -169,38 +234,54 @@ def test_what_are_no_probabilities_is_refused(change, said):
 def test_one_nan_anywhere_is_refused(n, classes, where):
     probs, targets = make(n, classes, where)
     probs.flat[where % probs.size] = np.nan
-    with pytest.raises(UserError, match='not numbers'): Evaluation(probs, targets, list(range(classes)))
+    with pytest.raises(UserError, match='not numbers'):
+        Evaluation(probs, targets, list(range(classes)))
 
 
 def test_other_mistakes():
     probs, targets = make(10, 3, 0)
-    with pytest.raises(UserError, match='10 pictures and 4 groups'): Evaluation(probs, targets, list('abc'), unit=np.arange(4))
-    with pytest.raises(UserError, match='at least 100'): Evaluation(probs, targets, list('abc')).intervals(10)
-    table = predictions_table(pd.DataFrame(dict(path=list('abcdefghij'), name=list('abcdefghij'), label='a')), probs, list('abc'))
-    with pytest.raises(UserError, match='no column p_d'): Evaluation.of(table, list('abcd'))
-    with pytest.raises(UserError, match='no column label'): Evaluation.of(table.drop(columns='label'))
+    with pytest.raises(UserError, match='10 pictures and 4 groups'):
+        Evaluation(probs, targets, list('abc'), unit=np.arange(4))
+    with pytest.raises(UserError, match='at least 100'):
+        Evaluation(probs, targets, list('abc')).intervals(10)
+    table = predictions_table(
+        pd.DataFrame(dict(path=list('abcdefghij'), name=list('abcdefghij'), label='a')), probs, list('abc')
+    )
+    with pytest.raises(UserError, match='no column p_d'):
+        Evaluation.of(table, list('abcd'))
+    with pytest.raises(UserError, match='no column label'):
+        Evaluation.of(table.drop(columns='label'))
 
 
 # --- intervals
 
-def clustered(units, per_unit, seed, spread=2., classes=3):
+
+def clustered(units, per_unit, seed, spread=2.0, classes=3):
     "Pictures of a unit are alike: what is hard about one is hard about all"
     random = np.random.default_rng(seed)
     unit = np.repeat(np.arange(units), per_unit)
     targets = random.integers(0, classes, units)[unit]
-    scores = random.normal(size=(len(unit), classes)) + spread*random.normal(size=(units, classes))[unit] + 2*np.eye(classes)[targets]
-    return np.exp(scores)/np.exp(scores).sum(1, keepdims=True), targets, list('abcdefghij'[:classes]), unit
+    scores = (
+        random.normal(size=(len(unit), classes))
+        + spread * random.normal(size=(units, classes))[unit]
+        + 2 * np.eye(classes)[targets]
+    )
+    return np.exp(scores) / np.exp(scores).sum(1, keepdims=True), targets, list('abcdefghij'[:classes]), unit
 
 
 def test_units_that_agree_make_wider_intervals():
     probs, targets, classes, unit = clustered(40, 8, 0)
     by_unit, by_picture = Evaluation(probs, targets, classes, unit), Evaluation(probs, targets, classes)
-    assert by_unit.n_units == 40 and by_unit.metrics() == pytest.approx(by_picture.metrics() | dict(n_units=40), abs=1e-12)
+    assert by_unit.n_units == 40 and by_unit.metrics() == pytest.approx(
+        by_picture.metrics() | dict(n_units=40), abs=1e-12
+    )
     wide, narrow = by_unit.intervals(1000), by_picture.intervals(1000)
-    for name in set(score_names)-{'top3_accuracy', 'top5_accuracy'}:   # which is 1 with three classes
-        assert wide[name][1]-wide[name][0] > 1.5*(narrow[name][1]-narrow[name][0]), name
+    for name in set(score_names) - {'top3_accuracy', 'top5_accuracy'}:  # which is 1 with three classes
+        assert wide[name][1] - wide[name][0] > 1.5 * (narrow[name][1] - narrow[name][0]), name
     rows, plain = by_unit.per_class(True, 1000), by_picture.per_class(True, 1000)
-    assert ((rows.recall_high-rows.recall_low) > 1.5*(plain.recall_high-plain.recall_low)).all() and rows.units.sum() == 40
+    assert (
+        (rows.recall_high - rows.recall_low) > 1.5 * (plain.recall_high - plain.recall_low)
+    ).all() and rows.units.sum() == 40
 
 
 def test_an_interval_holds_the_truth_as_often_as_it_says():
@@ -210,41 +291,53 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
     naive = {name: [] for name in held}
     for seed in range(120):
         probs, targets, classes, unit = clustered(25, 6, seed)
-        for kept, one in ((held, Evaluation(probs, targets, classes, unit)), (naive, Evaluation(probs, targets, classes))):
+        for kept, one in (
+            (held, Evaluation(probs, targets, classes, unit)),
+            (naive, Evaluation(probs, targets, classes)),
+        ):
             bounds = one.intervals(300, seed)
-            for name in kept: kept[name].append(bounds[name][0] <= truth[name] <= bounds[name][1])
+            for name in kept:
+                kept[name].append(bounds[name][0] <= truth[name] <= bounds[name][1])
     for name in held:
-        assert np.mean(held[name]) > .88 and np.mean(naive[name]) < .85, (name, np.mean(held[name]), np.mean(naive[name]))
+        assert np.mean(held[name]) > 0.88 and np.mean(naive[name]) < 0.85, (
+            name,
+            np.mean(held[name]),
+            np.mean(naive[name]),
+        )
 
 
 def test_a_resample_scores_what_scikit_learn_says_of_its_pictures():
     "Weights are pictures that are there several times"
     probs, targets, _, unit = clustered(15, 3, 4)
-    probs = np.round(probs, 1)   # ties
+    probs = np.round(probs, 1)  # ties
     probs /= probs.sum(1, keepdims=True)
     weights = draw_weights(15, 20, np.random.default_rng(0))
     found, by_class = Evaluation(probs, targets, list('abc'), unit)._weighted(weights.T.copy())
     for i, drawn in enumerate(weights):
         again = np.repeat(np.arange(45), drawn[unit].astype(int))
         for name, value in expected(probs[again], targets[again]).items():
-            if np.isfinite(value): assert found[name][i] == pytest.approx(value, abs=2e-5), name
-        recall = reference.recall_score(targets[again], probs[again].argmax(1), labels=range(3), average=None, zero_division=np.nan)
+            if np.isfinite(value):
+                assert found[name][i] == pytest.approx(value, abs=2e-5), name
+        recall = reference.recall_score(
+            targets[again], probs[again].argmax(1), labels=range(3), average=None, zero_division=np.nan
+        )
         assert by_class['recall'][:, i] == pytest.approx(recall, abs=1e-6, nan_ok=True)
 
 
 def test_resampling_by_pieces_changes_nothing(monkeypatch):
     "Large sets are resampled a few at a time"
     import fungi_fastai.evaluation.metrics as module
+
     parts = clustered(30, 2, 1)
     whole = Evaluation(*parts).summary(300)
-    monkeypatch.setattr(module, '_cells', 30*70)
+    monkeypatch.setattr(module, '_cells', 30 * 70)
     pd.testing.assert_frame_equal(Evaluation(*parts).summary(300), whole)
 
 
 def test_weights_draw_as_many_units_as_there_are():
     weights = draw_weights(40, 500, np.random.default_rng(0))
-    assert weights.shape == (500, 40) and (weights.sum(1) == 40).all() and abs(weights.mean(0)-1).max() < .25
-    assert weights.var() == pytest.approx(1-1/40, rel=.05)
+    assert weights.shape == (500, 40) and (weights.sum(1) == 40).all() and abs(weights.mean(0) - 1).max() < 0.25
+    assert weights.var() == pytest.approx(1 - 1 / 40, rel=0.05)
 
 
 @pytest.mark.parametrize('units', [1, 4, 20, 200])
@@ -253,12 +346,14 @@ def test_perfection_is_not_certain(units):
     targets = np.repeat(np.arange(units) % 2, 5)
     found = Evaluation(np.eye(2)[targets], targets, ['a', 'b'], np.repeat(np.arange(units), 5))
     bounds = found.intervals(200)
-    lowest = .025**(1/units)
+    lowest = 0.025 ** (1 / units)
     assert bounds['accuracy'] == pytest.approx((lowest, 1)) == bounds['macro_f1']
-    wrong = Evaluation(np.eye(2)[1-targets], targets, ['a', 'b'], np.repeat(np.arange(units), 5)).intervals(200)
-    assert wrong['accuracy'] == pytest.approx((0, 1-lowest)) and wrong['macro_f1'] == pytest.approx((0, 1-lowest))
+    wrong = Evaluation(np.eye(2)[1 - targets], targets, ['a', 'b'], np.repeat(np.arange(units), 5)).intervals(200)
+    assert wrong['accuracy'] == pytest.approx((0, 1 - lowest)) and wrong['macro_f1'] == pytest.approx((0, 1 - lowest))
     if units > 1:
-        assert bounds['cohen_kappa'] == pytest.approx((2*lowest-1, 1)) and bounds['brier'] == pytest.approx((0, 2*(1-lowest)))
+        assert bounds['cohen_kappa'] == pytest.approx((2 * lowest - 1, 1)) and bounds['brier'] == pytest.approx(
+            (0, 2 * (1 - lowest))
+        )
         assert bounds['roc_auc'] == pytest.approx((lowest, 1))
 
 
@@ -267,24 +362,28 @@ def test_one_error_more_never_narrows_what_may_be_claimed():
     lows = []
     for errors in range(6):
         targets = np.arange(40) % 2
-        said = np.where(np.arange(40) < errors, 1-targets, targets)
+        said = np.where(np.arange(40) < errors, 1 - targets, targets)
         lows.append(Evaluation(np.eye(2)[said], targets, ['a', 'b']).intervals(1000)['accuracy'][0])
     assert all(a > b for a, b in zip(lows, lows[1:], strict=False)), lows
 
 
 def test_exact_intervals_are_scipys():
     from scipy.stats import binomtest
+
     for right, n in ((0, 7), (7, 7), (3, 7), (199, 200)):
-        found = binomtest(right, n).proportion_ci(.95, 'exact')
-        assert share_interval(right/n, n) == pytest.approx((found.low, found.high), abs=1e-9)
+        found = binomtest(right, n).proportion_ci(0.95, 'exact')
+        assert share_interval(right / n, n) == pytest.approx((found.low, found.high), abs=1e-9)
 
 
 def test_an_interval_holds_its_score_and_grows_with_its_level():
     found = Evaluation(*clustered(30, 4, 7))
-    few, many = found.intervals(500, level=.8), found.intervals(500, level=.99)
+    few, many = found.intervals(500, level=0.8), found.intervals(500, level=0.99)
     for name, value in found.metrics().items():
-        if name in few: assert many[name][0] <= few[name][0] <= value <= few[name][1] <= many[name][1], name
-    assert found.intervals(500, 1) != found.intervals(500, 2) and found.intervals(500, 1) == Evaluation(*clustered(30, 4, 7)).intervals(500, 1)
+        if name in few:
+            assert many[name][0] <= few[name][0] <= value <= few[name][1] <= many[name][1], name
+    assert found.intervals(500, 1) != found.intervals(500, 2) and found.intervals(500, 1) == Evaluation(
+        *clustered(30, 4, 7)
+    ).intervals(500, 1)
 
 
 @pytest.mark.parametrize('n,classes', [(1, 2), (1, 1), (2, 3), (3, 1000), (40, 5)])
@@ -304,22 +403,40 @@ def test_two_thousand_resamples_take_seconds(n, classes):
     found = Evaluation(*make(n, classes, 0), [f'c{i}' for i in range(classes)])
     began = time.process_time()
     table = found.summary()
-    assert time.process_time()-began < 30 and table.notna().all(None)
+    assert time.process_time() - began < 30 and table.notna().all(None)
 
 
 # --- units of a table
 
+
 def test_units_are_those_that_splits_keep_together():
     probs, targets = make(8, 2, 0)
-    items = pd.DataFrame(dict(path=list('abcdefgh'), name=list('abcdefgh'), label=np.array(['x', 'y'])[targets], split='test',
-                              group=['s1', 's1', '', '', '', '', 's2', ''], cluster=['', 'k', 'k', '', 'm', 'm', '', '']))
+    items = pd.DataFrame(
+        dict(
+            path=list('abcdefgh'),
+            name=list('abcdefgh'),
+            label=np.array(['x', 'y'])[targets],
+            split='test',
+            group=['s1', 's1', '', '', '', '', 's2', ''],
+            cluster=['', 'k', 'k', '', 'm', 'm', '', ''],
+        )
+    )
     table = predictions_table(items, probs, ['x', 'y'])
     assert list(table)[:6] == ['path', 'name', 'label', 'group', 'cluster', 'split']
     found = Evaluation.of(table)
-    assert pd.factorize(found.unit)[0].tolist() == [0, 0, 0, 1, 2, 2, 3, 4] and found.n_units == 5   # by a group and a copy
+    assert (
+        pd.factorize(found.unit)[0].tolist() == [0, 0, 0, 1, 2, 2, 3, 4] and found.n_units == 5
+    )  # by a group and a copy
     assert Evaluation.of(table.drop(columns='cluster')).n_units == 7
     assert Evaluation.of(table.drop(columns=['group', 'cluster'])).n_units == 8
     assert Evaluation.of(table.drop(columns='group')).n_units == 6
-    assert Evaluation.of(table.assign(group=table.group.replace('', None), cluster=table.cluster.replace('', None))).n_units == 5
+    assert (
+        Evaluation.of(
+            table.assign(group=table.group.replace('', None), cluster=table.cluster.replace('', None))
+        ).n_units
+        == 5
+    )
     assert Evaluation.of(table.assign(name='same').drop(columns='cluster')).n_units == 7
-    assert Evaluation.of(table.assign(label=table.label.where(table.index > 0, None))).n_units == 5   # unlabelled ones are left out
+    assert (
+        Evaluation.of(table.assign(label=table.label.where(table.index > 0, None))).n_units == 5
+    )  # unlabelled ones are left out

@@ -1,4 +1,5 @@
 "Networks, their weights and their learners: what the notebooks in nbs/models do not show"
+
 import os
 import pickle
 import time
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-with warnings.catch_warnings():   # fastai's own import warns with today's torch and pandas
+with warnings.catch_warnings():  # fastai's own import warns with today's torch and pandas
     warnings.simplefilter('ignore')
     import fastai.callback.progress  # noqa: F401  (gives a Learner its `no_bar`)
     from fastai.data.transforms import Normalize
@@ -37,43 +38,57 @@ with warnings.catch_warnings():   # fastai's own import warns with today's torch
     from fungi_fastai.models.weights import load_weights, read_weights
 from fungi_fastai.settings import MissingFileError, UserError
 
-shared = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2]/'shared'/'data')).parent/'weights'
-real_weights = pytest.mark.skipif(not shared.is_dir(), reason=f'{shared} (pretrained weights for development) is not there')
+shared = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2] / 'shared' / 'data')).parent / 'weights'
+real_weights = pytest.mark.skipif(
+    not shared.is_dir(), reason=f'{shared} (pretrained weights for development) is not there'
+)
 
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp('pictures'), np.random.default_rng(0)
     for label, colour in dict(blue=(50, 60, 200), green=(60, 160, 70), red=(200, 60, 40)).items():
-        (folder/label).mkdir()
+        (folder / label).mkdir()
         for i in range(8):
             noisy = np.array(colour) + rng.integers(-40, 40, (32, 32, 3))
-            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder/label/f'{i}.png')
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / label / f'{i}.png')
     return folder
 
 
 @pytest.fixture
 def dls(pictures):
-    return ImageDataLoaders.from_folder(pictures, valid_pct=.25, seed=1, bs=6, num_workers=0, device='cpu')
+    return ImageDataLoaders.from_folder(pictures, valid_pct=0.25, seed=1, bs=6, num_workers=0, device='cpu')
 
 
-def small(dls, **kwargs): return learner(dls, 'mobilenetv2_035', **kwargs)
+def small(dls, **kwargs):
+    return learner(dls, 'mobilenetv2_035', **kwargs)
 
 
-def state(): return timm.create_model('mobilenetv2_035', num_classes=10).state_dict()
+def state():
+    return timm.create_model('mobilenetv2_035', num_classes=10).state_dict()
 
 
 def train(learn, lr=1e-2):
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, lr)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, lr)
     return {k for k, v in learn.model.state_dict().items() if not v.equal(before[k])}
 
 
 # --- architectures
 
-archs = dict(resnet10t=64, mobilenetv3_small_050=64, test_efficientnet=64, convnext_atto=64, vit_tiny_patch16_224=64,
-             swin_tiny_patch4_window7_224=64, mixer_s32_224=64, test_nfnet=64, convmixer_32_2_k5_p4=64,
-             **{'torchvision:resnet18': 64, 'torchvision:mobilenet_v3_small': 64, 'squeezenet1_1': 64, 'shufflenet_v2_x0_5': 64})
+archs = dict(
+    resnet10t=64,
+    mobilenetv3_small_050=64,
+    test_efficientnet=64,
+    convnext_atto=64,
+    vit_tiny_patch16_224=64,
+    swin_tiny_patch4_window7_224=64,
+    mixer_s32_224=64,
+    test_nfnet=64,
+    convmixer_32_2_k5_p4=64,
+    **{'torchvision:resnet18': 64, 'torchvision:mobilenet_v3_small': 64, 'squeezenet1_1': 64, 'shufflenet_v2_x0_5': 64},
+)
 
 
 @pytest.mark.parametrize('arch', archs)
@@ -81,10 +96,12 @@ def test_a_body_gives_the_features_it_says(arch):
     x = torch.randn(2, 3, archs[arch], archs[arch])
     for maps in (False, True):
         if maps and arch == 'shufflenet_v2_x0_5':
-            with pytest.raises(UserError, match="use head='linear'"): make_body(arch, False, maps=True)
+            with pytest.raises(UserError, match="use head='linear'"):
+                make_body(arch, False, maps=True)
             continue
         body, _ = make_body(arch, pretrained=False, maps=maps, size=archs[arch])
-        with torch.no_grad(): y = body.eval()(x)
+        with torch.no_grad():
+            y = body.eval()(x)
         assert y.shape[:2] == (2, body.features) and y.ndim == (4 if body.maps else 2)
         assert maps or not body.maps or 'convmixer' in arch
         groups = layer_groups(nn.Sequential(body, nn.Linear(body.features, 2)), 4)
@@ -113,14 +130,23 @@ def test_a_size_that_a_transformer_cannot_take():
         make_body('vit_tiny_patch16_224', False, size=8)
 
 
-@pytest.mark.parametrize('arch, hint', [('ResNet-50', 'Did you mean resnet50'), ('efficientnet-b0', 'efficientnet_b0'),
-                                        ('resnet18.nope', 'resnet18.a1_in1k'), ('torchvision:convnext_nano', 'convnext_'),
-                                        ('zzz', 'No architecture is called')])
+@pytest.mark.parametrize(
+    'arch, hint',
+    [
+        ('ResNet-50', 'Did you mean resnet50'),
+        ('efficientnet-b0', 'efficientnet_b0'),
+        ('resnet18.nope', 'resnet18.a1_in1k'),
+        ('torchvision:convnext_nano', 'convnext_'),
+        ('zzz', 'No architecture is called'),
+    ],
+)
 def test_unknown_architectures(arch, hint):
-    with pytest.raises(UserError, match=hint): find_arch(arch)
+    with pytest.raises(UserError, match=hint):
+        find_arch(arch)
 
 
 # --- learners
+
 
 def test_a_vision_transformer_takes_the_loaders_size(dls):
     learn = learner(dls, 'test_vit', pretrained=False)
@@ -145,8 +171,8 @@ def test_batchnorm_trains_where_wanted(dls):
     assert train(learn) == {'1.linear.weight', '1.linear.bias'}
     unfreeze(learn)
     assert '0.model.bn1.running_mean' in train(learn)
-    assert '0.model.bn1.running_mean' in train(small(dls, pretrained=False))   # from random weights it must
-    learn = small(dls, weights=state(), freeze_batchnorm=False, train_bn=True)   # fastai's own rule
+    assert '0.model.bn1.running_mean' in train(small(dls, pretrained=False))  # from random weights it must
+    learn = small(dls, weights=state(), freeze_batchnorm=False, train_bn=True)  # fastai's own rule
     changed = train(learn)
     assert '0.model.bn1.weight' in changed and '0.model.conv_stem.weight' not in changed
     freeze_body(learn)
@@ -156,29 +182,35 @@ def test_batchnorm_trains_where_wanted(dls):
 def test_heads(dls):
     names = lambda **k: [n for n, _ in body_head(small(dls, pretrained=False, **k))[1].named_children()]
     assert names() == ['linear']
-    assert names(dropout=.3, hidden=16) == ['hidden', 'activation', 'dropout', 'linear']
+    assert names(dropout=0.3, hidden=16) == ['hidden', 'activation', 'dropout', 'linear']
     head = small(dls, pretrained=False, head='fastai', hidden=16).model[1]
     assert head[-1].weight.shape == (3, 16) and type(head[0]).__name__ == 'AdaptiveConcatPool2d'
     assert train(learner(dls, 'convmixer_16_2_k3_p8', pretrained=False, head='fastai', hidden=8))
     assert train(learner(dls, 'test_vit', pretrained=False, head='fastai', hidden=8, normalize=False))
-    with pytest.raises(UserError, match="head is 'huge'"): small(dls, pretrained=False, head='huge')
+    with pytest.raises(UserError, match="head is 'huge'"):
+        small(dls, pretrained=False, head='huge')
 
 
-@pytest.mark.parametrize('arch, head', [('mobilenetv2_035', 'linear'), ('mobilenetv2_035', 'fastai'), ('convmixer_16_2_k3_p8', 'fastai')])
+@pytest.mark.parametrize(
+    'arch, head', [('mobilenetv2_035', 'linear'), ('mobilenetv2_035', 'fastai'), ('convmixer_16_2_k3_p8', 'fastai')]
+)
 def test_a_learners_network_is_made_again_without_it(dls, arch, head):
     learn = learner(dls, arch, pretrained=False, head=head, hidden=8)
     network = make_network(arch, 3, head, 8)
     network.load_state_dict(learn.model.state_dict())
     x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad(): assert network.eval()(x).equal(learn.model.eval()(x))
+    with torch.no_grad():
+        assert network.eval()(x).equal(learn.model.eval()(x))
     assert network.stats == learn.stats
 
 
 def test_normalised_once(dls):
-    for _ in range(2): learn = small(dls, pretrained=False)
-    for dl in dls.loaders: assert sum(isinstance(t, Normalize) for t in dl.after_batch.fs) == 1
+    for _ in range(2):
+        learn = small(dls, pretrained=False)
+    for dl in dls.loaders:
+        assert sum(isinstance(t, Normalize) for t in dl.after_batch.fs) == 1
     x, _ = next(iter(dls.valid))
-    raw = (x*torch.tensor(learn.stats[1]).view(3, 1, 1)+torch.tensor(learn.stats[0]).view(3, 1, 1))
+    raw = x * torch.tensor(learn.stats[1]).view(3, 1, 1) + torch.tensor(learn.stats[0]).view(3, 1, 1)
     assert 0 <= raw.min() and raw.max() <= 1 and x.min() < 0
     with pytest.warns(UserWarning, match='made for .0.5, 0.5, 0.5.'):
         learner(dls, 'vit_tiny_patch16_224', pretrained=False)
@@ -187,36 +219,45 @@ def test_normalised_once(dls):
 
 def test_exports_and_loads_as_any_fastai_learner(dls, tmp_path):
     learn = small(dls, pretrained=False)
-    learn.export(tmp_path/'learner.pkl')
+    learn.export(tmp_path / 'learner.pkl')
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')   # fastai warns that load_learner unpickles
-        again = load_learner(tmp_path/'learner.pkl')
+        warnings.simplefilter('ignore')  # fastai warns that load_learner unpickles
+        again = load_learner(tmp_path / 'learner.pkl')
     x = dls.valid.one_batch()[0]
-    with torch.no_grad(): assert again.model.eval()(x).equal(learn.model.eval()(x))
+    with torch.no_grad():
+        assert again.model.eval()(x).equal(learn.model.eval()(x))
     assert again.arch == 'mobilenetv2_035'
 
 
 def test_set_linear_head_is_scikit_learns_classifier(dls):
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
+
     model = small(dls, pretrained=False).model.eval()
     x = torch.cat([x for x, _ in dls.valid])
-    with torch.no_grad(): table = features(model, x).double().numpy()
+    with torch.no_grad():
+        table = features(model, x).double().numpy()
     scaler = StandardScaler().fit(table)
     probe = LogisticRegression(max_iter=2000).fit(scaler.transform(table), np.arange(len(table)) % 3)
     set_linear_head(model, probe.coef_, probe.intercept_, scaler.mean_, scaler.scale_)
-    with torch.no_grad(): found = model(x).softmax(1).numpy()
-    assert np.abs(found-probe.predict_proba(scaler.transform(table))).max() < 1e-3
-    with pytest.raises(UserError, match=r'takes weights \(3, 1280\)'): set_linear_head(model, np.zeros((4, 1280)), np.zeros(4))
+    with torch.no_grad():
+        found = model(x).softmax(1).numpy()
+    assert np.abs(found - probe.predict_proba(scaler.transform(table))).max() < 1e-3
+    with pytest.raises(UserError, match=r'takes weights \(3, 1280\)'):
+        set_linear_head(model, np.zeros((4, 1280)), np.zeros(4))
     with pytest.raises(UserError, match='without hidden layer'):
         set_linear_head(small(dls, pretrained=False, hidden=8), probe.coef_, probe.intercept_)
 
 
 def test_convmixer_is_timms():
-    for kwargs in (dict(dim=12, depth=3, kernel_size=5, patch_size=4), dict(dim=8, depth=2, kernel_size=3, patch_size=2)):
+    for kwargs in (
+        dict(dim=12, depth=3, kernel_size=5, patch_size=4),
+        dict(dim=8, depth=2, kernel_size=3, patch_size=2),
+    ):
         theirs = timm.models.convmixer.ConvMixer(num_classes=6, act_layer=nn.ReLU, **kwargs).eval()
         for layer in theirs.modules():
-            if isinstance(layer, nn.BatchNorm2d): nn.init.uniform_(layer.running_mean), nn.init.uniform_(layer.running_var, .5, 2)
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.uniform_(layer.running_mean), nn.init.uniform_(layer.running_var, 0.5, 2)
         ours = convmixer(6, activation=nn.ReLU, **kwargs).eval()
         ours.load_state_dict(from_timm(theirs.state_dict()))
         with torch.no_grad():
@@ -225,10 +266,11 @@ def test_convmixer_is_timms():
 
 
 def test_convmixer_learner(dls):
-    learn = convmixer_learner(dls, dim=16, depth=2, kernel_size=3, patch_size=4, dropout=.1)
+    learn = convmixer_learner(dls, dim=16, depth=2, kernel_size=3, patch_size=4, dropout=0.1)
     assert learn.arch == 'convmixer_16_2_k3_p4'
     assert '0.0.0.weight' in train(learn)
-    with pytest.raises(UserError, match='no pretrained weights'): learner(dls, 'convmixer_16_2')
+    with pytest.raises(UserError, match='no pretrained weights'):
+        learner(dls, 'convmixer_16_2')
 
 
 def test_summary():
@@ -241,41 +283,53 @@ def test_summary():
     assert {'cls_token', 'pos_embed', 'head'} <= set(table.name)
     assert table.set_index('name').output['head'] == (3,)
     assert model.training and not model.blocks[0].training and not model.blocks[0]._forward_hooks
-    with pytest.raises(UserError, match='two parts'): body_head(model)
+    with pytest.raises(UserError, match='two parts'):
+        body_head(model)
 
 
 # --- weights
 
+
 @real_weights
-@pytest.mark.parametrize('file, arch, matched, left_out', [
-    ('mobilenetv2_035.keras_in1k_notop.safetensors', 'mobilenetv2_035', 260, 0),
-    ('mobilenetv2_100.coral_ptq_in1k.safetensors', 'mobilenetv2_100', 260, 2),
-    ('squeezenet1_1.caffe_in1k_features_only.safetensors', 'squeezenet1_1', 50, 0)])
+@pytest.mark.parametrize(
+    'file, arch, matched, left_out',
+    [
+        ('mobilenetv2_035.keras_in1k_notop.safetensors', 'mobilenetv2_035', 260, 0),
+        ('mobilenetv2_100.coral_ptq_in1k.safetensors', 'mobilenetv2_100', 260, 2),
+        ('squeezenet1_1.caffe_in1k_features_only.safetensors', 'squeezenet1_1', 50, 0),
+    ],
+)
 def test_the_pretrained_files(dls, file, arch, matched, left_out):
-    learn = learner(dls, arch, weights=shared/file)
+    learn = learner(dls, arch, weights=shared / file)
     counts = learn.weight_report.counts
     assert counts == dict(matched=matched, missing=0, unexpected=0, wrong_shape=0, left_out=left_out, head=0)
-    loaded = read_weights(shared/file)
+    loaded = read_weights(shared / file)
     for key, value in learn.model[0].model.state_dict().items():
-        if not key.endswith('num_batches_tracked'): assert value.equal(loaded[key])
+        if not key.endswith('num_batches_tracked'):
+            assert value.equal(loaded[key])
     assert train(learn) == {'1.linear.weight', '1.linear.bias'}
 
 
 @real_weights
-@pytest.mark.parametrize('file, arch, message', [
-    ('mobilenetv2_035.keras_in1k_notop', 'mobilenetv2_100', '4 of 260 tensors matched; 256 of another shape'),
-    ('mobilenetv2_100.coral_ptq_in1k', 'mobilenetv2_035', '4 of 260 tensors matched; 256 of another shape'),
-    ('mobilenetv2_035.keras_in1k_notop', 'resnet10t', 'missing'),
-    ('squeezenet1_1.caffe_in1k_features_only', 'mobilenetv2_035', '0 of 260'),
-    ('squeezenet1_1.caffe_in1k_features_only', 'squeezenet1_0', 'another shape')])
+@pytest.mark.parametrize(
+    'file, arch, message',
+    [
+        ('mobilenetv2_035.keras_in1k_notop', 'mobilenetv2_100', '4 of 260 tensors matched; 256 of another shape'),
+        ('mobilenetv2_100.coral_ptq_in1k', 'mobilenetv2_035', '4 of 260 tensors matched; 256 of another shape'),
+        ('mobilenetv2_035.keras_in1k_notop', 'resnet10t', 'missing'),
+        ('squeezenet1_1.caffe_in1k_features_only', 'mobilenetv2_035', '0 of 260'),
+        ('squeezenet1_1.caffe_in1k_features_only', 'squeezenet1_0', 'another shape'),
+    ],
+)
 def test_a_file_for_another_network_is_refused(file, arch, message):
-    with pytest.raises(UserError, match=message): make_body(arch, weights=shared/f'{file}.safetensors')
+    with pytest.raises(UserError, match=message):
+        make_body(arch, weights=shared / f'{file}.safetensors')
 
 
 @pytest.mark.parametrize('prefix', ['module.', 'model.', 'backbone.', '0.model.', 'module.0.model.', 'student.net.'])
 def test_prefixes(dls, prefix, tmp_path):
-    path = tmp_path/'weights.safetensors'
-    save_file({prefix+k: v for k, v in state().items()}, path)
+    path = tmp_path / 'weights.safetensors'
+    save_file({prefix + k: v for k, v in state().items()}, path)
     for model in (timm.create_model('mobilenetv2_035', num_classes=0), small(dls, pretrained=False)):
         counts = load_weights(model, path).counts
         assert (counts['matched'], counts['missing'], counts['unexpected'], counts['left_out']) == (260, 0, 0, 2)
@@ -284,18 +338,24 @@ def test_prefixes(dls, prefix, tmp_path):
 def test_a_learners_own_file_fills_body_and_head(dls, tmp_path):
     saved = small(dls, pretrained=False)
     saved.path = tmp_path
-    path = saved.save('plain')   # fastai's .pth: the model and the optimizer
+    path = saved.save('plain')  # fastai's .pth: the model and the optimizer
     learn = small(dls, pretrained=False)
-    assert load_weights(learn, path).counts == dict(matched=262, missing=0, unexpected=0, wrong_shape=0, left_out=0, head=0)
+    assert load_weights(learn, path).counts == dict(
+        matched=262, missing=0, unexpected=0, wrong_shape=0, left_out=0, head=0
+    )
     assert learn.model[1].linear.weight.equal(saved.model[1].linear.weight)
     other = small(dls, pretrained=False, n_out=7)
-    assert load_weights(other, path).counts == dict(matched=260, missing=0, unexpected=0, wrong_shape=0, left_out=2, head=2)
+    assert load_weights(other, path).counts == dict(
+        matched=260, missing=0, unexpected=0, wrong_shape=0, left_out=2, head=2
+    )
 
 
 def test_a_smaller_and_a_deeper_relative_are_refused():
     short, long = (timm.create_model(arch, num_classes=0) for arch in ('resnet18', 'resnet34'))
-    with pytest.raises(UserError, match='missing'): load_weights(long, short.state_dict())
-    with pytest.raises(UserError, match='not in the network'): load_weights(short, long.state_dict())
+    with pytest.raises(UserError, match='missing'):
+        load_weights(long, short.state_dict())
+    with pytest.raises(UserError, match='not in the network'):
+        load_weights(short, long.state_dict())
 
 
 def test_position_embeddings_are_resized():
@@ -306,56 +366,74 @@ def test_position_embeddings_are_resized():
 
 
 def test_a_hostile_pickle_never_runs(tmp_path):
-    mark = tmp_path/'it_ran'
+    mark = tmp_path / 'it_ran'
 
     class Hostile:
-        def __reduce__(self): return os.mkdir, (str(mark),)
-    for name, write in dict(new=lambda p: torch.save({'state_dict': Hostile()}, p),
-                            old=lambda p: p.write_bytes(pickle.dumps(Hostile())),
-                            whole=lambda p: torch.save(nn.Linear(2, 2), p)).items():
-        path = tmp_path/f'{name}.pth'
+        def __reduce__(self):
+            return os.mkdir, (str(mark),)
+
+    for name, write in dict(
+        new=lambda p: torch.save({'state_dict': Hostile()}, p),
+        old=lambda p: p.write_bytes(pickle.dumps(Hostile())),
+        whole=lambda p: torch.save(nn.Linear(2, 2), p),
+    ).items():
+        path = tmp_path / f'{name}.pth'
         write(path)
-        with pytest.raises(UserError, match='could run any code'): load_weights(nn.Linear(2, 2), path)
+        with pytest.raises(UserError, match='could run any code'):
+            load_weights(nn.Linear(2, 2), path)
     assert not mark.exists()
 
 
 def test_files_that_hold_no_weights(tmp_path):
     model = nn.Linear(2, 2)
     for name in ('text.pth', 'text.safetensors', 'empty.pth', 'empty.safetensors'):
-        path = tmp_path/name
+        path = tmp_path / name
         path.write_text('' if 'empty' in name else 'these are not weights')
-        with pytest.raises(UserError, match=name.replace('.', r'\.')): load_weights(model, path)
-    torch.save({'epoch': 3}, tmp_path/'none.pth')
-    with pytest.raises(UserError, match='holds no tensors by name'): load_weights(model, tmp_path/'none.pth')
-    with pytest.raises(MissingFileError, match='There is no file of weights'): load_weights(model, tmp_path/'gone.safetensors')
-    save_file({'weight': torch.full((2, 2), float('nan')), 'bias': torch.zeros(2)}, tmp_path/'nan.safetensors')
-    with pytest.raises(UserError, match='not finite'): load_weights(model, tmp_path/'nan.safetensors')
+        with pytest.raises(UserError, match=name.replace('.', r'\.')):
+            load_weights(model, path)
+    torch.save({'epoch': 3}, tmp_path / 'none.pth')
+    with pytest.raises(UserError, match='holds no tensors by name'):
+        load_weights(model, tmp_path / 'none.pth')
+    with pytest.raises(MissingFileError, match='There is no file of weights'):
+        load_weights(model, tmp_path / 'gone.safetensors')
+    save_file({'weight': torch.full((2, 2), float('nan')), 'bias': torch.zeros(2)}, tmp_path / 'nan.safetensors')
+    with pytest.raises(UserError, match='not finite'):
+        load_weights(model, tmp_path / 'nan.safetensors')
 
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     from huggingface_hub import constants
+
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
-    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')   # the discard port: nobody answers
-    for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')  # the discard port: nobody answers
+    for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_without_a_network_the_error_is_quick_and_clear(dls, offline, monkeypatch):
     start = time.perf_counter()
-    with pytest.raises(UserError, match='weights=FILE.*pretrained=False'): learner(dls, 'resnet10t')
-    with pytest.raises(UserError, match='weights=FILE'): load_weights(nn.Linear(2, 2), 'hf-hub:nobody/nothing')
-    with pytest.raises(UserError, match='weights=FILE'): load_weights(nn.Linear(2, 2), 'resnet18.a1_in1k')
-    assert time.perf_counter()-start < 10
+    with pytest.raises(UserError, match='weights=FILE.*pretrained=False'):
+        learner(dls, 'resnet10t')
+    with pytest.raises(UserError, match='weights=FILE'):
+        load_weights(nn.Linear(2, 2), 'hf-hub:nobody/nothing')
+    with pytest.raises(UserError, match='weights=FILE'):
+        load_weights(nn.Linear(2, 2), 'resnet18.a1_in1k')
+    assert time.perf_counter() - start < 10
     import torchvision.models._api as api
 
-    def no_network(*_, **__): raise urllib.error.URLError('no network')
+    def no_network(*_, **__):
+        raise urllib.error.URLError('no network')
+
     monkeypatch.setattr(api, 'load_state_dict_from_url', no_network)
-    with pytest.raises(UserError, match='no network.*weights=FILE'): learner(dls, 'squeezenet1_1')
+    with pytest.raises(UserError, match='no network.*weights=FILE'):
+        learner(dls, 'squeezenet1_1')
 
 
 def test_an_architecture_without_pretrained_weights():
     name = next(n for n in timm.list_models('resnet*') if not timm.is_model_pretrained(n))
-    with pytest.raises(UserError, match='no pretrained weights'): make_body(name)
+    with pytest.raises(UserError, match='no pretrained weights'):
+        make_body(name)
 
 
 def test_public_names_are_whole():

@@ -1,21 +1,26 @@
 "Each notebook runs from top to bottom: its examples are the package's first tests"
+
 import os
 from pathlib import Path
 
 import pytest
 
 root = Path(__file__).parents[1]
-notebooks = sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(root).parts))
+notebooks = sorted(
+    p for p in (root / 'nbs').rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(root).parts)
+)
 
 
 # a notebook shows its warnings to the reader, as Jupyter does; they are no errors there
 @pytest.mark.filterwarnings('default')
-@pytest.mark.parametrize('notebook', notebooks, ids=lambda p: str(p.relative_to(root/'nbs').with_suffix('')))
+@pytest.mark.parametrize('notebook', notebooks, ids=lambda p: str(p.relative_to(root / 'nbs').with_suffix('')))
 def test_notebook(notebook, capsys):
     from nbdev.test import test_nb
+
     here = os.getcwd()
     try:
-        os.chdir(root)   # nbdev looks for pyproject.toml from here upwards
+        os.chdir(root)  # nbdev looks for pyproject.toml from here upwards
         passed, _ = test_nb(notebook, basepath=str(root))
-    finally: os.chdir(here)
+    finally:
+        os.chdir(here)
     assert passed, f'{notebook} failed; its traceback is above'

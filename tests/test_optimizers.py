@@ -1,4 +1,5 @@
 "The six optimizers: continued bit by bit, right beside others' implementations, no decay where there should be none"
+
 import copy
 import warnings
 
@@ -8,7 +9,7 @@ import torch
 from timm.optim import Lion
 from torch import nn
 
-with warnings.catch_warnings():   # fastai's own import warns with today's torch and pandas
+with warnings.catch_warnings():  # fastai's own import warns with today's torch and pandas
     warnings.simplefilter('ignore')
     import fastai.callback.progress  # noqa: F401  (gives a Learner its `no_bar`)
     from fastai.callback.core import Callback
@@ -29,46 +30,73 @@ each = pytest.mark.parametrize('name', choices['optimizer'])
 
 
 def network():
-    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 3))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3),
+        nn.GroupNorm(4, 16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.LayerNorm(16),
+        nn.Linear(16, 3),
+    )
 
 
-def groups(model): return [list(model[:3].parameters()), list(model[3:6].parameters()), list(model[6:].parameters())]
+def groups(model):
+    return [list(model[:3].parameters()), list(model[3:6].parameters()), list(model[6:].parameters())]
 
 
 def make(name, **options):
     torch.manual_seed(0)
     y = torch.arange(40) % 3
-    rows = list(zip(torch.randn(40, 3, 10, 10)+y[:, None, None, None], y, strict=True))
+    rows = list(zip(torch.randn(40, 3, 10, 10) + y[:, None, None, None], y, strict=True))
     dls = DataLoaders(DataLoader(rows[:30], bs=10, shuffle=True), DataLoader(rows[30:], bs=10), device='cpu')
     dls.train.rng.seed(1)
-    return Learner(dls, network(), CrossEntropyLossFlat(), make_optimizer(name), splitter=groups, wd=.1,
-                   cbs=[Precision('fp32'), History(), NoDecay()], **options)
+    return Learner(
+        dls,
+        network(),
+        CrossEntropyLossFlat(),
+        make_optimizer(name),
+        splitter=groups,
+        wd=0.1,
+        cbs=[Precision('fp32'), History(), NoDecay()],
+        **options,
+    )
 
 
 def fit(learn, folder, epochs=4, **options):
     folder.mkdir(exist_ok=True)
-    cbs = [KeepBest(folder/'best'), SaveState(folder/'state'), scheduler(Recipe(), [1e-3, 3e-3, 1e-2], epochs)]
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=cbs, **options)
+    cbs = [KeepBest(folder / 'best'), SaveState(folder / 'state'), scheduler(Recipe(), [1e-3, 3e-3, 1e-2], epochs)]
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(epochs, cbs=cbs, **options)
     return learn
 
 
 @each
 def test_a_continued_fit_is_the_same_bit_by_bit(name, tmp_path):
-    class Killed(Exception): pass
-    through = fit(make(name), tmp_path/'through')
+    class Killed(Exception):
+        pass
+
+    through = fit(make(name), tmp_path / 'through')
     cut = make(name)
+
     class Die(Callback):
         def before_train(self):
-            if self.epoch == 2: raise Killed('between two epochs')
+            if self.epoch == 2:
+                raise Killed('between two epochs')
+
     cut.add_cb(Die())
-    with pytest.raises(Killed): fit(cut, tmp_path/'cut')
+    with pytest.raises(Killed):
+        fit(cut, tmp_path / 'cut')
     again = make(name)
-    state, tensors = read_state(tmp_path/'cut'/'state')
+    state, tensors = read_state(tmp_path / 'cut' / 'state')
     restore_state(again, state, tensors)
-    fit(again, tmp_path/'cut', start_epoch=state['epoch'])
+    fit(again, tmp_path / 'cut', start_epoch=state['epoch'])
     assert state['epoch'] == 2
-    for p, q in zip(through.model.state_dict().values(), again.model.state_dict().values(), strict=True): assert torch.equal(p, q)
+    for p, q in zip(through.model.state_dict().values(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(p, q)
     assert not torch.equal(through.model[0].weight, cut.model[0].weight)
 
 
@@ -76,33 +104,43 @@ def test_a_continued_fit_is_the_same_bit_by_bit(name, tmp_path):
 def test_only_what_is_no_bias_and_no_norm_decays(name):
     learn = make(name)
     before = copy.deepcopy(learn.model)
-    learn.loss_func = lambda pred, y: (pred*0).sum()
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, [1e-2, 2e-2, 4e-2], wd=.5)
+    learn.loss_func = lambda pred, y: (pred * 0).sum()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, [1e-2, 2e-2, 4e-2], wd=0.5)
     with torch.no_grad():
         for group, its, lr in zip(groups(learn.model), groups(before), (1e-2, 2e-2, 4e-2), strict=True):
             for p, q in zip(group, its, strict=True):
-                if p.ndim == 1: assert torch.equal(p, q)
-                else: assert torch.allclose(p, q*(1-lr*.5)**3, rtol=1e-5)
+                if p.ndim == 1:
+                    assert torch.equal(p, q)
+                else:
+                    assert torch.allclose(p, q * (1 - lr * 0.5) ** 3, rtol=1e-5)
 
 
 @each
 def test_a_learner_that_wants_all_to_decay(name):
     learn = make(name, wd_bn_bias=True)
-    learn.loss_func = lambda pred, y: (pred*0).sum()
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2, wd=.5)
+    learn.loss_func = lambda pred, y: (pred * 0).sum()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2, wd=0.5)
     assert (learn.model[4].weight < 1).all()
 
 
 @each
 def test_frozen_groups_and_groups_of_rate_0_stay(name):
     learn = make(name)
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2)
     learn.train_bn = False
-    for p in learn.opt.state.values(): p.pop('force_train', None)
+    for p in learn.opt.state.values():
+        p.pop('force_train', None)
     learn.freeze_to(1)
     frozen = copy.deepcopy(learn.model)
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, [1e-2, 0., 1e-2])
-    first, second, head = ([torch.equal(p, q) for p, q in zip(*both, strict=True)] for both in zip(groups(learn.model), groups(frozen), strict=True))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, [1e-2, 0.0, 1e-2])
+    first, second, head = (
+        [torch.equal(p, q) for p, q in zip(*both, strict=True)]
+        for both in zip(groups(learn.model), groups(frozen), strict=True)
+    )
     assert all(first) and all(second) and not any(head)
 
 
@@ -118,22 +156,28 @@ def beside(ours, theirs, steps=30):
             nn.functional.cross_entropy(model(x), y).backward()
             opt.step()
             opt.zero_grad()
-    far = lambda p, q: max(float((x-y).detach().abs().max()) for x, y in zip(p.parameters(), q.parameters(), strict=True))
+    far = lambda p, q: max(
+        float((x - y).detach().abs().max()) for x, y in zip(p.parameters(), q.parameters(), strict=True)
+    )
     return far(a, b), far(a, start)
 
 
-@pytest.mark.parametrize('name, theirs, tolerance', [
-    ('adam', lambda p: torch.optim.AdamW(p, 1e-2, (.9, .99), 1e-5, .1), 1e-6),
-    ('rmsprop', lambda p: torch.optim.RMSprop(p, 1e-2, alpha=.99, eps=1e-8), 1e-6),
-    ('sgd', lambda p: torch.optim.SGD(p, 1e-2, momentum=.9), 1e-6),
-    ('radam', lambda p: torch.optim.RAdam(p, 1e-2, (.9, .99), 1e-9, .1, decoupled_weight_decay=True), 1e-6),
-    ('lion', lambda p: Lion(p, 1e-2, (.9, .99), .1), 1e-6),
-    ('lion', lambda p: Lion(p, 1e-2, (.9, .99), .1, foreach=True), 1e-6)])
+@pytest.mark.parametrize(
+    'name, theirs, tolerance',
+    [
+        ('adam', lambda p: torch.optim.AdamW(p, 1e-2, (0.9, 0.99), 1e-5, 0.1), 1e-6),
+        ('rmsprop', lambda p: torch.optim.RMSprop(p, 1e-2, alpha=0.99, eps=1e-8), 1e-6),
+        ('sgd', lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9), 1e-6),
+        ('radam', lambda p: torch.optim.RAdam(p, 1e-2, (0.9, 0.99), 1e-9, 0.1, decoupled_weight_decay=True), 1e-6),
+        ('lion', lambda p: Lion(p, 1e-2, (0.9, 0.99), 0.1), 1e-6),
+        ('lion', lambda p: Lion(p, 1e-2, (0.9, 0.99), 0.1, foreach=True), 1e-6),
+    ],
+)
 def test_beside_other_implementations(name, theirs, tolerance):
-    wd = 0. if name in ('rmsprop', 'sgd') else .1   # those of torch decay by the gradient
-    eps = dict(eps=1e-9) if name == 'radam' else {}   # torch adds it elsewhere in the formula: it must not matter
+    wd = 0.0 if name in ('rmsprop', 'sgd') else 0.1  # those of torch decay by the gradient
+    eps = dict(eps=1e-9) if name == 'radam' else {}  # torch adds it elsewhere in the formula: it must not matter
     difference, way = beside(lambda p: make_optimizer(name)(p, lr=1e-2, wd=wd, **eps), theirs)
-    assert difference <= tolerance < .01 < way
+    assert difference <= tolerance < 0.01 < way
 
 
 def test_lamb_steps_in_proportion_to_the_weights():
@@ -141,22 +185,25 @@ def test_lamb_steps_in_proportion_to_the_weights():
     torch.manual_seed(0)
     weight = torch.randn(6, 5, dtype=torch.double)
     p = nn.Parameter(weight.clone())
-    opt = make_optimizer('lamb')([p], lr=1e-2, wd=.1)
+    opt = make_optimizer('lamb')([p], lr=1e-2, wd=0.1)
     m = v = 0
     for t in range(1, 6):
         g = torch.randn(6, 5, dtype=torch.double)
         p.grad = g.clone()
         opt.step()
-        m, v = .9*m+.1*g, .99*v+.01*g*g
-        weight = weight*(1-1e-2*.1)
-        update = (m/(1-.9**t))/((v/(1-.99**t)).sqrt()+1e-5)
-        weight = weight-1e-2*min(10, weight.norm()/update.norm())*update
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        weight = weight * (1 - 1e-2 * 0.1)
+        update = (m / (1 - 0.9**t)) / ((v / (1 - 0.99**t)).sqrt() + 1e-5)
+        weight = weight - 1e-2 * min(10, weight.norm() / update.norm()) * update
         assert torch.allclose(p.detach(), weight, atol=1e-12)
 
 
 def test_what_does_not_decay():
-    for arch, expected in (('vit_tiny_patch16_224', {'cls_token', 'pos_embed'}), ('convnext_atto', {'stages.0.blocks.0.gamma'}),
-                           ('resnet50_gn', {'bn1.weight', 'layer1.0.bn1.bias'})):
+    for arch, expected in (
+        ('vit_tiny_patch16_224', {'cls_token', 'pos_embed'}),
+        ('convnext_atto', {'stages.0.blocks.0.gamma'}),
+        ('resnet50_gn', {'bn1.weight', 'layer1.0.bn1.bias'}),
+    ):
         model = timm.create_model(arch)
         found = {id(p) for p in no_decay(nn.Sequential(model, nn.Linear(3, 2)))}
         names = {name for name, p in model.named_parameters() if id(p) in found}
@@ -167,4 +214,5 @@ def test_what_does_not_decay():
 
 @pytest.mark.parametrize('name', ['adamw', '', 'Adam'])
 def test_unknown_names(name):
-    with pytest.raises(UserError, match='expected adam, sgd'): make_optimizer(name)
+    with pytest.raises(UserError, match='expected adam, sgd'):
+        make_optimizer(name)

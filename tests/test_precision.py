@@ -1,4 +1,5 @@
 "Number formats, folding and the optimizer: that what is faster is also right"
+
 import copy
 import warnings
 
@@ -9,7 +10,7 @@ import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
-with warnings.catch_warnings():   # fastai's own import warns with today's torch and pandas
+with warnings.catch_warnings():  # fastai's own import warns with today's torch and pandas
     warnings.simplefilter('ignore')
     import fastai.callback.progress  # noqa: F401  (gives a Learner its `no_bar`)
     from fastai.optimizer import Adam
@@ -28,40 +29,60 @@ cpu = torch.device('cpu')
 
 
 @pytest.fixture(autouse=True)
-def seeded(): torch.manual_seed(0)
+def seeded():
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope='module')
 def flowers(tmp_path_factory):
-    return make_sample('flowers', tmp_path_factory.mktemp('flowers')/'set', specimens=12, photos=2, size=48, workers=1)
+    return make_sample(
+        'flowers', tmp_path_factory.mktemp('flowers') / 'set', specimens=12, photos=2, size=48, workers=1
+    )
 
 
 @pytest.fixture
 def dls(flowers):
-    return ImageDataLoaders.from_folder(next(p for p in [flowers, *flowers.iterdir()] if sum(c.is_dir() for c in p.iterdir()) > 2),
-                                        valid_pct=.3, seed=1, bs=12, num_workers=0, device='cpu')
+    return ImageDataLoaders.from_folder(
+        next(p for p in [flowers, *flowers.iterdir()] if sum(c.is_dir() for c in p.iterdir()) > 2),
+        valid_pct=0.3,
+        seed=1,
+        bs=12,
+        num_workers=0,
+        device='cpu',
+    )
 
 
 def trained_a_little(arch, size=64):
     "A network whose BatchNorms are not as they were made, in float64 where rounding cannot hide a mistake"
-    model = torchvision.models.get_model(arch[3:], num_classes=3) if arch.startswith('tv:') else timm.create_model(arch, num_classes=3)
+    model = (
+        torchvision.models.get_model(arch[3:], num_classes=3)
+        if arch.startswith('tv:')
+        else timm.create_model(arch, num_classes=3)
+    )
     model, x = model.double(), torch.randn(4, 3, size, size).double()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(.5, 1.5)
-                module.bias.uniform_(-.2, .2)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.2, 0.2)
         model.train()(x)
     return model.eval(), x
 
 
-def plain(model): return not any('forward' in vars(m) for m in model.modules())
-def distance(a, b): return max(float((p-q).detach().abs().max()) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+def plain(model):
+    return not any('forward' in vars(m) for m in model.modules())
+
+
+def distance(a, b):
+    return max(float((p - q).detach().abs().max()) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 # folding
 
-@pytest.mark.parametrize('arch, pairs', [('tv:resnet18', 20), ('resnet50', 53), ('mobilenetv2_035', 52), ('efficientnet_b0', 49)])
+
+@pytest.mark.parametrize(
+    'arch, pairs', [('tv:resnet18', 20), ('resnet50', 53), ('mobilenetv2_035', 52), ('efficientnet_b0', 49)]
+)
 def test_a_folded_network_gives_the_same_and_learns_the_same(arch, pairs):
     model, x = trained_a_little(arch)
     folding = Folding(model, x)
@@ -76,51 +97,60 @@ def test_a_folded_network_gives_the_same_and_learns_the_same(arch, pairs):
     expected = gradients()
     with folding():
         conv, bn = folding.pairs[0]
-        assert bn(x) is x if type(bn) is nn.BatchNorm2d else True   # it really is folded
+        assert bn(x) is x if type(bn) is nn.BatchNorm2d else True  # it really is folded
         found = gradients()
-    assert all(float((a-b).norm()) <= 1e-9*float(a.norm())+1e-12 for a, b in zip(expected, found, strict=True))
+    assert all(float((a - b).norm()) <= 1e-9 * float(a.norm()) + 1e-12 for a, b in zip(expected, found, strict=True))
     assert plain(model)
 
 
 def test_what_has_nothing_to_fold_stays_as_it_is():
-    for model, size in ((timm.create_model('convnext_atto', num_classes=3), 64),
-                        (timm.create_model('vit_tiny_patch16_224', num_classes=3, img_size=32), 32)):
+    for model, size in (
+        (timm.create_model('convnext_atto', num_classes=3), 64),
+        (timm.create_model('vit_tiny_patch16_224', num_classes=3, img_size=32), 32),
+    ):
         folding = Folding(model, torch.randn(2, 3, size, size))
         assert not folding
-        with folding(): assert plain(model)
+        with folding():
+            assert plain(model)
 
 
 def test_a_batchnorm_that_trains_is_not_folded():
     model, x = trained_a_little('tv:resnet18')
     other = copy.deepcopy(model)
-    with Folding(model, x)(): found = model.train()(x)
+    with Folding(model, x)():
+        found = model.train()(x)
     assert torch.equal(found, other.train()(x))
     assert torch.equal(model.bn1.running_mean, other.bn1.running_mean)
 
 
 class Shared(nn.Module):
     "One convolution for two BatchNorms"
+
     def __init__(self):
         super().__init__()
         self.conv, self.one, self.two = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-    def forward(self, x): return self.two(self.conv(self.one(self.conv(x))))
+
+    def forward(self, x):
+        return self.two(self.conv(self.one(self.conv(x))))
 
 
 class Twice(Shared):
     "A convolution's output that is taken twice, once in code that no module shows"
+
     def forward(self, x):
         y = self.conv(x)
-        return self.one(y)+y
+        return self.one(y) + y
 
 
 class InPlace(Shared):
-    def forward(self, x): return self.one(self.conv(x).relu_())
+    def forward(self, x):
+        return self.one(self.conv(x).relu_())
 
 
 class Branches(Shared):
     def forward(self, x):
         y = self.conv(x)
-        return self.one(y)+self.two(y)
+        return self.one(y) + self.two(y)
 
 
 @pytest.mark.parametrize('kind', [Shared, Twice, InPlace, Branches])
@@ -140,23 +170,30 @@ def test_folding_leaves_no_trace(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     with folding():
         assert list(model.state_dict()) == list(before) and [n for n, _ in model.named_modules()] == names
-        save_weights(model, tmp_path/'w.safetensors')
+        save_weights(model, tmp_path / 'w.safetensors')
         clone = copy.deepcopy(model)
-        with torch.no_grad(): model.conv_stem.weight.zero_()
-        assert not torch.equal(clone(x), model(x))   # the copy has its own weights
-    assert all(torch.equal(v, before[k]) for k, v in load_file(tmp_path/'w.safetensors').items())
+        with torch.no_grad():
+            model.conv_stem.weight.zero_()
+        assert not torch.equal(clone(x), model(x))  # the copy has its own weights
+    assert all(torch.equal(v, before[k]) for k, v in load_file(tmp_path / 'w.safetensors').items())
     assert plain(model)
 
 
 # formats
 
+
 def test_the_format_follows_processor_and_network(monkeypatch):
     busy, light = timm.create_model('resnet18', num_classes=3), timm.create_model('mobilenetv2_035', num_classes=3)
     assert work_per_number(busy) > 300 > 40 > work_per_number(light)
-    assert work_per_number(light, torch.zeros(1, 3, 128, 128)) == pytest.approx(work_per_number(light), rel=.3)
-    for flags, model, expected, word in (({'amx_bf16', 'avx512_bf16'}, busy, 'bf16', 'AMX'), ({'avx512_bf16'}, busy, 'bf16', 'AVX-512'),
-                                         ({'avx512_bf16'}, light, 'fp32', 'slower'), ({'bf16'}, None, 'bf16', 'Arm'),
-                                         ({'avx2'}, busy, 'fp32', 'no bfloat16'), (set(), light, 'fp32', 'no bfloat16')):
+    assert work_per_number(light, torch.zeros(1, 3, 128, 128)) == pytest.approx(work_per_number(light), rel=0.3)
+    for flags, model, expected, word in (
+        ({'amx_bf16', 'avx512_bf16'}, busy, 'bf16', 'AMX'),
+        ({'avx512_bf16'}, busy, 'bf16', 'AVX-512'),
+        ({'avx512_bf16'}, light, 'fp32', 'slower'),
+        ({'bf16'}, None, 'bf16', 'Arm'),
+        ({'avx2'}, busy, 'fp32', 'no bfloat16'),
+        (set(), light, 'fp32', 'no bfloat16'),
+    ):
         monkeypatch.setattr(precision, '_cpu_flags', lambda flags=flags: flags)
         found, why = pick_precision('auto', cpu, model)
         assert found == expected and word in why
@@ -165,7 +202,7 @@ def test_the_format_follows_processor_and_network(monkeypatch):
 
 def test_a_network_of_one_size_is_counted_with_its_own_pictures():
     assert work_per_number(timm.create_model('vit_tiny_patch16_224', num_classes=3)) > 100
-    assert work_per_number(nn.Sequential(nn.Flatten(), nn.Linear(7, 3))) is None   # takes no picture that is tried
+    assert work_per_number(nn.Sequential(nn.Flatten(), nn.Linear(7, 3))) is None  # takes no picture that is tried
 
 
 def test_formats_of_other_devices(monkeypatch):
@@ -174,18 +211,23 @@ def test_formats_of_other_devices(monkeypatch):
         assert pick_precision('auto', torch.device('cuda'))[0] == expected
     mps = torch.device('mps')
     assert pick_precision('auto', mps)[0] == 'fp32'
-    with pytest.raises(UserError, match='fp16.*cuda only'): pick_precision('fp16', mps)
+    with pytest.raises(UserError, match='fp16.*cuda only'):
+        pick_precision('fp16', mps)
     for new in (True, False):
         monkeypatch.setattr(torch.backends.mps, 'is_macos_or_newer', lambda *_, new=new: new)
-        if new: assert pick_precision('bf16', mps)[0] == 'bf16'
+        if new:
+            assert pick_precision('bf16', mps)[0] == 'bf16'
         else:
-            with pytest.raises(UserError, match='macOS 14'): pick_precision('bf16', mps)
+            with pytest.raises(UserError, match='macOS 14'):
+                pick_precision('bf16', mps)
 
 
 # the callback
 
+
 def quiet_fit(learn, epochs=1, lr=4e-3):
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(epochs, lr)
     return learn
 
 
@@ -196,16 +238,23 @@ def make(dls, arch='mobilenetv2_035', opt_func=FusedAdam, seed=0, **kwargs):
 
 def loss_of_all(learn):
     "Over the validation and the training pictures: the former alone are 36, and their loss mostly noise"
-    with learn.no_bar(), learn.no_logging(): return sum(learn.validate(dl=dl.new(shuffle=False, drop_last=False))[0]*dl.n for dl in learn.dls)/120
+    with learn.no_bar(), learn.no_logging():
+        return sum(learn.validate(dl=dl.new(shuffle=False, drop_last=False))[0] * dl.n for dl in learn.dls) / 120
 
 
 def test_training_is_as_good_in_each_way(dls):
     "From the same weights, with the statistics kept, as a pretrained network is trained: what differs is rounding alone"
     dls.train.rng.seed(1)
-    start = quiet_fit(make(dls, 'resnet10t', precision='fp32'), 4, 1e-5).model.state_dict()   # statistics that fit, nothing learned
+    start = quiet_fit(
+        make(dls, 'resnet10t', precision='fp32'), 4, 1e-5
+    ).model.state_dict()  # statistics that fit, nothing learned
     gains = {}
-    for way in (dict(precision='fp32', fold=False), dict(precision='fp32', fold=True), dict(precision='bf16', fold=False),
-                dict(precision='bf16', fold=True)):
+    for way in (
+        dict(precision='fp32', fold=False),
+        dict(precision='fp32', fold=True),
+        dict(precision='bf16', fold=False),
+        dict(precision='bf16', fold=True),
+    ):
         learn = make(dls, 'resnet10t', **way)
         learn.model.load_state_dict(start)
         learn.freeze_batch_norm.always = True
@@ -213,17 +262,19 @@ def test_training_is_as_good_in_each_way(dls):
         dls.train.rng.seed(1)
         before = loss_of_all(learn)
         quiet_fit(learn, 4, 2e-3)
-        gains[tuple(way.values())] = before-loss_of_all(learn)
+        gains[tuple(way.values())] = before - loss_of_all(learn)
         assert bool(learn.precision._found) == way['fold'] and plain(learn.model)
     reference = gains['fp32', False]
-    assert reference > .3, 'nothing was learned: the comparison says nothing'
-    assert gains['fp32', True] == pytest.approx(reference, rel=.05)
-    for way in (('bf16', False), ('bf16', True)): assert gains[way] > .75*reference
+    assert reference > 0.3, 'nothing was learned: the comparison says nothing'
+    assert gains['fp32', True] == pytest.approx(reference, rel=0.05)
+    for way in (('bf16', False), ('bf16', True)):
+        assert gains[way] > 0.75 * reference
 
 
 def test_predictions_are_those_of_the_loop_everywhere(dls):
     learn = make(dls, precision='bf16')
-    with learn.no_bar(): probabilities, _ = learn.get_preds()
+    with learn.no_bar():
+        probabilities, _ = learn.get_preds()
     learn.model.eval()
     found = []
     for x, _ in dls.valid:
@@ -236,12 +287,16 @@ def test_predictions_are_those_of_the_loop_everywhere(dls):
 
 def test_the_model_is_plain_after_an_error_in_a_pass(dls):
     learn, folded = make(dls, precision='bf16'), []
-    with learn.no_bar(), learn.no_logging(): learn.validate()
+    with learn.no_bar(), learn.no_logging():
+        learn.validate()
+
     def fail(*_):
         folded.append(not plain(learn.model))
-        return 1/0
+        return 1 / 0
+
     learn.model[1].register_forward_hook(fail)
-    with pytest.raises(ZeroDivisionError): quiet_fit(learn)
+    with pytest.raises(ZeroDivisionError):
+        quiet_fit(learn)
     assert folded == [True]
     assert plain(learn.model) and not torch.is_autocast_enabled('cpu') and not learn.model._forward_hooks
 
@@ -249,42 +304,61 @@ def test_the_model_is_plain_after_an_error_in_a_pass(dls):
 def test_without_a_compiler_the_run_goes_on(dls, monkeypatch):
     monkeypatch.setattr(precision, 'compile_problem', lambda _: 'g++ not found')
     learn = make(dls, precision='fp32', compile=True)
-    with pytest.warns(UserWarning, match=r'runs uncompiled.*g\+\+ not found.*python3-dev'): quiet_fit(learn)
+    with pytest.warns(UserWarning, match=r'runs uncompiled.*g\+\+ not found.*python3-dev'):
+        quiet_fit(learn)
     assert learn.recorder.values and learn.model._compiled_call_impl is None
 
 
 def test_a_compiled_network_learns_and_is_left_plain(dls, monkeypatch):
     compiled = []
-    def compile(model): model._compiled_call_impl = lambda *args: compiled.append(model.training) or model._call_impl(*args)
-    monkeypatch.setattr(nn.Module, 'compile', compile)   # the real one takes minutes
+
+    def compile(model):
+        model._compiled_call_impl = lambda *args: compiled.append(model.training) or model._call_impl(*args)
+
+    monkeypatch.setattr(nn.Module, 'compile', compile)  # the real one takes minutes
     monkeypatch.setattr(precision, 'compile_problem', lambda _: '')
     learn = make(dls, precision='fp32', compile=True)
     names = list(learn.model.state_dict())
     quiet_fit(learn)
-    assert compiled == [True]*len(dls.train)
+    assert compiled == [True] * len(dls.train)
     assert list(learn.model.state_dict()) == names and learn.model._compiled_call_impl is None
 
 
 # the optimizer
 
-def groups(model): return [list(model[:3].parameters()), list(model[3:6].parameters()), list(model[6:].parameters())]
+
+def groups(model):
+    return [list(model[:3].parameters()), list(model[3:6].parameters()), list(model[6:].parameters())]
 
 
 def optimized(opt_func, model=None, state=None, steps=10, between=lambda opt, i: None):
     if model is None:
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
-                              nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
-    opt = opt_func(groups(model), lr=1e-2, wd=.1)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 3),
+        )
+    opt = opt_func(groups(model), lr=1e-2, wd=0.1)
     opt.set_hyper('lr', [1e-3, 3e-3, 1e-2])
     for p, _, one, _ in opt.all_params():
-        if p.ndim == 1: one['do_wd'] = False
-    if state: opt.load_state_dict(copy.deepcopy(state))
+        if p.ndim == 1:
+            one['do_wd'] = False
+    if state:
+        opt.load_state_dict(copy.deepcopy(state))
     generator = torch.Generator().manual_seed(1)
     for i in range(steps):
         between(opt, i)
-        nn.functional.cross_entropy(model(torch.rand(12, 3, 12, 12, generator=generator)), torch.arange(12) % 3).backward()
-        opt.step(); opt.zero_grad()
+        nn.functional.cross_entropy(
+            model(torch.rand(12, 3, 12, 12, generator=generator)), torch.arange(12) % 3
+        ).backward()
+        opt.step()
+        opt.zero_grad()
     return model, opt
 
 
@@ -293,28 +367,35 @@ def test_fused_adam_is_fastais_adam():
     assert distance(ours, theirs) < 1e-6 < 1e-3 < distance(ours, start)
     ours, opt = optimized(FusedAdam, steps=4)
     theirs, its = optimized(Adam, steps=4)
-    ours, _ = optimized(FusedAdam, copy.deepcopy(theirs), its.state_dict(), 3)   # it takes over Adam's state, too
+    ours, _ = optimized(FusedAdam, copy.deepcopy(theirs), its.state_dict(), 3)  # it takes over Adam's state, too
     theirs, _ = optimized(Adam, theirs, its.state_dict(), 3)
     assert distance(ours, theirs) < 1e-6
 
 
 def test_frozen_groups_are_left_alone():
     def freeze(opt, i):
-        if i == 3: opt.freeze_to(2)
-        if i == 6: opt.unfreeze()
+        if i == 3:
+            opt.freeze_to(2)
+        if i == 6:
+            opt.unfreeze()
+
     seen = []
+
     def look(opt, i):
         freeze(opt, i)
         seen.append(opt.param_lists[0][0].detach().clone())
+
     optimized(FusedAdam, between=look)
     assert torch.equal(seen[3], seen[6]) and not torch.equal(seen[6], seen[7])
 
-    def batchnorm_trains(opt, i):   # fastai's rule for frozen bodies
+    def batchnorm_trains(opt, i):  # fastai's rule for frozen bodies
         if i == 0:
-            for p in opt.param_lists[0][1:]: opt.state[p]['force_train'] = True
+            for p in opt.param_lists[0][1:]:
+                opt.state[p]['force_train'] = True
             opt.freeze_to(2)
+
     found = optimized(FusedAdam, between=batchnorm_trains)[0]
-    assert torch.equal(found[0].weight, seen[0]) and float((found[1].weight-1).detach().abs().max()) > 1e-3
+    assert torch.equal(found[0].weight, seen[0]) and float((found[1].weight - 1).detach().abs().max()) > 1e-3
     assert distance(found, optimized(Adam, between=batchnorm_trains)[0]) < 1e-6
 
 
@@ -332,24 +413,33 @@ def test_a_resumed_fit_is_the_same_bit_by_bit(dls, tmp_path):
     from fungi_fastai.training.tracking import History
 
     def start(name):
-        (tmp_path/name).mkdir()
+        (tmp_path / name).mkdir()
         learn = make(dls, precision='fp32')
-        with_all = [History(), KeepBest(tmp_path/name/'best.safetensors'), SaveState(tmp_path/name/'state.safetensors')]
+        with_all = [
+            History(),
+            KeepBest(tmp_path / name / 'best.safetensors'),
+            SaveState(tmp_path / name / 'state.safetensors'),
+        ]
         return learn.add_cbs(with_all)
+
     through = start('through')
     dls.train.rng.seed(3)
-    with through.no_bar(), through.no_logging(): through.fit(1, 1e-3)
-    state, tensors = read_state(tmp_path/'through'/'state.safetensors')
+    with through.no_bar(), through.no_logging():
+        through.fit(1, 1e-3)
+    state, tensors = read_state(tmp_path / 'through' / 'state.safetensors')
     assert tensors['opt.0.step'] == len(dls.train)
-    with through.no_bar(), through.no_logging(): through.fit(1, 1e-3)
+    with through.no_bar(), through.no_logging():
+        through.fit(1, 1e-3)
     again = start('again')
     restore_state(again, state, tensors)
-    with again.no_bar(), again.no_logging(): again.fit(1, 1e-3)
+    with again.no_bar(), again.no_logging():
+        again.fit(1, 1e-3)
     assert distance(through.model, again.model) == 0
 
 
 def test_where_torch_has_no_fused_step(monkeypatch):
     from fungi_fastai.training import optimizers
+
     expected, _ = optimized(FusedAdam)
     monkeypatch.setattr(optimizers, '_way', lambda _: dict(foreach=True))
     assert distance(optimized(FusedAdam)[0], expected) < 1e-6
@@ -362,6 +452,7 @@ def test_pairs_are_modules_of_the_network_itself():
 
 def test_free_memory_goes_back_where_much_more_is_held_than_before(monkeypatch):
     import fungi_fastai.training.precision as module
+
     held, released, callback = [0, 190, 170, 120, 160, 140, 100], [], Precision('fp32')
     callback.most_held = None
     monkeypatch.setattr(module, 'held_memory', lambda: held[-1])
@@ -369,4 +460,4 @@ def test_free_memory_goes_back_where_much_more_is_held_than_before(monkeypatch):
     while held:
         callback.after_epoch()
         held.pop()
-    assert released == [160, 190]   # half as much again as at first, and as after the last time
+    assert released == [160, 190]  # half as much again as at first, and as after the last time

@@ -1,4 +1,5 @@
 "Batch prediction without a network: killed, damaged, raced, out of disk, and large"
+
 import errno
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from fungi_fastai.experiments.predictions import fingerprint, iter_predictions, 
 from fungi_fastai.settings import TrainingError, UserError
 
 classes = ['Boletus', 'Amanita, "red"', '菌']
-processes = multiprocessing.get_context('forkserver')   # a process that has the imports, and forks one for each call
+processes = multiprocessing.get_context('forkserver')  # a process that has the imports, and forks one for each call
 processes.set_forkserver_preload(['fungi_fastai.experiments.predictions'])
 
 
@@ -30,59 +31,73 @@ def classify(paths):
     for i, path in enumerate(paths):
         bad = not os.path.exists(path) or 'bad' in path or b'bad' in Path(path).read_bytes()
         errors.append(f'There is no picture {path}.' if bad else '')
-        numbers = np.random.default_rng(list(Path(path).name.encode())).random(len(classes))+.1 if not bad else np.full(len(classes), np.nan)
-        probs[i] = numbers/numbers.sum()
+        numbers = (
+            np.random.default_rng(list(Path(path).name.encode())).random(len(classes)) + 0.1
+            if not bad
+            else np.full(len(classes), np.nan)
+        )
+        probs[i] = numbers / numbers.sum()
     return probs, errors
 
 
 def make(folder, names):
     for name in names:
-        (folder/name).parent.mkdir(parents=True, exist_ok=True)
-        (folder/name).write_bytes(b'x')
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b'x')
     return folder
 
 
 @pytest.fixture
 def many(tmp_path):
     "60 pictures in five folders"
-    return make(tmp_path/'photos', [f'set/{c}/{i:03}.jpg' for c in 'abcde' for i in range(12)])
+    return make(tmp_path / 'photos', [f'set/{c}/{i:03}.jpg' for c in 'abcde' for i in range(12)])
 
 
 @pytest.fixture
 def expected(many, tmp_path):
     "What an uninterrupted call makes of them"
-    stream_predictions(many, classify, classes, tmp_path/'expected.csv', progress=False)
-    return (tmp_path/'expected.csv').read_text('utf8')
+    stream_predictions(many, classify, classes, tmp_path / 'expected.csv', progress=False)
+    return (tmp_path / 'expected.csv').read_text('utf8')
 
 
-class Stop(Exception): pass
+class Stop(Exception):
+    pass
 
 
 def stopping(after):
     "A `classify` that gives up after so many chunks"
     left = [after]
+
     def some(paths):
-        if not left[0]: raise Stop
+        if not left[0]:
+            raise Stop
         left[0] -= 1
         return classify(paths)
+
     return some
 
 
 def begin(many, out, chunks, **options):
     "A call that ends too early"
-    with pytest.raises(Stop): stream_predictions(many, stopping(chunks), classes, out, step=8, most=8, progress=False, **options)
-    return out.with_name(out.name+'.partial')
+    with pytest.raises(Stop):
+        stream_predictions(many, stopping(chunks), classes, out, step=8, most=8, progress=False, **options)
+    return out.with_name(out.name + '.partial')
 
 
 def go_on(many, out, **options):
     "The pictures that a second call classified"
     seen = []
-    def noted(paths): seen.extend(paths); return classify(paths)
+
+    def noted(paths):
+        seen.extend(paths)
+        return classify(paths)
+
     stream_predictions(many, noted, classes, out, step=8, most=8, progress=False, **options)
     return seen
 
 
-def left_over(folder): return sorted(p.name for p in folder.iterdir() if p.name.startswith('.') or '.partial' in p.name)
+def left_over(folder):
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith('.') or '.partial' in p.name)
 
 
 # --- what is found
@@ -90,68 +105,107 @@ def left_over(folder): return sorted(p.name for p in folder.iterdir() if p.name.
 layouts = dict(
     classes=['a/1.jpg', 'a/2.png', 'b/1.jpg', 'a b/1.jpg', 'a.b/1.jpg', 'a/c/1.jpg', 'A/1.JPG', 'ab.jpg', 'a!/1.jpg'],
     wrapped=['one/two/a/1.jpg', 'one/two/b/1.jpg', 'one/two/b/deep/2.jpg', 'one/notes.txt'],
-    one_class=['one/a/1.jpg', 'one/a/2.jpg'], flat=['2.jpg', '10.jpg', '1.jpg'], one=['x/y/z/1.jpg'],
-    splits=['data/train/a/1.jpg', 'data/test/1.jpg', 'data/train/b/1.jpg'], beside=['Wrap/1.jpg', 'Wrap/x/1.jpg'],
-    hidden=['.git/1.jpg', '__MACOSX/a/1.jpg', 'a/._1.jpg', 'a/.1.jpg', 'a/1.jpg', 'a/Thumbs.db', 'b/1.jpg', 'c/notes.txt'],
-    names=['Röhrling & Co/1, 2.jpg', 'Ro\u0308hrling/№ "1".jpg', '菌/x\ny.jpg', "it's/%.jpg", 'folder.jpg/1.jpg'])
+    one_class=['one/a/1.jpg', 'one/a/2.jpg'],
+    flat=['2.jpg', '10.jpg', '1.jpg'],
+    one=['x/y/z/1.jpg'],
+    splits=['data/train/a/1.jpg', 'data/test/1.jpg', 'data/train/b/1.jpg'],
+    beside=['Wrap/1.jpg', 'Wrap/x/1.jpg'],
+    hidden=[
+        '.git/1.jpg',
+        '__MACOSX/a/1.jpg',
+        'a/._1.jpg',
+        'a/.1.jpg',
+        'a/1.jpg',
+        'a/Thumbs.db',
+        'b/1.jpg',
+        'c/notes.txt',
+    ],
+    names=['Röhrling & Co/1, 2.jpg', 'Ro\u0308hrling/№ "1".jpg', '菌/x\ny.jpg', "it's/%.jpg", 'folder.jpg/1.jpg'],
+)
 
 
 @pytest.mark.parametrize('names', layouts.values(), ids=layouts)
 def test_the_same_pictures_and_names_as_a_source(tmp_path, names):
-    make(tmp_path/'set', names)
-    wanted = Source.of(tmp_path/'set').read(labels=False)
-    for block in (1, 2, 100): assert [os.path.join(tmp_path/'set', *p) for p in walk_pictures(tmp_path/'set', block)] == wanted.path.tolist()
-    stream_predictions(tmp_path/'set', classify, classes, tmp_path/'p.csv', progress=False)
-    found = pd.read_csv(tmp_path/'p.csv', keep_default_na=False)
+    make(tmp_path / 'set', names)
+    wanted = Source.of(tmp_path / 'set').read(labels=False)
+    for block in (1, 2, 100):
+        assert [
+            os.path.join(tmp_path / 'set', *p) for p in walk_pictures(tmp_path / 'set', block)
+        ] == wanted.path.tolist()
+    stream_predictions(tmp_path / 'set', classify, classes, tmp_path / 'p.csv', progress=False)
+    found = pd.read_csv(tmp_path / 'p.csv', keep_default_na=False)
     assert found.path.tolist() == wanted.path.tolist() and found['name'].tolist() == wanted['name'].tolist()
 
 
 def test_links(tmp_path):
-    folder, other = make(tmp_path/'set', ['a/1.jpg', 'z/1.jpg']), make(tmp_path/'other', ['1.jpg', 'deep/2.jpg'])
-    (folder/'a/up').symlink_to(folder)
-    (folder/'b').symlink_to(other)
-    (folder/'c').symlink_to(other/'deep')
-    (folder/'a/gone.jpg').symlink_to(folder/'nowhere.jpg')
-    (folder/'a/2.jpg').symlink_to(folder/'a/1.jpg')
-    os.mkfifo(folder/'a/pipe.jpg')
+    folder, other = make(tmp_path / 'set', ['a/1.jpg', 'z/1.jpg']), make(tmp_path / 'other', ['1.jpg', 'deep/2.jpg'])
+    (folder / 'a/up').symlink_to(folder)
+    (folder / 'b').symlink_to(other)
+    (folder / 'c').symlink_to(other / 'deep')
+    (folder / 'a/gone.jpg').symlink_to(folder / 'nowhere.jpg')
+    (folder / 'a/2.jpg').symlink_to(folder / 'a/1.jpg')
+    os.mkfifo(folder / 'a/pipe.jpg')
     found = ['/'.join(p) for p in walk_pictures(folder)]
     assert found == ['a/1.jpg', 'a/2.jpg', 'a/gone.jpg', 'b/1.jpg', 'b/deep/2.jpg', 'z/1.jpg']
 
 
 def test_a_name_that_is_not_utf8(tmp_path):
-    folder = make(tmp_path/'set', ['1.jpg'])
-    try: (folder/os.fsdecode(b'caf\xe9.jpg')).write_bytes(b'x')
-    except OSError: pytest.skip('this file system takes UTF-8 names only')
-    with pytest.raises(UserError, match='not UTF-8'): stream_predictions(folder, classify, classes, tmp_path/'p.csv')
-    with pytest.raises(UserError, match='not UTF-8'): stream_predictions([folder/os.fsdecode(b'caf\xe9.jpg')], classify, classes, tmp_path/'p.csv')
+    folder = make(tmp_path / 'set', ['1.jpg'])
+    try:
+        (folder / os.fsdecode(b'caf\xe9.jpg')).write_bytes(b'x')
+    except OSError:
+        pytest.skip('this file system takes UTF-8 names only')
+    with pytest.raises(UserError, match='not UTF-8'):
+        stream_predictions(folder, classify, classes, tmp_path / 'p.csv')
+    with pytest.raises(UserError, match='not UTF-8'):
+        stream_predictions([folder / os.fsdecode(b'caf\xe9.jpg')], classify, classes, tmp_path / 'p.csv')
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may read every folder')
 def test_a_folder_that_may_not_be_read(many, tmp_path):
-    (many/'set/c').chmod(0)
+    (many / 'set/c').chmod(0)
     try:
-        with pytest.raises(UserError, match='may not be read'): stream_predictions(many, classify, classes, tmp_path/'p.csv')
-    finally: (many/'set/c').chmod(0o700)
+        with pytest.raises(UserError, match='may not be read'):
+            stream_predictions(many, classify, classes, tmp_path / 'p.csv')
+    finally:
+        (many / 'set/c').chmod(0o700)
 
 
 # --- what is written
+
 
 @pytest.mark.parametrize('ending', ['csv', 'parquet'])
 def test_rows(many, tmp_path, ending):
     "Files and folders, twice the same, unreadable and missing ones; the same in all ways of asking"
     make(many, ['set/c/bad, "really".jpg'])
-    (many/'set/a/003.jpg').write_text('bad')
-    asked = [str(many), many/'gone.jpg', many/'set/b/001.jpg', many/'set/b', many]
-    tally = stream_predictions(asked, classify, classes, tmp_path/f'p.{ending}', step=8, most=16, progress=False)
-    found = pd.read_parquet(tmp_path/'p.parquet') if ending == 'parquet' else pd.read_csv(tmp_path/'p.csv').fillna({'predicted': '', 'error': ''})
+    (many / 'set/a/003.jpg').write_text('bad')
+    asked = [str(many), many / 'gone.jpg', many / 'set/b/001.jpg', many / 'set/b', many]
+    tally = stream_predictions(asked, classify, classes, tmp_path / f'p.{ending}', step=8, most=16, progress=False)
+    found = (
+        pd.read_parquet(tmp_path / 'p.parquet')
+        if ending == 'parquet'
+        else pd.read_csv(tmp_path / 'p.csv').fillna({'predicted': '', 'error': ''})
+    )
     assert list(found.columns) == ['path', 'name', 'predicted', 'confidence', *(f'p_{c}' for c in classes), 'error']
-    assert tally.pictures == len(found) == 2*61+12+2 and tally.failed == (found.error != '').sum() == 5
+    assert tally.pictures == len(found) == 2 * 61 + 12 + 2 and tally.failed == (found.error != '').sum() == 5
     assert tally.errors == found.error[found.error != ''].tolist()
-    assert found['name'].iloc[[0, 61, 62, 63, 75]].tolist() == ['a/000.jpg', 'gone.jpg', '001.jpg', '000.jpg', 'a/000.jpg']
+    assert found['name'].iloc[[0, 61, 62, 63, 75]].tolist() == [
+        'a/000.jpg',
+        'gone.jpg',
+        '001.jpg',
+        '000.jpg',
+        'a/000.jpg',
+    ]
     good = found.error == ''
-    assert found[~good].confidence.isna().all() and (found[~good].predicted == '').all() and found.filter(like='p_')[~good].isna().all(axis=None)
+    assert (
+        found[~good].confidence.isna().all()
+        and (found[~good].predicted == '').all()
+        and found.filter(like='p_')[~good].isna().all(axis=None)
+    )
     probs = found.filter(like='p_')[good].to_numpy(np.float32)
-    assert (probs == classify(found.path[good])[0]).all() and (found.confidence[good].to_numpy(np.float32) == probs.max(1)).all()
+    assert (probs == classify(found.path[good])[0]).all() and (
+        found.confidence[good].to_numpy(np.float32) == probs.max(1)
+    ).all()
     assert (found.predicted[good] == np.array(classes, object)[probs.argmax(1)]).all()
     memory = pd.concat([t.to_pandas() for t in iter_predictions(asked, classify, classes)], ignore_index=True)
     assert memory.path.tolist() == found.path.tolist() and (memory.filter(like='p_')[good].to_numpy() == probs).all()
@@ -160,21 +214,25 @@ def test_rows(many, tmp_path, ending):
 
 def test_rows_are_there_while_it_works(many, tmp_path):
     seen = []
+
     def watching(paths):
-        folder = tmp_path/'p.parquet.partial'
+        folder = tmp_path / 'p.parquet.partial'
         seen.append(len(pd.read_parquet(folder)) if any(folder.glob('*.parquet')) else 0)
         return classify(paths)
-    stream_predictions(many, watching, classes, tmp_path/'p.parquet', step=8, most=8, progress=False)
+
+    stream_predictions(many, watching, classes, tmp_path / 'p.parquet', step=8, most=8, progress=False)
     assert seen == list(range(0, 60, 8))
 
 
 def test_standard_output_comes_in_pieces(many, tmp_path, capsys):
     lines = []
+
     def watching(paths):
         lines.append(len(capsys.readouterr().out.splitlines()))
         return classify(paths)
+
     tally = stream_predictions(many, watching, classes, step=8, most=8)
-    assert lines == [0, 9, *[8]*6] and tally.pictures == 60
+    assert lines == [0, 9, *[8] * 6] and tally.pictures == 60
 
 
 def test_standard_output_is_the_file(many, expected, capsys):
@@ -187,18 +245,21 @@ def test_a_reader_that_goes_away(many):
         reading, writing = os.pipe()
         os.close(reading)
         old, sys.stdout = sys.stdout, open(writing, 'w')
-        try: stream_predictions(many, classify, classes, progress=False)
+        try:
+            stream_predictions(many, classify, classes, progress=False)
         finally:
-            try: sys.stdout.close()
-            except BrokenPipeError: pass
+            try:
+                sys.stdout.close()
+            except BrokenPipeError:
+                pass
             sys.stdout = old
 
 
 def test_progress_has_rate_and_time_left(many, tmp_path, capsys, monkeypatch):
     follow = predictions.follow
     monkeypatch.setattr(predictions, 'follow', lambda *args: follow(*args, every=0))
-    begin(many, tmp_path/'p.csv', 3)
-    stream_predictions(many, classify, classes, tmp_path/'p.csv', step=8, most=8)
+    begin(many, tmp_path / 'p.csv', 3)
+    stream_predictions(many, classify, classes, tmp_path / 'p.csv', step=8, most=8)
     said = capsys.readouterr()
     assert not said.out and '24 pictures of 60 had been classified before.' in said.err
     assert '8 of 36 pictures' in said.err and '/s · ' in said.err and '36 of 36 pictures' in said.err
@@ -206,188 +267,235 @@ def test_progress_has_rate_and_time_left(many, tmp_path, capsys, monkeypatch):
 
 # --- mistakes
 
+
 def test_places_that_cannot_be(many, tmp_path):
-    (tmp_path/'file').write_text('precious')
-    (tmp_path/'folder.csv').mkdir()
+    (tmp_path / 'file').write_text('precious')
+    (tmp_path / 'folder.csv').mkdir()
     for name in ('p.txt', 'p', 'folder.csv', 'file/p.csv'):
-        with pytest.raises(UserError, match=name.split('/')[0]): stream_predictions(many, classify, classes, tmp_path/name)
-    with pytest.raises(UserError, match='No picture was given'): stream_predictions([], classify, classes, tmp_path/'p.csv')
+        with pytest.raises(UserError, match=name.split('/')[0]):
+            stream_predictions(many, classify, classes, tmp_path / name)
+    with pytest.raises(UserError, match='No picture was given'):
+        stream_predictions([], classify, classes, tmp_path / 'p.csv')
     with pytest.raises(UserError, match='holds no pictures: 1 file, of which 1 .txt'):
-        stream_predictions(make(tmp_path/'texts', ['a.txt']), classify, classes, tmp_path/'p.csv')
-    assert left_over(tmp_path) == [] and not (tmp_path/'p.csv').exists()
+        stream_predictions(make(tmp_path / 'texts', ['a.txt']), classify, classes, tmp_path / 'p.csv')
+    assert left_over(tmp_path) == [] and not (tmp_path / 'p.csv').exists()
 
 
 def test_a_classifier_that_does_not_keep_its_word(many, tmp_path):
-    wrong = [lambda paths: (np.ones((len(paths), 2)), ['']*len(paths)), lambda paths: (np.ones((len(paths)-1, 3)), ['']*len(paths)),
-             lambda paths: (np.ones((len(paths), 3)), []), lambda paths: (np.full((len(paths), 3), np.nan), ['']*len(paths))]
+    wrong = [
+        lambda paths: (np.ones((len(paths), 2)), [''] * len(paths)),
+        lambda paths: (np.ones((len(paths) - 1, 3)), [''] * len(paths)),
+        lambda paths: (np.ones((len(paths), 3)), []),
+        lambda paths: (np.full((len(paths), 3), np.nan), [''] * len(paths)),
+    ]
     for one in wrong:
-        with pytest.raises(UserError): stream_predictions(many, one, classes, tmp_path/'p.csv', progress=False)
+        with pytest.raises(UserError):
+            stream_predictions(many, one, classes, tmp_path / 'p.csv', progress=False)
         assert left_over(tmp_path) == []
 
 
 def test_another_job_is_refused(many, expected, tmp_path):
-    out = tmp_path/'p.csv'
+    out = tmp_path / 'p.csv'
     folder = begin(many, out, 3, model='one')
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    for says, changes in (('other models', dict(model='two')), ('other models', dict(classes=classes[::-1])), ('other pictures', dict(paths=many/'set')),
-                          ('other pictures', dict(paths=[many, many]))):
+    for says, changes in (
+        ('other models', dict(model='two')),
+        ('other models', dict(classes=classes[::-1])),
+        ('other pictures', dict(paths=many / 'set')),
+        ('other pictures', dict(paths=[many, many])),
+    ):
         call = dict(paths=many, classify=classify, classes=classes, out=out, model='one') | changes
-        with pytest.raises(UserError, match=says) as told: stream_predictions(**call)
+        with pytest.raises(UserError, match=says) as told:
+            stream_predictions(**call)
         assert str(folder) in str(told.value) and str(many) in str(told.value)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    assert len(go_on(many, out, model='one')) == 60-24 and out.read_text('utf8') == expected
+    assert len(go_on(many, out, model='one')) == 60 - 24 and out.read_text('utf8') == expected
 
 
 def test_a_folder_of_somebody_else(many, tmp_path):
-    make(tmp_path/'p.csv.partial', ['thesis.txt'])
-    with pytest.raises(UserError, match='none of ours'): stream_predictions(many, classify, classes, tmp_path/'p.csv')
-    assert (tmp_path/'p.csv.partial/thesis.txt').exists()
+    make(tmp_path / 'p.csv.partial', ['thesis.txt'])
+    with pytest.raises(UserError, match='none of ours'):
+        stream_predictions(many, classify, classes, tmp_path / 'p.csv')
+    assert (tmp_path / 'p.csv.partial/thesis.txt').exists()
 
 
 def test_what_somebody_put_beside_the_parts_stays(many, tmp_path):
-    make(begin(many, tmp_path/'p.csv', 2), ['thesis.txt'])
-    go_on(many, tmp_path/'p.csv')
-    assert [p.name for p in (tmp_path/'p.csv.partial').iterdir()] == ['thesis.txt']
+    make(begin(many, tmp_path / 'p.csv', 2), ['thesis.txt'])
+    go_on(many, tmp_path / 'p.csv')
+    assert [p.name for p in (tmp_path / 'p.csv.partial').iterdir()] == ['thesis.txt']
 
 
 # --- going on
 
+
 @pytest.mark.parametrize('chunks', [0, 1, 4, 7])
 @pytest.mark.parametrize('ending', ['csv', 'parquet'])
 def test_interrupted_and_continued(many, expected, tmp_path, chunks, ending):
-    out = tmp_path/f'p.{ending}'
+    out = tmp_path / f'p.{ending}'
     folder = begin(many, out, chunks)
     assert folder.exists() == bool(chunks) and not out.exists()
-    assert go_on(many, out) == sorted(map(str, many.rglob('*.jpg')))[8*chunks:]
-    if ending == 'csv': assert out.read_text('utf8') == expected
+    assert go_on(many, out) == sorted(map(str, many.rglob('*.jpg')))[8 * chunks :]
+    if ending == 'csv':
+        assert out.read_text('utf8') == expected
     else:
         assert out.read_bytes()[:4] == b'PAR1' and pq.read_table(out).num_rows == 60
     assert left_over(tmp_path) == []
 
 
 def test_a_relative_path_is_the_same_picture(many, expected, tmp_path, monkeypatch):
-    begin(many, tmp_path/'p.csv', 3)
+    begin(many, tmp_path / 'p.csv', 3)
     monkeypatch.chdir(many.parent)
-    assert len(go_on(many.name, tmp_path/'p.csv')) == 36 and (tmp_path/'p.csv').read_text('utf8') == expected
+    assert len(go_on(many.name, tmp_path / 'p.csv')) == 36 and (tmp_path / 'p.csv').read_text('utf8') == expected
 
 
 def damage(file, how):
     content = file.read_bytes()
-    if how == 'cut': file.write_bytes(content[:-20])
-    elif how == 'empty': file.write_bytes(b'')
-    elif how == 'text': file.write_text('no table')
-    elif how == 'bit':   # in a page's data, which the footer knows nothing of
-        at = content.index(b'000.jpg')+1
-        file.write_bytes(content[:at]+b'9'+content[at+1:])
-    elif how == 'other': pq.write_table(pq.read_table(file).drop_columns(['error']), file)
+    if how == 'cut':
+        file.write_bytes(content[:-20])
+    elif how == 'empty':
+        file.write_bytes(b'')
+    elif how == 'text':
+        file.write_text('no table')
+    elif how == 'bit':  # in a page's data, which the footer knows nothing of
+        at = content.index(b'000.jpg') + 1
+        file.write_bytes(content[:at] + b'9' + content[at + 1 :])
+    elif how == 'other':
+        pq.write_table(pq.read_table(file).drop_columns(['error']), file)
 
 
 @pytest.mark.parametrize('how', ['cut', 'empty', 'text', 'bit', 'other'])
 def test_a_damaged_part_is_done_again(many, expected, tmp_path, how):
-    out = tmp_path/'p.csv'
+    out = tmp_path / 'p.csv'
     parts = sorted(begin(many, out, 5).glob('*.parquet'))
     damage(parts[0], how)
     damage(parts[3], how if how != 'bit' else 'cut')
     pictures = sorted(map(str, many.rglob('*.jpg')))
-    assert go_on(many, out) == pictures[:8]+pictures[24:32]+pictures[40:]
+    assert go_on(many, out) == pictures[:8] + pictures[24:32] + pictures[40:]
     assert out.read_text('utf8') == expected
 
 
 def test_a_part_damaged_before_the_end(many, expected, tmp_path):
     def late(paths):
-        if '055' in ''.join(paths) or len(list(folder.glob('*.parquet'))) == 7: damage(sorted(folder.glob('*.parquet'))[1], 'cut')
+        if '055' in ''.join(paths) or len(list(folder.glob('*.parquet'))) == 7:
+            damage(sorted(folder.glob('*.parquet'))[1], 'cut')
         return classify(paths)
-    out, folder = tmp_path/'p.csv', tmp_path/'p.csv.partial'
-    with pytest.raises(TrainingError, match='Repeat the same call'): stream_predictions(many, late, classes, out, step=8, most=8, progress=False)
+
+    out, folder = tmp_path / 'p.csv', tmp_path / 'p.csv.partial'
+    with pytest.raises(TrainingError, match='Repeat the same call'):
+        stream_predictions(many, late, classes, out, step=8, most=8, progress=False)
     assert not out.exists() and len(go_on(many, out)) == 8 and out.read_text('utf8') == expected
 
 
 def test_what_leftovers_of_a_killed_process_do(many, expected, tmp_path):
-    folder = begin(many, tmp_path/'p.csv', 3)
-    for name in ('._job.json.123.part', '.0000000024.parquet.123.part'): (folder/name).write_text('half')
-    for name in ('.p.csv.123.part', '.p.csv.lock', '.q.csv.123.part'): (tmp_path/name).write_text('half')
-    go_on(many, tmp_path/'p.csv')
-    assert (tmp_path/'p.csv').read_text('utf8') == expected and left_over(tmp_path) == ['.q.csv.123.part']
+    folder = begin(many, tmp_path / 'p.csv', 3)
+    for name in ('._job.json.123.part', '.0000000024.parquet.123.part'):
+        (folder / name).write_text('half')
+    for name in ('.p.csv.123.part', '.p.csv.lock', '.q.csv.123.part'):
+        (tmp_path / name).write_text('half')
+    go_on(many, tmp_path / 'p.csv')
+    assert (tmp_path / 'p.csv').read_text('utf8') == expected and left_over(tmp_path) == ['.q.csv.123.part']
 
 
 def test_pictures_that_vanish_change_and_come(many, tmp_path):
     names = [f'set/{c}/{i:03}.jpg' for c in 'abcde' for i in range(12)]
-    out = tmp_path/'p.csv'
-    for name in (names[1], names[2]): (many/name).write_text('bad')
+    out = tmp_path / 'p.csv'
+    for name in (names[1], names[2]):
+        (many / name).write_text('bad')
     begin(many, out, 3)
-    (many/names[0]).unlink()              # classified before: stays
-    (many/names[1]).write_bytes(b'good')  # could not be read then, can be now
-    (many/names[3]).write_text('bad now') # changed since
+    (many / names[0]).unlink()  # classified before: stays
+    (many / names[1]).write_bytes(b'good')  # could not be read then, can be now
+    (many / names[3]).write_text('bad now')  # changed since
     make(many, ['set/a/000b.jpg', 'set/f/000.jpg', 'other/000.jpg'])
+
     def late(paths):
-        if str(many/names[50]) in paths: (many/names[50]).unlink()   # after it was found, before it is read
+        if str(many / names[50]) in paths:
+            (many / names[50]).unlink()  # after it was found, before it is read
         again.extend(os.path.relpath(p, many) for p in paths)
         return classify(paths)
+
     again = []
     tally = stream_predictions(many, late, classes, out, step=64, progress=False)
-    assert again[:3] == names[1:4] and sorted(again[3:]) == sorted([*names[24:], 'set/a/000b.jpg', 'set/f/000.jpg', 'other/000.jpg'])
+    assert again[:3] == names[1:4] and sorted(again[3:]) == sorted(
+        [*names[24:], 'set/a/000b.jpg', 'set/f/000.jpg', 'other/000.jpg']
+    )
     found = pd.read_csv(out, keep_default_na=False)
     assert found['path'].is_unique and len(found) == 63 and tally.failed == 3
     assert [os.path.relpath(p, many) for p in found.path[found.error != '']] == [names[2], names[3], names[50]]
-    assert found.path[:4].tolist() == [str(many/n) for n in names[:4]] and found.predicted[1]
+    assert found.path[:4].tolist() == [str(many / n) for n in names[:4]] and found.predicted[1]
     assert all(found['name'])
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_disk_that_takes_no_more(many, expected, tmp_path, monkeypatch, number):
     from fungi_fastai import settings
+
     calls, fsync = [], os.fsync
+
     def failing(file):
         calls.append(file)
-        if len(calls) > 4: raise OSError(number, os.strerror(number), str(tmp_path/'p.csv.partial/x'))
+        if len(calls) > 4:
+            raise OSError(number, os.strerror(number), str(tmp_path / 'p.csv.partial/x'))
         fsync(file)
+
     monkeypatch.setattr(settings.os, 'fsync', failing)
     with pytest.raises(TrainingError, match=f'{os.strerror(number)}.*repeat the same call'):
-        stream_predictions(many, classify, classes, tmp_path/'p.csv', step=8, most=8, progress=False)
+        stream_predictions(many, classify, classes, tmp_path / 'p.csv', step=8, most=8, progress=False)
     monkeypatch.undo()
-    assert len(go_on(many, tmp_path/'p.csv')) == 60-24 and (tmp_path/'p.csv').read_text('utf8') == expected
+    assert len(go_on(many, tmp_path / 'p.csv')) == 60 - 24 and (tmp_path / 'p.csv').read_text('utf8') == expected
     assert left_over(tmp_path) == []
 
 
 def test_no_room_for_the_last_file(tmp_path):
     "A real limit on the size of files: the parts fit, the whole does not"
-    many = make(tmp_path/'photos', [f'{i:04}.jpg' for i in range(600)])
-    call = processes.Process(target=_limited, args=(many, tmp_path/'p.csv', 30_000))
+    many = make(tmp_path / 'photos', [f'{i:04}.jpg' for i in range(600)])
+    call = processes.Process(target=_limited, args=(many, tmp_path / 'p.csv', 30_000))
     call.start()
     call.join()
-    assert call.exitcode == 7 and not (tmp_path/'p.csv').exists()
-    assert go_on(many, tmp_path/'p.csv') == [] and len(pd.read_csv(tmp_path/'p.csv')) == 600
+    assert call.exitcode == 7 and not (tmp_path / 'p.csv').exists()
+    assert go_on(many, tmp_path / 'p.csv') == [] and len(pd.read_csv(tmp_path / 'p.csv')) == 600
     assert left_over(tmp_path) == []
 
 
 def _limited(many, out, size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    try: stream_predictions(many, classify, classes, out, step=100, most=100, progress=False)
-    except TrainingError as error: sys.exit(7 if 'p.csv' in str(error) and 'arge' in str(error) else f'{error}')
+    try:
+        stream_predictions(many, classify, classes, out, step=100, most=100, progress=False)
+    except TrainingError as error:
+        sys.exit(7 if 'p.csv' in str(error) and 'arge' in str(error) else f'{error}')
 
 
 # --- killed, and raced
 
+
 def _slow(many, out, log):
     def noted(paths):
-        with open(log, 'a') as f: f.writelines(f'{path}\n' for path in paths)
-        time.sleep(.03)
+        with open(log, 'a') as f:
+            f.writelines(f'{path}\n' for path in paths)
+        time.sleep(0.03)
         return classify(paths)
-    try: stream_predictions(many, noted, classes, out, step=8, most=8, progress=False)
-    except UserError as error: sys.exit(str(error))
+
+    try:
+        stream_predictions(many, noted, classes, out, step=8, most=8, progress=False)
+    except UserError as error:
+        sys.exit(str(error))
 
 
 @pytest.mark.parametrize('ending', ['csv', 'parquet'])
 def test_killed_and_continued(tmp_path, ending):
-    many = make(tmp_path/'photos', [f'{c}/{i:03}.jpg' for c in 'abcd' for i in range(100)])
-    stream_predictions(many, classify, classes, tmp_path/f'expected.{ending}', progress=False)
-    out, log = tmp_path/f'p.{ending}', tmp_path/'log'
+    many = make(tmp_path / 'photos', [f'{c}/{i:03}.jpg' for c in 'abcd' for i in range(100)])
+    stream_predictions(many, classify, classes, tmp_path / f'expected.{ending}', progress=False)
+    out, log = tmp_path / f'p.{ending}', tmp_path / 'log'
     kills = 4
     for kill in range(kills):
         call = processes.Process(target=_slow, args=(many, out, log))
         call.start()
-        wanted, end = 9*(kill+1), time.monotonic()+300
-        while len(list(out.with_name(out.name+'.partial').glob('0*'))) < wanted and call.is_alive() and time.monotonic() < end: time.sleep(.002*kill+.001)
+        wanted, end = 9 * (kill + 1), time.monotonic() + 300
+        while (
+            len(list(out.with_name(out.name + '.partial').glob('0*'))) < wanted
+            and call.is_alive()
+            and time.monotonic() < end
+        ):
+            time.sleep(0.002 * kill + 0.001)
         os.kill(call.pid, signal.SIGKILL)
         call.join()
         assert call.exitcode == -signal.SIGKILL and not out.exists()
@@ -395,36 +503,40 @@ def test_killed_and_continued(tmp_path, ending):
     call.start()
     call.join()
     assert call.exitcode == 0 and left_over(tmp_path) == []
-    if ending == 'csv': assert out.read_bytes() == (tmp_path/'expected.csv').read_bytes()
-    else: assert pq.read_table(out).equals(pq.read_table(tmp_path/'expected.parquet'))
+    if ending == 'csv':
+        assert out.read_bytes() == (tmp_path / 'expected.csv').read_bytes()
+    else:
+        assert pq.read_table(out).equals(pq.read_table(tmp_path / 'expected.parquet'))
     classified = pd.Series(log.read_text().splitlines())
     assert classified.nunique() == 400
-    assert len(classified)-400 <= 8*kills   # only the chunk in flight is classified twice
+    assert len(classified) - 400 <= 8 * kills  # only the chunk in flight is classified twice
 
 
 def test_a_second_process_is_refused(many, expected, tmp_path):
-    out, codes = tmp_path/'p.csv', []
+    out, codes = tmp_path / 'p.csv', []
+
     def racing(paths):
         if not codes:
-            other = processes.Process(target=_slow, args=(many, out, tmp_path/'log'))
+            other = processes.Process(target=_slow, args=(many, out, tmp_path / 'log'))
             other.start()
             other.join()
             codes.append(other.exitcode)
         return classify(paths)
+
     stream_predictions(many, racing, classes, out, step=8, most=8, progress=False)
-    assert codes == [1] and not (tmp_path/'log').exists() and out.read_text('utf8') == expected
+    assert codes == [1] and not (tmp_path / 'log').exists() and out.read_text('utf8') == expected
 
 
 # --- large
 
-_measured = '''
+_measured = """
 import resource, sys
 import numpy as np
 from fungi_fastai.experiments.predictions import stream_predictions
 probs = np.random.default_rng(0).random((512, 20), np.float32)
 stream_predictions(sys.argv[1], lambda paths: (probs[:len(paths)], ['']*len(paths)), [f'c{i}' for i in range(20)], sys.argv[2], most=512, progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10))
-'''
+"""
 
 
 @pytest.mark.parametrize('ending', ['csv', 'parquet'])
@@ -432,34 +544,53 @@ def test_memory_is_flat(tmp_path, ending):
     "Peak memory of 40,000 pictures, half of them in one folder, beside 2,000"
     peaks = {}
     for count in (2000, 40_000):
-        folder = tmp_path/str(count)
+        folder = tmp_path / str(count)
         source = next(iter(make(folder, ['first.jpg']).iterdir()))
-        for i in range(count-1):
-            place = folder/('flat' if i % 2 else f'{i//1000}')
-            if i < 2 or i % 1000 == 0: place.mkdir(exist_ok=True)
+        for i in range(count - 1):
+            place = folder / ('flat' if i % 2 else f'{i // 1000}')
+            if i < 2 or i % 1000 == 0:
+                place.mkdir(exist_ok=True)
             os.link(source, f'{place}/{i:06} a name of the usual length.jpg')
-        done = subprocess.run([sys.executable, '-c', _measured, folder, tmp_path/f'{count}.{ending}'], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, '-c', _measured, folder, tmp_path / f'{count}.{ending}'], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         peaks[count] = float(done.stdout)
-        assert len(pd.read_parquet(tmp_path/f'{count}.parquet') if ending == 'parquet' else pd.read_csv(tmp_path/f'{count}.csv')) == count
+        assert (
+            len(
+                pd.read_parquet(tmp_path / f'{count}.parquet')
+                if ending == 'parquet'
+                else pd.read_csv(tmp_path / f'{count}.csv')
+            )
+            == count
+        )
     print(f'{ending}: {peaks[2000]:.0f} MB for 2,000, {peaks[40_000]:.0f} MB for 40,000')
-    assert peaks[40_000] < peaks[2000]+40   # a list of the 40,000 rows with their texts would take more
+    assert peaks[40_000] < peaks[2000] + 40  # a list of the 40,000 rows with their texts would take more
 
 
 def test_it_needs_neither_fastai_nor_torch():
-    done = subprocess.run([sys.executable, '-c', 'import sys, fungi_fastai.experiments.predictions; print({m.split(".")[0] for m in sys.modules})'],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            'import sys, fungi_fastai.experiments.predictions; print({m.split(".")[0] for m in sys.modules})',
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and not {'fastai', 'torch', 'timm', 'matplotlib'} & eval(done.stdout)
 
 
 def test_fingerprints(tmp_path):
-    for name, text in (('a', 'x'), ('b', 'xy'), ('c', ''), ('d', 'x')): (tmp_path/name).write_text(text)
-    a, b, c, d = (tmp_path/name for name in 'abcd')
+    for name, text in (('a', 'x'), ('b', 'xy'), ('c', ''), ('d', 'x')):
+        (tmp_path / name).write_text(text)
+    a, b, c, d = (tmp_path / name for name in 'abcd')
     assert fingerprint(a) == fingerprint(d) != fingerprint(b)
     assert len({fingerprint(a), fingerprint(b), fingerprint(a, c), fingerprint(c, a), fingerprint(b, c)}) == 5
 
 
 # --- with a network
+
 
 def test_a_run_that_is_interrupted_goes_on(fungi, small_run, photos, tmp_path, monkeypatch):
     "The command: stopped by Ctrl-C, continued by the same call, refused for another run"
@@ -467,35 +598,45 @@ def test_a_run_that_is_interrupted_goes_on(fungi, small_run, photos, tmp_path, m
 
     from fungi_fastai import Run
     from fungi_fastai.data.samples import make_sample
-    folder = make_sample('flowers', tmp_path/'flowers', specimens=4, photos=2, size=64, workers=1)
-    (folder/'flowers/daisy/bad.jpg').write_text('no picture')
-    fungi('predict', small_run.folder, folder, '--out', tmp_path/'expected.csv', code=1)
+
+    folder = make_sample('flowers', tmp_path / 'flowers', specimens=4, photos=2, size=64, workers=1)
+    (folder / 'flowers/daisy/bad.jpg').write_text('no picture')
+    fungi('predict', small_run.folder, folder, '--out', tmp_path / 'expected.csv', code=1)
     seen, usual = [], Run.classify
+
     def weary(self, paths):
-        if len(seen) >= 16: raise KeyboardInterrupt
+        if len(seen) >= 16:
+            raise KeyboardInterrupt
         seen.extend(paths)
         return usual(self, paths)
+
     monkeypatch.setattr(Run, 'classify', weary)
-    out = tmp_path/'p.csv'
+    out = tmp_path / 'p.csv'
     fungi('predict', small_run.folder, folder, '--out', out, code=130)
-    assert not out.exists() and (tmp_path/'p.csv.partial').exists()
+    assert not out.exists() and (tmp_path / 'p.csv.partial').exists()
     monkeypatch.setattr(Run, 'classify', lambda self, paths: usual(self, seen.extend(paths) or paths))
-    shutil.copytree(small_run.folder, tmp_path/'run')
-    recipe = (tmp_path/'run/recipe.json').read_text('utf8')
-    (tmp_path/'run/recipe.json').write_text(recipe.replace('"seed": ', '"seed": 1'), 'utf8')
-    assert 'other models' in fungi('predict', tmp_path/'run', folder, '--out', out, code=2).err
+    shutil.copytree(small_run.folder, tmp_path / 'run')
+    recipe = (tmp_path / 'run/recipe.json').read_text('utf8')
+    (tmp_path / 'run/recipe.json').write_text(recipe.replace('"seed": ', '"seed": 1'), 'utf8')
+    assert 'other models' in fungi('predict', tmp_path / 'run', folder, '--out', out, code=2).err
     said = fungi('predict', small_run.folder, folder, '--out', out, code=1)
     assert 'had been classified before' in said.err and 'bad.jpg' in said.err and '1 of 41 files' in said.err
-    assert pd.Series(seen).value_counts().drop(str(folder/'flowers/daisy/bad.jpg')).eq(1).all() and len(set(seen)) == 41
-    one, other = (pd.read_csv(f, keep_default_na=False) for f in (out, tmp_path/'expected.csv'))
+    assert (
+        pd.Series(seen).value_counts().drop(str(folder / 'flowers/daisy/bad.jpg')).eq(1).all() and len(set(seen)) == 41
+    )
+    one, other = (pd.read_csv(f, keep_default_na=False) for f in (out, tmp_path / 'expected.csv'))
     assert (one[['path', 'name', 'predicted', 'error']] == other[['path', 'name', 'predicted', 'error']]).all(axis=None)
-    assert pd.to_numeric(one.confidence).to_numpy() == pytest.approx(pd.to_numeric(other.confidence).to_numpy(), abs=1e-3, nan_ok=True)
+    assert pd.to_numeric(one.confidence).to_numpy() == pytest.approx(
+        pd.to_numeric(other.confidence).to_numpy(), abs=1e-3, nan_ok=True
+    )
 
 
 def test_what_a_run_says_of_files_is_what_it_says_of_pictures(place, ready, small_run, photos, tmp_path):
     from fungi_fastai.deploy.batch import predict_to
-    tally = predict_to(small_run.folder, photos, tmp_path/'p.parquet', progress=False)
-    found, table = pd.read_parquet(tmp_path/'p.parquet'), small_run.predict(photos)
+
+    tally = predict_to(small_run.folder, photos, tmp_path / 'p.parquet', progress=False)
+    found, table = pd.read_parquet(tmp_path / 'p.parquet'), small_run.predict(photos)
     assert tally.pictures == len(table) and tally.failed == 0
-    for column in ('path', 'name', 'predicted'): assert found[column].tolist() == table[column].tolist()   # calibration changes no order
+    for column in ('path', 'name', 'predicted'):
+        assert found[column].tolist() == table[column].tolist()  # calibration changes no order
     assert {*found.columns} == {*table.columns, 'answer', 'set', 'error'}

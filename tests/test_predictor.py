@@ -1,4 +1,5 @@
 "The predictor: what its notebook does not show. A bundle exported from a real run, in every engine"
+
 import io
 import json
 import os
@@ -28,64 +29,88 @@ def load(small_bundle):
     opened = {}
 
     def one(backend='onnx'):
-        if backend == 'openvino': pytest.importorskip('openvino', reason='OpenVINO is not installed')
-        if backend not in opened: opened[backend] = Predictor.load(small_bundle, backend, threads=2)
+        if backend == 'openvino':
+            pytest.importorskip('openvino', reason='OpenVINO is not installed')
+        if backend not in opened:
+            opened[backend] = Predictor.load(small_bundle, backend, threads=2)
         return opened[backend]
+
     yield one
-    for predictor in opened.values(): predictor.close()
+    for predictor in opened.values():
+        predictor.close()
 
 
 @pytest.fixture(scope='module')
-def files(photos): return sorted(Path(photos).rglob('*.jpg'))
+def files(photos):
+    return sorted(Path(photos).rglob('*.jpg'))
 
 
 @pytest.fixture(scope='module')
-def pixels(load, files): return np.stack([load().read(file) for file in files[:24]])
+def pixels(load, files):
+    return np.stack([load().read(file) for file in files[:24]])
 
 
 @pytest.fixture
-def copy(small_bundle, tmp_path): return shutil.copytree(small_bundle, tmp_path/'copy')
+def copy(small_bundle, tmp_path):
+    return shutil.copytree(small_bundle, tmp_path / 'copy')
 
 
 @pytest.mark.parametrize('backend', backends)
 def test_a_picture_has_one_answer_alone_in_any_batch_and_in_8_threads(load, pixels, backend):
     predictor = load(backend)
     together = predictor.run(pixels)
-    assert together.shape == (24, 5) and together.dtype == np.float32 and np.abs(together.sum(1)-1).max() < 1e-5
-    parts = lambda n: np.concatenate([predictor.run(pixels[i:i+n]) for i in range(0, len(pixels), n)])
-    for n in (1, 5): assert parts(n).tobytes() == together.tobytes()
+    assert together.shape == (24, 5) and together.dtype == np.float32 and np.abs(together.sum(1) - 1).max() < 1e-5
+    parts = lambda n: np.concatenate([predictor.run(pixels[i : i + n]) for i in range(0, len(pixels), n)])
+    for n in (1, 5):
+        assert parts(n).tobytes() == together.tobytes()
     assert predictor.run(pixels[::-1])[::-1].tobytes() == together.tobytes()
 
     def ask(seed):
         order = np.random.default_rng(seed).permutation(len(pixels))
         probs, features = predictor.run_with_features(pixels[order])
         return probs[np.argsort(order)].tobytes(), features[np.argsort(order)].tobytes()
-    with ThreadPoolExecutor(8) as pool: answers = set(pool.map(ask, range(24)))
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = set(pool.map(ask, range(24)))
     assert len(answers) == 1 and answers.pop()[0] == together.tobytes()
 
 
 def test_the_engines_agree_and_with_the_run(load, small_run, files, pixels):
     from fungi_fastai.evaluation.calibration import apply_temperature
+
     torch = load('torch')
     exact, seen = torch.run_with_features(pixels)
-    for backend, tolerance in dict(onnx=1e-5, openvino=1e-4, int8=.2).items():
-        if backend == 'openvino' and not (load('onnx').bundle.folder/'model.openvino.xml').exists(): continue
+    for backend, tolerance in dict(onnx=1e-5, openvino=1e-4, int8=0.2).items():
+        if backend == 'openvino' and not (load('onnx').bundle.folder / 'model.openvino.xml').exists():
+            continue
         probs, features = load(backend).run_with_features(pixels)
-        assert np.abs(probs-exact).max() < tolerance, backend
+        assert np.abs(probs - exact).max() < tolerance, backend
         assert features.shape == seen.shape == (24, 16)
-        if backend != 'int8': assert np.allclose(features, seen, atol=1e-3)
+        if backend != 'int8':
+            assert np.allclose(features, seen, atol=1e-3)
     run_probs, _ = small_run.classify([str(file) for file in files[:24]])
-    assert np.abs(apply_temperature(run_probs, torch.bundle.temperature)-exact).max() < 2e-3   # the run computes in the machine's precision
+    assert (
+        np.abs(apply_temperature(run_probs, torch.bundle.temperature) - exact).max() < 2e-3
+    )  # the run computes in the machine's precision
 
 
 @pytest.mark.parametrize('backend', ['onnx', 'torch', 'openvino'])
-def test_references(load, backend): assert load(backend).check() < 1e-4
+def test_references(load, backend):
+    assert load(backend).check() < 1e-4
 
 
 def test_every_way_to_give_a_picture(load, files, photos):
     predictor, file = load(), files[3]
     image = Image.open(file)
-    ways = [file, str(file), file.read_bytes(), bytearray(file.read_bytes()), io.BytesIO(file.read_bytes()), Image.open(file), np.asarray(image)]
+    ways = [
+        file,
+        str(file),
+        file.read_bytes(),
+        bytearray(file.read_bytes()),
+        io.BytesIO(file.read_bytes()),
+        Image.open(file),
+        np.asarray(image),
+    ]
     found = predictor.predict(ways)
     assert len({p.probabilities.tobytes() for p in found}) == 1
     assert [p.source for p in found] == [str(file), str(file), *(f'picture {i}' for i in range(3, 8))]
@@ -102,17 +127,22 @@ def test_a_prediction_says_what_it_means(load, files):
     for one in predictor.predict(files[:10], top=2):
         order = np.argsort(-one.probabilities)
         assert one.label == predictor.classes[order[0]] and one.confidence == pytest.approx(one.probabilities.max())
-        assert one.top() == [(predictor.classes[i], pytest.approx(one.probabilities[i])) for i in order[:2]] and len(one.top(99)) == 5
-        decision, = predictor.decide(one.probabilities[None])
+        assert (
+            one.top() == [(predictor.classes[i], pytest.approx(one.probabilities[i])) for i in order[:2]]
+            and len(one.top(99)) == 5
+        )
+        (decision,) = predictor.decide(one.probabilities[None])
         assert (one.answer, one.why, one.set) == (decision.label, decision.why, decision.set)
-        assert one.answer in (one.label, 'not sure') and one.why.endswith('.') and set(one.set) <= set(predictor.classes)
+        assert (
+            one.answer in (one.label, 'not sure') and one.why.endswith('.') and set(one.set) <= set(predictor.classes)
+        )
         assert str(one).startswith(f'{one.source}: {one.answer} (')
 
 
 def test_sets_by_lot_are_the_same_alone_and_in_a_batch(load, copy):
-    said = json.loads((copy/'bundle.json').read_text())
-    said['conformal'] = dict(score='aps', coverage=.5, quantile=.5, randomised=True, seed=3)
-    (copy/'bundle.json').write_text(json.dumps(said))
+    said = json.loads((copy / 'bundle.json').read_text())
+    said['conformal'] = dict(score='aps', coverage=0.5, quantile=0.5, randomised=True, seed=3)
+    (copy / 'bundle.json').write_text(json.dumps(said))
     predictor = Predictor.load(copy, threads=1)
     probs = np.random.default_rng(0).dirichlet(np.ones(5), 40).astype(np.float32)
     assert predictor.decide(probs) == [predictor.decide(p[None])[0] for p in probs]
@@ -121,30 +151,44 @@ def test_sets_by_lot_are_the_same_alone_and_in_a_batch(load, copy):
 def test_what_is_no_picture(load, tmp_path, files):
     predictor = load()
     whole = files[0].read_bytes()
-    opened = Image.open(io.BytesIO(whole[:len(whole)//2]))
-    (tmp_path/'empty.jpg').touch()
-    (tmp_path/'none').mkdir()
+    opened = Image.open(io.BytesIO(whole[: len(whole) // 2]))
+    (tmp_path / 'empty.jpg').touch()
+    (tmp_path / 'none').mkdir()
     for given, error, words in [
-            (b'', ImageError, 'The file is not a picture'), (b'GIF89a', ImageError, 'The file'),
-            (whole[:len(whole)//2], ImageError, 'The file cannot be read to its end'),
-            (opened, ImageError, 'cannot be read to its end'), (tmp_path/'empty.jpg', ImageError, 'empty.jpg is not a picture'),
-            (tmp_path/'gone.jpg', MissingFileError, 'There is no file .*gone.jpg'), (tmp_path/'none', UserError, 'is empty'),
-            (np.full((9, 9, 3), np.nan), ImageError, r'uint8, 0 to 255; this one is \(9, 9, 3\) of float64'),
-            (np.zeros((9, 9, 3), np.float32), ImageError, 'float32'), (np.zeros((9, 9, 2), np.uint8), ImageError, r'\(9, 9, 2\)'),
-            (np.zeros((0, 9, 3), np.uint8), ImageError, r'\(0, 9, 3\)'), (7, ImageError, 'not int'), (None, ImageError, 'not NoneType')]:
-        with pytest.raises(error, match=words): predictor.predict(given)
+        (b'', ImageError, 'The file is not a picture'),
+        (b'GIF89a', ImageError, 'The file'),
+        (whole[: len(whole) // 2], ImageError, 'The file cannot be read to its end'),
+        (opened, ImageError, 'cannot be read to its end'),
+        (tmp_path / 'empty.jpg', ImageError, 'empty.jpg is not a picture'),
+        (tmp_path / 'gone.jpg', MissingFileError, 'There is no file .*gone.jpg'),
+        (tmp_path / 'none', UserError, 'is empty'),
+        (np.full((9, 9, 3), np.nan), ImageError, r'uint8, 0 to 255; this one is \(9, 9, 3\) of float64'),
+        (np.zeros((9, 9, 3), np.float32), ImageError, 'float32'),
+        (np.zeros((9, 9, 2), np.uint8), ImageError, r'\(9, 9, 2\)'),
+        (np.zeros((0, 9, 3), np.uint8), ImageError, r'\(0, 9, 3\)'),
+        (7, ImageError, 'not int'),
+        (None, ImageError, 'not NoneType'),
+    ]:
+        with pytest.raises(error, match=words):
+            predictor.predict(given)
     size = predictor.bundle.size
-    for wrong in (np.zeros((1, size, size, 3)), np.zeros((size, size, 3), np.uint8), np.zeros((1, 3, size, size), np.uint8),
-                  np.full((1, size, size, 3), np.nan), np.zeros((1, size+1, size, 3), np.uint8)):
-        with pytest.raises(UserError, match=rf'Expected pixels \(n, {size}, {size}, 3\) of uint8'): predictor.run(wrong)
+    for wrong in (
+        np.zeros((1, size, size, 3)),
+        np.zeros((size, size, 3), np.uint8),
+        np.zeros((1, 3, size, size), np.uint8),
+        np.full((1, size, size, 3), np.nan),
+        np.zeros((1, size + 1, size, 3), np.uint8),
+    ):
+        with pytest.raises(UserError, match=rf'Expected pixels \(n, {size}, {size}, 3\) of uint8'):
+            predictor.run(wrong)
     probs, features = predictor.run_with_features(np.zeros((0, size, size, 3), np.uint8))
     assert probs.shape == (0, 5) and features.shape == (0, 16)
 
 
 @pytest.mark.parametrize('backend', ['onnx', 'torch'])
 def test_classify_goes_on_where_a_file_cannot_be_read(load, files, tmp_path, backend):
-    (tmp_path/'broken.jpg').write_bytes(b'no picture')
-    asked = [files[0], tmp_path/'broken.jpg', files[1], tmp_path/'gone.jpg']
+    (tmp_path / 'broken.jpg').write_bytes(b'no picture')
+    asked = [files[0], tmp_path / 'broken.jpg', files[1], tmp_path / 'gone.jpg']
     probs, errors = load(backend).classify([str(a) for a in asked])
     assert [bool(e) for e in errors] == [False, True, False, True] and 'broken.jpg is not a picture' in errors[1]
     assert not probs[[1, 3]].any()
@@ -162,102 +206,136 @@ def test_evidence(load, pixels, small_run):
             assert example.label in predictor.classes and Image.open(io.BytesIO(example.thumbnail)).format == 'JPEG'
     known = small_run.items[small_run.items.split == 'train'].iloc[0]
     _, own = predictor.run_with_features(predictor.read(small_run.items.path[known.name])[None])
-    assert predictor.nearest(own[0], 1)[0].distance < 1e-3   # a training picture finds itself
+    assert predictor.nearest(own[0], 1)[0].distance < 1e-3  # a training picture finds itself
     maps = predictor.explain(pixels[:3])
     assert maps.shape == pixels[:3].shape[:3] and maps.min() >= 0 and maps.max() <= 1
     assert np.array_equal(maps, predictor.explain(pixels[:3], list(probs.argmax(1))))
     assert np.array_equal(predictor.explain(pixels[:2], predictor.classes[1]), predictor.explain(pixels[:2], [1, 1]))
-    with ThreadPoolExecutor(4) as pool:   # beside answers, and by several at once
-        asked, answers = [pool.submit(predictor.explain, pixels[:1]) for _ in range(4)], [pool.submit(predictor.run, pixels[:3]) for _ in range(8)]
-        for job in asked: assert np.allclose(job.result()[0], maps[0], atol=1e-5)
-        for job in answers: assert job.result().tobytes() == probs.tobytes()
+    with ThreadPoolExecutor(4) as pool:  # beside answers, and by several at once
+        asked, answers = (
+            [pool.submit(predictor.explain, pixels[:1]) for _ in range(4)],
+            [pool.submit(predictor.run, pixels[:3]) for _ in range(8)],
+        )
+        for job in asked:
+            assert np.allclose(job.result()[0], maps[0], atol=1e-5)
+        for job in answers:
+            assert job.result().tobytes() == probs.tobytes()
     for wrong in ('nothing', 5, -1):
-        with pytest.raises(UserError, match='The bundle knows: '): predictor.explain(pixels[:1], wrong)
-    with pytest.raises(UserError, match='There are 1 classes for 2 pictures'): predictor.explain(pixels[:2], [0])
+        with pytest.raises(UserError, match='The bundle knows: '):
+            predictor.explain(pixels[:1], wrong)
+    with pytest.raises(UserError, match='There are 1 classes for 2 pictures'):
+        predictor.explain(pixels[:2], [0])
 
 
 # --- opening
 
+
 def test_wrong_folders(small_run, tmp_path):
-    with pytest.raises(UserError, match='fungi export'): Predictor.load(small_run.folder)
-    with pytest.raises(UserError, match='fungi export'): Predictor.load(tmp_path/'nowhere')
-    with pytest.raises(UserError, match='has no bundle.json'): Predictor.load(tmp_path)
-    with pytest.raises(UserError, match='expected one of auto, onnx'): Predictor.load(tmp_path, 'abacus')
-    with pytest.raises(UserError, match='threads is 0'): Predictor.load(tmp_path, threads=0)
+    with pytest.raises(UserError, match='fungi export'):
+        Predictor.load(small_run.folder)
+    with pytest.raises(UserError, match='fungi export'):
+        Predictor.load(tmp_path / 'nowhere')
+    with pytest.raises(UserError, match='has no bundle.json'):
+        Predictor.load(tmp_path)
+    with pytest.raises(UserError, match='expected one of auto, onnx'):
+        Predictor.load(tmp_path, 'abacus')
+    with pytest.raises(UserError, match='threads is 0'):
+        Predictor.load(tmp_path, threads=0)
 
 
 def test_engines_that_are_not_there(small_bundle, copy, monkeypatch):
-    with pytest.raises(UserError, match="backend='torch' for cuda"): Predictor.load(small_bundle, 'onnx', device='cuda')
-    with pytest.raises(UserError, match="The device 'cuda:7|The device 'nonsense"): Predictor.load(small_bundle, 'torch', device='nonsense')
+    with pytest.raises(UserError, match="backend='torch' for cuda"):
+        Predictor.load(small_bundle, 'onnx', device='cuda')
+    with pytest.raises(UserError, match="The device 'cuda:7|The device 'nonsense"):
+        Predictor.load(small_bundle, 'torch', device='nonsense')
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    with pytest.raises(UserError, match=r"onnxruntime.*pip install 'fungi_fastai\[onnx\]'.*backend='torch'"): Predictor.load(small_bundle, 'onnx')
+    with pytest.raises(UserError, match=r"onnxruntime.*pip install 'fungi_fastai\[onnx\]'.*backend='torch'"):
+        Predictor.load(small_bundle, 'onnx')
     monkeypatch.setitem(sys.modules, 'openvino', None)
-    with pytest.raises(UserError, match=r"pip install 'fungi_fastai\[openvino\]'"): Predictor.load(small_bundle, 'openvino')
+    with pytest.raises(UserError, match=r"pip install 'fungi_fastai\[openvino\]'"):
+        Predictor.load(small_bundle, 'openvino')
     monkeypatch.undo()
-    (copy/'model.onnx').write_bytes(b'not a graph')
-    with pytest.raises(UserError, match='model.onnx is not the file that was exported'): Predictor.load(copy)
+    (copy / 'model.onnx').write_bytes(b'not a graph')
+    with pytest.raises(UserError, match='model.onnx is not the file that was exported'):
+        Predictor.load(copy)
     rewrite(copy)
-    with pytest.raises(UserError, match=r'model.onnx cannot be opened .*Export the bundle anew'): Predictor.load(copy)
+    with pytest.raises(UserError, match=r'model.onnx cannot be opened .*Export the bundle anew'):
+        Predictor.load(copy)
 
 
 def rewrite(folder):
     "Give the bundle the checksums of what is there: somebody meant it"
-    said = json.loads((folder/'bundle.json').read_text())
+    said = json.loads((folder / 'bundle.json').read_text())
     named = {k: v for k, v in said.items() if k not in ('format', 'schema', 'files')}
     Bundle.write(folder, **named)
 
 
 def test_a_network_that_is_broken_says_so(copy):
     from safetensors.numpy import load_file, save_file
-    state = load_file(copy/'model.safetensors')
-    save_file(state | {'1.linear.bias': np.full(5, np.nan, np.float32)}, copy/'model.safetensors')
+
+    state = load_file(copy / 'model.safetensors')
+    save_file(state | {'1.linear.bias': np.full(5, np.nan, np.float32)}, copy / 'model.safetensors')
     rewrite(copy)
-    with pytest.raises(TrainingError, match='gave no numbers .torch.'): Predictor.load(copy, 'torch').predict(np.zeros((40, 40, 3), np.uint8))
-    save_file({k: v for k, v in state.items() if 'bias' not in k}, copy/'model.safetensors')
+    with pytest.raises(TrainingError, match='gave no numbers .torch.'):
+        Predictor.load(copy, 'torch').predict(np.zeros((40, 40, 3), np.uint8))
+    save_file({k: v for k, v in state.items() if 'bias' not in k}, copy / 'model.safetensors')
     rewrite(copy)
-    with pytest.raises(UserError, match='model.safetensors cannot be opened'): Predictor.load(copy, 'torch')
-    (copy/'model.safetensors').write_bytes(bytes(100))
+    with pytest.raises(UserError, match='model.safetensors cannot be opened'):
+        Predictor.load(copy, 'torch')
+    (copy / 'model.safetensors').write_bytes(bytes(100))
     rewrite(copy)
-    with pytest.raises(UserError, match='model.safetensors cannot be opened'): Predictor.load(copy, 'torch')
+    with pytest.raises(UserError, match='model.safetensors cannot be opened'):
+        Predictor.load(copy, 'torch')
 
 
 def test_a_swap_is_noticed_by_what_is_opened_late(copy, pixels):
     with closing(Predictor.load(copy)) as predictor:
         _, features = predictor.run_with_features(pixels[:1])
-        content = (copy/'examples.safetensors').read_bytes()
-        (copy/'examples.safetensors').write_bytes(content[:-1]+b'x')
+        content = (copy / 'examples.safetensors').read_bytes()
+        (copy / 'examples.safetensors').write_bytes(content[:-1] + b'x')
         for late in (lambda: predictor.nearest(features[0]), lambda: predictor.explain(pixels[:1], 0)):
-            with pytest.raises(UserError, match='examples.safetensors is not the file that was exported'): late()
-        (copy/'examples.safetensors').write_bytes(content)
+            with pytest.raises(UserError, match='examples.safetensors is not the file that was exported'):
+                late()
+        (copy / 'examples.safetensors').write_bytes(content)
         assert predictor.nearest(features[0])
 
 
 def test_a_gpu_is_given_many_at_once_and_pictures_are_read_side_by_side(small_bundle, pixels, files):
     with closing(Predictor.load(small_bundle, 'torch', threads=3)) as predictor:
         one_by_one, calls, engine = predictor.run(pixels), [], predictor._engine
-        predictor._step, predictor._engine = 16, lambda pixels, features: calls.append(len(pixels)) or engine(pixels, features)   # as on a GPU
-        assert np.allclose(predictor.run(pixels), one_by_one, atol=1e-5) and calls == [16, 8] and predictor._pool._max_workers == 3
+        predictor._step, predictor._engine = (
+            16,
+            lambda pixels, features: calls.append(len(pixels)) or engine(pixels, features),
+        )  # as on a GPU
+        assert (
+            np.allclose(predictor.run(pixels), one_by_one, atol=1e-5)
+            and calls == [16, 8]
+            and predictor._pool._max_workers == 3
+        )
         assert np.allclose(predictor.classify(files[:24])[0], one_by_one, atol=1e-5)
 
 
 def test_a_hostile_pickle_is_not_opened(copy):
-    mark = copy.parent/'it_ran'
+    mark = copy.parent / 'it_ran'
 
     class Hostile:
-        def __reduce__(self): return os.mkdir, (str(mark),)
+        def __reduce__(self):
+            return os.mkdir, (str(mark),)
+
     for name in ('model.pth', 'model.safetensors', 'classes.txt'):
-        before = (copy/name).read_bytes() if (copy/name).exists() else None
-        (copy/name).write_bytes(pickle.dumps(Hostile()))
+        before = (copy / name).read_bytes() if (copy / name).exists() else None
+        (copy / name).write_bytes(pickle.dumps(Hostile()))
         for backend in ('onnx', 'torch'):
-            with pytest.raises(UserError, match='can run code'): Predictor.load(copy, backend)
-        (copy/name).unlink() if before is None else (copy/name).write_bytes(before)
+            with pytest.raises(UserError, match='can run code'):
+                Predictor.load(copy, backend)
+        (copy / name).unlink() if before is None else (copy / name).write_bytes(before)
     assert not mark.exists()
     assert Predictor.load(copy).classes
 
 
 # --- alone in a process
 
-alone = '''
+alone = """
 import time; began = time.perf_counter()
 import sys
 from fungi_fastai.deploy.predictor import Predictor
@@ -266,7 +344,7 @@ print(predictor.predict(sys.argv[2])[0])
 print(f'{time.perf_counter()-began:.2f} s, {time.process_time():.2f} s of them work')
 print(sorted({m.split('.')[0] for m in sys.modules} & {'fastai', 'torch', 'timm', 'captum', 'matplotlib', 'pandas', 'sklearn', 'scipy'}
              | {m for m in sys.modules if m.startswith(('fungi_fastai.training', 'fungi_fastai.data.loaders', 'fungi_fastai.models'))}))
-'''
+"""
 
 
 def test_the_first_answer_needs_neither_fastai_nor_torch(small_bundle, files):

@@ -1,4 +1,5 @@
 "The experiments of the four projects: each can be planned at both sizes, and one of each kind runs"
+
 import pandas as pd
 import pytest
 from conftest import tiny
@@ -8,12 +9,12 @@ from fungi_fastai.published import plan, published, run_experiment, weights_for
 from fungi_fastai.settings import UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
-quick = {k: v for k, v in tiny.items() if k not in ('lr', 'size')}   # `size` says full or small here
+quick = {k: v for k, v in tiny.items() if k not in ('lr', 'size')}  # `size` says full or small here
 
 
 @pytest.fixture(scope='module')
 def slides(tmp_path_factory):
-    return make_sample('defungi', tmp_path_factory.mktemp('slides')/'set', specimens=6, photos=1, size=48, workers=1)
+    return make_sample('defungi', tmp_path_factory.mktemp('slides') / 'set', specimens=6, photos=1, size=48, workers=1)
 
 
 @pytest.mark.parametrize('size', ['full', 'small'])
@@ -22,9 +23,10 @@ def test_every_experiment_can_be_planned(name, size):
     about = published[name]
     recipe, rows = plan(name, size)
     assert bool(rows) == (about.kind == 'settings') and recipe.name in ('mushrooms', 'defungi', 'flowers', 'seedlings')
-    assert len({one.to_json() for _, one in rows}) == len(rows)   # no setting twice, and each does something
+    assert len({one.to_json() for _, one in rows}) == len(rows)  # no setting twice, and each does something
     assert recipe.epochs <= (10 if size == 'small' else 40)
-    if size == 'full': assert plan(name, 'small')[0] != recipe
+    if size == 'full':
+        assert plan(name, 'small')[0] != recipe
 
 
 def test_the_ladder_changes_one_thing_at_a_time():
@@ -32,53 +34,88 @@ def test_the_ladder_changes_one_thing_at_a_time():
         rows = [one for _, one in plan('flowers-ladder', size)[1]]
         assert not rows[0].pretrained and rows[0].augment.strength == 0 and rows[-1].start == 'probe'
         assert [set(b.differences(a)) for a, b in zip(rows, rows[1:], strict=False)] == [
-            {'augment'}, {'pretrained'}, {'arch'}, {'schedule', 'lr', 'body_lr'}, {'wd', 'label_smoothing', 'mixup', 'freeze_batchnorm'}, {'start'}]
+            {'augment'},
+            {'pretrained'},
+            {'arch'},
+            {'schedule', 'lr', 'body_lr'},
+            {'wd', 'label_smoothing', 'mixup', 'freeze_batchnorm'},
+            {'start'},
+        ]
 
 
 def test_settings_continued(fungi, slides, tmp_path, monkeypatch):
     "Interrupted after the first of two trainings; the same call goes on with the second"
     import fungi_fastai.experiments.folds as folds
+
     real, calls = folds.train, []
 
     def once(*args, **kwargs):
-        if calls: raise KeyboardInterrupt
+        if calls:
+            raise KeyboardInterrupt
         calls.append(args[1])
         return real(*args, **kwargs)
+
     monkeypatch.setattr(folds, 'train', once)
     changes = dict(source=slides, progress=False, **{k: v for k, v in quick.items() if k != 'arch'})
-    with pytest.raises(KeyboardInterrupt): run_experiment('convmixer-depth', tmp_path/'out', 'small', **changes)
-    first = (tmp_path/'out/01-seed-1/metrics.json').read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment('convmixer-depth', tmp_path / 'out', 'small', **changes)
+    first = (tmp_path / 'out/01-seed-1/metrics.json').read_bytes()
     monkeypatch.setattr(folds, 'train', real)
-    found = run_experiment('convmixer-depth', tmp_path/'out', 'small', **changes)
-    assert (tmp_path/'out/01-seed-1/metrics.json').read_bytes() == first
-    table = pd.read_csv(tmp_path/'out/table.csv')
-    assert table.setting.tolist() == ['arch=convmixer_64_8', 'arch=convmixer_64_16'] and table.accuracy.between(0, 1).all()
-    said = (tmp_path/'out/summary.md').read_text('utf8')
-    assert '0.78' in said and 'convmixer_64_16' in found.said and '01-seed' not in found.said and (tmp_path/'out/figure.svg').exists()
-    with pytest.raises(UserError, match='another experiment'): run_experiment('convmixer-grid', tmp_path/'out', 'small', **changes)
+    found = run_experiment('convmixer-depth', tmp_path / 'out', 'small', **changes)
+    assert (tmp_path / 'out/01-seed-1/metrics.json').read_bytes() == first
+    table = pd.read_csv(tmp_path / 'out/table.csv')
+    assert (
+        table.setting.tolist() == ['arch=convmixer_64_8', 'arch=convmixer_64_16'] and table.accuracy.between(0, 1).all()
+    )
+    said = (tmp_path / 'out/summary.md').read_text('utf8')
+    assert (
+        '0.78' in said
+        and 'convmixer_64_16' in found.said
+        and '01-seed' not in found.said
+        and (tmp_path / 'out/figure.svg').exists()
+    )
+    with pytest.raises(UserError, match='another experiment'):
+        run_experiment('convmixer-grid', tmp_path / 'out', 'small', **changes)
 
 
 def test_the_score_on_training_pictures(photos, tmp_path):
-    found = run_experiment('seedlings-augmentation', tmp_path/'out', 'small', photos, progress=False, **quick)
+    found = run_experiment('seedlings-augmentation', tmp_path / 'out', 'small', photos, progress=False, **quick)
     assert len(found.table) == 5 and found.summary.train_accuracy.between(0, 1).all() and 'gap' in found.said
 
 
 def test_folds_of_both_kinds(slides, tmp_path):
-    found = run_experiment('defungi-folds', tmp_path/'out', 'small', slides, progress=False, **quick)
-    assert found.table.leaked.tolist()[0] == 0 and found.table.leaked.tolist()[1] > 0 and 'NAIVE' in found.table.setting[1]
+    found = run_experiment('defungi-folds', tmp_path / 'out', 'small', slides, progress=False, **quick)
+    assert (
+        found.table.leaked.tolist()[0] == 0 and found.table.leaked.tolist()[1] > 0 and 'NAIVE' in found.table.setting[1]
+    )
 
 
 @pytest.mark.parametrize('name', ['defungi-curve-20', 'convmixer-split'])
 def test_curves(slides, tmp_path, name):
-    found = run_experiment(name, tmp_path/'out', 'small', slides, progress=False, **quick | dict(fraction=1.))
-    assert len(found.table) and found.said and (tmp_path/'out/summary.md').exists()
+    found = run_experiment(name, tmp_path / 'out', 'small', slides, progress=False, **quick | dict(fraction=1.0))
+    assert len(found.table) and found.said and (tmp_path / 'out/summary.md').exists()
 
 
 def test_wrong_words(fungi, slides, tmp_path):
-    assert 'mushrooms-grid' in fungi('experiment', 'mushroom-grid', '--out', tmp_path/'o', code=2).err
+    assert 'mushrooms-grid' in fungi('experiment', 'mushroom-grid', '--out', tmp_path / 'o', code=2).err
     assert 'mushrooms-grid' in fungi('experiment', 'list').out
-    (tmp_path/'weights').mkdir()
-    (tmp_path/'weights/resnet18.x.safetensors').write_bytes(b'')
-    error = fungi('experiment', 'mushrooms-grid', '--size', 'small', '--source', slides, '--weights', tmp_path/'weights', '--out', tmp_path/'o', code=2).err
-    assert 'mobilenetv2_035' in error and 'resnet18.x' in error and not (tmp_path/'o').exists()
-    assert weights_for('resnet18', str(tmp_path/'weights')).endswith('resnet18.x.safetensors') and weights_for('resnet18', 'hf-hub:a/b') == 'hf-hub:a/b'
+    (tmp_path / 'weights').mkdir()
+    (tmp_path / 'weights/resnet18.x.safetensors').write_bytes(b'')
+    error = fungi(
+        'experiment',
+        'mushrooms-grid',
+        '--size',
+        'small',
+        '--source',
+        slides,
+        '--weights',
+        tmp_path / 'weights',
+        '--out',
+        tmp_path / 'o',
+        code=2,
+    ).err
+    assert 'mobilenetv2_035' in error and 'resnet18.x' in error and not (tmp_path / 'o').exists()
+    assert (
+        weights_for('resnet18', str(tmp_path / 'weights')).endswith('resnet18.x.safetensors')
+        and weights_for('resnet18', 'hf-hub:a/b') == 'hf-hub:a/b'
+    )

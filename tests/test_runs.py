@@ -1,4 +1,5 @@
 "From pictures to a finished run: what it holds, what it keeps apart, and that a killed one ends as if nothing had happened"
+
 import json
 import os
 import random
@@ -17,11 +18,37 @@ from PIL import Image
 from fungi_fastai.data.samples import make_sample
 from fungi_fastai.settings import UserError
 
-files = {'recipe.json', 'items.parquet', 'environment.json', 'history.csv', 'model.safetensors', 'predictions.parquet',
-         'metrics.json', 'report.html', 'report.json'}
-scores = {'accuracy', 'balanced_accuracy', 'macro_precision', 'macro_recall', 'macro_f1', 'weighted_precision', 'weighted_recall',
-          'weighted_f1', 'top3_accuracy', 'log_loss', 'n_test', 'n_classes', 'classes', 'confusion', 'per_class', 'evaluated_on', 'n_train'}
-samples = dict(mushrooms=(5, 2), defungi=(4, 1), flowers=(5, 2), seedlings=(6, None))   # specimens, photos
+files = {
+    'recipe.json',
+    'items.parquet',
+    'environment.json',
+    'history.csv',
+    'model.safetensors',
+    'predictions.parquet',
+    'metrics.json',
+    'report.html',
+    'report.json',
+}
+scores = {
+    'accuracy',
+    'balanced_accuracy',
+    'macro_precision',
+    'macro_recall',
+    'macro_f1',
+    'weighted_precision',
+    'weighted_recall',
+    'weighted_f1',
+    'top3_accuracy',
+    'log_loss',
+    'n_test',
+    'n_classes',
+    'classes',
+    'confusion',
+    'per_class',
+    'evaluated_on',
+    'n_train',
+}
+samples = dict(mushrooms=(5, 2), defungi=(4, 1), flowers=(5, 2), seedlings=(6, None))  # specimens, photos
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 
@@ -34,7 +61,8 @@ def one_side(items, column):
 
 def tensors(run):
     from fungi_fastai.training.checkpoints import read_weights
-    return read_weights(Path(run)/'model.safetensors')[0]
+
+    return read_weights(Path(run) / 'model.safetensors')[0]
 
 
 def same_weights(one, other):
@@ -44,28 +72,30 @@ def same_weights(one, other):
 
 # --- the four systems
 
+
 @pytest.mark.parametrize('kind', samples)
 def test_each_trainer_ends_in_a_whole_run(kind, tmp_path):
     import fungi_fastai
-    specimens, per_specimen = samples[kind]
-    folder = make_sample(kind, tmp_path/'pictures', specimens=specimens, photos=per_specimen, size=64, workers=1)
-    train = getattr(fungi_fastai, f'train_{kind}')
-    run = train(source=folder, out=tmp_path/'run', progress=False, **tiny)
 
-    assert {f.name for f in run.folder.iterdir()} == files   # no lock, no checkpoint, no half-written file
+    specimens, per_specimen = samples[kind]
+    folder = make_sample(kind, tmp_path / 'pictures', specimens=specimens, photos=per_specimen, size=64, workers=1)
+    train = getattr(fungi_fastai, f'train_{kind}')
+    run = train(source=folder, out=tmp_path / 'run', progress=False, **tiny)
+
+    assert {f.name for f in run.folder.iterdir()} == files  # no lock, no checkpoint, no half-written file
     assert scores <= set(run.metrics) and run.metrics['evaluated_on'] == 'test'
-    loaded = fungi_fastai.Run.load(tmp_path/'run')
-    assert loaded.metrics == run.metrics == json.loads((tmp_path/'run/metrics.json').read_text('utf8'))
+    loaded = fungi_fastai.Run.load(tmp_path / 'run')
+    assert loaded.metrics == run.metrics == json.loads((tmp_path / 'run/metrics.json').read_text('utf8'))
     assert loaded.recipe == run.recipe and loaded.recipe.name == kind
 
-    items = pd.read_parquet(tmp_path/'run/items.parquet')
+    items = pd.read_parquet(tmp_path / 'run/items.parquet')
     assert {'path', 'label', 'group', 'split', 'problem', 'cluster'} <= set(items)
     assert len(items) == len(list(folder.rglob('*.jpg')))
     assert {'train', 'valid', 'test'} <= set(items.split) and one_side(items, 'group') and one_side(items, 'cluster')
     for label, rows in items[items.label.notna() & items.split.ne('')].groupby('label'):
         assert set(rows.split) >= {'train', 'valid', 'test'}, label
 
-    predictions = pd.read_parquet(tmp_path/'run/predictions.parquet')
+    predictions = pd.read_parquet(tmp_path / 'run/predictions.parquet')
     held = predictions[predictions.split == 'test']
     assert len(held) == run.metrics['n_test'] == (items.split == 'test').sum() > 0
     columns = [f'p_{c}' for c in run.metrics['classes']]
@@ -73,30 +103,37 @@ def test_each_trainer_ends_in_a_whole_run(kind, tmp_path):
     assert (held[columns].to_numpy().argmax(1) == held.predicted.map(run.metrics['classes'].index)).all()
     assert run.metrics['accuracy'] == pytest.approx((held.predicted == held.label).mean())
     from sklearn.metrics import precision_recall_fscore_support
+
     expected = precision_recall_fscore_support(held.label, held.predicted, average='macro', zero_division=0)[:3]
     assert [run.metrics[f'macro_{k}'] for k in ('precision', 'recall', 'f1')] == pytest.approx(expected)
     assert np.sum(run.metrics['confusion']) == len(held)
 
-    page = (tmp_path/'run/report.html').read_text('utf8')
-    assert all(c in page for c in run.metrics['classes']) and f"{run.metrics['accuracy']:.1%}" in page
-    assert 'src="http' not in page and '<link' not in page   # self-contained
+    page = (tmp_path / 'run/report.html').read_text('utf8')
+    assert all(c in page for c in run.metrics['classes']) and f'{run.metrics["accuracy"]:.1%}' in page
+    assert 'src="http' not in page and '<link' not in page  # self-contained
 
 
 def test_seedlings_without_labels_stay_out_of_training(tmp_path):
     from fungi_fastai import train_seedlings
-    folder = make_sample('seedlings', tmp_path/'pictures', specimens=5, size=64, workers=1)
-    items = train_seedlings(folder, out=tmp_path/'run', progress=False, **tiny).items
+
+    folder = make_sample('seedlings', tmp_path / 'pictures', specimens=5, size=64, workers=1)
+    items = train_seedlings(folder, out=tmp_path / 'run', progress=False, **tiny).items
     unlabelled = items[items.label.isna()]
-    assert len(unlabelled) == len(list((folder/'test').iterdir())) and (unlabelled.split == '').all()
+    assert len(unlabelled) == len(list((folder / 'test').iterdir())) and (unlabelled.split == '').all()
 
 
-@pytest.mark.skipif(not (shared/'defungi.zip').exists(), reason=f'{shared}/defungi.zip (real DeFungi crops) is not there')
+@pytest.mark.skipif(
+    not (shared / 'defungi.zip').exists(), reason=f'{shared}/defungi.zip (real DeFungi crops) is not there'
+)
 def test_no_defungi_specimen_on_two_sides(tmp_path):
     from fungi_fastai import train_defungi
-    run = train_defungi(shared/'defungi.zip', out=tmp_path/'run', progress=False, fraction=.02, **{**tiny, 'size': 16, 'bs': 64})
-    items = pd.read_parquet(run.folder/'items.parquet')
+
+    run = train_defungi(
+        shared / 'defungi.zip', out=tmp_path / 'run', progress=False, fraction=0.02, **{**tiny, 'size': 16, 'bs': 64}
+    )
+    items = pd.read_parquet(run.folder / 'items.parquet')
     used = items[items.split != '']
-    specimen = used['name'].str.extract(r'([^/]+?_\d+)[a-z]?_\d+\.jpg$')[0]   # read anew, not from the column `group`
+    specimen = used['name'].str.extract(r'([^/]+?_\d+)[a-z]?_\d+\.jpg$')[0]  # read anew, not from the column `group`
     assert specimen.notna().all() and specimen.nunique() > 100
     assert (used.groupby(specimen.to_numpy()).split.nunique() == 1).all()
     assert one_side(items, 'group') and one_side(items, 'cluster')
@@ -105,16 +142,18 @@ def test_no_defungi_specimen_on_two_sides(tmp_path):
 
 # --- what a run offers
 
+
 def test_its_learner_is_fastais(small_run, photos):
     from fastai.interpret import ClassificationInterpretation
     from fastai.learner import Learner
+
     learn = small_run.learner
     assert isinstance(learn, Learner)
     with learn.no_bar():
         found = ClassificationInterpretation.from_learner(learn)
         confusion = found.confusion_matrix()
     assert confusion.sum() == (small_run.items.split == 'valid').sum()
-    assert np.trace(confusion)/confusion.sum() == pytest.approx(small_run.metrics['valid']['accuracy'])
+    assert np.trace(confusion) / confusion.sum() == pytest.approx(small_run.metrics['valid']['accuracy'])
     assert list(found.vocab) == small_run.metrics['classes']
     assert isinstance(found.most_confused(), list)
 
@@ -122,11 +161,14 @@ def test_its_learner_is_fastais(small_run, photos):
 def test_its_loaders_can_be_sent_to_processes(small_run):
     "As macOS, Windows and Python 3.14 do, which do not fork"
     import pickle
-    for loader in small_run.learner.dls.loaders: assert pickle.dumps(loader)
+
+    for loader in small_run.learner.dls.loaders:
+        assert pickle.dumps(loader)
 
 
 def test_its_learner_predicts_and_trains_on(small_run, tmp_path):
     from fungi_fastai import Run
+
     row = small_run.items.iloc[0]
     learn = Run.load(small_run.folder).learner
     with learn.no_bar(), learn.no_logging():
@@ -140,23 +182,27 @@ def test_predict_takes_what_people_have(small_run, photos, tmp_path):
     some = sorted(photos.rglob('*.jpg'))[:3]
     by_path = small_run.predict([str(p) for p in some])
     assert list(by_path.columns[-5:]) == [f'p_{c}' for c in small_run.metrics['classes']] and len(by_path) == 3
-    with Image.open(some[0]) as image: by_image = small_run.predict(image)
+    with Image.open(some[0]) as image:
+        by_image = small_run.predict(image)
     numbers = lambda table: table.filter(like='p_').to_numpy()
     assert numbers(by_image)[0] == pytest.approx(numbers(by_path)[0], abs=1e-4)
     assert numbers(small_run.predict(some[1]))[0] == pytest.approx(numbers(by_path)[1], abs=1e-3)
     assert len(small_run.predict(photos)) == len(list(photos.rglob('*.jpg')))
-    (tmp_path/'bad.jpg').write_text('no picture')
-    with pytest.raises(UserError, match='bad.jpg'): small_run.predict([some[0], tmp_path/'bad.jpg'])
-    with pytest.raises(UserError, match='gone.jpg'): small_run.predict('gone.jpg')
+    (tmp_path / 'bad.jpg').write_text('no picture')
+    with pytest.raises(UserError, match='bad.jpg'):
+        small_run.predict([some[0], tmp_path / 'bad.jpg'])
+    with pytest.raises(UserError, match='gone.jpg'):
+        small_run.predict('gone.jpg')
 
 
 def test_who_may_read_the_folder_may_read_the_weights(small_run):
     mode = lambda path: path.stat().st_mode & 0o666
-    assert mode(small_run.folder/'model.safetensors') == mode(small_run.folder)
+    assert mode(small_run.folder / 'model.safetensors') == mode(small_run.folder)
 
 
 def test_saved_predictions_are_what_the_loaded_model_says(small_run):
     from fungi_fastai import Run
+
     saved = small_run.predictions
     again = Run.load(small_run.folder).probabilities(saved)
     assert again == pytest.approx(saved[[f'p_{c}' for c in small_run.metrics['classes']]].to_numpy(), abs=1e-3)
@@ -166,55 +212,90 @@ def test_all_ways_to_ask_are_equally_sure(fungi, small_run, small_bundle, photos
     "A run, the command, and the exported bundle: calibrated, all of them"
     from fungi_fastai.deploy.predictor import Predictor
     from fungi_fastai.evaluation.calibration import apply_temperature
+
     file = sorted(photos.rglob('*.jpg'))[7]
     said = small_run.predict(file).confidence[0]
-    raw, temperature = small_run.probabilities(pd.DataFrame(dict(path=[str(file)]))), small_run.metrics['calibration']['temperature']
+    raw, temperature = (
+        small_run.probabilities(pd.DataFrame(dict(path=[str(file)]))),
+        small_run.metrics['calibration']['temperature'],
+    )
     assert said == pytest.approx(apply_temperature(raw, temperature).max(), abs=1e-6)
-    by_command = [json.loads(fungi('predict', folder, file, '--json').out)[0]['confidence'] for folder in (small_run.folder, small_bundle)]
-    assert [*by_command, Predictor.load(small_bundle).predict(file)[0].confidence] == pytest.approx([said]*3, abs=1e-2)
+    by_command = [
+        json.loads(fungi('predict', folder, file, '--json').out)[0]['confidence']
+        for folder in (small_run.folder, small_bundle)
+    ]
+    assert [*by_command, Predictor.load(small_bundle).predict(file)[0].confidence] == pytest.approx(
+        [said] * 3, abs=1e-2
+    )
 
 
 def test_a_finished_run_with_a_file_missing_or_damaged_says_which(fungi, small_run, photos, tmp_path):
     one = sorted(photos.rglob('*.jpg'))[0]
-    calls = {'metrics.json': [('evaluate',), ('watch', '--once')], 'predictions.parquet': [('report',), ('compare', small_run.folder)],
-             'items.parquet': [('predict', one)], 'model.safetensors': [('predict', one)], 'history.csv': [('report',)]}
+    calls = {
+        'metrics.json': [('evaluate',), ('watch', '--once')],
+        'predictions.parquet': [('report',), ('compare', small_run.folder)],
+        'items.parquet': [('predict', one)],
+        'model.safetensors': [('predict', one)],
+        'history.csv': [('report',)],
+    }
     for name, some in calls.items():
-        shutil.copytree(small_run.folder, tmp_path/name)
-        whole = (tmp_path/name/name).read_bytes()
-        (tmp_path/name/name).write_bytes(b'' if name == 'history.csv' else whole[:50])
-        for what, *more in some: assert f'{name}/{name} is ' in fungi(what, tmp_path/name, *more, code=2).err
-        if name == 'metrics.json': continue   # without it, a run is not finished
-        (tmp_path/name/name).unlink()
-        for what, *more in some: assert f'{name}/{name} is missing' in fungi(what, tmp_path/name, *more, code=2).err
+        shutil.copytree(small_run.folder, tmp_path / name)
+        whole = (tmp_path / name / name).read_bytes()
+        (tmp_path / name / name).write_bytes(b'' if name == 'history.csv' else whole[:50])
+        for what, *more in some:
+            assert f'{name}/{name} is ' in fungi(what, tmp_path / name, *more, code=2).err
+        if name == 'metrics.json':
+            continue  # without it, a run is not finished
+        (tmp_path / name / name).unlink()
+        for what, *more in some:
+            assert f'{name}/{name} is missing' in fungi(what, tmp_path / name, *more, code=2).err
 
 
 def test_sources_of_every_kind_give_the_same_run(photos, small_run, tmp_path):
     from fungi_fastai import Source, train_flowers
+
     table = pd.DataFrame([dict(path=str(p), label=p.parent.name) for p in sorted(photos.rglob('*.jpg'))])
     wanted = small_run.items.set_index('sha')
     for i, source in enumerate((table, Source.of(photos), str(photos))):
-        run = train_flowers(source, out=tmp_path/f'run {i}', progress=False, **{**tiny, 'epochs': 0})
+        run = train_flowers(source, out=tmp_path / f'run {i}', progress=False, **{**tiny, 'epochs': 0})
         got = run.items.set_index('sha')
         assert (got.label == wanted.label.reindex(got.index)).all() and set(got.split) == {'train', 'valid', 'test'}
-        assert train_flowers(source, out=tmp_path/f'run {i}', progress=False, **{**tiny, 'epochs': 0}).metrics == run.metrics
+        assert (
+            train_flowers(source, out=tmp_path / f'run {i}', progress=False, **{**tiny, 'epochs': 0}).metrics
+            == run.metrics
+        )
 
 
 def test_fractions_are_nested_and_leave_the_test_part_alone(photos, small_run, tmp_path):
     from fungi_fastai import FLOWERS
     from fungi_fastai.training.fit import prepare_items
+
     recipe = FLOWERS.but(source=photos)
-    parts = {share: prepare_items(recipe.but(fraction=share), progress=False) for share in (.3, .6, 1.)}
+    parts = {share: prepare_items(recipe.but(fraction=share), progress=False) for share in (0.3, 0.6, 1.0)}
     trained = {share: set(items['name'][items.split == 'train']) for share, items in parts.items()}
-    assert trained[.3] < trained[.6] < trained[1.]
-    for part in ('valid', 'test'): assert len({tuple(items['name'][items.split == part]) for items in parts.values()}) == 1
+    assert trained[0.3] < trained[0.6] < trained[1.0]
+    for part in ('valid', 'test'):
+        assert len({tuple(items['name'][items.split == part]) for items in parts.values()}) == 1
 
 
-@pytest.mark.parametrize('changes', [dict(epochs=0), dict(epochs=2, frozen_epochs=1, head='fastai'), dict(hidden=8, dropout=.5),
-    dict(test=0.), dict(arch='resnet18'), dict(epochs=3, patience=1, lr=1e-9, monitor='accuracy'), dict(fit='pad', precision='bf16'),
-    dict(epochs=3, frozen_epochs=1, views=3, start_size=16, cache=False), dict(epochs=2, frozen_epochs=2, views=0)])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(epochs=0),
+        dict(epochs=2, frozen_epochs=1, head='fastai'),
+        dict(hidden=8, dropout=0.5),
+        dict(test=0.0),
+        dict(arch='resnet18'),
+        dict(epochs=3, patience=1, lr=1e-9, monitor='accuracy'),
+        dict(fit='pad', precision='bf16'),
+        dict(epochs=3, frozen_epochs=1, views=3, start_size=16, cache=False),
+        dict(epochs=2, frozen_epochs=2, views=0),
+    ],
+)
 def test_every_way_to_train_ends(photos, tmp_path, changes):
     from fungi_fastai import Run, train_flowers
-    run = train_flowers(photos, out=tmp_path/'run', progress=False, **tiny | changes)
+
+    run = train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny | changes)
     assert {f.name for f in run.folder.iterdir()} == files
     assert run.metrics['evaluated_on'] == ('valid' if changes.get('test') == 0 else 'test')
     assert len(run.history[run.history.epoch > 0]) == (2 if 'patience' in changes else (tiny | changes)['epochs'])
@@ -223,8 +304,9 @@ def test_every_way_to_train_ends(photos, tmp_path, changes):
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(photos, small_run, tmp_path):
     from fungi_fastai import train_flowers
-    again = train_flowers(photos, out=tmp_path/'again', progress=False, **{**tiny, 'epochs': 2})
-    other = train_flowers(photos, out=tmp_path/'other', progress=False, seed=7, **{**tiny, 'epochs': 2})
+
+    again = train_flowers(photos, out=tmp_path / 'again', progress=False, **{**tiny, 'epochs': 2})
+    other = train_flowers(photos, out=tmp_path / 'other', progress=False, seed=7, **{**tiny, 'epochs': 2})
     assert same_weights(small_run.folder, again.folder) and not same_weights(small_run.folder, other.folder)
     assert again.metrics | dict(seconds=0) == small_run.metrics | dict(seconds=0)
     assert (other.items.split != again.items.split).any()
@@ -232,56 +314,77 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(photos, small
 
 # --- the same call again
 
+
 def test_a_finished_run_is_shown_and_not_trained_again(fungi, photos, small_run):
     before = {f.name: f.stat().st_mtime_ns for f in small_run.folder.iterdir()}
     call = ('train', 'flowers', '--source', photos, '--out', small_run.folder, *flags(**{**tiny, 'epochs': 2}))
-    assert f"{small_run.metrics['accuracy']:.1%}" in fungi(*call).out
+    assert f'{small_run.metrics["accuracy"]:.1%}' in fungi(*call).out
     assert json.loads(fungi(*call, '--json').out) == small_run.metrics
     assert {f.name: f.stat().st_mtime_ns for f in small_run.folder.iterdir()} == before
 
 
 def test_another_recipe_is_refused_and_nothing_changes(fungi, photos, small_run):
     before = {f.name: f.read_bytes() for f in small_run.folder.iterdir()}
-    said = fungi('train', 'flowers', '--source', photos, '--out', small_run.folder, *flags(**{**tiny, 'epochs': 3, 'seed': 9}), code=2).err
+    said = fungi(
+        'train',
+        'flowers',
+        '--source',
+        photos,
+        '--out',
+        small_run.folder,
+        *flags(**{**tiny, 'epochs': 3, 'seed': 9}),
+        code=2,
+    ).err
     assert 'epochs is 3 now and 2 there' in said and 'seed' in said and '--out' in said
     assert {f.name: f.read_bytes() for f in small_run.folder.iterdir()} == before
 
 
 def test_a_folder_that_is_no_run_is_refused(fungi, photos, tmp_path):
-    (tmp_path/'thesis').mkdir()
-    (tmp_path/'thesis/chapter.txt').write_text('years of work')
-    assert 'is not a run' in fungi('train', 'flowers', '--source', photos, '--out', tmp_path/'thesis', *flags(**tiny), code=2).err
-    assert 'is not a run' in fungi('train', 'flowers', '--source', photos, '--out', tmp_path/'thesis/chapter.txt', *flags(**tiny), code=2).err
-    assert [f.name for f in (tmp_path/'thesis').iterdir()] == ['chapter.txt']
+    (tmp_path / 'thesis').mkdir()
+    (tmp_path / 'thesis/chapter.txt').write_text('years of work')
+    assert (
+        'is not a run'
+        in fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'thesis', *flags(**tiny), code=2).err
+    )
+    assert (
+        'is not a run'
+        in fungi(
+            'train', 'flowers', '--source', photos, '--out', tmp_path / 'thesis/chapter.txt', *flags(**tiny), code=2
+        ).err
+    )
+    assert [f.name for f in (tmp_path / 'thesis').iterdir()] == ['chapter.txt']
 
 
 @pytest.mark.parametrize('there', [False, True])
 def test_a_mistake_can_be_mended_with_the_same_out(fungi, photos, tmp_path, there):
     "The first call fails before anything was made; the second one, put right, is a call of its own"
-    if there: (tmp_path/'run').mkdir()
-    fungi('train', 'flowers', '--source', tmp_path/'photoz', '--out', tmp_path/'run', *flags(**tiny), code=2)
-    assert (tmp_path/'run').exists() == there and not list(tmp_path.glob('run/*'))
-    fungi('train', 'flowers', '--source', photos, '--out', tmp_path/'run', *flags(**tiny))
+    if there:
+        (tmp_path / 'run').mkdir()
+    fungi('train', 'flowers', '--source', tmp_path / 'photoz', '--out', tmp_path / 'run', *flags(**tiny), code=2)
+    assert (tmp_path / 'run').exists() == there and not list(tmp_path.glob('run/*'))
+    fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'run', *flags(**tiny))
 
 
 def test_what_a_very_early_kill_leaves_is_no_obstacle(fungi, photos, tmp_path):
-    (tmp_path/'run').mkdir()
-    for name in ('.lock', '.recipe.json.4711.part'): (tmp_path/'run'/name).touch()   # killed before recipe.json was there
-    fungi('train', 'flowers', '--source', photos, '--out', tmp_path/'run', *flags(**tiny))
-    assert {f.name for f in (tmp_path/'run').iterdir()} == files
+    (tmp_path / 'run').mkdir()
+    for name in ('.lock', '.recipe.json.4711.part'):
+        (tmp_path / 'run' / name).touch()  # killed before recipe.json was there
+    fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'run', *flags(**tiny))
+    assert {f.name for f in (tmp_path / 'run').iterdir()} == files
 
 
 def test_an_unfinished_or_damaged_run_says_so(fungi, photos, small_run, tmp_path):
-    (tmp_path/'begun').mkdir()
-    (tmp_path/'begun/recipe.json').write_bytes((small_run.folder/'recipe.json').read_bytes())
+    (tmp_path / 'begun').mkdir()
+    (tmp_path / 'begun/recipe.json').write_bytes((small_run.folder / 'recipe.json').read_bytes())
     for command in (('evaluate',), ('predict', photos), ('report',)):
-        assert 'not finished' in fungi(command[0], tmp_path/'begun', *command[1:], code=2).err
-    (tmp_path/'begun/recipe.json').write_text('{"name": "flow')
-    assert 'recipe.json' in fungi('report', tmp_path/'begun', code=2).err
-    assert 'recipe.json' in fungi('train', 'flowers', '--source', photos, '--out', tmp_path/'begun', code=2).err
+        assert 'not finished' in fungi(command[0], tmp_path / 'begun', *command[1:], code=2).err
+    (tmp_path / 'begun/recipe.json').write_text('{"name": "flow')
+    assert 'recipe.json' in fungi('report', tmp_path / 'begun', code=2).err
+    assert 'recipe.json' in fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'begun', code=2).err
 
 
 # --- killed, and continued
+
 
 @pytest.fixture
 def long_call(photos):
@@ -292,32 +395,39 @@ def long_call(photos):
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(process, long_call, tmp_path, capsys):
     begun = time.monotonic()
-    whole = process(*long_call(tmp_path/'whole'))
-    wait_for((tmp_path/'whole/recipe.json').exists, whole)
-    early = time.monotonic()-begun
+    whole = process(*long_call(tmp_path / 'whole'))
+    wait_for((tmp_path / 'whole/recipe.json').exists, whole)
+    early = time.monotonic() - begun
     whole.join()
-    length = time.monotonic()-begun
+    length = time.monotonic() - begun
     assert whole.exitcode == 0, whole.log.read_text()
     chance, kills = random.Random(time.time_ns()), []
     for name in ('once', 'often'):
         for _ in range(1 if name == 'once' else 4):
-            one, delay = process(*long_call(tmp_path/name)), chance.uniform(.8*early, length)
+            one, delay = process(*long_call(tmp_path / name)), chance.uniform(0.8 * early, length)
             kills.append(round(delay, 3))
             one.join(delay)
-            one.kill()   # SIGKILL
+            one.kill()  # SIGKILL
             one.join()
-            if one.exitcode == 0: break   # it was finished
-        last = process(*long_call(tmp_path/name))
+            if one.exitcode == 0:
+                break  # it was finished
+        last = process(*long_call(tmp_path / name))
         last.join()
         assert last.exitcode == 0, (kills, last.log.read_text())
-        assert same_weights(tmp_path/'whole', tmp_path/name), kills
-        left = {f.name for f in (tmp_path/name).iterdir() if not f.name.endswith('.part')}   # what a kill in mid-write leaves
+        assert same_weights(tmp_path / 'whole', tmp_path / name), kills
+        left = {
+            f.name for f in (tmp_path / name).iterdir() if not f.name.endswith('.part')
+        }  # what a kill in mid-write leaves
         assert left == files, kills
-        tables = [pd.read_csv(tmp_path/n/'history.csv').drop(columns=['seconds', 'images_per_second']) for n in ('whole', name)]
+        tables = [
+            pd.read_csv(tmp_path / n / 'history.csv').drop(columns=['seconds', 'images_per_second'])
+            for n in ('whole', name)
+        ]
         pd.testing.assert_frame_equal(*tables)
-        found = [json.loads((tmp_path/n/'metrics.json').read_text('utf8')) | dict(seconds=0) for n in ('whole', name)]
+        found = [
+            json.loads((tmp_path / n / 'metrics.json').read_text('utf8')) | dict(seconds=0) for n in ('whole', name)
+        ]
         assert found[0] == found[1], kills
-
 
 
 def _with_little_room(size, *arguments):
@@ -328,83 +438,102 @@ def _with_little_room(size, *arguments):
 
 def test_no_room_for_a_checkpoint(started, process, long_call, tmp_path):
     "A clear error, the last checkpoint intact, and with room again it goes on to the same end, by `--resume` too"
-    one, history, state = process(*long_call(tmp_path/'run')), tmp_path/'run/history.csv', tmp_path/'run/checkpoint/state.safetensors'
+    one, history, state = (
+        process(*long_call(tmp_path / 'run')),
+        tmp_path / 'run/history.csv',
+        tmp_path / 'run/checkpoint/state.safetensors',
+    )
     wait_for(lambda: history.exists() and len(history.read_text().splitlines()) > 4, one)
-    one.kill(); one.join()
+    one.kill()
+    one.join()
     before = state.read_bytes()
-    full = started(_with_little_room, len(before)//2, *long_call(tmp_path/'run'))
+    full = started(_with_little_room, len(before) // 2, *long_call(tmp_path / 'run'))
     log = full.log
     full.join()
-    assert full.exitcode == 1 and 'Traceback' not in log.read_text() and 'state.safetensors could not be' in log.read_text(), log.read_text()
-    assert state.read_bytes() == before and not list((tmp_path/'run').rglob('*.part'))
-    other, whole = process('train', '--resume', tmp_path/'run'), process(*long_call(tmp_path/'whole'))
-    for p in (other, whole): p.join()
+    assert (
+        full.exitcode == 1
+        and 'Traceback' not in log.read_text()
+        and 'state.safetensors could not be' in log.read_text()
+    ), log.read_text()
+    assert state.read_bytes() == before and not list((tmp_path / 'run').rglob('*.part'))
+    other, whole = process('train', '--resume', tmp_path / 'run'), process(*long_call(tmp_path / 'whole'))
+    for p in (other, whole):
+        p.join()
     assert other.exitcode == whole.exitcode == 0, other.log.read_text()
-    assert same_weights(tmp_path/'run', tmp_path/'whole')
+    assert same_weights(tmp_path / 'run', tmp_path / 'whole')
 
 
 def test_resume_wants_a_run(fungi, tmp_path):
-    assert 'no run folder' in fungi('train', '--resume', tmp_path/'nothing', code=2).err
-    (tmp_path/'other').mkdir()
+    assert 'no run folder' in fungi('train', '--resume', tmp_path / 'nothing', code=2).err
+    (tmp_path / 'other').mkdir()
     assert 'not a run' in fungi('train', f'--resume={tmp_path}/other', code=2).err
 
 
 @pytest.mark.parametrize('epochs', [1, 2, 3, 8])
 def test_killed_right_after_an_epoch(process, long_call, tmp_path, epochs):
     "The seams: in a phase, between two, and after the last epoch"
-    one = process(*long_call(tmp_path/'run'))
-    history = tmp_path/'run/history.csv'
+    one = process(*long_call(tmp_path / 'run'))
+    history = tmp_path / 'run/history.csv'
     wait_for(lambda: history.exists() and len(history.read_text().splitlines()) > epochs, one)
-    one.kill(); one.join()
-    other = process(*long_call(tmp_path/'run'))
-    whole = process(*long_call(tmp_path/'whole'))
-    for p in (other, whole): p.join()
+    one.kill()
+    one.join()
+    other = process(*long_call(tmp_path / 'run'))
+    whole = process(*long_call(tmp_path / 'whole'))
+    for p in (other, whole):
+        p.join()
     assert other.exitcode == whole.exitcode == 0, other.log.read_text()
-    assert same_weights(tmp_path/'run', tmp_path/'whole')
-    tables = [pd.read_csv(tmp_path/n/'history.csv').drop(columns=['seconds', 'images_per_second']) for n in ('whole', 'run')]
+    assert same_weights(tmp_path / 'run', tmp_path / 'whole')
+    tables = [
+        pd.read_csv(tmp_path / n / 'history.csv').drop(columns=['seconds', 'images_per_second'])
+        for n in ('whole', 'run')
+    ]
     pd.testing.assert_frame_equal(*tables)
 
 
 def test_killed_and_continued_with_threads_that_read(process, long_call, tmp_path):
     "As on any machine with more than two cores"
-    (tmp_path/'settings.ini').write_text('[DEFAULT]\nnum_workers = 2\n')
+    (tmp_path / 'settings.ini').write_text('[DEFAULT]\nnum_workers = 2\n')
     runs, call = {}, lambda out: (*long_call(out), '--epochs', '3', '--frozen-epochs', '1')
     for name in ('run', 'whole'):
-        runs[name] = process(*call(tmp_path/name), folder=tmp_path)
+        runs[name] = process(*call(tmp_path / name), folder=tmp_path)
         if name == 'run':
-            wait_for((tmp_path/'run/checkpoint/state.safetensors').exists, runs[name])
-            runs[name].kill(); runs[name].join()
-            runs[name] = process(*call(tmp_path/name), folder=tmp_path)
+            wait_for((tmp_path / 'run/checkpoint/state.safetensors').exists, runs[name])
+            runs[name].kill()
+            runs[name].join()
+            runs[name] = process(*call(tmp_path / name), folder=tmp_path)
         runs[name].join()
         assert runs[name].exitcode == 0, runs[name].log.read_text()
-    assert same_weights(tmp_path/'run', tmp_path/'whole')
+    assert same_weights(tmp_path / 'run', tmp_path / 'whole')
 
 
 def test_an_interrupt_says_how_to_go_on(process, long_call, tmp_path):
-    one = process(*long_call(tmp_path/'run', epochs=100))
-    wait_for((tmp_path/'run/checkpoint/state.safetensors').exists, one)
+    one = process(*long_call(tmp_path / 'run', epochs=100))
+    wait_for((tmp_path / 'run/checkpoint/state.safetensors').exists, one)
     os.kill(one.pid, signal.SIGINT)
     one.join()
     said = one.log.read_text()
-    assert one.exitcode == 130 and f"--resume {tmp_path/'run'}" in said and 'Traceback' not in said
-    other = process(*long_call(tmp_path/'run', epochs=100))
+    assert one.exitcode == 130 and f'--resume {tmp_path / "run"}' in said and 'Traceback' not in said
+    other = process(*long_call(tmp_path / 'run', epochs=100))
     other.join()
-    assert other.exitcode == 0 and (tmp_path/'run/metrics.json').exists()
+    assert other.exitcode == 0 and (tmp_path / 'run/metrics.json').exists()
 
 
 def test_a_second_process_is_refused(process, fungi, photos, tmp_path):
-    call = ('train', 'flowers', '--source', photos, '--out', tmp_path/'run', *flags(**tiny | dict(epochs=5000)))
+    call = ('train', 'flowers', '--source', photos, '--out', tmp_path / 'run', *flags(**tiny | dict(epochs=5000)))
     one = process(*call)
-    wait_for((tmp_path/'run/history.csv').exists, one)
+    wait_for((tmp_path / 'run/history.csv').exists, one)
     assert 'Another process' in fungi(*call, code=2).err
-    rows = len((tmp_path/'run/history.csv').read_text().splitlines())
-    wait_for(lambda: len((tmp_path/'run/history.csv').read_text().splitlines()) > rows, one)   # the first goes on undisturbed
+    rows = len((tmp_path / 'run/history.csv').read_text().splitlines())
+    wait_for(
+        lambda: len((tmp_path / 'run/history.csv').read_text().splitlines()) > rows, one
+    )  # the first goes on undisturbed
 
 
 def test_without_progress_nothing_is_said(photos, tmp_path, capsys):
     from fungi_fastai import train_flowers
+
     capsys.readouterr()
-    train_flowers(photos, out=tmp_path/'run', progress=False, **tiny)
+    train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny)
     assert capsys.readouterr() == ('', '')
 
 
@@ -418,10 +547,18 @@ def test_it_may_say_that_it_is_not_sure(small_run, photos):
 
 
 def test_the_report_and_its_numbers(small_run):
-    told = json.loads((small_run.folder/'report.json').read_text('utf8'))
+    told = json.loads((small_run.folder / 'report.json').read_text('utf8'))
     assert told['verdict'] and told['calibration']['temperature'] > 0 and len(told['intervals']['accuracy']) == 2
     low, high = told['intervals']['accuracy']
     assert 0 <= low <= told['accuracy'] <= high <= 1
-    page = (small_run.folder/'report.html').read_text('utf8')
-    for words in ('How far its confidence', 'not sure', 'worst and best', 'What kind of picture', 'class="sortable"', 'Do not eat'): assert words in page, words
+    page = (small_run.folder / 'report.html').read_text('utf8')
+    for words in (
+        'How far its confidence',
+        'not sure',
+        'worst and best',
+        'What kind of picture',
+        'class="sortable"',
+        'Do not eat',
+    ):
+        assert words in page, words
     assert 'href="http' not in page and 'src="http' not in page

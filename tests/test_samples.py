@@ -1,4 +1,5 @@
 "The built-in pictures: repeatable, laid out like the downloads, and made once whoever asks"
+
 import hashlib
 import os
 import subprocess
@@ -18,25 +19,35 @@ from fungi_fastai.settings import UserError
 counts = dict(mushrooms=324, defungi=592, flowers=200, seedlings=360)
 
 
-def prints(folder:Path) -> dict: # the content of every file
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob('*.jpg'))}
+def prints(folder: Path) -> dict:  # the content of every file
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob('*.jpg'))
+    }
 
 
-def in_a_script(code:str, folder:Path, **options):
+def in_a_script(code: str, folder: Path, **options):
     "Start a script without a __main__ guard whose settings point into `folder`"
-    (folder/'settings.ini').write_text('[DEFAULT]\ndata_dir = data\nnum_workers = 2\n')
-    script = folder/f'script{len(list(folder.glob("script*")))}.py'
+    (folder / 'settings.ini').write_text('[DEFAULT]\ndata_dir = data\nnum_workers = 2\n')
+    script = folder / f'script{len(list(folder.glob("script*")))}.py'
     script.write_text(code)
     root = str(Path(samples.__file__).parents[2])
-    return subprocess.Popen([sys.executable, '-W', 'error', script], cwd=folder, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': root}, **options)
+    return subprocess.Popen(
+        [sys.executable, '-W', 'error', script],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, 'PYTHONPATH': root},
+        **options,
+    )
 
 
 @pytest.mark.parametrize('kind', sample_kinds)
 def test_same_bytes_whatever_is_asked_for(kind, tmp_path):
-    few = prints(make_sample(kind, tmp_path/'few', specimens=1, photos=1, size=48, workers=1))
-    many = prints(make_sample(kind, tmp_path/'many', specimens=2, photos=2, size=48, workers=2))
-    other = prints(make_sample(kind, tmp_path/'other', specimens=1, photos=1, size=48, seed=1, workers=1))
+    few = prints(make_sample(kind, tmp_path / 'few', specimens=1, photos=1, size=48, workers=1))
+    many = prints(make_sample(kind, tmp_path / 'many', specimens=2, photos=2, size=48, workers=2))
+    other = prints(make_sample(kind, tmp_path / 'other', specimens=1, photos=1, size=48, seed=1, workers=1))
     assert few and set(few) <= set(many) and len(many) > len(few)
     assert all(many[name] == content for name, content in few.items())
     assert not set(few.values()) & set(other.values())
@@ -48,7 +59,8 @@ def test_pictures_are_all_different_and_of_the_size(kind, tmp_path):
     files = [p for p in folder.rglob('*.jpg')]
     assert len({p.read_bytes() for p in files}) == len(files)
     for path in files:
-        with Image.open(path) as image: assert (image.format, image.mode, image.size) == ('JPEG', 'RGB', (64, 64))
+        with Image.open(path) as image:
+            assert (image.format, image.mode, image.size) == ('JPEG', 'RGB', (64, 64))
 
 
 @pytest.mark.parametrize('kind', sample_kinds)
@@ -60,34 +72,46 @@ def test_number_of_pictures(kind):
 def test_layout_of_mushrooms(tmp_path):
     folder = make_sample('mushrooms', tmp_path, specimens=2, photos=3, size=32)
     assert [p.name for p in folder.iterdir()] == ['Mushrooms']
-    assert sorted(p.name for p in (folder/'Mushrooms').iterdir()) == [
-        'Agaricus', 'Amanita', 'Boletus', 'Cortinarius', 'Entoloma', 'Hygrocybe', 'Lactarius', 'Russula', 'Suillus']
+    assert sorted(p.name for p in (folder / 'Mushrooms').iterdir()) == [
+        'Agaricus',
+        'Amanita',
+        'Boletus',
+        'Cortinarius',
+        'Entoloma',
+        'Hygrocybe',
+        'Lactarius',
+        'Russula',
+        'Suillus',
+    ]
     photos = ['000_0', '000_1', '000_2', '001_0', '001_1', '001_2']
-    assert sorted(p.stem for p in (folder/'Mushrooms'/'Suillus').iterdir()) == photos
+    assert sorted(p.stem for p in (folder / 'Mushrooms' / 'Suillus').iterdir()) == photos
 
 
 def test_layout_and_imbalance_of_defungi():
     names = [Path(job.name) for job in jobs('defungi')]
     by_class = Counter(name.parent.name for name in names)
     assert set(by_class) == {'H1', 'H2', 'H3', 'H5', 'H6'}
-    assert by_class['H1'] == 5*min(by_class.values()) == max(by_class.values())
+    assert by_class['H1'] == 5 * min(by_class.values()) == max(by_class.values())
     assert Path('H1/H1_3b_2.jpg') in names
-    assert all(name.name.startswith(name.parent.name+'_') for name in names)
+    assert all(name.name.startswith(name.parent.name + '_') for name in names)
 
 
 def test_layout_of_flowers():
     assert {Path(job.name).parts[:2] for job in jobs('flowers')} == {
-        ('flowers', name) for name in ('daisy', 'dandelion', 'roses', 'sunflowers', 'tulips')}
+        ('flowers', name) for name in ('daisy', 'dandelion', 'roses', 'sunflowers', 'tulips')
+    }
 
 
 def test_layout_of_seedlings(tmp_path):
     folder = make_sample('seedlings', tmp_path, specimens=5, size=32)
     assert sorted(p.name for p in folder.iterdir()) == ['sample_submission.csv', 'test', 'train']
-    assert len(list((folder/'train').iterdir())) == 12 and (folder/'train'/'Small-flowered Cranesbill').is_dir()
-    header, *rows = (folder/'sample_submission.csv').read_text().splitlines()
+    assert len(list((folder / 'train').iterdir())) == 12 and (folder / 'train' / 'Small-flowered Cranesbill').is_dir()
+    header, *rows = (folder / 'sample_submission.csv').read_text().splitlines()
     assert header == 'file,species'
-    assert [row.split(',')[0] for row in rows] == sorted(p.name for p in (folder/'test').iterdir()) and len(rows) == 12
-    assert not set(prints(folder/'test').values()) & set(prints(folder/'train').values())
+    assert [row.split(',')[0] for row in rows] == sorted(p.name for p in (folder / 'test').iterdir()) and len(
+        rows
+    ) == 12
+    assert not set(prints(folder / 'test').values()) & set(prints(folder / 'train').values())
 
 
 def test_crops_of_a_specimen_are_alike_and_a_few_are_flat():
@@ -95,19 +119,23 @@ def test_crops_of_a_specimen_are_alike_and_a_few_are_flat():
     crops = {key: np.asarray(draw('defungi', 'H3', *key, size=64), float) for key in keys}
     spread = np.array([np.sqrt(crop.mean(2).var()) for crop in crops.values()])
     flat = spread < 2
-    assert .005 < flat.mean() < .12
+    assert 0.005 < flat.mean() < 0.12
     assert np.median(spread) > 5
     tints = {key: crop.mean((0, 1)) for key, crop in crops.items()}
     within = [np.ptp([tints[k] for k in tints if k[0] == specimen], 0).max() for specimen in range(20)]
     between = np.ptp([tints[specimen, 0, 0] for specimen in range(20)], 0).max()
-    assert np.median(within) < between/3
+    assert np.median(within) < between / 3
 
 
 def test_unknown_names_are_a_users_error(tmp_path):
-    with pytest.raises(UserError, match='mushrooms, defungi, flowers, seedlings'): sample_folder('trees')
-    with pytest.raises(UserError, match='trees'): make_sample('trees', tmp_path)
-    with pytest.raises(UserError, match='Amanita'): draw('mushrooms', 'Tulip', 0, 0)
-    with pytest.raises(UserError, match=r'2 number\(s\); 3 given'): draw('mushrooms', 'Amanita', 0, 0, 0)
+    with pytest.raises(UserError, match='mushrooms, defungi, flowers, seedlings'):
+        sample_folder('trees')
+    with pytest.raises(UserError, match='trees'):
+        make_sample('trees', tmp_path)
+    with pytest.raises(UserError, match='Amanita'):
+        draw('mushrooms', 'Tulip', 0, 0)
+    with pytest.raises(UserError, match=r'2 number\(s\); 3 given'):
+        draw('mushrooms', 'Amanita', 0, 0, 0)
     assert not list(tmp_path.iterdir())
 
 
@@ -118,6 +146,7 @@ samples.kinds['flowers'] = replace(samples.kinds['flowers'], specimens={specimen
 print(samples.sample_folder('flowers'))
 """
 
+
 def test_two_processes_race_for_the_default_sample(tmp_path):
     racers = [in_a_script(ask.format(specimens=8), tmp_path) for _ in range(2)]
     said = [racer.communicate(timeout=300) for racer in racers]
@@ -125,15 +154,16 @@ def test_two_processes_race_for_the_default_sample(tmp_path):
     assert said[0][0] == said[1][0]
     folder = Path(said[0][0].strip())
     assert len(list(folder.rglob('*.jpg'))) == 80
-    assert os.listdir(folder.parent) == [folder.name]          # no temporary folder is left
+    assert os.listdir(folder.parent) == [folder.name]  # no temporary folder is left
 
 
 def test_a_killed_process_leaves_no_half_sample(tmp_path):
     racer = in_a_script(ask.format(specimens=2000), tmp_path, start_new_session=True)
-    place = tmp_path/'data'/'samples'
+    place = tmp_path / 'data' / 'samples'
     for _ in range(600):
-        if any(place.rglob('*.jpg')) or racer.poll() is not None: break
-        time.sleep(.05)
+        if any(place.rglob('*.jpg')) or racer.poll() is not None:
+            break
+        time.sleep(0.05)
     assert racer.poll() is None, racer.communicate()
     os.killpg(racer.pid, 9)
     racer.communicate()
@@ -150,5 +180,7 @@ def test_speed(capsys):
         some = list(jobs(kind))[::13]
         draw(kind, some[0].label, *some[0].key)
         start = time.process_time()
-        for job in some: assert draw(kind, job.label, *job.key).size == (256, 256)
-        with capsys.disabled(): print(f'\n{kind}: {len(some)/(time.process_time()-start):.0f} pictures a second and core', end='')
+        for job in some:
+            assert draw(kind, job.label, *job.key).size == (256, 256)
+        with capsys.disabled():
+            print(f'\n{kind}: {len(some) / (time.process_time() - start):.0f} pictures a second and core', end='')

@@ -1,4 +1,5 @@
 "Schedules: that a continued training moves its rates as one that was never interrupted, and that mistakes are told"
+
 import shutil
 import warnings
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-with warnings.catch_warnings():   # fastai's own import warns with today's torch and pandas
+with warnings.catch_warnings():  # fastai's own import warns with today's torch and pandas
     warnings.simplefilter('ignore')
     import fastai.callback.progress  # noqa: F401  (gives a Learner its `no_bar`)
     from fastai.data.core import DataLoaders
@@ -27,14 +28,21 @@ from fungi_fastai.training.recipe import Recipe, choices
 def make(optimizer='adam', cbs=None):
     torch.manual_seed(0)
     x = torch.randn(80, 4)
-    y = (x[:, 0]*x[:, 1]+torch.randn(80) > 0).long()
+    y = (x[:, 0] * x[:, 1] + torch.randn(80) > 0).long()
     rows = list(zip(x, y, strict=True))
     dls = DataLoaders(DataLoader(rows[:60], bs=10, shuffle=True), DataLoader(rows[60:], bs=20), device='cpu')
     dls.train.rng.seed(1)
     model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
     opt_func = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
-    return Learner(dls, model, CrossEntropyLossFlat(), opt_func, metrics=training_metrics(), cbs=[History()] if cbs is None else cbs,
-                   splitter=lambda m: [list(m[0].parameters()), list(m[2].parameters())])
+    return Learner(
+        dls,
+        model,
+        CrossEntropyLossFlat(),
+        opt_func,
+        metrics=training_metrics(),
+        cbs=[History()] if cbs is None else cbs,
+        splitter=lambda m: [list(m[0].parameters()), list(m[2].parameters())],
+    )
 
 
 def fit(learn, recipe, epochs=6, rates=(1e-3, 1e-2), start_epoch=0, cbs=()):
@@ -45,43 +53,55 @@ def fit(learn, recipe, epochs=6, rates=(1e-3, 1e-2), start_epoch=0, cbs=()):
 
 class KeepStates(EpochCallback):
     "A copy of each epoch's state"
-    order = SaveState.order+1
-    def epoch_done(self): shutil.copy(self.save_state.file, self.save_state.file.with_suffix(f'.{self.epoch+1}'))
+
+    order = SaveState.order + 1
+
+    def epoch_done(self):
+        shutil.copy(self.save_state.file, self.save_state.file.with_suffix(f'.{self.epoch + 1}'))
 
 
 @pytest.mark.parametrize('schedule', choices['schedule'])
 def test_a_continued_training_has_the_same_rates_and_weights(schedule, tmp_path):
-    recipe = Recipe(schedule=schedule, monitor='valid_loss', step_size=1, warmup=0. if schedule == 'one-cycle' else .2)
-    keep = lambda name: [KeepBest(tmp_path/f'{name}.best'), SaveState(tmp_path/f'{name}.state')]
+    recipe = Recipe(
+        schedule=schedule, monitor='valid_loss', step_size=1, warmup=0.0 if schedule == 'one-cycle' else 0.2
+    )
+    keep = lambda name: [KeepBest(tmp_path / f'{name}.best'), SaveState(tmp_path / f'{name}.state')]
     through = fit(make(), recipe, cbs=[*keep('a'), KeepStates()])
     for done in (1, 4):
-        state, tensors = read_state(tmp_path/f'a.{done}')
+        state, tensors = read_state(tmp_path / f'a.{done}')
         again = make()
         cbs = keep(f'b{done}')
         restore_state(again, state, tensors)
         again.history.rows = state['history']
         fit(again, recipe, start_epoch=done, cbs=cbs)
-        assert again.recorder.lrs == through.recorder.lrs[6*done:]
-        for name, values in again.recorder.hps.items(): assert values == through.recorder.hps[name][6*done:]
-        for p, q in zip(through.model.parameters(), again.model.parameters(), strict=True): assert torch.equal(p, q)
-    if schedule == 'plateau': assert len({row['lr'] for row in through.history.rows}) > 1, 'it never lowered its rate: the test says nothing'
+        assert again.recorder.lrs == through.recorder.lrs[6 * done :]
+        for name, values in again.recorder.hps.items():
+            assert values == through.recorder.hps[name][6 * done :]
+        for p, q in zip(through.model.parameters(), again.model.parameters(), strict=True):
+            assert torch.equal(p, q)
+    if schedule == 'plateau':
+        assert len({row['lr'] for row in through.history.rows}) > 1, 'it never lowered its rate: the test says nothing'
 
 
 def test_one_cycle_is_fastais_to_the_last_bit():
     ours, theirs = fit(make(), Recipe()), make()
-    with theirs.no_bar(), theirs.no_logging(): theirs.fit_one_cycle(6, [1e-3, 1e-2])
+    with theirs.no_bar(), theirs.no_logging():
+        theirs.fit_one_cycle(6, [1e-3, 1e-2])
     assert ours.recorder.hps == theirs.recorder.hps
-    for p, q in zip(ours.model.parameters(), theirs.model.parameters(), strict=True): assert torch.equal(p, q)
-    assert np.allclose(ours.recorder.lrs, 1e-2*rate(Recipe(), np.arange(36)/36, 6), atol=1e-9)
+    for p, q in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert np.allclose(ours.recorder.lrs, 1e-2 * rate(Recipe(), np.arange(36) / 36, 6), atol=1e-9)
 
 
 @pytest.mark.parametrize('optimizer', choices['optimizer'])
 def test_rates_of_all_groups_and_the_momentum_of_one_cycle_only(optimizer):
-    learn = fit(make(optimizer), Recipe(schedule='cosine', warmup=.1), 2)
+    learn = fit(make(optimizer), Recipe(schedule='cosine', warmup=0.1), 2)
     moms = {h.get('mom') for h in learn.opt.hypers}
-    assert learn.opt.hypers[1]['lr'] == pytest.approx(10*learn.opt.hypers[0]['lr']) and list(learn.recorder.hps) == ['lr']
+    assert learn.opt.hypers[1]['lr'] == pytest.approx(10 * learn.opt.hypers[0]['lr']) and list(learn.recorder.hps) == [
+        'lr'
+    ]
     assert learn.recorder.lrs[0] == 0
-    assert moms == {make_optimizer(optimizer)(list(learn.model.parameters()), lr=1.).hypers[0]['mom']}
+    assert moms == {make_optimizer(optimizer)(list(learn.model.parameters()), lr=1.0).hypers[0]['mom']}
     fit(learn, Recipe(), 2)
     assert set(learn.recorder.hps) == {'lr', 'mom'} and learn.opt.hypers[0]['mom'] != moms
 
@@ -98,57 +118,80 @@ def test_one_rate_serves_all_groups():
 
 
 def test_plateau_counts_the_epochs_of_its_own_fit():
-    recipe = Recipe(schedule='plateau', monitor='accuracy', step_size=1, gamma=.1)
+    recipe = Recipe(schedule='plateau', monitor='accuracy', step_size=1, gamma=0.1)
     learn = make()
+
     class Same(EpochCallback):
-        order = History.order+1
-        def epoch_done(self): self.history.rows[-1]['accuracy'] = .5
-    for _ in range(2):   # the second starts at the full rate
+        order = History.order + 1
+
+        def epoch_done(self):
+            self.history.rows[-1]['accuracy'] = 0.5
+
+    for _ in range(2):  # the second starts at the full rate
         fit(learn, recipe, 3, cbs=[Same()])
         assert [row['lr'] for row in learn.history.rows[-3:]] == pytest.approx([1e-2, 1e-2, 1e-3])
-    learn.history.phase = 'head'   # and so does another phase
+    learn.history.phase = 'head'  # and so does another phase
     fit(learn, recipe, 2, cbs=[Same()])
     assert learn.history.rows[-2]['lr'] == pytest.approx(1e-2)
 
 
 def test_drops():
     recipe = Recipe(step_size=2, monitor='macro_f1')
-    assert drops([], recipe) == drops([.1], recipe) == drops([.1, .1], recipe) == 0
-    assert drops([.1, .2, .3, .2, .3], recipe) == 1
-    assert drops([.3]+[.1]*5, recipe) == 2   # two and two of the five; the best is still the first
-    assert drops([.3]+[.1]*5, recipe.but(monitor='valid_loss')) == 2   # .1 is better, then four without
-    assert drops([.3, .2, .2, .1, .1], recipe.but(monitor='valid_loss')) == 0
+    assert drops([], recipe) == drops([0.1], recipe) == drops([0.1, 0.1], recipe) == 0
+    assert drops([0.1, 0.2, 0.3, 0.2, 0.3], recipe) == 1
+    assert drops([0.3] + [0.1] * 5, recipe) == 2  # two and two of the five; the best is still the first
+    assert drops([0.3] + [0.1] * 5, recipe.but(monitor='valid_loss')) == 2  # .1 is better, then four without
+    assert drops([0.3, 0.2, 0.2, 0.1, 0.1], recipe.but(monitor='valid_loss')) == 0
 
 
 @pytest.mark.parametrize('schedule', choices['schedule'])
-@pytest.mark.parametrize('warmup', [0., .15])
+@pytest.mark.parametrize('warmup', [0.0, 0.15])
 def test_every_schedule_stays_between_0_and_1(schedule, warmup):
     recipe = Recipe(schedule=schedule, warmup=warmup, cycles=7)
     for epochs in (1, 2, 49):
         values = rate(recipe, np.linspace(0, 1, 500), epochs)
-        assert (values >= 0).all() and values.max() <= 1+1e-12 and (warmup or values.max() == pytest.approx(1, abs=.01))
-        assert isinstance(rate(recipe, .5, epochs), float)
+        assert (
+            (values >= 0).all() and values.max() <= 1 + 1e-12 and (warmup or values.max() == pytest.approx(1, abs=0.01))
+        )
+        assert isinstance(rate(recipe, 0.5, epochs), float)
 
 
 def test_steps_and_restarts_fall_on_the_first_batch_whatever_the_rounding():
     for epochs, batches in ((49, 3), (30, 11), (7, 130)):
         seen = []
-        for epoch in range(epochs):   # as fastai adds it up
-            at = epoch/epochs
+        for epoch in range(epochs):  # as fastai adds it up
+            at = epoch / epochs
             for _ in range(batches):
-                seen.append((epoch, rate(Recipe(schedule='step', step_size=1, gamma=.9), min(at, 1.), epochs),
-                             rate(Recipe(schedule='cyclic', cycles=epochs, gamma=.9, final_lr=1.), min(at, 1.), epochs)))
-                at += 1./(batches*epochs)
-        for epoch, stepped, cycled in seen: assert stepped == cycled == pytest.approx(.9**epoch)
+                seen.append(
+                    (
+                        epoch,
+                        rate(Recipe(schedule='step', step_size=1, gamma=0.9), min(at, 1.0), epochs),
+                        rate(Recipe(schedule='cyclic', cycles=epochs, gamma=0.9, final_lr=1.0), min(at, 1.0), epochs),
+                    )
+                )
+                at += 1.0 / (batches * epochs)
+        for epoch, stepped, cycled in seen:
+            assert stepped == cycled == pytest.approx(0.9**epoch)
 
 
-@pytest.mark.parametrize('wrong, said', [
-    (lambda: rate(Recipe(), -.1), '0 to 1'), (lambda: rate(Recipe(), [0, 2]), '0 to 1'), (lambda: rate(Recipe(), float('nan')), '0 to 1'),
-    (lambda: scheduler(Recipe(), [1e-3], 0), '1 or more'), (lambda: scheduler(Recipe(), [], 3), 'learning rates are'),
-    (lambda: scheduler(Recipe(), [float('nan')], 3), 'learning rates are'), (lambda: scheduler(Recipe(), [-1.], 3), 'learning rates are'),
-    (lambda: scheduler(Recipe(schedule='smooth', final_lr=0.), [1e-3], 3), 'final_lr is 0'),
-    (lambda: plot_schedules(['triangle']), 'triangle'), (lambda: plot_schedules([]), 'No schedule'), (lambda: plot_schedule(Recipe(), 0), '1 or more'),
-    (lambda: fit(make(), Recipe(), rates=[1e-3]*3), '3 learning rates were given for 2 groups'),
-    (lambda: fit(make(cbs=[]), Recipe(schedule='plateau')), 'reads the scores')])
+@pytest.mark.parametrize(
+    'wrong, said',
+    [
+        (lambda: rate(Recipe(), -0.1), '0 to 1'),
+        (lambda: rate(Recipe(), [0, 2]), '0 to 1'),
+        (lambda: rate(Recipe(), float('nan')), '0 to 1'),
+        (lambda: scheduler(Recipe(), [1e-3], 0), '1 or more'),
+        (lambda: scheduler(Recipe(), [], 3), 'learning rates are'),
+        (lambda: scheduler(Recipe(), [float('nan')], 3), 'learning rates are'),
+        (lambda: scheduler(Recipe(), [-1.0], 3), 'learning rates are'),
+        (lambda: scheduler(Recipe(schedule='smooth', final_lr=0.0), [1e-3], 3), 'final_lr is 0'),
+        (lambda: plot_schedules(['triangle']), 'triangle'),
+        (lambda: plot_schedules([]), 'No schedule'),
+        (lambda: plot_schedule(Recipe(), 0), '1 or more'),
+        (lambda: fit(make(), Recipe(), rates=[1e-3] * 3), '3 learning rates were given for 2 groups'),
+        (lambda: fit(make(cbs=[]), Recipe(schedule='plateau')), 'reads the scores'),
+    ],
+)
 def test_mistakes(wrong, said):
-    with pytest.raises(UserError, match=said): wrong()
+    with pytest.raises(UserError, match=said):
+        wrong()

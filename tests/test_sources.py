@@ -1,4 +1,5 @@
 "Sources: every layout, archives that are broken or hostile, tables, and bad input; the real sets where they are there"
+
 import io
 import json
 import os
@@ -17,13 +18,13 @@ from fungi_fastai.data import archives
 from fungi_fastai.data.sources import Source, read_table
 from fungi_fastai.settings import MissingFileError, UserError
 
-real = Path(os.environ.get('FUNGI_DATA') or Path(__file__).parents[2]/'shared'/'data').resolve()
+real = Path(os.environ.get('FUNGI_DATA') or Path(__file__).parents[2] / 'shared' / 'data').resolve()
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     "Each test has its own data folder and working directory"
-    (tmp_path/'settings.ini').write_text('[DEFAULT]\ndata_dir = data\n')
+    (tmp_path / 'settings.ini').write_text('[DEFAULT]\ndata_dir = data\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -36,7 +37,7 @@ def picture():
 
 def write(*names, under='photos'):
     for name in names:
-        path = Path(under)/name
+        path = Path(under) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture())
     return under
@@ -44,12 +45,15 @@ def write(*names, under='photos'):
 
 def pack(file, *names, extra=()):
     with zipfile.ZipFile(file, 'w') as z:
-        for name in names: z.writestr(name, picture())
-        for info, content in extra: z.writestr(info, content)
+        for name in names:
+            z.writestr(name, picture())
+        for info, content in extra:
+            z.writestr(info, content)
     return file
 
 
-def rows(table): return {n: (l, g) for n, l, g in zip(table.name, table.label, table.given, strict=True)}
+def rows(table):
+    return {n: (l, g) for n, l, g in zip(table.name, table.label, table.given, strict=True)}
 
 
 layouts = {
@@ -58,19 +62,38 @@ layouts = {
     'under two folders': {'x/y/A/1.jpg': ('A/1.jpg', 'A', ''), 'x/y/B/2.jpg': ('B/2.jpg', 'B', '')},
     'one class': {'A/1.jpg': ('A/1.jpg', 'A', ''), 'A/2.jpg': ('A/2.jpg', 'A', '')},
     'one class, wrapped': {'x/A/1.jpg': ('A/1.jpg', 'A', ''), 'x/A/2.jpg': ('A/2.jpg', 'A', '')},
-    'splits': {'train/A/1.jpg': ('train/A/1.jpg', 'A', 'train'), 'val/B/2.jpg': ('val/B/2.jpg', 'B', 'valid'),
-               'Test/A/3.jpg': ('Test/A/3.jpg', 'A', 'test')},
-    'splits, wrapped': {'x/train/A/1.jpg': ('train/A/1.jpg', 'A', 'train'),
-                        'x/validation/B/2.jpg': ('validation/B/2.jpg', 'B', 'valid')},
-    'splits, each wrapped again': {'train/train/A/1.jpg': ('train/train/A/1.jpg', 'A', 'train'),
-                                   'test/test/2.jpg': ('test/test/2.jpg', None, 'test')},
-    'a test without labels': {'train/A/1.jpg': ('train/A/1.jpg', 'A', 'train'), 'test/2.jpg': ('test/2.jpg', None, 'test')},
+    'splits': {
+        'train/A/1.jpg': ('train/A/1.jpg', 'A', 'train'),
+        'val/B/2.jpg': ('val/B/2.jpg', 'B', 'valid'),
+        'Test/A/3.jpg': ('Test/A/3.jpg', 'A', 'test'),
+    },
+    'splits, wrapped': {
+        'x/train/A/1.jpg': ('train/A/1.jpg', 'A', 'train'),
+        'x/validation/B/2.jpg': ('validation/B/2.jpg', 'B', 'valid'),
+    },
+    'splits, each wrapped again': {
+        'train/train/A/1.jpg': ('train/train/A/1.jpg', 'A', 'train'),
+        'test/test/2.jpg': ('test/test/2.jpg', None, 'test'),
+    },
+    'a test without labels': {
+        'train/A/1.jpg': ('train/A/1.jpg', 'A', 'train'),
+        'test/2.jpg': ('test/2.jpg', None, 'test'),
+    },
     'pictures of trains': {'train/1.jpg': ('train/1.jpg', 'train', ''), 'bus/2.jpg': ('bus/2.jpg', 'bus', '')},
-    'a cover beside': {'A/1.jpg': ('A/1.jpg', 'A', ''), 'B/1.jpg': ('B/1.jpg', 'B', ''), 'cover.jpg': ('cover.jpg', None, '')},
-    'a cover beside, wrapped': {'x/A/1.jpg': ('A/1.jpg', 'A', ''), 'x/B/1.jpg': ('B/1.jpg', 'B', ''),
-                                'x/cover.jpg': ('cover.jpg', None, '')},
-    'odd names': {'Söhne & Töchter/Pilz 1.JPG': ('Söhne & Töchter/Pilz 1.JPG', 'Söhne & Töchter', ''),
-                  '菌/二.jpeg': ('菌/二.jpeg', '菌', '')},
+    'a cover beside': {
+        'A/1.jpg': ('A/1.jpg', 'A', ''),
+        'B/1.jpg': ('B/1.jpg', 'B', ''),
+        'cover.jpg': ('cover.jpg', None, ''),
+    },
+    'a cover beside, wrapped': {
+        'x/A/1.jpg': ('A/1.jpg', 'A', ''),
+        'x/B/1.jpg': ('B/1.jpg', 'B', ''),
+        'x/cover.jpg': ('cover.jpg', None, ''),
+    },
+    'odd names': {
+        'Söhne & Töchter/Pilz 1.JPG': ('Söhne & Töchter/Pilz 1.JPG', 'Söhne & Töchter', ''),
+        '菌/二.jpeg': ('菌/二.jpeg', '菌', ''),
+    },
     'decomposed names': {'So\u0308hne/1.jpg': ('Söhne/1.jpg', 'Söhne', ''), 'B/1.jpg': ('B/1.jpg', 'B', '')},
 }
 
@@ -81,11 +104,14 @@ def test_each_layout(layout, wrapped):
     files = layouts[layout]
     write(*files, '__MACOSX/A/._1.jpg', '.hidden/1.jpg', 'Thumbs/.x.jpg')
     Path('photos/sample_submission.csv').write_text('file,species\n')
-    if wrapped == 'folder': source = 'photos'
-    elif wrapped == 'zip': source = pack('photos.zip', *files, '__MACOSX/A/._1.jpg', '.DS_Store', 'sample_submission.csv')
+    if wrapped == 'folder':
+        source = 'photos'
+    elif wrapped == 'zip':
+        source = pack('photos.zip', *files, '__MACOSX/A/._1.jpg', '.DS_Store', 'sample_submission.csv')
     else:
         source = 'photos.tar.gz'
-        with tarfile.open(source, 'w:gz') as t: t.add('photos', '.')
+        with tarfile.open(source, 'w:gz') as t:
+            t.add('photos', '.')
     table = Source.of(source).read()
     assert rows(table) == {name: (label, given) for name, label, given in files.values()}
     assert all(os.path.isabs(p) and os.path.isfile(p) for p in table.path)
@@ -103,12 +129,16 @@ def test_linked_folders_are_followed_and_loops_end():
 
 def test_names_that_are_no_text():
     write('A/1.jpg')
-    try: Path(os.fsdecode(b'photos/A/\xff.jpg')).write_bytes(picture())
-    except OSError: pytest.skip('this disk takes only UTF-8 names')
-    with pytest.raises(UserError, match=r'1 picture with a name that is not UTF-8'): Source.of('photos').read()
+    try:
+        Path(os.fsdecode(b'photos/A/\xff.jpg')).write_bytes(picture())
+    except OSError:
+        pytest.skip('this disk takes only UTF-8 names')
+    with pytest.raises(UserError, match=r'1 picture with a name that is not UTF-8'):
+        Source.of('photos').read()
 
 
 # labels and groups
+
 
 def test_labels_from_names():
     write('daisy_1.jpg', 'rose_2.jpg', 'odd.jpg')
@@ -128,7 +158,8 @@ def test_groups_keep_a_specimen_together_and_classes_apart():
 
 def test_a_group_pattern_that_fits_nothing_warns():
     write('A/1.jpg', 'A/2.jpg')
-    with pytest.warns(UserWarning, match='matches none of the 2 names'): table = Source.of('photos', group='(.+)_').read()
+    with pytest.warns(UserWarning, match='matches none of the 2 names'):
+        table = Source.of('photos', group='(.+)_').read()
     assert table.group.tolist() == ['A/1.jpg', 'A/2.jpg']
 
 
@@ -136,68 +167,97 @@ def test_a_group_pattern_that_fits_nothing_warns():
 @pytest.mark.parametrize('what', ['label', 'group'])
 def test_a_bad_pattern(pattern, says, what):
     write('A/1.jpg')
-    with pytest.raises(UserError, match=says): Source.of('photos', **{what: pattern})
+    with pytest.raises(UserError, match=says):
+        Source.of('photos', **{what: pattern})
 
 
 # bad places
 
+
 def test_a_wrong_path_names_the_nearest():
     write('A/1.jpg', under='my pictures/mushrooms')
-    with pytest.raises(MissingFileError, match=r'my pictures is there, but holds no mushroms \(did you mean mushrooms\?\)'):
+    with pytest.raises(
+        MissingFileError, match=r'my pictures is there, but holds no mushroms \(did you mean mushrooms\?\)'
+    ):
         Source.of('my pictures/mushroms')
-    with pytest.raises(MissingFileError, match='holds no nowhere'): Source.of('/nowhere/at/all')
-    with pytest.raises(FileNotFoundError): Source.of('mushrooms.zip')
+    with pytest.raises(MissingFileError, match='holds no nowhere'):
+        Source.of('/nowhere/at/all')
+    with pytest.raises(FileNotFoundError):
+        Source.of('mushrooms.zip')
 
 
 def test_a_path_wins_over_a_name_on_kaggle():
     write('A/1.jpg', under='owner/name')
     assert Source.of('owner/name').kind == 'folder'
-    with pytest.raises(MissingFileError, match='kaggle.com/datasets/OWNER/NAME'): Source.of('owner/nam')
+    with pytest.raises(MissingFileError, match='kaggle.com/datasets/OWNER/NAME'):
+        Source.of('owner/nam')
     assert Source.of('else/name').kind == 'kaggle'
 
 
 def test_places_without_pictures():
     Path('empty').mkdir()
-    with pytest.raises(UserError, match='empty is empty'): Source.of('empty').read()
+    with pytest.raises(UserError, match='empty is empty'):
+        Source.of('empty').read()
     Path('texts/A').mkdir(parents=True)
-    for name in ('1.txt', '2.txt', 'b.docx'): Path('texts/A', name).write_text('x')
-    with pytest.raises(UserError, match=r'no pictures: 3 files, of which 2 \.txt, 1 \.docx'): Source.of('texts').read()
-    with zipfile.ZipFile('texts.zip', 'w') as z: z.writestr('a.txt', 'x')
-    with pytest.raises(UserError, match=r'no pictures: 1 file, of which 1 \.txt'): Source.of('texts.zip').read()
+    for name in ('1.txt', '2.txt', 'b.docx'):
+        Path('texts/A', name).write_text('x')
+    with pytest.raises(UserError, match=r'no pictures: 3 files, of which 2 \.txt, 1 \.docx'):
+        Source.of('texts').read()
+    with zipfile.ZipFile('texts.zip', 'w') as z:
+        z.writestr('a.txt', 'x')
+    with pytest.raises(UserError, match=r'no pictures: 1 file, of which 1 \.txt'):
+        Source.of('texts.zip').read()
     write('1.jpg', '2.jpg', under='loose')
-    with pytest.raises(UserError, match='holds 2 pictures .* but no folders to take labels from'): Source.of('loose').read()
+    with pytest.raises(UserError, match='holds 2 pictures .* but no folders to take labels from'):
+        Source.of('loose').read()
     assert Source.of('loose').read(labels=False).label.tolist() == [None, None]
 
 
-@pytest.mark.parametrize('x,says', [
-    ('', 'is empty'), (3, 'given was a int'), ('https://example.com/x.zip', 'not an address on kaggle.com'),
-    ('https://www.kaggle.com/code/x/y', 'neither a data set nor a competition'), ('x'*5000, 'There is no'),
-    ('~nobody/photos', 'There is no'), ({'location': 'a', 'kind': 'zipp'}, 'a location and a kind'), ({'kind': 'folder'}, 'a location and a kind')])
+@pytest.mark.parametrize(
+    'x,says',
+    [
+        ('', 'is empty'),
+        (3, 'given was a int'),
+        ('https://example.com/x.zip', 'not an address on kaggle.com'),
+        ('https://www.kaggle.com/code/x/y', 'neither a data set nor a competition'),
+        ('x' * 5000, 'There is no'),
+        ('~nobody/photos', 'There is no'),
+        ({'location': 'a', 'kind': 'zipp'}, 'a location and a kind'),
+        ({'kind': 'folder'}, 'a location and a kind'),
+    ],
+)
 def test_what_is_no_source(x, says):
-    with pytest.raises(UserError, match=says): Source.of(x)
+    with pytest.raises(UserError, match=says):
+        Source.of(x)
 
 
 def test_a_file_that_is_no_source():
     write('A/1.jpg')
-    with pytest.raises(UserError, match='single picture'): Source.of('photos/A/1.jpg')
+    with pytest.raises(UserError, match='single picture'):
+        Source.of('photos/A/1.jpg')
     Path('notes.pdf').write_text('x')
-    with pytest.raises(UserError, match='Expected a folder, an archive'): Source.of('notes.pdf')
+    with pytest.raises(UserError, match='Expected a folder, an archive'):
+        Source.of('notes.pdf')
 
 
 # archives
 
-def unpacked(): return sorted(p.name for p in Path('data/unpacked').glob('*') if p.suffix != '.lock')
+
+def unpacked():
+    return sorted(p.name for p in Path('data/unpacked').glob('*') if p.suffix != '.lock')
 
 
 @pytest.mark.parametrize('name', ['../out.jpg', 'A/../../out.jpg', '/tmp/fungi_out.jpg', 'C:\\out.jpg', '..\\out.jpg'])
 def test_archives_that_climb_out_are_refused(name, home):
     pack('climbs.zip', 'A/1.jpg', name)
-    with pytest.raises(UserError, match='would write outside its folder'): Source.of('climbs.zip').read()
+    with pytest.raises(UserError, match='would write outside its folder'):
+        Source.of('climbs.zip').read()
     with tarfile.open('climbs.tar.gz', 'w:gz') as t:
         info = tarfile.TarInfo(name)
         info.size = len(picture())
         t.addfile(info, io.BytesIO(picture()))
-    with pytest.raises(UserError, match='would write outside its folder'): Source.of('climbs.tar.gz').read()
+    with pytest.raises(UserError, match='would write outside its folder'):
+        Source.of('climbs.tar.gz').read()
     assert unpacked() == [] and not list(home.parent.glob('out.jpg'))
 
 
@@ -205,12 +265,14 @@ def test_links_in_archives_are_refused():
     link = zipfile.ZipInfo('A/passwords.jpg')
     link.create_system, link.external_attr = 3, 0o120777 << 16
     pack('links.zip', 'A/1.jpg', extra=[(link, '/etc/passwd')])
-    with pytest.raises(UserError, match='holds a link'): Source.of('links.zip').read()
+    with pytest.raises(UserError, match='holds a link'):
+        Source.of('links.zip').read()
     with tarfile.open('links.tar', 'w') as t:
         info = tarfile.TarInfo('A/1.jpg')
         info.type, info.linkname = tarfile.SYMTYPE, '/etc/passwd'
         t.addfile(info)
-    with pytest.raises(UserError, match='holds a link'): Source.of('links.tar').read()
+    with pytest.raises(UserError, match='holds a link'):
+        Source.of('links.tar').read()
     assert unpacked() == []
 
 
@@ -218,44 +280,50 @@ def test_links_in_archives_are_refused():
 def test_bombs_are_refused_at_once(kind):
     bomb = bytes(150_000_000)
     if kind == 'zip':
-        with zipfile.ZipFile('bomb.zip', 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as z: z.writestr('A/1.bmp', bomb)
+        with zipfile.ZipFile('bomb.zip', 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as z:
+            z.writestr('A/1.bmp', bomb)
     else:
         with tarfile.open('bomb.tar.gz', 'w:gz', compresslevel=1) as t:
             info = tarfile.TarInfo('A/1.bmp')
             info.size = len(bomb)
             t.addfile(info, io.BytesIO(bomb))
     start = time.time()
-    with pytest.raises(UserError, match='over 100 times as much'): Source.of(f'bomb.{kind}').read()
-    assert time.time()-start < 1 and unpacked() == []
+    with pytest.raises(UserError, match='over 100 times as much'):
+        Source.of(f'bomb.{kind}').read()
+    assert time.time() - start < 1 and unpacked() == []
 
 
 def test_a_full_disk_is_seen_before(monkeypatch):
     from collections import namedtuple
+
     pack('a.zip', 'A/1.jpg')
     monkeypatch.setattr(archives.shutil, 'disk_usage', lambda p: namedtuple('U', 'total used free')(10, 10, 10))
-    with pytest.raises(UserError, match='has 10 bytes free. Make room, or set data_dir'): Source.of('a.zip').read()
+    with pytest.raises(UserError, match='has 10 bytes free. Make room, or set data_dir'):
+        Source.of('a.zip').read()
 
 
 def test_broken_archives():
     whole = Path(pack('a.zip', *(f'A/{i}.jpg' for i in range(9)))).read_bytes()
-    Path('cut.zip').write_bytes(whole[:len(whole)//2])
+    Path('cut.zip').write_bytes(whole[: len(whole) // 2])
     Path('text.zip').write_text('no zip')
     Path('nothing.zip').write_bytes(b'')
     Path('cut.tar.gz').write_bytes(b'\x1f\x8b\x08\x00 and then something else')
     damaged = bytearray(whole)
-    damaged[whole.index(b'A/3.jpg')+100] ^= 255
+    damaged[whole.index(b'A/3.jpg') + 100] ^= 255
     Path('damaged.zip').write_bytes(damaged)
     for name in ('cut.zip', 'text.zip', 'nothing.zip', 'cut.tar.gz', 'damaged.zip'):
-        with pytest.raises(UserError, match='is not a whole archive'): Source.of(name).read()
+        with pytest.raises(UserError, match='is not a whole archive'):
+            Source.of(name).read()
     assert unpacked() == []
 
 
 def test_a_locked_archive():
     data = bytearray(Path(pack('a.zip', 'A/1.jpg')).read_bytes())
-    data[6] |= 1   # the flag of a password, in the file's head …
-    data[data.index(b'PK\x01\x02')+8] |= 1   # … and in the directory
+    data[6] |= 1  # the flag of a password, in the file's head …
+    data[data.index(b'PK\x01\x02') + 8] |= 1  # … and in the directory
     Path('locked.zip').write_bytes(data)
-    with pytest.raises(UserError, match='locked with a password'): Source.of('locked.zip').read()
+    with pytest.raises(UserError, match='locked with a password'):
+        Source.of('locked.zip').read()
 
 
 def test_an_archive_is_unpacked_once_by_content():
@@ -266,7 +334,7 @@ def test_an_archive_is_unpacked_once_by_content():
     os.rename('a.zip', 'b.zip')
     pack('a.zip', 'A/1.jpg', 'C/2.jpg')
     assert Source.of('a.zip').prepare() != first
-    (first/'A'/'1.jpg').unlink()
+    (first / 'A' / '1.jpg').unlink()
     os.rename('b.zip', 'a.zip')
     assert len(Source.of('a.zip').read()) == 2, 'a file that was lost is unpacked again'
 
@@ -275,7 +343,8 @@ def test_names_without_the_flag_for_utf8():
     "As the Mac writes them"
     data = Path(pack('a.zip', 'Röhrling/1.jpg')).read_bytes()
     plain = bytearray(data)
-    for mark, offset in ((b'PK\x03\x04', 7), (b'PK\x01\x02', 9)): plain[data.index(mark)+offset] &= ~8
+    for mark, offset in ((b'PK\x03\x04', 7), (b'PK\x01\x02', 9)):
+        plain[data.index(mark) + offset] &= ~8
     Path('a.zip').write_bytes(plain)
     assert Source.of('a.zip').read().label.tolist() == ['Röhrling']
 
@@ -301,20 +370,25 @@ def test_processes_that_race_share_one_folder():
     pack('a.zip', *(f'A/{i}.jpg' for i in range(500)))
     code = "from fungi_fastai.data.sources import Source; print(len(Source.of('a.zip').read()))"
     runs = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [r.communicate(timeout=300)[0].strip() for r in runs] == ['500']*3
+    assert [r.communicate(timeout=300)[0].strip() for r in runs] == ['500'] * 3
     assert len(unpacked()) == 1
 
 
 # tables
 
+
 def test_a_table(home):
     write('a/1.jpg', 'a/2 é.jpg', 'b/3.jpg')
-    Path('photos/list.csv').write_text('Image;Species;Subset;Specimen\na/1.jpg;NA;train;7\na/2 é.jpg;007;Val;7\nb/3.jpg;;test;\n',
-                                       encoding='utf-8-sig')
+    Path('photos/list.csv').write_text(
+        'Image;Species;Subset;Specimen\na/1.jpg;NA;train;7\na/2 é.jpg;007;Val;7\nb/3.jpg;;test;\n', encoding='utf-8-sig'
+    )
     table = Source.of('photos/list.csv').read()
     assert table.drop(columns='path').values.tolist() == [
-        ['a/1.jpg', 'NA', 'NA/7', 'train'], ['a/2 é.jpg', '007', '007/7', 'valid'], ['b/3.jpg', None, 'b/3.jpg', 'test']]
-    assert table.path.tolist()[0] == str(home/'photos'/'a'/'1.jpg')
+        ['a/1.jpg', 'NA', 'NA/7', 'train'],
+        ['a/2 é.jpg', '007', '007/7', 'valid'],
+        ['b/3.jpg', None, 'b/3.jpg', 'test'],
+    ]
+    assert table.path.tolist()[0] == str(home / 'photos' / 'a' / '1.jpg')
 
 
 def test_a_table_with_named_columns():
@@ -322,10 +396,14 @@ def test_a_table_with_named_columns():
     Path('t.csv').write_text('id,where,who\n1,photos/1_x.jpg,A\n2,photos/1_y.jpg,B\n')
     table = Source.of('t.csv', label='who', column='where', group='^(.)_').read()
     assert table.label.tolist() == ['A', 'B'] and table.group.tolist() == ['A/1', 'B/1']
-    for wrong, says in (({'column': 'file'}, 'has no column file. Its columns are id, where, who'),
-                        ({'column': 'where', 'label': 'species'}, 'has no column species'),
-                        ({'column': 'where'}, 'No column of .* looks like labels'), ({}, 'looks like paths')):
-        with pytest.raises(UserError, match=says): Source.of('t.csv', **wrong).read()
+    for wrong, says in (
+        ({'column': 'file'}, 'has no column file. Its columns are id, where, who'),
+        ({'column': 'where', 'label': 'species'}, 'has no column species'),
+        ({'column': 'where'}, 'No column of .* looks like labels'),
+        ({}, 'looks like paths'),
+    ):
+        with pytest.raises(UserError, match=says):
+            Source.of('t.csv', **wrong).read()
 
 
 def test_a_table_of_paths_alone_takes_the_folders():
@@ -338,34 +416,50 @@ def test_rows_said_twice_and_two_labels():
     write('1.jpg', '2.jpg')
     Path('t.csv').write_text('path,label\nphotos/1.jpg,A\nphotos/1.jpg,A\nphotos/2.jpg,A\nphotos/2.jpg,B\n')
     table = Source.of('t.csv').read()
-    assert table.name.tolist() == ['photos/1.jpg', 'photos/2.jpg', 'photos/2.jpg#2'] and table.label.tolist() == ['A', 'A', 'B']
+    assert table.name.tolist() == ['photos/1.jpg', 'photos/2.jpg', 'photos/2.jpg#2'] and table.label.tolist() == [
+        'A',
+        'A',
+        'B',
+    ]
 
 
-@pytest.mark.parametrize('text,says', [
-    ('', 'cannot be read as a CSV'), ('path,label\n', 'names no pictures'),
-    ('path,label\nnowhere.jpg,A\n', 'None of the 1 picture named'),
-    ('path,label\nphotos/1.jpg,\n', 'No picture in t.csv has a label')])
+@pytest.mark.parametrize(
+    'text,says',
+    [
+        ('', 'cannot be read as a CSV'),
+        ('path,label\n', 'names no pictures'),
+        ('path,label\nnowhere.jpg,A\n', 'None of the 1 picture named'),
+        ('path,label\nphotos/1.jpg,\n', 'No picture in t.csv has a label'),
+    ],
+)
 def test_bad_tables(text, says):
     write('1.jpg')
     Path('t.csv').write_text(text)
-    with pytest.raises(UserError, match=says.replace('t.csv', '.*t.csv')): Source.of('t.csv').read()
+    with pytest.raises(UserError, match=says.replace('t.csv', '.*t.csv')):
+        Source.of('t.csv').read()
     Path('t.csv').write_bytes(b'path,label\n\xff\xfe\x00,A\n')
-    with pytest.raises(UserError, match='not UTF-8'): Source.of('t.csv').read()
+    with pytest.raises(UserError, match='not UTF-8'):
+        Source.of('t.csv').read()
     Path('t.csv').write_text('path,label\nphotos/1.jpg,A\n')
-    with pytest.raises(UserError, match='has no column specimn'): Source.of('t.csv', group='specimn').read()
-    with pytest.raises(MissingFileError, match='gone.csv cannot be opened'): read_table(Path('gone.csv'))
+    with pytest.raises(UserError, match='has no column specimn'):
+        Source.of('t.csv', group='specimn').read()
+    with pytest.raises(MissingFileError, match='gone.csv cannot be opened'):
+        read_table(Path('gone.csv'))
 
 
 def test_a_dataframe_becomes_a_table_once():
     write('a/1.jpg', 'b/2.jpg')
-    frame = pd.DataFrame({'file': [Path('photos/a/1.jpg'), 'photos/b/2.jpg'], 'label': ['A', 'B'], 'given': ['train', 'test']})
+    frame = pd.DataFrame(
+        {'file': [Path('photos/a/1.jpg'), 'photos/b/2.jpg'], 'label': ['A', 'B'], 'given': ['train', 'test']}
+    )
     source = Source.of(frame)
     assert source == Source.of(frame.copy()) and source.kind == 'csv'
     os.makedirs('other', exist_ok=True)
-    os.chdir('other')   # the paths do not hang on the working directory
+    os.chdir('other')  # the paths do not hang on the working directory
     table = Source.from_dict(json.loads(json.dumps(source.to_dict()))).read()
     assert table.drop(columns='path').values.tolist() == [['a/1.jpg', 'A', '', 'train'], ['b/2.jpg', 'B', '', 'test']]
-    with pytest.raises(UserError, match='looks like paths'): Source.of(pd.DataFrame({'x': [1]}))
+    with pytest.raises(UserError, match='looks like paths'):
+        Source.of(pd.DataFrame({'x': [1]}))
 
 
 def test_a_read_table_is_a_source_again():
@@ -378,40 +472,52 @@ def test_a_read_table_is_a_source_again():
 
 # the sample
 
+
 def test_the_sample(monkeypatch):
     from fungi_fastai.data import samples
-    def small(kind): return samples.make_sample(kind, f'small/{kind}', specimens=2, photos=2, size=64)
+
+    def small(kind):
+        return samples.make_sample(kind, f'small/{kind}', specimens=2, photos=2, size=64)
+
     monkeypatch.setattr(samples, 'sample_folder', small)
     assert Source.of('sample', sample='flowers').location == 'flowers'
     assert Source.of('sample:seedlings').location == 'seedlings'
-    with pytest.raises(UserError, match='did you mean mushrooms'): Source.of('sample:mushroom')
-    for kind, classes, group in (('mushrooms', 9, r'^(?P<group>.*\d.*)_'), ('defungi', 5, r'^(?P<group>H\d+_\d+)'),
-                                 ('flowers', 5, r'^(?P<group>.+)_'), ('seedlings', 12, '')):
+    with pytest.raises(UserError, match='did you mean mushrooms'):
+        Source.of('sample:mushroom')
+    for kind, classes, group in (
+        ('mushrooms', 9, r'^(?P<group>.*\d.*)_'),
+        ('defungi', 5, r'^(?P<group>H\d+_\d+)'),
+        ('flowers', 5, r'^(?P<group>.+)_'),
+        ('seedlings', 12, ''),
+    ):
         table = Source.of(f'sample:{kind}', group=group).read()
         assert table.label.nunique() == classes, kind
         assert set(table.given) == ({'train', 'test'} if kind == 'seedlings' else {''}), kind
-        if group: assert table.groupby('group').size().max() > 1, kind
+        if group:
+            assert table.groupby('group').size().max() > 1, kind
 
 
 # the real sets
 
-sets = {   # classes, pictures, unlabelled, given, pattern and number of groups
+sets = {  # classes, pictures, unlabelled, given, pattern and number of groups
     'mushrooms': (10, 800, 0, {'': 800}, r'^(?P<group>.*\d.*)_', 628),
     'defungi': (5, 7687, 0, {'': 7687}, r'^(?P<group>H\d+_\d+)', 380),
     'plant-seedlings-classification': (12, 4750, 723, {'train': 4027, 'test': 723}, '', 1),
-    'flowers': (5, 600, 0, {'': 600}, '', 1)}
+    'flowers': (5, 600, 0, {'': 600}, '', 1),
+}
 
 
 @pytest.mark.parametrize('name', sets)
 def test_real_sets(name):
-    file = real/f'{name}.zip'
-    if not file.exists(): pytest.skip(f'{file} is not there; set FUNGI_DATA to the folder with the real sets')
+    file = real / f'{name}.zip'
+    if not file.exists():
+        pytest.skip(f'{file} is not there; set FUNGI_DATA to the folder with the real sets')
     classes, pictures, unlabelled, given, group, groups = sets[name]
     start = time.time()
     table = Source.of(file, group=group).read()
-    first, start = time.time()-start, time.time()
+    first, start = time.time() - start, time.time()
     assert Source.of(file, group=group).read().equals(table)
-    print(f'{name}: {pictures} pictures unpacked and read in {first:.2f} s, again in {time.time()-start:.2f} s')
+    print(f'{name}: {pictures} pictures unpacked and read in {first:.2f} s, again in {time.time() - start:.2f} s')
     assert (table.label.nunique(), len(table), int(table.label.isna().sum())) == (classes, pictures, unlabelled)
     assert table.given.value_counts().to_dict() == given
     assert table.group.nunique() == groups and table.name.is_unique
@@ -424,7 +530,7 @@ def test_real_sets(name):
 
 def test_pictures_in_formats_that_are_not_read_are_told_of(tmp_path):
     for name in ('a/1.jpg', 'a/2.HEIC', 'b/3.jpg', 'b/4.cr2', 'b/notes.txt'):
-        (tmp_path/name).parent.mkdir(exist_ok=True)
-        (tmp_path/name).write_bytes(b'x')
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b'x')
     with pytest.warns(UserWarning, match=r'2 pictures .* are not read \(1 .cr2, 1 .heic\): save them as JPEG'):
         assert Source.of(tmp_path).read().name.tolist() == ['a/1.jpg', 'b/3.jpg']

@@ -1,4 +1,5 @@
 "What is sent to a competition: order, columns, spelling, several networks, and what is refused"
+
 import shutil
 from types import SimpleNamespace
 
@@ -14,11 +15,13 @@ from fungi_fastai.settings import MissingFileError, UserError
 def plants(tmp_path_factory):
     "A competition of twelve seedlings whose folders hold underscores; its sample says Sugar beet throughout, in no order"
     from fungi_fastai.data.samples import make_sample
-    folder = tmp_path_factory.mktemp('plants')/'set'
+
+    folder = tmp_path_factory.mktemp('plants') / 'set'
     make_sample('seedlings', folder, specimens=4, photos=1, size=32, workers=1)
-    for one in (folder/'train').iterdir(): one.rename(one.with_name(one.name.replace(' ', '_')))
-    sample = pd.read_csv(folder/'sample_submission.csv', dtype=str)
-    sample.sample(frac=1, random_state=3).to_csv(folder/'sample_submission.csv', index=False)
+    for one in (folder / 'train').iterdir():
+        one.rename(one.with_name(one.name.replace(' ', '_')))
+    sample = pd.read_csv(folder / 'sample_submission.csv', dtype=str)
+    sample.sample(frac=1, random_state=3).to_csv(folder / 'sample_submission.csv', index=False)
     return folder
 
 
@@ -28,12 +31,17 @@ def grown(home, ready, plants):
     import os
 
     from fungi_fastai import SEEDLINGS, cross_validate, train_seedlings
+
     before = os.getcwd()
     os.chdir(home)
     changes = {**tiny, 'exclude': (), 'cache': False}
-    try: return SimpleNamespace(run=train_seedlings(plants, out=home/'grown', progress=False, **changes),
-                                folds=cross_validate(SEEDLINGS.but(source=plants, **changes), 2, home/'grown folds', progress=False))
-    finally: os.chdir(before)
+    try:
+        return SimpleNamespace(
+            run=train_seedlings(plants, out=home / 'grown', progress=False, **changes),
+            folds=cross_validate(SEEDLINGS.but(source=plants, **changes), 2, home / 'grown folds', progress=False),
+        )
+    finally:
+        os.chdir(before)
 
 
 @pytest.fixture
@@ -41,18 +49,19 @@ def submit(place, grown, tmp_path):
     from fungi_fastai.deploy.submission import submission
 
     def call(runs=None, **options):
-        return submission(grown.run if runs is None else runs, tmp_path/'out.csv', **{'progress': False} | options)
+        return submission(grown.run if runs is None else runs, tmp_path / 'out.csv', **{'progress': False} | options)
+
     return call
 
 
 def test_the_file_has_the_samples_order_columns_and_spelling(submit, plants, grown):
     found = submit()
-    sample, written = (pd.read_csv(f, dtype=str) for f in (plants/'sample_submission.csv', found.file))
+    sample, written = (pd.read_csv(f, dtype=str) for f in (plants / 'sample_submission.csv', found.file))
     assert written.columns.tolist() == ['file', 'species'] and written.file.tolist() == sample.file.tolist()
     assert found.file.read_bytes().startswith(b'file,species\n') and b'\r' not in found.file.read_bytes()
     assert set(written.species) <= {c.replace('_', ' ') for c in grown.run.classes}
     assert found.facts['respelled']['Sugar_beet'] == 'Sugar beet' and 'Maize' not in found.facts['respelled']
-    said = grown.run.predict([str(plants/'test'/f) for f in sample.file])
+    said = grown.run.predict([str(plants / 'test' / f) for f in sample.file])
     assert written.species.tolist() == [c.replace('_', ' ') for c in said.predicted]
 
 
@@ -64,92 +73,126 @@ def test_several_networks_in_any_order_give_the_same_bytes(submit, grown):
     assert (again.file.read_bytes(), again.file.with_suffix('.parquet').read_bytes()) == kept
     assert (first.networks, first.views) == (3, 8) and again.views == 8
     table = pd.read_parquet(first.file.with_suffix('.parquet'))
-    assert table.columns[:4].tolist() == ['file', 'path', 'predicted', 'confidence'] and table.file.tolist() == first.table.file.tolist()
+    assert (
+        table.columns[:4].tolist() == ['file', 'path', 'predicted', 'confidence']
+        and table.file.tolist() == first.table.file.tolist()
+    )
     assert np.allclose(table.filter(like='p_').sum(axis=1), 1, atol=1e-5)
 
 
 def test_weights_count(submit, grown):
     alone = submit(probabilities=True).file.with_suffix('.parquet').read_bytes()
-    assert submit([grown.folds, grown.run], weights=[0, 2], probabilities=True).file.with_suffix('.parquet').read_bytes() == alone
+    assert (
+        submit([grown.folds, grown.run], weights=[0, 2], probabilities=True).file.with_suffix('.parquet').read_bytes()
+        == alone
+    )
     for weights in ([1], [0, 0], [1, -1]):
-        with pytest.raises(UserError, match='expected a number of at least 0 for each of the 2 runs'): submit([grown.folds, grown.run], weights=weights)
+        with pytest.raises(UserError, match='expected a number of at least 0 for each of the 2 runs'):
+            submit([grown.folds, grown.run], weights=weights)
 
 
 def test_pictures_and_sample_may_be_given(submit, plants, tmp_path):
     usual = submit().file.read_text()
-    sample = pd.read_csv(plants/'sample_submission.csv', dtype=str)
-    shutil.copytree(plants/'test', tmp_path/'elsewhere')
-    sample.assign(file=sample.file.str[:-4]).to_csv(tmp_path/'ids.csv', index=False)   # names without extension
-    assert submit(test=tmp_path/'elsewhere', sample=plants/'sample_submission.csv').file.read_text() == usual
-    assert submit(test=tmp_path/'elsewhere').file.read_text() == usual, 'the sample of the source that was trained on'
-    assert submit(sample=tmp_path/'ids.csv').file.read_text() == usual.replace('.jpg', '')
-    archive = shutil.make_archive(str(tmp_path/'all'), 'zip', plants)
+    sample = pd.read_csv(plants / 'sample_submission.csv', dtype=str)
+    shutil.copytree(plants / 'test', tmp_path / 'elsewhere')
+    sample.assign(file=sample.file.str[:-4]).to_csv(tmp_path / 'ids.csv', index=False)  # names without extension
+    assert submit(test=tmp_path / 'elsewhere', sample=plants / 'sample_submission.csv').file.read_text() == usual
+    assert submit(test=tmp_path / 'elsewhere').file.read_text() == usual, 'the sample of the source that was trained on'
+    assert submit(sample=tmp_path / 'ids.csv').file.read_text() == usual.replace('.jpg', '')
+    archive = shutil.make_archive(str(tmp_path / 'all'), 'zip', plants)
     assert submit(test=archive).file.read_text() == usual
 
 
 def test_probabilities_where_the_sample_asks_for_them(submit, plants, grown, tmp_path):
     classes = sorted((c.replace('_', ' ') for c in grown.run.classes), reverse=True)
-    ids = pd.read_csv(plants/'sample_submission.csv', dtype=str).file
-    pd.DataFrame({'id': ids} | {c: 1/12 for c in classes}).to_csv(tmp_path/'sample.csv', index=False)
-    table = pd.read_csv(submit(sample=tmp_path/'sample.csv').file)
+    ids = pd.read_csv(plants / 'sample_submission.csv', dtype=str).file
+    pd.DataFrame({'id': ids} | {c: 1 / 12 for c in classes}).to_csv(tmp_path / 'sample.csv', index=False)
+    table = pd.read_csv(submit(sample=tmp_path / 'sample.csv').file)
     assert table.columns.tolist() == ['id', *classes] and table.id.tolist() == ids.tolist()
     assert np.allclose(table[classes].sum(axis=1), 1, atol=1e-5)
-    pd.DataFrame({'id': ids, 'Maize': 0, 'Charlock': 0}).to_csv(tmp_path/'sample.csv', index=False)
-    with pytest.raises(UserError, match='has 2 columns beside id: expected one, for the class, or one for each of the 12 classes'):
-        submit(sample=tmp_path/'sample.csv')
+    pd.DataFrame({'id': ids, 'Maize': 0, 'Charlock': 0}).to_csv(tmp_path / 'sample.csv', index=False)
+    with pytest.raises(
+        UserError, match='has 2 columns beside id: expected one, for the class, or one for each of the 12 classes'
+    ):
+        submit(sample=tmp_path / 'sample.csv')
 
 
-@pytest.mark.parametrize('change,says', [
-    (lambda s: pd.concat([s, s.assign(file='lost.jpg')[:1]]), r'lacks 1 file \(lost.jpg\), of 10 rows'),
-    (lambda s: s[2:], r'has 2 files \(.*\), which the sample submission does not ask for'),
-    (lambda s: pd.concat([s, s[:1]]), r'The sample submission has 1 file \(.*jpg\) more than once'),
-    (lambda s: s.assign(species='Triffid'), r'names 1 class \(Triffid\), which the runs do not know'),
-    (lambda s: s[:0], 'expected an id and a label for each picture'),
-    (lambda s: s[['file']], 'expected an id and a label for each picture')])
+@pytest.mark.parametrize(
+    'change,says',
+    [
+        (lambda s: pd.concat([s, s.assign(file='lost.jpg')[:1]]), r'lacks 1 file \(lost.jpg\), of 10 rows'),
+        (lambda s: s[2:], r'has 2 files \(.*\), which the sample submission does not ask for'),
+        (lambda s: pd.concat([s, s[:1]]), r'The sample submission has 1 file \(.*jpg\) more than once'),
+        (lambda s: s.assign(species='Triffid'), r'names 1 class \(Triffid\), which the runs do not know'),
+        (lambda s: s[:0], 'expected an id and a label for each picture'),
+        (lambda s: s[['file']], 'expected an id and a label for each picture'),
+    ],
+)
 def test_what_does_not_fit_is_refused_before_the_work(submit, plants, tmp_path, monkeypatch, change, says):
     out = submit().file
     before = out.read_bytes()
-    change(pd.read_csv(plants/'sample_submission.csv', dtype=str)).to_csv(tmp_path/'sample.csv', index=False)
+    change(pd.read_csv(plants / 'sample_submission.csv', dtype=str)).to_csv(tmp_path / 'sample.csv', index=False)
     monkeypatch.setattr('fungi_fastai.experiments.tta.predict_tta', None)
-    with pytest.raises(UserError, match=says): submit(sample=tmp_path/'sample.csv')
+    with pytest.raises(UserError, match=says):
+        submit(sample=tmp_path / 'sample.csv')
     assert out.read_bytes() == before
 
 
 def test_two_pictures_of_one_name(submit, plants, tmp_path):
-    shutil.copytree(plants/'test', tmp_path/'twice'/'a')
-    shutil.copytree(plants/'test', tmp_path/'twice'/'b')
-    with pytest.raises(UserError, match='has 9 files .* more than once'): submit(test=tmp_path/'twice', sample=plants/'sample_submission.csv')
+    shutil.copytree(plants / 'test', tmp_path / 'twice' / 'a')
+    shutil.copytree(plants / 'test', tmp_path / 'twice' / 'b')
+    with pytest.raises(UserError, match='has 9 files .* more than once'):
+        submit(test=tmp_path / 'twice', sample=plants / 'sample_submission.csv')
 
 
 def test_labels_may_be_told(submit, plants, grown, tmp_path):
-    pd.read_csv(plants/'sample_submission.csv', dtype=str).assign(species='0').to_csv(tmp_path/'sample.csv', index=False)
+    pd.read_csv(plants / 'sample_submission.csv', dtype=str).assign(species='0').to_csv(
+        tmp_path / 'sample.csv', index=False
+    )
     numbers = {c: i for i, c in enumerate(grown.run.classes)}
-    table = submit(sample=tmp_path/'sample.csv', labels=numbers).table
+    table = submit(sample=tmp_path / 'sample.csv', labels=numbers).table
     assert set(table.species) <= {str(i) for i in range(12)}
 
 
 def test_an_unreadable_picture_is_answered_and_told_of(submit, plants, tmp_path):
-    shutil.copytree(plants/'test', tmp_path/'some')
-    broken = sorted((tmp_path/'some').iterdir())[4]
+    shutil.copytree(plants / 'test', tmp_path / 'some')
+    broken = sorted((tmp_path / 'some').iterdir())[4]
     broken.write_bytes(broken.read_bytes()[:90])
-    found = submit(test=tmp_path/'some')
-    assert len(found.table) == 9 and found.unread == [broken.name] and f'1 picture ({broken.name}) could not be read' in str(found)
-    for one in (tmp_path/'some').iterdir(): one.write_bytes(b'')
-    with pytest.raises(UserError, match='None of the 9 pictures can be read'): submit(test=tmp_path/'some')
+    found = submit(test=tmp_path / 'some')
+    assert (
+        len(found.table) == 9
+        and found.unread == [broken.name]
+        and f'1 picture ({broken.name}) could not be read' in str(found)
+    )
+    for one in (tmp_path / 'some').iterdir():
+        one.write_bytes(b'')
+    with pytest.raises(UserError, match='None of the 9 pictures can be read'):
+        submit(test=tmp_path / 'some')
 
 
 def test_runs_that_cannot_be_averaged(submit, grown, small_run, tmp_path):
-    with pytest.raises(UserError, match='do not know the same classes: 17 classes'): submit([grown.run, small_run])
-    with pytest.raises(UserError, match='was given more than once'): submit([grown.run, grown.run.folder])
-    with pytest.raises(UserError, match='was given more than once'): submit([grown.folds, grown.folds.folder/'fold-2'])
-    with pytest.raises(UserError, match='No run was given'): submit([])
-    with pytest.raises(MissingFileError, match='There is no run folder'): submit(tmp_path/'gone')
+    with pytest.raises(UserError, match='do not know the same classes: 17 classes'):
+        submit([grown.run, small_run])
+    with pytest.raises(UserError, match='was given more than once'):
+        submit([grown.run, grown.run.folder])
+    with pytest.raises(UserError, match='was given more than once'):
+        submit([grown.folds, grown.folds.folder / 'fold-2'])
+    with pytest.raises(UserError, match='No run was given'):
+        submit([])
+    with pytest.raises(MissingFileError, match='There is no run folder'):
+        submit(tmp_path / 'gone')
 
 
 def test_a_source_without_test_pictures(place, small_run, photos, plants, tmp_path):
     from fungi_fastai.deploy.submission import submission
-    with pytest.raises(UserError, match='no unlabelled pictures in a folder test. .*--test'): submission(small_run, tmp_path/'out.csv')
-    with pytest.raises(UserError, match='holds no sample_submission.csv. .*--sample'): submission(small_run, tmp_path/'out.csv', test=photos)
-    with pytest.raises(UserError, match='ends in .csv'): submission(small_run, tmp_path/'out.txt')
-    with pytest.raises(MissingFileError, match='under Data'): submission(small_run, tmp_path/'out.csv', test=plants, sample=tmp_path/'gone.csv')
-    with pytest.raises(UserError, match="expected a number of at least 1, or 'flips'"): submission(small_run, tmp_path/'out.csv', tta=0)
+
+    with pytest.raises(UserError, match='no unlabelled pictures in a folder test. .*--test'):
+        submission(small_run, tmp_path / 'out.csv')
+    with pytest.raises(UserError, match='holds no sample_submission.csv. .*--sample'):
+        submission(small_run, tmp_path / 'out.csv', test=photos)
+    with pytest.raises(UserError, match='ends in .csv'):
+        submission(small_run, tmp_path / 'out.txt')
+    with pytest.raises(MissingFileError, match='under Data'):
+        submission(small_run, tmp_path / 'out.csv', test=plants, sample=tmp_path / 'gone.csv')
+    with pytest.raises(UserError, match="expected a number of at least 1, or 'flips'"):
+        submission(small_run, tmp_path / 'out.csv', tta=0)

@@ -1,4 +1,5 @@
 "Many settings: what may be varied, that each is tried once whatever processes share them or die, and what comes out"
+
 import json
 import time
 from collections import Counter
@@ -18,114 +19,186 @@ pytestmark = pytest.mark.usefixtures('place', 'ready')
 @pytest.fixture
 def recipe(photos):
     from fungi_fastai.training.recipe import Recipe
-    return Recipe(name='flowers', source=str(photos), arch='convmixer_8_1', pretrained=False, size=32, epochs=1, bs=16, lr=1e-2, device='cpu', precision='fp32')
+
+    return Recipe(
+        name='flowers',
+        source=str(photos),
+        arch='convmixer_8_1',
+        pretrained=False,
+        size=32,
+        epochs=1,
+        bs=16,
+        lr=1e-2,
+        device='cpu',
+        precision='fp32',
+    )
 
 
 def sweep(*arguments, **options):
     from fungi_fastai.experiments.sweeps import sweep
+
     return sweep(*arguments, **dict(progress=False) | options)
 
 
-def parts(folder): return {f.name for f in Path(folder).iterdir() if not f.name.startswith('.')}
+def parts(folder):
+    return {f.name for f in Path(folder).iterdir() if not f.name.startswith('.')}
 
 
 @pytest.fixture
 def pretend(monkeypatch):
     "Trials whose score is worked out instead of trained: pretend(lambda recipe, epoch: score); the recipes that were trained"
     from fungi_fastai.experiments import sweeps
+
     trained = []
 
     def start(score, epochs=1):
         class Run:
-            def __init__(self, recipe): self.history = pd.DataFrame(dict(epoch=[1], accuracy=score(recipe, 1)))
+            def __init__(self, recipe):
+                self.history = pd.DataFrame(dict(epoch=[1], accuracy=score(recipe, 1)))
 
         def train(recipe, folder, progress, items, cbs):
             trained.append(recipe)
             value, report = score(recipe, 1), cbs[0]
             report.learn = type('Learn', (), dict(history=type('History', (), dict(rows=[]))))
             folder.mkdir(parents=True, exist_ok=True)
-            for epoch in range(1, epochs+1):
+            for epoch in range(1, epochs + 1):
                 value = score(recipe, epoch)
-                report.learn.history.rows.append(dict(epoch=epoch, accuracy=value, macro_f1=value, valid_loss=1-value, seconds=1.))
-                pd.DataFrame(report.learn.history.rows).to_csv(folder/'history.csv', index=False)
+                report.learn.history.rows.append(
+                    dict(epoch=epoch, accuracy=value, macro_f1=value, valid_loss=1 - value, seconds=1.0)
+                )
+                pd.DataFrame(report.learn.history.rows).to_csv(folder / 'history.csv', index=False)
                 report.epoch_done()
             run = Run(recipe)
-            run.value, run.history = value, pd.read_csv(folder/'history.csv')
+            run.value, run.history = value, pd.read_csv(folder / 'history.csv')
             return run
+
         monkeypatch.setattr(sweeps, 'train', train)
         monkeypatch.setattr(sweeps, 'prepare_items', lambda *_: None)
-        scores = lambda run: dict(accuracy=run.value, macro_f1=run.value, valid_loss=1-run.value, epochs=len(run.history), seconds=1.)
+        scores = lambda run: dict(
+            accuracy=run.value, macro_f1=run.value, valid_loss=1 - run.value, epochs=len(run.history), seconds=1.0
+        )
         monkeypatch.setattr(sweeps, '_scores', scores)
-        monkeypatch.setattr(sweeps, '_test_scores', lambda run: dict(test_accuracy=run.value/2, test_macro_f1=run.value/2))
-        monkeypatch.setattr(sweeps, 'poll', .02)
+        monkeypatch.setattr(
+            sweeps, '_test_scores', lambda run: dict(test_accuracy=run.value / 2, test_macro_f1=run.value / 2)
+        )
+        monkeypatch.setattr(sweeps, 'poll', 0.02)
         return trained
+
     return start
 
 
 # --- trained
 
+
 def test_a_grid_of_real_trainings(recipe, tmp_path):
     from fungi_fastai import Run
     from fungi_fastai.experiments.sweeps import Sweep
-    found = sweep(recipe, {'lr': [1e-3, 1e-1], 'augment.strength': '0..1 step 1'}, tmp_path/'sweep')
+
+    found = sweep(recipe, {'lr': [1e-3, 1e-1], 'augment.strength': '0..1 step 1'}, tmp_path / 'sweep')
     table = found.table
-    assert table.state.tolist() == ['done']*4 and table.number.tolist() == [0, 1, 2, 3] and table.epochs.tolist() == [1]*4
+    assert (
+        table.state.tolist() == ['done'] * 4
+        and table.number.tolist() == [0, 1, 2, 3]
+        and table.epochs.tolist() == [1] * 4
+    )
     assert table[['lr', 'augment.strength']].values.tolist() == [[1e-3, 0], [1e-3, 1], [1e-1, 0], [1e-1, 1]]
-    assert [run.folder for run in found.runs] == [found.folder/name for name in found.done.folder]
-    assert found.runs[0].metrics['valid']['accuracy'] == table.accuracy.max() == found.runs[0].metrics['valid'][found.metric]
+    assert [run.folder for run in found.runs] == [found.folder / name for name in found.done.folder]
+    assert (
+        found.runs[0].metrics['valid']['accuracy']
+        == table.accuracy.max()
+        == found.runs[0].metrics['valid'][found.metric]
+    )
     for row in table.itertuples():
-        run = Run.load(tmp_path/'sweep'/row.folder)
+        run = Run.load(tmp_path / 'sweep' / row.folder)
         assert run.metrics['valid']['accuracy'] == row.accuracy and run.recipe.lr == row.lr
-    assert table.test_accuracy.notna().sum() == 1   # of the best alone
+    assert table.test_accuracy.notna().sum() == 1  # of the best alone
     best = table.loc[table.test_accuracy.notna()].iloc[0]
-    assert best.accuracy == table.accuracy.max() and best.test_accuracy == Run(tmp_path/'sweep'/best.folder).metrics['accuracy']
-    assert found.best.lr == best.lr and found.best == Run(tmp_path/'sweep'/best.folder).recipe
-    assert {'sweep.csv', 'sweep.json', 'sweep.db', 'summary.txt', 'best.json', 'trials', 'heat_map.svg', 'parallel.svg'} <= parts(tmp_path/'sweep')
-    assert 'test part' in str(found) and 'accuracy' in (tmp_path/'sweep/summary.txt').read_text()
-    loaded = Sweep.load(tmp_path/'sweep')
+    assert (
+        best.accuracy == table.accuracy.max()
+        and best.test_accuracy == Run(tmp_path / 'sweep' / best.folder).metrics['accuracy']
+    )
+    assert found.best.lr == best.lr and found.best == Run(tmp_path / 'sweep' / best.folder).recipe
+    assert {
+        'sweep.csv',
+        'sweep.json',
+        'sweep.db',
+        'summary.txt',
+        'best.json',
+        'trials',
+        'heat_map.svg',
+        'parallel.svg',
+    } <= parts(tmp_path / 'sweep')
+    assert 'test part' in str(found) and 'accuracy' in (tmp_path / 'sweep/summary.txt').read_text()
+    loaded = Sweep.load(tmp_path / 'sweep')
     assert loaded.best == found.best and str(loaded) == str(found) and loaded.space == found.space
-    pd.testing.assert_frame_equal(loaded.table[['number', 'lr', 'augment.strength', 'accuracy']], table[['number', 'lr', 'augment.strength', 'accuracy']])
+    pd.testing.assert_frame_equal(
+        loaded.table[['number', 'lr', 'augment.strength', 'accuracy']],
+        table[['number', 'lr', 'augment.strength', 'accuracy']],
+    )
     # the same call takes everything as it is; another one is refused
-    before = {f: f.stat().st_mtime_ns for f in (tmp_path/'sweep/trials').rglob('*')}
-    again = sweep(recipe, {'lr': [1e-3, 1e-1], 'augment.strength': '0..1 step 1'}, tmp_path/'sweep')
-    assert again.best == found.best and {f: f.stat().st_mtime_ns for f in (tmp_path/'sweep/trials').rglob('*')} == before
-    with pytest.raises(UserError, match='lr: .*0.01.* now'): sweep(recipe, {'lr': [1e-3, 1e-2], 'augment.strength': '0..1 step 1'}, tmp_path/'sweep')
-    with pytest.raises(UserError, match='recipe epochs: 2 now and 1 there'): sweep(recipe.but(epochs=2), dict(lr=[1e-3, 1e-1]), tmp_path/'sweep')
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / 'sweep/trials').rglob('*')}
+    again = sweep(recipe, {'lr': [1e-3, 1e-1], 'augment.strength': '0..1 step 1'}, tmp_path / 'sweep')
+    assert (
+        again.best == found.best and {f: f.stat().st_mtime_ns for f in (tmp_path / 'sweep/trials').rglob('*')} == before
+    )
+    with pytest.raises(UserError, match='lr: .*0.01.* now'):
+        sweep(recipe, {'lr': [1e-3, 1e-2], 'augment.strength': '0..1 step 1'}, tmp_path / 'sweep')
+    with pytest.raises(UserError, match='recipe epochs: 2 now and 1 there'):
+        sweep(recipe.but(epochs=2), dict(lr=[1e-3, 1e-1]), tmp_path / 'sweep')
 
 
 def test_a_trial_that_fails_is_noted_and_the_others_go_on(recipe, tmp_path, capsys):
-    found = sweep(recipe, dict(lr=[1e-2, 1e38]), tmp_path/'sweep', progress=True)
+    found = sweep(recipe, dict(lr=[1e-2, 1e38]), tmp_path / 'sweep', progress=True)
     assert found.table.state.tolist() == ['done', 'failed'] and 'no longer a number' in found.table.reason[1]
     assert 'no longer a number' in str(found) and found.best.lr == 1e-2
     said = capsys.readouterr().err
-    assert 'trial 1 of 2 · lr=0.01 · accuracy' in said and 'trial 2 of 2 · lr=1e+38 · failed' in said and '\r' not in said
-    with pytest.raises(TrainingError, match='None of 1 trial'): sweep(recipe, dict(lr=[1e38]), tmp_path/'hopeless')
+    assert (
+        'trial 1 of 2 · lr=0.01 · accuracy' in said and 'trial 2 of 2 · lr=1e+38 · failed' in said and '\r' not in said
+    )
+    with pytest.raises(TrainingError, match='None of 1 trial'):
+        sweep(recipe, dict(lr=[1e38]), tmp_path / 'hopeless')
 
 
 def test_a_pruned_trial_ends_early_and_is_never_evaluated(recipe, tmp_path, monkeypatch):
     import optuna
-    monkeypatch.setattr(optuna.pruners.MedianPruner, 'prune', lambda self, study, trial: trial.params['lr'] == '0.1' and trial.last_step == 2)
-    found = sweep(recipe.but(epochs=3), dict(lr=[1e-2, 1e-1]), tmp_path/'sweep', prune='median')
+
+    monkeypatch.setattr(
+        optuna.pruners.MedianPruner,
+        'prune',
+        lambda self, study, trial: trial.params['lr'] == '0.1' and trial.last_step == 2,
+    )
+    found = sweep(recipe.but(epochs=3), dict(lr=[1e-2, 1e-1]), tmp_path / 'sweep', prune='median')
     assert found.table.state.tolist() == ['done', 'pruned'] and found.table.epochs.tolist() == [3, 2]
     assert found.table.accuracy.notna().all() and np.isnan(found.table.test_accuracy[1])
-    assert parts(tmp_path/'sweep/trials/lr=0.1') == {'recipe.json', 'items.parquet', 'environment.json', 'history.csv'}
+    assert parts(tmp_path / 'sweep/trials/lr=0.1') == {
+        'recipe.json',
+        'items.parquet',
+        'environment.json',
+        'history.csv',
+    }
 
 
 def test_two_stages_of_real_trainings(recipe, tmp_path):
-    found = sweep(recipe, dict(lr=[1e-3, 1e-2, 1e-1]), tmp_path/'sweep', stages=(.5, 1.))
-    assert found.table.fraction.tolist() == [.5]*3+[1.] and len(found.table) == 4
-    first = found.table[found.table.fraction == .5].sort_values('accuracy', ascending=False, kind='stable')
+    found = sweep(recipe, dict(lr=[1e-3, 1e-2, 1e-1]), tmp_path / 'sweep', stages=(0.5, 1.0))
+    assert found.table.fraction.tolist() == [0.5] * 3 + [1.0] and len(found.table) == 4
+    first = found.table[found.table.fraction == 0.5].sort_values('accuracy', ascending=False, kind='stable')
     assert found.table.lr[3] == first.lr.iloc[0] == found.best.lr and found.best.fraction == 1
     from fungi_fastai import Run
-    sizes = [Run(tmp_path/'sweep'/f).metrics['n_train'] for f in found.table.folder]
-    assert sizes[0] < sizes[3] and len({Run(tmp_path/'sweep'/f).metrics['valid']['n_test'] for f in found.table.folder}) == 1
+
+    sizes = [Run(tmp_path / 'sweep' / f).metrics['n_train'] for f in found.table.folder]
+    assert (
+        sizes[0] < sizes[3]
+        and len({Run(tmp_path / 'sweep' / f).metrics['valid']['n_test'] for f in found.table.folder}) == 1
+    )
 
 
 # --- many processes
 
+
 def _sweep(recipe, space, out, **options):
     from fungi_fastai.experiments import sweeps
-    sweeps.poll = .1
+
+    sweeps.poll = 0.1
     sweeps.sweep(recipe, space, out, **options)
 
 
@@ -135,52 +208,75 @@ def process(started):
     return partial(started, _sweep)
 
 
-def lines(log): return [line for line in log.read_text().splitlines() if line.startswith('trial ')] if log.exists() else []
+def lines(log):
+    return [line for line in log.read_text().splitlines() if line.startswith('trial ')] if log.exists() else []
 
 
 def test_two_processes_share_a_grid_and_one_is_killed(process, recipe, tmp_path):
-    space, out = dict(bs=[8, 16], lr=[1e-4, 1e-3, 1e-2]), tmp_path/'sweep'
+    space, out = dict(bs=[8, 16], lr=[1e-4, 1e-3, 1e-2]), tmp_path / 'sweep'
     recipe = recipe.but(epochs=6)
     one, other = process(recipe, space, out), process(recipe, space, out)
-    end, under_way = time.monotonic()+300, set()
-    while not (lines(one.log) and lines(other.log) and len(under_way) == 2):   # both have finished one, and are in the midst of another
-        assert one.is_alive() and other.is_alive() and time.monotonic() < end, one.log.read_text()+other.log.read_text()
-        time.sleep(.002)
-        under_way = {f.parent for f in (out/'trials').glob('*/history.csv')} - {f.parent for f in (out/'trials').glob('*/metrics.json')}
-    one.kill(); one.join()   # SIGKILL
-    assert any((folder/'checkpoint').exists() and not (folder/'metrics.json').exists() for folder in under_way)
+    end, under_way = time.monotonic() + 300, set()
+    while not (
+        lines(one.log) and lines(other.log) and len(under_way) == 2
+    ):  # both have finished one, and are in the midst of another
+        assert one.is_alive() and other.is_alive() and time.monotonic() < end, (
+            one.log.read_text() + other.log.read_text()
+        )
+        time.sleep(0.002)
+        under_way = {f.parent for f in (out / 'trials').glob('*/history.csv')} - {
+            f.parent for f in (out / 'trials').glob('*/metrics.json')
+        }
+    one.kill()
+    one.join()  # SIGKILL
+    assert any((folder / 'checkpoint').exists() and not (folder / 'metrics.json').exists() for folder in under_way)
     other.join(300)
     assert other.exitcode == 0, other.log.read_text()
     names = [line.split(' · ')[1] for log in (one.log, other.log) for line in lines(log)]
-    assert len(set(names)) == len(parts(out/'trials')) == 6 and max(Counter(names).values()) == 1, names   # each by one of them, exactly once
-    table = pd.read_csv(out/'sweep.csv')
-    assert table.state.tolist() == ['done']*6 and table.epochs.tolist() == [6]*6 and len(table[['bs', 'lr']].drop_duplicates()) == 6
-    whole = sweep(recipe, dict(bs=[8], lr=[1e-4, 1e-3, 1e-2]), tmp_path/'alone')   # and nothing was lost of the one that was cut off
+    assert len(set(names)) == len(parts(out / 'trials')) == 6 and max(Counter(names).values()) == 1, (
+        names
+    )  # each by one of them, exactly once
+    table = pd.read_csv(out / 'sweep.csv')
+    assert (
+        table.state.tolist() == ['done'] * 6
+        and table.epochs.tolist() == [6] * 6
+        and len(table[['bs', 'lr']].drop_duplicates()) == 6
+    )
+    whole = sweep(
+        recipe, dict(bs=[8], lr=[1e-4, 1e-3, 1e-2]), tmp_path / 'alone'
+    )  # and nothing was lost of the one that was cut off
     assert whole.table.accuracy.tolist() == table.accuracy[:3].tolist()
 
 
 def test_a_killed_sweep_continues_from_its_trials_checkpoint(process, recipe, tmp_path, monkeypatch):
     import optuna
-    monkeypatch.setattr(optuna.storages, 'fail_stale_trials', lambda study: None)   # on one machine nobody waits for signs of life
-    out, recipe = tmp_path/'sweep', recipe.but(epochs=16)
+
+    monkeypatch.setattr(
+        optuna.storages, 'fail_stale_trials', lambda study: None
+    )  # on one machine nobody waits for signs of life
+    out, recipe = tmp_path / 'sweep', recipe.but(epochs=16)
     one = process(recipe, dict(lr=[1e-3, 1e-2]), out)
-    state = out/'trials/lr=0.001/checkpoint/state.safetensors'
-    end = time.monotonic()+300
+    state = out / 'trials/lr=0.001/checkpoint/state.safetensors'
+    end = time.monotonic() + 300
     while not state.exists():
         assert one.is_alive() and time.monotonic() < end, one.log.read_text()
-        time.sleep(.005)
-    one.kill(); one.join()
-    history = pd.read_csv(out/'trials/lr=0.001/history.csv')
+        time.sleep(0.005)
+    one.kill()
+    one.join()
+    history = pd.read_csv(out / 'trials/lr=0.001/history.csv')
     assert 0 < len(history) < 16
     found = sweep(recipe, dict(lr=[1e-3, 1e-2]), out)
-    assert found.table.state.tolist() == ['done']*2 and found.table.epochs.tolist() == [16]*2
-    after = pd.read_csv(out/'trials/lr=0.001/history.csv')
-    pd.testing.assert_frame_equal(after.head(len(history)-1), history.head(len(history)-1))   # with the same seconds: not trained again
+    assert found.table.state.tolist() == ['done'] * 2 and found.table.epochs.tolist() == [16] * 2
+    after = pd.read_csv(out / 'trials/lr=0.001/history.csv')
+    pd.testing.assert_frame_equal(
+        after.head(len(history) - 1), history.head(len(history) - 1)
+    )  # with the same seconds: not trained again
 
 
 def _take(folder, names, start, results):
     from fungi_fastai.experiments.sweeps import _open
     from fungi_fastai.experiments.workers import Worker
+
     worker = Worker(folder, _open(folder, None))
     study = worker.study('queue', 'maximize', None)
     start.wait()
@@ -188,7 +284,7 @@ def _take(folder, names, start, results):
     while (trial := worker.take(study)) is not None:
         results.put(trial.suggest_categorical('lr', names))
         trial.set_user_attr('scores', {})
-        study.tell(trial, 1.)
+        study.tell(trial, 1.0)
     worker.close()
 
 
@@ -196,128 +292,189 @@ def test_each_of_a_queue_is_taken_once(tmp_path):
     "Which Optuna does not promise in SQLite: two processes read that a trial is waiting before either has written that it has it"
     names, start, results = [str(i) for i in range(30)], children.Barrier(5), children.Queue()
     some = [children.Process(target=_take, args=(tmp_path, names, start, results)) for _ in range(4)]
-    for one in some: one.start()
+    for one in some:
+        one.start()
     start.wait()
     taken = [results.get(timeout=300) for _ in names]
-    for one in some: one.join()
+    for one in some:
+        one.join()
     assert sorted(taken) == sorted(names) and results.empty() and not any(one.exitcode for one in some)
 
 
 def test_a_worker_elsewhere_without_a_sign_of_life_is_replaced(recipe, tmp_path, pretend, monkeypatch):
     from fungi_fastai.experiments import sweeps, workers
+
     pretend(lambda recipe, epoch: recipe.lr)
     monkeypatch.setattr(workers, 'grace', 1)
-    sweep(recipe, dict(lr=[.1]), tmp_path/'sweep', trials=1)
+    sweep(recipe, dict(lr=[0.1]), tmp_path / 'sweep', trials=1)
     taken = []
 
     def interrupted(recipe, folder, **_):
         taken.append(recipe.lr)
         raise KeyboardInterrupt
-    monkeypatch.setattr(workers.Worker, '_is_dead', lambda *_: False)   # as for another machine's
+
+    monkeypatch.setattr(workers.Worker, '_is_dead', lambda *_: False)  # as for another machine's
     told, real = sweeps._tell, sweeps.train
-    monkeypatch.setattr(sweeps, '_tell', lambda *_: None)               # it can say nothing any more
+    monkeypatch.setattr(sweeps, '_tell', lambda *_: None)  # it can say nothing any more
     monkeypatch.setattr(sweeps, 'train', interrupted)
-    with pytest.raises(KeyboardInterrupt): sweep(recipe, dict(lr=[.1, .2]), tmp_path/'second')
+    with pytest.raises(KeyboardInterrupt):
+        sweep(recipe, dict(lr=[0.1, 0.2]), tmp_path / 'second')
     monkeypatch.setattr(sweeps, '_tell', told)
     monkeypatch.setattr(sweeps, 'train', real)
-    found = sweep(recipe, dict(lr=[.1, .2]), tmp_path/'second')
-    assert taken == [.1] and found.table.state.tolist() == ['done']*2 and found.best.lr == .2
+    found = sweep(recipe, dict(lr=[0.1, 0.2]), tmp_path / 'second')
+    assert taken == [0.1] and found.table.state.tolist() == ['done'] * 2 and found.best.lr == 0.2
 
 
 # --- the search
+
 
 def test_an_interrupted_trial_goes_back_into_the_queue(recipe, tmp_path, pretend):
     calls = []
 
     def score(recipe, epoch):
         calls.append(recipe.lr)
-        if recipe.lr == .2 and calls.count(.2) <= 6: raise KeyboardInterrupt
+        if recipe.lr == 0.2 and calls.count(0.2) <= 6:
+            raise KeyboardInterrupt
         return recipe.lr
+
     pretend(score)
-    for _ in range(6):   # more often than processes may die over it
-        with pytest.raises(KeyboardInterrupt): sweep(recipe, dict(lr=[.1, .2]), tmp_path/'sweep')
-    assert sweep(recipe, dict(lr=[.1, .2]), tmp_path/'sweep').table.state.tolist() == ['done']*2
-    assert calls.count(.2) > 6 and {r for r in calls} == {.1, .2}
+    for _ in range(6):  # more often than processes may die over it
+        with pytest.raises(KeyboardInterrupt):
+            sweep(recipe, dict(lr=[0.1, 0.2]), tmp_path / 'sweep')
+    assert sweep(recipe, dict(lr=[0.1, 0.2]), tmp_path / 'sweep').table.state.tolist() == ['done'] * 2
+    assert calls.count(0.2) > 6 and {r for r in calls} == {0.1, 0.2}
 
 
 @pytest.mark.parametrize('how', ['random', 'tpe'])
 def test_a_search_finds_what_is_there_and_draws_the_same_again(recipe, tmp_path, pretend, how):
-    trained = pretend(lambda recipe, epoch: 1/(1+np.log10(recipe.lr/1e-3)**2) - .1*(recipe.bs != 32))
-    space = {'lr': '1e-5..1e-1 log', 'bs': [16, 32, 64], 'dropout': '0..0.5', 'augment.strength': '0..2 step 0.5', 'hidden': '0..100'}
-    found = sweep(recipe, space, tmp_path/'one', trials=15, how=how)
+    trained = pretend(lambda recipe, epoch: 1 / (1 + np.log10(recipe.lr / 1e-3) ** 2) - 0.1 * (recipe.bs != 32))
+    space = {
+        'lr': '1e-5..1e-1 log',
+        'bs': [16, 32, 64],
+        'dropout': '0..0.5',
+        'augment.strength': '0..2 step 0.5',
+        'hidden': '0..100',
+    }
+    found = sweep(recipe, space, tmp_path / 'one', trials=15, how=how)
     assert len(trained) == len(found.table) == 15 == found.table.folder.nunique()
-    assert found.table.lr.between(1e-5, 1e-1).all() and set(found.table.bs) <= {16, 32, 64} and set(found.table['augment.strength']) <= {0, .5, 1, 1.5, 2}
-    assert all(isinstance(h, int) for h in found.table.hidden) and found.table.dropout.between(0, .5).all()
+    assert (
+        found.table.lr.between(1e-5, 1e-1).all()
+        and set(found.table.bs) <= {16, 32, 64}
+        and set(found.table['augment.strength']) <= {0, 0.5, 1, 1.5, 2}
+    )
+    assert all(isinstance(h, int) for h in found.table.hidden) and found.table.dropout.between(0, 0.5).all()
     assert set(found.figures()) == {'heat_map', 'parallel', 'importance'}
     assert 'lr' in list(found.importance())[:2] and sum(found.importance().values()) == pytest.approx(1)
-    again = sweep(recipe, space, tmp_path/'two', trials=15, how=how)
+    again = sweep(recipe, space, tmp_path / 'two', trials=15, how=how)
     assert again.table.lr.tolist() == found.table.lr.tolist()
-    more = sweep(recipe, space, tmp_path/'one', trials=17, how=how)   # more of the same is no other sweep
+    more = sweep(recipe, space, tmp_path / 'one', trials=17, how=how)  # more of the same is no other sweep
     assert len(more.table) == 17 and more.table.lr[:15].tolist() == found.table.lr.tolist()
 
 
 def test_tpe_draws_where_it_was_good(recipe, tmp_path, pretend):
-    pretend(lambda recipe, epoch: 1/(1+np.log10(recipe.lr/1e-3)**2))
-    found = sweep(recipe, dict(lr='1e-5..1e-1 log'), tmp_path/'sweep', trials=24, how='tpe')
-    assert found.table.accuracy[12:].mean() > found.table.accuracy[:8].mean()+.1 and 3e-4 < found.best.lr < 3e-3
+    pretend(lambda recipe, epoch: 1 / (1 + np.log10(recipe.lr / 1e-3) ** 2))
+    found = sweep(recipe, dict(lr='1e-5..1e-1 log'), tmp_path / 'sweep', trials=24, how='tpe')
+    assert found.table.accuracy[12:].mean() > found.table.accuracy[:8].mean() + 0.1 and 3e-4 < found.best.lr < 3e-3
 
 
 @pytest.mark.parametrize('prune', ['median', 'hyperband'])
 def test_pruning_spares_hopeless_trials(recipe, tmp_path, pretend, prune):
-    pretend(lambda recipe, epoch: recipe.lr*epoch/9, epochs=9)
-    found = sweep(recipe.but(epochs=9), dict(lr=[.9, .8, .85, .95, .1, .2, .15, .05, .12, .11, .13, .14]), tmp_path/'sweep', prune=prune)
+    pretend(lambda recipe, epoch: recipe.lr * epoch / 9, epochs=9)
+    found = sweep(
+        recipe.but(epochs=9),
+        dict(lr=[0.9, 0.8, 0.85, 0.95, 0.1, 0.2, 0.15, 0.05, 0.12, 0.11, 0.13, 0.14]),
+        tmp_path / 'sweep',
+        prune=prune,
+    )
     pruned = found.table[found.table.state == 'pruned']
-    assert len(pruned) >= 2 and (pruned.epochs < 9).all() and found.best.lr >= .9
-    if prune == 'median': assert (pruned.lr < .5).all() and len(pruned) == 8   # Hyperband has a bracket for each trial, and few in each here
+    assert len(pruned) >= 2 and (pruned.epochs < 9).all() and found.best.lr >= 0.9
+    if prune == 'median':
+        assert (pruned.lr < 0.5).all() and len(
+            pruned
+        ) == 8  # Hyperband has a bracket for each trial, and few in each here
     assert found.table[found.table.state == 'done'].epochs.eq(9).all()
 
 
 @pytest.mark.parametrize('how', ['grid', 'random', 'tpe'])
 def test_the_second_stage_searches_where_the_first_found_most(recipe, tmp_path, pretend, how):
-    pretend(lambda recipe, epoch: 1/(1+abs(np.log10(recipe.lr/1e-3))) + .001*recipe.bs*recipe.fraction)
+    pretend(lambda recipe, epoch: 1 / (1 + abs(np.log10(recipe.lr / 1e-3))) + 0.001 * recipe.bs * recipe.fraction)
     space = dict(lr=[1e-5, 1e-4, 1e-3, 1e-2] if how == 'grid' else '1e-5..1e-1 log', bs=[16, 32, 64])
-    found = sweep(recipe, space, tmp_path/'sweep', how=how, stages=(.2, 1.), trials=None if how == 'grid' else 12)
-    first, second = (found.table[found.table.fraction == f] for f in (.2, 1.))
+    found = sweep(recipe, space, tmp_path / 'sweep', how=how, stages=(0.2, 1.0), trials=None if how == 'grid' else 12)
+    first, second = (found.table[found.table.fraction == f] for f in (0.2, 1.0))
     assert len(first) == 12 and len(second) == 4 and found.best.fraction == 1
     top = first.sort_values('accuracy', ascending=False).head(4)
     assert second.lr.astype(float).between(top.lr.min(), top.lr.max()).all() and set(second.bs) <= set(top.bs)
-    assert second.lr.iloc[0] == top.lr.iloc[0] and second.test_accuracy.notna().sum() == 1 and first.test_accuracy.isna().all()
-    assert len(sweep(recipe, space, tmp_path/'sweep', how=how, stages=(.2, 1.), trials=None if how == 'grid' else 12).table) == 16
-    assert {'heat_map-0.2.svg', 'parallel-1.svg'} <= parts(tmp_path/'sweep')
+    assert (
+        second.lr.iloc[0] == top.lr.iloc[0]
+        and second.test_accuracy.notna().sum() == 1
+        and first.test_accuracy.isna().all()
+    )
+    assert (
+        len(
+            sweep(
+                recipe, space, tmp_path / 'sweep', how=how, stages=(0.2, 1.0), trials=None if how == 'grid' else 12
+            ).table
+        )
+        == 16
+    )
+    assert {'heat_map-0.2.svg', 'parallel-1.svg'} <= parts(tmp_path / 'sweep')
 
 
 def test_a_loss_is_made_small(recipe, tmp_path, pretend):
     pretend(lambda recipe, epoch: recipe.lr)
-    found = sweep(recipe.but(monitor='valid_loss'), dict(lr=[.1, .3, .2]), tmp_path/'sweep')
-    assert found.metric == 'valid_loss' and found.best.lr == .3 and found.done.lr.tolist() == [.3, .2, .1]
+    found = sweep(recipe.but(monitor='valid_loss'), dict(lr=[0.1, 0.3, 0.2]), tmp_path / 'sweep')
+    assert found.metric == 'valid_loss' and found.best.lr == 0.3 and found.done.lr.tolist() == [0.3, 0.2, 0.1]
 
 
 # --- mistakes
 
-@pytest.mark.parametrize('space, options, said', [
-    (dict(batch=[8]), {}, "no field 'batch'"), (dict(bs=[8, 1]), {}, 'bs is 1'), (dict(bs=['8']), {}, "bs is '8'"), (dict(arch=['resnet5o']), {}, 'resnet50'),
-    (dict(lr='1e-4..1e-2 log'), {}, 'A grid needs'), (dict(lr=[.1]), dict(how='best'), 'grid, random or tpe'), (dict(lr=[.1]), dict(prune='some'), 'hyperband'),
-    (dict(lr=[.1]), dict(metric='loss'), 'macro_f1'), (dict(lr=[.1]), dict(trials=0), '1 or more'), (dict(lr=[.1]), dict(stages=(1., .2)), 'rising'),
-    (dict(fraction=[.5]), dict(stages=(.2, 1.)), 'fraction'), (dict(loss=['seesaw'], mixup=[.4]), {}, 'seesaw'),
-    (dict(lr=[.1]), dict(storage='nowhere'), 'sqlite:////'), (dict(lr=[.1]), dict(storage='postgresql://me:secret@localhost:1/x'), 'postgresql://me:…@')])
+
+@pytest.mark.parametrize(
+    'space, options, said',
+    [
+        (dict(batch=[8]), {}, "no field 'batch'"),
+        (dict(bs=[8, 1]), {}, 'bs is 1'),
+        (dict(bs=['8']), {}, "bs is '8'"),
+        (dict(arch=['resnet5o']), {}, 'resnet50'),
+        (dict(lr='1e-4..1e-2 log'), {}, 'A grid needs'),
+        (dict(lr=[0.1]), dict(how='best'), 'grid, random or tpe'),
+        (dict(lr=[0.1]), dict(prune='some'), 'hyperband'),
+        (dict(lr=[0.1]), dict(metric='loss'), 'macro_f1'),
+        (dict(lr=[0.1]), dict(trials=0), '1 or more'),
+        (dict(lr=[0.1]), dict(stages=(1.0, 0.2)), 'rising'),
+        (dict(fraction=[0.5]), dict(stages=(0.2, 1.0)), 'fraction'),
+        (dict(loss=['seesaw'], mixup=[0.4]), {}, 'seesaw'),
+        (dict(lr=[0.1]), dict(storage='nowhere'), 'sqlite:////'),
+        (dict(lr=[0.1]), dict(storage='postgresql://me:secret@localhost:1/x'), 'postgresql://me:…@'),
+    ],
+)
 def test_a_mistake_is_said_before_anything_is_written(recipe, tmp_path, space, options, said):
-    with pytest.raises(UserError, match=said): sweep(recipe, space, tmp_path/'sweep', **options)
-    assert not (tmp_path/'sweep').exists() or not parts(tmp_path/'sweep')
+    with pytest.raises(UserError, match=said):
+        sweep(recipe, space, tmp_path / 'sweep', **options)
+    assert not (tmp_path / 'sweep').exists() or not parts(tmp_path / 'sweep')
 
 
 def test_wrong_places_and_pictures_are_refused(recipe, tmp_path):
-    (tmp_path/'thesis').mkdir()
-    (tmp_path/'thesis/chapter.txt').write_text('years of work')
-    with pytest.raises(UserError, match='is not a sweep'): sweep(recipe, dict(lr=[.1]), tmp_path/'thesis')
-    with pytest.raises(UserError, match='photoz'): sweep(recipe.but(source=tmp_path/'photoz'), dict(lr=[.1]), tmp_path/'sweep')
-    assert not (tmp_path/'sweep').exists() and parts(tmp_path/'thesis') == {'chapter.txt'}
+    (tmp_path / 'thesis').mkdir()
+    (tmp_path / 'thesis/chapter.txt').write_text('years of work')
+    with pytest.raises(UserError, match='is not a sweep'):
+        sweep(recipe, dict(lr=[0.1]), tmp_path / 'thesis')
+    with pytest.raises(UserError, match='photoz'):
+        sweep(recipe.but(source=tmp_path / 'photoz'), dict(lr=[0.1]), tmp_path / 'sweep')
+    assert not (tmp_path / 'sweep').exists() and parts(tmp_path / 'thesis') == {'chapter.txt'}
     from fungi_fastai.experiments.sweeps import Sweep
-    with pytest.raises(UserError, match='sweep.csv'): Sweep.load(tmp_path)
+
+    with pytest.raises(UserError, match='sweep.csv'):
+        Sweep.load(tmp_path)
 
 
 def test_a_trials_files_are_no_larger_than_its_name(recipe, tmp_path, pretend):
     "Values that are no names for folders"
-    pretend(lambda recipe, epoch: .5)
-    found = sweep(recipe, dict(group=['^(.*)/x', 'a'*200], exclude=[('tiny',), ('tiny', 'duplicate')]), tmp_path/'sweep')
-    assert found.table.folder.nunique() == 4 and all((tmp_path/'sweep'/f).is_dir() and len(f) < 130 for f in found.table.folder)
-    assert json.loads((tmp_path/'sweep/best.json').read_text())['exclude'] == ['tiny']
+    pretend(lambda recipe, epoch: 0.5)
+    found = sweep(
+        recipe, dict(group=['^(.*)/x', 'a' * 200], exclude=[('tiny',), ('tiny', 'duplicate')]), tmp_path / 'sweep'
+    )
+    assert found.table.folder.nunique() == 4 and all(
+        (tmp_path / 'sweep' / f).is_dir() and len(f) < 130 for f in found.table.folder
+    )
+    assert json.loads((tmp_path / 'sweep/best.json').read_text())['exclude'] == ['tiny']

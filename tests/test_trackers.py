@@ -1,4 +1,5 @@
 "What watches a training: it tells each epoch once, changes nothing, and never stands in the way"
+
 import json
 import os
 import socket
@@ -21,9 +22,10 @@ kinds = ['tensorboard', 'wandb', 'mlflow']
 def nobody(monkeypatch, tmp_path):
     "No account, no key, no settings of whoever runs the tests"
     for name in list(os.environ):
-        if name.startswith(('WANDB', 'MLFLOW')): monkeypatch.delenv(name)
-    monkeypatch.setenv('HOME', str(tmp_path/'home'))
-    monkeypatch.setenv('NETRC', str(tmp_path/'netrc'))
+        if name.startswith(('WANDB', 'MLFLOW')):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.setenv('NETRC', str(tmp_path / 'netrc'))
     monkeypatch.setenv('WANDB_ERROR_REPORTING', 'false')
     monkeypatch.setenv('MLFLOW_DISABLE_TELEMETRY', 'true')
 
@@ -31,6 +33,7 @@ def nobody(monkeypatch, tmp_path):
 @pytest.fixture(scope='session')
 def recipe(photos):
     from fungi_fastai.training.recipe import Recipe
+
     return Recipe(name='flowers', source=str(photos), **tiny | dict(epochs=3))
 
 
@@ -38,10 +41,13 @@ def recipe(photos):
 def pictures(home, ready, recipe):
     "Its items, checked and split once for all tests"
     from fungi_fastai.training.fit import prepare_items
+
     before = os.getcwd()
     os.chdir(home)
-    try: return prepare_items(recipe, progress=False)
-    finally: os.chdir(before)
+    try:
+        return prepare_items(recipe, progress=False)
+    finally:
+        os.chdir(before)
 
 
 @pytest.fixture
@@ -54,10 +60,13 @@ def train(recipe, pictures):
         used = recipe.but(**changes)
         with tracked(names, folder, used) as watching:
             learn = make_learner(used, pictures, progress=False)
-            with learn.no_bar(): fit(learn, folder, [*watching, *cbs])
+            with learn.no_bar():
+                fit(learn, folder, [*watching, *cbs])
             for one in watching:
-                if metrics: one.finished(metrics)
+                if metrics:
+                    one.finished(metrics)
         return learn
+
     return call
 
 
@@ -67,63 +76,81 @@ def stop_after(epochs, error):
 
     class Stop(Callback):
         def after_batch(self):
-            if self.training and self.epoch == epochs and self.iter == 1: raise error
+            if self.training and self.epoch == epochs and self.iter == 1:
+                raise error
+
     return Stop()
 
 
 def events(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     found = EventAccumulator(str(folder), size_guidance=dict(images=0, scalars=0, histograms=0, tensors=0))
     return found.Reload()
 
 
-def weights(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
-def steps(found): return [e.step for e in found]
+def weights(learn):
+    return {k: v.clone() for k, v in learn.model.state_dict().items()}
+
+
+def steps(found):
+    return [e.step for e in found]
 
 
 def picture(event):
     import io
 
     from PIL import Image
+
     return np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
 
 
 @pytest.fixture(scope='session')
-def scores(small_run): return small_run.metrics
+def scores(small_run):
+    return small_run.metrics
 
 
 # --- names
 
+
 @pytest.mark.parametrize('names', ['tensorbord', 'wandb:histograms', 'tensorboard:all', 'curves,neptune'])
 def test_unknown(names, tmp_path, recipe):
     from fungi_fastai.training.trackers import trackers
-    with pytest.raises(UserError, match='There is no tracker') as error: trackers(names, tmp_path, recipe)
-    if names == 'tensorbord': assert 'Did you mean \'tensorboard\'' in str(error.value)
+
+    with pytest.raises(UserError, match='There is no tracker') as error:
+        trackers(names, tmp_path, recipe)
+    if names == 'tensorbord':
+        assert "Did you mean 'tensorboard'" in str(error.value)
 
 
 def test_names(tmp_path, recipe, monkeypatch):
     from fungi_fastai.training.trackers import LiveCurves, TensorBoard, trackers
+
     assert trackers('', tmp_path, recipe) == [] == trackers(' , ', tmp_path, recipe)
     board, curves = trackers(' tensorboard, curves,tensorboard:histograms', tmp_path, recipe)
     assert isinstance(board, TensorBoard) and board.histograms and isinstance(curves, LiveCurves)
-    monkeypatch.setenv('RANK', '1')   # of a training on several devices, the first tells
+    monkeypatch.setenv('RANK', '1')  # of a training on several devices, the first tells
     assert trackers('tensorboard', tmp_path, recipe) == []
-    with pytest.raises(UserError): trackers('tensorbord', tmp_path, recipe)
+    with pytest.raises(UserError):
+        trackers('tensorbord', tmp_path, recipe)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('kind', kinds)
 def test_not_installed(kind, tmp_path, recipe, monkeypatch):
     from fungi_fastai.training.trackers import trackers
+
     monkeypatch.setitem(sys.modules, kind, None)
-    with pytest.raises(UserError, match=r'pip install "fungi_fastai\[track\]"'): trackers(kind, tmp_path/'run', recipe)
+    with pytest.raises(UserError, match=r'pip install "fungi_fastai\[track\]"'):
+        trackers(kind, tmp_path / 'run', recipe)
 
 
 # --- what all of them must not do
 
+
 def test_a_training_is_the_same_with_and_without(train, tmp_path):
-    plain = train('', tmp_path/'plain', frozen_epochs=1)
-    told = train('tensorboard:histograms,curves', tmp_path/'told', frozen_epochs=1)
+    plain = train('', tmp_path / 'plain', frozen_epochs=1)
+    told = train('tensorboard:histograms,curves', tmp_path / 'told', frozen_epochs=1)
     one, other = weights(plain), weights(told)
     assert all((one[k] == other[k]).all() for k in one)
 
@@ -132,9 +159,12 @@ def test_a_training_is_the_same_with_and_without(train, tmp_path):
 def test_one_that_fails_says_so_once(kind, train, tmp_path, monkeypatch):
     from fungi_fastai.training.trackers import kinds as known
 
-    def full(*_): raise OSError(28, 'No space left on device')
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
     monkeypatch.setattr(known[kind], 'row', full)
-    with pytest.warns(UserWarning, match=f'tracker {kind} failed .*No space left') as said: learn = train(kind, tmp_path/'run')
+    with pytest.warns(UserWarning, match=f'tracker {kind} failed .*No space left') as said:
+        learn = train(kind, tmp_path / 'run')
     assert len([w for w in said if 'tracker' in str(w.message)]) == 1
     assert len(learn.history.rows) == 3
 
@@ -142,82 +172,106 @@ def test_one_that_fails_says_so_once(kind, train, tmp_path, monkeypatch):
 def test_a_disk_that_is_full(train, tmp_path, monkeypatch):
     "TensorBoard writes in a thread of its own; its failure must come to light, and not as a wait without end"
     from tensorboard.summary.writer.record_writer import RecordWriter
+
     written = RecordWriter.write
 
     def write(self, data):
-        if sum(p.stat().st_size for p in tmp_path.rglob('events.*')) > 5_000: raise OSError(28, 'No space left on device')
+        if sum(p.stat().st_size for p in tmp_path.rglob('events.*')) > 5_000:
+            raise OSError(28, 'No space left on device')
         written(self, data)
+
     monkeypatch.setattr(RecordWriter, 'write', write)
     monkeypatch.setattr(threading, 'excepthook', lambda *_: None)
-    with pytest.warns(UserWarning, match='No space left'): learn = train('tensorboard:histograms', tmp_path/'run')
+    with pytest.warns(UserWarning, match='No space left'):
+        learn = train('tensorboard:histograms', tmp_path / 'run')
     assert len(learn.history.rows) == 3
 
 
 # --- TensorBoard
 
+
 def test_tensorboard(train, tmp_path, scores):
-    learn = train('tensorboard', tmp_path/'run', metrics=scores)
-    rows, found = learn.history.rows, events(tmp_path/'run/tensorboard')
-    for tag, column in {'loss/training': 'train_loss', 'loss/validation': 'valid_loss', 'score/accuracy': 'accuracy', 'score/macro-F1': 'macro_f1'}.items():
+    learn = train('tensorboard', tmp_path / 'run', metrics=scores)
+    rows, found = learn.history.rows, events(tmp_path / 'run/tensorboard')
+    for tag, column in {
+        'loss/training': 'train_loss',
+        'loss/validation': 'valid_loss',
+        'score/accuracy': 'accuracy',
+        'score/macro-F1': 'macro_f1',
+    }.items():
         assert [(e.step, pytest.approx(e.value)) for e in found.Scalars(tag)] == [(r['epoch'], r[column]) for r in rows]
     assert found.Scalars('test/accuracy')[0].value == pytest.approx(scores['accuracy'])
     assert found.Tags()['histograms'] == []
-    assert json.loads(found.Tensors('recipe/text_summary')[0].tensor_proto.string_val[0].decode().strip('`json\n')) == json.loads(learn.recipe.to_json())
+    assert json.loads(
+        found.Tensors('recipe/text_summary')[0].tensor_proto.string_val[0].decode().strip('`json\n')
+    ) == json.loads(learn.recipe.to_json())
 
-    grid, = found.Images('augmented pictures')
+    (grid,) = found.Images('augmented pictures')
     pixels = picture(grid)
-    assert grid.step == 0 and pixels.shape == (4*32, 4*32, 3)
-    assert 40 < pixels.mean() < 215 and pixels.std() > 20   # pictures, not what normalisation makes of them
+    assert grid.step == 0 and pixels.shape == (4 * 32, 4 * 32, 3)
+    assert 40 < pixels.mean() < 215 and pixels.std() > 20  # pictures, not what normalisation makes of them
     confusions = found.Images('confusion on the validation part')
     assert steps(confusions) == [1, 2, 3] and picture(confusions[-1]).std() > 10
     assert len(found.Images('confusion on the test part')) == 1
 
-    rates = events(tmp_path/'run/tensorboard/steps')
+    rates = events(tmp_path / 'run/tensorboard/steps')
     assert rates.Tags()['scalars'][-1] == 'learning rate/head'
-    assert steps(rates.Scalars('learning rate/head')) == list(range(3*len(learn.dls.train)))
-    assert max(e.value for e in rates.Scalars('learning rate/head')) == pytest.approx(learn.recipe.lr, rel=.05)
+    assert steps(rates.Scalars('learning rate/head')) == list(range(3 * len(learn.dls.train)))
+    assert max(e.value for e in rates.Scalars('learning rate/head')) == pytest.approx(learn.recipe.lr, rel=0.05)
 
 
 def test_tensorboard_continues_without_doubles(train, tmp_path):
-    with pytest.raises(KeyboardInterrupt): train('tensorboard', tmp_path/'run', [stop_after(2, KeyboardInterrupt())])
-    found = events(tmp_path/'run/tensorboard')
-    assert steps(found.Scalars('loss/validation')) == [1, 2]   # closed, and all of it written
-    time.sleep(1.1)   # the files are named by the second, and read in this order
-    learn = train('tensorboard', tmp_path/'run')
-    found = events(tmp_path/'run/tensorboard')
-    assert steps(found.Scalars('loss/validation')) == [1, 2, 3] == steps(found.Images('confusion on the validation part'))
+    with pytest.raises(KeyboardInterrupt):
+        train('tensorboard', tmp_path / 'run', [stop_after(2, KeyboardInterrupt())])
+    found = events(tmp_path / 'run/tensorboard')
+    assert steps(found.Scalars('loss/validation')) == [1, 2]  # closed, and all of it written
+    time.sleep(1.1)  # the files are named by the second, and read in this order
+    learn = train('tensorboard', tmp_path / 'run')
+    found = events(tmp_path / 'run/tensorboard')
+    assert (
+        steps(found.Scalars('loss/validation')) == [1, 2, 3] == steps(found.Images('confusion on the validation part'))
+    )
     assert steps(found.Images('augmented pictures')) == [0]
-    assert steps(events(tmp_path/'run/tensorboard/steps').Scalars('learning rate/head')) == list(range(3*len(learn.dls.train)))
+    assert steps(events(tmp_path / 'run/tensorboard/steps').Scalars('learning rate/head')) == list(
+        range(3 * len(learn.dls.train))
+    )
 
 
 def test_tensorboard_from_the_middle_of_a_run(train, tmp_path):
-    with pytest.raises(KeyboardInterrupt): train('', tmp_path/'run', [stop_after(2, KeyboardInterrupt())])
-    train('tensorboard', tmp_path/'run')
-    assert steps(events(tmp_path/'run/tensorboard').Scalars('loss/validation')) == [1, 2, 3]
+    with pytest.raises(KeyboardInterrupt):
+        train('', tmp_path / 'run', [stop_after(2, KeyboardInterrupt())])
+    train('tensorboard', tmp_path / 'run')
+    assert steps(events(tmp_path / 'run/tensorboard').Scalars('loss/validation')) == [1, 2, 3]
 
 
 def test_histograms_on_demand_and_a_frozen_body(train, tmp_path):
-    learn = train('tensorboard:histograms', tmp_path/'run', frozen_epochs=1)
-    found, names = events(tmp_path/'run/tensorboard'), [n for n, p in learn.model.named_parameters() if p.requires_grad]
+    learn = train('tensorboard:histograms', tmp_path / 'run', frozen_epochs=1)
+    found, names = (
+        events(tmp_path / 'run/tensorboard'),
+        [n for n, p in learn.model.named_parameters() if p.requires_grad],
+    )
     assert sorted(found.Tags()['histograms']) == sorted(f'weights/{n}' for n in names)
     assert steps(found.Histograms(f'weights/{names[-1]}')) == [1, 2, 3]
-    assert len(found.Images('augmented pictures')) == 1   # although the head alone trains on features
-    rates = events(tmp_path/'run/tensorboard/steps')
+    assert len(found.Images('augmented pictures')) == 1  # although the head alone trains on features
+    rates = events(tmp_path / 'run/tensorboard/steps')
     n = len(learn.dls.train)
-    assert steps(rates.Scalars('learning rate/head')) == list(range(3*n))
-    assert steps(rates.Scalars('learning rate/body 1')) == list(range(n, 3*n))   # while it is frozen it has none
+    assert steps(rates.Scalars('learning rate/head')) == list(range(3 * n))
+    assert steps(rates.Scalars('learning rate/body 1')) == list(range(n, 3 * n))  # while it is frozen it has none
 
 
 # --- W&B
+
 
 def wandb_records(file):
     "A W&B file is a LevelDB log: blocks of 32 KB, records that may be cut where a block ends"
     data, place, whole = file.read_bytes(), 7, b''
     while place < len(data):
-        if (left := 32768-place%32768) < 7: place += left; continue
-        length, kind = int.from_bytes(data[place+4:place+6], 'little'), data[place+6]
-        whole += data[place+7:place+7+length]
-        place += 7+length
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], 'little'), data[place + 6]
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
         if kind in (1, 4):
             yield whole
             whole = b''
@@ -226,13 +280,15 @@ def wandb_records(file):
 def wandb_rows(folder):
     "The epochs and the config in a run's file, once W&B's own process, which writes it, has written its end"
     from wandb.proto import wandb_internal_pb2
-    file, = folder.glob('*.wandb')
-    end = time.monotonic()+300
+
+    (file,) = folder.glob('*.wandb')
+    end = time.monotonic() + 300
     while True:
         rows, config, ended = _wandb_rows(wandb_internal_pb2.Record, file)
-        if ended: return rows, config
+        if ended:
+            return rows, config
         assert time.monotonic() < end, f'{file} has no end'
-        time.sleep(.05)
+        time.sleep(0.05)
 
 
 def _wandb_rows(Record, file):
@@ -241,15 +297,17 @@ def _wandb_rows(Record, file):
         record = Record()
         record.ParseFromString(data)
         kind = record.WhichOneof('record_type')
-        if kind == 'history': rows.append({'.'.join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item})
-        if kind == 'run': config |= {i.key: json.loads(i.value_json) for i in record.run.config.update}
+        if kind == 'history':
+            rows.append({'.'.join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item})
+        if kind == 'run':
+            config |= {i.key: json.loads(i.value_json) for i in record.run.config.update}
         ended |= kind == 'exit'
     return rows, config, ended
 
 
 def test_wandb_without_an_account(train, tmp_path, scores, capsys):
-    learn = train('wandb', tmp_path/'run', metrics=scores)
-    folder, = (tmp_path/'run/wandb').glob('offline-run-*')
+    learn = train('wandb', tmp_path / 'run', metrics=scores)
+    (folder,) = (tmp_path / 'run/wandb').glob('offline-run-*')
     said = capsys.readouterr().err
     assert f'wandb sync {folder}' in said and 'no API key' in said and len(said.splitlines()) == 1
     rows, config = wandb_rows(folder)
@@ -259,22 +317,23 @@ def test_wandb_without_an_account(train, tmp_path, scores, capsys):
 
 
 def test_wandb_continues(train, tmp_path):
-    with pytest.raises(KeyboardInterrupt): train('wandb', tmp_path/'run', [stop_after(1, KeyboardInterrupt())])
-    train('wandb', tmp_path/'run')
-    folders = sorted((tmp_path/'run/wandb').glob('offline-run-*'), key=lambda p: p.stat().st_mtime)
-    assert len({p.name.split('-')[3] for p in folders}) == 1   # one run, so that both are uploaded into it
+    with pytest.raises(KeyboardInterrupt):
+        train('wandb', tmp_path / 'run', [stop_after(1, KeyboardInterrupt())])
+    train('wandb', tmp_path / 'run')
+    folders = sorted((tmp_path / 'run/wandb').glob('offline-run-*'), key=lambda p: p.stat().st_mtime)
+    assert len({p.name.split('-')[3] for p in folders}) == 1  # one run, so that both are uploaded into it
     assert sorted(r['epoch'] for p in folders for r in wandb_rows(p)[0]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize('server', ['nobody', 'silent', 'another'])
 def test_wandb_without_a_network(server, train, tmp_path, capsys, monkeypatch, web):
-    monkeypatch.setenv('WANDB_API_KEY', 'k'*40)
+    monkeypatch.setenv('WANDB_API_KEY', 'k' * 40)
     monkeypatch.setenv('WANDB_BASE_URL', web(server))
     begun = time.monotonic()
-    learn = train('wandb', tmp_path/'run')
-    assert len(learn.history.rows) == 3 and time.monotonic()-begun < 60
+    learn = train('wandb', tmp_path / 'run')
+    assert len(learn.history.rows) == 3 and time.monotonic() - begun < 60
     said = capsys.readouterr().err
-    assert 'wandb is offline' in said and len(list((tmp_path/'run/wandb').glob('offline-run-*'))) == 1
+    assert 'wandb is offline' in said and len(list((tmp_path / 'run/wandb').glob('offline-run-*'))) == 1
     assert ('cannot be reached' in said) == (server != 'another')
 
 
@@ -287,38 +346,51 @@ def web():
         one = socket.socket()
         one.bind(('127.0.0.1', 0))
         address = f'http://127.0.0.1:{one.getsockname()[1]}'
-        if kind == 'nobody': one.close(); return address
+        if kind == 'nobody':
+            one.close()
+            return address
         sockets.append(one)
         one.listen(20)
 
         def serve():
             while True:
-                try: connection, _ = one.accept()
-                except OSError: return
+                try:
+                    connection, _ = one.accept()
+                except OSError:
+                    return
                 sockets.append(connection)
                 if kind == 'another':
                     connection.recv(65536)
                     connection.sendall(b'HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
                     connection.close()
+
         threading.Thread(target=serve, daemon=True).start()
         return address
+
     yield start
-    for one in sockets: one.close()
+    for one in sockets:
+        one.close()
 
 
 # --- MLflow
 
+
 def mlflow_runs(folder):
     from mlflow import MlflowClient
+
     client = MlflowClient(tracking_uri=f'sqlite:///{folder}/mlflow.db')
     experiments = client.search_experiments(filter_string="name = 'flowers'")
     return client, client.search_runs([e.experiment_id for e in experiments])
 
 
 def test_mlflow(train, tmp_path, scores):
-    learn = train('mlflow', tmp_path/'run', metrics=scores)
+    learn = train('mlflow', tmp_path / 'run', metrics=scores)
     client, (run,) = mlflow_runs(tmp_path)
-    assert run.info.status == 'FINISHED' and run.info.run_name == 'run' and run.data.tags['folder'] == str(tmp_path/'run')
+    assert (
+        run.info.status == 'FINISHED'
+        and run.info.run_name == 'run'
+        and run.data.tags['folder'] == str(tmp_path / 'run')
+    )
     assert run.data.params['arch'] == learn.recipe.arch and run.data.params['augment.flip'] == learn.recipe.augment.flip
     history = client.get_metric_history(run.info.run_id, 'accuracy')
     assert [(m.step, m.value) for m in history] == [(r['epoch'], r['accuracy']) for r in learn.history.rows]
@@ -326,36 +398,41 @@ def test_mlflow(train, tmp_path, scores):
 
 
 def test_mlflow_continues(train, tmp_path):
-    with pytest.raises(KeyboardInterrupt): train('mlflow', tmp_path/'run', [stop_after(2, KeyboardInterrupt())])
+    with pytest.raises(KeyboardInterrupt):
+        train('mlflow', tmp_path / 'run', [stop_after(2, KeyboardInterrupt())])
     assert mlflow_runs(tmp_path)[1][0].info.status == 'KILLED'
-    train('mlflow', tmp_path/'run')
+    train('mlflow', tmp_path / 'run')
     client, (run,) = mlflow_runs(tmp_path)
     assert run.info.status == 'FINISHED'
     assert [m.step for m in client.get_metric_history(run.info.run_id, 'valid_loss')] == [1, 2, 3]
 
 
 def test_mlflow_knows_a_failure(train, tmp_path):
-    with pytest.raises(RuntimeError): train('mlflow', tmp_path/'run', [stop_after(1, RuntimeError('a cable'))])
+    with pytest.raises(RuntimeError):
+        train('mlflow', tmp_path / 'run', [stop_after(1, RuntimeError('a cable'))])
     assert mlflow_runs(tmp_path)[1][0].info.status == 'FAILED'
 
 
 @pytest.mark.parametrize('server', ['nobody', 'silent', 'another'])
 def test_mlflow_without_its_server(server, tmp_path, recipe, monkeypatch, web):
     from fungi_fastai.training.trackers import trackers
+
     monkeypatch.setenv('MLFLOW_TRACKING_URI', web(server))
     begun = time.monotonic()
-    with pytest.raises(UserError, match='MLflow cannot be used at http://127.0.0.1'): trackers('mlflow', tmp_path/'run', recipe)
-    assert time.monotonic()-begun < 30 and not (tmp_path/'run').exists()
+    with pytest.raises(UserError, match='MLflow cannot be used at http://127.0.0.1'):
+        trackers('mlflow', tmp_path / 'run', recipe)
+    assert time.monotonic() - begun < 30 and not (tmp_path / 'run').exists()
 
 
 # --- curves
 
+
 def test_curves_outside_a_notebook(train, tmp_path):
-    train('curves', tmp_path/'run')
-    xml.dom.minidom.parse(str(tmp_path/'run/curves.svg'))
-    drawn = (tmp_path/'run/curves.svg').read_text()
+    train('curves', tmp_path / 'run')
+    xml.dom.minidom.parse(str(tmp_path / 'run/curves.svg'))
+    drawn = (tmp_path / 'run/curves.svg').read_text()
     assert all(word in drawn for word in ('validation', 'macro-F1', 'learning rate'))
-    assert {p.name for p in (tmp_path/'run').iterdir()} == {'curves.svg', 'history.csv', 'checkpoint'}
+    assert {p.name for p in (tmp_path / 'run').iterdir()} == {'curves.svg', 'history.csv', 'checkpoint'}
 
 
 def test_curves_in_a_notebook(recipe, pictures, tmp_path, monkeypatch):
@@ -363,17 +440,21 @@ def test_curves_in_a_notebook(recipe, pictures, tmp_path, monkeypatch):
 
     from fungi_fastai.training.fit import fit, make_learner
     from fungi_fastai.training.trackers import LiveCurves
+
     shown = []
 
     class Handle:
-        def update(self, drawing): shown.append(drawing.data)
+        def update(self, drawing):
+            shown.append(drawing.data)
 
     def display(drawing, display_id):
         assert display_id
         shown.append(drawing.data)
         return Handle()
+
     monkeypatch.setattr(IPython.display, 'display', display)
     learn = make_learner(recipe, pictures, progress=False)
-    with learn.no_bar(): fit(learn, tmp_path/'run', [LiveCurves(tmp_path/'run', recipe, notebook=True, every=0)])
-    assert len(shown) >= 3+3 and len(set(shown)) == len(shown)   # within epochs too, one figure that changes
-    assert not (tmp_path/'run/curves.svg').exists()
+    with learn.no_bar():
+        fit(learn, tmp_path / 'run', [LiveCurves(tmp_path / 'run', recipe, notebook=True, every=0)])
+    assert len(shown) >= 3 + 3 and len(set(shown)) == len(shown)  # within epochs too, one figure that changes
+    assert not (tmp_path / 'run/curves.svg').exists()

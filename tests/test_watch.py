@@ -1,4 +1,5 @@
 "`fungi watch`: a training in another process, seen while it runs, when it ends, and when it is killed"
+
 import io
 import os
 import re
@@ -20,8 +21,11 @@ call = 'import sys; from fungi_fastai.cli import main; sys.exit(main(sys.argv[1:
 
 class Terminal(io.StringIO):
     "A stream that says it is a terminal, and what would be seen on it"
+
     encoding = 'utf-8'
-    def isatty(self): return True
+
+    def isatty(self):
+        return True
 
     @property
     def shown(self):
@@ -29,10 +33,13 @@ class Terminal(io.StringIO):
         for said in re.findall(r'\x1b\[\d*[A-Z]|\n|\r|[^\x1b\n\r]+', self.getvalue()):
             if said == '\n':
                 at += 1
-                lines += ['']*(at+1-len(lines))
-            elif found := re.fullmatch(r'\x1b\[(\d+)A', said): at -= int(found[1])
-            elif said == '\x1b[J': del lines[at+1:]
-            elif said[0] not in '\x1b\r': lines[at] = said
+                lines += [''] * (at + 1 - len(lines))
+            elif found := re.fullmatch(r'\x1b\[(\d+)A', said):
+                at -= int(found[1])
+            elif said == '\x1b[J':
+                del lines[at + 1 :]
+            elif said[0] not in '\x1b\r':
+                lines[at] = said
         return '\n'.join(lines)
 
 
@@ -42,79 +49,117 @@ def training(place, photos):
     started = []
 
     def start(folder, **changes):
-        command = [sys.executable, '-W', 'ignore', '-c', call, 'train', 'flowers', '--source', str(photos), '--out', str(folder),
-                   *flags(**tiny | changes)]
-        one = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {'OMP_NUM_THREADS': '1'})
+        command = [
+            sys.executable,
+            '-W',
+            'ignore',
+            '-c',
+            call,
+            'train',
+            'flowers',
+            '--source',
+            str(photos),
+            '--out',
+            str(folder),
+            *flags(**tiny | changes),
+        ]
+        one = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {'OMP_NUM_THREADS': '1'}
+        )
         started.append(one)
-        end = time.monotonic()+300
-        while not (folder/'history.csv').exists():
+        end = time.monotonic() + 300
+        while not (folder / 'history.csv').exists():
             assert one.poll() is None and time.monotonic() < end, one.stderr.read().decode()
-            time.sleep(.02)
+            time.sleep(0.02)
         return one
+
     yield start
-    for one in started: one.kill(); one.wait(); one.stderr.close()
+    for one in started:
+        one.kill()
+        one.wait()
+        one.stderr.close()
 
 
 def watching(folder, stream, **options):
     "`watch` in a thread; .join() gives what it gives"
     found = []
-    thread = threading.Thread(target=lambda: found.append(watch(folder, every=.05, stream=stream, **options)), daemon=True)
+    thread = threading.Thread(
+        target=lambda: found.append(watch(folder, every=0.05, stream=stream, **options)), daemon=True
+    )
     thread.start()
 
     def join():
         thread.join(300)
         assert found, f'still watching:\n{stream.getvalue()}'
         return found[0]
+
     return join
 
 
 def test_to_the_end(training, tmp_path):
-    folder, terminal, log = tmp_path/'run', Terminal(), io.StringIO()
+    folder, terminal, log = tmp_path / 'run', Terminal(), io.StringIO()
     training(folder, epochs=4)
-    joins = [watching(folder, terminal, out=tmp_path/'live.svg'), watching(folder, log)]
+    joins = [watching(folder, terminal, out=tmp_path / 'live.svg'), watching(folder, log)]
     assert [join() for join in joins] == [0, 0]
 
     assert re.search(r'flowers: convmixer_16_1 from scratch at 32 px, 4 epochs', terminal.shown)
-    assert re.findall(r'^ +(\d) +all layers', terminal.shown, re.M) == ['1', '2', '3', '4']   # drawn over, not below one another
-    assert 'test pictures' in terminal.shown and 'report.html' in terminal.shown and ticks['unicode'][-1] in terminal.shown
-    xml.dom.minidom.parse(str(tmp_path/'live.svg'))
-    assert (tmp_path/'live.svg').read_text().count('<use') > 4*4   # a mark an epoch and curve
+    assert re.findall(r'^ +(\d) +all layers', terminal.shown, re.M) == [
+        '1',
+        '2',
+        '3',
+        '4',
+    ]  # drawn over, not below one another
+    assert (
+        'test pictures' in terminal.shown and 'report.html' in terminal.shown and ticks['unicode'][-1] in terminal.shown
+    )
+    xml.dom.minidom.parse(str(tmp_path / 'live.svg'))
+    assert (tmp_path / 'live.svg').read_text().count('<use') > 4 * 4  # a mark an epoch and curve
 
     assert '\x1b' not in log.getvalue() and '\r' not in log.getvalue()
     assert re.findall(r'^ +(\d) +all layers', log.getvalue(), re.M) == ['1', '2', '3', '4']
     assert 'test pictures' in log.getvalue()
     again = io.StringIO()
-    assert watch(folder, stream=again) == 0 and 'test pictures' in again.getvalue()   # one that has ended
+    assert watch(folder, stream=again) == 0 and 'test pictures' in again.getvalue()  # one that has ended
 
 
 def test_killed_while_watched(training, tmp_path):
-    folder, terminal = tmp_path/'run', Terminal()
+    folder, terminal = tmp_path / 'run', Terminal()
     process = training(folder, epochs=500)
     assert is_training(folder)
     join = watching(folder, terminal)
-    while len(look(folder).rows) < 3: time.sleep(.02)
+    while len(look(folder).rows) < 3:
+        time.sleep(0.02)
     assert watch(folder, once=True, stream=(log := io.StringIO())) == 0
-    assert re.search(r'now  epoch \d+ of 500 for 0:\d\d, 0:\d\d an epoch, (\d+:)+\d\d left', log.getvalue()), log.getvalue()
-    process.kill(); process.wait()   # SIGKILL
+    assert re.search(r'now  epoch \d+ of 500 for 0:\d\d, 0:\d\d an epoch, (\d+:)+\d\d left', log.getvalue()), (
+        log.getvalue()
+    )
+    process.kill()
+    process.wait()  # SIGKILL
     assert join() == 1
-    assert 'not running' in terminal.shown and f'--resume {folder}' in terminal.shown and (folder/'.lock').exists()
+    assert 'not running' in terminal.shown and f'--resume {folder}' in terminal.shown and (folder / '.lock').exists()
     assert not is_training(folder) and not look(folder).running
 
 
 def test_watching_does_not_disturb(place, tmp_path):
     "Others may begin to train at any moment while somebody looks"
     from fungi_fastai.settings import only_process
+
     stop, seen = threading.Event(), []
 
     def look_on():
-        while not stop.is_set(): seen.append(is_training(tmp_path))
+        while not stop.is_set():
+            seen.append(is_training(tmp_path))
+
     thread = threading.Thread(target=look_on)
     thread.start()
     try:
         for _ in range(300):
-            with only_process(tmp_path/'.lock', 'busy'): time.sleep(.001)
-            time.sleep(.001)
-    finally: stop.set(); thread.join()
+            with only_process(tmp_path / '.lock', 'busy'):
+                time.sleep(0.001)
+            time.sleep(0.001)
+    finally:
+        stop.set()
+        thread.join()
     assert {True, False} == set(seen)
 
 
@@ -123,48 +168,62 @@ def test_held_where_the_system_does_not_list_locks(tmp_path, monkeypatch):
     from pathlib import Path
 
     from filelock import FileLock
+
     read = Path.read_text
-    monkeypatch.setattr(Path, 'read_text', lambda self, *a, **k: '' if str(self) == '/proc/locks' else read(self, *a, **k))
-    with FileLock(tmp_path/'.lock'): assert is_training(tmp_path)
-    (tmp_path/'.lock').touch()   # left by a process that was killed, a while ago
-    os.utime(tmp_path/'.lock', (0, 0))
+    monkeypatch.setattr(
+        Path, 'read_text', lambda self, *a, **k: '' if str(self) == '/proc/locks' else read(self, *a, **k)
+    )
+    with FileLock(tmp_path / '.lock'):
+        assert is_training(tmp_path)
+    (tmp_path / '.lock').touch()  # left by a process that was killed, a while ago
+    os.utime(tmp_path / '.lock', (0, 0))
     assert not is_training(tmp_path)
-    with FileLock(tmp_path/'.lock', timeout=0): pass
+    with FileLock(tmp_path / '.lock', timeout=0):
+        pass
 
 
 def test_a_finished_run_is_told_of_once(small_run, tmp_path):
     out = io.StringIO()
-    assert watch(small_run.folder, once=True, out=tmp_path/'curves.png', stream=out) == 0
-    with Image.open(tmp_path/'curves.png') as image: assert image.size == (1100, 300)
-    assert f"{small_run.metrics['accuracy']:.1%}" in out.getvalue()
+    assert watch(small_run.folder, once=True, out=tmp_path / 'curves.png', stream=out) == 0
+    with Image.open(tmp_path / 'curves.png') as image:
+        assert image.size == (1100, 300)
+    assert f'{small_run.metrics["accuracy"]:.1%}' in out.getvalue()
 
 
 def test_what_is_no_run(tmp_path, small_run):
-    with pytest.raises(MissingFileError, match='no run folder'): watch(tmp_path/'nowhere')
-    with pytest.raises(UserError, match='not a run'): watch(tmp_path)
+    with pytest.raises(MissingFileError, match='no run folder'):
+        watch(tmp_path / 'nowhere')
+    with pytest.raises(UserError, match='not a run'):
+        watch(tmp_path)
     for out, why in (('a.pdf', '.svg or .png'), ('.svg', 'folder|end in'), ('no/where.svg', None)):
         if why:
-            with pytest.raises(UserError, match=why): watch(small_run.folder, out=tmp_path if out == '.svg' else tmp_path/out)
-    with pytest.raises(UserError, match='every'): watch(small_run.folder, every=0)
-    (tmp_path/'recipe.json').write_text('{"name": "flow')
-    with pytest.raises(UserError, match='damaged'): watch(tmp_path)
+            with pytest.raises(UserError, match=why):
+                watch(small_run.folder, out=tmp_path if out == '.svg' else tmp_path / out)
+    with pytest.raises(UserError, match='every'):
+        watch(small_run.folder, every=0)
+    (tmp_path / 'recipe.json').write_text('{"name": "flow')
+    with pytest.raises(UserError, match='damaged'):
+        watch(tmp_path)
 
 
 def test_before_the_first_epoch(tmp_path, small_run):
-    (tmp_path/'recipe.json').write_bytes((small_run.folder/'recipe.json').read_bytes())
+    (tmp_path / 'recipe.json').write_bytes((small_run.folder / 'recipe.json').read_bytes())
     state = look(tmp_path)
     assert state.rows == [] and time_left(state) == (None, None) and best_row([], 'accuracy') is None
     assert 'not running, after epoch 0 of 2' in screen(state)
     state.running = True
     assert 'first epoch' in screen(state)
-    assert watch(tmp_path, out=tmp_path/'empty.svg', stream=io.StringIO()) == 1 and (tmp_path/'empty.svg').exists()
-    (tmp_path/'recipe.json').write_text('{"name": "an older one", "epochs": 3}')   # fields that it lacks have their defaults
+    assert watch(tmp_path, out=tmp_path / 'empty.svg', stream=io.StringIO()) == 1 and (tmp_path / 'empty.svg').exists()
+    (tmp_path / 'recipe.json').write_text(
+        '{"name": "an older one", "epochs": 3}'
+    )  # fields that it lacks have their defaults
     assert 'an older one' in screen(look(tmp_path))
 
 
 def test_no_unicode_no_unicode(small_run):
     class Plain(io.StringIO):
         encoding = 'ascii'
+
     out = Plain()
     assert watch(small_run.folder, once=True, stream=out) == 0
     out.getvalue().encode('ascii')

@@ -30,111 +30,139 @@ from ..settings import TrainingError, UserError, settings
 
 # %% ../../nbs/data/archives.ipynb #92c37f56
 def walk_files(
-    root:str|Path, # a folder
+    root: str | Path,  # a folder
 ) -> list[tuple]:  # the parts of each path below it, in order
     "Paths of all files below `root`, as tuples of parts; hidden ones and `__MACOSX` left out, linked folders followed once"
     found, seen = [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen: folders.clear(); continue
+        if real in seen:
+            folders.clear()
+            continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if is_visible(name))
         parts = Path(folder).relative_to(root).parts
         found += [(*parts, name) for name in sorted(files) if is_visible(name)]
     return found
 
+
 def is_visible(
-    name:str, # of a file or folder, without its path
+    name: str,  # of a file or folder, without its path
 ) -> bool:
     "Whether a name is meant to be seen"
     return not name.startswith('.') and name != '__MACOSX'
 
 # %% ../../nbs/data/archives.ipynb #dd660e0b
 def say_count(
-    number:int, # how many
-    noun:str,   # of what, in the singular
+    number: int,  # how many
+    noun: str,  # of what, in the singular
 ) -> str:
     "`1 file`, `1,200 files`, `2 classes`"
-    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+    return f'{number:,} {noun}{"" if number == 1 else "es" if noun.endswith("s") else "s"}'
+
 
 def nothing_found(
-    root,       # a folder or archive
-    files:list, # the paths in it, each a tuple of parts
+    root,  # a folder or archive
+    files: list,  # the paths in it, each a tuple of parts
 ) -> str:
     "What to say of a place without pictures"
-    if not files: return f"{root} is empty. Expected a folder with a folder of pictures for each class."
+    if not files:
+        return f'{root} is empty. Expected a folder with a folder of pictures for each class.'
     kinds = Counter(PurePosixPath(f[-1]).suffix.lower() or 'no extension' for f in files).most_common(3)
-    return (f"{root} holds no pictures: {say_count(len(files), 'file')}, of which "
-            + ', '.join(f"{n:,} {kind}" for kind, n in kinds) + ". Expected a folder of pictures for each class, in one of "
-            f"the formats {' '.join(sorted(e[1:] for e in image_extensions))}.")
+    return (
+        f'{root} holds no pictures: {say_count(len(files), "file")}, of which '
+        + ', '.join(f'{n:,} {kind}' for kind, n in kinds)
+        + '. Expected a folder of pictures for each class, in one of '
+        f'the formats {" ".join(sorted(e[1:] for e in image_extensions))}.'
+    )
+
 
 def say_size(
-    number:float, # bytes
+    number: float,  # bytes
 ) -> str:
     "`999 bytes`, `1.5 KB`, `27 MB`"
-    if number < 1000: return say_count(number, 'byte')
-    power = min(4, (len(str(int(number)))-1)//3)
-    amount = number/1000**power
-    return f"{amount:,.0f} {' KMGT'[power]}B" if amount >= 10 else f"{amount:.1f} {' KMGT'[power]}B"
+    if number < 1000:
+        return say_count(number, 'byte')
+    power = min(4, (len(str(int(number))) - 1) // 3)
+    amount = number / 1000**power
+    return f'{amount:,.0f} {" KMGT"[power]}B' if amount >= 10 else f'{amount:.1f} {" KMGT"[power]}B'
 
 # %% ../../nbs/data/archives.ipynb #94b8a734
 archive_extensions = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
 text_extensions = frozenset('.csv .tsv .txt .json .md'.split())
-max_ratio = 100              # an archive of photos hardly shrinks; one that grows a hundredfold …
-max_ratio_bytes = 100*2**20  # … to more than this is a bomb
-max_members = 5_000_000      # files in an archive
+max_ratio = 100  # an archive of photos hardly shrinks; one that grows a hundredfold …
+max_ratio_bytes = 100 * 2**20  # … to more than this is a bomb
+max_members = 5_000_000  # files in an archive
+
 
 class ArchiveError(UserError):
     "An archive that is broken, dangerous or without pictures"
 
+
 @dataclass(frozen=True)
 class _Member:
     "A file in an archive that will be unpacked"
-    name: str    # with `/`, as it will be written
-    size: int    # bytes when unpacked
+
+    name: str  # with `/`, as it will be written
+    size: int  # bytes when unpacked
     handle: object
+
 
 def _zip_members(archive):
     for info in archive.infolist():
         name = info.filename
-        if not info.flag_bits & 0x800 and not name.isascii():   # no UTF-8 flag; most tools write UTF-8 all the same
-            try: name = name.encode('cp437').decode('utf-8')
-            except UnicodeError: pass
+        if not info.flag_bits & 0x800 and not name.isascii():  # no UTF-8 flag; most tools write UTF-8 all the same
+            try:
+                name = name.encode('cp437').decode('utf-8')
+            except UnicodeError:
+                pass
         mode = info.external_attr >> 16
         yield name, info.file_size, info.is_dir(), bool(mode) and stat.S_ISLNK(mode), info
+
 
 def _tar_members(archive):
     for info in archive:
         yield info.name, info.size, info.isdir(), not (info.isfile() or info.isdir()), info
 
+
 def _check_members(
-    file:Path,   # the archive
-    members,     # (name, size, is folder, is link, handle) of each
-) -> list[_Member]: # what to unpack
+    file: Path,  # the archive
+    members,  # (name, size, is folder, is link, handle) of each
+) -> list[_Member]:  # what to unpack
     "Refuse an archive that would harm. Raises `ArchiveError`"
     wanted, total, others, packed = [], 0, [], file.stat().st_size
     for number, (name, size, is_folder, is_link, handle) in enumerate(members):
-        if number >= max_members: raise ArchiveError(f"{file} holds more than {max_members:,} files. It was not unpacked.")
+        if number >= max_members:
+            raise ArchiveError(f'{file} holds more than {max_members:,} files. It was not unpacked.')
         parts = PurePosixPath(name.replace('\\', '/')).parts
-        if is_folder and not parts: continue   # `./`, as tar writes it
+        if is_folder and not parts:
+            continue  # `./`, as tar writes it
         if not parts or name.startswith(('/', '\\')) or '..' in parts or re.match('[A-Za-z]:', name) or '\0' in name:
-            raise ArchiveError(f"{file} would write outside its folder: it holds {name!r}. It was not unpacked; do not trust it.")
-        if is_link: raise ArchiveError(f"{file} holds a link or a device ({name!r}), not only files. It was not unpacked.")
+            raise ArchiveError(
+                f'{file} would write outside its folder: it holds {name!r}. It was not unpacked; do not trust it.'
+            )
+        if is_link:
+            raise ArchiveError(f'{file} holds a link or a device ({name!r}), not only files. It was not unpacked.')
         total += size
-        if total > max_ratio_bytes and total > max_ratio*packed:
-            raise ArchiveError(f"{file} has {say_size(packed)} and would unpack to {say_size(total)} or more, over {max_ratio} "
-                            "times as much. Pictures do not shrink like that; it was not unpacked.")
-        if is_folder or not all(is_visible(p) for p in parts): continue
-        if not is_image_name(parts[-1]): others.append(parts)
+        if total > max_ratio_bytes and total > max_ratio * packed:
+            raise ArchiveError(
+                f'{file} has {say_size(packed)} and would unpack to {say_size(total)} or more, over {max_ratio} '
+                'times as much. Pictures do not shrink like that; it was not unpacked.'
+            )
+        if is_folder or not all(is_visible(p) for p in parts):
+            continue
+        if not is_image_name(parts[-1]):
+            others.append(parts)
         if is_image_name(parts[-1]) or PurePosixPath(parts[-1]).suffix.lower() in text_extensions:
             wanted.append(_Member('/'.join(parts), size, handle))
-    if not any(is_image_name(m.name) for m in wanted): raise ArchiveError(nothing_found(file, others))
+    if not any(is_image_name(m.name) for m in wanted):
+        raise ArchiveError(nothing_found(file, others))
     return wanted
 
 # %% ../../nbs/data/archives.ipynb #338499ea
 @contextmanager
 def _open_archive(
-    file:Path, # zip or tar
+    file: Path,  # zip or tar
 ):
     "The archive's key, its members checked, and a function that opens one. Raises `ArchiveError` where it is broken"
     broken = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
@@ -147,111 +175,145 @@ def _open_archive(
             with zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()
                 if any(i.flag_bits & 1 for i in infos):
-                    raise ArchiveError(f"{file} is locked with a password. Unpack it and give the folder.")
+                    raise ArchiveError(f'{file} is locked with a password. Unpack it and give the folder.')
                 members = _check_members(file, _zip_members(archive))
-                key = hashlib.sha256(repr([file.stat().st_size, *((i.filename, i.CRC, i.file_size) for i in infos)]).encode())
+                key = hashlib.sha256(
+                    repr([file.stat().st_size, *((i.filename, i.CRC, i.file_size) for i in infos)]).encode()
+                )
                 yield key.hexdigest()[:12], members, lambda m: archive.open(m.handle)
-    except (UserError, TrainingError): raise
+    except (UserError, TrainingError):
+        raise
     except broken as error:
-        if isinstance(error, OSError) and error.errno: raise disk_error(error, file) from None
-        raise ArchiveError(f"{file} is not a whole archive: {str(error) or type(error).__name__}. It may have been cut short; "
-                        "download or copy it again.") from None
+        if isinstance(error, OSError) and error.errno:
+            raise disk_error(error, file) from None
+        raise ArchiveError(
+            f'{file} is not a whole archive: {str(error) or type(error).__name__}. It may have been cut short; '
+            'download or copy it again.'
+        ) from None
+
 
 def _is_tar(file):
     name = file.name.lower()
     return name.endswith(archive_extensions) and not name.endswith('.zip') and not zipfile.is_zipfile(file)
 
+
 def _file_key(file):
     key = hashlib.sha256()
     with open(file, 'rb') as f:
-        while block := f.read(2**20): key.update(block)
+        while block := f.read(2**20):
+            key.update(block)
     return key.hexdigest()[:12]
 
+
 def disk_error(
-    error:OSError, # of reading or writing
-    place:Path,    # where, if the error does not know
+    error: OSError,  # of reading or writing
+    place: Path,  # where, if the error does not know
 ) -> TrainingError:
     "The error for a disk that is full, broken or not ours"
-    return TrainingError(f"Reading or writing failed at {error.filename or place}: {error.strerror}.")
+    return TrainingError(f'Reading or writing failed at {error.filename or place}: {error.strerror}.')
 
 # %% ../../nbs/data/archives.ipynb #07f896d3
 def is_whole(
-    folder:Path,         # unpacked earlier, perhaps
-    key:str|None=None,   # of the archive, if known
+    folder: Path,  # unpacked earlier, perhaps
+    key: str | None = None,  # of the archive, if known
 ) -> bool:
     "Whether `folder` was finished and still has all its files"
-    try: receipt = json.loads((folder/'.whole.json').read_text())
-    except (OSError, ValueError): return False
-    if key is not None and receipt['key'] != key: return False
+    try:
+        receipt = json.loads((folder / '.whole.json').read_text())
+    except (OSError, ValueError):
+        return False
+    if key is not None and receipt['key'] != key:
+        return False
     return len(walk_files(folder)) >= receipt['files']
 
 # %% ../../nbs/data/archives.ipynb #3e9b7bcd
 @contextmanager
 def locked(
-    target:Path, # what this process wants to make
+    target: Path,  # what this process wants to make
 ):
     "Holds the lock on making `target`, and clears away what dead processes left. Raises `TrainingError`"
     from filelock import FileLock, Timeout
+
     lock = FileLock(target.with_name(f'.{target.name}.lock'))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=.2)
+        lock.acquire(timeout=0.2)
     except Timeout:
-        print(f"Waiting for another process that prepares {target.name} …", file=sys.stderr)
+        print(f'Waiting for another process that prepares {target.name} …', file=sys.stderr)
         lock.acquire()
-    except OSError as error: raise disk_error(error, target.parent) from None
+    except OSError as error:
+        raise disk_error(error, target.parent) from None
     try:
-        for left in target.parent.glob(f'.{_escape(target.name)}.*.part'): shutil.rmtree(left, ignore_errors=True)
+        for left in target.parent.glob(f'.{_escape(target.name)}.*.part'):
+            shutil.rmtree(left, ignore_errors=True)
         yield
-    finally: lock.release()
+    finally:
+        lock.release()
 
-def _escape(name): return re.sub(r'([*?[])', r'[\1]', name)
+
+def _escape(name):
+    return re.sub(r'([*?[])', r'[\1]', name)
 
 # %% ../../nbs/data/archives.ipynb #807ffc31
 @contextmanager
 def bar_of_bytes(
-    progress:bool, # whether one is wanted
-    total:int,     # bytes
-    what:str,      # what is being done
-    start:int=0,   # bytes done before
+    progress: bool,  # whether one is wanted
+    total: int,  # bytes
+    what: str,  # what is being done
+    start: int = 0,  # bytes done before
 ):
     "A function to call with bytes done; shows rate and time left on a terminal once two seconds have passed"
     from tqdm import tqdm
-    with tqdm(total=total or None, initial=start, desc=what, unit='B', unit_scale=True, delay=2, leave=False,
-              disable=not (progress and sys.stderr.isatty())) as bar:
+
+    with tqdm(
+        total=total or None,
+        initial=start,
+        desc=what,
+        unit='B',
+        unit_scale=True,
+        delay=2,
+        leave=False,
+        disable=not (progress and sys.stderr.isatty()),
+    ) as bar:
         yield bar.update
 
 # %% ../../nbs/data/archives.ipynb #e9dacf5d
 def unpack(
-    file:Path,            # zip or tar
-    target:Path|None=None,# the folder to make (default: below `data_dir`, named after the content)
-    progress:bool=True,   # a line with rate and time left on a terminal, when it takes longer than two seconds
-) -> Path:                # the folder with the archive's pictures, whole
+    file: Path,  # zip or tar
+    target: Path | None = None,  # the folder to make (default: below `data_dir`, named after the content)
+    progress: bool = True,  # a line with rate and time left on a terminal, when it takes longer than two seconds
+) -> Path:  # the folder with the archive's pictures, whole
     "Unpack an archive once. Raises `ArchiveError` for one that cannot be used, `UserError` or `TrainingError` for a full disk"
     file = Path(file)
     with _open_archive(file) as (key, members, opened):
         if target is None:
             stem = re.sub(r'(\.tar)?\.[^.]+$', '', file.name) or 'archive'
-            target = settings().data_dir/'unpacked'/f'{stem}-{key}'
-        if is_whole(target, key): return target
+            target = settings().data_dir / 'unpacked' / f'{stem}-{key}'
+        if is_whole(target, key):
+            return target
         with locked(target):
-            if is_whole(target, key): return target
+            if is_whole(target, key):
+                return target
             total = sum(m.size for m in members)
             free = shutil.disk_usage(target.parent).free
-            if total > free*.98: raise UserError(
-                f"{file} unpacks to {say_size(total)}, but {target.parent} has {say_size(free)} free. Make room, or set data_dir "
-                "in settings.ini to a larger disk.")
+            if total > free * 0.98:
+                raise UserError(
+                    f'{file} unpacks to {say_size(total)}, but {target.parent} has {say_size(free)} free. Make room, or set data_dir '
+                    'in settings.ini to a larger disk.'
+                )
             part = target.with_name(f'.{target.name}.{os.getpid()}.part')
             try:
-                with bar_of_bytes(progress, total, 'unpacking '+file.name) as advance:
+                with bar_of_bytes(progress, total, 'unpacking ' + file.name) as advance:
                     for member in members:
-                        place = part/member.name
+                        place = part / member.name
                         place.parent.mkdir(parents=True, exist_ok=True)
                         with opened(member) as source, open(place, 'wb') as copy:
                             shutil.copyfileobj(source, copy, 2**20)
                         advance(member.size)
-                (part/'.whole.json').write_text(json.dumps({'key': key, 'files': len(walk_files(part))}))
-                if target.exists(): shutil.rmtree(target)
+                (part / '.whole.json').write_text(json.dumps({'key': key, 'files': len(walk_files(part))}))
+                if target.exists():
+                    shutil.rmtree(target)
                 os.rename(part, target)
-            finally: shutil.rmtree(part, ignore_errors=True)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
     return target

@@ -14,8 +14,22 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from fastai.torch_core import TensorImage
-from fastai.vision.augment import (AffineCoordTfm, Brightness, Contrast, Dihedral, Flip, Hue, LightingTfm, PadMode, RandomErasing, Rotate,
-                                   Saturation, affine_mat, setup_aug_tfms, zoom_mat)
+from fastai.vision.augment import (
+    AffineCoordTfm,
+    Brightness,
+    Contrast,
+    Dihedral,
+    Flip,
+    Hue,
+    LightingTfm,
+    PadMode,
+    RandomErasing,
+    Rotate,
+    Saturation,
+    affine_mat,
+    setup_aug_tfms,
+    zoom_mat,
+)
 
 from .images import canvas_size, read_pixels, square
 from .policies import Augment, policy
@@ -25,59 +39,77 @@ def _stretch_mat(x, largest):
     "Matrices that change the aspect ratio by up to `largest`, area kept"
     ratio = torch.exp(x.new_empty(x.size(0)).uniform_(-1, 1) * torch.log1p(x.new_tensor(largest)) / 2)
     nothing = torch.zeros_like(ratio)
-    return affine_mat(ratio, nothing, nothing, nothing, 1/ratio, nothing)
+    return affine_mat(ratio, nothing, nothing, nothing, 1 / ratio, nothing)
+
 
 class TrainOnlyAffine(AffineCoordTfm):
     "fastai's composed affine transform. Validation batches are left as they are, and a GPU is never waited for"
-    def encodes(self, x:TensorImage):
-        if self.split_idx: return x
-        x, centres = x.as_subclass(torch.Tensor), (torch.arange(self.size, device=x.device)*2+1)/self.size - 1
-        if (times := x.shape[-1]//self.size) > 1: x = F.avg_pool2d(x, times)   # bilinear sampling alone would skip pixels
+
+    def encodes(self, x: TensorImage):
+        if self.split_idx:
+            return x
+        x, centres = x.as_subclass(torch.Tensor), (torch.arange(self.size, device=x.device) * 2 + 1) / self.size - 1
+        if (times := x.shape[-1] // self.size) > 1:
+            x = F.avg_pool2d(x, times)  # bilinear sampling alone would skip pixels
         across, down, shift = self.mat.as_subclass(torch.Tensor)[:, None, None].to(x.dtype).unbind(-1)
-        grid = across*centres[:, None] + (down*centres[:, None, None] + shift)
+        grid = across * centres[:, None] + (down * centres[:, None, None] + shift)
         return TensorImage(F.grid_sample(x, grid, 'bilinear', self.pad_mode, align_corners=False))
+
 
 def _lighting(x, change):
     "fastai's `TensorImage.lighting`, in place where it can be"
     return TensorImage(change(torch.logit(x.as_subclass(torch.Tensor), 1e-7)).sigmoid_())
 
+
 def batch_transforms(
-    augment:Augment, # the policy
-    size:int,        # side of the square that the network sees, pixels
-) -> list:           # fastai batch transforms
+    augment: Augment,  # the policy
+    size: int,  # side of the square that the network sees, pixels
+) -> list:  # fastai batch transforms
     "The policy as fastai batch transforms; none of them touches a validation batch"
-    a = {f.name: getattr(augment, f.name)*augment.strength for f in fields(Augment) if f.name not in ('flip', 'strength')}
+    a = {
+        f.name: getattr(augment, f.name) * augment.strength
+        for f in fields(Augment)
+        if f.name not in ('flip', 'strength')
+    }
     shapes = []
-    if augment.flip != 'none': shapes += (Flip() if augment.flip == 'horizontal' else Dihedral()).aff_fs
-    if a['rotate']: shapes += Rotate(min(a['rotate'], 180), p=.75).aff_fs
-    if a['stretch']: shapes.append(partial(_stretch_mat, largest=a['stretch']))
+    if augment.flip != 'none':
+        shapes += (Flip() if augment.flip == 'horizontal' else Dihedral()).aff_fs
+    if a['rotate']:
+        shapes += Rotate(min(a['rotate'], 180), p=0.75).aff_fs
+    if a['stretch']:
+        shapes.append(partial(_stretch_mat, largest=a['stretch']))
     # the smallest crop keeps a share 1-crop of the area, so the zoom goes up to the root of its inverse
-    if a['crop']: shapes.append(partial(zoom_mat, min_zoom=1., max_zoom=(1-min(a['crop'], .95))**-.5, p=1.))
+    if a['crop']:
+        shapes.append(partial(zoom_mat, min_zoom=1.0, max_zoom=(1 - min(a['crop'], 0.95)) ** -0.5, p=1.0))
     # always there: it also brings a training picture from its larger canvas to `size`
     transforms = [TrainOnlyAffine(shapes, size=size, pad_mode=PadMode.Reflection, align_corners=False)]
     for kind, name in ((Brightness, 'brightness'), (Contrast, 'contrast'), (Saturation, 'saturation')):
-        if a[name]: transforms.append(kind(max_lighting=min(a[name], .9), p=.75))
-    transforms = list(setup_aug_tfms(transforms))   # what works in logit space becomes one transform
+        if a[name]:
+            transforms.append(kind(max_lighting=min(a[name], 0.9), p=0.75))
+    transforms = list(setup_aug_tfms(transforms))  # what works in logit space becomes one transform
     for one in transforms:
-        if isinstance(one, LightingTfm): one.space_fn = _lighting
-    if a['hue']: transforms.append(Hue(max_hue=min(a['hue'], .5), p=.75))
-    if a['erase']: transforms.append(RandomErasing(p=min(a['erase'], 1.)))
+        if isinstance(one, LightingTfm):
+            one.space_fn = _lighting
+    if a['hue']:
+        transforms.append(Hue(max_hue=min(a['hue'], 0.5), p=0.75))
+    if a['erase']:
+        transforms.append(RandomErasing(p=min(a['erase'], 1.0)))
     return transforms
 
 # %% ../../nbs/data/augment.ipynb #45368432
 def show_policy(
-    image,             # a Pillow image
-    augment:str|Augment='field', # policy, or its name
-    strengths=(0., .5, 1., 2.),  # settings of the dial, a row each
-    columns:int=6,     # pictures a row
-    size:int=128,      # side of what the network sees, pixels
-    seed:int=0,
-):                     # a matplotlib Figure
+    image,  # a Pillow image
+    augment: str | Augment = 'field',  # policy, or its name
+    strengths=(0.0, 0.5, 1.0, 2.0),  # settings of the dial, a row each
+    columns: int = 6,  # pictures a row
+    size: int = 128,  # side of what the network sees, pixels
+    seed: int = 0,
+):  # a matplotlib Figure
     "A picture under a policy: one row a strength, one column a draw"
     from fasttransform import Pipeline
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(columns*1.1, len(strengths)*1.2), layout='constrained')
+    figure = Figure(figsize=(columns * 1.1, len(strengths) * 1.2), layout='constrained')
     axes = figure.subplots(len(strengths), columns, squeeze=False)
     canvas = canvas_size(size)
     pixels = torch.tensor(square(read_pixels(image, canvas), canvas)).permute(2, 0, 1).float().div(255)

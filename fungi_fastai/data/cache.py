@@ -29,14 +29,18 @@ from ..settings import UserError, atomic, settings
 _row = np.dtype([('sha', 'S32'), ('start', '<u8'), ('height', '<u4'), ('width', '<u4'), ('sum', '<u4')])
 _magic = b'fungi_fastai pixels 1\n'
 
+
 class DamagedCache(Exception):
     "A cache file that is not what was written"
 
+
 class PhotoCache:
     "Pictures of a set at one scale, by the path they were read from"
-    def __init__(self,
-        file:str|Path,  # made by `build_cache`
-        paths:dict,     # path → content hash
+
+    def __init__(
+        self,
+        file: str | Path,  # made by `build_cache`
+        paths: dict,  # path → content hash
     ):
         self.file = Path(file)
         self.about, table = _read_table(self.file)
@@ -45,19 +49,26 @@ class PhotoCache:
         place = {sha.decode(): i for i, sha in enumerate(table['sha'].tolist())}
         self._place, self._paths = {path: place[sha] for path, sha in paths.items() if sha in place}, paths
 
-    def __reduce__(self): return PhotoCache, (self.file, self._paths)   # sent to another process, it is opened there
-    def __len__(self): return len(self._table)
-    def __contains__(self, path): return path in self._place
+    def __reduce__(self):
+        return PhotoCache, (self.file, self._paths)  # sent to another process, it is opened there
 
-    def __getitem__(self,
-        path:str,
-    ) -> np.ndarray: # (height, width, 3) uint8, as `read_pixels` gives it; read-only
+    def __len__(self):
+        return len(self._table)
+
+    def __contains__(self, path):
+        return path in self._place
+
+    def __getitem__(
+        self,
+        path: str,
+    ) -> np.ndarray:  # (height, width, 3) uint8, as `read_pixels` gives it; read-only
         "The picture that a path had when the cache was made"
         row = self._table[i := self._place[path]]
         start, height, width = int(row['start']), int(row['height']), int(row['width'])
-        pixels = self._bytes[start:start+height*width*3].reshape(height, width, 3)
+        pixels = self._bytes[start : start + height * width * 3].reshape(height, width, 3)
         if not self._checked[i]:
-            if zlib.crc32(pixels) != row['sum']: return self._mend(path, start, int(row['sum']))
+            if zlib.crc32(pixels) != row['sum']:
+                return self._mend(path, start, int(row['sum']))
             self._checked[i] = True
         return pixels
 
@@ -65,81 +76,108 @@ class PhotoCache:
         "Decode a damaged picture anew, and put it back where that is possible"
         pixels = np.ascontiguousarray(read_pixels(path, self.about['side'], self.about['method']))
         if zlib.crc32(pixels) != expected:
-            raise UserError(f'{path} is damaged in {self.file} and has changed on disk since. Run `fungi cache clear` and check the pictures again.')
+            raise UserError(
+                f'{path} is damaged in {self.file} and has changed on disk since. Run `fungi cache clear` and check the pictures again.'
+            )
         try:
             with open(self.file, 'r+b') as file:
                 file.seek(start)
                 file.write(pixels)
-        except OSError: pass   # a cache that is read-only: this process uses what it decoded
+        except OSError:
+            pass  # a cache that is read-only: this process uses what it decoded
         return pixels
+
 
 def _read_table(file):
     try:
         with open(file, 'rb') as f:
-            if f.readline() != _magic: raise DamagedCache(f'{file} is no cache of pictures.')
+            if f.readline() != _magic:
+                raise DamagedCache(f'{file} is no cache of pictures.')
             about = json.loads(f.readline())
             f.seek(-4, os.SEEK_END)
-            expected, end = int.from_bytes(f.read(4), 'little'), f.tell()-4
-            f.seek(start := end-_row.itemsize*about['pictures'])
-            table = np.frombuffer(f.read(end-start), _row)
-    except (OSError, ValueError, KeyError, TypeError) as error: raise DamagedCache(f'{file} cannot be read ({error}).') from None
-    ends = table['start']+table['height'].astype(np.uint64)*table['width']*3
-    if zlib.crc32(table) != expected or (ends > start).any(): raise DamagedCache(f'{file} is damaged.')
+            expected, end = int.from_bytes(f.read(4), 'little'), f.tell() - 4
+            f.seek(start := end - _row.itemsize * about['pictures'])
+            table = np.frombuffer(f.read(end - start), _row)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCache(f'{file} cannot be read ({error}).') from None
+    ends = table['start'] + table['height'].astype(np.uint64) * table['width'] * 3
+    if zlib.crc32(table) != expected or (ends > start).any():
+        raise DamagedCache(f'{file} is damaged.')
     return about, table
 
 # %% ../../nbs/data/cache.ipynb #8153ac51
 def build_cache(
-    items:pd.DataFrame,  # with the columns path and sha (content hash), and width and height
-    side:int,            # of the canvas, pixels
-    method:str='crop',   # crop, squish or pad
-    progress:bool=True,  # show it
-) -> PhotoCache|None:    # None where there is no room for it
+    items: pd.DataFrame,  # with the columns path and sha (content hash), and width and height
+    side: int,  # of the canvas, pixels
+    method: str = 'crop',  # crop, squish or pad
+    progress: bool = True,  # show it
+) -> PhotoCache | None:  # None where there is no room for it
     "The cache of these pictures: opened where it is there, else built. Raises `ImageError` where a picture cannot be read"
     from filelock import FileLock
+
     paths = dict(zip(items['path'].astype(str), items['sha'], strict=True))
-    examples = {sha: path for path, sha in paths.items()}   # one path a content
+    examples = {sha: path for path, sha in paths.items()}  # one path a content
     key = hashlib.blake2b('\n'.join([f'{side} {method}', *sorted(examples)]).encode(), digest_size=12).hexdigest()
-    file = cache_folder()/f'{key}.pixels'
-    if cache := _opened(file, paths): return cache
+    file = cache_folder() / f'{key}.pixels'
+    if cache := _opened(file, paths):
+        return cache
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if said := _no_room(items, side, method, file.parent): raise OSError(said)
+        if said := _no_room(items, side, method, file.parent):
+            raise OSError(said)
         with FileLock(f'{file}.lock', mode=0o666):
-            if cache := _opened(file, paths): return cache   # another process has made it meanwhile
-            for part in file.parent.glob(f'.{file.name}.*.part'): part.unlink()   # of a process that was killed
+            if cache := _opened(file, paths):
+                return cache  # another process has made it meanwhile
+            for part in file.parent.glob(f'.{file.name}.*.part'):
+                part.unlink()  # of a process that was killed
             _write(file, examples, side, method, progress)
     except OSError as error:
-        if isinstance(error, UserError): raise
-        warnings.warn(f'The decoded pictures are not kept ({error.strerror or error}); each epoch reads the files again.', stacklevel=2)
+        if isinstance(error, UserError):
+            raise
+        warnings.warn(
+            f'The decoded pictures are not kept ({error.strerror or error}); each epoch reads the files again.',
+            stacklevel=2,
+        )
         return None
     return _opened(file, paths)
 
+
 def cache_folder() -> Path:
     "Where the caches of decoded pictures are kept"
-    return settings().cache_dir/'pixels'
+    return settings().cache_dir / 'pixels'
+
 
 def _opened(file, paths):
-    try: cache = PhotoCache(file, paths) if file.exists() else None
-    except DamagedCache: return None   # and is built again
-    if cache is None: return None
-    try: os.utime(file)   # when it was last used
-    except OSError: pass
+    try:
+        cache = PhotoCache(file, paths) if file.exists() else None
+    except DamagedCache:
+        return None  # and is built again
+    if cache is None:
+        return None
+    try:
+        os.utime(file)  # when it was last used
+    except OSError:
+        pass
     return cache
+
 
 def _no_room(items, side, method, folder):
     "What stands against a cache, in words, or nothing"
     sizes = [kept_size(w, h, side, method) for w, h in zip(items['width'], items['height'], strict=True)]
-    needed, free = 3*sum(w*h for w, h in sizes), shutil.disk_usage(folder).free
-    return f'they take {say_size(needed)} and {folder} has {say_size(free)} free' if needed > free/2 else ''
+    needed, free = 3 * sum(w * h for w, h in sizes), shutil.disk_usage(folder).free
+    return f'they take {say_size(needed)} and {folder} has {say_size(free)} free' if needed > free / 2 else ''
 
 
 def _write(file, examples, side, method, progress):
     table = np.zeros(len(examples), _row)
+
     def pictures():
         with atomic(file) as part, open(part, 'wb') as out:
             out.write(_magic)
             folder = os.path.commonpath([os.path.dirname(path) for path in examples.values()] or [''])
-            out.write(json.dumps(dict(pictures=len(examples), side=side, method=method, folder=folder)).encode()+b'\n')
+            out.write(
+                json.dumps(dict(pictures=len(examples), side=side, method=method, folder=folder)).encode() + b'\n'
+            )
             read = in_threads(lambda path: np.ascontiguousarray(read_pixels(path, side, method)), examples.values())
             for i, (sha, pixels) in enumerate(zip(examples, read, strict=True)):
                 table[i] = sha.encode(), out.tell(), *pixels.shape[:2], zlib.crc32(pixels)
@@ -147,20 +185,27 @@ def _write(file, examples, side, method, progress):
                 yield 1
             out.write(table)
             out.write(zlib.crc32(table).to_bytes(4, 'little'))
-    for _ in follow(pictures(), len(examples), 'pictures decoded') if progress else pictures(): pass
+
+    for _ in follow(pictures(), len(examples), 'pictures decoded') if progress else pictures():
+        pass
 
 # %% ../../nbs/data/cache.ipynb #76481e67
-_kinds = dict(pixels='*.pixels', features='*.safetensors', scans='*.parquet')   # folders in `cache_dir`, and what they hold
+_kinds = dict(
+    pixels='*.pixels', features='*.safetensors', scans='*.parquet'
+)  # folders in `cache_dir`, and what they hold
 
-def list_cache() -> pd.DataFrame: # a row a file: kind, pictures, side, bytes, last_used, from, file
+
+def list_cache() -> pd.DataFrame:  # a row a file: kind, pictures, side, bytes, last_used, from, file
     "All that is kept in the settings' `cache_dir`, the latest first"
     rows = []
     for kind, pattern in _kinds.items():
-        for file in (settings().cache_dir/kind).glob(pattern):
+        for file in (settings().cache_dir / kind).glob(pattern):
             row = dict(kind=kind, file=str(file), bytes=file.stat().st_size, last_used=file.stat().st_mtime)
             if kind == 'pixels':
-                try: about, _ = _read_table(file)
-                except DamagedCache: about = dict(folder='damaged: it will be built again')
+                try:
+                    about, _ = _read_table(file)
+                except DamagedCache:
+                    about = dict(folder='damaged: it will be built again')
                 row |= {'pictures': about.get('pictures'), 'side': about.get('side'), 'from': about['folder']}
             rows.append(row)
     table = pd.DataFrame(rows, columns=['kind', 'pictures', 'side', 'bytes', 'last_used', 'from', 'file'])
@@ -168,12 +213,15 @@ def list_cache() -> pd.DataFrame: # a row a file: kind, pictures, side, bytes, l
     table['last_used'] = pd.to_datetime(table.last_used, unit='s').dt.floor('s')
     return table.sort_values('last_used', ascending=False, ignore_index=True)
 
-def clear_cache() -> int: # bytes that were freed
+
+def clear_cache() -> int:  # bytes that were freed
     "Delete all that is kept in the settings' `cache_dir`; it is made again when it is needed. Nothing else there is touched"
     freed = int(list_cache().bytes.sum())
     for kind, pattern in _kinds.items():
-        folder = settings().cache_dir/kind
+        folder = settings().cache_dir / kind
         for file in [found for one in (pattern, '*.lock', '.*.part') for found in folder.glob(one)]:
-            with suppress(OSError): file.unlink()
-        with suppress(OSError): folder.rmdir()   # where nothing of somebody else's lies in it
+            with suppress(OSError):
+                file.unlink()
+        with suppress(OSError):
+            folder.rmdir()  # where nothing of somebody else's lies in it
     return freed

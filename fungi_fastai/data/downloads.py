@@ -24,178 +24,233 @@ from ..settings import UserError, settings
 
 # %% ../../nbs/data/downloads.ipynb #5a302b17
 kaggle_input = Path(os.environ.get('FUNGI_KAGGLE_INPUT', '/kaggle/input'))  # where Kaggle attaches data to a notebook
-pauses = (1, 2, 4)                    # seconds before each new try of a download that broke
-patience = (10, 60)                   # seconds to wait for a connection, and for the next bytes
+pauses = (1, 2, 4)  # seconds before each new try of a download that broke
+patience = (10, 60)  # seconds to wait for a connection, and for the next bytes
+
 
 @dataclass(frozen=True)
 class Remote:
     "A data set or competition on Kaggle"
-    kind: str           # 'kaggle' or 'competition'
-    slug: str           # owner/name, or the competition's name
-    version: str = ''   # of a data set; '' for the newest
+
+    kind: str  # 'kaggle' or 'competition'
+    slug: str  # owner/name, or the competition's name
+    version: str = ''  # of a data set; '' for the newest
 
     @classmethod
     def of(cls, kind, location):
         "From a location that `Source.of` made"
-        if kind == 'competition': return cls(kind, location)
+        if kind == 'competition':
+            return cls(kind, location)
         owner, name, *version = location.split('/')
         return cls(kind, f'{owner}/{name}', ''.join(version))
 
     @property
-    def place(self): return ('competitions' if self.kind == 'competition' else 'datasets') + f'/{self.slug}'
+    def place(self):
+        return ('competitions' if self.kind == 'competition' else 'datasets') + f'/{self.slug}'
+
     @property
-    def title(self):   # the name of a data set looks like a path, and may have been meant as one
-        return f'the competition {self.slug}' if self.kind == 'competition' else \
-            f'the data set {self.slug} (there is no such folder here)'
+    def title(self):  # the name of a data set looks like a path, and may have been meant as one
+        return (
+            f'the competition {self.slug}'
+            if self.kind == 'competition'
+            else f'the data set {self.slug} (there is no such folder here)'
+        )
+
     @property
-    def page(self): return f'https://www.kaggle.com/{self.place}'
+    def page(self):
+        return f'https://www.kaggle.com/{self.place}'
+
     @property
     def way_round(self):
         "How to do without Kaggle's client, in words"
-        attach = " On Kaggle, attach it to the notebook (Add Input)." if _on_kaggle() else ""
-        return f"Or download {self.page} in a browser and give the file: --source path/to.zip.{attach}"
+        attach = ' On Kaggle, attach it to the notebook (Add Input).' if _on_kaggle() else ''
+        return f'Or download {self.page} in a browser and give the file: --source path/to.zip.{attach}'
+
     @property
     def closed(self):
         "Why nothing can be had without credentials, in words; empty where it can"
-        return f'Kaggle gives the data of the competition {self.slug} only to those who signed in' if self.kind == 'competition' else ''
+        return (
+            f'Kaggle gives the data of the competition {self.slug} only to those who signed in'
+            if self.kind == 'competition'
+            else ''
+        )
 
     def attached(self):
         "The folder where Kaggle attached it to this notebook, or None"
-        places = [kaggle_input/self.slug.split('/')[-1], kaggle_input/self.place]
+        places = [kaggle_input / self.slug.split('/')[-1], kaggle_input / self.place]
         return next((p for p in places if p.is_dir()), None)
 
     def request(self, client):
         "Ask for the archive: a streamed answer whose body is not read yet"
         if self.kind == 'competition':
             from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFilesRequest
+
             request = ApiDownloadDataFilesRequest()
             request.competition_name = self.slug
             return client.competitions.competition_api_client.download_data_files(request)
         from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
+
         request = ApiDownloadDatasetRequest()
         request.owner_slug, request.dataset_slug = self.slug.split('/')
-        if self.version: request.dataset_version_number = int(self.version)
+        if self.version:
+            request.dataset_version_number = int(self.version)
         return client.datasets.dataset_api_client.download_dataset(request)
 
 # %% ../../nbs/data/downloads.ipynb #a64d63cf
 def fetch(
-    remote:Remote,      # what to download
-    progress:bool=True, # a line with rate and time left on a terminal
-) -> Path:              # the folder with its pictures, whole
+    remote: Remote,  # what to download
+    progress: bool = True,  # a line with rate and time left on a terminal
+) -> Path:  # the folder with its pictures, whole
     "Find or download a Kaggle data set, once. Raises `UserError`, which says how to go on without Kaggle"
-    if folder := remote.attached(): return folder
-    target = settings().data_dir/'kaggle'/(remote.place + (f'-version-{remote.version}' if remote.version else ''))
-    if is_whole(target): return target
+    if folder := remote.attached():
+        return folder
+    target = settings().data_dir / 'kaggle' / (remote.place + (f'-version-{remote.version}' if remote.version else ''))
+    if is_whole(target):
+        return target
     archive = target.with_name(f'.{target.name}.zip')
     with locked(archive):
-        if is_whole(target): return target
-        if not archive.exists(): _download(remote, archive, progress)
-        try: unpack(archive, target, progress)
+        if is_whole(target):
+            return target
+        if not archive.exists():
+            _download(remote, archive, progress)
+        try:
+            unpack(archive, target, progress)
         except ArchiveError as error:
             archive.unlink()
-            raise UserError(f"What Kaggle sent for {remote.slug} cannot be used, and was deleted. {error}") from None
+            raise UserError(f'What Kaggle sent for {remote.slug} cannot be used, and was deleted. {error}') from None
         archive.unlink(missing_ok=True)
     return target
+
 
 def _download(remote, archive, progress):
     "Download to `archive`, going on with what an earlier try left. Raises `UserError`"
     import requests
+
     part = archive.with_suffix('.download')
     for pause in (*pauses, None):
         known = True
-        try: reachable()
-        except OSError as error: raise unreachable(remote, part, error) from None
+        try:
+            reachable()
+        except OSError as error:
+            raise unreachable(remote, part, error) from None
         try:
             api, known = kaggle_api(remote)
             have, tag, size = _begun(part)
             if not have or have != size:
                 with api.build_kaggle_client() as client:
-                    if have: client.http_client()._session.headers.update({'Range': f'bytes={have}-', 'If-Range': tag})
+                    if have:
+                        client.http_client()._session.headers.update({'Range': f'bytes={have}-', 'If-Range': tag})
                     _stream(remote.request(client), part, progress, remote.slug)
             os.replace(part, archive)
             _marker(part).unlink(missing_ok=True)
             return
         except requests.exceptions.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
-            if status == 416: part.unlink(missing_ok=True)   # what is here is no beginning of what is there
-            elif status < 500 or pause is None: raise refused(remote, status, error, known) from None
+            if status == 416:
+                part.unlink(missing_ok=True)  # what is here is no beginning of what is there
+            elif status < 500 or pause is None:
+                raise refused(remote, status, error, known) from None
         except requests.exceptions.RequestException as error:
-            if pause is None: raise unreachable(remote, part, error) from None
-        except OSError as error: raise disk_error(error, part) from None
+            if pause is None:
+                raise unreachable(remote, part, error) from None
+        except OSError as error:
+            raise disk_error(error, part) from None
         time.sleep(pause or 0)
     raise unreachable(remote, part, ConnectionError())
+
 
 def _stream(response, part, progress, what):
     "Write the body of `response` to `part`: at its end where the server says that it goes on there, else from the start"
     import requests
+
     have, tag, size = _begun(part)
-    if response.status_code == 206 and response.headers.get('Content-Range') != f'bytes {have}-{size-1}/{size}':
+    if response.status_code == 206 and response.headers.get('Content-Range') != f'bytes {have}-{size - 1}/{size}':
         part.unlink(missing_ok=True)
         raise requests.exceptions.ConnectionError('the server sent another part than was asked for')
     if response.status_code != 206:
-        coded = 'Content-Encoding' in response.headers   # then the length is that of the coded file
+        coded = 'Content-Encoding' in response.headers  # then the length is that of the coded file
         have, size = 0, 0 if coded else int(response.headers.get('Content-Length') or 0)
         tag = response.headers.get('ETag') or response.headers.get('Last-Modified') or ''
         if (room := shutil.disk_usage(part.parent).free) < size:
-            raise UserError(f"{what} has {say_size(size)}, but {part.parent} has {say_size(room)} free. Make room, or set "
-                            "data_dir in settings.ini to a larger disk.")
+            raise UserError(
+                f'{what} has {say_size(size)}, but {part.parent} has {say_size(room)} free. Make room, or set '
+                'data_dir in settings.ini to a larger disk.'
+            )
         part.unlink(missing_ok=True)
         _marker(part).write_text(json.dumps({'tag': tag, 'size': size}))
-    with response, open(part, 'ab') as copy, bar_of_bytes(progress, size, 'downloading '+what, have) as advance:
+    with response, open(part, 'ab') as copy, bar_of_bytes(progress, size, 'downloading ' + what, have) as advance:
         for block in response.iter_content(2**14):
             copy.write(block)
             advance(len(block))
     if size and part.stat().st_size != size:
         raise requests.exceptions.ConnectionError(f'{part.stat().st_size:,} of {size:,} bytes came')
 
-def _marker(part): return part.with_name(part.name+'.json')   # says which file `part` is the beginning of
+
+def _marker(part):
+    return part.with_name(part.name + '.json')  # says which file `part` is the beginning of
+
 
 def _begun(part):
     "Bytes that are here, the tag of the file they belong to, and its size; zeros where it cannot be continued"
-    try: marker, have = json.loads(_marker(part).read_text()), part.stat().st_size
-    except (OSError, ValueError): return 0, '', 0
+    try:
+        marker, have = json.loads(_marker(part).read_text()), part.stat().st_size
+    except (OSError, ValueError):
+        return 0, '', 0
     return (have, marker['tag'], marker['size']) if marker['tag'] and marker['size'] >= have else (0, '', 0)
 
 # %% ../../nbs/data/downloads.ipynb #be325dd1
 def kaggle_api(
-    remote:Remote, # what it will be asked for
-):                 # Kaggle's client, and whether it has credentials
+    remote: Remote,  # what it will be asked for
+):  # Kaggle's client, and whether it has credentials
     "Kaggle's own client: quiet, patient within limits, and heeding `KAGGLE_API_ENVIRONMENT`. Raises `UserError`"
     from kagglesdk.kaggle_client import KaggleClient
     from kagglesdk.kaggle_env import get_env
     from requests.adapters import HTTPAdapter
+
     with quiet():
-        try: from kaggle.api.kaggle_api_extended import KaggleApi
-        except OSError as error: raise UserError(f"The kaggle package cannot be loaded: {error}. {remote.way_round}") from None
+        try:
+            from kaggle.api.kaggle_api_extended import KaggleApi
+        except OSError as error:
+            raise UserError(f'The kaggle package cannot be loaded: {error}. {remote.way_round}') from None
 
     class Patient(HTTPAdapter):
-        def send(self, request, timeout=None, **keywords): return super().send(request, timeout=timeout or patience, **keywords)
+        def send(self, request, timeout=None, **keywords):
+            return super().send(request, timeout=timeout or patience, **keywords)
 
     class Api(KaggleApi):
         def build_kaggle_client(self):
             values = self.config_values
-            token = {'api_token': values['token']} if values.get('token') else {}   # older clients know none
+            token = {'api_token': values['token']} if values.get('token') else {}  # older clients know none
             client = KaggleClient(env=get_env(), username=values.get('username'), password=values.get('key'), **token)
             http = client.http_client()
             http._init_session()
-            for scheme in ('http://', 'https://'): http._session.mount(scheme, Patient())
+            for scheme in ('http://', 'https://'):
+                http._session.mount(scheme, Patient())
             return client
 
     api = Api()
     with quiet():
-        try: api.authenticate()
+        try:
+            api.authenticate()
         except SystemExit:
-            if remote.closed: raise UserError(f"{remote.closed}, and there are no credentials on this machine{_rejected_token()}. "
-                                              f"{_credentials} {remote.way_round}") from None
+            if remote.closed:
+                raise UserError(
+                    f'{remote.closed}, and there are no credentials on this machine{_rejected_token()}. '
+                    f'{_credentials} {remote.way_round}'
+                ) from None
             return api, False
     return api, True
 
-_one_at_a_time = threading.Lock()   # standard output belongs to all threads
+
+_one_at_a_time = threading.Lock()  # standard output belongs to all threads
+
 
 @contextmanager
 def quiet():
     "No words on standard output, which may be somebody's JSON"
-    with _one_at_a_time, redirect_stdout(StringIO()): yield
+    with _one_at_a_time, redirect_stdout(StringIO()):
+        yield
+
 
 def reachable():
     "Fail within seconds where there is no network. Raises `OSError`"
@@ -203,54 +258,73 @@ def reachable():
 
     from kagglesdk.kaggle_env import get_endpoint, get_env
     from requests.utils import get_environ_proxies
+
     endpoint = get_endpoint(get_env())
-    if get_environ_proxies(endpoint): return
+    if get_environ_proxies(endpoint):
+        return
     address = urlsplit(endpoint)
     port = address.port or {'https': 443, 'http': 80}[address.scheme]
     socket.create_connection((address.hostname, port), patience[0]).close()
 
 # %% ../../nbs/data/downloads.ipynb #a9d6e045
-_credentials = ("To sign in, run `kaggle auth login`; or make a token at https://www.kaggle.com/settings/api "
-                "(Generate New Token) and put it into the environment variable KAGGLE_API_TOKEN or the file "
-                "~/.kaggle/access_token.")
+_credentials = (
+    'To sign in, run `kaggle auth login`; or make a token at https://www.kaggle.com/settings/api '
+    '(Generate New Token) and put it into the environment variable KAGGLE_API_TOKEN or the file '
+    '~/.kaggle/access_token.'
+)
 
-def _on_kaggle(): return 'KAGGLE_KERNEL_RUN_TYPE' in os.environ or kaggle_input.is_dir()
+
+def _on_kaggle():
+    return 'KAGGLE_KERNEL_RUN_TYPE' in os.environ or kaggle_input.is_dir()
+
 
 def _rejected_token():
-    return " that Kaggle accepts (KAGGLE_API_TOKEN is set, but not valid)" if 'KAGGLE_API_TOKEN' in os.environ else ""
+    return ' that Kaggle accepts (KAGGLE_API_TOKEN is set, but not valid)' if 'KAGGLE_API_TOKEN' in os.environ else ''
+
 
 def unreachable(
-    remote:Remote,
-    part:Path|None, # what is kept of a download
-    error:Exception,
+    remote: Remote,
+    part: Path | None,  # what is kept of a download
+    error: Exception,
 ) -> UserError:
     "The error for no network, or one that keeps breaking"
     if part is not None and part.exists() and (kept := part.stat().st_size):
-        return UserError(f"The download of {remote.slug} from Kaggle broke off. {say_size(kept)} are kept; the "
-                         f"same call goes on from there. {remote.way_round}")
+        return UserError(
+            f'The download of {remote.slug} from Kaggle broke off. {say_size(kept)} are kept; the '
+            f'same call goes on from there. {remote.way_round}'
+        )
     reason = getattr(error, 'strerror', None) or type(error).__name__
-    return UserError(f"Kaggle cannot be reached for {remote.title} ({reason}). Is there a network? {remote.way_round} "
-                     f"Kaggle may also ask for credentials. {_credentials}")
+    return UserError(
+        f'Kaggle cannot be reached for {remote.title} ({reason}). Is there a network? {remote.way_round} '
+        f'Kaggle may also ask for credentials. {_credentials}'
+    )
+
 
 def refused(
-    remote:Remote,
-    status:int, # of HTTP
-    error,      # with the answer's headers
-    known:bool, # whether there are credentials
+    remote: Remote,
+    status: int,  # of HTTP
+    error,  # with the answer's headers
+    known: bool,  # whether there are credentials
 ) -> UserError:
     "The error for an answer that says no"
     what = remote.title
     if status == 401 or status == 403 and not known:
-        held = "does not accept this machine's credentials" if known else "wants to know who asks"
-        return UserError(f"Kaggle {held} ({status}) for {what}. {_credentials} {remote.way_round}")
+        held = "does not accept this machine's credentials" if known else 'wants to know who asks'
+        return UserError(f'Kaggle {held} ({status}) for {what}. {_credentials} {remote.way_round}')
     if status == 403 and remote.kind == 'competition':
-        return UserError(f"Kaggle refuses {what} (403): its rules are not accepted yet. Open {remote.page}/rules, accept them, "
-                         f"and try again. {remote.way_round}")
-    if status == 403: return UserError(f"Kaggle refuses {what} (403): it is private, its terms are not accepted, or the name is "
-                                       f"misspelt. Open {remote.page} and see. {remote.way_round}")
-    if status == 404: return UserError(f"Kaggle does not know {what} (404). Is it spelt as on its page, {remote.page}?")
+        return UserError(
+            f'Kaggle refuses {what} (403): its rules are not accepted yet. Open {remote.page}/rules, accept them, '
+            f'and try again. {remote.way_round}'
+        )
+    if status == 403:
+        return UserError(
+            f'Kaggle refuses {what} (403): it is private, its terms are not accepted, or the name is '
+            f'misspelt. Open {remote.page} and see. {remote.way_round}'
+        )
+    if status == 404:
+        return UserError(f'Kaggle does not know {what} (404). Is it spelt as on its page, {remote.page}?')
     if status == 429:
         wait = error.response.headers.get('Retry-After', '')
-        wait = f"Try again in {wait} seconds" if wait.isdigit() else "Try again in some minutes"
-        return UserError(f"Kaggle was asked too often (429) for {what}. {wait}. {remote.way_round}")
-    return UserError(f"Kaggle answered {status} for {what}: {str(error)[:200]}. {remote.way_round}")
+        wait = f'Try again in {wait} seconds' if wait.isdigit() else 'Try again in some minutes'
+        return UserError(f'Kaggle was asked too often (429) for {what}. {wait}. {remote.way_round}')
+    return UserError(f'Kaggle answered {status} for {what}: {str(error)[:200]}. {remote.way_round}')

@@ -44,7 +44,8 @@ from ..settings import MissingFileError, atomic, check_place, write_table, write
 def _short(text, most):
     "`text` with its middle left out where it is longer than `most` characters"
     text = ' '.join(str(text).split())
-    return text if len(text) <= most else f'{text[:(most-1)//2]}…{text[len(text)-most//2:]}'
+    return text if len(text) <= most else f'{text[: (most - 1) // 2]}…{text[len(text) - most // 2 :]}'
+
 
 def _plain(ax, axis='x'):
     "Whole numbers with thousands commas along an axis"
@@ -54,32 +55,36 @@ def _plain(ax, axis='x'):
 
 # %% ../../nbs/data/explore.ipynb #1925d0e1
 def class_counts(
-    items:pd.DataFrame,                  # as from `scan`
-    policy:Iterable[str]=default_policy, # what is left out of training
-    most:int=60,                         # with more classes than this, the frequencies are drawn by rank
+    items: pd.DataFrame,  # as from `scan`
+    policy: Iterable[str] = default_policy,  # what is left out of training
+    most: int = 60,  # with more classes than this, the frequencies are drawn by rank
 ) -> Figure:
     "Pictures in each class, and how many of them are left out"
     labels = items['label'].dropna()
     total = labels.value_counts()
     total = total[sorted(total.index, key=lambda label: (-total[label], str(label)))]
     used = exclude(items, policy)['label'].dropna().value_counts().reindex(total.index, fill_value=0)
-    if len(total) > most: return _class_ranks(total, used)
+    if len(total) > most:
+        return _class_ranks(total, used)
     names = [_short(label, 40) for label in total.index]
     counts, kept = total.to_numpy(), used.to_numpy()
     if unlabelled := int(items['label'].isna().sum()):
         names, counts, kept = [*names, 'unlabelled'], np.append(counts, unlabelled), np.append(kept, 0)
-    figure, (ax,) = chart(height=max(1.4, .6+.25*len(names)))
+    figure, (ax,) = chart(height=max(1.4, 0.6 + 0.25 * len(names)))
     place = np.arange(len(names))
-    ax.barh(place, kept, color=colours['main'], height=.7)
-    left_out = (counts-kept)*(np.array(names) != 'unlabelled') if unlabelled else counts-kept
-    ax.barh(place, left_out, left=kept, color=colours['warn'], height=.7)
-    if unlabelled: ax.barh(place[-1:], counts[-1:], color=colours['faint'], height=.7)
+    ax.barh(place, kept, color=colours['main'], height=0.7)
+    left_out = (counts - kept) * (np.array(names) != 'unlabelled') if unlabelled else counts - kept
+    ax.barh(place, left_out, left=kept, color=colours['warn'], height=0.7)
+    if unlabelled:
+        ax.barh(place[-1:], counts[-1:], color=colours['faint'], height=0.7)
     for y, (count, out) in enumerate(zip(counts, left_out, strict=True)):
-        note = f'{count:,}'+(f'  ({out:,} left out)' if out else '')
-        ax.annotate(note, (count, y), (4, 0), textcoords='offset points', va='center', fontsize=8.5, color=colours['ink'])
+        note = f'{count:,}' + (f'  ({out:,} left out)' if out else '')
+        ax.annotate(
+            note, (count, y), (4, 0), textcoords='offset points', va='center', fontsize=8.5, color=colours['ink']
+        )
     ax.set_yticks(place, names, parse_math=False)
-    ax.set_ylim(len(names)-.4, -.6)
-    ax.set_xlim(0, max([*counts, 1])*1.16)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(0, max([*counts, 1]) * 1.16)
     ax.tick_params(axis='y', length=0)
     ax.spines['left'].set_visible(False)
     ax.set_xlabel('pictures')
@@ -87,19 +92,28 @@ def class_counts(
     _plain(ax)
     return figure
 
+
 def _class_ranks(total, used):
     "Very many classes: their sizes by rank"
     figure, (ax,) = chart(height=3.4)
-    rank = np.arange(1, len(total)+1)
+    rank = np.arange(1, len(total) + 1)
     ax.fill_between(rank, total, step='mid', color=colours['warn'], lw=0)
     ax.fill_between(rank, used, step='mid', color=colours['main'], lw=0)
-    ax.set_xlim(.5, len(total)+.5)
+    ax.set_xlim(0.5, len(total) + 0.5)
     top = total.iloc[0]
-    ax.set_yscale('log' if top > 30*total.iloc[-1] else 'linear')
-    ax.set_ylim(.8 if ax.get_yscale() == 'log' else 0, top*1.25)
-    for i, side in ((0, 'left'), (len(total)-1, 'right')):
-        ax.annotate(f'{_short(total.index[i], 40)}: {total.iloc[i]:,}', (i+1, total.iloc[i]), (0, 5), textcoords='offset points',
-                    ha=side, fontsize=8.5, color=colours['ink'], parse_math=False)
+    ax.set_yscale('log' if top > 30 * total.iloc[-1] else 'linear')
+    ax.set_ylim(0.8 if ax.get_yscale() == 'log' else 0, top * 1.25)
+    for i, side in ((0, 'left'), (len(total) - 1, 'right')):
+        ax.annotate(
+            f'{_short(total.index[i], 40)}: {total.iloc[i]:,}',
+            (i + 1, total.iloc[i]),
+            (0, 5),
+            textcoords='offset points',
+            ha=side,
+            fontsize=8.5,
+            color=colours['ink'],
+            parse_math=False,
+        )
     ax.set_xlabel(f'the {len(total)} classes, by size')
     ax.set_ylabel('pictures')
     _plain(ax, 'y')
@@ -107,31 +121,40 @@ def _class_ranks(total, used):
 
 # %% ../../nbs/data/explore.ipynb #9d26ccae
 def sizes(
-    items:pd.DataFrame, # as from `scan`
+    items: pd.DataFrame,  # as from `scan`
 ) -> Figure:
     "Width by height, each dot as large as the pictures of that size are many; and the aspect ratios"
     seen = items[~has_problem(items, 'unreadable')]
     figure, (ax, bars) = chart(height=3.6, columns=2)
     many = seen.groupby(['width', 'height']).size().reset_index(name='count').sort_values('count', ascending=False)
     if len(many):
-        share = many['count']/many['count'].max()
-        ax.scatter(many['width'], many['height'], s=10+240*share, color=colours['main'], alpha=.15+.6*share, lw=0)
+        share = many['count'] / many['count'].max()
+        ax.scatter(
+            many['width'], many['height'], s=10 + 240 * share, color=colours['main'], alpha=0.15 + 0.6 * share, lw=0
+        )
         first = many.iloc[0]
-        ax.annotate(f"{first['width']}×{first['height']} px: {first['count']:,}", (first['width'], first['height']), (9, 9),
-                    textcoords='offset points', fontsize=8.5, color=colours['ink'])
+        ax.annotate(
+            f'{first["width"]}×{first["height"]} px: {first["count"]:,}',
+            (first['width'], first['height']),
+            (9, 9),
+            textcoords='offset points',
+            fontsize=8.5,
+            color=colours['ink'],
+        )
         for axis in ('width', 'height'):
             low, high = many[axis].min(), many[axis].max()
             one = 'x' if axis == 'width' else 'y'
-            if high > 12*low:
+            if high > 12 * low:
                 getattr(ax, f'set_{one}scale')('log')
-                getattr(ax, f'set_{one}lim')(low*.7, high*1.8)
-            else: getattr(ax, f'set_{one}lim')(0, high*1.25)
+                getattr(ax, f'set_{one}lim')(low * 0.7, high * 1.8)
+            else:
+                getattr(ax, f'set_{one}lim')(0, high * 1.25)
             _plain(ax, one)
-        ratio = np.log2(seen['width']/seen['height']).clip(-3.3, 3.3)
-        edge = max(1.1, np.abs(ratio).max()+.1)
-        bars.hist(ratio, bins=np.arange(-np.ceil(edge*10)/10-.05, edge+.15, .1), color=colours['main'])
+        ratio = np.log2(seen['width'] / seen['height']).clip(-3.3, 3.3)
+        edge = max(1.1, np.abs(ratio).max() + 0.1)
+        bars.hist(ratio, bins=np.arange(-np.ceil(edge * 10) / 10 - 0.05, edge + 0.15, 0.1), color=colours['main'])
         ticks = '1:8 1:4 1:2 3:4 1:1 4:3 2:1 4:1 8:1'.split()
-        places = {tick: np.log2(int(tick[0])/int(tick[2])) for tick in ticks if edge <= 2 or '3' not in tick}
+        places = {tick: np.log2(int(tick[0]) / int(tick[2])) for tick in ticks if edge <= 2 or '3' not in tick}
         places = {tick: at for tick, at in places.items() if abs(at) <= edge}
         bars.set_xticks(list(places.values()), list(places))
         bars.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -142,29 +165,44 @@ def sizes(
 
 # %% ../../nbs/data/explore.ipynb #ec3e4324
 def brightness_variance(
-    items:pd.DataFrame,       # as from `scan`
-    checks:Checks=default_checks,   # with the limit, if one was given
+    items: pd.DataFrame,  # as from `scan`
+    checks: Checks = default_checks,  # with the limit, if one was given
 ) -> Figure:
     "How grey-level variance spreads over the set, with the limit of `low_variance`; and variance by brightness"
     seen = items[~has_problem(items, 'unreadable')]
     limit = checks.variance_limit(items['variance'])
-    variance = seen['variance'].clip(lower=.5)
+    variance = seen['variance'].clip(lower=0.5)
     low = (seen['variance'] < limit).to_numpy()
     figure, (ax, dots) = chart(height=3.4, columns=2)
-    ends = np.log10([min(variance.min(), limit)*.8 if len(seen) else .4, max(variance.max()*1.2 if len(seen) else 1, limit*2)])
+    ends = np.log10(
+        [
+            min(variance.min(), limit) * 0.8 if len(seen) else 0.4,
+            max(variance.max() * 1.2 if len(seen) else 1, limit * 2),
+        ]
+    )
     bins = np.logspace(*ends, 50)
     ax.hist([variance[~low], variance[low]], bins=bins, stacked=True, color=[colours['main'], colours['warn']])
     ax.axvline(limit, color=colours['warn'], lw=1)
-    ax.annotate(f'below {limit:.3g}: {int(low.sum()):,} of {len(seen):,}', (limit, 1), (4, -2), va='top', fontsize=8.5,
-                xycoords=('data', 'axes fraction'), textcoords='offset points', color=colours['warn'])
+    ax.annotate(
+        f'below {limit:.3g}: {int(low.sum()):,} of {len(seen):,}',
+        (limit, 1),
+        (4, -2),
+        va='top',
+        fontsize=8.5,
+        xycoords=('data', 'axes fraction'),
+        textcoords='offset points',
+        color=colours['warn'],
+    )
     ax.set_xscale('log')
-    ax.set_ylim(0, max(ax.get_ylim()[1]*1.18, 1))
+    ax.set_ylim(0, max(ax.get_ylim()[1] * 1.18, 1))
     ax.set(xlabel='grey-level variance', ylabel='pictures')
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     _plain(ax, 'y')
-    size = float(np.clip(4e3/max(len(seen), 1), 3, 22))
+    size = float(np.clip(4e3 / max(len(seen), 1), 3, 22))
     for some, colour in ((~low, 'main'), (low, 'warn')):
-        dots.scatter(seen['brightness'][some], variance[some], s=size, color=colours[colour], alpha=.45, lw=0, rasterized=True)
+        dots.scatter(
+            seen['brightness'][some], variance[some], s=size, color=colours[colour], alpha=0.45, lw=0, rasterized=True
+        )
     dots.axhline(limit, color=colours['warn'], lw=1)
     dots.set(xlabel='mean brightness (0 black, 255 white)', ylabel='grey-level variance', yscale='log')
     dots.set(xlim=(0, 255), ylim=10**ends)
@@ -173,40 +211,54 @@ def brightness_variance(
 # %% ../../nbs/data/explore.ipynb #51afff51
 def _thumbnail(path, cell):
     "A square of `cell` pixels cut from the middle of a picture; grey where it cannot be read"
-    try: return ImageOps.fit(open_image(path, size=cell), (cell, cell))
-    except (ImageError, MissingFileError): return Image.new('RGB', (cell, cell), colours['faint'])
+    try:
+        return ImageOps.fit(open_image(path, size=cell), (cell, cell))
+    except (ImageError, MissingFileError):
+        return Image.new('RGB', (cell, cell), colours['faint'])
+
 
 def _sheet(rows, cell=104, caption=0, gap=4):
     "A figure of rows: (label, [(picture, caption, whether to warn)]); `caption` pixels are for the text below a picture"
     widest = max([len(line) for label, _ in rows for line in _wrap(label, 17).split('\n')], default=0)
-    margin = 14+round(7.1*widest) if widest else 0
+    margin = 14 + round(7.1 * widest) if widest else 0
     columns = max([len(cells) for _, cells in rows], default=1)
-    width, height = margin+columns*(cell+gap), max(len(rows), 1)*(cell+gap+caption)
-    figure = Figure(figsize=(width/100, height/100), dpi=100, facecolor='none')
+    width, height = margin + columns * (cell + gap), max(len(rows), 1) * (cell + gap + caption)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor='none')
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
     for r, (label, cells) in enumerate(rows):
-        y = r*(cell+gap+caption)
+        y = r * (cell + gap + caption)
         if margin:
-            ax.text(margin-8, y+cell/2, _wrap(label, 17), ha='right', va='center', fontsize=8.5, color=colours['ink'],
-                    parse_math=False)
+            ax.text(
+                margin - 8,
+                y + cell / 2,
+                _wrap(label, 17),
+                ha='right',
+                va='center',
+                fontsize=8.5,
+                color=colours['ink'],
+                parse_math=False,
+            )
         for c, (picture, text, warn) in enumerate(cells):
-            x = margin+c*(cell+gap)
-            ax.imshow(picture, extent=(x, x+cell, y+cell, y), zorder=2)
+            x = margin + c * (cell + gap)
+            ax.imshow(picture, extent=(x, x + cell, y + cell, y), zorder=2)
             ink = colours['warn' if warn else 'ink']
             if text:
-                lines = '\n'.join(_short(line, int(cell/5.9)) for line in text.split('\n'))
-                ax.text(x, y+cell+3, lines, va='top', fontsize=6.5, linespacing=1.25, color=ink, parse_math=False)
+                lines = '\n'.join(_short(line, int(cell / 5.9)) for line in text.split('\n'))
+                ax.text(x, y + cell + 3, lines, va='top', fontsize=6.5, linespacing=1.25, color=ink, parse_math=False)
     ax.set(xlim=(0, width), ylim=(height, 0), aspect='auto')
     return figure
+
 
 def _wrap(text, chars):
     "A label on up to three lines, broken where its words or parts end"
     lines = ['']
     for word in re.findall(r'[^\s_-]+[\s_-]*', ' '.join(str(text).split())) or [str(text)]:
-        if len(lines[-1]+word.rstrip()) > chars and lines[-1]: lines.append('')
+        if len(lines[-1] + word.rstrip()) > chars and lines[-1]:
+            lines.append('')
         lines[-1] += word
     return '\n'.join(_short(line.strip(), chars) for line in lines[:3])
+
 
 def _shown(items, most):
     "The readable labelled rows of the `most` largest classes, and these classes by name"
@@ -217,11 +269,11 @@ def _shown(items, most):
 
 # %% ../../nbs/data/explore.ipynb #7c437344
 def sample_grid(
-    items:pd.DataFrame, # as from `scan`
-    columns:int=7,      # pictures of each class
-    classes:int=24,     # at most so many classes: the largest ones
-    seed:int=0,         # which pictures
-    cell:int=104,       # pixels
+    items: pd.DataFrame,  # as from `scan`
+    columns: int = 7,  # pictures of each class
+    classes: int = 24,  # at most so many classes: the largest ones
+    seed: int = 0,  # which pictures
+    cell: int = 104,  # pixels
 ) -> Figure:
     "Some pictures of each class, drawn at random"
     seen, labels = _shown(items, classes)
@@ -232,17 +284,18 @@ def sample_grid(
         rows.append((label, [(_thumbnail(path, cell), '', False) for path in some['path']]))
     return _sheet(rows, cell)
 
+
 def mean_pictures(
-    items:pd.DataFrame, # as from `scan`
-    most:int=60,        # pictures of each class; fewer where there are many classes
-    classes:int=40,     # at most so many classes: the largest ones
-    columns:int=7,      # classes in a row
-    seed:int=0,         # which pictures
-    cell:int=116,       # pixels
+    items: pd.DataFrame,  # as from `scan`
+    most: int = 60,  # pictures of each class; fewer where there are many classes
+    classes: int = 40,  # at most so many classes: the largest ones
+    columns: int = 7,  # classes in a row
+    seed: int = 0,  # which pictures
+    cell: int = 116,  # pixels
 ) -> Figure:
     "The mean of each class. What stays visible is what a network may lean on: a ground, a frame, a colour of the light"
     seen, labels = _shown(items, classes)
-    most = max(5, min(most, 2000//max(len(labels), 1)))
+    most = max(5, min(most, 2000 // max(len(labels), 1)))
     cells = []
     for label in labels:
         some = seen[seen['label'] == label]
@@ -250,20 +303,21 @@ def mean_pictures(
         mean = np.mean([np.asarray(_thumbnail(path, 64), np.float32) for path in some['path']], axis=0)
         mean = Image.fromarray(mean.round().astype(np.uint8)).resize((cell, cell))
         cells.append((mean, f'{label}\nmean of {len(some)}', False))
-    return _sheet([('', cells[i:i+columns]) for i in range(0, len(cells), columns)], cell, caption=30)
+    return _sheet([('', cells[i : i + columns]) for i in range(0, len(cells), columns)], cell, caption=30)
 
 # %% ../../nbs/data/explore.ipynb #acdf3169
 def duplicates_gallery(
-    items:pd.DataFrame, # as from `scan`
-    most:int=12,        # clusters shown: first those with a label conflict, then those across groups, then the largest
-    columns:int=7,      # copies shown of each
-    cell:int=104,       # pixels
+    items: pd.DataFrame,  # as from `scan`
+    most: int = 12,  # clusters shown: first those with a label conflict, then those across groups, then the largest
+    columns: int = 7,  # copies shown of each
+    cell: int = 104,  # pixels
 ) -> Figure:
     "Clusters of equal and nearly equal pictures, a row each; what is left out or contradicts is marked"
     copies = items[items['cluster'] != ''].copy()
     copies['conflict'] = has_problem(copies, 'label_conflict')
     order = copies.groupby('cluster').agg(
-        conflict=('conflict', 'any'), groups=('group', 'nunique'), size=('name', 'size'), first=('name', 'min'))
+        conflict=('conflict', 'any'), groups=('group', 'nunique'), size=('name', 'size'), first=('name', 'min')
+    )
     order = order.sort_values(['conflict', 'groups', 'size', 'first'], ascending=[False, False, False, True])
     rows = []
     for cluster in order.index[:most]:
@@ -271,29 +325,39 @@ def duplicates_gallery(
         alike = copies[copies['cluster'] == cluster]
         for _, row in alike.head(columns).iterrows():
             named = row['problem'].split()
-            what = str(row['label']) if row['conflict'] else 'same file' if 'duplicate' in named else \
-                'nearly the same' if 'near_duplicate' in named else ''
-            text = f"{Path(row['name']).stem}\n{what}"
+            what = (
+                str(row['label'])
+                if row['conflict']
+                else 'same file'
+                if 'duplicate' in named
+                else 'nearly the same'
+                if 'near_duplicate' in named
+                else ''
+            )
+            text = f'{Path(row["name"]).stem}\n{what}'
             cells.append((_thumbnail(row['path'], cell), text, row['conflict'] or what == 'same file'))
         labels = ', '.join(str(label) for label in alike['label'].dropna().unique())
-        rows.append((labels+(f' ({len(alike)})' if len(alike) > columns else ''), cells))
+        rows.append((labels + (f' ({len(alike)})' if len(alike) > columns else ''), cells))
     return _sheet(rows, cell, caption=28)
 
+
 def low_variance_gallery(
-    items:pd.DataFrame, # as from `scan`
-    most:int=28,        # pictures shown
-    columns:int=7,      # in a row
-    cell:int=104,       # pixels
+    items: pd.DataFrame,  # as from `scan`
+    most: int = 28,  # pictures shown
+    columns: int = 7,  # in a row
+    cell: int = 104,  # pixels
 ) -> Figure:
     "The pictures with the lowest variance, from the lowest upwards: is the limit where it should be?"
     seen = items[~has_problem(items, 'unreadable')].sort_values('variance', kind='stable')
     low = has_problem(seen, 'low_variance')
     below, above = seen[low], seen[~low]
-    some = np.linspace(0, len(below)-1, min(len(below), most//2)).astype(int)   # from all that are below, evenly
-    shown = pd.concat([below.iloc[some], above.head(max(columns, most//2-columns))])
-    cells = [(_thumbnail(row['path'], cell), f"{Path(row['name']).stem}\nvariance {row['variance']:.0f}", low_)
-             for (_, row), low_ in zip(shown.iterrows(), has_problem(shown, 'low_variance'), strict=True)]
-    return _sheet([('', cells[i:i+columns]) for i in range(0, len(cells), columns)], cell, caption=28)
+    some = np.linspace(0, len(below) - 1, min(len(below), most // 2)).astype(int)  # from all that are below, evenly
+    shown = pd.concat([below.iloc[some], above.head(max(columns, most // 2 - columns))])
+    cells = [
+        (_thumbnail(row['path'], cell), f'{Path(row["name"]).stem}\nvariance {row["variance"]:.0f}', low_)
+        for (_, row), low_ in zip(shown.iterrows(), has_problem(shown, 'low_variance'), strict=True)
+    ]
+    return _sheet([('', cells[i : i + columns]) for i in range(0, len(cells), columns)], cell, caption=28)
 
 # %% ../../nbs/data/explore.ipynb #399afb32
 def _as_image(figure):
@@ -304,94 +368,125 @@ def _as_image(figure):
         figure.savefig(file, format='png', dpi=100, facecolor='none')
     return Image.open(file)
 
+
 def explore(
-    source,                              # items as from `scan`, or what `check` takes: a `Source`, path, Kaggle slug, 'sample'
-    folder:str|Path,                     # where to write; made if need be
-    title:str='',                        # heading of the page (default: the source)
-    policy:Iterable[str]=default_policy, # what is left out of training
-    checks:Checks=default_checks,              # what counts as a problem
-    progress:bool=True,                  # show the scan's progress
-    **options,                           # passed to `Source.of`: label, group, …
-) -> Path:                               # the page, `folder/index.html`
+    source,  # items as from `scan`, or what `check` takes: a `Source`, path, Kaggle slug, 'sample'
+    folder: str | Path,  # where to write; made if need be
+    title: str = '',  # heading of the page (default: the source)
+    policy: Iterable[str] = default_policy,  # what is left out of training
+    checks: Checks = default_checks,  # what counts as a problem
+    progress: bool = True,  # show the scan's progress
+    **options,  # passed to `Source.of`: label, group, …
+) -> Path:  # the page, `folder/index.html`
     "Write figures, table and a page that shows a set. Raises `UserError`"
     folder = Path(folder)
-    check_place(folder/'index.html')
-    if isinstance(source, pd.DataFrame) and 'problem' in source: items = source
+    check_place(folder / 'index.html')
+    if isinstance(source, pd.DataFrame) and 'problem' in source:
+        items = source
     else:
         items = check(source, checks, policy, progress=progress, **options)[0]
         title = title or str(source if isinstance(source, (str, Path)) else getattr(source, 'location', ''))
     title, policy = title or 'The pictures', tuple(policy)
     facts = summary(items, policy, checks)
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder/'items.csv', items)
+    write_table(folder / 'items.csv', items)
     body = [f'<h1>{html.escape(title)}</h1>', _facts(facts), _problem_table(items, policy)]
     for name, heading, words, draw in _figures(items, policy, checks, facts):
         figure, label = draw(), html.escape(heading, quote=True)
         if name in ('class_counts', 'sizes', 'brightness_variance'):
             text = as_svg(figure, name)
-            write_text(folder/f'{name}.svg', text)
-            shown = text[text.index('<svg'):].replace(colours['ink'], 'var(--soft)')
+            write_text(folder / f'{name}.svg', text)
+            shown = text[text.index('<svg') :].replace(colours['ink'], 'var(--soft)')
             shown = shown.replace('<svg ', f'<svg role="img" aria-label="{label}" ', 1)
         else:
             image, file = _as_image(figure), io.BytesIO()
-            with atomic(folder/f'{name}.png') as part: image.save(part, 'png')
+            with atomic(folder / f'{name}.png') as part:
+                image.save(part, 'png')
             image.save(file, 'webp', quality=84)
             data = base64.b64encode(file.getvalue()).decode()
             shown = f'<img alt="{label}" width="{image.width}" src="data:image/webp;base64,{data}">'
         body.append(f'<h2>{html.escape(heading)}</h2><p>{html.escape(words)}</p>{shown}')
-    write_text(folder/'index.html', page(title, '\n'.join(body)))
-    return folder/'index.html'
+    write_text(folder / 'index.html', page(title, '\n'.join(body)))
+    return folder / 'index.html'
+
 
 def _figures(items, policy, checks, facts):
     "What the page shows: (file name, heading, words, function that draws)"
     left_out = ', '.join(policy) or 'nothing'
     if facts['classes']:
-        yield 'class_counts', 'Classes', f'Orange is left out of training: {left_out}.', lambda: class_counts(items, policy)
-    if readable := facts['images']-facts['problems']['unreadable']:
+        yield (
+            'class_counts',
+            'Classes',
+            f'Orange is left out of training: {left_out}.',
+            lambda: class_counts(items, policy),
+        )
+    if readable := facts['images'] - facts['problems']['unreadable']:
         words = 'As they are seen, camera rotation applied. A dot is larger where more pictures have that size.'
         yield 'sizes', 'Sizes', words, lambda: sizes(items)
     if shown := items[items['label'].notna() & ~has_problem(items, ('unreadable', 'tiny'))]['label'].nunique():
-        words = 'Drawn at random, cut to a square'+(f'; the 24 largest of {shown} classes.' if shown > 24 else '.')
+        words = 'Drawn at random, cut to a square' + (f'; the 24 largest of {shown} classes.' if shown > 24 else '.')
         yield 'samples', 'Pictures of each class', words, lambda: sample_grid(items)
         words = 'What stays visible is what a network may lean on: a ground, a frame, the colour of the light.'
         yield 'means', 'The mean of each class', words, lambda: mean_pictures(items)
     if (items['cluster'] != '').any():
-        words = 'Equal and nearly equal pictures, a row each; first those under two labels, then those in two groups. ' \
-            f"There are {facts['clusters']:,} such clusters, and none is ever on two sides of a split."
+        words = (
+            'Equal and nearly equal pictures, a row each; first those under two labels, then those in two groups. '
+            f'There are {facts["clusters"]:,} such clusters, and none is ever on two sides of a split.'
+        )
         yield 'duplicates', 'Copies', words, lambda: duplicates_gallery(items)
     if readable:
         words = 'A picture with hardly any variance shows nothing. The line is the limit of low_variance.'
         yield 'brightness_variance', 'Brightness and variance', words, lambda: brightness_variance(items, checks)
-        words = 'Orange: below the limit, from the lowest upwards; then the first ones above it.' \
-            if facts['problems']['low_variance'] else 'No picture is below the limit; these come closest.'
+        words = (
+            'Orange: below the limit, from the lowest upwards; then the first ones above it.'
+            if facts['problems']['low_variance']
+            else 'No picture is below the limit; these come closest.'
+        )
         yield 'low_variance', 'The lowest variance', words, lambda: low_variance_gallery(items)
+
 
 def _facts(facts):
     "The numbers at the top"
     width, height = facts['width'], facts['height']
     wanted = dict(images='pictures', classes='classes', used='used for training')
-    wanted = [(f"{facts[key]:,}", what) for key, what in wanted.items()]
-    if facts['unlabelled']: wanted.append((f"{facts['unlabelled']:,}", 'unlabelled'))
-    if facts['groups']: wanted.append((f"{facts['groups']:,}", 'groups (specimens)'))
-    if width: wanted.append((f"{width['median']:,}×{height['median']:,}", 'pixels, median'))
-    return '<div class="facts">'+''.join(f'<div><b>{number}</b><span>{what}</span></div>' for number, what in wanted)+'</div>'
+    wanted = [(f'{facts[key]:,}', what) for key, what in wanted.items()]
+    if facts['unlabelled']:
+        wanted.append((f'{facts["unlabelled"]:,}', 'unlabelled'))
+    if facts['groups']:
+        wanted.append((f'{facts["groups"]:,}', 'groups (specimens)'))
+    if width:
+        wanted.append((f'{width["median"]:,}×{height["median"]:,}', 'pixels, median'))
+    return (
+        '<div class="facts">'
+        + ''.join(f'<div><b>{number}</b><span>{what}</span></div>' for number, what in wanted)
+        + '</div>'
+    )
+
 
 def _problem_table(items, policy, most=200):
     "What is wrong, what is done with it, and the files"
     found = {name: count for name, count in problems(items).items() if count}
-    if not found: return '<h2>Problems</h2><p>None found.</p>'
-    rows = ''.join(f'<tr><td>{name}</td><td class="number">{count:,}</td><td>{problem_meaning[name]}</td>'
-                   f'<td>{fate(name, policy)}</td></tr>' for name, count in found.items())
+    if not found:
+        return '<h2>Problems</h2><p>None found.</p>'
+    rows = ''.join(
+        f'<tr><td>{name}</td><td class="number">{count:,}</td><td>{problem_meaning[name]}</td>'
+        f'<td>{fate(name, policy)}</td></tr>'
+        for name, count in found.items()
+    )
     lists = ''
     for name, count in found.items():
         lines = ''.join(
             f'<tr><td class="name">{html.escape(str(row["name"]))}</td><td>{html.escape(_remark(row, name))}</td></tr>'
-            for _, row in items[has_problem(items, name)].head(most).iterrows())
-        more = f'<p>… and {count-most:,} more; all are in items.csv.</p>' if count > most else ''
+            for _, row in items[has_problem(items, name)].head(most).iterrows()
+        )
+        more = f'<p>… and {count - most:,} more; all are in items.csv.</p>' if count > most else ''
         lists += f'<details><summary>{name} ({count:,})</summary><table>{lines}</table>{more}</details>'
     head = '<tr><th>problem</th><th class="number">pictures</th><th>meaning</th><th>what is done</th></tr>'
     return f'<h2>Problems</h2><p>No file is changed; a row only gets its problem.</p><table>{head}{rows}</table>{lists}'
 
+
 def _remark(row, problem):
     "What to say beside a file's name in the table"
-    return remark(row, problem) or (str(row['label']) if problem in ('small_class', 'label_conflict') else f"cluster {row['cluster']}")
+    return remark(row, problem) or (
+        str(row['label']) if problem in ('small_class', 'label_conflict') else f'cluster {row["cluster"]}'
+    )

@@ -20,7 +20,7 @@ from .sources import _pattern, _with_label
 from ..settings import UserError, write_table
 
 # %% ../../nbs/data/groups.ipynb #446275e8
-name_shapes = {   # a pattern for `--group`: what it takes for the specimen
+name_shapes = {  # a pattern for `--group`: what it takes for the specimen
     r'^(?P<group>.+)_[^_]*$': 'what stands before the last _',
     r'^(?P<group>[^_]+)_': 'what stands before the first _',
     r'^(?P<group>.+)-[^-]*$': 'what stands before the last -',
@@ -34,45 +34,62 @@ name_shapes = {   # a pattern for `--group`: what it takes for the specimen
 
 # %% ../../nbs/data/groups.ipynb #53f94f4f
 def read_exif(
-    paths,                 # files
-    workers:int|None=None, # threads (default: the settings' `num_workers`)
-) -> pd.DataFrame:         # a row a path: camera ('' where it is not known), taken (seconds since 1970, local time; NaN where not known)
+    paths,  # files
+    workers: int | None = None,  # threads (default: the settings' `num_workers`)
+) -> (
+    pd.DataFrame
+):  # a row a path: camera ('' where it is not known), taken (seconds since 1970, local time; NaN where not known)
     "Camera and time of pictures. A file that cannot be read has neither"
     return pd.DataFrame(list(in_threads(_exif, list(paths), workers)), columns=['camera', 'taken'])
 
+
 def _exif(path):
     try:
-        with Image.open(path) as image: found = image.getexif()
+        with Image.open(path) as image:
+            found = image.getexif()
         more = found.get_ifd(0x8769)
-        model = ' '.join(dict.fromkeys(f"{_text(found.get(0x010F))} {_text(found.get(0x0110))}".split()))
+        model = ' '.join(dict.fromkeys(f'{_text(found.get(0x010F))} {_text(found.get(0x0110))}'.split()))
         when = pd.to_datetime(_text(more.get(0x9003) or found.get(0x0132)), format='%Y:%m:%d %H:%M:%S', errors='coerce')
         part = _text(more.get(0x9291))
         return model, np.nan if when is pd.NaT else when.timestamp() + (float(f'0.{part}') if part.isdigit() else 0)
-    except Exception: return '', np.nan   # a broken header can fail in any way
+    except Exception:
+        return '', np.nan  # a broken header can fail in any way
 
-def _text(value): return str(value or '').replace('\0', '').strip()
+
+def _text(value):
+    return str(value or '').replace('\0', '').strip()
+
 
 def bursts(
-    items:pd.DataFrame,  # with the columns path, name and label
-    exif:pd.DataFrame,   # from `read_exif`, in the same order
-    seconds:float=60.,   # between two photos of a burst, at most
-) -> pd.Series:          # (images,) the name of each picture's burst, after its first photo; '' for what has no time
+    items: pd.DataFrame,  # with the columns path, name and label
+    exif: pd.DataFrame,  # from `read_exif`, in the same order
+    seconds: float = 60.0,  # between two photos of a burst, at most
+) -> pd.Series:  # (images,) the name of each picture's burst, after its first photo; '' for what has no time
     "Photos by one camera of one class, each taken within `seconds` of the one before"
-    table = pd.DataFrame(dict(name=items['name'].to_numpy(), label=items.label.fillna('').to_numpy(), camera=exif.camera.to_numpy(),
-                              taken=exif.taken.to_numpy()), index=items.index)
+    table = pd.DataFrame(
+        dict(
+            name=items['name'].to_numpy(),
+            label=items.label.fillna('').to_numpy(),
+            camera=exif.camera.to_numpy(),
+            taken=exif.taken.to_numpy(),
+        ),
+        index=items.index,
+    )
     table = table[table.taken.notna()].sort_values(['label', 'camera', 'taken', 'name'])
-    begins = (table.label != table.label.shift()) | (table.camera != table.camera.shift()) | (table.taken.diff() > seconds)
+    begins = (
+        (table.label != table.label.shift()) | (table.camera != table.camera.shift()) | (table.taken.diff() > seconds)
+    )
     first = table['name'].where(begins).ffill()
     return first.reindex(items.index, fill_value='').rename('group')
 
 # %% ../../nbs/data/groups.ipynb #791d5855
 def closeness(
-    items:pd.DataFrame,       # scanned: label phash dhash brightness variance width height
-    groups:pd.Series,         # (images,) group of each; '' for none
-    within:pd.Series|None=None, # finer groups, inside which pairs do not count
-    shuffles:int=99,
-    seed:int=0,
-) -> tuple[float, float]:     # chance that a pair inside a group is closer than a pair outside; p of no difference
+    items: pd.DataFrame,  # scanned: label phash dhash brightness variance width height
+    groups: pd.Series,  # (images,) group of each; '' for none
+    within: pd.Series | None = None,  # finer groups, inside which pairs do not count
+    shuffles: int = 99,
+    seed: int = 0,
+) -> tuple[float, float]:  # chance that a pair inside a group is closer than a pair outside; p of no difference
     "Whether pictures of one group are closer than others of the same class. (NaN, 1) where there are no pairs to compare"
     places = np.flatnonzero((items.error.to_numpy() == '') & items.label.notna().to_numpy())
     rng = np.random.default_rng(seed)
@@ -83,22 +100,28 @@ def closeness(
     one, two = _pairs(np.where(named, group, -1), rng)
     new = (label[one] == label[two]) & ~((finer[one] == finer[two]) & known[one])
     one, two = one[new], two[new]
-    far, away = _pairs(label, rng, 4*max(len(one), 500))
+    far, away = _pairs(label, rng, 4 * max(len(one), 500))
     apart = group[far] != group[away]
     keep = np.isin(label[far[apart]], label[one])
     far, away = far[apart][keep], away[apart][keep]
-    if len(one) < 10 or len(far) < 10: return np.nan, 1.
+    if len(one) < 10 or len(far) < 10:
+        return np.nan, 1.0
     distance = _distances(items.iloc[places])
     order = np.argsort(label, kind='stable')
+
     def chance(place):
         near, usual = distance(place[one], place[two]), np.sort(distance(place[far], place[away]))
-        return 1-(np.searchsorted(usual, near, 'left')+np.searchsorted(usual, near, 'right')).mean()/2/len(usual)
+        return 1 - (np.searchsorted(usual, near, 'left') + np.searchsorted(usual, near, 'right')).mean() / 2 / len(
+            usual
+        )
+
     found, reached = chance(np.arange(len(places))), 1
     for _ in range(shuffles):
         shuffled = np.empty(len(places), int)
         shuffled[order] = order[np.lexsort((rng.random(len(places)), label[order]))]
         reached += chance(shuffled) >= found
-    return float(found), float(reached/(shuffles+1))
+    return float(found), float(reached / (shuffles + 1))
+
 
 def _pairs(codes, rng, most=20_000, each=6):
     "Pairs of places with the same code of 0 and more, some of each"
@@ -106,82 +129,108 @@ def _pairs(codes, rng, most=20_000, each=6):
     order = order[codes[order] >= 0]
     sorted_codes = codes[order]
     found = []
-    for step in range(1, min(each, len(order)-1)+1):
+    for step in range(1, min(each, len(order) - 1) + 1):
         same = np.flatnonzero(sorted_codes[step:] == sorted_codes[:-step])
-        found.append(np.stack([order[same], order[same+step]]))
+        found.append(np.stack([order[same], order[same + step]]))
     one, two = np.concatenate(found, 1) if found else np.zeros((2, 0), int)
     chosen = rng.permutation(len(one))[:most]
     return one[chosen], two[chosen]
 
+
 def _distances(items):
     "A function of two arrays of places that gives how different the pictures are"
     hashes = [np.array([int(h, 16) for h in items[c]], np.uint64) for c in ('phash', 'dhash')]
-    light = np.stack([items.brightness.to_numpy(float), 20*np.log(items.variance.to_numpy(float)+1)], 1)
-    light = (light-light.mean(0))/(light.std(0)+1e-9)
-    shape = np.log(items.width.to_numpy(float)/items.height.to_numpy(float)), np.log(items.width.to_numpy(float)*items.height.to_numpy(float))
+    light = np.stack([items.brightness.to_numpy(float), 20 * np.log(items.variance.to_numpy(float) + 1)], 1)
+    light = (light - light.mean(0)) / (light.std(0) + 1e-9)
+    shape = (
+        np.log(items.width.to_numpy(float) / items.height.to_numpy(float)),
+        np.log(items.width.to_numpy(float) * items.height.to_numpy(float)),
+    )
+
     def distance(a, b):
-        bits = sum(np.bitwise_count(h[a] ^ h[b]).astype(float) for h in hashes)/128
-        other = sum((np.abs(s[a]-s[b]) > .01).astype(float) for s in shape)
-        return bits/.06 + np.abs(light[a]-light[b]).sum(1) + other
+        bits = sum(np.bitwise_count(h[a] ^ h[b]).astype(float) for h in hashes) / 128
+        other = sum((np.abs(s[a] - s[b]) > 0.01).astype(float) for s in shape)
+        return bits / 0.06 + np.abs(light[a] - light[b]).sum(1) + other
+
     return distance
 
 # %% ../../nbs/data/groups.ipynb #b07194a3
 @dataclass(frozen=True)
 class Proposal:
     "A way to put pictures into groups that nobody declared"
-    kind: str          # name (a pattern reads it from names), burst (camera and time) or copies (near duplicates)
-    pattern: str       # to pass as `--group`; '' where it is no pattern
-    what: str          # what is taken for the specimen, in words
-    n_groups: int      # groups of two and more pictures
-    n_pictures: int    # pictures in them
-    closeness: float   # chance that two pictures of a group are closer than two others of their class; 0.5 means nothing; NaN: not known
-    example: str       # a group and its pictures
-    groups: pd.Series = field(repr=False, compare=False) # (images,) the group of each picture, '' for none; named after class and group
+
+    kind: str  # name (a pattern reads it from names), burst (camera and time) or copies (near duplicates)
+    pattern: str  # to pass as `--group`; '' where it is no pattern
+    what: str  # what is taken for the specimen, in words
+    n_groups: int  # groups of two and more pictures
+    n_pictures: int  # pictures in them
+    closeness: float  # chance that two pictures of a group are closer than two others of their class; 0.5 means nothing; NaN: not known
+    example: str  # a group and its pictures
+    groups: pd.Series = field(
+        repr=False, compare=False
+    )  # (images,) the group of each picture, '' for none; named after class and group
 
     @property
     def words(self) -> str:
         "What is proposed, why, and what to do about it"
-        many = f'{self.n_groups:,} groups of two or more pictures ({self.n_pictures:,} pictures), such as {self.example}'
-        alike = f' Two pictures of a group are closer than two others of their class in {self.closeness:.0%} of cases (by chance in 50%).' \
-            if np.isfinite(self.closeness) else ''
-        if self.kind == 'name': return f"{self.what[0].upper()}{self.what[1:]} seems to be the specimen: --group '{self.pattern}' makes {many}.{alike}"
+        many = (
+            f'{self.n_groups:,} groups of two or more pictures ({self.n_pictures:,} pictures), such as {self.example}'
+        )
+        alike = (
+            f' Two pictures of a group are closer than two others of their class in {self.closeness:.0%} of cases (by chance in 50%).'
+            if np.isfinite(self.closeness)
+            else ''
+        )
+        if self.kind == 'name':
+            return f"{self.what[0].upper()}{self.what[1:]} seems to be the specimen: --group '{self.pattern}' makes {many}.{alike}"
         if self.kind == 'burst':
-            return (f'Camera and time of the photos ({self.what}) make {many}.{alike} '
-                    'To use them: write_groups(items, proposal, FILE.csv), then --source FILE.csv.')
+            return (
+                f'Camera and time of the photos ({self.what}) make {many}.{alike} '
+                'To use them: write_groups(items, proposal, FILE.csv), then --source FILE.csv.'
+            )
         return f'Near-identical pictures make {many}. They are kept on one side in any case; there is nothing to pass.'
 
-    def __str__(self): return self.words
+    def __str__(self):
+        return self.words
+
 
 def propose_groups(
-    items:pd.DataFrame,    # from `scan` or `check`
-    seconds:float=60.,     # between two photos of a burst, at most
-    exif:bool=True,        # look into the files' headers for camera and time
-    workers:int|None=None, # threads (default: the settings' `num_workers`)
-    seed:int=0,            # of the pictures that are compared
-) -> list[Proposal]:       # the most likely first; empty where nothing fits
+    items: pd.DataFrame,  # from `scan` or `check`
+    seconds: float = 60.0,  # between two photos of a burst, at most
+    exif: bool = True,  # look into the files' headers for camera and time
+    workers: int | None = None,  # threads (default: the settings' `num_workers`)
+    seed: int = 0,  # of the pictures that are compared
+) -> list[Proposal]:  # the most likely first; empty where nothing fits
     "How the pictures may belong together, from names, from cameras, and from near-identical pictures"
     used = items[items.label.notna() & (items.error == '')]
-    if not len(used): return []
+    if not len(used):
+        return []
     names, burst = _by_name(used, seed), _by_burst(used, seconds, workers, seed) if exif else None
-    found = sorted([*names[:1], *([burst] if burst else [])], key=lambda p: -p.n_pictures*(p.closeness-.5)) + names[1:]
+    found = (
+        sorted([*names[:1], *([burst] if burst else [])], key=lambda p: -p.n_pictures * (p.closeness - 0.5)) + names[1:]
+    )
     copies = used.cluster.where(used.groupby('cluster')['name'].transform('size') > 1, '')
-    if (copies != '').any(): found.append(_proposal('copies', '', 'near-identical pictures', used, copies, np.nan))
+    if (copies != '').any():
+        found.append(_proposal('copies', '', 'near-identical pictures', used, copies, np.nan))
     return found
 
+
 def declared(
-    items:pd.DataFrame,
+    items: pd.DataFrame,
 ) -> bool:
     "Whether groups are known already"
     return bool(items.group.fillna('').ne('').any())
 
+
 def write_groups(
-    items:pd.DataFrame, # that the proposal was made for
-    proposal:Proposal,
-    file:str|Path,      # a CSV: path, label, group
-) -> Path:              # to be used as `--source`
+    items: pd.DataFrame,  # that the proposal was made for
+    proposal: Proposal,
+    file: str | Path,  # a CSV: path, label, group
+) -> Path:  # to be used as `--source`
     "Write a table of pictures with the proposed groups. Raises `UserError`"
     file = Path(file)
-    if file.suffix.lower() != '.csv': raise UserError(f'{file} is no name for the table; expected one that ends in .csv.')
+    if file.suffix.lower() != '.csv':
+        raise UserError(f'{file} is no name for the table; expected one that ends in .csv.')
     table = items.loc[proposal.groups.index, ['path', 'label']].assign(group=proposal.groups)
     write_table(file, table)
     return file
@@ -193,48 +242,67 @@ def _by_name(items, seed):
     for pattern, what in name_shapes.items():
         groups = _read_names(items, pattern)
         key = tuple(pd.factorize(groups.where(groups != '', items['name']))[0])
-        if key in seen or not _plausible(items, groups): continue
+        if key in seen or not _plausible(items, groups):
+            continue
         seen.add(key)
         near, p = closeness(items, groups, seed=seed)
-        if near >= .55 and p <= .01: candidates.append((groups, near, pattern, what))
-    if not candidates: return []
+        if near >= 0.55 and p <= 0.01:
+            candidates.append((groups, near, pattern, what))
+    if not candidates:
+        return []
     count = lambda groups: groups.where(groups != '', items['name']).nunique()
     candidates.sort(key=lambda c: -count(c[0]))
     chain = candidates[:1]
     for coarser in candidates[1:]:
         finer = chain[-1][0]
         near, p = closeness(items, coarser[0], within=finer, seed=seed)
-        contains = coarser[0].groupby(finer.where(finer != '', items['name'])).nunique().le(1).mean() > .95
-        if contains and near >= .6 and p <= .01: chain.append(coarser)
+        contains = coarser[0].groupby(finer.where(finer != '', items['name'])).nunique().le(1).mean() > 0.95
+        if contains and near >= 0.6 and p <= 0.01:
+            chain.append(coarser)
     return [_proposal('name', pattern, what, items, groups, near) for groups, near, pattern, what in reversed(chain)]
+
 
 def _read_names(items, pattern):
     "The group that a pattern finds in each name, with the class where the group does not hold it; '' where it finds none"
     find = _pattern(pattern, 'group')
-    groups = [_with_label(group, label) if (group := find(name)) else '' for name, label in zip(items['name'], items.label, strict=True)]
+    groups = [
+        _with_label(group, label) if (group := find(name)) else ''
+        for name, label in zip(items['name'], items.label, strict=True)
+    ]
     return pd.Series(groups, items.index, dtype=object)
+
 
 def _plausible(items, groups):
     "Enough pictures in groups, and enough groups in each class"
     size = groups.map(groups[groups != ''].value_counts()).fillna(1)
     unit = groups.where(groups != '', items['name'])
     per_class = unit.groupby(items.label).nunique()
-    return (size > 1).mean() >= .05 and per_class.min() >= 2 and per_class.mean() >= 5 and size.max() <= max(2, .5*items.label.value_counts().max())
+    return (
+        (size > 1).mean() >= 0.05
+        and per_class.min() >= 2
+        and per_class.mean() >= 5
+        and size.max() <= max(2, 0.5 * items.label.value_counts().max())
+    )
+
 
 def _by_burst(items, seconds, workers, seed):
     "Bursts of a camera, where there are such, or None"
     exif = read_exif(items['path'], workers)
-    if exif.taken.notna().mean() < .05: return None
+    if exif.taken.notna().mean() < 0.05:
+        return None
     groups = bursts(items, exif, seconds)
-    if not _plausible(items, groups): return None
+    if not _plausible(items, groups):
+        return None
     near, p = closeness(items, groups, seed=seed)
-    if not (near >= .55 and p <= .01): return None
+    if not (near >= 0.55 and p <= 0.01):
+        return None
     return _proposal('burst', '', f'one camera, one class, at most {duration(seconds)} apart', items, groups, near)
+
 
 def _proposal(kind, pattern, what, items, groups, near):
     counts = groups[groups != ''].value_counts()
     several = counts[counts > 1]
     largest = groups.index[groups == sorted(several.index[several == several.iloc[0]])[0]]
     names = items['name'][largest].tolist()
-    example = ' = '.join(names[:2]) + (f' and {len(names)-2} more' if len(names) > 2 else '')
+    example = ' = '.join(names[:2]) + (f' and {len(names) - 2} more' if len(names) > 2 else '')
     return Proposal(kind, pattern, what, len(several), int(several.sum()), near, example, groups.rename('group'))

@@ -19,32 +19,46 @@ from ..settings import MissingFileError, UserError
 
 # %% ../../nbs/data/images.ipynb #fe4649a9
 image_extensions = frozenset('.jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .gif .mpo .ppm .pgm'.split())
-unread_extensions = frozenset('.heic .heif .avif .jxl .jp2 .cr2 .cr3 .nef .arw .dng .orf .rw2 .raf'.split())  # of phones and cameras; not read
-formats = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'GIF', 'BMP', 'DIB', 'PPM')  # MPO is a JPEG at first. Pillow opens many more; one of them starts Ghostscript
+unread_extensions = frozenset(
+    '.heic .heif .avif .jxl .jp2 .cr2 .cr3 .nef .arw .dng .orf .rw2 .raf'.split()
+)  # of phones and cameras; not read
+formats = (
+    'JPEG',
+    'PNG',
+    'WEBP',
+    'TIFF',
+    'GIF',
+    'BMP',
+    'DIB',
+    'PPM',
+)  # MPO is a JPEG at first. Pillow opens many more; one of them starts Ghostscript
 max_pixels = 2**28  # 268 million: past this a picture is refused, as a file that unpacks to fill the memory would be
+
 
 class ImageError(UserError):
     "A file that cannot be read as a picture"
 
 # %% ../../nbs/data/images.ipynb #a2033062
 def is_image_name(
-    path:str|Path,
-) -> bool: # by its extension; hidden files and macOS's `._` twins are none
+    path: str | Path,
+) -> bool:  # by its extension; hidden files and macOS's `._` twins are none
     "Whether a file is named like a picture"
     path = Path(path)
     return path.suffix.lower() in image_extensions and not path.name.startswith('.')
 
 # %% ../../nbs/data/images.ipynb #7230dca6
 def to_rgb(
-    image:Image.Image,
-) -> Image.Image: # 8-bit RGB, upright
+    image: Image.Image,
+) -> Image.Image:  # 8-bit RGB, upright
     "Any Pillow image as upright 8-bit RGB: EXIF rotation applied, 16-bit and float stretched, transparency on white"
-    if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image)
-    if image.mode == 'RGB': return image
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == 'RGB':
+        return image
     if image.mode.startswith(('I', 'F')):
         pixels = np.asarray(image).astype(np.float32)
         low, high = float(np.nanmin(pixels)), float(np.nanmax(pixels))
-        scaled = np.nan_to_num((pixels-low) * (255/(high-low) if high > low else 0)).round().astype(np.uint8)
+        scaled = np.nan_to_num((pixels - low) * (255 / (high - low) if high > low else 0)).round().astype(np.uint8)
         return Image.fromarray(scaled).convert('RGB')
     if image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
         image = image.convert('RGBA')
@@ -53,27 +67,34 @@ def to_rgb(
 
 # %% ../../nbs/data/images.ipynb #9371a340
 def open_image(
-    source,        # a path, or an open binary file
-    size:int|None=None, # pixels wanted on the shorter side: a JPEG is then decoded at the smallest 1/1…1/8 that has them
+    source,  # a path, or an open binary file
+    size: int
+    | None = None,  # pixels wanted on the shorter side: a JPEG is then decoded at the smallest 1/1…1/8 that has them
 ) -> Image.Image:  # 8-bit RGB, upright
     "Read a picture. Raises `MissingFileError`, or `ImageError` where the file is no picture, is cut short, or is too large"
     try:
         with Image.open(source, formats=formats) as image:
             width, height = image.size
-            if width*height > max_pixels:
-                raise ImageError(f"{source} has {width}×{height} pixels; at most {max_pixels:,} are read. Save it smaller.")
+            if width * height > max_pixels:
+                raise ImageError(
+                    f'{source} has {width}×{height} pixels; at most {max_pixels:,} are read. Save it smaller.'
+                )
             if size is not None and min(width, height) > size:
-                scale = size/min(width, height)
-                image.draft('RGB', (int(np.ceil(width*scale)), int(np.ceil(height*scale))))
+                scale = size / min(width, height)
+                image.draft('RGB', (int(np.ceil(width * scale)), int(np.ceil(height * scale))))
             image.load()
             return to_rgb(image)
-    except FileNotFoundError: raise MissingFileError(f"There is no file {source}.") from None
-    except UnidentifiedImageError: raise ImageError(f"{source} is not a picture (no format that is read here).") from None
+    except FileNotFoundError:
+        raise MissingFileError(f'There is no file {source}.') from None
+    except UnidentifiedImageError:
+        raise ImageError(f'{source} is not a picture (no format that is read here).') from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{source} has more than {max_pixels:,} pixels. Save it smaller.") from None
-    except (UserError, MemoryError): raise
-    except Exception as error:   # a broken file can make Pillow's plugins raise anything
-        raise ImageError(f"{source} cannot be read to its end: {error}.") from None
+        raise ImageError(f'{source} has more than {max_pixels:,} pixels. Save it smaller.') from None
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a broken file can make Pillow's plugins raise anything
+        raise ImageError(f'{source} cannot be read to its end: {error}.') from None
+
 
 # Pillow's own guard refuses at twice its number and warns before it; the check above speaks clearer than the warning
 Image.MAX_IMAGE_PIXELS = max_pixels
@@ -82,46 +103,54 @@ warnings.simplefilter('ignore', Image.DecompressionBombWarning)
 # %% ../../nbs/data/images.ipynb #4e5527fb
 fit_methods = ('crop', 'squish', 'pad')
 
+
 def canvas_size(
-    size:int, # side of what the network sees, pixels
-) -> int:     # side of the square that a training picture is kept on
+    size: int,  # side of what the network sees, pixels
+) -> int:  # side of the square that a training picture is kept on
     "A seventh larger than `size`, to a multiple of 8"
-    return -(-size*8//7 // 8)*8
+    return -(-size * 8 // 7 // 8) * 8
+
 
 def kept_size(
-    width:int,  # of the upright picture
-    height:int,
-    side:int,   # of the canvas, pixels
-    method:str, # crop, squish or pad
-) -> tuple[int, int]: # width and height that are kept
+    width: int,  # of the upright picture
+    height: int,
+    side: int,  # of the canvas, pixels
+    method: str,  # crop, squish or pad
+) -> tuple[int, int]:  # width and height that are kept
     "The scale at which a picture covers the canvas (crop), or lies within it (pad, squish). Nothing is enlarged"
-    if method == 'squish': return min(width, side), min(height, side)
-    scale = min(1, side/(min if method == 'crop' else max)(width, height))
-    return max(1, round(width*scale)), max(1, round(height*scale))
+    if method == 'squish':
+        return min(width, side), min(height, side)
+    scale = min(1, side / (min if method == 'crop' else max)(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
 
 def read_pixels(
-    source,     # a path, an open binary file, or a Pillow image
-    side:int,   # of the canvas, pixels
-    method:str='crop', # crop, squish or pad
-) -> np.ndarray: # (height, width, 3) uint8
+    source,  # a path, an open binary file, or a Pillow image
+    side: int,  # of the canvas, pixels
+    method: str = 'crop',  # crop, squish or pad
+) -> np.ndarray:  # (height, width, 3) uint8
     "A picture at the scale that is kept, resampled once (bicubic, antialiased). Raises what `open_image` raises"
     image = to_rgb(source) if isinstance(source, Image.Image) else open_image(source, side)
     return np.asarray(image.resize(kept_size(*image.size, side, method), Image.Resampling.BICUBIC))
 
+
 def square(
-    pixels:np.ndarray,  # (height, width, 3) uint8, as `read_pixels` gives it
-    size:int,           # side of the square, pixels
-    method:str='crop',  # crop, squish or pad
-    at:tuple[float, float]=(.5, .5), # where a crop stands on the spare width and height, 0…1
-) -> np.ndarray:        # (size, size, 3) uint8; a view of `pixels` where nothing has to be resampled
+    pixels: np.ndarray,  # (height, width, 3) uint8, as `read_pixels` gives it
+    size: int,  # side of the square, pixels
+    method: str = 'crop',  # crop, squish or pad
+    at: tuple[float, float] = (0.5, 0.5),  # where a crop stands on the spare width and height, 0…1
+) -> np.ndarray:  # (size, size, 3) uint8; a view of `pixels` where nothing has to be resampled
     "What is kept of a picture, as a square"
     height, width = pixels.shape[:2]
     if method == 'crop':
         side = min(width, height)
-        left, top = round((width-side)*at[0]), round((height-side)*at[1])
-        pixels = pixels[top:top+side, left:left+side]
+        left, top = round((width - side) * at[0]), round((height - side) * at[1])
+        pixels = pixels[top : top + side, left : left + side]
     elif method == 'pad':
-        across, down = max(width, height)-width, max(width, height)-height
-        pixels = np.pad(pixels, ((down//2, down-down//2), (across//2, across-across//2), (0, 0)), mode='symmetric')
-    if pixels.shape[:2] == (size, size): return pixels
+        across, down = max(width, height) - width, max(width, height) - height
+        pixels = np.pad(
+            pixels, ((down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)), mode='symmetric'
+        )
+    if pixels.shape[:2] == (size, size):
+        return pixels
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))

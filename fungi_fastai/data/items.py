@@ -35,102 +35,146 @@ from .images import max_pixels, open_image
 from ..settings import UserError, atomic, settings
 
 # %% ../../nbs/data/items.ipynb #85c3347d
-problem_names = ('unreadable', 'extension', 'tiny', 'duplicate', 'near_duplicate', 'label_conflict', 'low_variance',
-                 'small_class')
+problem_names = (
+    'unreadable',
+    'extension',
+    'tiny',
+    'duplicate',
+    'near_duplicate',
+    'label_conflict',
+    'low_variance',
+    'small_class',
+)
 default_policy = ('unreadable', 'tiny', 'duplicate', 'label_conflict')  # what is not trained on
+
 
 @dataclass(frozen=True)
 class Checks:
     "When something counts as a problem"
-    near: int|None = 10      # bits of 64 by which two perceptual hashes may differ in near duplicates; None: do not search
-    shape: int = 16          # bits of 64 by which their difference hashes may differ as well
-    same: int = 2            # bits of either up to which two pictures are one, so that two labels for it are a conflict
-    low_variance: float|None = None # grey-level variance (0-255 scale) below which a picture is empty; None: from the set
-    tiny: int|None = None    # pixels on the shorter side below which a picture is tiny; None: from the set, 8 to 32
-    small_class: int = 5     # usable pictures that a class needs
 
-    def variance_limit(self,
-        variance, # (images,) of the set, 0-255 scale
+    near: int | None = (
+        10  # bits of 64 by which two perceptual hashes may differ in near duplicates; None: do not search
+    )
+    shape: int = 16  # bits of 64 by which their difference hashes may differ as well
+    same: int = 2  # bits of either up to which two pictures are one, so that two labels for it are a conflict
+    low_variance: float | None = (
+        None  # grey-level variance (0-255 scale) below which a picture is empty; None: from the set
+    )
+    tiny: int | None = None  # pixels on the shorter side below which a picture is tiny; None: from the set, 8 to 32
+    small_class: int = 5  # usable pictures that a class needs
+
+    def variance_limit(
+        self,
+        variance,  # (images,) of the set, 0-255 scale
     ) -> float:
         "The limit of `low_variance` for a set: as given, or chosen from it"
         return variance_limit(variance) if self.low_variance is None else self.low_variance
 
+
 default_checks = Checks()
 
 # %% ../../nbs/data/items.ipynb #ea1e0c57
-_columns = dict(width=0, height=0, mode='', format='', variance=np.nan, brightness=np.nan, phash='', dhash='', sha='', error='')
-_large = threading.Lock()   # only one picture of more than 2**26 pixels is decoded at a time, whatever the number of workers
+_columns = dict(
+    width=0, height=0, mode='', format='', variance=np.nan, brightness=np.nan, phash='', dhash='', sha='', error=''
+)
+_large = (
+    threading.Lock()
+)  # only one picture of more than 2**26 pixels is decoded at a time, whatever the number of workers
+
 
 class _File(io.BytesIO):
     "A file's bytes that print as its name, for messages"
-    def __init__(self, content, name): super().__init__(content); self.name = name
-    def __str__(self): return self.name
+
+    def __init__(self, content, name):
+        super().__init__(content)
+        self.name = name
+
+    def __str__(self):
+        return self.name
+
 
 def look(
-    path:str|Path,       # the file
-    name:str|None=None,  # how messages call it (default: its path)
-) -> dict:               # width height mode format variance brightness phash dhash sha error
+    path: str | Path,  # the file
+    name: str | None = None,  # how messages call it (default: its path)
+) -> dict:  # width height mode format variance brightness phash dhash sha error
     "What one file is. Never raises for a bad file: `error` says what is wrong with it"
     import imagehash
+
     found, name = dict(_columns), str(path) if name is None else name
     try:
         content = Path(path).read_bytes()
         found['sha'] = hashlib.blake2b(content, digest_size=16).hexdigest()
-        if not content: return {**found, 'error': f'{name} is empty (0 bytes).'}
+        if not content:
+            return {**found, 'error': f'{name} is empty (0 bytes).'}
         file = _File(content, name)
         try:
             with Image.open(file) as header:
                 found |= dict(width=header.width, height=header.height, mode=header.mode, format=header.format)
-                if header.width*header.height <= max_pixels and header.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+                if header.width * header.height <= max_pixels and header.getexif().get(0x0112, 1) in (5, 6, 7, 8):
                     found |= dict(width=header.height, height=header.width)
-        except Exception: pass   # `open_image` says it better
+        except Exception:
+            pass  # `open_image` says it better
         file.seek(0)
-        with _large if found['width']*found['height'] > 2**26 else nullcontext(): image = open_image(file, size=128)
+        with _large if found['width'] * found['height'] > 2**26 else nullcontext():
+            image = open_image(file, size=128)
         grey = image.convert('L')
         grey.thumbnail((256, 256), Image.Resampling.BOX)
-        share = np.asarray(grey.histogram(), float)/(grey.width*grey.height)
+        share = np.asarray(grey.histogram(), float) / (grey.width * grey.height)
         brightness = share @ np.arange(256)
         # imagehash scales to 32×32 and 9×8 with a wide filter: from 96×96 that is quicker, and nearly the same
         small = grey.resize((96, 96), Image.Resampling.BILINEAR) if min(grey.size) > 160 else grey
-        return {**found, 'brightness': float(brightness), 'variance': float(share @ (np.arange(256)-brightness)**2),
-                'phash': str(imagehash.phash(small)), 'dhash': str(imagehash.dhash(small))}
-    except FileNotFoundError: return {**found, 'error': f'There is no file {name}.'}
-    except Exception as error: return {**found, 'error': str(error) or type(error).__name__}
+        return {
+            **found,
+            'brightness': float(brightness),
+            'variance': float(share @ (np.arange(256) - brightness) ** 2),
+            'phash': str(imagehash.phash(small)),
+            'dhash': str(imagehash.dhash(small)),
+        }
+    except FileNotFoundError:
+        return {**found, 'error': f'There is no file {name}.'}
+    except Exception as error:
+        return {**found, 'error': str(error) or type(error).__name__}
 
 # %% ../../nbs/data/items.ipynb #357a5e8b
 @lru_cache
-def _pool(workers): return ThreadPoolExecutor(workers, thread_name_prefix='pictures')
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_pool.cache_clear)   # threads do not live on in a copy
+def _pool(workers):
+    return ThreadPoolExecutor(workers, thread_name_prefix='pictures')
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a copy
+
 
 def in_threads(
-    work,               # a function of one argument
-    things:Iterable,    # what it is called with
-    workers:int|None=None, # threads (default: this machine's settings)
-    ahead:int=4,        # how many calls a thread are under way or waiting to be taken
-) -> Iterator:          # what `work` returns, in order
+    work,  # a function of one argument
+    things: Iterable,  # what it is called with
+    workers: int | None = None,  # threads (default: this machine's settings)
+    ahead: int = 4,  # how many calls a thread are under way or waiting to be taken
+) -> Iterator:  # what `work` returns, in order
     "Call a function for many things in several threads; one thread alone does without"
     workers = settings().workers if workers is None else workers
     if workers <= 1:
         yield from map(work, things)
         return
     pool, things = _pool(workers), iter(things)
-    waiting = [pool.submit(work, one) for one in islice(things, workers*ahead)]
+    waiting = [pool.submit(work, one) for one in islice(things, workers * ahead)]
     try:
         while waiting:
             done = waiting.pop(0).result()
             waiting += [pool.submit(work, one) for one in islice(things, 1)]
             yield done
     finally:
-        for job in waiting: job.cancel()
+        for job in waiting:
+            job.cancel()
 
 # %% ../../nbs/data/items.ipynb #5e176f0b
 def follow(
-    steps:Iterable[int],   # yields how many were done since the last step
-    total:int,             # how many there are
-    what:str='images',     # what they are
-    every:float=15.,       # seconds between two lines in a log
-    out=None,              # where to write (default: standard error, as it is now)
-) -> Iterator[int]:        # the same steps
+    steps: Iterable[int],  # yields how many were done since the last step
+    total: int,  # how many there are
+    what: str = 'images',  # what they are
+    every: float = 15.0,  # seconds between two lines in a log
+    out=None,  # where to write (default: standard error, as it is now)
+) -> Iterator[int]:  # the same steps
     "Pass `steps` on and show the progress, its rate and the time left: a live line in a terminal, plain lines in a log"
     out = sys.stderr if out is None else out
     live = getattr(out, 'isatty', lambda: False)()
@@ -139,42 +183,50 @@ def follow(
     for step in steps:
         done += step
         now = time.monotonic()
-        if now-last >= (.2 if live else every):
-            rate = done/max(now-begin, 1e-9)
-            line = f'{done:,} of {total:,} {what} · {rate:,.0f}/s · {duration((total-done)/rate)} left'
+        if now - last >= (0.2 if live else every):
+            rate = done / max(now - begin, 1e-9)
+            line = f'{done:,} of {total:,} {what} · {rate:,.0f}/s · {duration((total - done) / rate)} left'
             print(f'\r{line}\x1b[K' if live else line, end='' if live else '\n', file=out, flush=True)
             last = now
         yield step
-    if live and last > begin: print('\r\x1b[K', end='', file=out, flush=True)
+    if live and last > begin:
+        print('\r\x1b[K', end='', file=out, flush=True)
+
 
 def duration(
-    seconds:float, # how long
-) -> str:          # 8 s, 3 min, 2 h 10 min
+    seconds: float,  # how long
+) -> str:  # 8 s, 3 min, 2 h 10 min
     "A time span in the words one would use"
-    if seconds < 90: return f'{math.ceil(seconds)} s'
-    minutes = round(seconds/60)
-    return f'{minutes} min' if minutes < 90 else f'{minutes//60} h {minutes%60} min'
+    if seconds < 90:
+        return f'{math.ceil(seconds)} s'
+    minutes = round(seconds / 60)
+    return f'{minutes} min' if minutes < 90 else f'{minutes // 60} h {minutes % 60} min'
 
 # %% ../../nbs/data/items.ipynb #329831e4
 def look_at_all(
-    paths:list,         # the files
-    names:list|None=None, # how messages call them
-    workers:int|None=None, # threads (default: the settings' `num_workers`)
-    progress:bool=True, # show it
-) -> list:              # one `look` a path, in the same order
+    paths: list,  # the files
+    names: list | None = None,  # how messages call them
+    workers: int | None = None,  # threads (default: the settings' `num_workers`)
+    progress: bool = True,  # show it
+) -> list:  # one `look` a path, in the same order
     "`look` at many files, in parallel"
     import imagehash  # noqa: F401  loaded here, once, rather than by all threads at the same time
     import scipy.fftpack  # noqa: F401
+
     names = paths if names is None else names
-    found = [None]*len(paths)
+    found = [None] * len(paths)
+
     def part(begin):
-        end = min(begin+16, len(paths))
-        for i in range(begin, end): found[i] = look(paths[i], str(names[i]))
-        return end-begin
+        end = min(begin + 16, len(paths))
+        for i in range(begin, end):
+            found[i] = look(paths[i], str(names[i]))
+        return end - begin
+
     steps = in_threads(part, range(0, len(paths), 16), workers)
-    with warnings.catch_warnings():   # Pillow warns of oddities inside files; what matters is in `error`
+    with warnings.catch_warnings():  # Pillow warns of oddities inside files; what matters is in `error`
         warnings.simplefilter('ignore')
-        for _ in follow(steps, len(paths)) if progress else steps: pass
+        for _ in follow(steps, len(paths)) if progress else steps:
+            pass
     return found
 
 # %% ../../nbs/data/items.ipynb #98a39c77
@@ -185,112 +237,141 @@ def _measure(frame, workers, progress, cache):
     stamps.insert(0, 'path', paths)
     old = store = None
     if cache and len(paths) >= 1000:
-        where = hashlib.blake2b(os.path.commonpath([os.path.abspath(p) for p in paths]).encode(), digest_size=8).hexdigest()
-        store = settings().cache_dir/'scans'/f'{where}.v1.parquet'
-        try: old = stamps.merge(pd.read_parquet(store), how='left', on=['path', 'bytes', 'changed'])
-        except Exception: old = None   # none yet, or of no use
+        where = hashlib.blake2b(
+            os.path.commonpath([os.path.abspath(p) for p in paths]).encode(), digest_size=8
+        ).hexdigest()
+        store = settings().cache_dir / 'scans' / f'{where}.v1.parquet'
+        try:
+            old = stamps.merge(pd.read_parquet(store), how='left', on=['path', 'bytes', 'changed'])
+        except Exception:
+            old = None  # none yet, or of no use
     known = np.zeros(len(paths), bool) if old is None else (old['sha'].notna() & (old['bytes'] >= 0)).to_numpy()
     todo = np.flatnonzero(~known)
     names = frame['name'].tolist() if 'name' in frame else paths
-    new = pd.DataFrame(look_at_all([paths[i] for i in todo], [names[i] for i in todo], workers, progress),
-                       columns=list(_columns), index=todo)
+    new = pd.DataFrame(
+        look_at_all([paths[i] for i in todo], [names[i] for i in todo], workers, progress),
+        columns=list(_columns),
+        index=todo,
+    )
     seen = new if old is None or not known.any() else pd.concat([old.loc[known, list(_columns)], new]).sort_index()
-    seen = pd.DataFrame({c: seen[c].tolist() for c in seen}).astype({'width': int, 'height': int})  # types as if all were new
+    seen = pd.DataFrame({c: seen[c].tolist() for c in seen}).astype(
+        {'width': int, 'height': int}
+    )  # types as if all were new
     if store is not None and len(todo):
         try:
-            with atomic(store) as part: pd.concat([stamps, seen], axis=1).drop_duplicates('path').to_parquet(part)
-        except OSError: pass   # a full or read-only disk: the next scan reads the files again
+            with atomic(store) as part:
+                pd.concat([stamps, seen], axis=1).drop_duplicates('path').to_parquet(part)
+        except OSError:
+            pass  # a full or read-only disk: the next scan reads the files again
     return seen
 
+
 def file_stamp(
-    path, # a file
-) -> tuple[int, int]: # size in bytes, and when it was changed in ns; -1 and -1 where there is none
+    path,  # a file
+) -> tuple[int, int]:  # size in bytes, and when it was changed in ns; -1 and -1 where there is none
     "What shows that a file has changed, without reading it"
-    try: found = os.stat(path)
-    except OSError: return -1, -1
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
     return found.st_size, found.st_mtime_ns
 
 # %% ../../nbs/data/items.ipynb #77a45390
 def near_pairs(
-    first,             # (n,) uint64 hashes, searched
-    second,            # (n,) uint64 hashes, compared for the pairs that the first ones give
-    near:int=10,       # bits by which the first may differ
-    shape:int=16,      # bits by which the second may differ
-    crowd:int=1000,    # in a band that more hashes share, each meets only this many neighbours in sorted order
-) -> np.ndarray:       # (pairs, 2) indices
+    first,  # (n,) uint64 hashes, searched
+    second,  # (n,) uint64 hashes, compared for the pairs that the first ones give
+    near: int = 10,  # bits by which the first may differ
+    shape: int = 16,  # bits by which the second may differ
+    crowd: int = 1000,  # in a band that more hashes share, each meets only this many neighbours in sorted order
+) -> np.ndarray:  # (pairs, 2) indices
     "Pairs within both Hamming distances. Of n rows with identical hashes, n-1 pairs are given: the first with each other"
     both = np.stack([np.asarray(first, np.uint64), np.asarray(second, np.uint64)], axis=1)
-    if not len(both): return np.zeros((0, 2), int)
+    if not len(both):
+        return np.zeros((0, 2), int)
     kept, example, inverse = np.unique(both, axis=0, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)
     again = np.flatnonzero(example[inverse] != np.arange(len(both)))
     found = [np.stack([example[inverse[again]], again], axis=1)]
     one, two = kept[:, 0].copy(), kept[:, 1].copy()
-    bits = np.unpackbits(one.view(np.uint8).reshape(-1, 8), axis=1).reshape(-1, 16, 4)  # neighbouring bits to different bands
+    bits = np.unpackbits(one.view(np.uint8).reshape(-1, 8), axis=1).reshape(
+        -1, 16, 4
+    )  # neighbouring bits to different bands
     full, rest = divmod(near, 4)
     for band in range(4):
-        radius = full if band <= rest else full-1
-        if radius < 0: continue
+        radius = full if band <= rest else full - 1
+        if radius < 0:
+            continue
         key = np.packbits(bits[:, :, band], axis=1).view(np.uint16).reshape(-1).astype(np.int64)
         order = np.lexsort((one, key))
         key = key[order]
-        start = np.searchsorted(key, np.arange(2**16+1))
+        start = np.searchsorted(key, np.arange(2**16 + 1))
         for mask in _masks(radius):
             other = key ^ mask
             query = np.flatnonzero(other > key) if mask else np.arange(len(key))  # each pair from one side only
-            low = start[other[query]] if mask else query+1
-            count = np.minimum(start[other[query]+1]-low, crowd)
+            low = start[other[query]] if mask else query + 1
+            count = np.minimum(start[other[query] + 1] - low, crowd)
             query, low, count = query[count > 0], low[count > 0], count[count > 0]
             for a, b in _joined(query, low, count):
                 a, b = order[a], order[b]
                 good = np.bitwise_count(one[a] ^ one[b]) <= near
                 a, b = a[good], b[good]
                 good = np.bitwise_count(two[a] ^ two[b]) <= shape
-                if good.any(): found.append(np.sort(np.stack([example[a[good]], example[b[good]]], axis=1), axis=1))
+                if good.any():
+                    found.append(np.sort(np.stack([example[a[good]], example[b[good]]], axis=1), axis=1))
     return np.unique(np.concatenate(found), axis=0)
+
 
 def _masks(radius):
     "All 16-bit numbers with at most `radius` bits set"
-    return [sum(1 << bit for bit in chosen) for size in range(min(radius, 16)+1) for chosen in combinations(range(16), size)]
+    return [
+        sum(1 << bit for bit in chosen)
+        for size in range(min(radius, 16) + 1)
+        for chosen in combinations(range(16), size)
+    ]
+
 
 def _joined(query, low, count, most=2**22):
     "Each `query[i]` with `low[i] … low[i]+count[i]-1`, in blocks of about `most` pairs"
     ends = np.cumsum(count)
     begin = 0
     while begin < len(query):
-        end = max(begin+1, int(np.searchsorted(ends, (ends[begin-1] if begin else 0)+most, 'right')))
+        end = max(begin + 1, int(np.searchsorted(ends, (ends[begin - 1] if begin else 0) + most, 'right')))
         some = count[begin:end]
-        step = np.arange(some.sum())-np.repeat(np.cumsum(some)-some, some)
-        yield np.repeat(query[begin:end], some), np.repeat(low[begin:end], some)+step
+        step = np.arange(some.sum()) - np.repeat(np.cumsum(some) - some, some)
+        yield np.repeat(query[begin:end], some), np.repeat(low[begin:end], some) + step
         begin = end
 
 # %% ../../nbs/data/items.ipynb #ee50eb43
 def components(
-    count:int, # nodes
-    one,       # (links,) nodes, each linked
-    other,     # (links,) to one of these
-) -> np.ndarray: # (count,) the number of each node's component
+    count: int,  # nodes
+    one,  # (links,) nodes, each linked
+    other,  # (links,) to one of these
+) -> np.ndarray:  # (count,) the number of each node's component
     "What is linked, directly or over others, gets one number"
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
-    return connected_components(coo_matrix((np.ones(len(one), bool), (one, other)), shape=(count, count)), directed=False)[1]
+
+    return connected_components(
+        coo_matrix((np.ones(len(one), bool), (one, other)), shape=(count, count)), directed=False
+    )[1]
 
 # %% ../../nbs/data/items.ipynb #d85ea703
 def variance_limit(
-    variance,          # (images,) grey-level variances on the 0-255 scale; NaN for what could not be read
-) -> float:            # between 1 and 25
+    variance,  # (images,) grey-level variances on the 0-255 scale; NaN for what could not be read
+) -> float:  # between 1 and 25
     "The variance below which a picture of this set counts as empty: Tukey's lower fence of the logarithms"
     known = np.asarray(variance, float)
     known = np.log(np.maximum(known[~np.isnan(known)], 1e-3))
-    if not len(known): return 1.
-    low, high = np.quantile(known, [.25, .75])
-    return float(np.clip(np.exp(low-1.5*(high-low)), 1, 25))
+    if not len(known):
+        return 1.0
+    low, high = np.quantile(known, [0.25, 0.75])
+    return float(np.clip(np.exp(low - 1.5 * (high - low)), 1, 25))
 
 # %% ../../nbs/data/items.ipynb #43b2add8
 def judge(
-    items:pd.DataFrame,      # a table with the columns that `look` gives
-    checks:Checks=default_checks, # what counts as a problem
-) -> pd.DataFrame:           # a copy with `cluster` and `problem`
+    items: pd.DataFrame,  # a table with the columns that `look` gives
+    checks: Checks = default_checks,  # what counts as a problem
+) -> pd.DataFrame:  # a copy with `cluster` and `problem`
     "Find clusters of copies and write each row's problems"
     items = items.copy()
     rows = np.arange(len(items))
@@ -301,7 +382,7 @@ def judge(
     flags['unreadable'] = ~readable
     flags['extension'] = np.array([_misnamed(*pair) for pair in zip(items['path'], items['format'], strict=True)], bool)
     shorter = items[['width', 'height']].min(axis=1).to_numpy(float)
-    usual = np.median(shorter[readable])/4 if readable.any() else 8
+    usual = np.median(shorter[readable]) / 4 if readable.any() else 8
     flags['tiny'] = readable & (shorter < (np.clip(usual, 8, 32) if checks.tiny is None else checks.tiny))
     flags['low_variance'] = readable & (items['variance'].to_numpy(float) < checks.variance_limit(items['variance']))
 
@@ -314,23 +395,26 @@ def judge(
     content.iloc[order] = codes
     content = content.to_numpy()
     kept = np.full(len(contents), -1)
-    kept[codes[::-1]] = order[::-1]   # the last write wins: the first of each
+    kept[codes[::-1]] = order[::-1]  # the last write wins: the first of each
     flags['duplicate'] = readable.copy()
     flags['duplicate'][kept] = False
 
     # near duplicates among contents; a picture without any structure has no meaningful hash
-    alike, same = rows[:len(contents)], rows[:len(contents)]
+    alike, same = rows[: len(contents)], rows[: len(contents)]
     textured = np.flatnonzero(items['variance'].to_numpy(float)[kept] >= 1) if len(contents) else kept
     if checks.near is not None and len(textured):
-        first, second = (np.array([int(h, 16) for h in items[c].to_numpy(object)[kept[textured]]], np.uint64)
-                         for c in ('phash', 'dhash'))
+        first, second = (
+            np.array([int(h, 16) for h in items[c].to_numpy(object)[kept[textured]]], np.uint64)
+            for c in ('phash', 'dhash')
+        )
         pairs = near_pairs(first, second, checks.near, checks.shape)
         alike = components(len(contents), *textured[pairs].T)
-        close = (np.bitwise_count(first[pairs[:, 0]]^first[pairs[:, 1]]) <= checks.same) \
-            & (np.bitwise_count(second[pairs[:, 0]]^second[pairs[:, 1]]) <= checks.same)
+        close = (np.bitwise_count(first[pairs[:, 0]] ^ first[pairs[:, 1]]) <= checks.same) & (
+            np.bitwise_count(second[pairs[:, 0]] ^ second[pairs[:, 1]]) <= checks.same
+        )
         same = components(len(contents), *textured[pairs[close]].T)
-        pixels = (items['width']*items['height']).to_numpy()
-        place = np.argsort(np.lexsort((kept, -pixels[kept], rank[kept])))   # the largest stands for the others
+        pixels = (items['width'] * items['height']).to_numpy()
+        place = np.argsort(np.lexsort((kept, -pixels[kept], rank[kept])))  # the largest stands for the others
         flags['near_duplicate'][kept] = place != pd.Series(place).groupby(alike).transform('min').to_numpy()
 
     # one picture, several labels
@@ -352,6 +436,7 @@ def judge(
     items['problem'] = [' '.join(name for name in problem_names if flags[name][i]) for i in rows]
     return items
 
+
 def _misnamed(path, format):
     "Whether the extension belongs to another format than the real one. A phone's MPO is called .jpg and may be"
     meant = Image.registered_extensions().get(Path(path).suffix.lower())
@@ -359,51 +444,54 @@ def _misnamed(path, format):
 
 # %% ../../nbs/data/items.ipynb #5acc5f58
 def scan(
-    frame:pd.DataFrame,        # rows with `path`, and as a `Source` gives them `name label group given`
-    workers:int|None=None,     # threads (default: the settings' `num_workers`)
-    progress:bool=True,        # show progress, rate and time left on standard error
-    checks:Checks=default_checks,    # what counts as a problem
-    cache:bool=True,           # remember what was seen (1,000 files and more) in the settings' `cache_dir`
-) -> pd.DataFrame:             # the items: the same rows with width height mode format variance brightness hashes cluster problem
+    frame: pd.DataFrame,  # rows with `path`, and as a `Source` gives them `name label group given`
+    workers: int | None = None,  # threads (default: the settings' `num_workers`)
+    progress: bool = True,  # show progress, rate and time left on standard error
+    checks: Checks = default_checks,  # what counts as a problem
+    cache: bool = True,  # remember what was seen (1,000 files and more) in the settings' `cache_dir`
+) -> pd.DataFrame:  # the items: the same rows with width height mode format variance brightness hashes cluster problem
     "Look at every file once and write down what it is and what is wrong with it. No file is changed"
     frame = frame.reset_index(drop=True)
     for column, default in dict(name=frame['path'], label=None, group='', given='').items():
-        if column not in frame: frame[column] = default
+        if column not in frame:
+            frame[column] = default
     seen = _measure(frame, workers, progress, cache)
     return judge(pd.concat([frame.drop(columns=[c for c in frame if c in seen]), seen], axis=1), checks)
 
 # %% ../../nbs/data/items.ipynb #43612cee
 def problems(
-    items:pd.DataFrame, # as from `scan`
-) -> dict:              # problem: rows that have it, zeros included
+    items: pd.DataFrame,  # as from `scan`
+) -> dict:  # problem: rows that have it, zeros included
     "How many rows have each problem. `duplicate` is the number of readable files minus the number of distinct contents"
     words = pd.Series(' '.join(items['problem']).split(), dtype=object).value_counts()
     return {name: int(words.get(name, 0)) for name in problem_names}
 
+
 def has_problem(
-    items:pd.DataFrame,         # as from `scan`
-    names:str|Iterable[str],    # one problem or several
-) -> np.ndarray:                # (rows,) bool
+    items: pd.DataFrame,  # as from `scan`
+    names: str | Iterable[str],  # one problem or several
+) -> np.ndarray:  # (rows,) bool
     "Which rows have at least one of these problems. Raises `UserError` where a name is unknown"
     names = {names} if isinstance(names, str) else set(names)
-    if unknown := sorted(names-set(problem_names)):
-        raise UserError(f"There is no problem {', '.join(map(repr, unknown))}. Known: {', '.join(problem_names)}.")
+    if unknown := sorted(names - set(problem_names)):
+        raise UserError(f'There is no problem {", ".join(map(repr, unknown))}. Known: {", ".join(problem_names)}.')
     return np.array([not names.isdisjoint(problem.split()) for problem in items['problem']], bool)
 
+
 def exclude(
-    items:pd.DataFrame,                        # as from `scan`
-    policy:Iterable[str]=default_policy,       # the problems that keep a row out
-) -> pd.DataFrame:                             # the rows that remain
+    items: pd.DataFrame,  # as from `scan`
+    policy: Iterable[str] = default_policy,  # the problems that keep a row out
+) -> pd.DataFrame:  # the rows that remain
     "The items without those that the policy keeps out. Unlabelled rows are there to be predicted: only the unreadable go"
     out = has_problem(items, policy)
     return items[~np.where(items['label'].notna(), out, has_problem(items, 'unreadable'))]
 
 # %% ../../nbs/data/items.ipynb #c5011d01
 def summary(
-    items:pd.DataFrame,                  # as from `scan`
-    policy:Iterable[str]=default_policy, # what is left out
-    checks:Checks=default_checks,              # what counted as a problem
-) -> dict:                               # plain numbers, strings, lists and dicts: ready for JSON
+    items: pd.DataFrame,  # as from `scan`
+    policy: Iterable[str] = default_policy,  # what is left out
+    checks: Checks = default_checks,  # what counted as a problem
+) -> dict:  # plain numbers, strings, lists and dicts: ready for JSON
     "The set in numbers: `images`, `classes`, `problems`, and more"
     readable = items[~has_problem(items, 'unreadable')]
     used = exclude(items, policy)
@@ -411,96 +499,132 @@ def summary(
     count = lambda values: {str(k): int(v) for k, v in values.value_counts().sort_index().items()}
     groups = items['group'][items['group'].fillna('') != ''] if 'group' in items else []
     return dict(
-        images=len(items), classes=int(items['label'].nunique()), problems=problems(items),
-        unlabelled=int(items['label'].isna().sum()), used=len(used),
-        per_class=count(items['label']), used_per_class=count(used['label']),
+        images=len(items),
+        classes=int(items['label'].nunique()),
+        problems=problems(items),
+        unlabelled=int(items['label'].isna().sum()),
+        used=len(used),
+        per_class=count(items['label']),
+        used_per_class=count(used['label']),
         small_classes=sorted(items['label'][has_problem(items, 'small_class')].unique().tolist()),
-        groups=int(pd.Series(groups).nunique()), clusters=int(items['cluster'].replace('', None).nunique()),
+        groups=int(pd.Series(groups).nunique()),
+        clusters=int(items['cluster'].replace('', None).nunique()),
         given=count(items['given'].replace('', None)) if 'given' in items else {},
-        formats=count(readable['format']), modes=count(readable['mode']),
-        width=_range(readable['width']), height=_range(readable['height']),
-        low_variance_limit=round(checks.variance_limit(items['variance']), 2))
+        formats=count(readable['format']),
+        modes=count(readable['mode']),
+        width=_range(readable['width']),
+        height=_range(readable['height']),
+        low_variance_limit=round(checks.variance_limit(items['variance']), 2),
+    )
 
-def _range(values): return dict(min=int(values.min()), median=int(values.median()), max=int(values.max())) if len(values) else {}
+
+def _range(values):
+    return dict(min=int(values.min()), median=int(values.median()), max=int(values.max())) if len(values) else {}
+
 
 def check(
-    source,                              # a `Source`, or what `Source.of` takes: path, Kaggle slug, DataFrame, 'sample'
-    checks:Checks=default_checks,              # what counts as a problem
-    policy:Iterable[str]=default_policy, # what is left out
-    workers:int|None=None,               # threads (default: the settings' `num_workers`)
-    progress:bool=True,                  # show it
-    **options,                           # passed to `Source.of`: label, group, …
-) -> tuple:                              # (items, summary)
+    source,  # a `Source`, or what `Source.of` takes: path, Kaggle slug, DataFrame, 'sample'
+    checks: Checks = default_checks,  # what counts as a problem
+    policy: Iterable[str] = default_policy,  # what is left out
+    workers: int | None = None,  # threads (default: the settings' `num_workers`)
+    progress: bool = True,  # show it
+    **options,  # passed to `Source.of`: label, group, …
+) -> tuple:  # (items, summary)
     "Read a source, scan it and sum it up"
     from fungi_fastai.data.sources import Source
+
     begin = time.monotonic()
     items = scan(Source.of(source, **options).read(), workers, progress, checks)
-    return items, {**summary(items, policy, checks), 'seconds': round(time.monotonic()-begin, 2)}
+    return items, {**summary(items, policy, checks), 'seconds': round(time.monotonic() - begin, 2)}
 
 # %% ../../nbs/data/items.ipynb #cd2e737b
 problem_meaning = dict(
-    unreadable='cannot be read', extension='named as another format', tiny='too small to show anything',
-    duplicate='extra copies of the same file', near_duplicate='nearly the same as another picture',
-    label_conflict='one picture under several labels', low_variance='hardly anything to be seen',
-    small_class='in a class with too few pictures')
+    unreadable='cannot be read',
+    extension='named as another format',
+    tiny='too small to show anything',
+    duplicate='extra copies of the same file',
+    near_duplicate='nearly the same as another picture',
+    label_conflict='one picture under several labels',
+    low_variance='hardly anything to be seen',
+    small_class='in a class with too few pictures',
+)
 _kept = dict(
-    extension='used: the real format is read', near_duplicate='used, never on two sides of a split',
-    label_conflict='used under each label', duplicate='used, never on two sides of a split')
+    extension='used: the real format is read',
+    near_duplicate='used, never on two sides of a split',
+    label_conflict='used under each label',
+    duplicate='used, never on two sides of a split',
+)
+
 
 def fate(
-    problem:str,          # one of `problem_names`
-    policy:Iterable[str], # what is left out
+    problem: str,  # one of `problem_names`
+    policy: Iterable[str],  # what is left out
 ) -> str:
     "What is done with the rows that have a problem, in words"
     return 'left out' if problem in policy else _kept.get(problem, 'used')
 
+
 def summary_text(
-    items:pd.DataFrame,                  # as from `scan`
-    policy:Iterable[str]=default_policy, # what is left out
-    show:int=3,                          # files named for each problem
-) -> str:                                # lines, to print
+    items: pd.DataFrame,  # as from `scan`
+    policy: Iterable[str] = default_policy,  # what is left out
+    show: int = 3,  # files named for each problem
+) -> str:  # lines, to print
     "A report to read: what there is, what is wrong, which files, and what will be done with them"
     facts, policy = summary(items, policy), set(policy)
-    line = f"{say_count(facts['images'], 'picture')}, {say_count(facts['classes'], 'class')}"
-    if facts['unlabelled']: line += f", {facts['unlabelled']:,} unlabelled"
-    if facts['groups']: line += f", {say_count(facts['groups'], 'group')}"
+    line = f'{say_count(facts["images"], "picture")}, {say_count(facts["classes"], "class")}'
+    if facts['unlabelled']:
+        line += f', {facts["unlabelled"]:,} unlabelled'
+    if facts['groups']:
+        line += f', {say_count(facts["groups"], "group")}'
     lines = [line]
     if facts['width']:
-        wide, high = (f"{facts[side]['min']:,} to {facts[side]['max']:,} px" for side in ('width', 'height'))
-        lines.append(f"{', '.join(facts['formats'])} · {wide} wide, {high} high")
+        wide, high = (f'{facts[side]["min"]:,} to {facts[side]["max"]:,} px' for side in ('width', 'height'))
+        lines.append(f'{", ".join(facts["formats"])} · {wide} wide, {high} high')
     if facts['per_class']:
         few, many = (f(facts['per_class'], key=facts['per_class'].get) for f in (min, max))
         least, most = facts['per_class'][few], facts['per_class'][many]
-        lines.append(f'{most:,} in each class' if least == most else f'from {least:,} ({few}) to {most:,} ({many}) in a class')
+        lines.append(
+            f'{most:,} in each class' if least == most else f'from {least:,} ({few}) to {most:,} ({many}) in a class'
+        )
     found = {name: count for name, count in facts['problems'].items() if count}
     lines += ['', 'No problems found.'] if not found else ['']
     for name, count in found.items():
-        lines.append(f"{count:>7,} {name:<15} {problem_meaning[name]}; {fate(name, policy)}")
+        lines.append(f'{count:>7,} {name:<15} {problem_meaning[name]}; {fate(name, policy)}')
         rows = items[has_problem(items, name)]
         if name == 'small_class':
             count = len(facts['small_classes'])
-            notes = [f"{label}: {facts['used_per_class'].get(label, 0)} usable" for label in facts['small_classes']]
-        else: notes = [f"{row['name']}{_note(row, name, items)}" for _, row in rows.head(show).iterrows()]
-        lines += [' '*8+note for note in notes[:show]]
-        if count > show: lines.append(' '*8+f'… and {count-show:,} more')
-    labelled = facts['images']-facts['unlabelled']
-    lines += ['', f"{facts['used']:,} of {say_count(labelled, 'labelled picture')} used. Files are never changed."]
+            notes = [f'{label}: {facts["used_per_class"].get(label, 0)} usable' for label in facts['small_classes']]
+        else:
+            notes = [f'{row["name"]}{_note(row, name, items)}' for _, row in rows.head(show).iterrows()]
+        lines += [' ' * 8 + note for note in notes[:show]]
+        if count > show:
+            lines.append(' ' * 8 + f'… and {count - show:,} more')
+    labelled = facts['images'] - facts['unlabelled']
+    lines += ['', f'{facts["used"]:,} of {say_count(labelled, "labelled picture")} used. Files are never changed.']
     return '\n'.join(lines)
 
+
 def remark(
-    row,         # of the items
-    problem:str, # that it has
-) -> str:        # '' where the problem says it all
+    row,  # of the items
+    problem: str,  # that it has
+) -> str:  # '' where the problem says it all
     "What in a row shows its problem"
-    if problem == 'unreadable': return row['error'].removeprefix(f"{row['name']} ").rstrip('.')
-    if problem == 'extension': return row['format']
-    if problem == 'tiny': return f"{row['width']}×{row['height']} px"
-    return f"variance {row['variance']:.1f}" if problem == 'low_variance' else ''
+    if problem == 'unreadable':
+        return row['error'].removeprefix(f'{row["name"]} ').rstrip('.')
+    if problem == 'extension':
+        return row['format']
+    if problem == 'tiny':
+        return f'{row["width"]}×{row["height"]} px'
+    return f'variance {row["variance"]:.1f}' if problem == 'low_variance' else ''
+
 
 def _note(row, problem, items):
     "What to say behind a file's name"
-    if said := remark(row, problem): return f': {said}'
+    if said := remark(row, problem):
+        return f': {said}'
     twins = items[(items['cluster'] == row['cluster']) & (items['name'] != row['name'])]
-    if problem != 'near_duplicate': twins = twins.sort_values('sha', key=lambda sha: sha != row['sha'], kind='stable')
-    if problem == 'label_conflict': twins = twins[twins['label'] != row['label']]
-    return f" = {twins['name'].iloc[0]}" if len(twins) else ''
+    if problem != 'near_duplicate':
+        twins = twins.sort_values('sha', key=lambda sha: sha != row['sha'], kind='stable')
+    if problem == 'label_conflict':
+        twins = twins[twins['label'] != row['label']]
+    return f' = {twins["name"].iloc[0]}' if len(twins) else ''

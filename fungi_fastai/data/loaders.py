@@ -35,82 +35,113 @@ from ..settings import MissingFileError, UserError, settings
 # %% ../../nbs/data/loaders.ipynb #8d2a43f2
 class OpenPhoto(Transform):
     "A path, or a picture that is open already, as fastai's `PILImage`, at the scale that is kept"
-    def __init__(self,
-        side:int,           # of the canvas, pixels
-        method:str='crop',  # crop, squish or pad
-        cache:PhotoCache|None=None, # decoded pictures
+
+    def __init__(
+        self,
+        side: int,  # of the canvas, pixels
+        method: str = 'crop',  # crop, squish or pad
+        cache: PhotoCache | None = None,  # decoded pictures
     ):
         super().__init__()
         self.side, self.method, self.cache = side, method, cache
 
-    def read(self,
-        source,      # a path, or a Pillow image
-    ) -> np.ndarray: # (height, width, 3) uint8
+    def read(
+        self,
+        source,  # a path, or a Pillow image
+    ) -> np.ndarray:  # (height, width, 3) uint8
         "The picture's pixels: see `read_pixels`"
-        return self.cache[source] if self.cache is not None and isinstance(source, str) and source in self.cache \
+        return (
+            self.cache[source]
+            if self.cache is not None and isinstance(source, str) and source in self.cache
             else read_pixels(source, self.side, self.method)
+        )
 
-    def encodes(self, source): return PILImage(Image.fromarray(self.read(source)))
+    def encodes(self, source):
+        return PILImage(Image.fromarray(self.read(source)))
+
 
 class FitSquare(RandTransform):
     "Make a picture square: a random place on the larger canvas for training, the middle at final size for validation"
+
     order, split_idx = 1, None
-    def __init__(self,
-        size:int,           # side of what the network sees, pixels
-        method:str='crop',  # crop, squish or pad
+
+    def __init__(
+        self,
+        size: int,  # side of what the network sees, pixels
+        method: str = 'crop',  # crop, squish or pad
     ):
         super().__init__()
-        if method not in fit_methods: raise UserError(f"fit is {method!r}; expected {', '.join(fit_methods)}.")
+        if method not in fit_methods:
+            raise UserError(f'fit is {method!r}; expected {", ".join(fit_methods)}.')
         self.size, self.method = size, method
 
-    def side(self, split_idx): return self.size if split_idx else canvas_size(self.size)
-    def before_call(self, b, split_idx):
-        self.now = self.side(split_idx), self.method, (.5, .5) if split_idx else (random.random(), random.random())
+    def side(self, split_idx):
+        return self.size if split_idx else canvas_size(self.size)
 
-    def encodes(self, image:PILImage): return PILImage(Image.fromarray(square(np.asarray(image), *self.now)))
+    def before_call(self, b, split_idx):
+        self.now = self.side(split_idx), self.method, (0.5, 0.5) if split_idx else (random.random(), random.random())
+
+    def encodes(self, image: PILImage):
+        return PILImage(Image.fromarray(square(np.asarray(image), *self.now)))
 
 # %% ../../nbs/data/loaders.ipynb #8a794179
 def balanced_order(
-    codes:np.ndarray, # (images,) class numbers
-    how:str,          # oversample or weighted
-    rng:random.Random,# what draws
-) -> list[int]:       # places in `codes`
+    codes: np.ndarray,  # (images,) class numbers
+    how: str,  # oversample or weighted
+    rng: random.Random,  # what draws
+) -> list[int]:  # places in `codes`
     "An epoch's order in which the classes are equally frequent: exactly (oversample), or on average (weighted)"
     counts = np.bincount(codes)
-    if how == 'weighted': return rng.choices(range(len(codes)), weights=(1/counts[codes]).tolist(), k=len(codes))
+    if how == 'weighted':
+        return rng.choices(range(len(codes)), weights=(1 / counts[codes]).tolist(), k=len(codes))
     order = []
     for code in np.flatnonzero(counts):
         places = np.flatnonzero(codes == code).tolist()
         times, rest = divmod(int(counts.max()), len(places))
-        order += places*times + rng.sample(places, rest)
+        order += places * times + rng.sample(places, rest)
     rng.shuffle(order)
     return order
 
+
 class Balanced:
     "A fastai loader that draws its classes in balance, once it is told to"
+
     _codes_drawn = None
-    def balance(self,
-        how:str,          # none, oversample or weighted; `loss` is of the loss, and draws as none does
-        codes:np.ndarray, # (images,) class numbers
+
+    def balance(
+        self,
+        how: str,  # none, oversample or weighted; `loss` is of the loss, and draws as none does
+        codes: np.ndarray,  # (images,) class numbers
     ):
         "Draw in this way from now on; loaders made of this one by `new` draw as they are told. Raises `UserError`"
-        if how not in ('none', 'loss', 'oversample', 'weighted'): raise UserError(f'balance is {how!r}; expected none, loss, oversample or weighted.')
-        if how in ('none', 'loss'): return self
+        if how not in ('none', 'loss', 'oversample', 'weighted'):
+            raise UserError(f'balance is {how!r}; expected none, loss, oversample or weighted.')
+        if how in ('none', 'loss'):
+            return self
         self._codes_drawn, self._how = np.asarray(codes), how
-        self.n = len(balanced_order(self._codes_drawn, how, random.Random(0)))   # its own random numbers stay as they are
+        self.n = len(
+            balanced_order(self._codes_drawn, how, random.Random(0))
+        )  # its own random numbers stay as they are
         return self
 
     def get_idxs(self):
-        return super().get_idxs() if self._codes_drawn is None else balanced_order(self._codes_drawn, self._how, self.rng)
+        return (
+            super().get_idxs() if self._codes_drawn is None else balanced_order(self._codes_drawn, self._how, self.rng)
+        )
 
 # %% ../../nbs/data/loaders.ipynb #904998f0
 class PhotoLoader(Balanced, TfmdDL):
     "fastai's `TfmdDL`, which loads pictures of an items table a batch at a time"
-    on_error = None   # called with a picture's place and the `ImageError`, instead of raising it; the picture is black then
-    def __init__(self,
+
+    on_error = (
+        None  # called with a picture's place and the `ImageError`, instead of raising it; the picture is black then
+    )
+
+    def __init__(
+        self,
         *args,
-        num_workers:int|None=None, # threads that read pictures (default: this machine's settings)
-        **kwargs,                  # of fastai's `TfmdDL`
+        num_workers: int | None = None,  # threads that read pictures (default: this machine's settings)
+        **kwargs,  # of fastai's `TfmdDL`
     ):
         self.threads = num_workers or settings().workers
         super().__init__(*args, num_workers=0, **kwargs)
@@ -129,7 +160,8 @@ class PhotoLoader(Balanced, TfmdDL):
 
     def create_batches(self, samps):
         steps = self._steps() if isinstance(getattr(self.dataset, 'items', None), pd.DataFrame) else None
-        if steps is None: return super().create_batches(samps)
+        if steps is None:
+            return super().create_batches(samps)
         batches = self._photo_batches(*steps, samps)
         return _ahead(batches) if self.device is not None and self.device.type == 'cuda' else batches
 
@@ -137,32 +169,43 @@ class PhotoLoader(Balanced, TfmdDL):
         sources, codes = self.dataset.items['path'].tolist(), self._codes()
         split_idx = self.dataset.split_idx
         side, method = fitter.side(split_idx), fitter.method
+
         def put(place, into, at):
-            try: pixels = opener.read(sources[place])
+            try:
+                pixels = opener.read(sources[place])
             except (ImageError, MissingFileError) as error:
-                if self.on_error is None: raise
+                if self.on_error is None:
+                    raise
                 self.on_error(place, error)
                 into[:] = 0
                 return
             into[:] = square(pixels, side, method, at)
+
         for places in self.chunkify(samps):
-            where = [(.5, .5) if split_idx else (self.rng.random(), self.rng.random()) for _ in places]   # its own: it may run in a thread
+            where = [
+                (0.5, 0.5) if split_idx else (self.rng.random(), self.rng.random()) for _ in places
+            ]  # its own: it may run in a thread
             pictures = torch.empty(len(places), side, side, 3, dtype=torch.uint8)
             rows = zip(places, pictures.numpy(), where, strict=True)
             # copying out of the cache is quicker than telling another thread to
             copied = not split_idx and opener.cache is not None
-            for _ in in_threads(lambda row: put(*row), rows, 1 if copied else self.threads): pass
+            for _ in in_threads(lambda row: put(*row), rows, 1 if copied else self.threads):
+                pass
             x = TensorImage(pictures.permute(0, 3, 1, 2))
             yield (x,) if codes is None else (x, TensorCategory(codes[places]))
 
     def _codes(self):
         "The class number of each picture, where labels are loaded"
-        if len(self.dataset.tls) == 1: return None
+        if len(self.dataset.tls) == 1:
+            return None
         return torch.tensor([self.vocab.o2i[label] for label in self.dataset.items['label']])
+
 
 def _ahead(batches, depth=3):
     "The same batches, made ahead by a thread, in pinned memory"
-    pinned = lambda: (lambda b: b and tuple(type(x)(x.as_subclass(torch.Tensor).pin_memory()) for x in b))(next(batches, None))
+    pinned = lambda: (lambda b: b and tuple(type(x)(x.as_subclass(torch.Tensor).pin_memory()) for x in b))(
+        next(batches, None)
+    )
     with ThreadPoolExecutor(1) as thread:
         waiting = deque(thread.submit(pinned) for _ in range(depth))
         while (batch := waiting.popleft().result()) is not None:
@@ -171,16 +214,25 @@ def _ahead(batches, depth=3):
 
 # %% ../../nbs/data/loaders.ipynb #44b7ba21
 def photo_block(
-    size:int,                   # side of the square that the network sees, pixels
-    augment:str|Augment='field',# augmentation policy, or its name
-    vocab:list|None=None,       # class names in order (default: those of the items, sorted)
-    fit:str='crop',             # how a picture becomes square: crop, squish or pad
-    cache:PhotoCache|None=None, # decoded pictures: see `build_cache`
-) -> DataBlock:                 # takes items with the columns path, label and split
+    size: int,  # side of the square that the network sees, pixels
+    augment: str | Augment = 'field',  # augmentation policy, or its name
+    vocab: list | None = None,  # class names in order (default: those of the items, sorted)
+    fit: str = 'crop',  # how a picture becomes square: crop, squish or pad
+    cache: PhotoCache | None = None,  # decoded pictures: see `build_cache`
+) -> DataBlock:  # takes items with the columns path, label and split
     "The fastai `DataBlock` of an items table"
-    photo = TransformBlock(type_tfms=OpenPhoto(canvas_size(size), fit, cache), batch_tfms=IntToFloatTensor, dl_type=PhotoLoader)
-    return DataBlock(blocks=(photo, CategoryBlock(vocab=vocab)), get_x=ColReader('path'), get_y=ColReader('label'),
-                     splitter=_by_split, item_tfms=FitSquare(size, fit), batch_tfms=batch_transforms(policy(augment), size))
+    photo = TransformBlock(
+        type_tfms=OpenPhoto(canvas_size(size), fit, cache), batch_tfms=IntToFloatTensor, dl_type=PhotoLoader
+    )
+    return DataBlock(
+        blocks=(photo, CategoryBlock(vocab=vocab)),
+        get_x=ColReader('path'),
+        get_y=ColReader('label'),
+        splitter=_by_split,
+        item_tfms=FitSquare(size, fit),
+        batch_tfms=batch_transforms(policy(augment), size),
+    )
+
 
 def _by_split(items):
     places = range(len(items))
@@ -188,35 +240,42 @@ def _by_split(items):
 
 # %% ../../nbs/data/loaders.ipynb #61eaf92f
 def make_loaders(
-    items:pd.DataFrame,         # with the columns path, label and split
-    size:int=224,               # side of the square that the network sees, pixels
-    bs:int=32,                  # pictures a batch; fewer where the training part holds fewer
-    augment:str|Augment='field',# augmentation policy, or its name
-    vocab:list|None=None,       # class names in order (default: those of the items, sorted)
-    fit:str='crop',             # how a picture becomes square: crop, squish or pad
-    workers:int|None=None,      # threads that read pictures (default: this machine's settings)
-    device=None,                # torch device the batches go to
-    cache:PhotoCache|None=None, # decoded pictures: see `build_cache`
-    balance:str='none',         # how training pictures are drawn: none, oversample or weighted; see `Balanced.balance`
-) -> DataLoaders:               # `.train` and `.valid`
+    items: pd.DataFrame,  # with the columns path, label and split
+    size: int = 224,  # side of the square that the network sees, pixels
+    bs: int = 32,  # pictures a batch; fewer where the training part holds fewer
+    augment: str | Augment = 'field',  # augmentation policy, or its name
+    vocab: list | None = None,  # class names in order (default: those of the items, sorted)
+    fit: str = 'crop',  # how a picture becomes square: crop, squish or pad
+    workers: int | None = None,  # threads that read pictures (default: this machine's settings)
+    device=None,  # torch device the batches go to
+    cache: PhotoCache | None = None,  # decoded pictures: see `build_cache`
+    balance: str = 'none',  # how training pictures are drawn: none, oversample or weighted; see `Balanced.balance`
+) -> DataLoaders:  # `.train` and `.valid`
     "Train and validation loaders of an items table. Raises `UserError` where there is nothing to learn from"
     used = items[items.split.isin(['train', 'valid'])].reset_index(drop=True)
     classes, counts = sorted(used.label.unique()), used.split.value_counts()
     if len(classes) < 2:
-        raise UserError(f"There is {f'only the class {classes[0]!r}' if classes else 'no labelled picture'}; "
-                        'a classifier needs pictures of at least two classes, in a folder each.')
-    if vocab and (unknown := sorted({*classes}-{*vocab})): raise UserError(f"The classes {', '.join(vocab)} lack {', '.join(unknown)}, which the items have.")
-    if len(counts) < 2: raise UserError(f'All {len(used)} usable pictures are in {counts.index[0]}; at least one each is needed to train and to validate on.')
+        raise UserError(
+            f'There is {f"only the class {classes[0]!r}" if classes else "no labelled picture"}; '
+            'a classifier needs pictures of at least two classes, in a folder each.'
+        )
+    if vocab and (unknown := sorted({*classes} - {*vocab})):
+        raise UserError(f'The classes {", ".join(vocab)} lack {", ".join(unknown)}, which the items have.')
+    if len(counts) < 2:
+        raise UserError(
+            f'All {len(used)} usable pictures are in {counts.index[0]}; at least one each is needed to train and to validate on.'
+        )
     block = photo_block(size, augment, vocab, fit, cache)
-    dls = block.dataloaders(used, bs=min(bs, int(counts['train'])), val_bs=2*bs, num_workers=workers, device=device)
+    dls = block.dataloaders(used, bs=min(bs, int(counts['train'])), val_bs=2 * bs, num_workers=workers, device=device)
     dls.train.balance(balance, dls.train._codes().numpy())
     return dls
 
+
 def make_test_loader(
-    dls:DataLoaders,    # whose transforms and classes are used
-    items:pd.DataFrame, # with the column path, and label where labelled
-    labelled:bool=False,# whether to load the labels too
-    on_error=None,      # called with the place and the `ImageError` of a picture that cannot be read, and is black then (default: raise it)
+    dls: DataLoaders,  # whose transforms and classes are used
+    items: pd.DataFrame,  # with the column path, and label where labelled
+    labelled: bool = False,  # whether to load the labels too
+    on_error=None,  # called with the place and the `ImageError` of a picture that cannot be read, and is black then (default: raise it)
 ) -> PhotoLoader:
     "A loader of further pictures, opened and made square as validation pictures are, in the order of `items`"
     loader = dls.test_dl(items, with_labels=labelled)

@@ -20,12 +20,13 @@ from PIL import Image
 # %% ../../nbs/data/pages.ipynb #12f34c93
 colours = dict(ink='#747e79', faint='#b5bdb9', main='#4c8c6a', warn='#d0663f')
 
+
 def chart(
-    width:float=9.,   # inches
-    height:float=3.2, # inches
-    columns:int=1,    # charts side by side
-    **options,        # for matplotlib's `subplots`
-):                    # a matplotlib Figure, and its axes
+    width: float = 9.0,  # inches
+    height: float = 3.2,  # inches
+    columns: int = 1,  # charts side by side
+    **options,  # for matplotlib's `subplots`
+):  # a matplotlib Figure, and its axes
     "A figure with axes in the house style"
     figure = Figure(figsize=(width, height), dpi=100, layout='constrained', facecolor='none')
     axes = figure.subplots(1, columns, squeeze=False, **options)[0]
@@ -34,43 +35,59 @@ def chart(
         ax.spines[['top', 'right']].set_visible(False)
         ax.spines[['left', 'bottom']].set_color(colours['faint'])
         ax.tick_params(colors=colours['ink'], labelsize=9, length=3, which='both')
-        for axis in (ax.xaxis, ax.yaxis): axis.label.set(color=colours['ink'], fontsize=9)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.label.set(color=colours['ink'], fontsize=9)
     return figure, axes
 
+
 def as_svg(
-    figure:Figure,
-    salt:str='',  # makes the ids in the SVG its own, where several stand on one page
+    figure: Figure,
+    salt: str = '',  # makes the ids in the SVG its own, where several stand on one page
 ) -> str:
     "A chart as SVG whose text stays text; the same every time"
     file = io.StringIO()
     with warnings.catch_warnings(), rc_context({'svg.fonttype': 'none', 'svg.hashsalt': salt}):
-        warnings.simplefilter('ignore')   # a script that matplotlib's own font lacks; the browser has it
+        warnings.simplefilter('ignore')  # a script that matplotlib's own font lacks; the browser has it
         figure.savefig(file, format='svg', metadata={'Date': None, 'Creator': None})
     drawn = file.getvalue()
-    return drawn[drawn.index('<svg'):]
+    return drawn[drawn.index('<svg') :]
 
 # %% ../../nbs/data/pages.ipynb #5456d27b
 @dataclass(frozen=True)
 class Jpeg:
     "A picture that notebooks show as the JPEG it is"
-    width: int   # pixels
+
+    width: int  # pixels
     height: int  # pixels
     data: bytes = field(repr=False)
-    def _repr_jpeg_(self): return self.data
+
+    def _repr_jpeg_(self):
+        return self.data
+
 
 def as_jpeg(
-    picture,        # a matplotlib Figure, or a Pillow image
-    quality:int=80, # of the JPEG, 1 to 95
-    dpi:float|None=None, # of a figure (default: its own)
-) -> Jpeg: # shown by a notebook where it is a cell's last line
+    picture,  # a matplotlib Figure, or a Pillow image
+    quality: int = 80,  # of the JPEG, 1 to 95
+    dpi: float | None = None,  # of a figure (default: its own)
+) -> Jpeg:  # shown by a notebook where it is a cell's last line
     "A figure or a picture as a JPEG, on white; a figure with all that sticks out of it, as a notebook shows it"
     file = io.BytesIO()
-    if isinstance(picture, Image.Image): picture.convert('RGB').save(file, 'JPEG', quality=quality)
-    else: picture.savefig(file, format='jpeg', dpi=dpi or 'figure', facecolor='white', bbox_inches='tight', pil_kwargs=dict(quality=quality))
-    with Image.open(file) as drawn: return Jpeg(*drawn.size, file.getvalue())
+    if isinstance(picture, Image.Image):
+        picture.convert('RGB').save(file, 'JPEG', quality=quality)
+    else:
+        picture.savefig(
+            file,
+            format='jpeg',
+            dpi=dpi or 'figure',
+            facecolor='white',
+            bbox_inches='tight',
+            pil_kwargs=dict(quality=quality),
+        )
+    with Image.open(file) as drawn:
+        return Jpeg(*drawn.size, file.getvalue())
 
 # %% ../../nbs/data/pages.ipynb #7a307a84
-_template = '''<!doctype html>
+_template = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
 :root {{ color-scheme: light dark; --ground: #fff; --text: #24302b; --soft: #66716c; --line: #dfe5e2; --panel: #f6f8f7 }}
@@ -96,9 +113,9 @@ details {{ margin: .4rem 0 }} summary {{ cursor: pointer; padding: .2rem 0 }} .s
 </style></head><body>
 {body}
 </body></html>
-'''
+"""
 
-_sorting = '''<script>
+_sorting = """<script>
 for (const table of document.querySelectorAll('table.sortable')) table.querySelectorAll('th').forEach((head, i) => {
   head.tabIndex = 0
   const sort = () => {
@@ -112,32 +129,47 @@ for (const table of document.querySelectorAll('table.sortable')) table.querySele
   head.onkeydown = e => { if (e.key === 'Enter') sort() }
 })
 </script>
-'''
+"""
+
 
 def page(
-    title:str, # of the browser's tab; escaped here
-    body:str,  # HTML
+    title: str,  # of the browser's tab; escaped here
+    body: str,  # HTML
 ) -> str:
     "A whole HTML page in the house style, light and dark, that needs no other file"
     return _template.format(title=html.escape(title), body=body + (_sorting if 'class="sortable"' in body else ''))
 
+
 def facts(
-    values:dict, # words → number or text
-) -> str:        # HTML
+    values: dict,  # words → number or text
+) -> str:  # HTML
     "Big numbers in a row of panels"
-    return '<div class="facts">' + ''.join(f'<div><b>{html.escape(str(v))}</b><span>{html.escape(str(k))}</span></div>'
-                                           for k, v in values.items()) + '</div>'
+    return (
+        '<div class="facts">'
+        + ''.join(
+            f'<div><b>{html.escape(str(v))}</b><span>{html.escape(str(k))}</span></div>' for k, v in values.items()
+        )
+        + '</div>'
+    )
+
 
 def table(
-    frame,        # DataFrame; numbers are set to the right
-    digits:int=3, # behind the point
-    sortable:bool=False, # by a click on a column's name
-) -> str:         # HTML
+    frame,  # DataFrame; numbers are set to the right
+    digits: int = 3,  # behind the point
+    sortable: bool = False,  # by a click on a column's name
+) -> str:  # HTML
     "A DataFrame as an HTML table, everything escaped"
     number = [kind.kind in 'if' for kind in frame.dtypes]
     cell = lambda value, right, tag: f'<{tag} class="{"number" if right else "name"}">{html.escape(value)}</{tag}>'
     text = lambda value: f'{value:.{digits}f}' if isinstance(value, float) else str(value)
     head = ''.join(cell(str(c), right, 'th') for c, right in zip(frame.columns, number, strict=True))
-    rows = (''.join(cell(text(v), right, 'td') for v, right in zip(row, number, strict=True)) for row in frame.itertuples(index=False))
+    rows = (
+        ''.join(cell(text(v), right, 'td') for v, right in zip(row, number, strict=True))
+        for row in frame.itertuples(index=False)
+    )
     kind = ' class="sortable"' if sortable else ''
-    return f'<div class="scroll"><table{kind}><tr>{head}</tr>' + ''.join(f'<tr>{row}</tr>' for row in rows) + '</table></div>'
+    return (
+        f'<div class="scroll"><table{kind}><tr>{head}</tr>'
+        + ''.join(f'<tr>{row}</tr>' for row in rows)
+        + '</table></div>'
+    )

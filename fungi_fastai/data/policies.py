@@ -16,46 +16,53 @@ from ..settings import UserError
 @dataclass(frozen=True)
 class Augment:
     "How far a training picture may be changed; 0 switches a change off"
-    flip: str = 'horizontal'   # none, horizontal, or all (the 8 flips and quarter turns, for pictures with no up)
-    crop: float = .4           # largest share of the area that a random crop may leave out, in [0, 1)
-    stretch: float = .15       # largest change of the aspect ratio, as a share
-    rotate: float = 15.        # largest rotation, degrees
-    brightness: float = .2     # largest change of brightness, in fastai's logit scale: 0.2 ≈ ±20 %
-    contrast: float = .2       # largest change of contrast, likewise
-    saturation: float = .15    # largest change of saturation, likewise
-    hue: float = 0.            # largest shift of the hue, as a share of the colour circle
-    erase: float = 0.          # chance that a rectangle is replaced by noise
-    strength: float = 1.       # the dial: multiplies every number above
+
+    flip: str = 'horizontal'  # none, horizontal, or all (the 8 flips and quarter turns, for pictures with no up)
+    crop: float = 0.4  # largest share of the area that a random crop may leave out, in [0, 1)
+    stretch: float = 0.15  # largest change of the aspect ratio, as a share
+    rotate: float = 15.0  # largest rotation, degrees
+    brightness: float = 0.2  # largest change of brightness, in fastai's logit scale: 0.2 ≈ ±20 %
+    contrast: float = 0.2  # largest change of contrast, likewise
+    saturation: float = 0.15  # largest change of saturation, likewise
+    hue: float = 0.0  # largest shift of the hue, as a share of the colour circle
+    erase: float = 0.0  # chance that a rectangle is replaced by noise
+    strength: float = 1.0  # the dial: multiplies every number above
 
     def __post_init__(self):
         if self.flip not in ('none', 'horizontal', 'all'):
             raise UserError(f'flip is {self.flip!r}; expected none, horizontal or all.')
         for f in fields(self)[1:]:
             value = getattr(self, f.name)
-            if not (isinstance(value, int|float) and value >= 0): raise UserError(f'{f.name} is {value!r}; expected a number of at least 0.')
-        if not self.crop < 1: raise UserError(f'crop is {self.crop}; expected below 1, since something must be left.')
+            if not (isinstance(value, int | float) and value >= 0):
+                raise UserError(f'{f.name} is {value!r}; expected a number of at least 0.')
+        if not self.crop < 1:
+            raise UserError(f'crop is {self.crop}; expected below 1, since something must be left.')
 
     def but(self, **changes) -> 'Augment':
         "The same policy with some fields changed"
         if unknown := set(changes) - {f.name for f in fields(self)}:
-            raise UserError(f"There is no augmentation {', '.join(sorted(unknown))}. Known: {', '.join(f.name for f in fields(self))}.")
+            raise UserError(
+                f'There is no augmentation {", ".join(sorted(unknown))}. Known: {", ".join(f.name for f in fields(self))}.'
+            )
         return replace(self, **changes)
 
 # %% ../../nbs/data/policies.ipynb #204c20d0
 policies = dict(
     none=Augment(flip='none', strength=0),
-    light=Augment(crop=.2, stretch=.05, rotate=5, brightness=.1, contrast=.1, saturation=0),
-    field=Augment(),                                                           # photos in the field: mushrooms, flowers
-    above=Augment(flip='all', crop=.3, stretch=.1, rotate=45),                 # from above: seedlings
-    microscope=Augment(flip='all', crop=.3, stretch=.1, rotate=45, saturation=.2, hue=.02),  # slides
+    light=Augment(crop=0.2, stretch=0.05, rotate=5, brightness=0.1, contrast=0.1, saturation=0),
+    field=Augment(),  # photos in the field: mushrooms, flowers
+    above=Augment(flip='all', crop=0.3, stretch=0.1, rotate=45),  # from above: seedlings
+    microscope=Augment(flip='all', crop=0.3, stretch=0.1, rotate=45, saturation=0.2, hue=0.02),  # slides
 )
 
+
 def policy(
-    name:str|Augment, # a name in `policies`, or a policy
-    strength:float=1.,# multiplies the policy's own dial
+    name: str | Augment,  # a name in `policies`, or a policy
+    strength: float = 1.0,  # multiplies the policy's own dial
 ) -> Augment:
     "A policy by its name. Raises `UserError` for a name that is not known"
     if isinstance(name, str):
-        if name not in policies: raise UserError(f"There is no augmentation policy {name!r}. Known: {', '.join(policies)}.")
+        if name not in policies:
+            raise UserError(f'There is no augmentation policy {name!r}. Known: {", ".join(policies)}.')
         name = policies[name]
-    return name.but(strength=name.strength*strength)
+    return name.but(strength=name.strength * strength)

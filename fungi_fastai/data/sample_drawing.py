@@ -19,372 +19,449 @@ from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
 # %% ../../nbs/data/sample_drawing.ipynb #3c82a22d
 def generators(
-    seed:int,  # of the whole sample
-    kind:str,  # 'mushrooms', …
-    label:str, # the class
-    *key:int,  # specimen, photo, crop …
-) -> list[np.random.Generator]: # one for each member of `key`: the specimen's, the photo's …
+    seed: int,  # of the whole sample
+    kind: str,  # 'mushrooms', …
+    label: str,  # the class
+    *key: int,  # specimen, photo, crop …
+) -> list[np.random.Generator]:  # one for each member of `key`: the specimen's, the photo's …
     "Independent random generators that depend on the path to a picture and nothing else"
     path = [seed, zlib.crc32(kind.encode()), zlib.crc32(label.encode())]
-    return [np.random.default_rng(path + list(key[:depth+1])) for depth in range(len(key))]
+    return [np.random.default_rng(path + list(key[: depth + 1])) for depth in range(len(key))]
 
-def pick(rng, options): return options[int(rng.integers(len(options)))]
-def chance(rng, probability) -> bool: return bool(rng.random() < probability)
+
+def pick(rng, options):
+    return options[int(rng.integers(len(options)))]
+
+
+def chance(rng, probability) -> bool:
+    return bool(rng.random() < probability)
 
 # %% ../../nbs/data/sample_drawing.ipynb #3522072a
 def colour(
-    name, # a name or '#rrggbb', or an array of three, which stays
-) -> np.ndarray: # (3,) in [0, 1]
+    name,  # a name or '#rrggbb', or an array of three, which stays
+) -> np.ndarray:  # (3,) in [0, 1]
     "A colour as three floats"
-    return np.asarray(ImageColor.getrgb(name), np.float32)/255 if isinstance(name, str) else np.asarray(name, np.float32)
+    return (
+        np.asarray(ImageColor.getrgb(name), np.float32) / 255 if isinstance(name, str) else np.asarray(name, np.float32)
+    )
 
-def mix(one, other, share): return colour(one)*(1-share) + colour(other)*share
+
+def mix(one, other, share):
+    return colour(one) * (1 - share) + colour(other) * share
+
 
 def vary(
-    rng, name,
-    amount:float=.06, # relative standard deviation of the brightness; each channel moves by a third of it besides
+    rng,
+    name,
+    amount: float = 0.06,  # relative standard deviation of the brightness; each channel moves by a third of it besides
 ) -> np.ndarray:
     "A colour near the given one"
-    return np.clip(colour(name)*(1 + rng.normal(0, amount) + rng.normal(0, amount/3, 3)), .01, .99).astype(np.float32)
+    return np.clip(colour(name) * (1 + rng.normal(0, amount) + rng.normal(0, amount / 3, 3)), 0.01, 0.99).astype(
+        np.float32
+    )
 
-def ink(shade) -> tuple: # as Pillow wants it
+
+def ink(shade) -> tuple:  # as Pillow wants it
     values = shade if isinstance(shade, np.ndarray) else colour(shade)
-    return tuple([min(255, max(0, int(value*255+.5))) for value in values.tolist()])
+    return tuple([min(255, max(0, int(value * 255 + 0.5))) for value in values.tolist()])
 
-def planes(shade) -> np.ndarray: return colour(shade)[:, None, None]
+
+def planes(shade) -> np.ndarray:
+    return colour(shade)[:, None, None]
 
 # %% ../../nbs/data/sample_drawing.ipynb #284da5bc
 tile = 256  # pixels a side; a power of two, so that wrapping is a bitwise and
 
+
 @cache
 def noise(
-    name:str, # cloud, grain, fibre or cells
-) -> np.ndarray: # (256, 256) float32, mean 0 and deviation 1; cells: distance to the nearest point, in [0, 1]
+    name: str,  # cloud, grain, fibre or cells
+) -> np.ndarray:  # (256, 256) float32, mean 0 and deviation 1; cells: distance to the nearest point, in [0, 1]
     "A periodic texture"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if name == 'cells':
-        points = (np.stack(np.mgrid[:15, :15], -1).reshape(-1, 2) + rng.uniform(0, .85, (225, 2)))*(tile/15)
+        points = (np.stack(np.mgrid[:15, :15], -1).reshape(-1, 2) + rng.uniform(0, 0.85, (225, 2))) * (tile / 15)
         y, x = np.ogrid[:tile, :tile]
         found = np.full((tile, tile), 1e9, np.float32)
         for py, px in points:
-            dy, dx = (y-py+tile/2) % tile - tile/2, (x-px+tile/2) % tile - tile/2
-            np.minimum(found, dy*dy + dx*dx, out=found)
-        return np.clip(np.sqrt(found)/20, 0, 1).astype(np.float32)
-    fy, fx = np.fft.fftfreq(tile)[:, None]*tile, np.fft.rfftfreq(tile)[None]*tile
-    if name == 'fibre': fy = fy*9
-    steepness = dict(cloud=1.6, fibre=1.3, grain=.45)[name]
+            dy, dx = (y - py + tile / 2) % tile - tile / 2, (x - px + tile / 2) % tile - tile / 2
+            np.minimum(found, dy * dy + dx * dx, out=found)
+        return np.clip(np.sqrt(found) / 20, 0, 1).astype(np.float32)
+    fy, fx = np.fft.fftfreq(tile)[:, None] * tile, np.fft.rfftfreq(tile)[None] * tile
+    if name == 'fibre':
+        fy = fy * 9
+    steepness = dict(cloud=1.6, fibre=1.3, grain=0.45)[name]
     radius = np.maximum(np.hypot(fy, fx), 1)
-    waves = np.fft.rfft2(rng.normal(size=(tile, tile)))/radius**steepness
+    waves = np.fft.rfft2(rng.normal(size=(tile, tile))) / radius**steepness
     waves[0, 0] = 0
     found = np.fft.irfft2(waves)
-    return (found/found.std()).astype(np.float32)
+    return (found / found.std()).astype(np.float32)
+
 
 def lookup(
-    name:str, x, y, # arrays of texture coordinates, in pixels of the tile
+    name: str,
+    x,
+    y,  # arrays of texture coordinates, in pixels of the tile
 ) -> np.ndarray:
     "The texture at points"
-    return noise(name).ravel().take(((y.astype(np.int32) & tile-1) << 8) | (x.astype(np.int32) & tile-1))
+    return noise(name).ravel().take(((y.astype(np.int32) & tile - 1) << 8) | (x.astype(np.int32) & tile - 1))
 
 # %% ../../nbs/data/sample_drawing.ipynb #26eac622
 def tiled(
-    rng, name:str,
-    size:int, # pixels a side
-) -> np.ndarray: # (size, size)
+    rng,
+    name: str,
+    size: int,  # pixels a side
+) -> np.ndarray:  # (size, size)
     "A texture from a place at random"
     texture = np.roll(noise(name), rng.integers(0, tile, 2), (0, 1))
-    return (np.tile(texture, (-(-size//tile),)*2) if size > tile else texture)[:size, :size]
+    return (np.tile(texture, (-(-size // tile),) * 2) if size > tile else texture)[:size, :size]
 
 # %% ../../nbs/data/sample_drawing.ipynb #a6004cdf
 class Canvas:
     "A square picture in the making: `pixels` is (3, size, size) float32 in [0, 1]"
-    def __init__(self, size:int, fill='black'):
+
+    def __init__(self, size: int, fill='black'):
         self.size = size
         self.pixels = np.empty((3, size, size), np.float32)
         self.pixels[:] = planes(fill)
 
-    def paint(self,
-        mask,   # (h, w) coverage in [0, 1]
-        shades, # (3, h, w), or one colour
-        row:int=0, column:int=0, # where the mask's upper left corner stands
+    def paint(
+        self,
+        mask,  # (h, w) coverage in [0, 1]
+        shades,  # (3, h, w), or one colour
+        row: int = 0,
+        column: int = 0,  # where the mask's upper left corner stands
     ):
         "Lay `shades` over what is there"
-        if np.ndim(shades) != 3: shades = planes(shades)
+        if np.ndim(shades) != 3:
+            shades = planes(shades)
         h, w = mask.shape
-        target = self.pixels[:, row:row+h, column:column+w]
-        target += mask*(shades-target)
+        target = self.pixels[:, row : row + h, column : column + w]
+        target += mask * (shades - target)
 
-    def darken(self, mask, strength:float=.5): self.pixels *= 1-mask*strength
+    def darken(self, mask, strength: float = 0.5):
+        self.pixels *= 1 - mask * strength
 
-def to_planes(image:Image.Image) -> np.ndarray:
-    return np.stack([np.asarray(band) for band in image.split()])*np.float32(1/255)
+
+def to_planes(image: Image.Image) -> np.ndarray:
+    return np.stack([np.asarray(band) for band in image.split()]) * np.float32(1 / 255)
+
 
 def to_image(pixels) -> Image.Image:
-    return Image.merge('RGB', [Image.fromarray(band) for band in (np.clip(pixels, 0, 1)*255+.5).astype(np.uint8)])
+    return Image.merge('RGB', [Image.fromarray(band) for band in (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)])
+
 
 def soften(
-    mask,         # (h, w) in [0, 1]
-    radius:float, # pixels
+    mask,  # (h, w) in [0, 1]
+    radius: float,  # pixels
 ) -> np.ndarray:
     "A blur by way of a smaller picture: the wider, the cheaper"
     h, w = mask.shape
-    image, step = Image.fromarray((mask*255).astype(np.uint8)), max(1, int(radius))
-    if step > 1: image = image.reduce(step)
+    image, step = Image.fromarray((mask * 255).astype(np.uint8)), max(1, int(radius))
+    if step > 1:
+        image = image.reduce(step)
     image = image.filter(ImageFilter.BoxBlur(1.2))
-    return np.asarray(image.resize((w, h), Image.BILINEAR) if step > 1 else image, np.float32)*np.float32(1/255)
+    return np.asarray(image.resize((w, h), Image.BILINEAR) if step > 1 else image, np.float32) * np.float32(1 / 255)
 
 # %% ../../nbs/data/sample_drawing.ipynb #0da9f56d
 class Sketch:
     "A transparent sheet for Pillow's shapes, in the coordinates of the canvas"
-    def __init__(self, size:int, scale:int=2):
+
+    def __init__(self, size: int, scale: int = 2):
         self.size, self.scale = size, scale
-        self.image = Image.new('RGBX', (size*scale, size*scale))  # X: coverage (A would be divided out when averaged)
+        self.image = Image.new(
+            'RGBX', (size * scale, size * scale)
+        )  # X: coverage (A would be divided out when averaged)
         self.draw = ImageDraw.Draw(self.image)
 
-    def polygon(self, points, shade): self.draw.polygon((np.asarray(points)*self.scale).ravel().tolist(), fill=(*ink(shade), 255))
+    def polygon(self, points, shade):
+        self.draw.polygon((np.asarray(points) * self.scale).ravel().tolist(), fill=(*ink(shade), 255))
 
     def polygons(self, points, shades):
         "Many of as many corners: points (n, corners, 2), shades (n, 3)"
-        corners = (np.asarray(points)*self.scale).reshape(len(points), -1).tolist()
-        inks = np.clip(np.asarray(shades)*255+.5, 0, 255).astype(int).tolist()
-        for polygon, shade in zip(corners, inks, strict=True): self.draw.polygon(polygon, fill=(*shade, 255))
+        corners = (np.asarray(points) * self.scale).reshape(len(points), -1).tolist()
+        inks = np.clip(np.asarray(shades) * 255 + 0.5, 0, 255).astype(int).tolist()
+        for polygon, shade in zip(corners, inks, strict=True):
+            self.draw.polygon(polygon, fill=(*shade, 255))
 
-    def line(self, points, shade, width=1.):
+    def line(self, points, shade, width=1.0):
         "A line of two points or many; a broad one is a ribbon with smooth bends"
-        points, width = np.asarray(points, float)*self.scale, width*self.scale
+        points, width = np.asarray(points, float) * self.scale, width * self.scale
         if len(points) < 3 or width < 3:
             self.draw.line(points.ravel().tolist(), fill=(*ink(shade), 255), width=max(1, round(width)))
             return
         along = np.gradient(points, axis=0)
-        across = along[:, ::-1]*(-.5*width, .5*width)/np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-6)[:, None]
-        self.draw.polygon(np.concatenate([points+across, (points-across)[::-1]]).ravel().tolist(), fill=(*ink(shade), 255))
+        across = (
+            along[:, ::-1] * (-0.5 * width, 0.5 * width) / np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-6)[:, None]
+        )
+        self.draw.polygon(
+            np.concatenate([points + across, (points - across)[::-1]]).ravel().tolist(), fill=(*ink(shade), 255)
+        )
 
     def dot(self, x, y, radius, shade):
-        x, y, r = x*self.scale, y*self.scale, radius*self.scale
-        self.draw.ellipse((x-r, y-r, x+r, y+r), fill=(*ink(shade), 255))
+        x, y, r = x * self.scale, y * self.scale, radius * self.scale
+        self.draw.ellipse((x - r, y - r, x + r, y + r), fill=(*ink(shade), 255))
 
-    def onto(self,
-        canvas:Canvas,
-        shadow:float=0,  # strength of the shadow on what lies below
-        offset=(3, 4),   # where it falls: columns, rows
-        blur:float=4,    # its softness in pixels
-        defocus:float=0, # pixels by which the shapes themselves are out of focus
-        opacity:float=1, # 1 solid … 0 glass
+    def onto(
+        self,
+        canvas: Canvas,
+        shadow: float = 0,  # strength of the shadow on what lies below
+        offset=(3, 4),  # where it falls: columns, rows
+        blur: float = 4,  # its softness in pixels
+        defocus: float = 0,  # pixels by which the shapes themselves are out of focus
+        opacity: float = 1,  # 1 solid … 0 glass
     ):
         "Average down and lay over the canvas"
         box = self.image.getbbox()
-        if box is None: return
-        margin = int(2*max(defocus, blur if shadow else 0)) + 2
-        left, top = (max(0, v//self.scale-margin) for v in box[:2])
-        right, bottom = (min(self.size, -(-v//self.scale)+margin) for v in box[2:])
-        image = self.image.crop((left*self.scale, top*self.scale, right*self.scale, bottom*self.scale)).reduce(self.scale)
-        if defocus: image = image.filter(ImageFilter.BoxBlur(defocus))
+        if box is None:
+            return
+        margin = int(2 * max(defocus, blur if shadow else 0)) + 2
+        left, top = (max(0, v // self.scale - margin) for v in box[:2])
+        right, bottom = (min(self.size, -(-v // self.scale) + margin) for v in box[2:])
+        image = self.image.crop((left * self.scale, top * self.scale, right * self.scale, bottom * self.scale)).reduce(
+            self.scale
+        )
+        if defocus:
+            image = image.filter(ImageFilter.BoxBlur(defocus))
         sheet = to_planes(image)  # empty is black, so the average is already multiplied by the coverage
-        if opacity < 1: sheet *= np.float32(opacity)
+        if opacity < 1:
+            sheet *= np.float32(opacity)
         if shadow:
-            dark = 1 - shadow*soften(sheet[3], blur)
-            x, y = max(0, left+offset[0]), max(0, top+offset[1])
-            below = canvas.pixels[:, y:bottom+offset[1], x:right+offset[0]]
-            below *= dark[y-top-offset[1]:, x-left-offset[0]:][:below.shape[1], :below.shape[2]]
+            dark = 1 - shadow * soften(sheet[3], blur)
+            x, y = max(0, left + offset[0]), max(0, top + offset[1])
+            below = canvas.pixels[:, y : bottom + offset[1], x : right + offset[0]]
+            below *= dark[y - top - offset[1] :, x - left - offset[0] :][: below.shape[1], : below.shape[2]]
         target = canvas.pixels[:, top:bottom, left:right]
-        target *= 1-sheet[3]
+        target *= 1 - sheet[3]
         target += sheet[:3]
 
 # %% ../../nbs/data/sample_drawing.ipynb #58084e10
 @dataclass(frozen=True)
 class Sheet:
     "Pictures side by side"
+
     image: Image.Image
+
     def _repr_jpeg_(self):
         import io
+
         buffer = io.BytesIO()
         self.image.save(buffer, 'JPEG', quality=82)
         return buffer.getvalue()
-    def __repr__(self): return f'Sheet of {self.image.width}×{self.image.height} pixels'
+
+    def __repr__(self):
+        return f'Sheet of {self.image.width}×{self.image.height} pixels'
+
 
 def contact_sheet(
-    pictures,        # PIL images
-    columns:int=6,
-    size:int=112,    # pixels each is scaled to
+    pictures,  # PIL images
+    columns: int = 6,
+    size: int = 112,  # pixels each is scaled to
 ) -> Sheet:
     "Small pictures in rows"
     pictures = list(pictures)
-    image = Image.new('RGB', (columns*size, -(-len(pictures)//columns)*size), 'white')
+    image = Image.new('RGB', (columns * size, -(-len(pictures) // columns) * size), 'white')
     for k, picture in enumerate(pictures):
-        image.paste(picture.resize((size, size), Image.LANCZOS), (k % columns*size, k//columns*size))
+        image.paste(picture.resize((size, size), Image.LANCZOS), (k % columns * size, k // columns * size))
     return Sheet(image)
 
 # %% ../../nbs/data/sample_drawing.ipynb #1a291e7c
 def towards(
-    at,           # (x, y)
-    angle:float,  # radians, clockwise on the picture
-    length:float,
+    at,  # (x, y)
+    angle: float,  # radians, clockwise on the picture
+    length: float,
 ) -> np.ndarray:  # (x, y)
     "The point at a distance in a direction"
-    return np.asarray(at) + length*np.array([np.cos(angle), np.sin(angle)])
+    return np.asarray(at) + length * np.array([np.cos(angle), np.sin(angle)])
 
 # %% ../../nbs/data/sample_drawing.ipynb #9dfea69e
 def outline(
-    base, tip,      # (x, y) in pixels
-    width:float,    # the greatest, in pixels
-    belly:float=.5, # where along the midrib it is widest, 0 base … 1 tip
-    blunt:float=1., # >1 round ends, <1 pointed ones
-    bend:float=0.,  # sideways bow of the midrib, as a share of its length
-    teeth:float=0., # depth of the margin's teeth or lobes, as a share of the width
-    lobes:float=6., # teeth on each side
-    notch:float=0., # depth of the cut at the tip, as a share of the length
-    points:int=12,  # on each side
-) -> tuple: # midrib, left and right margin: (points, 2) each
+    base,
+    tip,  # (x, y) in pixels
+    width: float,  # the greatest, in pixels
+    belly: float = 0.5,  # where along the midrib it is widest, 0 base … 1 tip
+    blunt: float = 1.0,  # >1 round ends, <1 pointed ones
+    bend: float = 0.0,  # sideways bow of the midrib, as a share of its length
+    teeth: float = 0.0,  # depth of the margin's teeth or lobes, as a share of the width
+    lobes: float = 6.0,  # teeth on each side
+    notch: float = 0.0,  # depth of the cut at the tip, as a share of the length
+    points: int = 12,  # on each side
+) -> tuple:  # midrib, left and right margin: (points, 2) each
     "The outline of a leaf"
-    t = .5-.5*np.cos(np.pi*np.linspace(0, 1, points))  # closer together at the ends, which are round
+    t = 0.5 - 0.5 * np.cos(np.pi * np.linspace(0, 1, points))  # closer together at the ends, which are round
     base, tip = np.asarray(base, float), np.asarray(tip, float)
-    along = tip-base
+    along = tip - base
     across = np.array([-along[1], along[0]])
-    middle = base + t[:, None]*along + (4*bend*t*(1-t))[:, None]*across
-    warped = t**(np.log(.5)/np.log(belly))
-    half = width/2*np.clip(4*warped*(1-warped), 0, 1)**(.75/blunt)
-    if teeth: half = half*(1-teeth*(.5+.5*np.cos(2*np.pi*lobes*t)))
-    normal = across/max(np.hypot(*along), 1e-6)
-    sides = half[:, None]*normal
-    left, right = middle+sides, middle-sides
+    middle = base + t[:, None] * along + (4 * bend * t * (1 - t))[:, None] * across
+    warped = t ** (np.log(0.5) / np.log(belly))
+    half = width / 2 * np.clip(4 * warped * (1 - warped), 0, 1) ** (0.75 / blunt)
+    if teeth:
+        half = half * (1 - teeth * (0.5 + 0.5 * np.cos(2 * np.pi * lobes * t)))
+    normal = across / max(np.hypot(*along), 1e-6)
+    sides = half[:, None] * normal
+    left, right = middle + sides, middle - sides
     if notch:
-        middle = base + (1-notch)*(middle-base)  # the midrib ends at the bottom of the notch
+        middle = base + (1 - notch) * (middle - base)  # the midrib ends at the bottom of the notch
         left[-1] = right[-1] = middle[-1]
     return middle, left, right
 
+
 def leaf(
-    sketch:Sketch, base, tip, width:float, shade,
-    light:float=.14,   # how much lighter the middle of each half is than the margin
-    side:float=.16,    # how much darker the half turned from the light is
-    rib=None,          # the midrib's colour; none is drawn without it
-    veins:int=0,       # side veins, in the midrib's colour
-    transform=None,    # points -> points: tilt, perspective
-    **shape,           # see `outline`
+    sketch: Sketch,
+    base,
+    tip,
+    width: float,
+    shade,
+    light: float = 0.14,  # how much lighter the middle of each half is than the margin
+    side: float = 0.16,  # how much darker the half turned from the light is
+    rib=None,  # the midrib's colour; none is drawn without it
+    veins: int = 0,  # side veins, in the midrib's colour
+    transform=None,  # points -> points: tilt, perspective
+    **shape,  # see `outline`
 ):
     "Draw a leaf or a petal, shaded"
     middle, left, right = outline(base, tip, width, **shape)
-    if transform is not None: middle, left, right = transform(middle), transform(left), transform(right)
+    if transform is not None:
+        middle, left, right = transform(middle), transform(left), transform(right)
     shade = colour(shade)
-    across = left[len(left)//2] - right[len(right)//2]
+    across = left[len(left) // 2] - right[len(right) // 2]
     lit = 1 if across @ (-1, -1) > 0 else -1  # the light comes from the upper left
     shapes, tones, steps = [], [], 3 if width < 30 else 7  # of brightness
     for margin, sign in ((left, 1), (right, -1)):
-        for inset in np.arange(steps)*(.9/steps):
-            shapes.append(np.concatenate([middle, (margin + inset*(middle-margin))[::-1]]))
-            tones.append((1 - light/2 + 2.5*light*inset)*(1 - side*(sign != lit)))
+        for inset in np.arange(steps) * (0.9 / steps):
+            shapes.append(np.concatenate([middle, (margin + inset * (middle - margin))[::-1]]))
+            tones.append((1 - light / 2 + 2.5 * light * inset) * (1 - side * (sign != lit)))
     sketch.polygons(shapes, np.outer(tones, shade))
     if rib is not None:
         n = len(middle)
         for k in range(veins):
-            start = 1 + (k*(n-4))//max(veins, 1)
+            start = 1 + (k * (n - 4)) // max(veins, 1)
             for margin in (left, right):
-                sketch.line([middle[start], middle[min(start+2, n-1)]*.25 + margin[min(start+2, n-1)]*.75], rib, .5)
-        sketch.line(middle, rib, max(.6, width*.035))
+                sketch.line(
+                    [middle[start], middle[min(start + 2, n - 1)] * 0.25 + margin[min(start + 2, n - 1)] * 0.75],
+                    rib,
+                    0.5,
+                )
+        sketch.line(middle, rib, max(0.6, width * 0.035))
 
 # %% ../../nbs/data/sample_drawing.ipynb #ed95a285
 @dataclass(frozen=True)
 class View:
     "Where a solid stands on the picture, and how it is seen and lit"
-    x: float              # column of its origin, pixels
-    y: float              # row of its origin, pixels
-    scale: float          # pixels a unit
-    elevation: float = .3 # radians above the horizon; negative looks from below
-    roll: float = 0.      # radians it leans to the left in the picture
-    light: tuple = (-.5, .6, .62) # direction to the light: right, up, towards the camera
+
+    x: float  # column of its origin, pixels
+    y: float  # row of its origin, pixels
+    scale: float  # pixels a unit
+    elevation: float = 0.3  # radians above the horizon; negative looks from below
+    roll: float = 0.0  # radians it leans to the left in the picture
+    light: tuple = (-0.5, 0.6, 0.62)  # direction to the light: right, up, towards the camera
 
     def project(self, x, y, z) -> tuple:
         "Columns and rows of points: x right, y away from the camera, z up"
-        up = z*np.cos(self.elevation) + y*np.sin(self.elevation)
+        up = z * np.cos(self.elevation) + y * np.sin(self.elevation)
         c, s = np.cos(self.roll), np.sin(self.roll)
-        return self.x + self.scale*(x*c - up*s), self.y - self.scale*(x*s + up*c)
+        return self.x + self.scale * (x * c - up * s), self.y - self.scale * (x * s + up * c)
 
 # %% ../../nbs/data/sample_drawing.ipynb #ce309b9e
 @dataclass(frozen=True)
 class Surface:
     "The visible part of a solid of revolution: arrays (h, w) over a box of the picture"
-    row: int; column: int # the box's upper left corner
-    mask: np.ndarray      # coverage in [0, 1]
-    t: np.ndarray         # place along the profile, 0 its beginning … 1 its end
-    x: np.ndarray         # across, in units from the axis
-    y: np.ndarray         # away from the camera, in units from the axis
-    diffuse: np.ndarray   # light by the angle to the lamp, in [0, 1]
-    facing: np.ndarray    # 1 where the surface looks at the camera, 0 at its silhouette
-    shine: np.ndarray     # mirror-like light, in [0, 1]
+
+    row: int
+    column: int  # the box's upper left corner
+    mask: np.ndarray  # coverage in [0, 1]
+    t: np.ndarray  # place along the profile, 0 its beginning … 1 its end
+    x: np.ndarray  # across, in units from the axis
+    y: np.ndarray  # away from the camera, in units from the axis
+    diffuse: np.ndarray  # light by the angle to the lamp, in [0, 1]
+    facing: np.ndarray  # 1 where the surface looks at the camera, 0 at its silhouette
+    shine: np.ndarray  # mirror-like light, in [0, 1]
 
     @property
-    def angle(self): return np.arctan2(self.y, self.x)
+    def angle(self):
+        return np.arctan2(self.y, self.x)
+
 
 def lathe(
-    view:View,
-    size:int,     # of the picture, pixels
-    radii,        # profile: radius of each ring, units, from the ground up or from the rim inwards:
-    heights,      # … and its height. Its outside is on the right of one who walks along it (an underside: from the middle out)
-    bend=None,    # sideways shift of each ring, units
-    rim=None,     # (40,) factor on the radius by angle, for wavy rims
-) -> Surface|None: # None where nothing of it is in the picture
+    view: View,
+    size: int,  # of the picture, pixels
+    radii,  # profile: radius of each ring, units, from the ground up or from the rim inwards:
+    heights,  # … and its height. Its outside is on the right of one who walks along it (an underside: from the middle out)
+    bend=None,  # sideways shift of each ring, units
+    rim=None,  # (40,) factor on the radius by angle, for wavy rims
+) -> Surface | None:  # None where nothing of it is in the picture
     "Turn a profile into a surface, seen and lit"
     radii, heights = np.asarray(radii, np.float32), np.asarray(heights, np.float32)
     length = np.concatenate([[0], np.cumsum(np.hypot(np.diff(radii), np.diff(heights)))])
-    n = int(np.clip(length[-1]*view.scale/2, 8, 110))
+    n = int(np.clip(length[-1] * view.scale / 2, 8, 110))
     even = np.linspace(0, length[-1], n)
     bend = np.zeros(n, np.float32) if bend is None else np.interp(even, length, bend).astype(np.float32)
     radii, heights = (np.interp(even, length, v).astype(np.float32) for v in (radii, heights))
-    angle = np.linspace(0, 2*np.pi, 40, endpoint=False)
-    wide = radii[:, None]*(1 if rim is None else 1+(rim-1)*(radii/radii.max())[:, None]**3)
-    columns, rows = view.project(wide*np.cos(angle)+bend[:, None], wide*np.sin(angle), heights[:, None])
-    left, top = max(0, int(columns.min())-1), max(0, int(rows.min())-1)
-    right, bottom = min(size, int(columns.max())+3), min(size, int(rows.max())+3)
-    if right-left < 2 or bottom-top < 2: return None
+    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    wide = radii[:, None] * (1 if rim is None else 1 + (rim - 1) * (radii / radii.max())[:, None] ** 3)
+    columns, rows = view.project(wide * np.cos(angle) + bend[:, None], wide * np.sin(angle), heights[:, None])
+    left, top = max(0, int(columns.min()) - 1), max(0, int(rows.min()) - 1)
+    right, bottom = min(size, int(columns.max()) + 3), min(size, int(rows.max()) + 3)
+    if right - left < 2 or bottom - top < 2:
+        return None
 
     # the discs, far ones first
-    image = Image.new('L', (right-left, bottom-top))
+    image = Image.new('L', (right - left, bottom - top))
     draw = ImageDraw.Draw(image)
-    discs = np.stack([columns-left, rows-top], -1).reshape(n, -1)
-    for k in range(n) if view.elevation > 0 else reversed(range(n)): draw.polygon(discs[k].tolist(), fill=k+1)
+    discs = np.stack([columns - left, rows - top], -1).reshape(n, -1)
+    for k in range(n) if view.elevation > 0 else reversed(range(n)):
+        draw.polygon(discs[k].tolist(), fill=k + 1)
     covered = image.point(lambda value: 255 if value else 0)
-    mask = np.clip(np.asarray(covered.filter(ImageFilter.BoxBlur(1)), np.float32)/255*2.2-1.2, 0, 1)
+    mask = np.clip(np.asarray(covered.filter(ImageFilter.BoxBlur(1)), np.float32) / 255 * 2.2 - 1.2, 0, 1)
 
     # back from the pixel to the point on its ring
-    ring = np.maximum(np.asarray(image, np.int32)-1, 0)
-    column, row = np.meshgrid(np.arange(left, right, dtype=np.float32)-np.float32(view.x),
-                              np.float32(view.y)-np.arange(top, bottom, dtype=np.float32))
-    c, s = np.float32(np.cos(view.roll)/view.scale), np.float32(np.sin(view.roll)/view.scale)
-    x, up = column*c + row*s, row*c - column*s
+    ring = np.maximum(np.asarray(image, np.int32) - 1, 0)
+    column, row = np.meshgrid(
+        np.arange(left, right, dtype=np.float32) - np.float32(view.x),
+        np.float32(view.y) - np.arange(top, bottom, dtype=np.float32),
+    )
+    c, s = np.float32(np.cos(view.roll) / view.scale), np.float32(np.sin(view.roll) / view.scale)
+    x, up = column * c + row * s, row * c - column * s
     slope_r, slope_z = np.gradient(radii), np.gradient(heights)
-    norm = np.hypot(slope_r, slope_z)+1e-9
-    outward, upwards = slope_z/norm, -slope_r/norm
+    norm = np.hypot(slope_r, slope_z) + 1e-9
+    outward, upwards = slope_z / norm, -slope_r / norm
     x = x - bend.take(ring)
     radius = radii.take(ring)
     sine, cosine = np.float32(np.sin(view.elevation)), np.float32(np.cos(view.elevation))
-    reach = np.sqrt(np.maximum(radius*radius - x*x, 0))
-    flat = np.clip((up - heights.take(ring)*cosine)/(sine if abs(sine) > .05 else .05), -reach, reach)
-    steep = (np.abs(outward)**4).astype(np.float32).take(ring)
-    y = flat + steep*(-reach-flat)
-    inverse = 1/np.maximum(np.sqrt(x*x+y*y), 1e-4)
+    reach = np.sqrt(np.maximum(radius * radius - x * x, 0))
+    flat = np.clip((up - heights.take(ring) * cosine) / (sine if abs(sine) > 0.05 else 0.05), -reach, reach)
+    steep = (np.abs(outward) ** 4).astype(np.float32).take(ring)
+    y = flat + steep * (-reach - flat)
+    inverse = 1 / np.maximum(np.sqrt(x * x + y * y), 1e-4)
     out, rise = outward.astype(np.float32).take(ring), upwards.astype(np.float32).take(ring)
-    nx, ny = out*x*inverse, out*y*inverse
-    facing = rise*sine - ny*cosine
-    nup = rise*cosine + ny*sine
+    nx, ny = out * x * inverse, out * y * inverse
+    facing = rise * sine - ny * cosine
+    nup = rise * cosine + ny * sine
     c, s = np.cos(view.roll), np.sin(view.roll)
     right_, up_, near = view.light
-    lamp = (right_*c + up_*s, up_*c - right_*s, near)         # into the solid's own axes
-    diffuse = np.clip(nx*np.float32(lamp[0]) + nup*np.float32(lamp[1]) + facing*np.float32(lamp[2]), 0, 1)
-    half = np.array([lamp[0], lamp[1], lamp[2]+1]); half /= np.linalg.norm(half)
-    shine = np.clip(nx*np.float32(half[0]) + nup*np.float32(half[1]) + facing*np.float32(half[2]), 0, 1)**24
-    return Surface(top, left, mask, ring.astype(np.float32)/(n-1), x, y, diffuse, np.clip(facing, 0, 1), shine)
+    lamp = (right_ * c + up_ * s, up_ * c - right_ * s, near)  # into the solid's own axes
+    diffuse = np.clip(nx * np.float32(lamp[0]) + nup * np.float32(lamp[1]) + facing * np.float32(lamp[2]), 0, 1)
+    half = np.array([lamp[0], lamp[1], lamp[2] + 1])
+    half /= np.linalg.norm(half)
+    shine = np.clip(nx * np.float32(half[0]) + nup * np.float32(half[1]) + facing * np.float32(half[2]), 0, 1) ** 24
+    return Surface(top, left, mask, ring.astype(np.float32) / (n - 1), x, y, diffuse, np.clip(facing, 0, 1), shine)
 
 # %% ../../nbs/data/sample_drawing.ipynb #0c743e76
 def cover(
-    canvas:Canvas,
-    surface:Surface|None,
-    shades,           # (3, h, w) or one colour: the surface's own
-    gloss:float=0,    # 0 matt … 1 wet
-    ambient:float=.5, # light in the shade
-    shade=1.,         # (h, w) or a number: extra darkness where other parts stand in the light
+    canvas: Canvas,
+    surface: Surface | None,
+    shades,  # (3, h, w) or one colour: the surface's own
+    gloss: float = 0,  # 0 matt … 1 wet
+    ambient: float = 0.5,  # light in the shade
+    shade=1.0,  # (h, w) or a number: extra darkness where other parts stand in the light
 ):
     "Paint a lit surface"
-    if surface is None: return
-    if np.ndim(shades) != 3: shades = planes(shades)
-    lit = (ambient + (1.12-ambient)*surface.diffuse)*(.72+.28*surface.facing)*shade
-    pixels = shades*lit
-    if gloss: pixels = pixels + (gloss*.75)*surface.shine*(1-pixels)
+    if surface is None:
+        return
+    if np.ndim(shades) != 3:
+        shades = planes(shades)
+    lit = (ambient + (1.12 - ambient) * surface.diffuse) * (0.72 + 0.28 * surface.facing) * shade
+    pixels = shades * lit
+    if gloss:
+        pixels = pixels + (gloss * 0.75) * surface.shine * (1 - pixels)
     canvas.paint(surface.mask, pixels, surface.row, surface.column)

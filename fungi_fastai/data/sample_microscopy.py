@@ -20,23 +20,25 @@ from .sample_scenes import dapple
 @dataclass(frozen=True)
 class Structure:
     "What a class shows; numbers are (from, to) at a magnification of 1, lengths in crop widths"
-    about: str                   # in words
-    stains: tuple                # names of stains, the frequent ones repeated
-    share: float                 # how frequent the class is, relative
-    hyphae: tuple = (0, 0)       # threads that cross a crop
-    width: tuple = (.03, .05)    # of a thread
-    curl: float = 1.             # how tortuous
-    branches: tuple = (0, 2)     # side branches of a thread
-    septa: float = 0.            # distance of the cross walls; 0: none
-    beads: float = 0.            # share of the threads that fall apart into chains of barrels
-    cells: tuple = (0, 0)        # round cells
-    radius: tuple = (.03, .05)   # of a cell
-    wall: float = .25            # of a cell, share of the radius
-    buds: float = 0.             # chance that a cell buds
-    clump: float = 1.            # 1 cells anywhere … 0 all in one heap
-    granules: tuple = (0, 30)    # small grains
 
-stains = dict(   # background, structure's edge, inside
+    about: str  # in words
+    stains: tuple  # names of stains, the frequent ones repeated
+    share: float  # how frequent the class is, relative
+    hyphae: tuple = (0, 0)  # threads that cross a crop
+    width: tuple = (0.03, 0.05)  # of a thread
+    curl: float = 1.0  # how tortuous
+    branches: tuple = (0, 2)  # side branches of a thread
+    septa: float = 0.0  # distance of the cross walls; 0: none
+    beads: float = 0.0  # share of the threads that fall apart into chains of barrels
+    cells: tuple = (0, 0)  # round cells
+    radius: tuple = (0.03, 0.05)  # of a cell
+    wall: float = 0.25  # of a cell, share of the radius
+    buds: float = 0.0  # chance that a cell buds
+    clump: float = 1.0  # 1 cells anywhere … 0 all in one heap
+    granules: tuple = (0, 30)  # small grains
+
+
+stains = dict(  # background, structure's edge, inside
     grey=('#9d9b97', '#55534f', '#aeb0aa'),
     phase=('#a59fae', '#5b4a66', '#b4c4b2'),
     blue=('#c3bfc6', '#245f94', '#4f8fb8'),
@@ -46,146 +48,244 @@ stains = dict(   # background, structure's edge, inside
 )
 
 structures = dict(
-    H1=Structure('tortuous, branching threads', ('grey', 'grey', 'grey', 'phase', 'blue'), 5,
-                 hyphae=(1, 4), width=(.035, .06), curl=2.6, branches=(0, 2), septa=.24, granules=(0, 60)),
-    H2=Structure('chains of barrel-shaped arthroconidia', ('phase', 'phase', 'phase', 'blue', 'grey'), 2.6,
-                 hyphae=(2, 5), width=(.05, .08), curl=1.6, branches=(0, 1), beads=.9, granules=(0, 60)),
-    H3=Structure('heaps of budding yeast among granules', ('teal', 'grey', 'phase', 'teal'), 1,
-                 hyphae=(0, .6), cells=(16, 34), radius=(.035, .06), buds=.45, clump=.45, granules=(20, 160)),
-    H5=Structure('a mosaic of broad, clear threads', ('blue', 'blue', 'teal', 'blue', 'grey'), 1,
-                 hyphae=(4, 7), width=(.08, .125), curl=1., septa=.16, branches=(0, 1), granules=(0, 40)),
-    H6=Structure('straight threads with thick-walled round spores', ('yellow', 'yellow', 'brown', 'brown', 'grey'), 1,
-                 hyphae=(1, 3), width=(.04, .065), curl=.6, branches=(0, 2), septa=.14, cells=(4, 10), radius=(.04, .07),
-                 wall=.42, clump=.75, granules=(0, 60)),
+    H1=Structure(
+        'tortuous, branching threads',
+        ('grey', 'grey', 'grey', 'phase', 'blue'),
+        5,
+        hyphae=(1, 4),
+        width=(0.035, 0.06),
+        curl=2.6,
+        branches=(0, 2),
+        septa=0.24,
+        granules=(0, 60),
+    ),
+    H2=Structure(
+        'chains of barrel-shaped arthroconidia',
+        ('phase', 'phase', 'phase', 'blue', 'grey'),
+        2.6,
+        hyphae=(2, 5),
+        width=(0.05, 0.08),
+        curl=1.6,
+        branches=(0, 1),
+        beads=0.9,
+        granules=(0, 60),
+    ),
+    H3=Structure(
+        'heaps of budding yeast among granules',
+        ('teal', 'grey', 'phase', 'teal'),
+        1,
+        hyphae=(0, 0.6),
+        cells=(16, 34),
+        radius=(0.035, 0.06),
+        buds=0.45,
+        clump=0.45,
+        granules=(20, 160),
+    ),
+    H5=Structure(
+        'a mosaic of broad, clear threads',
+        ('blue', 'blue', 'teal', 'blue', 'grey'),
+        1,
+        hyphae=(4, 7),
+        width=(0.08, 0.125),
+        curl=1.0,
+        septa=0.16,
+        branches=(0, 1),
+        granules=(0, 40),
+    ),
+    H6=Structure(
+        'straight threads with thick-walled round spores',
+        ('yellow', 'yellow', 'brown', 'brown', 'grey'),
+        1,
+        hyphae=(1, 3),
+        width=(0.04, 0.065),
+        curl=0.6,
+        branches=(0, 2),
+        septa=0.14,
+        cells=(4, 10),
+        radius=(0.04, 0.07),
+        wall=0.42,
+        clump=0.75,
+        granules=(0, 60),
+    ),
 )
 
 # %% ../../nbs/data/sample_microscopy.ipynb #f04ef9f8
-def _path(rng, start, angle, length, curl, steps=26) -> np.ndarray: # (steps, 2)
+def _path(rng, start, angle, length, curl, steps=26) -> np.ndarray:  # (steps, 2)
     turns = np.cumsum(rng.normal(0, 1, steps))
-    turns = np.convolve(turns, np.ones(5)/5, 'same')*curl*.16
+    turns = np.convolve(turns, np.ones(5) / 5, 'same') * curl * 0.16
     heading = angle + turns
-    return start + np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1), 0)*(length/steps)
+    return start + np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1), 0) * (length / steps)
+
 
 def _tube(sketch, path, width, tones, layer):
-    shade, share, shift = ((tones.edge, 1, 0), (tones.inside, .66, 0), (tones.glint, .18, -.12))[layer]
-    sketch.line(path+shift*width, shade, max(width*share, .6))
+    shade, share, shift = ((tones.edge, 1, 0), (tones.inside, 0.66, 0), (tones.glint, 0.18, -0.12))[layer]
+    sketch.line(path + shift * width, shade, max(width * share, 0.6))
+
 
 def _septa(sketch, path, width, tones, distance):
-    step = np.hypot(*(path[1]-path[0]))
-    every = max(2, round(distance/step))
-    for k in range(every, len(path)-1, every):
-        along = path[k+1]-path[k]
-        across = np.array([-along[1], along[0]])/step*width*.42
-        sketch.line([path[k]-across, path[k]+across], tones.edge, max(1, width*.14))
+    step = np.hypot(*(path[1] - path[0]))
+    every = max(2, round(distance / step))
+    for k in range(every, len(path) - 1, every):
+        along = path[k + 1] - path[k]
+        across = np.array([-along[1], along[0]]) / step * width * 0.42
+        sketch.line([path[k] - across, path[k] + across], tones.edge, max(1, width * 0.14))
+
 
 def _cell(sketch, x, y, r, tones, wall):
     sketch.dot(x, y, r, tones.edge)
-    sketch.dot(x, y, r*(1-wall), tones.inside)
-    sketch.dot(x-r*.2, y-r*.22, r*(.62-wall), tones.glint)
+    sketch.dot(x, y, r * (1 - wall), tones.inside)
+    sketch.dot(x - r * 0.2, y - r * 0.22, r * (0.62 - wall), tones.glint)
+
 
 def _beads(sketch, rng, path, width, tones):
-    length = width*1.5
-    step = np.hypot(*(path[1]-path[0]))
-    every = max(1, round(length*1.05/step))
-    for k in range(0, len(path)-every, every):
-        if chance(rng, .08): continue                       # a gap in the chain
-        a, b = path[k], path[k+every]
-        along = (b-a)/max(np.hypot(*(b-a)), 1e-6)
+    length = width * 1.5
+    step = np.hypot(*(path[1] - path[0]))
+    every = max(1, round(length * 1.05 / step))
+    for k in range(0, len(path) - every, every):
+        if chance(rng, 0.08):
+            continue  # a gap in the chain
+        a, b = path[k], path[k + every]
+        along = (b - a) / max(np.hypot(*(b - a)), 1e-6)
         across = np.array([-along[1], along[0]])
-        for share, shade in ((1, tones.edge), (.7, tones.inside), (.28, tones.glint)):
-            half, reach = across*width*.5*share, along*length*.5*share
-            middle = (a+b)/2
-            sketch.polygon([middle-reach-half*.62, middle-reach*.5-half, middle+reach*.5-half, middle+reach-half*.62,
-                            middle+reach+half*.62, middle+reach*.5+half, middle-reach*.5+half, middle-reach+half*.62], shade)
+        for share, shade in ((1, tones.edge), (0.7, tones.inside), (0.28, tones.glint)):
+            half, reach = across * width * 0.5 * share, along * length * 0.5 * share
+            middle = (a + b) / 2
+            sketch.polygon(
+                [
+                    middle - reach - half * 0.62,
+                    middle - reach * 0.5 - half,
+                    middle + reach * 0.5 - half,
+                    middle + reach - half * 0.62,
+                    middle + reach + half * 0.62,
+                    middle + reach * 0.5 + half,
+                    middle - reach * 0.5 + half,
+                    middle - reach + half * 0.62,
+                ],
+                shade,
+            )
 
 # %% ../../nbs/data/sample_microscopy.ipynb #45526356
 @dataclass(frozen=True)
 class Slide:
     "A specimen on its slide: what all its crops share"
+
     structure: Structure
-    ground: np.ndarray; edge: np.ndarray; inside: np.ndarray; glint: np.ndarray # colours
+    ground: np.ndarray
+    edge: np.ndarray
+    inside: np.ndarray
+    glint: np.ndarray  # colours
     magnification: float
-    crowding: float     # 0 few … 1 many
-    mottle: float       # how uneven the ground is
-    fringe: int         # pixels by which the lens shifts red against blue
-    heading: float      # radians: threads run along it
-    focus: float        # blur of all, in pixels
-    clear: float        # opacity of what is in focus
+    crowding: float  # 0 few … 1 many
+    mottle: float  # how uneven the ground is
+    fringe: int  # pixels by which the lens shifts red against blue
+    heading: float  # radians: threads run along it
+    focus: float  # blur of all, in pixels
+    clear: float  # opacity of what is in focus
 
     @classmethod
-    def prepare(cls, structure:Structure, rng):
+    def prepare(cls, structure: Structure, rng):
         "Choose a specimen"
-        ground, edge, inside = (vary(rng, c, .08) for c in stains[pick(rng, structure.stains)])
-        faint = rng.uniform(0, .45)                          # how pale the stain has become
-        return cls(structure, ground, mix(edge, ground, faint), mix(inside, ground, rng.uniform(.1, .7)),
-                   mix(inside, '#ffffff', rng.uniform(.1, .5)), rng.uniform(1., 2.), rng.random(), rng.uniform(.015, .05),
-                   int(rng.integers(0, 4)), rng.uniform(0, np.pi), float(rng.choice((0, 0, .6, 1., 1.4))), rng.uniform(.78, 1.))
+        ground, edge, inside = (vary(rng, c, 0.08) for c in stains[pick(rng, structure.stains)])
+        faint = rng.uniform(0, 0.45)  # how pale the stain has become
+        return cls(
+            structure,
+            ground,
+            mix(edge, ground, faint),
+            mix(inside, ground, rng.uniform(0.1, 0.7)),
+            mix(inside, '#ffffff', rng.uniform(0.1, 0.5)),
+            rng.uniform(1.0, 2.0),
+            rng.random(),
+            rng.uniform(0.015, 0.05),
+            int(rng.integers(0, 4)),
+            rng.uniform(0, np.pi),
+            float(rng.choice((0, 0, 0.6, 1.0, 1.4))),
+            rng.uniform(0.78, 1.0),
+        )
 
 # %% ../../nbs/data/sample_microscopy.ipynb #bb5fa207
-def _layer(rng, slide:Slide, size:int, few:float) -> Sketch:
+def _layer(rng, slide: Slide, size: int, few: float) -> Sketch:
     "Threads and cells of one depth"
-    sketch, s, zoom = Sketch(size), slide.structure, slide.magnification*size
-    def amount(span): # as many as the slide is crowded, give or take
-        return max(0, round((span[0] + (span[1]-span[0])*slide.crowding)*few + rng.normal(0, .5))) if span[1] else 0
+    sketch, s, zoom = Sketch(size), slide.structure, slide.magnification * size
+
+    def amount(span):  # as many as the slide is crowded, give or take
+        return (
+            max(0, round((span[0] + (span[1] - span[0]) * slide.crowding) * few + rng.normal(0, 0.5))) if span[1] else 0
+        )
+
     threads = []
     for _ in range(amount(s.hyphae)):
-        angle = slide.heading + rng.normal(0, .3 + .35*s.curl)
-        middle = rng.uniform(.1, .9, 2)*size
-        width = rng.uniform(*s.width)*zoom
-        length = size*rng.uniform(1., 1.7)
-        path = _path(rng, middle-.5*length*np.array([np.cos(angle), np.sin(angle)]), angle, length, s.curl)
+        angle = slide.heading + rng.normal(0, 0.3 + 0.35 * s.curl)
+        middle = rng.uniform(0.1, 0.9, 2) * size
+        width = rng.uniform(*s.width) * zoom
+        length = size * rng.uniform(1.0, 1.7)
+        path = _path(rng, middle - 0.5 * length * np.array([np.cos(angle), np.sin(angle)]), angle, length, s.curl)
         threads.append((path, width))
-        for _ in range(int(rng.integers(s.branches[0], s.branches[1]+1))):
+        for _ in range(int(rng.integers(s.branches[0], s.branches[1] + 1))):
             k = int(rng.integers(6, 20))
-            ahead = np.arctan2(*(path[k+1]-path[k])[::-1]) + pick(rng, (-1, 1))*rng.uniform(.5, 1.1)
-            threads.append((_path(rng, path[k], ahead, length*rng.uniform(.25, .5), s.curl, 14), width*.8))
+            ahead = np.arctan2(*(path[k + 1] - path[k])[::-1]) + pick(rng, (-1, 1)) * rng.uniform(0.5, 1.1)
+            threads.append((_path(rng, path[k], ahead, length * rng.uniform(0.25, 0.5), s.curl, 14), width * 0.8))
     beaded = rng.random(len(threads)) < s.beads
     whole = [thread for thread, falls in zip(threads, beaded, strict=True) if not falls]
-    for layer in range(3):                                   # walls of all, then insides: branches open into their thread
-        for path, width in whole: _tube(sketch, path, width, slide, layer)
-    for path, width in whole if s.septa else (): _septa(sketch, path, width, slide, s.septa*zoom)
+    for layer in range(3):  # walls of all, then insides: branches open into their thread
+        for path, width in whole:
+            _tube(sketch, path, width, slide, layer)
+    for path, width in whole if s.septa else ():
+        _septa(sketch, path, width, slide, s.septa * zoom)
     for (path, width), falls in zip(threads, beaded, strict=True):
-        if falls: _beads(sketch, rng, path, width, slide)
-    heap = rng.uniform(.25, .75, 2)
+        if falls:
+            _beads(sketch, rng, path, width, slide)
+    heap = rng.uniform(0.25, 0.75, 2)
     for _ in range(amount(s.cells)):
-        spread = .12 + .6*s.clump
-        x, y = np.clip(heap + rng.normal(0, spread*.55, 2), -.05, 1.05)*size
-        r = rng.uniform(*s.radius)*zoom
+        spread = 0.12 + 0.6 * s.clump
+        x, y = np.clip(heap + rng.normal(0, spread * 0.55, 2), -0.05, 1.05) * size
+        r = rng.uniform(*s.radius) * zoom
         if chance(rng, s.buds):
             turn = rng.uniform(0, 6.3)
-            _cell(sketch, x+1.35*r*np.cos(turn), y+1.35*r*np.sin(turn), r*rng.uniform(.4, .65), slide, s.wall)
+            _cell(
+                sketch,
+                x + 1.35 * r * np.cos(turn),
+                y + 1.35 * r * np.sin(turn),
+                r * rng.uniform(0.4, 0.65),
+                slide,
+                s.wall,
+            )
         _cell(sketch, x, y, r, slide, s.wall)
-    for x, y in rng.uniform(0, size, (amount(s.granules), 2)): sketch.dot(x, y, rng.uniform(.003, .009)*zoom, slide.edge)
+    for x, y in rng.uniform(0, size, (amount(s.granules), 2)):
+        sketch.dot(x, y, rng.uniform(0.003, 0.009) * zoom, slide.edge)
     return sketch
 
-empty_share, blurred_share = .025, .02  # crops that show nothing, and crops far out of focus
+
+empty_share, blurred_share = 0.025, 0.02  # crops that show nothing, and crops far out of focus
+
 
 def draw_crop(
-    name:str,     # H1, H2, H3, H5 or H6
-    rngs,         # generators of the specimen, the photo and the crop
-    size:int=256, # pixels a side
+    name: str,  # H1, H2, H3, H5 or H6
+    rngs,  # generators of the specimen, the photo and the crop
+    size: int = 256,  # pixels a side
 ) -> Image.Image:
     "A crop from a photo of a specimen of class `name`"
     prepare, photo, rng = rngs
     slide = Slide.prepare(structures[name], prepare)
-    cast, exposure, tilt = photo.normal(0, .03, 3), 1+photo.normal(0, .06), dapple(photo, size, 3, .93, 1.07)
+    cast, exposure, tilt = photo.normal(0, 0.03, 3), 1 + photo.normal(0, 0.06), dapple(photo, size, 3, 0.93, 1.07)
     fate = rng.random()
-    empty, far_off = fate < empty_share, empty_share <= fate < empty_share+blurred_share
+    empty, far_off = fate < empty_share, empty_share <= fate < empty_share + blurred_share
     canvas = Canvas(size, slide.ground)
     if not empty:
-        canvas.pixels *= 1 + np.float32(slide.mottle)*(.6*tiled(rng, 'cloud', size) + tiled(rng, 'grain', size))
-        unit = size/256
-        _layer(rng, slide, size, .5).onto(canvas, defocus=rng.uniform(3, 7)*unit, opacity=.6)
-        _layer(rng, slide, size, .4).onto(canvas, defocus=1.5*unit, opacity=.7*slide.clear)
-        _layer(rng, slide, size, .8).onto(canvas, shadow=.12, offset=(2, 2), blur=3, opacity=slide.clear)
+        canvas.pixels *= 1 + np.float32(slide.mottle) * (0.6 * tiled(rng, 'cloud', size) + tiled(rng, 'grain', size))
+        unit = size / 256
+        _layer(rng, slide, size, 0.5).onto(canvas, defocus=rng.uniform(3, 7) * unit, opacity=0.6)
+        _layer(rng, slide, size, 0.4).onto(canvas, defocus=1.5 * unit, opacity=0.7 * slide.clear)
+        _layer(rng, slide, size, 0.8).onto(canvas, shadow=0.12, offset=(2, 2), blur=3, opacity=slide.clear)
         if slide.fringe:
             canvas.pixels[0] = np.roll(canvas.pixels[0], slide.fringe, 1)
             canvas.pixels[2] = np.roll(canvas.pixels[2], -slide.fringe, 0)
         canvas.pixels *= tilt
     if far_off:
         mean = canvas.pixels.mean((1, 2), keepdims=True)
-        canvas.pixels = mean + .2*(np.stack([soften(plane, size/10) for plane in np.clip(canvas.pixels, 0, 1)])-mean)
-    canvas.pixels *= planes((1+cast)*exposure)
-    canvas.pixels += np.float32(.004)*tiled(rng, 'grain', size)
+        canvas.pixels = mean + 0.2 * (
+            np.stack([soften(plane, size / 10) for plane in np.clip(canvas.pixels, 0, 1)]) - mean
+        )
+    canvas.pixels *= planes((1 + cast) * exposure)
+    canvas.pixels += np.float32(0.004) * tiled(rng, 'grain', size)
     image = to_image(canvas.pixels)
-    return image.filter(ImageFilter.BoxBlur(slide.focus*size/256)) if slide.focus and not empty else image
+    return image.filter(ImageFilter.BoxBlur(slide.focus * size / 256)) if slide.focus and not empty else image

@@ -14,7 +14,20 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from fungi_fastai.data.sample_drawing import (
-    Canvas, Sketch, View, chance, colour, cover, lathe, leaf, lookup, mix, pick, planes, towards, vary,
+    Canvas,
+    Sketch,
+    View,
+    chance,
+    colour,
+    cover,
+    lathe,
+    leaf,
+    lookup,
+    mix,
+    pick,
+    planes,
+    towards,
+    vary,
 )
 from .sample_scenes import backdrop, dapple, develop, floor, grass_blades
 
@@ -22,329 +35,556 @@ from .sample_scenes import backdrop, dapple, develop, floor, grass_blades
 @dataclass(frozen=True)
 class Genus:
     "What can be seen of a genus; chances are shares of its specimens"
-    caps: tuple                      # colours of the cap
-    shapes: tuple                    # of the cap: convex bell conical flat depressed umbonate
-    skin: tuple = ('smooth',)        # on the cap: smooth fibrils scales warts zones striate
-    gloss: tuple = (0., .2)          # 0 matt … 1 slimy
-    under: str = 'gills'             # gills or pores
+
+    caps: tuple  # colours of the cap
+    shapes: tuple  # of the cap: convex bell conical flat depressed umbonate
+    skin: tuple = ('smooth',)  # on the cap: smooth fibrils scales warts zones striate
+    gloss: tuple = (0.0, 0.2)  # 0 matt … 1 slimy
+    under: str = 'gills'  # gills or pores
     under_colours: tuple = ('#f2ead8',)
-    crowded: tuple = (56, 76)        # gills, or the pores' fineness
-    stems: tuple|None = ('#efe8da',) # colours of the stem; None: the cap's
-    length: tuple = (1.3, 2.)        # of the stem, in radii of the cap
-    width: tuple = (.15, .22)        # of the stem: its radius
-    base: tuple = (1., 1.3)          # radius at the foot, relative
-    belly: float = 0.                # swelling of the stem's middle: barrels
-    coat: tuple = ('smooth',)        # on the stem: smooth fibres net dots belts pits
-    ring: float = 0.                 # chance of a ring
-    volva: float = 0.                # chance of a sack at the foot
-    milk: float = 0.                 # chance of milk drops on the gills
+    crowded: tuple = (56, 76)  # gills, or the pores' fineness
+    stems: tuple | None = ('#efe8da',)  # colours of the stem; None: the cap's
+    length: tuple = (1.3, 2.0)  # of the stem, in radii of the cap
+    width: tuple = (0.15, 0.22)  # of the stem: its radius
+    base: tuple = (1.0, 1.3)  # radius at the foot, relative
+    belly: float = 0.0  # swelling of the stem's middle: barrels
+    coat: tuple = ('smooth',)  # on the stem: smooth fibres net dots belts pits
+    ring: float = 0.0  # chance of a ring
+    volva: float = 0.0  # chance of a sack at the foot
+    milk: float = 0.0  # chance of milk drops on the gills
+
 
 genera = dict(
-    Agaricus=Genus(('#f3efe6', '#e9dfcd', '#c9ab83', '#9a7652'), ('convex', 'convex', 'flat'), ('smooth', 'scales', 'scales'),
-        under_colours=('#d99a94', '#b9776f', '#6b4438', '#4a3029'), crowded=(80, 100), ring=.9, base=(1.05, 1.5)),
-    Amanita=Genus(('#c8281c', '#d2401f', '#7d5a3c', '#8f9a5a', '#efe9dc', '#b98f55'), ('convex', 'flat', 'convex'),
-        ('warts', 'warts', 'warts', 'smooth'), gloss=(.1, .5), under_colours=('#f7f2e6',), stems=('#f5f0e4',),
-        length=(1.5, 2.3), base=(1.5, 2.), ring=.85, volva=.85, coat=('smooth', 'belts')),
-    Boletus=Genus(('#7a4a28', '#94602f', '#5d3a22', '#a87a48', '#8a3b2c'), ('convex', 'convex', 'bell'),
-        ('smooth', 'smooth', 'fibrils'), under='pores', under_colours=('#f1ead6', '#d8cf7a', '#a9a54a'),
-        stems=('#e2d2b0', '#c9a774', '#d8b56a'), length=(1., 1.6),
-        width=(.34, .46), base=(1.1, 1.6), belly=.25, coat=('net', 'net', 'dots')),
-    Cortinarius=Genus(('#8a5a86', '#a35f2c', '#7c4a2a', '#9a7f9c', '#b5772f', '#6d4630'), ('umbonate', 'convex', 'bell'),
-        ('fibrils', 'fibrils', 'smooth'), gloss=(0., .35), under_colours=('#a8602c', '#8a4a22', '#8f5a74'),
-        stems=('#c9b6bf', '#d8c8b0', '#b79a9f'), length=(1.5, 2.3), base=(1.2, 2.), coat=('belts', 'belts', 'fibres')),
-    Entoloma=Genus(('#8f8a80', '#6f665c', '#a79c88', '#4d566e', '#c9bfa8'), ('umbonate', 'conical', 'flat'),
-        ('fibrils', 'striate', 'smooth'), under_colours=('#dba898', '#c98d7c', '#e3bfae'), crowded=(44, 60),
-        stems=('#b5aea2', '#8f8a86', '#d3ccbe'), length=(1.8, 2.8), width=(.09, .15), coat=('fibres', 'smooth')),
-    Hygrocybe=Genus(('#d8261a', '#e8641c', '#f0b322', '#e88f1e', '#b5231f', '#e6c33a'), ('conical', 'convex', 'bell'),
-        ('smooth', 'striate'), gloss=(.5, .95), under_colours=('#f3c65a', '#f0a04a', '#f2dc8c'), crowded=(28, 38), stems=None,
-        length=(1.7, 2.6), width=(.1, .17)),
-    Lactarius=Genus(('#d97f3c', '#c56a3a', '#9a5a3c', '#b0a48f', '#7d7a4a', '#e0a577'), ('depressed', 'depressed', 'flat'),
-        ('zones', 'zones', 'smooth'), gloss=(0., .45), under_colours=('#e9b478', '#f0d8b0', '#e39a5c'), stems=None,
-        length=(.9, 1.4), width=(.18, .26), base=(.85, 1.05), coat=('pits', 'pits', 'smooth'), milk=.7),
-    Russula=Genus(('#c02a38', '#7d2f52', '#a84a5c', '#6f8a4a', '#d9b03c', '#8a6a9a', '#e8dcc8', '#d8452f'),
-        ('depressed', 'flat', 'convex'), ('smooth', 'striate'), gloss=(.1, .5), under_colours=('#faf5e8', '#f5e9c4'),
-        stems=('#f8f5ee',), length=(.9, 1.5), width=(.2, .28), base=(.9, 1.1)),
-    Suillus=Genus(('#a8662c', '#c9963f', '#7a4526', '#d8a63c', '#b57f3a'), ('convex', 'flat', 'convex'),
-        ('smooth', 'smooth', 'fibrils'), gloss=(.65, 1.), under='pores', under_colours=('#e3c23f', '#c9a838', '#d8cf6a'),
-        stems=('#e8cf6a', '#d9b65a', '#e9dcae'), length=(1., 1.7), width=(.17, .25), coat=('dots', 'dots', 'smooth'), ring=.45),
+    Agaricus=Genus(
+        ('#f3efe6', '#e9dfcd', '#c9ab83', '#9a7652'),
+        ('convex', 'convex', 'flat'),
+        ('smooth', 'scales', 'scales'),
+        under_colours=('#d99a94', '#b9776f', '#6b4438', '#4a3029'),
+        crowded=(80, 100),
+        ring=0.9,
+        base=(1.05, 1.5),
+    ),
+    Amanita=Genus(
+        ('#c8281c', '#d2401f', '#7d5a3c', '#8f9a5a', '#efe9dc', '#b98f55'),
+        ('convex', 'flat', 'convex'),
+        ('warts', 'warts', 'warts', 'smooth'),
+        gloss=(0.1, 0.5),
+        under_colours=('#f7f2e6',),
+        stems=('#f5f0e4',),
+        length=(1.5, 2.3),
+        base=(1.5, 2.0),
+        ring=0.85,
+        volva=0.85,
+        coat=('smooth', 'belts'),
+    ),
+    Boletus=Genus(
+        ('#7a4a28', '#94602f', '#5d3a22', '#a87a48', '#8a3b2c'),
+        ('convex', 'convex', 'bell'),
+        ('smooth', 'smooth', 'fibrils'),
+        under='pores',
+        under_colours=('#f1ead6', '#d8cf7a', '#a9a54a'),
+        stems=('#e2d2b0', '#c9a774', '#d8b56a'),
+        length=(1.0, 1.6),
+        width=(0.34, 0.46),
+        base=(1.1, 1.6),
+        belly=0.25,
+        coat=('net', 'net', 'dots'),
+    ),
+    Cortinarius=Genus(
+        ('#8a5a86', '#a35f2c', '#7c4a2a', '#9a7f9c', '#b5772f', '#6d4630'),
+        ('umbonate', 'convex', 'bell'),
+        ('fibrils', 'fibrils', 'smooth'),
+        gloss=(0.0, 0.35),
+        under_colours=('#a8602c', '#8a4a22', '#8f5a74'),
+        stems=('#c9b6bf', '#d8c8b0', '#b79a9f'),
+        length=(1.5, 2.3),
+        base=(1.2, 2.0),
+        coat=('belts', 'belts', 'fibres'),
+    ),
+    Entoloma=Genus(
+        ('#8f8a80', '#6f665c', '#a79c88', '#4d566e', '#c9bfa8'),
+        ('umbonate', 'conical', 'flat'),
+        ('fibrils', 'striate', 'smooth'),
+        under_colours=('#dba898', '#c98d7c', '#e3bfae'),
+        crowded=(44, 60),
+        stems=('#b5aea2', '#8f8a86', '#d3ccbe'),
+        length=(1.8, 2.8),
+        width=(0.09, 0.15),
+        coat=('fibres', 'smooth'),
+    ),
+    Hygrocybe=Genus(
+        ('#d8261a', '#e8641c', '#f0b322', '#e88f1e', '#b5231f', '#e6c33a'),
+        ('conical', 'convex', 'bell'),
+        ('smooth', 'striate'),
+        gloss=(0.5, 0.95),
+        under_colours=('#f3c65a', '#f0a04a', '#f2dc8c'),
+        crowded=(28, 38),
+        stems=None,
+        length=(1.7, 2.6),
+        width=(0.1, 0.17),
+    ),
+    Lactarius=Genus(
+        ('#d97f3c', '#c56a3a', '#9a5a3c', '#b0a48f', '#7d7a4a', '#e0a577'),
+        ('depressed', 'depressed', 'flat'),
+        ('zones', 'zones', 'smooth'),
+        gloss=(0.0, 0.45),
+        under_colours=('#e9b478', '#f0d8b0', '#e39a5c'),
+        stems=None,
+        length=(0.9, 1.4),
+        width=(0.18, 0.26),
+        base=(0.85, 1.05),
+        coat=('pits', 'pits', 'smooth'),
+        milk=0.7,
+    ),
+    Russula=Genus(
+        ('#c02a38', '#7d2f52', '#a84a5c', '#6f8a4a', '#d9b03c', '#8a6a9a', '#e8dcc8', '#d8452f'),
+        ('depressed', 'flat', 'convex'),
+        ('smooth', 'striate'),
+        gloss=(0.1, 0.5),
+        under_colours=('#faf5e8', '#f5e9c4'),
+        stems=('#f8f5ee',),
+        length=(0.9, 1.5),
+        width=(0.2, 0.28),
+        base=(0.9, 1.1),
+    ),
+    Suillus=Genus(
+        ('#a8662c', '#c9963f', '#7a4526', '#d8a63c', '#b57f3a'),
+        ('convex', 'flat', 'convex'),
+        ('smooth', 'smooth', 'fibrils'),
+        gloss=(0.65, 1.0),
+        under='pores',
+        under_colours=('#e3c23f', '#c9a838', '#d8cf6a'),
+        stems=('#e8cf6a', '#d9b65a', '#e9dcae'),
+        length=(1.0, 1.7),
+        width=(0.17, 0.25),
+        coat=('dots', 'dots', 'smooth'),
+        ring=0.45,
+    ),
 )
 
 # %% ../../nbs/data/sample_mushrooms.ipynb #6337352c
-cap_heights = dict(convex=(.5, .85), bell=(.75, 1.05), conical=(.8, 1.25), flat=(.18, .3), depressed=(.2, .3), umbonate=(.3, .45))
+cap_heights = dict(
+    convex=(0.5, 0.85),
+    bell=(0.75, 1.05),
+    conical=(0.8, 1.25),
+    flat=(0.18, 0.3),
+    depressed=(0.2, 0.3),
+    umbonate=(0.3, 0.45),
+)
 habitats = ('litter', 'soil'), ('moss', 'litter'), ('grass', 'moss'), ('litter', 'moss')
+
 
 @dataclass(frozen=True)
 class Mushroom:
     "One fruit body; lengths in radii of its cap"
+
     genus: Genus
-    cap: np.ndarray; centre: np.ndarray # colours: cap, and its middle
-    under: np.ndarray; stem: np.ndarray
-    shape: str; skin: str; coat: str
+    cap: np.ndarray
+    centre: np.ndarray  # colours: cap, and its middle
+    under: np.ndarray
+    stem: np.ndarray
+    shape: str
+    skin: str
+    coat: str
     gloss: float
-    height: float             # of the cap
-    length: float; width: float; foot: float
-    lean: float               # sideways bow of the stem
-    rim: np.ndarray           # (40,) how wavy the cap's rim is
-    ring: bool; volva: bool; milk: bool
+    height: float  # of the cap
+    length: float
+    width: float
+    foot: float
+    lean: float  # sideways bow of the stem
+    rim: np.ndarray  # (40,) how wavy the cap's rim is
+    ring: bool
+    volva: bool
+    milk: bool
     gills: int
-    habitat: tuple            # grounds it is found on
-    seed: int                 # shifts its textures
+    habitat: tuple  # grounds it is found on
+    seed: int  # shifts its textures
 
     @classmethod
-    def grow(cls, genus:Genus, rng):
+    def grow(cls, genus: Genus, rng):
         "Choose a specimen of a genus"
-        cap = vary(rng, pick(rng, genus.caps), .09)
-        turn = np.linspace(0, 2*np.pi, 40, endpoint=False)
-        wavy = rng.uniform(0, .05)
+        cap = vary(rng, pick(rng, genus.caps), 0.09)
+        turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+        wavy = rng.uniform(0, 0.05)
         shape = pick(rng, genus.shapes)
-        return cls(genus, cap, np.clip(cap*rng.uniform(.62, 1.12), 0, 1), vary(rng, pick(rng, genus.under_colours), .05),
-            np.clip(cap*1.05 + .04, 0, 1) if genus.stems is None else vary(rng, pick(rng, genus.stems), .05),
-            shape, pick(rng, genus.skin), pick(rng, genus.coat), rng.uniform(*genus.gloss), rng.uniform(*cap_heights[shape]),
-            rng.uniform(*genus.length), rng.uniform(*genus.width), rng.uniform(*genus.base), rng.normal(0, .12),
-            1 + wavy*np.cos(turn*int(rng.integers(2, 5)) + rng.uniform(0, 6)) + wavy/2*np.cos(turn*7 + rng.uniform(0, 6)),
-            chance(rng, genus.ring), chance(rng, genus.volva), chance(rng, genus.milk), int(rng.integers(*genus.crowded)),
-            pick(rng, habitats), int(rng.integers(1 << 16)))
+        return cls(
+            genus,
+            cap,
+            np.clip(cap * rng.uniform(0.62, 1.12), 0, 1),
+            vary(rng, pick(rng, genus.under_colours), 0.05),
+            np.clip(cap * 1.05 + 0.04, 0, 1) if genus.stems is None else vary(rng, pick(rng, genus.stems), 0.05),
+            shape,
+            pick(rng, genus.skin),
+            pick(rng, genus.coat),
+            rng.uniform(*genus.gloss),
+            rng.uniform(*cap_heights[shape]),
+            rng.uniform(*genus.length),
+            rng.uniform(*genus.width),
+            rng.uniform(*genus.base),
+            rng.normal(0, 0.12),
+            1
+            + wavy * np.cos(turn * int(rng.integers(2, 5)) + rng.uniform(0, 6))
+            + wavy / 2 * np.cos(turn * 7 + rng.uniform(0, 6)),
+            chance(rng, genus.ring),
+            chance(rng, genus.volva),
+            chance(rng, genus.milk),
+            int(rng.integers(*genus.crowded)),
+            pick(rng, habitats),
+            int(rng.integers(1 << 16)),
+        )
 
-    def young(self, share:float): # 0 grown … 1 a button
+    def young(self, share: float):  # 0 grown … 1 a button
         "A younger one of the same troop: higher cap, shorter stem, not yet hollow"
-        shape = self.shape if share < .35 or self.shape in ('conical', 'bell') else 'convex'
-        return replace(self, shape=shape, height=max(self.height, .45 + .5*share), length=self.length*(1-.3*share),
-                       seed=self.seed+77)
+        shape = self.shape if share < 0.35 or self.shape in ('conical', 'bell') else 'convex'
+        return replace(
+            self,
+            shape=shape,
+            height=max(self.height, 0.45 + 0.5 * share),
+            length=self.length * (1 - 0.3 * share),
+            seed=self.seed + 77,
+        )
 
 # %% ../../nbs/data/sample_mushrooms.ipynb #fea2da69
-def cap_profile(shape:str, height:float) -> tuple: # radii and heights above the rim
+def cap_profile(shape: str, height: float) -> tuple:  # radii and heights above the rim
     "The upper side, rim to middle"
-    t = np.linspace(0, np.pi/2, 24)
+    t = np.linspace(0, np.pi / 2, 24)
     r = np.cos(t)
     z = dict(
-        convex=height*np.sin(t)**.9,
-        bell=height*(1-r**2.6)**.75,
-        conical=height*(1-r**1.15)*.93 + .07*np.sin(t),
-        flat=height*(1-r**5),
-        depressed=height*(1-r**7) - 1.05*height*(1-r*r)**1.8,
-        umbonate=height*(.62*(1-r**3.2) + .38*np.exp(-(r/.24)**2)),
+        convex=height * np.sin(t) ** 0.9,
+        bell=height * (1 - r**2.6) ** 0.75,
+        conical=height * (1 - r**1.15) * 0.93 + 0.07 * np.sin(t),
+        flat=height * (1 - r**5),
+        depressed=height * (1 - r**7) - 1.05 * height * (1 - r * r) ** 1.8,
+        umbonate=height * (0.62 * (1 - r**3.2) + 0.38 * np.exp(-((r / 0.24) ** 2))),
     )[shape]
-    return np.concatenate([[.955], r]), np.concatenate([[-.06], z])
+    return np.concatenate([[0.955], r]), np.concatenate([[-0.06], z])
 
-def smooth(low, high, values): # a soft step from 0 to 1
-    t = np.clip((values-low)/(high-low), 0, 1)
-    return t*t*(3-2*t)
 
-def _cap_shades(body:Mushroom, s) -> np.ndarray: # (3, h, w)
-    r = np.sqrt(s.x*s.x+s.y*s.y)
-    u, v = s.x*70+body.seed, s.y*70+(body.seed >> 8)
+def smooth(low, high, values):  # a soft step from 0 to 1
+    t = np.clip((values - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _cap_shades(body: Mushroom, s) -> np.ndarray:  # (3, h, w)
+    r = np.sqrt(s.x * s.x + s.y * s.y)
+    u, v = s.x * 70 + body.seed, s.y * 70 + (body.seed >> 8)
     cloud = lookup('cloud', u, v)
-    inner = np.exp(-(r/.55)**2)*.8
-    shades = planes(body.cap) + (planes(body.centre)-planes(body.cap))*inner
-    shades = shades*(1 + .07*cloud + .03*lookup('grain', u*2, v*2))
-    if body.skin == 'fibrils': shades = shades*(1 + .1*lookup('fibre', r*60, s.angle*40+body.seed)*smooth(.08, .3, r))
-    if body.skin == 'striate': shades = shades*(1 - .2*smooth(.55, .95, r)*(.5+.5*np.cos(s.angle*body.gills)))
-    if body.skin == 'zones': shades = shades*(1 + .15*np.sin(r*24 + cloud*.9)*smooth(.1, .3, r))
+    inner = np.exp(-((r / 0.55) ** 2)) * 0.8
+    shades = planes(body.cap) + (planes(body.centre) - planes(body.cap)) * inner
+    shades = shades * (1 + 0.07 * cloud + 0.03 * lookup('grain', u * 2, v * 2))
+    if body.skin == 'fibrils':
+        shades = shades * (1 + 0.1 * lookup('fibre', r * 60, s.angle * 40 + body.seed) * smooth(0.08, 0.3, r))
+    if body.skin == 'striate':
+        shades = shades * (1 - 0.2 * smooth(0.55, 0.95, r) * (0.5 + 0.5 * np.cos(s.angle * body.gills)))
+    if body.skin == 'zones':
+        shades = shades * (1 + 0.15 * np.sin(r * 24 + cloud * 0.9) * smooth(0.1, 0.3, r))
     if body.skin == 'scales':
-        patch = smooth(.62, .4, lookup('cells', u*2.1, v*2.1) + .14*cloud)*smooth(0, .15, r)
-        shades = shades*(1 - .38*patch*planes((.8, 1, 1.15)))
+        patch = smooth(0.62, 0.4, lookup('cells', u * 2.1, v * 2.1) + 0.14 * cloud) * smooth(0, 0.15, r)
+        shades = shades * (1 - 0.38 * patch * planes((0.8, 1, 1.15)))
     if body.skin == 'warts':
-        patch = smooth(.36, .28, lookup('cells', u*1.25, v*1.25) + .05*cloud + .12*smooth(.5, 1, r))
-        shades = shades + patch*(planes('#f8f2e2')*(1+.05*cloud)-shades)
+        patch = smooth(0.36, 0.28, lookup('cells', u * 1.25, v * 1.25) + 0.05 * cloud + 0.12 * smooth(0.5, 1, r))
+        shades = shades + patch * (planes('#f8f2e2') * (1 + 0.05 * cloud) - shades)
     return shades
 
-def _under_shades(body:Mushroom, s, view) -> np.ndarray:
-    r = np.sqrt(s.x*s.x+s.y*s.y)
+
+def _under_shades(body: Mushroom, s, view) -> np.ndarray:
+    r = np.sqrt(s.x * s.x + s.y * s.y)
     if body.genus.under == 'pores':
-        holes = smooth(.62, .15, lookup('cells', s.x*320, s.y*320))
-        depth = .3*holes*min(1., view.scale/70)
-        return planes(body.under)*(1 - depth + .06*lookup('cloud', s.x*60+body.seed, s.y*60))
-    pitch = 2*np.pi*r*view.scale/body.gills               # pixels from gill to gill
-    ridge = .5+.5*np.cos(s.angle*body.gills)
-    short = smooth(.62, .7, r)*(.5+.5*np.cos(s.angle*2*body.gills))
-    depth = (.42*smooth(1.2, 3.2, pitch)*(1-ridge*(1-short)) + .06)*planes((.85, 1, 1.1))
-    shades = planes(body.under)*(1 - depth)*(1 + .05*np.cos(s.angle*9+body.seed))
+        holes = smooth(0.62, 0.15, lookup('cells', s.x * 320, s.y * 320))
+        depth = 0.3 * holes * min(1.0, view.scale / 70)
+        return planes(body.under) * (1 - depth + 0.06 * lookup('cloud', s.x * 60 + body.seed, s.y * 60))
+    pitch = 2 * np.pi * r * view.scale / body.gills  # pixels from gill to gill
+    ridge = 0.5 + 0.5 * np.cos(s.angle * body.gills)
+    short = smooth(0.62, 0.7, r) * (0.5 + 0.5 * np.cos(s.angle * 2 * body.gills))
+    depth = (0.42 * smooth(1.2, 3.2, pitch) * (1 - ridge * (1 - short)) + 0.06) * planes((0.85, 1, 1.1))
+    shades = planes(body.under) * (1 - depth) * (1 + 0.05 * np.cos(s.angle * 9 + body.seed))
     if body.milk:
-        drops = smooth(.15, .09, lookup('cells', s.x*62+body.seed, s.y*62))
-        shades = shades + drops*(planes('#fffaf0')-shades)
+        drops = smooth(0.15, 0.09, lookup('cells', s.x * 62 + body.seed, s.y * 62))
+        shades = shades + drops * (planes('#fffaf0') - shades)
     return shades
 
-def _stem_shades(body:Mushroom, s) -> np.ndarray:
-    around, up = np.arctan2(s.x, -s.y)*(40*body.width/.2), s.t*90*body.length
-    grain = lookup('cloud', around*2+body.seed, up)
-    shades = planes(body.stem)*(1 + .06*grain)
+
+def _stem_shades(body: Mushroom, s) -> np.ndarray:
+    around, up = np.arctan2(s.x, -s.y) * (40 * body.width / 0.2), s.t * 90 * body.length
+    grain = lookup('cloud', around * 2 + body.seed, up)
+    shades = planes(body.stem) * (1 + 0.06 * grain)
     coat = body.coat
-    if coat == 'fibres': shades = shades*(1 + .1*lookup('fibre', up*.7, around*5+body.seed))
+    if coat == 'fibres':
+        shades = shades * (1 + 0.1 * lookup('fibre', up * 0.7, around * 5 + body.seed))
     if coat == 'net':
-        mesh = lookup('cells', around*2.4+body.seed, up*1.1)
+        mesh = lookup('cells', around * 2.4 + body.seed, up * 1.1)
         pale = body.seed % 2 == 0
-        shades = shades*(.85 + .25*smooth(.35, .75, mesh) if pale else 1 - .3*smooth(.5, .75, mesh)*(.35+.65*s.t))
-    if coat == 'dots': shades = shades*(1 - .5*smooth(.3, .16, lookup('cells', around*3.5+body.seed, up*3.2))*planes((.6, .9, 1)))
-    if coat == 'pits': shades = shades*(1 - .28*smooth(.34, .2, lookup('cells', around*2+body.seed, up*1.8)))
+        shades = shades * (
+            0.85 + 0.25 * smooth(0.35, 0.75, mesh) if pale else 1 - 0.3 * smooth(0.5, 0.75, mesh) * (0.35 + 0.65 * s.t)
+        )
+    if coat == 'dots':
+        shades = shades * (
+            1 - 0.5 * smooth(0.3, 0.16, lookup('cells', around * 3.5 + body.seed, up * 3.2)) * planes((0.6, 0.9, 1))
+        )
+    if coat == 'pits':
+        shades = shades * (1 - 0.28 * smooth(0.34, 0.2, lookup('cells', around * 2 + body.seed, up * 1.8)))
     if coat == 'belts':
-        belts = smooth(.35, .9, np.sin(s.t*19 + grain*1.1 + body.seed))*smooth(.95, .6, s.t)
-        tone = planes('#9a4f22') if body.genus is genera['Cortinarius'] else planes(body.stem)*.8
-        shades = shades + .55*belts*(tone-shades)
-    return shades*(1 - .25*smooth(.18, 0, s.t))           # soil at the foot
+        belts = smooth(0.35, 0.9, np.sin(s.t * 19 + grain * 1.1 + body.seed)) * smooth(0.95, 0.6, s.t)
+        tone = planes('#9a4f22') if body.genus is genera['Cortinarius'] else planes(body.stem) * 0.8
+        shades = shades + 0.55 * belts * (tone - shades)
+    return shades * (1 - 0.25 * smooth(0.18, 0, s.t))  # soil at the foot
 
 # %% ../../nbs/data/sample_mushrooms.ipynb #380f598b
 def place(
-    canvas:Canvas, body:Mushroom,
-    view:View,       # its origin is the foot of the stem
-    ambient:float=.5,
+    canvas: Canvas,
+    body: Mushroom,
+    view: View,  # its origin is the foot of the stem
+    ambient: float = 0.5,
 ):
     "Paint a mushroom"
     size, n = canvas.size, 24
     t = np.linspace(0, 1, n)
     length, width = body.length, body.width
-    radii = width*(1 + (body.foot-1)*(1-t)**4 + body.genus.belly*np.sin(np.pi*np.clip(t*1.25, 0, 1)))
-    bow = body.lean*4*t*(1-t) if abs(view.roll) < .6 else np.zeros(n)
+    radii = width * (1 + (body.foot - 1) * (1 - t) ** 4 + body.genus.belly * np.sin(np.pi * np.clip(t * 1.25, 0, 1)))
+    bow = body.lean * 4 * t * (1 - t) if abs(view.roll) < 0.6 else np.zeros(n)
     above = view.elevation > 0
 
-    def stem(start=0., stop=1.):
-        part = (t >= start-1e-9) & (t <= stop)
-        if part.sum() < 2: return
-        s = lathe(view, size, radii[part], t[part]*length, bow[part])
-        if s is None: return
-        s = replace(s, t=start+(stop-start)*s.t)
-        dark = 1 - .42*smooth(.66, 1, s.t) if above else 1 - .25*smooth(.8, 1, s.t)
-        cover(canvas, s, _stem_shades(body, s), ambient=ambient, gloss=body.gloss*.2, shade=dark)
+    def stem(start=0.0, stop=1.0):
+        part = (t >= start - 1e-9) & (t <= stop)
+        if part.sum() < 2:
+            return
+        s = lathe(view, size, radii[part], t[part] * length, bow[part])
+        if s is None:
+            return
+        s = replace(s, t=start + (stop - start) * s.t)
+        dark = 1 - 0.42 * smooth(0.66, 1, s.t) if above else 1 - 0.25 * smooth(0.8, 1, s.t)
+        cover(canvas, s, _stem_shades(body, s), ambient=ambient, gloss=body.gloss * 0.2, shade=dark)
 
     def volva():
         z = np.linspace(0, 1, 8)
-        s = lathe(view, size, width*body.foot*(1.05+.5*np.sin(z*2.2)), z*length*.17-.04, rim=1+.12*np.cos(np.arange(40)*.9))
-        if s is not None: cover(canvas, s, planes('#efe8d6')*(1+.09*lookup('cloud', s.x*90+body.seed, s.t*40)), ambient=ambient)
+        s = lathe(
+            view,
+            size,
+            width * body.foot * (1.05 + 0.5 * np.sin(z * 2.2)),
+            z * length * 0.17 - 0.04,
+            rim=1 + 0.12 * np.cos(np.arange(40) * 0.9),
+        )
+        if s is not None:
+            cover(
+                canvas,
+                s,
+                planes('#efe8d6') * (1 + 0.09 * lookup('cloud', s.x * 90 + body.seed, s.t * 40)),
+                ambient=ambient,
+            )
 
     def ring():
         z = np.linspace(0, 1, 8)
-        out = width*(1.08 + .95*(1-z)**1.4)
-        s = lathe(view, size, out, length*(.60+.13*z), np.full(8, np.interp(.66, t, bow)),
-                  rim=1+.08*np.cos(np.arange(40)*1.3+body.seed))
-        if s is None: return
-        tone = mix(body.stem, '#fbf6ea', .6)
-        cover(canvas, s, planes(tone)*(1 + .08*np.cos(s.angle*30) - .2*smooth(.12, 0, s.t)), ambient=ambient)
+        out = width * (1.08 + 0.95 * (1 - z) ** 1.4)
+        s = lathe(
+            view,
+            size,
+            out,
+            length * (0.60 + 0.13 * z),
+            np.full(8, np.interp(0.66, t, bow)),
+            rim=1 + 0.08 * np.cos(np.arange(40) * 1.3 + body.seed),
+        )
+        if s is None:
+            return
+        tone = mix(body.stem, '#fbf6ea', 0.6)
+        cover(canvas, s, planes(tone) * (1 + 0.08 * np.cos(s.angle * 30) - 0.2 * smooth(0.12, 0, s.t)), ambient=ambient)
 
     def cap():
         r, z = cap_profile(body.shape, body.height)
-        s = lathe(view, size, r, z+length*.985, rim=body.rim)
-        if s is not None: cover(canvas, s, _cap_shades(body, s), gloss=body.gloss, ambient=ambient)
+        s = lathe(view, size, r, z + length * 0.985, rim=body.rim)
+        if s is not None:
+            cover(canvas, s, _cap_shades(body, s), gloss=body.gloss, ambient=ambient)
 
     def under():
-        r = np.linspace(width*.8, .985, 14)
-        tall = min(.35*body.height, .3) if body.shape in ('convex', 'bell', 'conical') else .06
-        depth = tall*(1-r**2) if body.shape != 'depressed' else -.15*(1-r)
-        s = lathe(view, size, r, length*.985+depth-.03, rim=body.rim)
+        r = np.linspace(width * 0.8, 0.985, 14)
+        tall = min(0.35 * body.height, 0.3) if body.shape in ('convex', 'bell', 'conical') else 0.06
+        depth = tall * (1 - r**2) if body.shape != 'depressed' else -0.15 * (1 - r)
+        s = lathe(view, size, r, length * 0.985 + depth - 0.03, rim=body.rim)
         if s is not None:
-            cover(canvas, s, _under_shades(body, s, view), ambient=ambient+.32, shade=.8+.2*smooth(.02, .3, s.t))
+            cover(
+                canvas,
+                s,
+                _under_shades(body, s, view),
+                ambient=ambient + 0.32,
+                shade=0.8 + 0.2 * smooth(0.02, 0.3, s.t),
+            )
 
     if above:
-        if body.volva: volva()
-        stem(.1 if body.volva else 0)
-        if body.ring: ring(); stem(.73)
+        if body.volva:
+            volva()
+        stem(0.1 if body.volva else 0)
+        if body.ring:
+            ring()
+            stem(0.73)
         cap()
     else:
-        cap(); under(); stem()
-        if body.ring: ring(); stem(0, .6)
-        if body.volva: volva()
+        cap()
+        under()
+        stem()
+        if body.ring:
+            ring()
+            stem(0, 0.6)
+        if body.volva:
+            volva()
 
 # %% ../../nbs/data/sample_mushrooms.ipynb #5b86e72d
-def _shadow(canvas:Canvas, body:Mushroom, view:View, standing:bool):
-    small = canvas.size//4
+def _shadow(canvas: Canvas, body: Mushroom, view: View, standing: bool):
+    small = canvas.size // 4
     mask = Image.new('L', (small, small))
-    draw, turn = ImageDraw.Draw(mask), np.linspace(0, 2*np.pi, 24)
+    draw, turn = ImageDraw.Draw(mask), np.linspace(0, 2 * np.pi, 24)
     if standing:  # on the ground, away from the light
-        flat = max(.22, np.sin(view.elevation))
-        x, y = view.x + .35*view.scale + .95*view.scale*np.cos(turn), view.y + .95*flat*view.scale*np.sin(turn)
+        flat = max(0.22, np.sin(view.elevation))
+        x, y = (
+            view.x + 0.35 * view.scale + 0.95 * view.scale * np.cos(turn),
+            view.y + 0.95 * flat * view.scale * np.sin(turn),
+        )
         shapes = [(x, y)]
     else:
         x, y = view.project(np.cos(turn), np.sin(turn), np.full(24, body.length))
-        sx, sy = view.project(np.array([-1, 1, 1, -1])*body.width, np.zeros(4), np.array([0, 0, 1, 1])*body.length)
-        shapes = [(x+7, y+10), (sx+6, sy+9)]
-    for x, y in shapes: draw.polygon((np.stack([x, y], 1)/4).ravel().tolist(), fill=255)
+        sx, sy = view.project(np.array([-1, 1, 1, -1]) * body.width, np.zeros(4), np.array([0, 0, 1, 1]) * body.length)
+        shapes = [(x + 7, y + 10), (sx + 6, sy + 9)]
+    for x, y in shapes:
+        draw.polygon((np.stack([x, y], 1) / 4).ravel().tolist(), fill=255)
     blurred = mask.filter(ImageFilter.BoxBlur(3)).resize((canvas.size, canvas.size), Image.BICUBIC)
-    canvas.darken(np.asarray(blurred, np.float32)/255, .62)
+    canvas.darken(np.asarray(blurred, np.float32) / 255, 0.62)
 
-def _forest(rng, canvas:Canvas, ground:str, horizon:float):
+
+def _forest(rng, canvas: Canvas, ground: str, horizon: float):
     "A ground that goes back to a blurred wood"
     size = canvas.size
-    canvas.pixels[:] = backdrop(rng, pick(rng, ('moss', 'grass', 'litter', 'grass')), size)*rng.uniform(.8, 1.6)
+    canvas.pixels[:] = backdrop(rng, pick(rng, ('moss', 'grass', 'litter', 'grass')), size) * rng.uniform(0.8, 1.6)
     sketch = Sketch(size, 1)
-    for _ in range(int(rng.integers(0, 5))):   # trunks, or specks of sky
-        x, w = rng.uniform(0, size), rng.uniform(.03, .1)*size
-        foot = size*horizon
-        if chance(rng, .6): sketch.polygon([(x, 0), (x+w, 0), (x+w*1.1, foot), (x-w*.1, foot)], vary(rng, '#3a3028', .3))
-        else: sketch.dot(x, rng.uniform(0, .5*size), w*.8, vary(rng, '#cfd8b8', .12))
+    for _ in range(int(rng.integers(0, 5))):  # trunks, or specks of sky
+        x, w = rng.uniform(0, size), rng.uniform(0.03, 0.1) * size
+        foot = size * horizon
+        if chance(rng, 0.6):
+            sketch.polygon([(x, 0), (x + w, 0), (x + w * 1.1, foot), (x - w * 0.1, foot)], vary(rng, '#3a3028', 0.3))
+        else:
+            sketch.dot(x, rng.uniform(0, 0.5 * size), w * 0.8, vary(rng, '#cfd8b8', 0.12))
     sketch.onto(canvas, defocus=7)
-    top = int(size*horizon)
-    near = floor(rng, ground, size, zoom=(.5, .9), height=size-top, squeeze=2.2)
-    depth = np.linspace(0, 1, size-top, dtype=np.float32)[:, None]
-    fade = np.clip(depth*3.5 + .12*lookup('cloud', np.arange(size)[None]*.7+float(rng.integers(99)), depth*30), 0, 1)
-    canvas.paint(fade, near*(.75+.35*depth), top)
+    top = int(size * horizon)
+    near = floor(rng, ground, size, zoom=(0.5, 0.9), height=size - top, squeeze=2.2)
+    depth = np.linspace(0, 1, size - top, dtype=np.float32)[:, None]
+    fade = np.clip(
+        depth * 3.5 + 0.12 * lookup('cloud', np.arange(size)[None] * 0.7 + float(rng.integers(99)), depth * 30), 0, 1
+    )
+    canvas.paint(fade, near * (0.75 + 0.35 * depth), top)
 
-def _cover_foot(rng, canvas:Canvas, ground:str, view:View):
+
+def _cover_foot(rng, canvas: Canvas, ground: str, view: View):
     "Moss, leaves or blades before the foot, so that it grows out of the ground"
-    size, width = canvas.size, .9*view.scale
+    size, width = canvas.size, 0.9 * view.scale
     sketch = Sketch(size)
     for _ in range(int(rng.integers(4, 9))):
-        x, y = view.x + rng.normal(0, .5)*width, view.y + rng.uniform(.02, .16)*width
+        x, y = view.x + rng.normal(0, 0.5) * width, view.y + rng.uniform(0.02, 0.16) * width
         if ground in ('grass', 'moss'):
-            tall = rng.uniform(.15, .5 if ground == 'grass' else .25)*view.scale
-            leaf(sketch, (x, y+3), (x+rng.normal(0, .3)*tall, y-tall), max(2.2, .05*view.scale),
-                 vary(rng, pick(rng, ('#5f8a36', '#7d9a35', '#4d6f2a')), .1), belly=.3, bend=rng.normal(0, .15))
+            tall = rng.uniform(0.15, 0.5 if ground == 'grass' else 0.25) * view.scale
+            leaf(
+                sketch,
+                (x, y + 3),
+                (x + rng.normal(0, 0.3) * tall, y - tall),
+                max(2.2, 0.05 * view.scale),
+                vary(rng, pick(rng, ('#5f8a36', '#7d9a35', '#4d6f2a')), 0.1),
+                belly=0.3,
+                bend=rng.normal(0, 0.15),
+            )
         else:
-            long, angle = rng.uniform(.3, .55)*view.scale, rng.uniform(0, 6.3)
-            leaf(sketch, (x, y+.1*width), (x+long*np.cos(angle), y+.1*width+.4*long*np.sin(angle)), long*.38,
-                 vary(rng, pick(rng, ('#8a5a33', '#6b4526', '#a5713d', '#74502f')), .1), rib=colour('#4a3018'), veins=3)
-    sketch.onto(canvas, shadow=.4, blur=3)
+            long, angle = rng.uniform(0.3, 0.55) * view.scale, rng.uniform(0, 6.3)
+            leaf(
+                sketch,
+                (x, y + 0.1 * width),
+                (x + long * np.cos(angle), y + 0.1 * width + 0.4 * long * np.sin(angle)),
+                long * 0.38,
+                vary(rng, pick(rng, ('#8a5a33', '#6b4526', '#a5713d', '#74502f')), 0.1),
+                rib=colour('#4a3018'),
+                veins=3,
+            )
+    sketch.onto(canvas, shadow=0.4, blur=3)
 
 # %% ../../nbs/data/sample_mushrooms.ipynb #3a917bcf
-poses = dict(side=.4, tilted=.16, above=.17, below=.12, lying=.15)  # and their shares
+poses = dict(side=0.4, tilted=0.16, above=0.17, below=0.12, lying=0.15)  # and their shares
+
 
 def draw_mushroom(
-    genus:str,
-    rngs,         # generators of the specimen and of the photo
-    size:int=256, # pixels a side
+    genus: str,
+    rngs,  # generators of the specimen and of the photo
+    size: int = 256,  # pixels a side
 ) -> Image.Image:
     "A photo of a specimen of `genus`"
     grow, rng = rngs
     body = Mushroom.grow(genera[genus], grow)
-    troop = int(grow.choice(3, p=(.55, .3, .15)))        # smaller ones beside it
+    troop = int(grow.choice(3, p=(0.55, 0.3, 0.15)))  # smaller ones beside it
     pose = str(rng.choice(list(poses), p=list(poses.values())))
     ground = pick(rng, body.habitat)
     canvas = Canvas(size)
-    light = np.array([rng.normal(-.3, .45), .62, rng.uniform(.35, .8)])
-    light = tuple(light/np.linalg.norm(light))
+    light = np.array([rng.normal(-0.3, 0.45), 0.62, rng.uniform(0.35, 0.8)])
+    light = tuple(light / np.linalg.norm(light))
     tall = body.length + body.height
-    ambient = rng.uniform(.46, .66)
+    ambient = rng.uniform(0.46, 0.66)
     if pose in ('side', 'tilted'):
-        elevation = rng.uniform(.16, .34) if pose == 'side' else rng.uniform(.45, .75)
-        if pose == 'side': _forest(rng, canvas, ground, rng.uniform(.3, .55))
-        else: canvas.pixels[:] = floor(rng, ground, size, zoom=(.5, .9))
-        scale = size*rng.uniform(.5, .72)/max(tall*np.cos(elevation)+.6*np.sin(elevation), 2.1)
-        foot = size*rng.uniform(.76, .9)
-        view = View(size*rng.uniform(.38, .62), foot, scale, elevation, rng.normal(0, .09), light)
+        elevation = rng.uniform(0.16, 0.34) if pose == 'side' else rng.uniform(0.45, 0.75)
+        if pose == 'side':
+            _forest(rng, canvas, ground, rng.uniform(0.3, 0.55))
+        else:
+            canvas.pixels[:] = floor(rng, ground, size, zoom=(0.5, 0.9))
+        scale = size * rng.uniform(0.5, 0.72) / max(tall * np.cos(elevation) + 0.6 * np.sin(elevation), 2.1)
+        foot = size * rng.uniform(0.76, 0.9)
+        view = View(size * rng.uniform(0.38, 0.62), foot, scale, elevation, rng.normal(0, 0.09), light)
         group = [(view, body)]
         for _ in range(troop):
-            share, near = rng.uniform(.3, .9), rng.uniform(-.5, .35)
-            side = pick(rng, (-1, 1))*rng.uniform(1.1, 1.7)
-            where = View(view.x+side*scale, foot+near*.35*scale, scale*(1-.5*share), elevation, rng.normal(0, .15), light)
+            share, near = rng.uniform(0.3, 0.9), rng.uniform(-0.5, 0.35)
+            side = pick(rng, (-1, 1)) * rng.uniform(1.1, 1.7)
+            where = View(
+                view.x + side * scale,
+                foot + near * 0.35 * scale,
+                scale * (1 - 0.5 * share),
+                elevation,
+                rng.normal(0, 0.15),
+                light,
+            )
             group.append((where, body.young(share)))
         for where, one in sorted(group, key=lambda g: g[0].y):
             _shadow(canvas, one, where, True)
             place(canvas, one, where, ambient)
-            if chance(rng, .8): _cover_foot(rng, canvas, ground, where)
+            if chance(rng, 0.8):
+                _cover_foot(rng, canvas, ground, where)
     else:
-        indoors = pose in ('below', 'lying') and chance(rng, .4)
-        canvas.pixels[:] = floor(rng, pick(rng, ('wood', 'cloth')) if indoors else ground, size, zoom=(.45, .9))
-        if indoors: canvas.pixels *= planes(vary(rng, '#e8e2da', .12))
-        scale = size*rng.uniform(.25, .36)
-        elevation, roll = dict(above=(rng.uniform(.95, 1.4), rng.normal(0, .3)),
-                               below=(-rng.uniform(.6, 1.2), rng.uniform(-3.1, 3.1)),
-                               lying=(pick(rng, (-1, -1, 1))*rng.uniform(.2, .5), pick(rng, (-1, 1))*rng.uniform(1.1, 2.)))[pose]
-        if pose == 'lying': scale *= 2.2/max(tall, 2.)
-        centre = View(0, 0, scale, elevation, roll).project(0, 0, body.length*(.5 if pose == 'lying' else .85))
-        view = View(size*rng.uniform(.42, .58)-centre[0], size*rng.uniform(.42, .58)-centre[1], scale, elevation, roll, light)
+        indoors = pose in ('below', 'lying') and chance(rng, 0.4)
+        canvas.pixels[:] = floor(rng, pick(rng, ('wood', 'cloth')) if indoors else ground, size, zoom=(0.45, 0.9))
+        if indoors:
+            canvas.pixels *= planes(vary(rng, '#e8e2da', 0.12))
+        scale = size * rng.uniform(0.25, 0.36)
+        elevation, roll = dict(
+            above=(rng.uniform(0.95, 1.4), rng.normal(0, 0.3)),
+            below=(-rng.uniform(0.6, 1.2), rng.uniform(-3.1, 3.1)),
+            lying=(pick(rng, (-1, -1, 1)) * rng.uniform(0.2, 0.5), pick(rng, (-1, 1)) * rng.uniform(1.1, 2.0)),
+        )[pose]
+        if pose == 'lying':
+            scale *= 2.2 / max(tall, 2.0)
+        centre = View(0, 0, scale, elevation, roll).project(0, 0, body.length * (0.5 if pose == 'lying' else 0.85))
+        view = View(
+            size * rng.uniform(0.42, 0.58) - centre[0],
+            size * rng.uniform(0.42, 0.58) - centre[1],
+            scale,
+            elevation,
+            roll,
+            light,
+        )
         _shadow(canvas, body, view, False)
-        place(canvas, body, view, ambient+.05)
-        if pose == 'above' and not indoors and chance(rng, .5):   # a fallen leaf on the cap
-            sketch, at, angle = Sketch(size), rng.uniform(.3, .7, 2)*size, rng.uniform(0, 6.3)
-            leaf(sketch, at, towards(at, angle, .16*size), .07*size, vary(rng, '#a06a35', .15), rib=colour('#5a3a1c'), veins=4)
-            sketch.onto(canvas, shadow=.5)
-    if chance(rng, .55): canvas.pixels *= dapple(rng, size, int(rng.integers(3, 7)))
-    if pose == 'side' and chance(rng, .35): grass_blades(rng, canvas, int(rng.integers(2, 8)), defocus=int(rng.integers(0, 3)))
+        place(canvas, body, view, ambient + 0.05)
+        if pose == 'above' and not indoors and chance(rng, 0.5):  # a fallen leaf on the cap
+            sketch, at, angle = Sketch(size), rng.uniform(0.3, 0.7, 2) * size, rng.uniform(0, 6.3)
+            leaf(
+                sketch,
+                at,
+                towards(at, angle, 0.16 * size),
+                0.07 * size,
+                vary(rng, '#a06a35', 0.15),
+                rib=colour('#5a3a1c'),
+                veins=4,
+            )
+            sketch.onto(canvas, shadow=0.5)
+    if chance(rng, 0.55):
+        canvas.pixels *= dapple(rng, size, int(rng.integers(3, 7)))
+    if pose == 'side' and chance(rng, 0.35):
+        grass_blades(rng, canvas, int(rng.integers(2, 8)), defocus=int(rng.integers(0, 3)))
     return develop(rng, canvas)

@@ -14,7 +14,21 @@ import numpy as np
 from PIL import Image
 
 from fungi_fastai.data.sample_drawing import (
-    Canvas, Sketch, View, chance, colour, cover, lathe, leaf, lookup, mix, outline, pick, planes, towards, vary,
+    Canvas,
+    Sketch,
+    View,
+    chance,
+    colour,
+    cover,
+    lathe,
+    leaf,
+    lookup,
+    mix,
+    outline,
+    pick,
+    planes,
+    towards,
+    vary,
 )
 from .sample_scenes import backdrop, dapple, develop, floor, grass_blades
 
@@ -22,295 +36,538 @@ from .sample_scenes import backdrop, dapple, develop, floor, grass_blades
 @dataclass(frozen=True)
 class Flower:
     "What can be seen of a flower; lengths in radii of the head"
-    petals: tuple                 # colours
-    rings: tuple                  # of petals, outermost first: (count, length, width, belly, blunt)
-    disc: float = 0.              # radius of the middle
+
+    petals: tuple  # colours
+    rings: tuple  # of petals, outermost first: (count, length, width, belly, blunt)
+    disc: float = 0.0  # radius of the middle
     disc_colours: tuple = ('#e0a820',)
-    rim: str|None = None          # colour of the disc's outer part
-    cup: tuple = (0., .3)         # how far the petals' tips rise
-    habit: str = 'rays'           # rays, cup or spiral
-    head: tuple = (.24, .36)      # radius of the head, in picture widths
-    leaf: tuple = (.9, .3, 0.)    # length, width and teeth of a foliage leaf
+    rim: str | None = None  # colour of the disc's outer part
+    cup: tuple = (0.0, 0.3)  # how far the petals' tips rise
+    habit: str = 'rays'  # rays, cup or spiral
+    head: tuple = (0.24, 0.36)  # radius of the head, in picture widths
+    leaf: tuple = (0.9, 0.3, 0.0)  # length, width and teeth of a foliage leaf
+
 
 flowers = dict(
-    daisy=Flower(('#f6f4ee', '#f6f4ee', '#efe6ee', '#f3e9c8'), ((22, 1, .17, .65, 1.5), (17, .94, .18, .65, 1.5)),
-        disc=.29, disc_colours=('#e8b31c', '#d99a1a'), leaf=(.7, .22, .35)),
-    dandelion=Flower(('#f2c318', '#f5cf2a', '#eeb412'),
-        ((44, 1, .085, .7, 1.8), (40, .84, .085, .7, 1.8), (34, .66, .08, .7, 1.8),
-         (26, .46, .08, .7, 1.8), (16, .28, .08, .7, 1.8)),
-        cup=(-.1, .35), leaf=(1.5, .35, .6)),
-    roses=Flower(('#c2203c', '#e88aa0', '#f3e4d4', '#f0b24a', '#d8456a', '#9c1630'), ((5, 1, 1.1, .66, 2.), (5, .86, 1., .66, 2.),
-        (5, .7, .86, .66, 2.), (4, .55, .72, .66, 2.), (4, .4, .55, .66, 2.), (3, .26, .4, .66, 2.)),
-        cup=(.1, .5), habit='spiral', leaf=(.9, .5, .12)),
-    sunflowers=Flower(('#f2b51c', '#f5c534', '#e89a18'), ((21, 1, .24, .5, .9), (19, .9, .22, .5, .9)),
-        disc=.44, disc_colours=('#4a2f18', '#6a4520', '#3c2a1c'), rim='#a8741c', head=(.28, .4), leaf=(1.1, .75, .1)),
-    tulips=Flower(('#d42838', '#f0c02a', '#e87aa0', '#f2ece0', '#8a3a8a', '#ee7a30'),
-        ((3, 1, .82, .5, 1.), (3, .94, .78, .5, 1.)), disc=.1, disc_colours=('#3a3020', '#e0c040'),
-        cup=(.15, .6), habit='cup', head=(.2, .3), leaf=(2., .32, 0.)),
+    daisy=Flower(
+        ('#f6f4ee', '#f6f4ee', '#efe6ee', '#f3e9c8'),
+        ((22, 1, 0.17, 0.65, 1.5), (17, 0.94, 0.18, 0.65, 1.5)),
+        disc=0.29,
+        disc_colours=('#e8b31c', '#d99a1a'),
+        leaf=(0.7, 0.22, 0.35),
+    ),
+    dandelion=Flower(
+        ('#f2c318', '#f5cf2a', '#eeb412'),
+        (
+            (44, 1, 0.085, 0.7, 1.8),
+            (40, 0.84, 0.085, 0.7, 1.8),
+            (34, 0.66, 0.08, 0.7, 1.8),
+            (26, 0.46, 0.08, 0.7, 1.8),
+            (16, 0.28, 0.08, 0.7, 1.8),
+        ),
+        cup=(-0.1, 0.35),
+        leaf=(1.5, 0.35, 0.6),
+    ),
+    roses=Flower(
+        ('#c2203c', '#e88aa0', '#f3e4d4', '#f0b24a', '#d8456a', '#9c1630'),
+        (
+            (5, 1, 1.1, 0.66, 2.0),
+            (5, 0.86, 1.0, 0.66, 2.0),
+            (5, 0.7, 0.86, 0.66, 2.0),
+            (4, 0.55, 0.72, 0.66, 2.0),
+            (4, 0.4, 0.55, 0.66, 2.0),
+            (3, 0.26, 0.4, 0.66, 2.0),
+        ),
+        cup=(0.1, 0.5),
+        habit='spiral',
+        leaf=(0.9, 0.5, 0.12),
+    ),
+    sunflowers=Flower(
+        ('#f2b51c', '#f5c534', '#e89a18'),
+        ((21, 1, 0.24, 0.5, 0.9), (19, 0.9, 0.22, 0.5, 0.9)),
+        disc=0.44,
+        disc_colours=('#4a2f18', '#6a4520', '#3c2a1c'),
+        rim='#a8741c',
+        head=(0.28, 0.4),
+        leaf=(1.1, 0.75, 0.1),
+    ),
+    tulips=Flower(
+        ('#d42838', '#f0c02a', '#e87aa0', '#f2ece0', '#8a3a8a', '#ee7a30'),
+        ((3, 1, 0.82, 0.5, 1.0), (3, 0.94, 0.78, 0.5, 1.0)),
+        disc=0.1,
+        disc_colours=('#3a3020', '#e0c040'),
+        cup=(0.15, 0.6),
+        habit='cup',
+        head=(0.2, 0.3),
+        leaf=(2.0, 0.32, 0.0),
+    ),
 )
 
 # %% ../../nbs/data/sample_plants.ipynb #615cff52
 def petal_ring(
-    sketch:Sketch,
-    place,           # points in the head's plane (…, 2), height (…) -> points on the picture
-    rng, count:int, length:float, width:float, belly:float, blunt:float,
-    shade,           # colour
-    start:float=0.,  # distance of the petals' base from the middle
-    cup:float=0.,    # rise of the tips
-    base=None,       # colour at the base
-    turn:float|None=None, # angle of the first petal (default: at random)
-    tones:tuple=((0, .91), (.3, 1), (.6, 1.09)), # nested shapes: distance from the margin, brightness
-    halves:float=.09,# how much darker one half is
-    contrast:float=1., # of light and shade among petals
+    sketch: Sketch,
+    place,  # points in the head's plane (…, 2), height (…) -> points on the picture
+    rng,
+    count: int,
+    length: float,
+    width: float,
+    belly: float,
+    blunt: float,
+    shade,  # colour
+    start: float = 0.0,  # distance of the petals' base from the middle
+    cup: float = 0.0,  # rise of the tips
+    base=None,  # colour at the base
+    turn: float | None = None,  # angle of the first petal (default: at random)
+    tones: tuple = ((0, 0.91), (0.3, 1), (0.6, 1.09)),  # nested shapes: distance from the margin, brightness
+    halves: float = 0.09,  # how much darker one half is
+    contrast: float = 1.0,  # of light and shade among petals
 ):
     "Draw `count` petals around the middle, those at the back first"
     points = 9
-    middle, left, right = (o for o in outline((start, 0), (1, 0), width/length, belly, blunt, points=points))
-    angles = 2*np.pi*np.arange(count)/count + rng.normal(0, .35/count, count) + (rng.uniform(0, 6.3) if turn is None else turn)
-    longer = length*(1 + rng.normal(0, .045, count))
-    shapes = [np.concatenate([middle, (m + inset*(middle-m))[::-1]]) for inset, _ in tones for m in (left, right)]
-    shapes = np.stack(shapes)[None]*longer[:, None, None, None]                    # (count, shapes, 2*points, 2)
+    middle, left, right = (o for o in outline((start, 0), (1, 0), width / length, belly, blunt, points=points))
+    angles = (
+        2 * np.pi * np.arange(count) / count
+        + rng.normal(0, 0.35 / count, count)
+        + (rng.uniform(0, 6.3) if turn is None else turn)
+    )
+    longer = length * (1 + rng.normal(0, 0.045, count))
+    shapes = [np.concatenate([middle, (m + inset * (middle - m))[::-1]]) for inset, _ in tones for m in (left, right)]
+    shapes = np.stack(shapes)[None] * longer[:, None, None, None]  # (count, shapes, 2*points, 2)
     c, s = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
-    x, y = shapes[..., 0]*c - shapes[..., 1]*s, shapes[..., 0]*s + shapes[..., 1]*c
-    rise = cup*(1 + rng.normal(0, .15, count))[:, None, None]*(x*x+y*y)/max(length, .3)
+    x, y = shapes[..., 0] * c - shapes[..., 1] * s, shapes[..., 0] * s + shapes[..., 1] * c
+    rise = cup * (1 + rng.normal(0, 0.15, count))[:, None, None] * (x * x + y * y) / max(length, 0.3)
     drawn = place(np.stack([x, y], -1), rise)
-    lit = 1 + contrast*(.1*np.cos(angles-2.2) + rng.normal(0, .035, count))       # from the upper left
-    own = np.stack([colour(shade if base is None or j < 4 else mix(shade, base, .22))*(tones[j//2][1]*(1 - halves*(j % 2)))
-                    for j in range(2*len(tones))])
+    lit = 1 + contrast * (0.1 * np.cos(angles - 2.2) + rng.normal(0, 0.035, count))  # from the upper left
+    own = np.stack(
+        [
+            colour(shade if base is None or j < 4 else mix(shade, base, 0.22))
+            * (tones[j // 2][1] * (1 - halves * (j % 2)))
+            for j in range(2 * len(tones))
+        ]
+    )
     order = np.argsort(-np.sin(angles))
-    sketch.polygons(drawn[order].reshape(-1, 2*points, 2), (lit[order, None, None]*own).reshape(-1, 3))
+    sketch.polygons(drawn[order].reshape(-1, 2 * points, 2), (lit[order, None, None] * own).reshape(-1, 3))
 
 # %% ../../nbs/data/sample_plants.ipynb #3e0dcd80
-def _placer(view:View):
+def _placer(view: View):
     def place(points, rise=0):
         return np.stack(view.project(points[..., 0], points[..., 1], rise), -1)
+
     return place
 
-def _head(rng, canvas, kind:Flower, view:View, shade, disc_shade, cup:float, open_:float):
+
+def _head(rng, canvas, kind: Flower, view: View, shade, disc_shade, cup: float, open_: float):
     "A flower head seen from an elevation"
     place, size = _placer(view), canvas.size
     dense, sketch = len(kind.rings) > 3, Sketch(size)
     for depth, (count, length, *form) in enumerate(kind.rings):
-        deep = depth/len(kind.rings)
+        deep = depth / len(kind.rings)
         if kind.habit == 'spiral':  # petals around petals: light rims, dark hearts
-            petal_ring(sketch, place, rng, count, length*(open_ if depth < 2 else 1), *form, colour(shade)*(1.02-.12*deep),
-                       cup=cup*(.4+1.6*deep), tones=((0, 1.15), (.08, 1.03), (.24, .95), (.42, .87), (.62, .78)), halves=.02,
-                       contrast=.8)
+            petal_ring(
+                sketch,
+                place,
+                rng,
+                count,
+                length * (open_ if depth < 2 else 1),
+                *form,
+                colour(shade) * (1.02 - 0.12 * deep),
+                cup=cup * (0.4 + 1.6 * deep),
+                tones=((0, 1.15), (0.08, 1.03), (0.24, 0.95), (0.42, 0.87), (0.62, 0.78)),
+                halves=0.02,
+                contrast=0.8,
+            )
         elif dense:
-            petal_ring(sketch, place, rng, count, length, *form, colour(shade)*(.86+.17*deep), start=.05, cup=cup*(1+.5*depth),
-                       tones=((0, 1),))
-            continue                # so many that they need no shadows on each other
+            petal_ring(
+                sketch,
+                place,
+                rng,
+                count,
+                length,
+                *form,
+                colour(shade) * (0.86 + 0.17 * deep),
+                start=0.05,
+                cup=cup * (1 + 0.5 * depth),
+                tones=((0, 1),),
+            )
+            continue  # so many that they need no shadows on each other
         else:
-            petal_ring(sketch, place, rng, count, length, *form, colour(shade)*(.9+.1*deep), start=kind.disc*.8,
-                       cup=cup*(1+.5*depth), base=mix(shade, '#7a4a10', .5) if kind.rim else None)
-        sketch.onto(canvas, shadow=.35, offset=(1, 2) if depth else (3, 5), blur=3 if depth else 5)
+            petal_ring(
+                sketch,
+                place,
+                rng,
+                count,
+                length,
+                *form,
+                colour(shade) * (0.9 + 0.1 * deep),
+                start=kind.disc * 0.8,
+                cup=cup * (1 + 0.5 * depth),
+                base=mix(shade, '#7a4a10', 0.5) if kind.rim else None,
+            )
+        sketch.onto(canvas, shadow=0.35, offset=(1, 2) if depth else (3, 5), blur=3 if depth else 5)
         sketch = Sketch(size)
-    sketch.onto(canvas, shadow=.4, offset=(3, 5), blur=5)
+    sketch.onto(canvas, shadow=0.4, offset=(3, 5), blur=5)
     if kind.disc:
-        t = np.linspace(0, np.pi/2, 12)
-        s = lathe(view, size, kind.disc*np.cos(t), .1*np.sin(t))
-        if s is None: return
-        r = np.sqrt(s.x*s.x+s.y*s.y)/kind.disc
-        seeds = np.clip((lookup('cells', s.x*260, s.y*260)-.25)*1.6, -.4, .5)
-        shades = planes(disc_shade)*(1 - .8*seeds)
-        if kind.rim: shades = shades + np.clip((r-.55)*2.2, 0, .8)*(planes(kind.rim)*(1-.9*seeds)-shades)
-        cover(canvas, s, shades, ambient=.62, shade=.75+.35*np.clip(r, 0, 1))
+        t = np.linspace(0, np.pi / 2, 12)
+        s = lathe(view, size, kind.disc * np.cos(t), 0.1 * np.sin(t))
+        if s is None:
+            return
+        r = np.sqrt(s.x * s.x + s.y * s.y) / kind.disc
+        seeds = np.clip((lookup('cells', s.x * 260, s.y * 260) - 0.25) * 1.6, -0.4, 0.5)
+        shades = planes(disc_shade) * (1 - 0.8 * seeds)
+        if kind.rim:
+            shades = shades + np.clip((r - 0.55) * 2.2, 0, 0.8) * (planes(kind.rim) * (1 - 0.9 * seeds) - shades)
+        cover(canvas, s, shades, ambient=0.62, shade=0.75 + 0.35 * np.clip(r, 0, 1))
 
-def _tulip(rng, canvas, view:View, shade, gape:float):
+
+def _tulip(rng, canvas, view: View, shade, gape: float):
     "The cup from the side: three petals behind, three before"
     sketch = Sketch(canvas.size)
     place = lambda points: np.stack(view.project(points[:, 0], np.zeros(len(points)), points[:, 1]), -1)
-    behind = (-.3, 1.66, .8, .78), (.32, 1.62, .8, .7)      # x and height of the tip, width, brightness
-    beside = (-.52, 1.5, .95, .98), (.54, 1.52, .95, .84)
-    before = (.03, 1.42, 1., 1.04),
-    for x, height, width, tone in behind+beside+before:
-        x, height = x*gape, height*(1+rng.normal(0, .03))
-        leaf(sketch, (x*.25, 0), (x, height), width, colour(shade)*tone, belly=.4, blunt=1.05, bend=-.1*np.sign(x)*(abs(x) > .1),
-             light=.2, side=.1, transform=place)
-    leaf(sketch, (.01, .05), (.03*gape, 1.05), .3, mix(shade, '#fff2c8', .22), belly=.35, blunt=.7, transform=place,
-         light=.05, side=.03)
-    sketch.onto(canvas, shadow=.35)
+    behind = (-0.3, 1.66, 0.8, 0.78), (0.32, 1.62, 0.8, 0.7)  # x and height of the tip, width, brightness
+    beside = (-0.52, 1.5, 0.95, 0.98), (0.54, 1.52, 0.95, 0.84)
+    before = ((0.03, 1.42, 1.0, 1.04),)
+    for x, height, width, tone in behind + beside + before:
+        x, height = x * gape, height * (1 + rng.normal(0, 0.03))
+        leaf(
+            sketch,
+            (x * 0.25, 0),
+            (x, height),
+            width,
+            colour(shade) * tone,
+            belly=0.4,
+            blunt=1.05,
+            bend=-0.1 * np.sign(x) * (abs(x) > 0.1),
+            light=0.2,
+            side=0.1,
+            transform=place,
+        )
+    leaf(
+        sketch,
+        (0.01, 0.05),
+        (0.03 * gape, 1.05),
+        0.3,
+        mix(shade, '#fff2c8', 0.22),
+        belly=0.35,
+        blunt=0.7,
+        transform=place,
+        light=0.05,
+        side=0.03,
+    )
+    sketch.onto(canvas, shadow=0.35)
+
 
 def draw_flower(
-    name:str,     # daisy, dandelion, roses, sunflowers or tulips
-    rngs,         # generators of the specimen and of the photo
-    size:int=256, # pixels a side
+    name: str,  # daisy, dandelion, roses, sunflowers or tulips
+    rngs,  # generators of the specimen and of the photo
+    size: int = 256,  # pixels a side
 ) -> Image.Image:
     "A photo of a flower"
     grow, rng = rngs
     kind = flowers[name]
-    shade, disc_shade = vary(grow, pick(grow, kind.petals), .06), vary(grow, pick(grow, kind.disc_colours), .08)
-    green = vary(grow, pick(grow, ('#4f7d35', '#5f8a3f', '#3f6a35', '#6f8f4a')), .08)
-    cup, open_, clock = grow.uniform(*kind.cup), grow.uniform(.85, 1.08), name == 'dandelion' and chance(grow, .12)
-    ground, heads = pick(grow, ('grass', 'moss', 'litter', 'soil', 'grass')), 1+int(grow.choice(3, p=(.65, .22, .13)))
+    shade, disc_shade = vary(grow, pick(grow, kind.petals), 0.06), vary(grow, pick(grow, kind.disc_colours), 0.08)
+    green = vary(grow, pick(grow, ('#4f7d35', '#5f8a3f', '#3f6a35', '#6f8f4a')), 0.08)
+    cup, open_, clock = grow.uniform(*kind.cup), grow.uniform(0.85, 1.08), name == 'dandelion' and chance(grow, 0.12)
+    ground, heads = (
+        pick(grow, ('grass', 'moss', 'litter', 'soil', 'grass')),
+        1 + int(grow.choice(3, p=(0.65, 0.22, 0.13))),
+    )
     canvas = Canvas(size)
-    canvas.pixels[:] = backdrop(rng, ground, size)*rng.uniform(.7, 1.7) if chance(rng, .6) else floor(rng, ground, size, (.5, 1.))
-    if chance(rng, .3):  # haze, or the sky
-        canvas.pixels[:] = .5*canvas.pixels + .5*planes(vary(rng, pick(rng, ('#a9c4de', '#8aa06a', '#40502c', '#b8a98a')), .1))
-    side = rng.uniform(.15, .35) if name == 'tulips' and chance(rng, .78) else None
+    canvas.pixels[:] = (
+        backdrop(rng, ground, size) * rng.uniform(0.7, 1.7)
+        if chance(rng, 0.6)
+        else floor(rng, ground, size, (0.5, 1.0))
+    )
+    if chance(rng, 0.3):  # haze, or the sky
+        canvas.pixels[:] = 0.5 * canvas.pixels + 0.5 * planes(
+            vary(rng, pick(rng, ('#a9c4de', '#8aa06a', '#40502c', '#b8a98a')), 0.1)
+        )
+    side = rng.uniform(0.15, 0.35) if name == 'tulips' and chance(rng, 0.78) else None
     spots = []
     for k in range(heads):
-        radius = size*rng.uniform(*kind.head)*(1, .62, .55)[k]*(1 if heads == 1 else .85)
-        x = size*(rng.uniform(.36, .64) if k == 0 else pick(rng, (rng.uniform(.08, .3), rng.uniform(.7, .92))))
-        y = size*(rng.uniform(.36, .55) if k == 0 else rng.uniform(.2, .75))
+        radius = size * rng.uniform(*kind.head) * (1, 0.62, 0.55)[k] * (1 if heads == 1 else 0.85)
+        x = size * (rng.uniform(0.36, 0.64) if k == 0 else pick(rng, (rng.uniform(0.08, 0.3), rng.uniform(0.7, 0.92))))
+        y = size * (rng.uniform(0.36, 0.55) if k == 0 else rng.uniform(0.2, 0.75))
         spots.append((x, y, radius))
-    light = (-.5, .6, .62)
+    light = (-0.5, 0.6, 0.62)
     for x, y, radius in reversed(spots):
-        elevation, roll = rng.uniform(.5, 1.45) if side is None else side, rng.normal(0, .3 if side is None else .12)
+        elevation, roll = rng.uniform(0.5, 1.45) if side is None else side, rng.normal(0, 0.3 if side is None else 0.12)
         sketch = Sketch(size)
-        foot = np.array([x+rng.normal(0, .12)*size, size+10])
+        foot = np.array([x + rng.normal(0, 0.12) * size, size + 10])
         bow = np.linspace(0, 1, 10)[:, None]
-        stem = np.array([x, y])*(1-bow) + foot*bow + np.sin(np.pi*bow)*np.array([rng.normal(0, .05)*size, 0])
-        sketch.line(stem, green*.9, max(2., radius*.085))
-        sketch.line(stem-(radius*.018, 0), green*1.2, max(1., radius*.03))
+        stem = (
+            np.array([x, y]) * (1 - bow) + foot * bow + np.sin(np.pi * bow) * np.array([rng.normal(0, 0.05) * size, 0])
+        )
+        sketch.line(stem, green * 0.9, max(2.0, radius * 0.085))
+        sketch.line(stem - (radius * 0.018, 0), green * 1.2, max(1.0, radius * 0.03))
         long, wide, teeth = kind.leaf
         for _ in range(int(rng.integers(1, 4))):
             at = stem[int(rng.integers(4, 9))]
-            angle = -np.pi/2 + pick(rng, (-1, 1))*rng.uniform(.4, 1.4)
-            leaf(sketch, at, towards(at, angle, long*radius), wide*long*radius, vary(rng, green, .08), teeth=teeth, lobes=5,
-                 bend=rng.normal(0, .1), rib=green*1.3, veins=0 if name == 'tulips' else 4, points=24 if teeth else 12)
-        sketch.onto(canvas, shadow=.3, defocus=int(rng.integers(0, 2)))
+            angle = -np.pi / 2 + pick(rng, (-1, 1)) * rng.uniform(0.4, 1.4)
+            leaf(
+                sketch,
+                at,
+                towards(at, angle, long * radius),
+                wide * long * radius,
+                vary(rng, green, 0.08),
+                teeth=teeth,
+                lobes=5,
+                bend=rng.normal(0, 0.1),
+                rib=green * 1.3,
+                veins=0 if name == 'tulips' else 4,
+                points=24 if teeth else 12,
+            )
+        sketch.onto(canvas, shadow=0.3, defocus=int(rng.integers(0, 2)))
         view = View(x, y, radius, elevation, roll, light)
-        if clock: _clock(rng, canvas, x, y, radius*.85)
+        if clock:
+            _clock(rng, canvas, x, y, radius * 0.85)
         elif side is not None:
-            _tulip(rng, canvas, View(x, y+.5*radius, radius*.85, side, roll, light), shade, open_*rng.uniform(.5, 1.))
-        else: _head(rng, canvas, kind, view, shade, disc_shade, cup, open_)
-    if chance(rng, .5): canvas.pixels *= dapple(rng, size, 4, .65, 1.2)
-    if chance(rng, .25): grass_blades(rng, canvas, int(rng.integers(2, 7)), defocus=int(rng.integers(0, 3)))
+            _tulip(
+                rng,
+                canvas,
+                View(x, y + 0.5 * radius, radius * 0.85, side, roll, light),
+                shade,
+                open_ * rng.uniform(0.5, 1.0),
+            )
+        else:
+            _head(rng, canvas, kind, view, shade, disc_shade, cup, open_)
+    if chance(rng, 0.5):
+        canvas.pixels *= dapple(rng, size, 4, 0.65, 1.2)
+    if chance(rng, 0.25):
+        grass_blades(rng, canvas, int(rng.integers(2, 7)), defocus=int(rng.integers(0, 3)))
     return develop(rng, canvas)
+
 
 def _clock(rng, canvas, x, y, radius):
     "A dandelion gone to seed"
     sketch = Sketch(canvas.size)
-    golden = np.pi*(3-np.sqrt(5))
+    golden = np.pi * (3 - np.sqrt(5))
     for k in range(110):
-        r, a = radius*np.sqrt((k+.5)/110), k*golden
-        tip = np.array([x+r*np.cos(a), y+r*np.sin(a)])
-        sketch.line([(x+(tip[0]-x)*.3, y+(tip[1]-y)*.3), tip], '#b8b6a8' if k % 2 else '#cfcdc0', .5)
-        for b in np.arange(4)*1.57 + a: sketch.line([tip, tip+.13*radius*np.array([np.cos(b), np.sin(b)])], '#f2f1ea', .5)
-    sketch.dot(x, y, radius*.2, '#7a6a45')
-    sketch.onto(canvas, shadow=.2)
+        r, a = radius * np.sqrt((k + 0.5) / 110), k * golden
+        tip = np.array([x + r * np.cos(a), y + r * np.sin(a)])
+        sketch.line([(x + (tip[0] - x) * 0.3, y + (tip[1] - y) * 0.3), tip], '#b8b6a8' if k % 2 else '#cfcdc0', 0.5)
+        for b in np.arange(4) * 1.57 + a:
+            sketch.line([tip, tip + 0.13 * radius * np.array([np.cos(b), np.sin(b)])], '#f2f1ea', 0.5)
+    sketch.dot(x, y, radius * 0.2, '#7a6a45')
+    sketch.onto(canvas, shadow=0.2)
 
 # %% ../../nbs/data/sample_plants.ipynb #c9bf136f
 @dataclass(frozen=True)
 class Seedling:
     "What can be seen of a seedling from above; lengths relative to its seed leaves"
+
     greens: tuple
-    habit: str = 'rosette'            # rosette, grass, whorl, feather or round
-    seed_leaf: tuple = (.45, .5, 1.2, 0.) # of the pair of seed leaves: width / length, belly, bluntness, notch
-    stalk: float = .25                # of leaves, share of their length
-    leaf: tuple = (.5, .5, 1., 0., 4) # of true leaves: width / length, belly, bluntness, teeth, lobes
-    leaves: tuple = (0, 4)            # true leaves, by age
-    growth: float = 1.1               # length of true leaves
+    habit: str = 'rosette'  # rosette, grass, whorl, feather or round
+    seed_leaf: tuple = (0.45, 0.5, 1.2, 0.0)  # of the pair of seed leaves: width / length, belly, bluntness, notch
+    stalk: float = 0.25  # of leaves, share of their length
+    leaf: tuple = (0.5, 0.5, 1.0, 0.0, 4)  # of true leaves: width / length, belly, bluntness, teeth, lobes
+    leaves: tuple = (0, 4)  # true leaves, by age
+    growth: float = 1.1  # length of true leaves
     rib: bool = True
-    stem: str|None = None             # colour of the stalks
+    stem: str | None = None  # colour of the stalks
+
 
 seedlings = {
-    'Black-grass': Seedling(('#4f7a45', '#5a8048', '#456a48'), 'grass', leaf=(.035, .3, .8, 0, 0), leaves=(1, 4)),
-    'Charlock': Seedling(('#6f9f3a', '#7fae42'), seed_leaf=(1.15, .6, 2.2, .2), leaf=(.66, .58, 1.7, .22, 6),
-                         leaves=(0, 3), growth=1.5),
-    'Cleavers': Seedling(('#4f8a3c', '#5f964a'), 'whorl', (.6, .5, 1.7, .07), .3, (.3, .6, 1.2, 0, 0), (0, 6), .9),
-    'Common Chickweed': Seedling(('#7fb045', '#8cba50', '#6fa540'), seed_leaf=(.42, .45, .85, 0.), stalk=.5,
-                                 leaf=(.62, .42, .85, 0, 0), leaves=(0, 6), growth=1.05, rib=False),
-    'Common wheat': Seedling(('#6fa04a', '#7dac58', '#5f944a'), 'grass', leaf=(.065, .35, 1., 0, 0), leaves=(1, 3)),
-    'Fat Hen': Seedling(('#7f9f72', '#8aa880', '#6f9468'), seed_leaf=(.26, .5, 1.3, 0.), leaf=(.58, .42, 1., .16, 4),
-                        leaves=(0, 4), growth=1.1, stem='#a8788a'),
-    'Loose Silky-bent': Seedling(('#5f8f4a', '#6f9a55', '#7fa55f'), 'grass', leaf=(.018, .4, .8, 0, 0), leaves=(2, 9)),
-    'Maize': Seedling(('#6fa53a', '#7db045', '#5f9a38'), 'grass', leaf=(.17, .45, 1.4, 0, 0), leaves=(1, 4)),
-    'Scentless Mayweed': Seedling(('#5f9545', '#6fa04f'), 'feather', (.42, .5, 1.6, 0.), .05, (.3, .6, 1., 0, 0), (0, 7), 1.6,
-                                  rib=False),
-    'Shepherds Purse': Seedling(('#6a9a45', '#79a552'), seed_leaf=(.5, .55, 1.8, 0.), stalk=.55, leaf=(.42, .68, 1.3, .4, 3),
-                                leaves=(1, 8), growth=1.7),
-    'Small-flowered Cranesbill': Seedling(('#5f9a42', '#6fa84c', '#548a3c'), 'round', (1.05, .55, 2.4, .12), .7, leaves=(0, 4),
-                                          growth=1.1),
-    'Sugar beet': Seedling(('#4f8f35', '#5f9c3f', '#468032'), seed_leaf=(.34, .55, 1.5, 0.), stalk=.2,
-                           leaf=(.52, .52, 1.4, .04, 5), leaves=(0, 3), growth=1.25, stem='#b05a6a'),
+    'Black-grass': Seedling(('#4f7a45', '#5a8048', '#456a48'), 'grass', leaf=(0.035, 0.3, 0.8, 0, 0), leaves=(1, 4)),
+    'Charlock': Seedling(
+        ('#6f9f3a', '#7fae42'),
+        seed_leaf=(1.15, 0.6, 2.2, 0.2),
+        leaf=(0.66, 0.58, 1.7, 0.22, 6),
+        leaves=(0, 3),
+        growth=1.5,
+    ),
+    'Cleavers': Seedling(
+        ('#4f8a3c', '#5f964a'), 'whorl', (0.6, 0.5, 1.7, 0.07), 0.3, (0.3, 0.6, 1.2, 0, 0), (0, 6), 0.9
+    ),
+    'Common Chickweed': Seedling(
+        ('#7fb045', '#8cba50', '#6fa540'),
+        seed_leaf=(0.42, 0.45, 0.85, 0.0),
+        stalk=0.5,
+        leaf=(0.62, 0.42, 0.85, 0, 0),
+        leaves=(0, 6),
+        growth=1.05,
+        rib=False,
+    ),
+    'Common wheat': Seedling(('#6fa04a', '#7dac58', '#5f944a'), 'grass', leaf=(0.065, 0.35, 1.0, 0, 0), leaves=(1, 3)),
+    'Fat Hen': Seedling(
+        ('#7f9f72', '#8aa880', '#6f9468'),
+        seed_leaf=(0.26, 0.5, 1.3, 0.0),
+        leaf=(0.58, 0.42, 1.0, 0.16, 4),
+        leaves=(0, 4),
+        growth=1.1,
+        stem='#a8788a',
+    ),
+    'Loose Silky-bent': Seedling(
+        ('#5f8f4a', '#6f9a55', '#7fa55f'), 'grass', leaf=(0.018, 0.4, 0.8, 0, 0), leaves=(2, 9)
+    ),
+    'Maize': Seedling(('#6fa53a', '#7db045', '#5f9a38'), 'grass', leaf=(0.17, 0.45, 1.4, 0, 0), leaves=(1, 4)),
+    'Scentless Mayweed': Seedling(
+        ('#5f9545', '#6fa04f'), 'feather', (0.42, 0.5, 1.6, 0.0), 0.05, (0.3, 0.6, 1.0, 0, 0), (0, 7), 1.6, rib=False
+    ),
+    'Shepherds Purse': Seedling(
+        ('#6a9a45', '#79a552'),
+        seed_leaf=(0.5, 0.55, 1.8, 0.0),
+        stalk=0.55,
+        leaf=(0.42, 0.68, 1.3, 0.4, 3),
+        leaves=(1, 8),
+        growth=1.7,
+    ),
+    'Small-flowered Cranesbill': Seedling(
+        ('#5f9a42', '#6fa84c', '#548a3c'), 'round', (1.05, 0.55, 2.4, 0.12), 0.7, leaves=(0, 4), growth=1.1
+    ),
+    'Sugar beet': Seedling(
+        ('#4f8f35', '#5f9c3f', '#468032'),
+        seed_leaf=(0.34, 0.55, 1.5, 0.0),
+        stalk=0.2,
+        leaf=(0.52, 0.52, 1.4, 0.04, 5),
+        leaves=(0, 3),
+        growth=1.25,
+        stem='#b05a6a',
+    ),
 }
 
 # %% ../../nbs/data/sample_plants.ipynb #53034c7c
-def _round_leaf(sketch, centre, radius, angle, shade, depth=.2, lobes=6):
+def _round_leaf(sketch, centre, radius, angle, shade, depth=0.2, lobes=6):
     "A kidney, cut into lobes, its notch towards the stalk"
-    turn = np.linspace(-np.pi*.93, np.pi*.93, 60)
-    edge = radius*(1 - depth*np.abs(np.sin(turn*lobes/2))**3)*(1-.25*(np.abs(turn)/np.pi)**8)
-    for share, gain in ((1, .9), (.82, 1), (.5, 1.1)):
-        sketch.polygon(np.concatenate([[towards(centre, angle, -radius*.2)], np.stack([centre[0]+share*edge*np.cos(turn+angle),
-                       centre[1]+share*edge*np.sin(turn+angle)], 1)]), np.clip(shade*gain, 0, 1))
-    heart = towards(centre, angle, -radius*.25)
-    for ray in np.linspace(-1.6, 1.6, 5): sketch.line([heart, towards(heart, angle+ray, radius*.85)], shade*1.25, .7)
+    turn = np.linspace(-np.pi * 0.93, np.pi * 0.93, 60)
+    edge = radius * (1 - depth * np.abs(np.sin(turn * lobes / 2)) ** 3) * (1 - 0.25 * (np.abs(turn) / np.pi) ** 8)
+    for share, gain in ((1, 0.9), (0.82, 1), (0.5, 1.1)):
+        sketch.polygon(
+            np.concatenate(
+                [
+                    [towards(centre, angle, -radius * 0.2)],
+                    np.stack(
+                        [
+                            centre[0] + share * edge * np.cos(turn + angle),
+                            centre[1] + share * edge * np.sin(turn + angle),
+                        ],
+                        1,
+                    ),
+                ]
+            ),
+            np.clip(shade * gain, 0, 1),
+        )
+    heart = towards(centre, angle, -radius * 0.25)
+    for ray in np.linspace(-1.6, 1.6, 5):
+        sketch.line([heart, towards(heart, angle + ray, radius * 0.85)], shade * 1.25, 0.7)
+
 
 def _feather(sketch, base, angle, length, shade):
     tip = towards(base, angle, length)
     sketch.line([base, tip], shade, 1.6)
-    for t in np.linspace(.25, .95, 6):
-        at = base + t*(tip-base)
+    for t in np.linspace(0.25, 0.95, 6):
+        at = base + t * (tip - base)
         for side in (-1, 1):
-            end = towards(at, angle+side*.8, length*.26*(1.25-t))
-            sketch.line([at, end], np.clip(shade*(1+.1*side), 0, 1), 1.7)
-            sketch.line([towards(at, angle+side*.8, length*.1), towards(at, angle+side*.2, length*.2)], shade, 1.2)
+            end = towards(at, angle + side * 0.8, length * 0.26 * (1.25 - t))
+            sketch.line([at, end], np.clip(shade * (1 + 0.1 * side), 0, 1), 1.7)
+            sketch.line(
+                [towards(at, angle + side * 0.8, length * 0.1), towards(at, angle + side * 0.2, length * 0.2)],
+                shade,
+                1.2,
+            )
+
 
 def _label(rng, canvas):
     "The pot's rim or a bar code that came into the picture"
-    size, w = canvas.size, int(rng.uniform(.06, .2)*canvas.size)
-    strip = np.full((3, w, size), .86, np.float32)*(1-.1*rng.random())
-    if chance(rng, .6):
-        bars = np.repeat(rng.random(size//3+1) < .45, 3)[:size]
-        strip[:, int(w*.25):int(w*.8), bars] = .1
-    else: strip *= np.linspace(.35, 1, w, dtype=np.float32)[:, None]
+    size, w = canvas.size, int(rng.uniform(0.06, 0.2) * canvas.size)
+    strip = np.full((3, w, size), 0.86, np.float32) * (1 - 0.1 * rng.random())
+    if chance(rng, 0.6):
+        bars = np.repeat(rng.random(size // 3 + 1) < 0.45, 3)[:size]
+        strip[:, int(w * 0.25) : int(w * 0.8), bars] = 0.1
+    else:
+        strip *= np.linspace(0.35, 1, w, dtype=np.float32)[:, None]
     turn = int(rng.integers(4))
     view = canvas.pixels if turn < 2 else canvas.pixels.transpose(0, 2, 1)
-    if turn % 2: view[:, -w:] = strip
-    else: view[:, :w] = strip
+    if turn % 2:
+        view[:, -w:] = strip
+    else:
+        view[:, :w] = strip
+
 
 def draw_seedling(
-    name:str,     # the species
-    rngs,         # one generator: each photo shows another plant
-    size:int=256, # pixels a side
+    name: str,  # the species
+    rngs,  # one generator: each photo shows another plant
+    size: int = 256,  # pixels a side
 ) -> Image.Image:
     "A seedling on gravel, from above"
     rng = rngs[-1]
     kind = seedlings[name]
     canvas = Canvas(size)
-    canvas.pixels[:] = floor(rng, 'gravel', size, zoom=(.25, 1.1))
-    canvas.pixels *= planes(vary(rng, '#f0e6dc', .08))
-    if chance(rng, .18): _label(rng, canvas)
-    green = vary(rng, pick(rng, kind.greens), .09)
-    stem = np.clip(green*1.1, 0, 1) if kind.stem is None else mix(green, kind.stem, rng.uniform(.2, .8))
-    rib = green*1.22+.03 if kind.rib else None
+    canvas.pixels[:] = floor(rng, 'gravel', size, zoom=(0.25, 1.1))
+    canvas.pixels *= planes(vary(rng, '#f0e6dc', 0.08))
+    if chance(rng, 0.18):
+        _label(rng, canvas)
+    green = vary(rng, pick(rng, kind.greens), 0.09)
+    stem = np.clip(green * 1.1, 0, 1) if kind.stem is None else mix(green, kind.stem, rng.uniform(0.2, 0.8))
+    rib = green * 1.22 + 0.03 if kind.rib else None
     age = rng.beta(1.1, 1.1)
-    count = int(round(kind.leaves[0] + age*(kind.leaves[1]-kind.leaves[0])))
-    middle = size*rng.uniform(.4, .6, 2)
-    turn = rng.uniform(0, 2*np.pi)
+    count = int(round(kind.leaves[0] + age * (kind.leaves[1] - kind.leaves[0])))
+    middle = size * rng.uniform(0.4, 0.6, 2)
+    turn = rng.uniform(0, 2 * np.pi)
     sketch = Sketch(size)
     if kind.habit == 'grass':
         width, belly, blunt, *_ = kind.leaf
         for k in range(count):
-            long = size*rng.uniform(.32, .62)*(.7+.4*age)
-            angle = turn + k*np.pi*(.9+.2*rng.random()) + rng.normal(0, .35)
-            base, broad = middle+rng.normal(0, .012, 2)*size, max(1.7, width*size*rng.uniform(.85, 1.25))
-            leaf(sketch, base, towards(middle, angle, long), broad, vary(rng, green, .06), belly=belly, blunt=blunt,
-                 bend=rng.normal(0, .1), rib=green*1.2 if width > .05 else None)
+            long = size * rng.uniform(0.32, 0.62) * (0.7 + 0.4 * age)
+            angle = turn + k * np.pi * (0.9 + 0.2 * rng.random()) + rng.normal(0, 0.35)
+            base, broad = middle + rng.normal(0, 0.012, 2) * size, max(1.7, width * size * rng.uniform(0.85, 1.25))
+            leaf(
+                sketch,
+                base,
+                towards(middle, angle, long),
+                broad,
+                vary(rng, green, 0.06),
+                belly=belly,
+                blunt=blunt,
+                bend=rng.normal(0, 0.1),
+                rib=green * 1.2 if width > 0.05 else None,
+            )
     else:
-        reach = size*rng.uniform(.2, .34)*(1-.35*age*(count > 2))
+        reach = size * rng.uniform(0.2, 0.34) * (1 - 0.35 * age * (count > 2))
         width, belly, blunt, notch = kind.seed_leaf
-        for side in (0, np.pi):                                          # the pair of seed leaves
-            angle = turn+side+rng.normal(0, .12)
-            base = towards(middle, angle, reach*kind.stalk*.6)
-            sketch.line([middle, base], stem, max(1.5, reach*.07))
-            leaf(sketch, base, towards(base, angle, reach), reach*width*rng.uniform(.9, 1.1), vary(rng, green, .05), belly=belly,
-                 blunt=blunt, notch=notch, bend=rng.normal(0, .05), rib=rib)
+        for side in (0, np.pi):  # the pair of seed leaves
+            angle = turn + side + rng.normal(0, 0.12)
+            base = towards(middle, angle, reach * kind.stalk * 0.6)
+            sketch.line([middle, base], stem, max(1.5, reach * 0.07))
+            leaf(
+                sketch,
+                base,
+                towards(base, angle, reach),
+                reach * width * rng.uniform(0.9, 1.1),
+                vary(rng, green, 0.05),
+                belly=belly,
+                blunt=blunt,
+                notch=notch,
+                bend=rng.normal(0, 0.05),
+                rib=rib,
+            )
         width, belly, blunt, teeth, lobes = kind.leaf
         for k in range(count):
-            younger = 1 - .5*k/max(count, 1)
-            long = reach*kind.growth*younger*rng.uniform(.8, 1.1)*(.45+.6*age)
-            step = 2*np.pi/max(count, 3) if kind.habit == 'whorl' else np.pi*(3-np.sqrt(5))
-            angle = turn + np.pi/2 + k*step + rng.normal(0, .15)
-            base = towards(middle, angle, long*kind.stalk)
-            shade = vary(rng, np.clip(green*(1.04+.12*k/max(count, 1)), 0, 1), .05)
-            sketch.line([middle, base], stem, max(1.3, long*.06))
-            if kind.habit == 'feather': _feather(sketch, base, angle, long, shade)
-            elif kind.habit == 'round': _round_leaf(sketch, towards(base, angle, long*.4), long*.5, angle, shade)
+            younger = 1 - 0.5 * k / max(count, 1)
+            long = reach * kind.growth * younger * rng.uniform(0.8, 1.1) * (0.45 + 0.6 * age)
+            step = 2 * np.pi / max(count, 3) if kind.habit == 'whorl' else np.pi * (3 - np.sqrt(5))
+            angle = turn + np.pi / 2 + k * step + rng.normal(0, 0.15)
+            base = towards(middle, angle, long * kind.stalk)
+            shade = vary(rng, np.clip(green * (1.04 + 0.12 * k / max(count, 1)), 0, 1), 0.05)
+            sketch.line([middle, base], stem, max(1.3, long * 0.06))
+            if kind.habit == 'feather':
+                _feather(sketch, base, angle, long, shade)
+            elif kind.habit == 'round':
+                _round_leaf(sketch, towards(base, angle, long * 0.4), long * 0.5, angle, shade)
             else:
-                leaf(sketch, base, towards(base, angle, long), long*width, shade, belly=belly, blunt=blunt, teeth=teeth,
-                     lobes=lobes, bend=rng.normal(0, .06), rib=rib, veins=3 if teeth else 0, points=28 if teeth else 12)
-    sketch.onto(canvas, shadow=.55, offset=(3, 4), blur=4)
-    return develop(rng, canvas, blurred=.12)
+                leaf(
+                    sketch,
+                    base,
+                    towards(base, angle, long),
+                    long * width,
+                    shade,
+                    belly=belly,
+                    blunt=blunt,
+                    teeth=teeth,
+                    lobes=lobes,
+                    bend=rng.normal(0, 0.06),
+                    rib=rib,
+                    veins=3 if teeth else 0,
+                    points=28 if teeth else 12,
+                )
+    sketch.onto(canvas, shadow=0.55, offset=(3, 4), blur=4)
+    return develop(rng, canvas, blurred=0.12)

@@ -15,133 +15,207 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from fungi_fastai.data.sample_drawing import (
-    Canvas, Sketch, chance, leaf, noise, pick, tiled, to_image, to_planes, towards, vary,
+    Canvas,
+    Sketch,
+    chance,
+    leaf,
+    noise,
+    pick,
+    tiled,
+    to_image,
+    to_planes,
+    towards,
+    vary,
 )
 
 # %% ../../nbs/data/sample_scenes.ipynb #875723ab
 ground_size = 512
-def _strewn(rng, count, length, heading=None, spread=0.): # lines strewn over a sheet, everywhere or about a heading
+
+
+def _strewn(rng, count, length, heading=None, spread=0.0):  # lines strewn over a sheet, everywhere or about a heading
     for _ in range(count):
-        angle = rng.uniform(0, 2*np.pi) if heading is None else heading + rng.normal(0, spread)
+        angle = rng.uniform(0, 2 * np.pi) if heading is None else heading + rng.normal(0, spread)
         at = rng.uniform(0, ground_size, 2)
         yield np.stack([at, towards(at, angle, rng.uniform(*length))])
 
+
 def _litter(rng, canvas):
     browns = ('#8a5a33', '#6b4526', '#a5713d', '#b98a4e', '#74502f', '#594029', '#9c5a2c')
-    for darkness in (.55, .8, 1):
+    for darkness in (0.55, 0.8, 1):
         sketch = Sketch(ground_size)
         for line in _strewn(rng, 330, (24, 52)):
-            shade, length = vary(rng, pick(rng, browns), .1)*darkness, np.hypot(*(line[1]-line[0]))
-            leaf(sketch, *line, length*rng.uniform(.35, .6), shade, bend=rng.normal(0, .08), teeth=pick(rng, (0, 0, .25)),
-                 lobes=4, rib=shade*.7, veins=4)
-        sketch.onto(canvas, shadow=.65, blur=3)
+            shade, length = vary(rng, pick(rng, browns), 0.1) * darkness, np.hypot(*(line[1] - line[0]))
+            leaf(
+                sketch,
+                *line,
+                length * rng.uniform(0.35, 0.6),
+                shade,
+                bend=rng.normal(0, 0.08),
+                teeth=pick(rng, (0, 0, 0.25)),
+                lobes=4,
+                rib=shade * 0.7,
+                veins=4,
+            )
+        sketch.onto(canvas, shadow=0.65, blur=3)
     sketch = Sketch(ground_size)
-    for line in _strewn(rng, 120, (10, 60)): sketch.line(line, vary(rng, '#4a3524', .2), rng.uniform(.5, 2))
-    sketch.onto(canvas, shadow=.5, blur=2)
+    for line in _strewn(rng, 120, (10, 60)):
+        sketch.line(line, vary(rng, '#4a3524', 0.2), rng.uniform(0.5, 2))
+    sketch.onto(canvas, shadow=0.5, blur=2)
+
 
 def _strokes(rng, canvas, layers, count, shades, length, width, **heading):
     for layer in range(layers):
-        sketch, tone = Sketch(ground_size), .5 + .55*layer/max(layers-1, 1)
+        sketch, tone = Sketch(ground_size), 0.5 + 0.55 * layer / max(layers - 1, 1)
         for line in _strewn(rng, count, length, **heading):
-            sketch.line(line, vary(rng, pick(rng, shades), .12)*tone, rng.uniform(*width))
-        sketch.onto(canvas, shadow=.35, blur=2)
+            sketch.line(line, vary(rng, pick(rng, shades), 0.12) * tone, rng.uniform(*width))
+        sketch.onto(canvas, shadow=0.35, blur=2)
+
 
 def _pebbles(rng, canvas, count, radius, shades):
     sketch = Sketch(ground_size)
-    turn = np.linspace(0, 2*np.pi, 9, endpoint=False)
+    turn = np.linspace(0, 2 * np.pi, 9, endpoint=False)
     for r in np.sort(rng.uniform(*radius, count)):
-        at, shade = rng.uniform(0, ground_size, 2), vary(rng, pick(rng, shades), .12)
-        edge = np.stack([np.cos(turn), np.sin(turn)*rng.uniform(.6, 1)], 1)*(r*rng.uniform(.8, 1.15, 9))[:, None]
-        for shift, size, tone in ((.16, 1.1, .38), (0, 1, .82), (-.12, .78, 1), (-.22, .45, 1.12)):
-            sketch.polygon(at + shift*r + edge*size, shade*tone)
+        at, shade = rng.uniform(0, ground_size, 2), vary(rng, pick(rng, shades), 0.12)
+        edge = (
+            np.stack([np.cos(turn), np.sin(turn) * rng.uniform(0.6, 1)], 1) * (r * rng.uniform(0.8, 1.15, 9))[:, None]
+        )
+        for shift, size, tone in ((0.16, 1.1, 0.38), (0, 1, 0.82), (-0.12, 0.78, 1), (-0.22, 0.45, 1.12)):
+            sketch.polygon(at + shift * r + edge * size, shade * tone)
     sketch.onto(canvas)
+
 
 @cache
 def ground(
-    name:str, # litter, moss, grass, soil, wood, cloth or gravel
+    name: str,  # litter, moss, grass, soil, wood, cloth or gravel
 ) -> Image.Image:
     "A large picture of a ground"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    canvas = Canvas(ground_size, dict(litter='#3a2a1c', moss='#1f2f12', grass='#26331a', soil='#4a3a2a', wood='#9a7650',
-                                      cloth='#8d949b', gravel='#6a5846')[name])
+    canvas = Canvas(
+        ground_size,
+        dict(
+            litter='#3a2a1c',
+            moss='#1f2f12',
+            grass='#26331a',
+            soil='#4a3a2a',
+            wood='#9a7650',
+            cloth='#8d949b',
+            gravel='#6a5846',
+        )[name],
+    )
     cloud, grain = (np.tile(noise(n), (2, 2)) for n in ('cloud', 'grain'))
-    if name == 'litter': _litter(rng, canvas)
-    if name == 'moss': _strokes(rng, canvas, 5, 3400, ('#5f7f2a', '#6d8c30', '#547228', '#7f9a3a'), (2, 6), (.8, 1.7))
+    if name == 'litter':
+        _litter(rng, canvas)
+    if name == 'moss':
+        _strokes(rng, canvas, 5, 3400, ('#5f7f2a', '#6d8c30', '#547228', '#7f9a3a'), (2, 6), (0.8, 1.7))
     if name == 'grass':
-        _strokes(rng, canvas, 4, 420, ('#5f8a36', '#7aa044', '#4d7a2e', '#98a85a', '#b3a56a'), (25, 80), (1.2, 2.8),
-                 heading=-np.pi/2, spread=.45)
+        _strokes(
+            rng,
+            canvas,
+            4,
+            420,
+            ('#5f8a36', '#7aa044', '#4d7a2e', '#98a85a', '#b3a56a'),
+            (25, 80),
+            (1.2, 2.8),
+            heading=-np.pi / 2,
+            spread=0.45,
+        )
     if name == 'soil':
-        canvas.pixels *= 1 + .22*grain + .12*cloud
+        canvas.pixels *= 1 + 0.22 * grain + 0.12 * cloud
         _pebbles(rng, canvas, 260, (1.5, 6), ('#7a6650', '#5a4a3a', '#94836c', '#3c3026'))
-        _strokes(rng, canvas, 1, 260, ('#8a6a45', '#6a4a2c'), (10, 28), (.6, 1.2))
+        _strokes(rng, canvas, 1, 260, ('#8a6a45', '#6a4a2c'), (10, 28), (0.6, 1.2))
     if name == 'gravel':
-        canvas.pixels *= 1 + .2*grain
-        _pebbles(rng, canvas, 5200, (3, 9),
-                 ('#a58d76', '#8a715c', '#b9a48f', '#75604e', '#96806f', '#a3775c', '#c4b8a8', '#6f6a66'))
+        canvas.pixels *= 1 + 0.2 * grain
+        _pebbles(
+            rng,
+            canvas,
+            5200,
+            (3, 9),
+            ('#a58d76', '#8a715c', '#b9a48f', '#75604e', '#96806f', '#a3775c', '#c4b8a8', '#6f6a66'),
+        )
     if name == 'wood':
         fibre = np.tile(noise('fibre').T, (2, 2)).T
-        canvas.pixels *= 1 + .09*fibre + .04*grain
-        for row in range(96, ground_size, 128): canvas.pixels[:, row-1:row+1] *= .45
+        canvas.pixels *= 1 + 0.09 * fibre + 0.04 * grain
+        for row in range(96, ground_size, 128):
+            canvas.pixels[:, row - 1 : row + 1] *= 0.45
     if name == 'cloth':
         y, x = np.ogrid[:ground_size, :ground_size]
-        canvas.pixels *= 1 + .03*grain + .03*cloud + .02*np.sin(x*1.3)*np.sin(y*1.3)
-    canvas.pixels *= 1 + .1*cloud
+        canvas.pixels *= 1 + 0.03 * grain + 0.03 * cloud + 0.02 * np.sin(x * 1.3) * np.sin(y * 1.3)
+    canvas.pixels *= 1 + 0.1 * cloud
     return to_image(canvas.pixels)
 
+
 def floor(
-    rng, name:str, size:int,
-    zoom=(.45, 1.1), # ground pixels a picture pixel, from and to
-    height:int|None=None, # rows wanted (default: `size`), the ground squeezed into them
-    squeeze:float=1., # how many times more rows than columns of the ground go in a pixel: foreshortening
-) -> np.ndarray: # (3, height, size)
+    rng,
+    name: str,
+    size: int,
+    zoom=(0.45, 1.1),  # ground pixels a picture pixel, from and to
+    height: int | None = None,  # rows wanted (default: `size`), the ground squeezed into them
+    squeeze: float = 1.0,  # how many times more rows than columns of the ground go in a pixel: foreshortening
+) -> np.ndarray:  # (3, height, size)
     "A piece of a ground, at random"
     image, height = ground(name), height or size
-    scale = rng.uniform(*zoom)*256/size
-    w, h = min(ground_size-2, size*scale), min(ground_size-2, height*scale*squeeze)
-    x, y = rng.uniform(0, ground_size-w), rng.uniform(0, ground_size-h)
-    piece = image.resize((size, height), Image.BILINEAR, box=(x, y, x+w, y+h))
+    scale = rng.uniform(*zoom) * 256 / size
+    w, h = min(ground_size - 2, size * scale), min(ground_size - 2, height * scale * squeeze)
+    x, y = rng.uniform(0, ground_size - w), rng.uniform(0, ground_size - h)
+    piece = image.resize((size, height), Image.BILINEAR, box=(x, y, x + w, y + h))
     turn = int(rng.integers(4)) if squeeze == 1 and height == size else 0
-    if turn: piece = piece.transpose((Image.FLIP_LEFT_RIGHT, Image.FLIP_TOP_BOTTOM, Image.ROTATE_180)[turn-1])
+    if turn:
+        piece = piece.transpose((Image.FLIP_LEFT_RIGHT, Image.FLIP_TOP_BOTTOM, Image.ROTATE_180)[turn - 1])
     return to_planes(piece)
 
 # %% ../../nbs/data/sample_scenes.ipynb #efd75920
-def backdrop(rng, name:str, size:int) -> np.ndarray: # (3, size, size)
+def backdrop(rng, name: str, size: int) -> np.ndarray:  # (3, size, size)
     "A ground far out of focus: colours without things"
     image = ground(name)
-    x, y = rng.integers(0, ground_size-256, 2).tolist()
-    small = image.resize((int(rng.integers(4, 9)),)*2, Image.BOX, box=(x, y, x+256, y+256))
+    x, y = rng.integers(0, ground_size - 256, 2).tolist()
+    small = image.resize((int(rng.integers(4, 9)),) * 2, Image.BOX, box=(x, y, x + 256, y + 256))
     return to_planes(small.resize((size, size), Image.BICUBIC))
 
-def dapple(rng, size:int, cells:int=5, low:float=.55, high:float=1.25) -> np.ndarray: # (size, size)
+
+def dapple(rng, size: int, cells: int = 5, low: float = 0.55, high: float = 1.25) -> np.ndarray:  # (size, size)
     "Uneven light"
     small = Image.fromarray(rng.uniform(0, 255, (cells, cells)).astype(np.uint8))
-    field = np.asarray(small.resize((size, size), Image.BICUBIC), np.float32)/255
-    return low + (high-low)*field
+    field = np.asarray(small.resize((size, size), Image.BICUBIC), np.float32) / 255
+    return low + (high - low) * field
 
-def grass_blades(rng, canvas:Canvas, count:int, shades=('#5f8a36', '#7aa044', '#a8a860'), defocus:int=0, height=(.25, .7)):
+
+def grass_blades(
+    rng, canvas: Canvas, count: int, shades=('#5f8a36', '#7aa044', '#a8a860'), defocus: int = 0, height=(0.25, 0.7)
+):
     "Blades of grass that rise from the lower edge, before the subject"
     size, sketch = canvas.size, Sketch(canvas.size)
     for _ in range(count):
-        x, length = rng.uniform(0, size), rng.uniform(*height)*size
-        leaf(sketch, (x, size+5), (x+rng.normal(0, .14)*size, size-length), size*rng.uniform(.012, .028),
-             vary(rng, pick(rng, shades), .1), belly=.35, bend=rng.normal(0, .12))
-    sketch.onto(canvas, shadow=.25, defocus=defocus)
+        x, length = rng.uniform(0, size), rng.uniform(*height) * size
+        leaf(
+            sketch,
+            (x, size + 5),
+            (x + rng.normal(0, 0.14) * size, size - length),
+            size * rng.uniform(0.012, 0.028),
+            vary(rng, pick(rng, shades), 0.1),
+            belly=0.35,
+            bend=rng.normal(0, 0.12),
+        )
+    sketch.onto(canvas, shadow=0.25, defocus=defocus)
+
 
 def develop(
-    rng, canvas:Canvas,
-    colour_cast:float=.05, # deviation of the white balance
-    exposure:float=.14,    # deviation of the brightness, relative
-    blurred:float=.08,     # share of photos out of focus
-    grain:float=.013,      # deviation of the sensor's noise, at most
+    rng,
+    canvas: Canvas,
+    colour_cast: float = 0.05,  # deviation of the white balance
+    exposure: float = 0.14,  # deviation of the brightness, relative
+    blurred: float = 0.08,  # share of photos out of focus
+    grain: float = 0.013,  # deviation of the sensor's noise, at most
 ) -> Image.Image:
     "What the camera makes of the scene"
     size, pixels = canvas.size, canvas.pixels
-    y = np.linspace(-1, 1, size, dtype=np.float32)**2
-    corners = 1 - rng.uniform(0, .28)*(y[:, None]+y[None])/2
+    y = np.linspace(-1, 1, size, dtype=np.float32) ** 2
+    corners = 1 - rng.uniform(0, 0.28) * (y[:, None] + y[None]) / 2
     warmth = rng.normal(0, colour_cast)
-    gain = np.array([1+warmth, 1+rng.normal(0, colour_cast/4), 1-warmth])*np.clip(rng.normal(1.14, exposure), .7, 1.5)
-    pixels = pixels*(corners*gain[:, None, None].astype(np.float32))
-    pixels = pixels*(1.12-.12*pixels)  # a gentle shoulder
-    pixels += np.float32(rng.uniform(.003, grain))*tiled(rng, 'grain', size)
+    gain = np.array([1 + warmth, 1 + rng.normal(0, colour_cast / 4), 1 - warmth]) * np.clip(
+        rng.normal(1.14, exposure), 0.7, 1.5
+    )
+    pixels = pixels * (corners * gain[:, None, None].astype(np.float32))
+    pixels = pixels * (1.12 - 0.12 * pixels)  # a gentle shoulder
+    pixels += np.float32(rng.uniform(0.003, grain)) * tiled(rng, 'grain', size)
     image = to_image(pixels)
-    return image.filter(ImageFilter.BoxBlur(rng.uniform(.8, 2.2))) if chance(rng, blurred) else image
+    return image.filter(ImageFilter.BoxBlur(rng.uniform(0.8, 2.2))) if chance(rng, blurred) else image

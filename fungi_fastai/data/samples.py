@@ -29,110 +29,142 @@ from ..settings import UserError, check_place, settings
 @dataclass(frozen=True)
 class Kind:
     "How a kind of sample is drawn and laid out"
-    draw: object           # (label, generators, size) -> PIL image
-    labels: tuple          # the classes
-    specimens: int         # of each class, by default; of the rarest, where `shares` are given
-    photos: int            # of each specimen, by default
-    crops: int = 0         # of each photo; 0: the photo itself is the picture
-    folder: str = ''       # that holds the class folders
-    shares: dict|None = None # how frequent the classes are, relative to the rarest
-    unlabelled: int = 0    # pictures of unknown class for each five specimens of a class
+
+    draw: object  # (label, generators, size) -> PIL image
+    labels: tuple  # the classes
+    specimens: int  # of each class, by default; of the rarest, where `shares` are given
+    photos: int  # of each specimen, by default
+    crops: int = 0  # of each photo; 0: the photo itself is the picture
+    folder: str = ''  # that holds the class folders
+    shares: dict | None = None  # how frequent the classes are, relative to the rarest
+    unlabelled: int = 0  # pictures of unknown class for each five specimens of a class
+
 
 kinds = dict(
-    mushrooms=Kind(sample_mushrooms.draw_mushroom, tuple(sample_mushrooms.genera), specimens=12, photos=3, folder='Mushrooms'),
-    defungi=Kind(sample_microscopy.draw_crop, tuple(sample_microscopy.structures), specimens=14, photos=2, crops=2,
-                 shares={name: s.share for name, s in sample_microscopy.structures.items()}),
+    mushrooms=Kind(
+        sample_mushrooms.draw_mushroom, tuple(sample_mushrooms.genera), specimens=12, photos=3, folder='Mushrooms'
+    ),
+    defungi=Kind(
+        sample_microscopy.draw_crop,
+        tuple(sample_microscopy.structures),
+        specimens=14,
+        photos=2,
+        crops=2,
+        shares={name: s.share for name, s in sample_microscopy.structures.items()},
+    ),
     flowers=Kind(sample_plants.draw_flower, tuple(sample_plants.flowers), specimens=20, photos=2, folder='flowers'),
     seedlings=Kind(sample_plants.draw_seedling, tuple(sample_plants.seedlings), specimens=25, photos=1, unlabelled=12),
 )
 sample_kinds = tuple(kinds)
 
 # %% ../../nbs/data/samples.ipynb #d9ee62ef
-def _kind(name:str) -> Kind:
-    if name not in kinds: raise UserError(f"There is no built-in sample {name!r}. Known: {', '.join(sample_kinds)}.")
+def _kind(name: str) -> Kind:
+    if name not in kinds:
+        raise UserError(f'There is no built-in sample {name!r}. Known: {", ".join(sample_kinds)}.')
     return kinds[name]
 
+
 def draw(
-    kind:str,     # one of `sample_kinds`
-    label:str,    # one of its classes
-    *key:int,     # specimen, photo (mushrooms, flowers); specimen, photo, crop (defungi); plant (seedlings)
-    size:int=256, # pixels a side
-    seed:int=0,   # another seed, another sample
+    kind: str,  # one of `sample_kinds`
+    label: str,  # one of its classes
+    *key: int,  # specimen, photo (mushrooms, flowers); specimen, photo, crop (defungi); plant (seedlings)
+    size: int = 256,  # pixels a side
+    seed: int = 0,  # another seed, another sample
 ) -> Image.Image:
     "Draw one picture; what it shows depends on the arguments alone. Raises `UserError`"
     known = _kind(kind)
-    if label not in known.labels: raise UserError(f"{kind} has no class {label!r}. Known: {', '.join(known.labels)}.")
+    if label not in known.labels:
+        raise UserError(f'{kind} has no class {label!r}. Known: {", ".join(known.labels)}.')
     wanted = 3 if known.crops else 1 if known.unlabelled else 2
-    if len(key) != wanted: raise UserError(f"A picture of {kind} has {wanted} number(s); {len(key)} given.")
+    if len(key) != wanted:
+        raise UserError(f'A picture of {kind} has {wanted} number(s); {len(key)} given.')
     return known.draw(label, sample_drawing.generators(seed, kind, label, *key), size)
 
 # %% ../../nbs/data/samples.ipynb #17b83260
 @dataclass(frozen=True)
 class Job:
     "One file of a sample"
+
     kind: str
     label: str
     key: tuple
     name: str  # path inside the sample's folder
 
-def _hidden_name(seed:int, label:str, number:int) -> str:
+
+def _hidden_name(seed: int, label: str, number: int) -> str:
     "Nine hexadecimal digits that tell nothing of the class, like the competition's"
     return hashlib.sha1(f'{seed} {label} {number}'.encode()).hexdigest()[:9]
 
+
 def jobs(
-    kind:str,
-    specimens:int|None=None, # of each class (defungi: of the rarest)
-    photos:int|None=None,    # of each specimen
-    seed:int=0,
+    kind: str,
+    specimens: int | None = None,  # of each class (defungi: of the rarest)
+    photos: int | None = None,  # of each specimen
+    seed: int = 0,
 ) -> Iterator[Job]:
     "The files of a sample"
     known = _kind(kind)
     specimens, photos = known.specimens if specimens is None else specimens, known.photos if photos is None else photos
     for label in known.labels:
-        for specimen in range(round(specimens*(known.shares or {}).get(label, 1))):
+        for specimen in range(round(specimens * (known.shares or {}).get(label, 1))):
             if kind == 'seedlings':
                 yield Job(kind, label, (specimen,), f'train/{label}/{_hidden_name(seed, label, specimen)}.jpg')
                 continue
             for photo in range(photos):
-                if not known.crops: yield Job(kind, label, (specimen, photo), f'{known.folder}/{label}/{specimen:03}_{photo}.jpg')
+                if not known.crops:
+                    yield Job(kind, label, (specimen, photo), f'{known.folder}/{label}/{specimen:03}_{photo}.jpg')
                 for crop in range(known.crops):
-                    yield Job(kind, label, (specimen, photo, crop), f'{label}/{label}_{specimen+1}{chr(97+photo)}_{crop+1}.jpg')
-    for k in range(known.unlabelled*specimens//5):  # of all classes in turn, numbered far from the training pictures
-        label, number = known.labels[k % len(known.labels)], 1_000_000 + k//len(known.labels)
+                    yield Job(
+                        kind,
+                        label,
+                        (specimen, photo, crop),
+                        f'{label}/{label}_{specimen + 1}{chr(97 + photo)}_{crop + 1}.jpg',
+                    )
+    for k in range(
+        known.unlabelled * specimens // 5
+    ):  # of all classes in turn, numbered far from the training pictures
+        label, number = known.labels[k % len(known.labels)], 1_000_000 + k // len(known.labels)
         yield Job(kind, label, (number,), f'test/{_hidden_name(seed, label, number)}.jpg')
 
 # %% ../../nbs/data/samples.ipynb #48def6a0
-def _write(todo:list[Job], folder:str, size:int, seed:int):
+def _write(todo: list[Job], folder: str, size: int, seed: int):
     for job in todo:
-        path = Path(folder)/job.name
+        path = Path(folder) / job.name
         draw(job.kind, job.label, *job.key, size=size, seed=seed).save(path, 'JPEG', quality=88)
 
+
 def make_sample(
-    kind:str,                # one of `sample_kinds`
-    folder:str|Path,         # where the files shall stand; made if it is not there
-    specimens:int|None=None, # of each class (default: the kind's own; defungi: of the rarest, others have up to 5 times as many)
-    photos:int|None=None,    # of each specimen (default: the kind's own; seedlings have one)
-    size:int=256,            # pixels a side
-    seed:int=0,              # another seed, another sample
-    workers:int|None=None,   # processes (default: the machine's settings)
-) -> Path: # `folder`
+    kind: str,  # one of `sample_kinds`
+    folder: str | Path,  # where the files shall stand; made if it is not there
+    specimens: int
+    | None = None,  # of each class (default: the kind's own; defungi: of the rarest, others have up to 5 times as many)
+    photos: int | None = None,  # of each specimen (default: the kind's own; seedlings have one)
+    size: int = 256,  # pixels a side
+    seed: int = 0,  # another seed, another sample
+    workers: int | None = None,  # processes (default: the machine's settings)
+) -> Path:  # `folder`
     "Draw a sample, laid out like the Kaggle download; a file's bytes do not depend on how many are asked for. Raises `UserError`"
     folder = Path(folder)
     todo = list(jobs(kind, specimens, photos, seed))
-    for parent in {(folder/job.name).parent for job in todo}: parent.mkdir(parents=True, exist_ok=True)
-    workers = min(settings().workers if workers is None else workers, 1+len(todo)//60)
+    for parent in {(folder / job.name).parent for job in todo}:
+        parent.mkdir(parents=True, exist_ok=True)
+    workers = min(settings().workers if workers is None else workers, 1 + len(todo) // 60)
     if workers > 1 and sys.platform == 'linux':
         from multiprocessing import get_context
-        draw(kind, todo[0].label, *todo[0].key, size=32)   # textures that the processes will share
-        with warnings.catch_warnings():                    # Python warns of forking beside threads; the forks use none
+
+        draw(kind, todo[0].label, *todo[0].key, size=32)  # textures that the processes will share
+        with warnings.catch_warnings():  # Python warns of forking beside threads; the forks use none
             warnings.simplefilter('ignore')
             with ProcessPoolExecutor(workers, mp_context=get_context('fork')) as pool:
-                pieces = [todo[k::4*workers] for k in range(4*workers)]
-                list(pool.map(_write, pieces, *([value]*len(pieces) for value in (str(folder), size, seed))))
-    else: _write(todo, str(folder), size, seed)
+                pieces = [todo[k :: 4 * workers] for k in range(4 * workers)]
+                list(pool.map(_write, pieces, *([value] * len(pieces) for value in (str(folder), size, seed))))
+    else:
+        _write(todo, str(folder), size, seed)
     if kind == 'seedlings':
         rows = sorted(Path(job.name).name for job in todo if job.name.startswith('test/'))
-        (folder/'sample_submission.csv').write_text('file,species\n' + ''.join(f'{name},Sugar beet\n' for name in rows))
+        (folder / 'sample_submission.csv').write_text(
+            'file,species\n' + ''.join(f'{name},Sugar beet\n' for name in rows)
+        )
     return folder
 
 # %% ../../nbs/data/samples.ipynb #24bd2c81
@@ -141,23 +173,29 @@ def sample_version() -> str:
     texts = sorted(Path(sample_drawing.__file__).parent.glob('sample*.py'))
     return hashlib.sha1(b''.join(text.read_bytes() for text in texts)).hexdigest()[:8]
 
+
 def sample_folder(
-    kind:str, # one of `sample_kinds`
-) -> Path:    # <data_dir>/samples/<kind>-<version>
+    kind: str,  # one of `sample_kinds`
+) -> Path:  # <data_dir>/samples/<kind>-<version>
     "The default sample of a kind, drawn on first use. Raises `UserError`"
     _kind(kind)
-    final = settings().data_dir/'samples'/f'{kind}-{sample_version()}'
-    if final.is_dir(): return final
+    final = settings().data_dir / 'samples' / f'{kind}-{sample_version()}'
+    if final.is_dir():
+        return final
     check_place(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     for left in final.parent.glob(f'.{final.name}.*.part'):  # of a process that was killed
-        if time.time()-left.stat().st_mtime > 3600: shutil.rmtree(left, ignore_errors=True)
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f'.{final.name}.', suffix='.part', dir=final.parent))
     try:
         make_sample(kind, part)
         part.chmod(0o755)
-        try: os.rename(part, final)
+        try:
+            os.rename(part, final)
         except OSError:
-            if not final.is_dir(): raise  # another process was faster, or something is wrong
-    finally: shutil.rmtree(part, ignore_errors=True)
+            if not final.is_dir():
+                raise  # another process was faster, or something is wrong
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return final

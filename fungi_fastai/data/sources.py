@@ -28,133 +28,184 @@ from .images import is_image_name, unread_extensions
 from ..settings import MissingFileError, UserError, settings, write_text
 
 # %% ../../nbs/data/sources.ipynb #cb174a6e
-split_names = {'train': 'train', 'training': 'train', 'valid': 'valid', 'val': 'valid', 'validation': 'valid',
-               'test': 'test', 'testing': 'test'}
+split_names = {
+    'train': 'train',
+    'training': 'train',
+    'valid': 'valid',
+    'val': 'valid',
+    'validation': 'valid',
+    'test': 'test',
+    'testing': 'test',
+}
+
 
 def _layout(
-    names:list, # the pictures, each a tuple of path parts
-) -> tuple[int, int, bool]: # folders to take off every name, depth of the splits or classes, whether there are splits
+    names: list,  # the pictures, each a tuple of path parts
+) -> tuple[int, int, bool]:  # folders to take off every name, depth of the splits or classes, whether there are splits
     "How the folders around the pictures are meant"
     depth, prefix = 0, ()
     while True:
-        inside = [n for n in names if len(n) > depth+1 and n[:depth] == prefix]
+        inside = [n for n in names if len(n) > depth + 1 and n[:depth] == prefix]
         folders = {n[depth] for n in inside}
         splits = {split_names[f.lower()] for f in folders if f.lower() in split_names}
-        if len(splits) > 1: return _wrapping(names, prefix), depth, True
-        if len(folders) != 1 or not any(len(n) > depth+2 for n in inside): return _wrapping(names, prefix), depth, False
-        prefix, depth = (*prefix, folders.pop()), depth+1
+        if len(splits) > 1:
+            return _wrapping(names, prefix), depth, True
+        if len(folders) != 1 or not any(len(n) > depth + 2 for n in inside):
+            return _wrapping(names, prefix), depth, False
+        prefix, depth = (*prefix, folders.pop()), depth + 1
 
-def _wrapping(names, prefix): return len(prefix) if all(n[:len(prefix)] == prefix for n in names) else 0
+
+def _wrapping(names, prefix):
+    return len(prefix) if all(n[: len(prefix)] == prefix for n in names) else 0
 
 # %% ../../nbs/data/sources.ipynb #9883966c
 def _pattern(
-    pattern:str, # a regular expression with a named or a first group
-    what:str,    # 'label' or 'group'
-): # a function of a name that returns the text found, or None
+    pattern: str,  # a regular expression with a named or a first group
+    what: str,  # 'label' or 'group'
+):  # a function of a name that returns the text found, or None
     "Compile a pattern for labels or groups. Raises `UserError`"
-    example = f"(?P<{what}>…)"
-    try: compiled = re.compile(pattern)
+    example = f'(?P<{what}>…)'
+    try:
+        compiled = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"The {what} pattern {pattern!r} is no regular expression: {error}. "
-                        f"It should mark the {what} as {example}.") from None
+        raise UserError(
+            f'The {what} pattern {pattern!r} is no regular expression: {error}. It should mark the {what} as {example}.'
+        ) from None
     if not compiled.groups:
-        raise UserError(f"The {what} pattern {pattern!r} has no group. Mark the part that is the {what} as {example}"
-                        + (", or give 'folder' to take the folder's name." if what == 'label' else "."))
+        raise UserError(
+            f'The {what} pattern {pattern!r} has no group. Mark the part that is the {what} as {example}'
+            + (", or give 'folder' to take the folder's name." if what == 'label' else '.')
+        )
     key = what if what in compiled.groupindex else 1
+
     def find(name):
         found = compiled.search(name if '/' in pattern else name.rsplit('/', 1)[-1])
         return (found[key] or None) if found else None
+
     return find
 
+
 def _groups(
-    names:list,  # of pictures, with `/`
-    labels:list, # of the same length; None where there is none
-    pattern:str, # '' for no groups
+    names: list,  # of pictures, with `/`
+    labels: list,  # of the same length; None where there is none
+    pattern: str,  # '' for no groups
 ) -> list[str]:  # the group of each; '' throughout without a pattern
     "The group each picture belongs to; warns when the pattern matches no name at all"
-    if not pattern: return ['']*len(names)
+    if not pattern:
+        return [''] * len(names)
     find = _pattern(pattern, 'group')
     found = [find(name) for name in names]
     if names and not any(found):
-        warnings.warn(f"The group pattern '{pattern}' matches none of the {len(names):,} names (the first is {names[0]}): "
-                      "each picture counts as a specimen of its own.", stacklevel=4)
-    return [name if group is None else _with_label(group, label) for name, group, label in zip(names, found, labels, strict=True)]
+        warnings.warn(
+            f"The group pattern '{pattern}' matches none of the {len(names):,} names (the first is {names[0]}): "
+            'each picture counts as a specimen of its own.',
+            stacklevel=4,
+        )
+    return [
+        name if group is None else _with_label(group, label)
+        for name, group, label in zip(names, found, labels, strict=True)
+    ]
+
 
 def _with_label(group, label):
-    if not label or re.search(rf'(?<![^\W_]){re.escape(label)}(?![^\W_])', group): return group
+    if not label or re.search(rf'(?<![^\W_]){re.escape(label)}(?![^\W_])', group):
+        return group
     return f'{label}/{group}'
 
 # %% ../../nbs/data/sources.ipynb #f2ca56ca
 def read_folder(
-    root:Path,          # the folder with the data
-    label:str='folder', # 'folder', or a pattern
-    group:str='',       # a pattern; '' for none
-    labels:bool=True,   # whether a folder with no label at all is an error
-) -> pd.DataFrame:      # path name label group given
+    root: Path,  # the folder with the data
+    label: str = 'folder',  # 'folder', or a pattern
+    group: str = '',  # a pattern; '' for none
+    labels: bool = True,  # whether a folder with no label at all is an error
+) -> pd.DataFrame:  # path name label group given
     "The pictures below `root`. Raises `UserError` where there are none, or none has a label"
     files = walk_files(root)
     pictures = sorted(f for f in files if is_image_name(f[-1]))
     unread = Counter(suffix for f in files if (suffix := PurePosixPath(f[-1]).suffix.lower()) in unread_extensions)
     if pictures and unread:
         kinds = ', '.join(f'{n:,} {suffix}' for suffix, n in sorted(unread.items()))
-        warnings.warn(f'{unread.total():,} pictures in {root} are in formats that are not read ({kinds}): save them as JPEG.', stacklevel=3)
-    if not pictures: raise UserError(nothing_found(root, files))
+        warnings.warn(
+            f'{unread.total():,} pictures in {root} are in formats that are not read ({kinds}): save them as JPEG.',
+            stacklevel=3,
+        )
+    if not pictures:
+        raise UserError(nothing_found(root, files))
     if odd := [p for p in pictures if not _is_text('/'.join(p))]:
-        raise UserError(f"{root} holds {say_count(len(odd), 'picture')} with a name that is not UTF-8, such as "
-                        f"{'/'.join(odd[0])!r}. Rename them (convmv does it for whole folders).")
+        raise UserError(
+            f'{root} holds {say_count(len(odd), "picture")} with a name that is not UTF-8, such as '
+            f'{"/".join(odd[0])!r}. Rename them (convmv does it for whole folders).'
+        )
     wrapping, depth, splits = _layout(pictures)
-    given = [split_names.get(p[depth].lower(), '') if splits and len(p) > depth+1 else '' for p in pictures]
+    given = [split_names.get(p[depth].lower(), '') if splits and len(p) > depth + 1 else '' for p in pictures]
     names = [_plain('/'.join(p[wrapping:])) for p in pictures]
     if label == 'folder':
-        classes = any(len(p) > depth+1 for p in pictures)
+        classes = any(len(p) > depth + 1 for p in pictures)
         found = [_folder_label(p, depth, splits, classes) for p in pictures]
     else:
         find = _pattern(label, 'label')
         found = [find(name) for name in names]
     if labels and not any(found):
-        if label == 'folder': raise UserError(
-            f"{root} holds {say_count(len(pictures), 'picture')} ({names[0]}…) but no folders to take labels from. Put the "
-            "pictures of each class into a folder of its own, or give a CSV with the columns path and label, or a pattern "
-            "that finds the label in the name.")
-        raise UserError(f"The label pattern {label!r} matches none of the {len(names):,} names in {root}. "
-                        f"The first is {names[0]}.")
+        if label == 'folder':
+            raise UserError(
+                f'{root} holds {say_count(len(pictures), "picture")} ({names[0]}…) but no folders to take labels from. Put the '
+                'pictures of each class into a folder of its own, or give a CSV with the columns path and label, or a pattern '
+                'that finds the label in the name.'
+            )
+        raise UserError(
+            f'The label pattern {label!r} matches none of the {len(names):,} names in {root}. The first is {names[0]}.'
+        )
     paths = [os.path.join(os.path.abspath(root), *p) for p in pictures]
     return _table(paths, names, found, _groups(names, found, group), given)
 
+
 def _folder_label(parts, depth, splits, classes):
     "The name of the folder a picture lies in, unless that is a wrapping or a `train/`"
-    if len(parts) < 2: return None
-    if splits: return None if len(parts) <= depth+2 or parts[-2].lower() in split_names else _plain(parts[-2])
-    return _plain(parts[-2]) if len(parts) > depth+1 or not classes else None
+    if len(parts) < 2:
+        return None
+    if splits:
+        return None if len(parts) <= depth + 2 or parts[-2].lower() in split_names else _plain(parts[-2])
+    return _plain(parts[-2]) if len(parts) > depth + 1 or not classes else None
+
 
 def _is_text(name):
-    try: return bool(name.encode())
-    except UnicodeEncodeError: return False
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
-def _plain(text): return unicodedata.normalize('NFC', text)   # macOS writes ö as o and two dots
+
+def _plain(text):
+    return unicodedata.normalize('NFC', text)  # macOS writes ö as o and two dots
+
 
 def _table(paths, names, labels, groups, given):
-    return pd.DataFrame({'path': paths, 'name': names, 'label': pd.Series(labels, dtype=object), 'group': groups, 'given': given})
+    return pd.DataFrame(
+        {'path': paths, 'name': names, 'label': pd.Series(labels, dtype=object), 'group': groups, 'given': given}
+    )
 
 # %% ../../nbs/data/sources.ipynb #7625cf98
 usual_columns = {
     'path': 'path file filename file_name filepath file_path image image_path image_name img photo picture'.split(),
     'label': 'label labels class class_name category species genus target'.split(),
     'group': 'group specimen observation specimen_id observation_id'.split(),
-    'split': 'split given set subset fold_name'.split()}
+    'split': 'split given set subset fold_name'.split(),
+}
+
 
 def _column(columns, what):
     "The column that is usually called like this, or None"
     lower = {c.strip().lower().replace(' ', '_'): c for c in reversed(columns)}
     return next((lower[name] for name in usual_columns[what] if name in lower), None)
 
+
 def read_table(
-    file:Path,          # a CSV (also with `;` or tabs between the columns)
-    label:str='folder', # a column, or a pattern over the path; 'folder': the column that looks like labels
-    group:str='',       # a column; or a pattern, for a table where no column looks like groups
-    column:str='',      # the column with the paths; '': the one that looks like it
-    labels:bool=True,   # whether a table with no label at all is an error
-) -> pd.DataFrame:      # path name label group given
+    file: Path,  # a CSV (also with `;` or tabs between the columns)
+    label: str = 'folder',  # a column, or a pattern over the path; 'folder': the column that looks like labels
+    group: str = '',  # a column; or a pattern, for a table where no column looks like groups
+    column: str = '',  # the column with the paths; '': the one that looks like it
+    labels: bool = True,  # whether a table with no label at all is an error
+) -> pd.DataFrame:  # path name label group given
     "The pictures named in a CSV. Raises `UserError`; a few missing pictures are left for the check to report"
     file = Path(file)
     table = _read_csv(file)
@@ -162,10 +213,11 @@ def read_table(
     listed = ', '.join(columns)
     paths_in = column or _column(columns, 'path')
     if paths_in not in columns:
-        wrong = f"{file} has no column {column}" if column else f"No column of {file} looks like paths"
-        raise UserError(f"{wrong}. Its columns are {listed}; expected path and label.")
+        wrong = f'{file} has no column {column}' if column else f'No column of {file} looks like paths'
+        raise UserError(f'{wrong}. Its columns are {listed}; expected path and label.')
     table = table[table[paths_in] != '']
-    if not len(table): raise UserError(f"{file} names no pictures. Expected a row for each, with the columns path and label.")
+    if not len(table):
+        raise UserError(f'{file} names no pictures. Expected a row for each, with the columns path and label.')
     labels_in = label if label in columns else _column(columns, 'label') if label == 'folder' else None
     splits_in = _column(columns, 'split')
     groups_in = group if group in columns else _column(columns, 'group')
@@ -173,200 +225,288 @@ def read_table(
     given_paths = table[paths_in].str.replace('\\', '/', regex=False) if os.sep == '/' else table[paths_in]
     paths = [os.path.abspath(os.path.join(file.parent, os.path.expanduser(p))) for p in given_paths]
     if not any(os.path.exists(p) for p in paths):
-        raise MissingFileError(f"None of the {say_count(len(paths), 'picture')} named in {file} is there. The first would be "
-                               f"{paths[0]}; relative paths are taken from the CSV's own folder.")
+        raise MissingFileError(
+            f'None of the {say_count(len(paths), "picture")} named in {file} is there. The first would be '
+            f"{paths[0]}; relative paths are taken from the CSV's own folder."
+        )
     names = _table_names(paths, file.parent)
     if labels_in:
         found = [_plain(v.strip()) or None for v in table[labels_in]]
     elif label == 'folder':
         if any(c not in (paths_in, splits_in, groups_in) for c in columns) and labels:
-            raise UserError(f"No column of {file} looks like labels. Its columns are {listed}. Name the column (label='…').")
+            raise UserError(
+                f"No column of {file} looks like labels. Its columns are {listed}. Name the column (label='…')."
+            )
         found = [_plain(n.split('/')[-2]) if '/' in n else None for n in names]
     else:
-        if '(' not in label: raise UserError(f"{file} has no column {label}. Its columns are {listed}.")
+        if '(' not in label:
+            raise UserError(f'{file} has no column {label}. Its columns are {listed}.')
         find = _pattern(label, 'label')
         found = [find(n) for n in names]
-    if labels and not any(found): raise UserError(f"No picture in {file} has a label. Its columns are {listed}.")
+    if labels and not any(found):
+        raise UserError(f'No picture in {file} has a label. Its columns are {listed}.')
     if groups_in:
         values = [v.strip() for v in table[groups_in]]
         groups = [_with_label(v, l) if v else n for v, l, n in zip(values, found, names, strict=True)]
-        if not any(values): groups = ['']*len(names)
+        if not any(values):
+            groups = [''] * len(names)
     else:
-        if group and '(' not in group: raise UserError(f"{file} has no column {group}. Its columns are {listed}.")
+        if group and '(' not in group:
+            raise UserError(f'{file} has no column {group}. Its columns are {listed}.')
         groups = _groups(names, found, group)
-    given = [split_names.get(v.strip().lower(), '') for v in table[splits_in]] if splits_in else ['']*len(names)
+    given = [split_names.get(v.strip().lower(), '') for v in table[splits_in]] if splits_in else [''] * len(names)
     return _distinct(_table(paths, names, found, groups, given))
+
 
 def _read_csv(file):
     "A CSV as text"
     try:
-        with open(file, encoding='utf-8-sig', newline='') as f: head = f.readline()
-        try: separator = csv.Sniffer().sniff(head, ',;\t|').delimiter
-        except csv.Error: separator = ','
+        with open(file, encoding='utf-8-sig', newline='') as f:
+            head = f.readline()
+        try:
+            separator = csv.Sniffer().sniff(head, ',;\t|').delimiter
+        except csv.Error:
+            separator = ','
         return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding='utf-8-sig')
-    except OSError as error: raise MissingFileError(f"{file} cannot be opened: {error.strerror}.") from None
-    except UnicodeDecodeError: raise UserError(f"{file} is not UTF-8 text. Save it as a CSV in UTF-8.") from None
+    except OSError as error:
+        raise MissingFileError(f'{file} cannot be opened: {error.strerror}.') from None
+    except UnicodeDecodeError:
+        raise UserError(f'{file} is not UTF-8 text. Save it as a CSV in UTF-8.') from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{file} cannot be read as a CSV: {error}. Expected a header with the columns path and label.") from None
+        raise UserError(
+            f'{file} cannot be read as a CSV: {error}. Expected a header with the columns path and label.'
+        ) from None
+
 
 def _table_names(paths, folder):
     "Names for paths: from the CSV's folder when all lie below it, else from the deepest folder that they share"
     folder = os.path.abspath(folder)
-    if not all(p.startswith(folder+os.sep) for p in paths):
-        try: folder = os.path.commonpath([os.path.dirname(os.path.dirname(p)) for p in paths])
-        except ValueError: return [_plain(Path(p).as_posix()) for p in paths]   # two drives
+    if not all(p.startswith(folder + os.sep) for p in paths):
+        try:
+            folder = os.path.commonpath([os.path.dirname(os.path.dirname(p)) for p in paths])
+        except ValueError:
+            return [_plain(Path(p).as_posix()) for p in paths]  # two drives
     return [_plain(Path(os.path.relpath(p, folder)).as_posix()) for p in paths]
+
 
 def _distinct(table):
     "Rows said twice only once; a picture with two labels keeps both rows, the second under a name of its own"
     table = table.drop_duplicates(['path', 'label'], ignore_index=True)
     again = table.groupby('name').cumcount()
-    return table.assign(name=table.name.where(again == 0, table.name + '#' + (again+1).astype(str)))
+    return table.assign(name=table.name.where(again == 0, table.name + '#' + (again + 1).astype(str)))
 
 # %% ../../nbs/data/sources.ipynb #0bb376a5
-_kinds = dict(folder='folder', zip='archive', csv='table', kaggle='Kaggle data set', competition='Kaggle competition', sample='built-in sample')
+_kinds = dict(
+    folder='folder',
+    zip='archive',
+    csv='table',
+    kaggle='Kaggle data set',
+    competition='Kaggle competition',
+    sample='built-in sample',
+)
+
 
 @dataclass(frozen=True)
 class Source:
     "Where pictures come from, and how a label and a group are read from their paths. Made with `Source.of`"
-    location: str          # a path; owner/name on Kaggle; a competition's name; the kind of sample
-    kind: str              # folder, zip (any archive), csv, kaggle, competition or sample
+
+    location: str  # a path; owner/name on Kaggle; a competition's name; the kind of sample
+    kind: str  # folder, zip (any archive), csv, kaggle, competition or sample
     label: str = 'folder'  # 'folder', a pattern with a group named label, or a column of the CSV
-    group: str = ''        # '' for none, a pattern with a group named group, or a column of the CSV
-    column: str = ''       # the column of the CSV with the paths; '': the one that looks like it
+    group: str = ''  # '' for none, a pattern with a group named group, or a column of the CSV
+    column: str = ''  # the column of the CSV with the paths; '': the one that looks like it
 
     @classmethod
-    def of(cls,
-        x,                     # a Source, path, DataFrame, address on Kaggle, `owner/name`, `competition:NAME`, `sample[:KIND]`
-        label:str='folder',    # as the field
-        group:str='',          # as the field
-        sample:str='mushrooms',# what `sample` alone stands for
-        column:str='',         # as the field
-    ) -> 'Source':             # `x` itself where it is a Source
+    def of(
+        cls,
+        x,  # a Source, path, DataFrame, address on Kaggle, `owner/name`, `competition:NAME`, `sample[:KIND]`
+        label: str = 'folder',  # as the field
+        group: str = '',  # as the field
+        sample: str = 'mushrooms',  # what `sample` alone stands for
+        column: str = '',  # as the field
+    ) -> 'Source':  # `x` itself where it is a Source
         "What `x` means. A path that exists is never taken for a name on Kaggle. Raises `MissingFileError`, `UserError`"
-        if isinstance(x, Source): return x
-        if isinstance(x, dict): return cls.from_dict(x)
-        if isinstance(x, pd.DataFrame): x = _save_table(x, column)
+        if isinstance(x, Source):
+            return x
+        if isinstance(x, dict):
+            return cls.from_dict(x)
+        if isinstance(x, pd.DataFrame):
+            x = _save_table(x, column)
         if not isinstance(x, (str, os.PathLike)):
-            raise UserError(f"A source is a path, a DataFrame, a name on Kaggle or 'sample'; given was a {type(x).__name__}.")
+            raise UserError(
+                f"A source is a path, a DataFrame, a name on Kaggle or 'sample'; given was a {type(x).__name__}."
+            )
         kind, location = _meaning(str(x).strip(), sample)
-        for pattern, what in ((label, 'label'), (group, 'group')):   # a wrong pattern shows before a download
-            if pattern not in ('', 'folder') and kind != 'csv': _pattern(pattern, what)
+        for pattern, what in ((label, 'label'), (group, 'group')):  # a wrong pattern shows before a download
+            if pattern not in ('', 'folder') and kind != 'csv':
+                _pattern(pattern, what)
         return cls(location, kind, label, group, column)
 
     @classmethod
-    def from_dict(cls, d): # what `to_dict` gave
+    def from_dict(cls, d):  # what `to_dict` gave
         "A Source from plain data. Raises `UserError`"
         names = [f.name for f in fields(cls)]
         if wrong := [k for k in d if k not in names]:
-            raise UserError(f"A source has no {', '.join(wrong)}; it has {', '.join(names)}.")
+            raise UserError(f'A source has no {", ".join(wrong)}; it has {", ".join(names)}.')
         source = cls(**{'location': '', 'kind': '', **d})
         if not all(isinstance(v, str) for v in d.values()) or not source.location or source.kind not in _kinds:
-            raise UserError(f"{d} is no source; expected texts, with a location and a kind: {', '.join(_kinds)}.")
+            raise UserError(f'{d} is no source; expected texts, with a location and a kind: {", ".join(_kinds)}.')
         return source
 
     def to_dict(self) -> dict:
         "Plain data, for JSON"
         return asdict(self)
 
-    def prepare(self,
-        progress:bool=True, # a line with rate and time left on a terminal
-    ) -> Path:              # the folder with the pictures, or the CSV
+    def prepare(
+        self,
+        progress: bool = True,  # a line with rate and time left on a terminal
+    ) -> Path:  # the folder with the pictures, or the CSV
         "Download and unpack, unless that was done before. Raises `UserError`"
         path = Path(self.location)
-        if self.kind in ('kaggle', 'competition'): return fetch(Remote.of(self.kind, self.location), progress)
+        if self.kind in ('kaggle', 'competition'):
+            return fetch(Remote.of(self.kind, self.location), progress)
         if self.kind == 'sample':
             from fungi_fastai.data.samples import sample_folder
+
             return Path(sample_folder(self.location))
-        if not path.exists(): raise _missing(path)
+        if not path.exists():
+            raise _missing(path)
         return unpack(path, progress=progress) if self.kind == 'zip' else path
 
-    def read(self,
-        labels:bool=True,   # whether it is an error when no picture has a label; False for pictures to be predicted
-        progress:bool=True, # as in `prepare`
-    ) -> pd.DataFrame:      # path name label group given
+    def read(
+        self,
+        labels: bool = True,  # whether it is an error when no picture has a label; False for pictures to be predicted
+        progress: bool = True,  # as in `prepare`
+    ) -> pd.DataFrame:  # path name label group given
         """One row a picture: `path` absolute, `name` unique and with `/`, `label` None for unlabelled, `group` '' for none,
         `given` the split of a `train/` `valid/` `test/` layout or ''. Raises `UserError`"""
         place = self.prepare(progress)
-        if self.kind == 'csv': return read_table(place, self.label, self.group, self.column, labels)
+        if self.kind == 'csv':
+            return read_table(place, self.label, self.group, self.column, labels)
         return read_folder(place, self.label, self.group, labels)
 
     def describe(self) -> str:
         "In words, on one line"
         remote = Remote.of(self.kind, self.location) if self.kind in ('kaggle', 'competition') else None
-        name = remote.slug + (f' version {remote.version}' if remote.version else '') if remote else Path(self.location).name
+        name = (
+            remote.slug + (f' version {remote.version}' if remote.version else '')
+            if remote
+            else Path(self.location).name
+        )
         label = self.label if self.label != 'folder' else 'its label column' if self.kind == 'csv' else 'folder names'
-        return f"{_kinds[self.kind]} {name}, labels from {label}" + (f", groups from {self.group}" if self.group else "")
+        return f'{_kinds[self.kind]} {name}, labels from {label}' + (
+            f', groups from {self.group}' if self.group else ''
+        )
 
     @property
     def text(self) -> str:
         "The one line of text that `Source.of` makes this source of again, with the same label, group and column"
         return f'{self.kind}:{self.location}' if self.kind in ('sample', 'competition') else self.location
 
-    def __str__(self): return self.describe()
+    def __str__(self):
+        return self.describe()
 
 # %% ../../nbs/data/sources.ipynb #1c2c8601
 def _meaning(text, sample):
     "Kind and location of what was given as text. Raises `UserError`"
-    if not text: raise UserError("The source is empty. Give a path, owner/name on Kaggle, or sample.")
-    if text == 'sample' or text.startswith('sample:'): return 'sample', _sample_kind(text.partition(':')[2] or sample)
+    if not text:
+        raise UserError('The source is empty. Give a path, owner/name on Kaggle, or sample.')
+    if text == 'sample' or text.startswith('sample:'):
+        return 'sample', _sample_kind(text.partition(':')[2] or sample)
     path = Path(os.path.expanduser(text))
-    if os.path.isdir(path): return 'folder', os.path.abspath(path)
-    if os.path.exists(path): return _file_kind(path), os.path.abspath(path)
-    if found := re.fullmatch(r'competition:([\w-]+)', text): return 'competition', found[1]
-    if found := re.match(r'(?:https?://)?(?:www\.)?kaggle\.com/(.*)', text): return _kaggle_address(text, found[1])
+    if os.path.isdir(path):
+        return 'folder', os.path.abspath(path)
+    if os.path.exists(path):
+        return _file_kind(path), os.path.abspath(path)
+    if found := re.fullmatch(r'competition:([\w-]+)', text):
+        return 'competition', found[1]
+    if found := re.match(r'(?:https?://)?(?:www\.)?kaggle\.com/(.*)', text):
+        return _kaggle_address(text, found[1])
     if re.match(r'https?://', text):
-        raise UserError(f"{text} is not an address on kaggle.com. Download it yourself and give the file: --source path/to.zip.")
-    if re.fullmatch(r'[A-Za-z0-9][\w-]*/[\w-]+(/\d+)?', text) and not os.path.exists(path.parent): return 'kaggle', text
+        raise UserError(
+            f'{text} is not an address on kaggle.com. Download it yourself and give the file: --source path/to.zip.'
+        )
+    if re.fullmatch(r'[A-Za-z0-9][\w-]*/[\w-]+(/\d+)?', text) and not os.path.exists(path.parent):
+        return 'kaggle', text
     raise _missing(path)
+
 
 def _kaggle_address(text, rest):
     "Kind and location of an address on kaggle.com"
     rest = re.sub(r'[?#].*', '', rest)
     if found := re.match(r'datasets/([\w-]+/[\w-]+)(?:/versions/(\d+))?', rest):
         return 'kaggle', found[1] + (f'/{found[2]}' if found[2] else '')
-    if found := re.match(r'(?:competitions|c)/([\w-]+)', rest): return 'competition', found[1]
-    raise UserError(f"{text} is neither a data set nor a competition. Expected kaggle.com/datasets/OWNER/NAME or "
-                    "kaggle.com/competitions/NAME.")
+    if found := re.match(r'(?:competitions|c)/([\w-]+)', rest):
+        return 'competition', found[1]
+    raise UserError(
+        f'{text} is neither a data set nor a competition. Expected kaggle.com/datasets/OWNER/NAME or '
+        'kaggle.com/competitions/NAME.'
+    )
+
 
 def _file_kind(path):
     "zip or csv. Raises `UserError`"
     name = path.name.lower()
-    if name.endswith(('.csv', '.tsv')): return 'csv'
-    if name.endswith(archive_extensions) or path.is_file() and zipfile.is_zipfile(path): return 'zip'
+    if name.endswith(('.csv', '.tsv')):
+        return 'csv'
+    if name.endswith(archive_extensions) or path.is_file() and zipfile.is_zipfile(path):
+        return 'zip'
     if is_image_name(path):
-        raise UserError(f"{path} is a single picture. A source is a folder with a folder for each class, a zip or a CSV.")
-    raise UserError(f"{path} is no source. Expected a folder, an archive ({' '.join(archive_extensions)}) or a .csv with the "
-                    "columns path and label.")
+        raise UserError(
+            f'{path} is a single picture. A source is a folder with a folder for each class, a zip or a CSV.'
+        )
+    raise UserError(
+        f'{path} is no source. Expected a folder, an archive ({" ".join(archive_extensions)}) or a .csv with the '
+        'columns path and label.'
+    )
+
 
 def _sample_kind(kind):
     from fungi_fastai.data.samples import sample_kinds
-    if kind in sample_kinds: return kind
-    raise UserError(f"There is no sample {kind!r}{_similar(kind, sample_kinds)}. The samples are {', '.join(sample_kinds)}.")
+
+    if kind in sample_kinds:
+        return kind
+    raise UserError(
+        f'There is no sample {kind!r}{_similar(kind, sample_kinds)}. The samples are {", ".join(sample_kinds)}.'
+    )
+
 
 def _similar(name, names):
-    close = difflib.get_close_matches(name.lower(), {n.lower() for n in names}, 3, .6)
+    close = difflib.get_close_matches(name.lower(), {n.lower() for n in names}, 3, 0.6)
     found = [n for n in names if n.lower() in close]
-    return f" (did you mean {' or '.join(sorted(found))}?)" if found else ""
+    return f' (did you mean {" or ".join(sorted(found))}?)' if found else ''
+
 
 def _missing(path):
     "The error for a path that is not there, with the nearest names"
     path = Path(os.path.abspath(path))
     parent = next(p for p in path.parents if os.path.isdir(p))
     wanted = path.relative_to(parent).parts[0]
-    try: names = sorted(n for n in os.listdir(parent) if is_visible(n))
-    except OSError: names = []
-    slug = "" if path.parent != parent else ". To fetch a data set from Kaggle, give its address, kaggle.com/datasets/OWNER/NAME"
-    return MissingFileError(f"There is no {path}. {parent} is there, but holds no {wanted}{_similar(wanted, names)}{slug}.")
+    try:
+        names = sorted(n for n in os.listdir(parent) if is_visible(n))
+    except OSError:
+        names = []
+    slug = (
+        ''
+        if path.parent != parent
+        else '. To fetch a data set from Kaggle, give its address, kaggle.com/datasets/OWNER/NAME'
+    )
+    return MissingFileError(
+        f'There is no {path}. {parent} is there, but holds no {wanted}{_similar(wanted, names)}{slug}.'
+    )
+
 
 def _save_table(table, column):
     "Write a DataFrame once, below `data_dir`, with absolute paths; the CSV's path"
     paths_in = column or _column([str(c) for c in table.columns], 'path')
     if paths_in not in table.columns:
-        raise UserError(f"No column of the table looks like paths. Its columns are {', '.join(map(str, table.columns))}; "
-                        "expected path and label.")
+        raise UserError(
+            f'No column of the table looks like paths. Its columns are {", ".join(map(str, table.columns))}; '
+            'expected path and label.'
+        )
     table = table.assign(**{paths_in: [os.path.abspath(os.path.expanduser(p)) for p in table[paths_in].astype(str)]})
     text = table.to_csv(index=False)
-    file = settings().data_dir/'tables'/f'{hashlib.sha256(text.encode()).hexdigest()[:12]}.csv'
-    if not file.exists(): write_text(file, text)
+    file = settings().data_dir / 'tables' / f'{hashlib.sha256(text.encode()).hexdigest()[:12]}.csv'
+    if not file.exists():
+        write_text(file, text)
     return file

@@ -18,18 +18,20 @@ from ..settings import UserError
 
 # %% ../../nbs/data/splits.ipynb #1c0783ba
 def units(
-    items:pd.DataFrame, # with columns `name`, `group` and, after a scan, `cluster`; '' is "none"
-) -> pd.Series:         # (images,) the name of each picture's unit
+    items: pd.DataFrame,  # with columns `name`, `group` and, after a scan, `cluster`; '' is "none"
+) -> pd.Series:  # (images,) the name of each picture's unit
     "Pictures that must stay on one side: joined by a common group or a common cluster of copies, directly or over others"
     n = len(items)
     keys = [items.group.where(items.group.ne(''), other=None)]
-    if 'cluster' in items: keys.append(items.cluster.where(items.cluster.ne(''), other=None))
+    if 'cluster' in items:
+        keys.append(items.cluster.where(items.cluster.ne(''), other=None))
     rows, columns, width = [], [], 0
     for key in keys:
         codes, names = pd.factorize(key)
-        rows.append(np.flatnonzero(codes >= 0)); columns.append(codes[codes >= 0] + width)
+        rows.append(np.flatnonzero(codes >= 0))
+        columns.append(codes[codes >= 0] + width)
         width += len(names)
-    part = components(n+width, np.concatenate(rows), n+np.concatenate(columns))
+    part = components(n + width, np.concatenate(rows), n + np.concatenate(columns))
     # a unit is named after its first group or, without groups, its first picture: a name that outlives added files
     own_name = items.group.where(items.group.ne(''), items['name'])
     return own_name.groupby(part[:n]).transform('min').rename('unit')
@@ -37,8 +39,13 @@ def units(
 # %% ../../nbs/data/splits.ipynb #84ede59a
 def _draw(names, seed, salt):
     "A number in [0, 1) from each name, the same on every machine"
-    return np.array([int.from_bytes(blake2b(f'{seed}/{salt}/{name}'.encode(), digest_size=8).digest(), 'big')/2**64
-                     for name in names])
+    return np.array(
+        [
+            int.from_bytes(blake2b(f'{seed}/{salt}/{name}'.encode(), digest_size=8).digest(), 'big') / 2**64
+            for name in names
+        ]
+    )
+
 
 def _table(items, seed, salt):
     "One row a unit: its commonest label, its number of pictures and its drawn number, in drawn order"
@@ -48,36 +55,46 @@ def _table(items, seed, salt):
     table['draw'] = _draw(table.index, seed, salt)
     return unit, table.sort_values('draw')
 
+
 def _cut(table, share, least=0, most=None):
     "How many of a class's units, in drawn order, lie below `share`: by their draws, within a quarter of the share in pictures"
     reached = table['size'].cumsum().to_numpy()
-    low, high = np.searchsorted(reached, [.75*share*reached[-1], 1.25*share*reached[-1]], side='left') + (1, 1)
+    low, high = np.searchsorted(reached, [0.75 * share * reached[-1], 1.25 * share * reached[-1]], side='left') + (1, 1)
     by_draw = int((table.draw < share).sum())
-    within = by_draw if .75*share <= (reached[by_draw-1]/reached[-1] if by_draw else 0) <= 1.25*share else int(np.clip(by_draw, low, high))
+    within = (
+        by_draw
+        if 0.75 * share <= (reached[by_draw - 1] / reached[-1] if by_draw else 0) <= 1.25 * share
+        else int(np.clip(by_draw, low, high))
+    )
     return int(np.clip(within, least, len(table) if most is None else most))
 
 # %% ../../nbs/data/splits.ipynb #0ad5461a
 def split(
-    items:pd.DataFrame, # labelled pictures: columns `name`, `label`, `group`, `cluster`, and `given` where folders say the part
-    valid:float=.2,     # share of each class that is validated on
-    test:float=.2,      # share of each class that stays untouched until the end
-    seed:int=42,
-) -> pd.Series:         # (images,) 'train', 'valid' or 'test'
+    items: pd.DataFrame,  # labelled pictures: columns `name`, `label`, `group`, `cluster`, and `given` where folders say the part
+    valid: float = 0.2,  # share of each class that is validated on
+    test: float = 0.2,  # share of each class that stays untouched until the end
+    seed: int = 42,
+) -> pd.Series:  # (images,) 'train', 'valid' or 'test'
     "Stratified parts that share no unit; parts `given` by folders are kept as they are. Raises `UserError`"
-    if not (0 < valid < 1 and 0 <= test < 1 and valid+test < 1):
-        raise UserError(f'The shares are valid={valid} and test={test}; both must be in [0, 1), valid above 0, their sum below 1.')
+    if not (0 < valid < 1 and 0 <= test < 1 and valid + test < 1):
+        raise UserError(
+            f'The shares are valid={valid} and test={test}; both must be in [0, 1), valid above 0, their sum below 1.'
+        )
     given = items.given if 'given' in items else pd.Series('', items.index)
     part = given.where(given.isin(['valid', 'test']), 'train')
-    if (given == 'test').any(): test = 0
-    if (given == 'valid').any(): valid = 0
+    if (given == 'test').any():
+        test = 0
+    if (given == 'valid').any():
+        valid = 0
     free = items[part == 'train']
-    if free.empty: raise UserError('No picture is left to train on: all stand in given valid or test folders.')
+    if free.empty:
+        raise UserError('No picture is left to train on: all stand in given valid or test folders.')
     unit, table = _table(free, seed, 'split')
     place = pd.Series('train', table.index)
     for _, rows in table.groupby('label', sort=False):
-        spare = len(rows)-1   # one unit of each class is trained on, whatever the shares
+        spare = len(rows) - 1  # one unit of each class is trained on, whatever the shares
         tested = _cut(rows, test, min(test > 0, spare), spare) if test else 0
-        both = _cut(rows, test+valid, tested + min(1, spare-tested), spare) if valid else tested
+        both = _cut(rows, test + valid, tested + min(1, spare - tested), spare) if valid else tested
         place[rows.index[:tested]] = 'test'
         place[rows.index[tested:both]] = 'valid'
     part[free.index] = unit.map(place)
@@ -85,43 +102,52 @@ def split(
 
 # %% ../../nbs/data/splits.ipynb #b5a31eb2
 def leaks(
-    items:pd.DataFrame, # with a column `split`
-) -> pd.DataFrame:      # one row a unit on several sides: unit, parts, images, example
+    items: pd.DataFrame,  # with a column `split`
+) -> pd.DataFrame:  # one row a unit on several sides: unit, parts, images, example
     "Units that stand on more than one side, as given folders may have it; empty for every split made here"
     placed = items[items.split.ne('')]
-    found = placed.assign(unit=units(placed)).groupby('unit').agg(
-        parts=('split', lambda s: '+'.join(sorted(set(s)))), images=('name', 'size'), example=('name', 'first'))
+    found = (
+        placed.assign(unit=units(placed))
+        .groupby('unit')
+        .agg(parts=('split', lambda s: '+'.join(sorted(set(s)))), images=('name', 'size'), example=('name', 'first'))
+    )
     return found[found.parts.str.contains('+', regex=False)].reset_index()
 
 # %% ../../nbs/data/splits.ipynb #9b6cb33b
 def folds(
-    items:pd.DataFrame, # labelled pictures
-    k:int=5,            # number of folds
-    seed:int=42,
-) -> pd.Series:         # (images,) fold number 0…k-1
+    items: pd.DataFrame,  # labelled pictures
+    k: int = 5,  # number of folds
+    seed: int = 42,
+) -> pd.Series:  # (images,) fold number 0…k-1
     "Stratified folds that share no unit. Raises `UserError` where a class has fewer units than folds"
     from sklearn.model_selection import StratifiedGroupKFold
+
     unit, table = _table(items, seed, 'folds')
     fewest = table.label.value_counts()
     if k < 2 or fewest.min() < k:
-        raise UserError(f'{k} folds need at least 2 folds and {k} separate specimens a class; '
-                        f'{fewest.idxmin()!r} has {fewest.min()}. Choose fewer folds or leave that class out.')
-    order = items.assign(unit=unit).sort_values('name')   # the same folds whatever order the files were found in
+        raise UserError(
+            f'{k} folds need at least 2 folds and {k} separate specimens a class; '
+            f'{fewest.idxmin()!r} has {fewest.min()}. Choose fewer folds or leave that class out.'
+        )
+    order = items.assign(unit=unit).sort_values('name')  # the same folds whatever order the files were found in
     number = pd.Series(-1, order.index)
     cutter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
-    for fold, (_, held) in enumerate(cutter.split(order, order.label, order.unit)): number.iloc[held] = fold
+    for fold, (_, held) in enumerate(cutter.split(order, order.label, order.unit)):
+        number.iloc[held] = fold
     return number.loc[items.index].rename('fold')
 
+
 def fraction(
-    items:pd.DataFrame, # labelled pictures
-    share:float,        # of the pictures of each class, in (0, 1]
-    seed:int=42,
-) -> pd.DataFrame:      # the chosen rows, in their old order
+    items: pd.DataFrame,  # labelled pictures
+    share: float,  # of the pictures of each class, in (0, 1]
+    seed: int = 42,
+) -> pd.DataFrame:  # the chosen rows, in their old order
     "A share of each class in whole units, at least one a class; smaller shares are contained in larger ones"
-    if not 0 < share <= 1: raise UserError(f'The fraction is {share}; expected above 0 and at most 1.')
+    if not 0 < share <= 1:
+        raise UserError(f'The fraction is {share}; expected above 0 and at most 1.')
     unit, table = _table(items, seed, 'fraction')
     kept = set()
     for _, rows in table.groupby('label', sort=False):
         before = rows['size'].cumsum() - rows['size']
-        kept.update(rows.index[before < share*rows['size'].sum()])
+        kept.update(rows.index[before < share * rows['size'].sum()])
     return items[unit.isin(kept)]

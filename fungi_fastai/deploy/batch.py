@@ -27,82 +27,128 @@ from ..settings import TrainingError, UserError
 @dataclass(frozen=True)
 class Classifier:
     "What is asked of a model's folder to classify files"
-    classify: Callable     # paths → (paths, classes) calibrated probabilities, and for each '' or why it could not be read
-    classes: list          # in the order of the probabilities
-    decide: Callable|None  # calibrated probabilities → a `Decision` each; None where the model knows no threshold and no sets
-    fingerprint: str       # of the files and the backend: what another one says does not belong into the same file
-    step: int = 64         # pictures at a time
+
+    classify: Callable  # paths → (paths, classes) calibrated probabilities, and for each '' or why it could not be read
+    classes: list  # in the order of the probabilities
+    decide: (
+        Callable | None
+    )  # calibrated probabilities → a `Decision` each; None where the model knows no threshold and no sets
+    fingerprint: str  # of the files and the backend: what another one says does not belong into the same file
+    step: int = 64  # pictures at a time
+
 
 def open_classifier(
-    model:str|Path,     # the folder of a bundle or of a finished run
-    backend:str='auto', # of a bundle: auto, onnx, torch, int8 or openvino
-    threads:int|None=None, # of a bundle (default: one a core)
+    model: str | Path,  # the folder of a bundle or of a finished run
+    backend: str = 'auto',  # of a bundle: auto, onnx, torch, int8 or openvino
+    threads: int | None = None,  # of a bundle (default: one a core)
 ) -> Classifier:
     "Open what classifies. Raises `UserError`"
     folder = Path(model)
-    if (folder/'bundle.json').exists():
+    if (folder / 'bundle.json').exists():
         from fungi_fastai.deploy.predictor import Predictor
+
         predictor = Predictor.load(folder, backend, threads)
         unsure = predictor.bundle.threshold is not None or predictor.bundle.conformal is not None
-        return Classifier(predictor.classify, list(predictor.classes), predictor.decide if unsure else None, f'{predictor.fingerprint} {predictor.backend}')
-    if folder.is_dir() and not (folder/'recipe.json').exists():
+        return Classifier(
+            predictor.classify,
+            list(predictor.classes),
+            predictor.decide if unsure else None,
+            f'{predictor.fingerprint} {predictor.backend}',
+        )
+    if folder.is_dir() and not (folder / 'recipe.json').exists():
         held = ', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'
-        raise UserError(f'{model} is not a run and not a bundle: it has neither recipe.json nor bundle.json. It holds: {held}.')
+        raise UserError(
+            f'{model} is not a run and not a bundle: it has neither recipe.json nor bundle.json. It holds: {held}.'
+        )
     from fungi_fastai.experiments.runs import Run
+
     run = Run.load(folder)
     for name, given, usual in (('backend', backend, 'auto'), ('workers', threads, None)):
-        if given != usual: raise UserError(f'{model} is a run, and {name}={given!r} is for bundles. Make one with: fungi export {model} --out FOLDER')
+        if given != usual:
+            raise UserError(
+                f'{model} is a run, and {name}={given!r} is for bundles. Make one with: fungi export {model} --out FOLDER'
+            )
     return _of_run(run)
+
 
 def _of_run(run):
     "With the temperature, threshold and sets that a bundle of it would have"
     from fungi_fastai.evaluation.decisions import decide
     from fungi_fastai.experiments.runs import read_kept
-    model = read_kept(run.folder/'model.safetensors', lambda file: fingerprint(run.folder/'recipe.json', file, run.folder/'metrics.json'))
+
+    model = read_kept(
+        run.folder / 'model.safetensors',
+        lambda file: fingerprint(run.folder / 'recipe.json', file, run.folder / 'metrics.json'),
+    )
     _, threshold, sets = run.decisions
-    def say(probs): return decide(probs, run.classes, threshold=threshold, conformal=sets)
-    return Classifier(run.classify, run.classes, None if threshold is None else say, model, 2*run.recipe.bs)
+
+    def say(probs):
+        return decide(probs, run.classes, threshold=threshold, conformal=sets)
+
+    return Classifier(run.classify, run.classes, None if threshold is None else say, model, 2 * run.recipe.bs)
 
 # %% ../../nbs/deploy/batch.ipynb #d6c1c0f1
 class _Worker:
     "In a process of the cluster: a predictor, or why there is none"
+
     def __init__(self, model, backend, expected):
         self.trouble = ''
-        try: self.model = open_classifier(model, backend, threads=1)
-        except UserError as error: self.trouble = str(error)
+        try:
+            self.model = open_classifier(model, backend, threads=1)
+        except UserError as error:
+            self.trouble = str(error)
         else:
-            if self.model.fingerprint != expected: self.trouble = f'{model} is another bundle there than here.'
+            if self.model.fingerprint != expected:
+                self.trouble = f'{model} is another bundle there than here.'
 
     def __call__(self, row):
         answer = dict(machine=socket.gethostname(), trouble=self.trouble, probs=b'', errors='', unseen='')
-        if self.trouble: return answer
+        if self.trouble:
+            return answer
         paths = row['paths'].split('\0')
         probs, errors = self.model.classify(paths)
-        unseen = next((path for path, error in zip(paths, errors, strict=True) if error and not os.path.exists(path)), '')
-        return answer | dict(probs=np.asarray(probs, np.float32).tobytes(), errors='\0'.join(map(str, errors)), unseen=unseen)
+        unseen = next(
+            (path for path, error in zip(paths, errors, strict=True) if error and not os.path.exists(path)), ''
+        )
+        return answer | dict(
+            probs=np.asarray(probs, np.float32).tobytes(), errors='\0'.join(map(str, errors)), unseen=unseen
+        )
+
 
 def _believed(answer, n_classes):
     "Probabilities and errors that a worker sent. Raises `UserError` where it saw other files than there are here"
     same = 'Keep pictures and bundle where all machines of the cluster find them under the same path.'
-    if answer['trouble']: raise UserError(f"{answer['machine']}: {answer['trouble']} {same}")
-    if answer['unseen'] and os.path.exists(answer['unseen']): raise UserError(f"{answer['machine']} does not see {answer['unseen']}. {same}")
+    if answer['trouble']:
+        raise UserError(f'{answer["machine"]}: {answer["trouble"]} {same}')
+    if answer['unseen'] and os.path.exists(answer['unseen']):
+        raise UserError(f'{answer["machine"]} does not see {answer["unseen"]}. {same}')
     return np.frombuffer(answer['probs'], np.float32).reshape(-1, n_classes).copy(), answer['errors'].split('\0')
+
 
 def _ray_each(model, backend, opened, workers, window=1024):
     "What `stream_predictions` is to call classifiers with"
     import ray
     from ray.exceptions import RayError
+
     def each(_, lists):
         lists = iter(lists)
         while some := list(islice(lists, window)):
             data = ray.data.from_items([dict(paths='\0'.join(paths)) for paths in some], override_num_blocks=len(some))
             data.context.enable_progress_bars, data.context.execution_options.preserve_order = False, True
-            answers = data.map(_Worker, fn_constructor_args=(str(Path(model).absolute()), backend, opened.fingerprint), num_cpus=1,
-                               compute=ray.data.ActorPoolStrategy(size=min(workers, len(some))))
+            answers = data.map(
+                _Worker,
+                fn_constructor_args=(str(Path(model).absolute()), backend, opened.fingerprint),
+                num_cpus=1,
+                compute=ray.data.ActorPoolStrategy(size=min(workers, len(some))),
+            )
             try:
-                for answer in answers.iter_rows(): yield _believed(answer, len(opened.classes))
+                for answer in answers.iter_rows():
+                    yield _believed(answer, len(opened.classes))
             except RayError as error:
-                raise TrainingError(f'Ray gave up: {str(error).strip().splitlines()[-1]} What is done is kept; repeat the same call to go on.') from None
+                raise TrainingError(
+                    f'Ray gave up: {str(error).strip().splitlines()[-1]} What is done is kept; repeat the same call to go on.'
+                ) from None
+
     return each
 
 # %% ../../nbs/deploy/batch.ipynb #015787ba
@@ -110,23 +156,35 @@ def _ray_each(model, backend, opened, workers, window=1024):
 def _cluster(address, workers):
     "How many actors there may be, while a cluster is connected. Raises `UserError`"
     address = address or os.environ.get('RAY_ADDRESS') or 'local'
-    if address == 'local': os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
+    if address == 'local':
+        os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
     try:
         import ray
         import ray.data
-    except ImportError: raise UserError("The engine ray is not installed. Install it with: pip install 'fungi_fastai[scale]'") from None
+    except ImportError:
+        raise UserError("The engine ray is not installed. Install it with: pip install 'fungi_fastai[scale]'") from None
     logging.getLogger('ray.data').setLevel(logging.ERROR)
     mine = not ray.is_initialized()
     if mine and address == 'local':
         with _quietly():
-            ray.init('local', num_cpus=workers or os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level='ERROR')
-    elif mine: _connect(ray, address)
+            ray.init(
+                'local',
+                num_cpus=workers or os.cpu_count(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level='ERROR',
+            )
+    elif mine:
+        _connect(ray, address)
     try:
         cores = int(ray.cluster_resources().get('CPU', 0))
-        if cores < (workers or 1): raise UserError(f'The cluster has {cores} cores, and a worker takes one; {workers or 1} were asked for.')
+        if cores < (workers or 1):
+            raise UserError(f'The cluster has {cores} cores, and a worker takes one; {workers or 1} were asked for.')
         yield workers or cores
     finally:
-        if mine: ray.shutdown()
+        if mine:
+            ray.shutdown()
+
 
 @contextmanager
 def _quietly():
@@ -142,41 +200,62 @@ def _quietly():
         os.close(kept)
         os.close(nothing)
 
+
 def _connect(ray, address):
     host, _, port = address.rpartition('://')[2].rpartition(':')
     try:
-        if port.isdigit(): socket.create_connection((host, int(port)), 5).close()   # Ray itself would try for a minute
-        with _quietly(): ray.init(address, log_to_driver=False, logging_level='ERROR')
+        if port.isdigit():
+            socket.create_connection((host, int(port)), 5).close()  # Ray itself would try for a minute
+        with _quietly():
+            ray.init(address, log_to_driver=False, logging_level='ERROR')
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f'There is no Ray cluster at {address} ({str(error).strip().splitlines()[0]}). Start one with: ray start --head; '
-                        "or leave the address off to use this machine's cores.") from None
+        raise UserError(
+            f'There is no Ray cluster at {address} ({str(error).strip().splitlines()[0]}). Start one with: ray start --head; '
+            "or leave the address off to use this machine's cores."
+        ) from None
 
 # %% ../../nbs/deploy/batch.ipynb #0ddcb5bd
 engines = ('local', 'ray')
 
+
 def predict_to(
-    model:str|Path,     # the folder of a bundle or of a finished run
-    paths:Iterable,     # files and folders
-    out:str|Path|None=None, # .csv, .jsonl or .parquet (default: standard output, in the form of `form`)
+    model: str | Path,  # the folder of a bundle or of a finished run
+    paths: Iterable,  # files and folders
+    out: str | Path | None = None,  # .csv, .jsonl or .parquet (default: standard output, in the form of `form`)
     *,
-    engine:str='local', # local, or ray: many processes, many machines; for bundles
-    workers:int|None=None, # threads, or with ray processes (default: one a core, of this machine or of the cluster)
-    backend:str='auto', # of a bundle: auto, onnx, torch, int8 or openvino
-    address:str|None=None, # of a Ray cluster, such as 10.0.0.1:6379 or auto (default: RAY_ADDRESS, else a cluster of this machine's cores)
-    form:str='csv',     # of standard output: csv, jsonl, or json, which is one list
-    progress:bool=True, # show it
-) -> Tally:             # how many pictures, how many unreadable, and why
+    engine: str = 'local',  # local, or ray: many processes, many machines; for bundles
+    workers: int
+    | None = None,  # threads, or with ray processes (default: one a core, of this machine or of the cluster)
+    backend: str = 'auto',  # of a bundle: auto, onnx, torch, int8 or openvino
+    address: str
+    | None = None,  # of a Ray cluster, such as 10.0.0.1:6379 or auto (default: RAY_ADDRESS, else a cluster of this machine's cores)
+    form: str = 'csv',  # of standard output: csv, jsonl, or json, which is one list
+    progress: bool = True,  # show it
+) -> Tally:  # how many pictures, how many unreadable, and why
     """Classify any number of pictures into a file with the columns path name predicted confidence (answer set) p_<class>… error. The same
     call continues one that was interrupted, with the other engine too. Raises `UserError`, `TrainingError`"""
-    if engine not in engines: raise UserError(f"There is no engine {engine!r}. Known: {', '.join(engines)}.")
-    if workers is not None and workers < 1: raise UserError(f'{workers} workers cannot work; expected 1 or more.')
-    if address and engine != 'ray': raise UserError(f"An address ({address}) is for the engine ray: add engine='ray' (--engine ray).")
-    if out is not None: check_predictions(out)
-    if engine == 'ray' and not (Path(model)/'bundle.json').exists() and (Path(model)/'recipe.json').exists():
+    if engine not in engines:
+        raise UserError(f'There is no engine {engine!r}. Known: {", ".join(engines)}.')
+    if workers is not None and workers < 1:
+        raise UserError(f'{workers} workers cannot work; expected 1 or more.')
+    if address and engine != 'ray':
+        raise UserError(f"An address ({address}) is for the engine ray: add engine='ray' (--engine ray).")
+    if out is not None:
+        check_predictions(out)
+    if engine == 'ray' and not (Path(model) / 'bundle.json').exists() and (Path(model) / 'recipe.json').exists():
         raise UserError(f'{model} is a run; Ray works with bundles. Make one with: fungi export {model} --out FOLDER')
     opened = open_classifier(model, backend, 1 if engine == 'ray' else workers)
     options = dict(model=opened.fingerprint, decide=opened.decide, form=form, progress=progress)
-    if engine == 'local': return stream_predictions(paths, opened.classify, opened.classes, out, step=opened.step, **options)
+    if engine == 'local':
+        return stream_predictions(paths, opened.classify, opened.classes, out, step=opened.step, **options)
     with _cluster(address, workers) as actors:
-        return stream_predictions(paths, opened.classify, opened.classes, out, step=opened.step, most=opened.step,
-                                  each=_ray_each(model, backend, opened, actors), **options)
+        return stream_predictions(
+            paths,
+            opened.classify,
+            opened.classes,
+            out,
+            step=opened.step,
+            most=opened.step,
+            each=_ray_each(model, backend, opened, actors),
+            **options,
+        )

@@ -22,84 +22,108 @@ from ..settings import UserError
 # %% ../../nbs/deploy/batching.ipynb #7d98d3fc
 class Busy(RuntimeError):
     "No place is free. `.retry_after`: seconds after which there may be one"
-    def __init__(self, message:str, retry_after:int):
+
+    def __init__(self, message: str, retry_after: int):
         super().__init__(message)
         self.retry_after = retry_after
 
 # %% ../../nbs/deploy/batching.ipynb #ba59115c
 class Batcher:
     "Sources in, rows of probabilities out. Thread-safe; never more than `places` pictures at a time"
-    def __init__(self,
-        read,               # source -> (size, size, 3) uint8; called in several threads. What it raises becomes its picture's error
-        run,                # (n, size, size, 3) uint8 -> (n, classes); called in two threads, so that no core waits for the end of a batch
-        places:int=256,     # pictures that may be waiting, being read or in the network
-        max_batch:int=16,   # pictures at most that the network is given together
-        max_wait:float=.01, # seconds at most that a picture waits for others that are being read
-        readers:int|None=None, # threads that read pictures (default: one a core, at most 16)
-        seen=None,          # called as seen('read', seconds, 1) and seen('run', seconds, pictures)
+
+    def __init__(
+        self,
+        read,  # source -> (size, size, 3) uint8; called in several threads. What it raises becomes its picture's error
+        run,  # (n, size, size, 3) uint8 -> (n, classes); called in two threads, so that no core waits for the end of a batch
+        places: int = 256,  # pictures that may be waiting, being read or in the network
+        max_batch: int = 16,  # pictures at most that the network is given together
+        max_wait: float = 0.01,  # seconds at most that a picture waits for others that are being read
+        readers: int | None = None,  # threads that read pictures (default: one a core, at most 16)
+        seen=None,  # called as seen('read', seconds, 1) and seen('run', seconds, pictures)
     ):
         self.read, self.run, self.places, self.max_batch, self.max_wait = read, run, places, max_batch, max_wait
         self.seen = seen or (lambda stage, seconds, pictures: None)
         self.taken = self._reading = 0
-        self._pace, self._closed, self._lock, self._ready = 0., False, threading.Lock(), SimpleQueue()
+        self._pace, self._closed, self._lock, self._ready = 0.0, False, threading.Lock(), SimpleQueue()
         self._readers = ThreadPoolExecutor(readers or min(16, os.cpu_count() or 1), thread_name_prefix='read')
         self._runners = [threading.Thread(target=self._run_all, name=f'run-{i}', daemon=True) for i in range(2)]
-        for runner in self._runners: runner.start()
+        for runner in self._runners:
+            runner.start()
 
-    def check(self,
-        pictures:int=1, # that want a place each
+    def check(
+        self,
+        pictures: int = 1,  # that want a place each
     ):
         "Raises `Busy` where there are not so many places"
-        if self._closed: raise Busy('The server is stopping.', 5)
-        if self.taken+pictures > self.places:
-            raise Busy(f'{self.taken} of {self.places} places are taken and {pictures} more are wanted. Try again later.', self.retry_after)
+        if self._closed:
+            raise Busy('The server is stopping.', 5)
+        if self.taken + pictures > self.places:
+            raise Busy(
+                f'{self.taken} of {self.places} places are taken and {pictures} more are wanted. Try again later.',
+                self.retry_after,
+            )
 
     @property
     def retry_after(self) -> int:
         "Seconds until those who are here have been answered, at the present pace; 1…60"
-        return min(60, max(1, math.ceil(self.taken*self._pace)))
+        return min(60, max(1, math.ceil(self.taken * self._pace)))
 
-    def submit(self,
-        sources:list,  # whatever `read` takes; all are accepted, or none
-    ) -> list[Future]: # of (classes,) probabilities; one that is cancelled in time costs nothing more. Raises `Busy`
+    def submit(
+        self,
+        sources: list,  # whatever `read` takes; all are accepted, or none
+    ) -> list[Future]:  # of (classes,) probabilities; one that is cancelled in time costs nothing more. Raises `Busy`
         "Take places and begin to read"
         with self._lock:
             self.check(len(sources))
             self.taken += len(sources)
             self._reading += len(sources)
             futures = [Future() for _ in sources]
-            for source, future in zip(sources, futures, strict=True): self._readers.submit(self._read, source, future)
+            for source, future in zip(sources, futures, strict=True):
+                self._readers.submit(self._read, source, future)
         return futures
 
     def _read(self, source, future):
         began = time.perf_counter()
         pixels = outcome = None
         if not future.cancelled():
-            try: pixels = self.read(source)
+            try:
+                pixels = self.read(source)
             except BaseException as error:
-                if isinstance(error, UserError): error.__traceback__ = error.__context__ = None   # its frames hold the source, in a circle with the future
+                if isinstance(error, UserError):
+                    error.__traceback__ = error.__context__ = (
+                        None  # its frames hold the source, in a circle with the future
+                    )
                 outcome = error
-            else: self.seen('read', time.perf_counter()-began, 1)
+            else:
+                self.seen('read', time.perf_counter() - began, 1)
         with self._lock:
             self._reading -= 1
-            if pixels is not None: self._ready.put((pixels, future))
-        if pixels is None: self._finish(future, outcome)
+            if pixels is not None:
+                self._ready.put((pixels, future))
+        if pixels is None:
+            self._finish(future, outcome)
 
     def _finish(self, future, outcome):
         "The one place where a place is given back: a future that was cancelled, an error, or a row"
-        with self._lock: self.taken -= 1
-        if future.cancelled() or not (future.running() or future.set_running_or_notify_cancel()): return
-        if isinstance(outcome, BaseException): future.set_exception(outcome)
-        else: future.set_result(outcome)
+        with self._lock:
+            self.taken -= 1
+        if future.cancelled() or not (future.running() or future.set_running_or_notify_cancel()):
+            return
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
     def _batch(self):
         "Wait for a picture, and then for others while some are being read; None when all is over"
         batch = [self._ready.get()]
-        until = time.perf_counter()+self.max_wait
+        until = time.perf_counter() + self.max_wait
         while batch[-1] is not None and len(batch) < self.max_batch:
-            left = until-time.perf_counter() if self._reading else 0
-            try: batch.append(self._ready.get(timeout=left) if left > 0 else self._ready.get_nowait())
-            except Empty: break
+            left = until - time.perf_counter() if self._reading else 0
+            try:
+                batch.append(self._ready.get(timeout=left) if left > 0 else self._ready.get_nowait())
+            except Empty:
+                break
         return batch
 
     def _run_all(self):
@@ -108,28 +132,37 @@ class Batcher:
             last = batch[-1] is None
             wanted = []
             for pixels, future in batch[:-1] if last else batch:
-                if future.set_running_or_notify_cancel(): wanted.append((pixels, future))
-                else: self._finish(future, None)
-            if wanted: self._run(*zip(*wanted, strict=True))
-            if last: return self._ready.put(None)   # for the other runner
+                if future.set_running_or_notify_cancel():
+                    wanted.append((pixels, future))
+                else:
+                    self._finish(future, None)
+            if wanted:
+                self._run(*zip(*wanted, strict=True))
+            if last:
+                return self._ready.put(None)  # for the other runner
 
     def _run(self, pictures, futures):
         began = time.perf_counter()
         try:
             rows = self.run(np.stack(pictures))
-            if len(rows) != len(futures): raise ValueError(f'The network answered {len(rows)} of {len(futures)} pictures.')
-        except BaseException as error: rows = [error]*len(futures)
-        seconds = time.perf_counter()-began
-        pace = seconds/len(futures)/len(self._runners)
-        self._pace = (self._pace or pace)*.9 + .1*pace
+            if len(rows) != len(futures):
+                raise ValueError(f'The network answered {len(rows)} of {len(futures)} pictures.')
+        except BaseException as error:
+            rows = [error] * len(futures)
+        seconds = time.perf_counter() - began
+        pace = seconds / len(futures) / len(self._runners)
+        self._pace = (self._pace or pace) * 0.9 + 0.1 * pace
         self.seen('run', seconds, len(futures))
-        for future, row in zip(futures, rows, strict=True): self._finish(future, row)
+        for future, row in zip(futures, rows, strict=True):
+            self._finish(future, row)
 
     def close(self):
         "Answer those who have a place, then stop"
         with self._lock:
-            if self._closed: return
+            if self._closed:
+                return
             self._closed = True
         self._readers.shutdown()
         self._ready.put(None)
-        for runner in self._runners: runner.join()
+        for runner in self._runners:
+            runner.join()

@@ -21,14 +21,17 @@ from ..settings import MissingFileError, UserError, write_json
 
 # %% ../../nbs/deploy/bundle.ipynb #8847e03e
 def code_in(
-    file:str|Path,
-) -> str: # what can run code there: 'a pickle', 'a zip'; '' where nothing can
+    file: str | Path,
+) -> str:  # what can run code there: 'a pickle', 'a zip'; '' where nothing can
     "Whether a file could run code when opened by Python's own means; it is looked at, not opened"
-    if Path(file).suffix.lower() in ('.pkl', '.pickle', '.pt', '.pth', '.joblib', '.zip'): return f'a {Path(file).suffix} file'
+    if Path(file).suffix.lower() in ('.pkl', '.pickle', '.pt', '.pth', '.joblib', '.zip'):
+        return f'a {Path(file).suffix} file'
     with open(file, 'rb') as f:
-        if f.read(4) == b'PK\3\4': return 'a zip'
+        if f.read(4) == b'PK\3\4':
+            return 'a zip'
         f.seek(0)
         return 'a pickle' if _is_pickle(f) else ''
+
 
 def _is_pickle(f):
     "Whether Python's unpickler would come to call something, or to the end of what declares itself a pickle"
@@ -37,189 +40,292 @@ def _is_pickle(f):
         for operation, _, at in pickletools.genops(f):
             taken = operation.stack_before
             if mark in taken:
-                while slots.pop() is not mark: pass
-                taken = taken[:taken.index(mark)]
-            for _slot in taken: slots.pop()
+                while slots.pop() is not mark:
+                    pass
+                taken = taken[: taken.index(mark)]
+            for _slot in taken:
+                slots.pop()
             slots += operation.stack_after
             declared |= at == 0 and operation.name == 'PROTO'
             imported |= operation.name in ('GLOBAL', 'STACK_GLOBAL', 'INST')
-            if declared and operation.name == 'STOP' or imported and operation.name in ('REDUCE', 'BUILD', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX'): return True
-    except Exception: pass   # what is no pickle breaks off within a few bytes, in any way
+            if (
+                declared
+                and operation.name == 'STOP'
+                or imported
+                and operation.name in ('REDUCE', 'BUILD', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX')
+            ):
+                return True
+    except Exception:
+        pass  # what is no pickle breaks off within a few bytes, in any way
     return False
 
 # %% ../../nbs/deploy/bundle.ipynb #f331de28
 schema = 1
 required = ('model.safetensors', 'model.onnx', 'classes.txt')
 
-def checksum(
-    file:str|Path,
-) -> dict: # bytes and blake2b
-    "A file's size and checksum"
-    with open(file, 'rb') as f: return dict(bytes=Path(file).stat().st_size, blake2b=hashlib.file_digest(f, _hash).hexdigest())
 
-def _hash(): return hashlib.blake2b(digest_size=32)
+def checksum(
+    file: str | Path,
+) -> dict:  # bytes and blake2b
+    "A file's size and checksum"
+    with open(file, 'rb') as f:
+        return dict(bytes=Path(file).stat().st_size, blake2b=hashlib.file_digest(f, _hash).hexdigest())
+
+
+def _hash():
+    return hashlib.blake2b(digest_size=32)
+
 
 @dataclass(frozen=True)
 class Bundle:
     "An opened bundle: `bundle.json`, checked, and where its files are"
+
     folder: Path
-    name: str            # of the recipe
-    classes: tuple       # names, in the order of the probabilities
-    network: dict        # arch head hidden n_out features, and classifier: timm's name of it, where the weights go by timm's names
+    name: str  # of the recipe
+    classes: tuple  # names, in the order of the probabilities
+    network: (
+        dict  # arch head hidden n_out features, and classifier: timm's name of it, where the weights go by timm's names
+    )
     preprocessing: dict  # size canvas fit mean std resampling
-    temperature: float   # inside the ONNX graph; torch's logits are divided by it
-    decisions: dict      # threshold and conformal as plain values, or None
-    metrics: dict        # of the test part: scores, intervals, n_test
-    data: dict           # source, pictures, split, groups, fingerprint, licence
-    recipe: dict         # what was trained
-    files: dict          # name → bytes and blake2b
-    parity: dict         # how far torch and ONNX are apart on real pictures
-    engines: dict        # onnx, int8, openvino: what each costs in accuracy and takes in time
-    created: str         # ISO date and time
-    version: str         # of fungi_fastai
-    fingerprint: str     # checksum of bundle.json, which holds those of all other files
+    temperature: float  # inside the ONNX graph; torch's logits are divided by it
+    decisions: dict  # threshold and conformal as plain values, or None
+    metrics: dict  # of the test part: scores, intervals, n_test
+    data: dict  # source, pictures, split, groups, fingerprint, licence
+    recipe: dict  # what was trained
+    files: dict  # name → bytes and blake2b
+    parity: dict  # how far torch and ONNX are apart on real pictures
+    engines: dict  # onnx, int8, openvino: what each costs in accuracy and takes in time
+    created: str  # ISO date and time
+    version: str  # of fungi_fastai
+    fingerprint: str  # checksum of bundle.json, which holds those of all other files
 
     @classmethod
-    def load(cls,
-        folder:str|Path,
-        check:bool=True, # read every file and compare checksums; else sizes only
+    def load(
+        cls,
+        folder: str | Path,
+        check: bool = True,  # read every file and compare checksums; else sizes only
     ) -> 'Bundle':
         "Open a bundle. Raises `UserError` for another schema, a file that is missing or changed, and anything that can run code"
         folder = Path(folder)
-        if not folder.is_dir(): raise MissingFileError(f'There is no bundle folder {folder}. Make one with: fungi export RUN --out {folder}')
+        if not folder.is_dir():
+            raise MissingFileError(
+                f'There is no bundle folder {folder}. Make one with: fungi export RUN --out {folder}'
+            )
         said, fingerprint = _read(folder)
         bundle = cls(folder, **said, fingerprint=fingerprint)
         if hostile := next(((p, what) for p in _all_files(folder) if (what := code_in(p))), None):
-            raise UserError(f'{hostile[0]} is {hostile[1]}, which can run code when it is opened. A bundle never holds one; this folder is not opened. '
-                            'Get the bundle anew from where it was made.')
+            raise UserError(
+                f'{hostile[0]} is {hostile[1]}, which can run code when it is opened. A bundle never holds one; this folder is not opened. '
+                'Get the bundle anew from where it was made.'
+            )
         bundle._compare(checksum if check else lambda file: dict(bytes=file.stat().st_size))
         return bundle
 
     @classmethod
-    def write(cls,
-        folder:Path, # with the files in it
-        **said,      # the fields, and `threshold` and `conformal`
+    def write(
+        cls,
+        folder: Path,  # with the files in it
+        **said,  # the fields, and `threshold` and `conformal`
     ) -> 'Bundle':
         "Write `bundle.json` for the files of a folder, and open it"
-        files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name != 'bundle.json' and not p.name.startswith('.')]
-        for file in files: file.chmod(folder.stat().st_mode & 0o666)   # safetensors makes its own readable by nobody else
+        files = [
+            p
+            for p in sorted(folder.iterdir())
+            if p.is_file() and p.name != 'bundle.json' and not p.name.startswith('.')
+        ]
+        for file in files:
+            file.chmod(folder.stat().st_mode & 0o666)  # safetensors makes its own readable by nobody else
         found = {p.name: checksum(p) for p in files}
-        write_json(folder/'bundle.json', dict(format='fungi bundle', schema=schema) | said | dict(files=found))
+        write_json(folder / 'bundle.json', dict(format='fungi bundle', schema=schema) | said | dict(files=found))
         return cls.load(folder, check=False)
 
     def _compare(self, look):
         for name, expected in self.files.items():
-            file = self.folder/name
-            if not file.is_file(): raise UserError(f'{self.folder} lacks {name}. The bundle is not whole: copy it again, or export it anew.')
+            file = self.folder / name
+            if not file.is_file():
+                raise UserError(
+                    f'{self.folder} lacks {name}. The bundle is not whole: copy it again, or export it anew.'
+                )
             if wrong := [k for k, v in look(file).items() if v != expected.get(k)]:
-                raise UserError(f"{file} is not the file that was exported: its {'size' if 'bytes' in wrong else 'checksum'} differs from bundle.json. "
-                                'Copy the bundle again, or export it anew.')
+                raise UserError(
+                    f'{file} is not the file that was exported: its {"size" if "bytes" in wrong else "checksum"} differs from bundle.json. '
+                    'Copy the bundle again, or export it anew.'
+                )
 
     def verify(self):
         "Read all files again. Raises `UserError` where one is not what it was when the bundle was opened"
-        if _digest(self.folder/'bundle.json') != self.fingerprint:
-            raise UserError(f'{self.folder}/bundle.json is not what it was when the bundle was opened. Open the bundle anew.')
+        if _digest(self.folder / 'bundle.json') != self.fingerprint:
+            raise UserError(
+                f'{self.folder}/bundle.json is not what it was when the bundle was opened. Open the bundle anew.'
+            )
         self._compare(checksum)
 
-    def file(self,
-        name:str, # such as model.onnx
+    def file(
+        self,
+        name: str,  # such as model.onnx
     ) -> Path:
         "Where a file of the bundle is. Raises `UserError` where it has none of that name"
-        if name not in self.files: raise UserError(f"The bundle {self.folder} has no {name}. It has: {', '.join(self.files)}.")
-        return self.folder/name
+        if name not in self.files:
+            raise UserError(f'The bundle {self.folder} has no {name}. It has: {", ".join(self.files)}.')
+        return self.folder / name
 
     @property
-    def size(self) -> int: return self.preprocessing['size']
+    def size(self) -> int:
+        return self.preprocessing['size']
+
     @property
-    def canvas(self) -> int: return self.preprocessing['canvas']
+    def canvas(self) -> int:
+        return self.preprocessing['canvas']
+
     @property
-    def fit(self) -> str: return self.preprocessing['fit']
+    def fit(self) -> str:
+        return self.preprocessing['fit']
 
     @cached_property
     def threshold(self):
         "The `Threshold` below which the answer is 'not sure', or None"
         from fungi_fastai.evaluation.decisions import Threshold
+
         return _revived(Threshold, self.decisions['threshold'], self.folder)
 
     @cached_property
     def conformal(self):
         "The `Conformal` that makes sets of classes, or None"
         from fungi_fastai.evaluation.decisions import Conformal
+
         return _revived(Conformal, self.decisions['conformal'], self.folder)
 
     def torch_network(self):
         "The torch network, body and head, with its weights, in evaluation mode; whatever names `model.safetensors` has them under"
         from safetensors.torch import load_file
         from fungi_fastai.models.networks import make_network
+
         about, state = self.network, load_file(self.file('model.safetensors'))
-        if top := about.get('classifier'): state = {f'1.linear{k[len(top):]}' if k.startswith(f'{top}.') else f'0.model.{k}': v for k, v in state.items()}
+        if top := about.get('classifier'):
+            state = {
+                f'1.linear{k[len(top) :]}' if k.startswith(f'{top}.') else f'0.model.{k}': v for k, v in state.items()
+            }
         network = make_network(about['arch'], about['n_out'], about['head'], about.get('hidden'), size=self.size)
         network.load_state_dict(state)
         return network.eval()
 
     def __repr__(self):
-        return f"Bundle({str(self.folder)!r}, {self.network['arch']} at {self.size} px, {len(self.classes)} classes, {self.created[:10]})"
+        return f'Bundle({str(self.folder)!r}, {self.network["arch"]} at {self.size} px, {len(self.classes)} classes, {self.created[:10]})'
 
 # %% ../../nbs/deploy/bundle.ipynb #02e99336
 def _digest(file):
-    try: return checksum(file)['blake2b']
-    except OSError: return ''
+    try:
+        return checksum(file)['blake2b']
+    except OSError:
+        return ''
+
 
 def _all_files(folder):
     "Files below a folder, but for what git and the hub keep for themselves"
-    return [p for p in sorted(folder.rglob('*')) if p.is_file() and not {'.git', '.cache'} & set(p.relative_to(folder).parts)]
+    return [
+        p
+        for p in sorted(folder.rglob('*'))
+        if p.is_file() and not {'.git', '.cache'} & set(p.relative_to(folder).parts)
+    ]
+
 
 def _revived(kind, value, folder):
-    try: return None if value is None else kind(**value)
-    except TypeError as error: raise _invalid(folder, f'its {kind.__name__.lower()} does not fit this version ({error})') from None
+    try:
+        return None if value is None else kind(**value)
+    except TypeError as error:
+        raise _invalid(folder, f'its {kind.__name__.lower()} does not fit this version ({error})') from None
+
 
 def _invalid(folder, why):
-    return UserError(f'{folder}/bundle.json cannot be used: {why}. Export the bundle anew, with: fungi export RUN --out {folder}')
+    return UserError(
+        f'{folder}/bundle.json cannot be used: {why}. Export the bundle anew, with: fungi export RUN --out {folder}'
+    )
+
 
 def _read(folder):
     "The fields of a `bundle.json`, and its checksum"
-    file = folder/'bundle.json'
-    try: content = file.read_bytes()
+    file = folder / 'bundle.json'
+    try:
+        content = file.read_bytes()
     except FileNotFoundError:
         held = ', '.join(sorted(p.name for p in folder.iterdir())[:5]) or 'nothing'
-        hint = f' It is a run; make a bundle of it with: fungi export {folder} --out FOLDER' if (folder/'recipe.json').exists() else ''
+        hint = (
+            f' It is a run; make a bundle of it with: fungi export {folder} --out FOLDER'
+            if (folder / 'recipe.json').exists()
+            else ''
+        )
         raise UserError(f'{folder} is not a bundle: it has no bundle.json. It holds: {held}.{hint}') from None
-    try: said = json.loads(content)
-    except ValueError as error: raise _invalid(folder, f'it is no JSON ({error})') from None
-    if not isinstance(said, dict) or said.get('format') != 'fungi bundle': raise _invalid(folder, 'it does not say that it is a fungi bundle')
+    try:
+        said = json.loads(content)
+    except ValueError as error:
+        raise _invalid(folder, f'it is no JSON ({error})') from None
+    if not isinstance(said, dict) or said.get('format') != 'fungi bundle':
+        raise _invalid(folder, 'it does not say that it is a fungi bundle')
     if said.get('schema') != schema:
-        raise UserError(f"{folder} is a bundle of schema {said.get('schema')!r}; this version of fungi_fastai reads schema {schema}. "
-                        'Install the version that made it'+(f" ({said['fungi_fastai']})" if said.get('fungi_fastai') else '')+', or export it anew.')
+        raise UserError(
+            f'{folder} is a bundle of schema {said.get("schema")!r}; this version of fungi_fastai reads schema {schema}. '
+            'Install the version that made it'
+            + (f' ({said["fungi_fastai"]})' if said.get('fungi_fastai') else '')
+            + ', or export it anew.'
+        )
     said = said | dict(version=said.get('fungi_fastai'), decisions={k: said.get(k) for k in ('threshold', 'conformal')})
     names = [f.name for f in fields(Bundle) if f.name not in ('folder', 'fingerprint')]
-    if missing := [n for n in names if said.get(n) is None]: raise _invalid(folder, f"it lacks {', '.join(missing)}")
-    if wrong := _wrong(said): raise _invalid(folder, wrong)
+    if missing := [n for n in names if said.get(n) is None]:
+        raise _invalid(folder, f'it lacks {", ".join(missing)}')
+    if wrong := _wrong(said):
+        raise _invalid(folder, wrong)
     said = {n: said[n] for n in names} | dict(classes=tuple(said['classes']), temperature=float(said['temperature']))
     return said, hashlib.blake2b(content, digest_size=32).hexdigest()
+
 
 def _wrong(said):
     "What cannot be in the values, in words; '' where they are fine"
     number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
     whole = lambda x: isinstance(x, int) and not isinstance(x, bool) and x > 0
     three = lambda x: isinstance(x, list) and len(x) == 3 and all(map(number, x))
-    plain = lambda name: isinstance(name, str) and name == Path(name).name and name not in ('', '.', '..', 'bundle.json') and '\\' not in name
+    plain = lambda name: (
+        isinstance(name, str)
+        and name == Path(name).name
+        and name not in ('', '.', '..', 'bundle.json')
+        and '\\' not in name
+    )
     for name in ('network', 'preprocessing', 'metrics', 'data', 'recipe', 'files', 'parity', 'engines'):
-        if not isinstance(said[name], dict): return f'{name} is {type(said[name]).__name__}, not a table of values'
-    if not isinstance(said['name'], str): return 'name is no text'
+        if not isinstance(said[name], dict):
+            return f'{name} is {type(said[name]).__name__}, not a table of values'
+    if not isinstance(said['name'], str):
+        return 'name is no text'
     for name, perhaps in dict(threshold='confidence', conformal='quantile').items():
         value = said['decisions'][name]
-        if value is not None and not (isinstance(value, dict) and number(value.get('coverage')) and (value.get(perhaps) is None or number(value[perhaps]))):
+        if value is not None and not (
+            isinstance(value, dict)
+            and number(value.get('coverage'))
+            and (value.get(perhaps) is None or number(value[perhaps]))
+        ):
             return f'{name} is not made of numbers'
     classes, network, seen = said['classes'], said['network'], said['preprocessing']
-    if not isinstance(classes, list) or not classes or len(set(map(str, classes))) != len(classes) or not all(isinstance(c, str) and c for c in classes):
+    if (
+        not isinstance(classes, list)
+        or not classes
+        or len(set(map(str, classes))) != len(classes)
+        or not all(isinstance(c, str) and c for c in classes)
+    ):
         return 'classes is no list of different names'
-    if not isinstance(network.get('arch'), str) or network.get('head') not in ('linear', 'fastai'): return 'network does not say arch and head'
-    if network.get('n_out') != len(classes): return f"the network gives {network.get('n_out')} numbers for {len(classes)} classes"
-    if not whole(seen.get('size')) or not whole(seen.get('canvas')): return 'preprocessing does not say size and canvas in pixels'
-    if seen.get('fit') not in fit_methods: return f"preprocessing makes squares by {seen.get('fit')!r}; expected one of {', '.join(fit_methods)}"
-    if not three(seen.get('mean')) or not three(seen.get('std')) or min(seen['std']) <= 0: return 'mean and std are not three numbers each'
-    if not number(said['temperature']) or said['temperature'] <= 0: return f"the temperature is {said['temperature']!r}; expected a number above 0"
-    if bad := [n for n in said['files'] if not plain(n)]: return f'it names a file outside the bundle, {bad[0]!r}'
-    if any(not isinstance(v, dict) or set(v) != {'bytes', 'blake2b'} for v in said['files'].values()): return 'a file has no size and checksum'
-    if lacking := [n for n in required if n not in said['files']]: return f"it does not name {', '.join(lacking)}"
+    if not isinstance(network.get('arch'), str) or network.get('head') not in ('linear', 'fastai'):
+        return 'network does not say arch and head'
+    if network.get('n_out') != len(classes):
+        return f'the network gives {network.get("n_out")} numbers for {len(classes)} classes'
+    if not whole(seen.get('size')) or not whole(seen.get('canvas')):
+        return 'preprocessing does not say size and canvas in pixels'
+    if seen.get('fit') not in fit_methods:
+        return f'preprocessing makes squares by {seen.get("fit")!r}; expected one of {", ".join(fit_methods)}'
+    if not three(seen.get('mean')) or not three(seen.get('std')) or min(seen['std']) <= 0:
+        return 'mean and std are not three numbers each'
+    if not number(said['temperature']) or said['temperature'] <= 0:
+        return f'the temperature is {said["temperature"]!r}; expected a number above 0'
+    if bad := [n for n in said['files'] if not plain(n)]:
+        return f'it names a file outside the bundle, {bad[0]!r}'
+    if any(not isinstance(v, dict) or set(v) != {'bytes', 'blake2b'} for v in said['files'].values()):
+        return 'a file has no size and checksum'
+    if lacking := [n for n in required if n not in said['files']]:
+        return f'it does not name {", ".join(lacking)}'
     return ''

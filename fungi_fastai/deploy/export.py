@@ -29,53 +29,80 @@ from .. import __version__
 from ..data.images import ImageError, canvas_size, open_image, read_pixels, square
 from ..data.items import in_threads
 from .bundle import Bundle
-from .onnx import (Shipped, agreement, needs_onnx, network_graph, quantized, save_graph, seconds_each, with_resizing,
-                                      write_openvino)
+from fungi_fastai.deploy.onnx import (
+    Shipped,
+    agreement,
+    needs_onnx,
+    network_graph,
+    quantized,
+    save_graph,
+    seconds_each,
+    with_resizing,
+    write_openvino,
+)
 from .predictor import OnnxEngine, OpenVinoEngine
 from ..evaluation.calibration import apply_temperature
 from ..evaluation.evidence import FeatureIndex, thumbnail
 from ..evaluation.report import guarantee, verdict
 from ..models.networks import find_arch, make_network
 from ..models.weights import read_weights
-from ..settings import MissingFileError, TrainingError, UserError, atomic, check_place, only_process, write_json, write_text
+from fungi_fastai.settings import (
+    MissingFileError,
+    TrainingError,
+    UserError,
+    atomic,
+    check_place,
+    only_process,
+    write_json,
+    write_text,
+)
 
 # %% ../../nbs/deploy/export.ipynb #cb5fff88
 def spread(
-    items:pd.DataFrame, # with the columns label and split
-    parts:tuple,        # of the split, in the order in which they are used up
-    n:int,              # pictures wanted
-    seed:int=0,         # of the draw
-) -> pd.DataFrame:      # rows of `items`; fewer where there are fewer
+    items: pd.DataFrame,  # with the columns label and split
+    parts: tuple,  # of the split, in the order in which they are used up
+    n: int,  # pictures wanted
+    seed: int = 0,  # of the draw
+) -> pd.DataFrame:  # rows of `items`; fewer where there are fewer
     "Pictures of all classes in turn"
     found = items[items.split.isin(parts)].sample(frac=1, random_state=seed)
     turn = found.groupby(['split', 'label']).cumcount()
     order = np.lexsort((found.label, turn, found.split.map({p: i for i, p in enumerate(parts)})))
     return found.iloc[order[:n]]
 
+
 def read_squares(
-    items:pd.DataFrame, # with the column path
-    size:int,           # side of the square, pixels
-    fit:str,            # crop, squish or pad
-) -> tuple[np.ndarray, pd.DataFrame]: # (n, size, size, 3) uint8, and the rows whose pictures could be read
+    items: pd.DataFrame,  # with the column path
+    size: int,  # side of the square, pixels
+    fit: str,  # crop, squish or pad
+) -> tuple[np.ndarray, pd.DataFrame]:  # (n, size, size, 3) uint8, and the rows whose pictures could be read
     "Pictures as the network sees them. Raises `MissingFileError` where none is there any more"
+
     def read(path):
-        try: return square(read_pixels(path, canvas_size(size), fit), size, fit)
-        except (ImageError, MissingFileError): return None
+        try:
+            return square(read_pixels(path, canvas_size(size), fit), size, fit)
+        except (ImageError, MissingFileError):
+            return None
+
     pixels = list(in_threads(read, items.path))
     there = [p is not None for p in pixels]
     if not any(there):
-        raise MissingFileError(f'None of the {len(items)} pictures of the run that an export needs can be read any more'
-                               + (f', such as {items.path.iloc[0]}' if len(items) else '')
-                               + '. Put the pictures where they were when the run was trained.')
+        raise MissingFileError(
+            f'None of the {len(items)} pictures of the run that an export needs can be read any more'
+            + (f', such as {items.path.iloc[0]}' if len(items) else '')
+            + '. Put the pictures where they were when the run was trained.'
+        )
     return np.stack([p for p in pixels if p is not None]), items[there]
 
+
 def in_parts(
-    run,                # pictures → arrays, a row for each picture
-    squares:np.ndarray, # (n, size, size, 3) uint8
-) -> tuple:             # those arrays
+    run,  # pictures → arrays, a row for each picture
+    squares: np.ndarray,  # (n, size, size, 3) uint8
+) -> tuple:  # those arrays
     "Many pictures, 16 at a time"
-    parts = [run(squares[i:i+16]) for i in range(0, len(squares), 16)]
+    parts = [run(squares[i : i + 16]) for i in range(0, len(squares), 16)]
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
 
 def _views(squares, n):
     "Squares up to `n`; where they are fewer, their mirror images too"
@@ -85,249 +112,467 @@ def _views(squares, n):
 # %% ../../nbs/deploy/export.ipynb #aacb6c32
 def _load_network(run):
     "The run's network with its weights, in evaluation mode, and the table for bundle.json"
-    recipe, state = run.recipe, read_weights(run.folder/'model.safetensors')
-    network = make_network(recipe.arch, len(run.classes), recipe.head, recipe.hidden or None, recipe.dropout or None, recipe.size)
-    try: network.load_state_dict(state)
+    recipe, state = run.recipe, read_weights(run.folder / 'model.safetensors')
+    network = make_network(
+        recipe.arch, len(run.classes), recipe.head, recipe.hidden or None, recipe.dropout or None, recipe.size
+    )
+    try:
+        network.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f'{run.folder}/model.safetensors is not of the network in its recipe.json: {str(error).splitlines()[0]}') from None
-    return network.eval(), dict(arch=recipe.arch, head=recipe.head, hidden=recipe.hidden, n_out=len(run.classes), features=network[0].features, classifier='')
+        raise UserError(
+            f'{run.folder}/model.safetensors is not of the network in its recipe.json: {str(error).splitlines()[0]}'
+        ) from None
+    return network.eval(), dict(
+        arch=recipe.arch,
+        head=recipe.head,
+        hidden=recipe.hidden,
+        n_out=len(run.classes),
+        features=network[0].features,
+        classifier='',
+    )
+
 
 @torch.no_grad()
 def timm_twin(
-    network:torch.nn.Sequential, # body and head
-    about:dict,  # arch, head, hidden, n_out
-    size:int,    # side of the square, pixels
-):               # timm's network with the same weights, in evaluation mode; None where timm has none that says the same
+    network: torch.nn.Sequential,  # body and head
+    about: dict,  # arch, head, hidden, n_out
+    size: int,  # side of the square, pixels
+):  # timm's network with the same weights, in evaluation mode; None where timm has none that says the same
     "A network as timm builds it"
     import timm
+
     library, name = find_arch(about['arch'])
-    if library != 'timm' or name.startswith(('hf-hub:', 'hf_hub:')) or about['head'] != 'linear' or about['hidden']: return None
+    if library != 'timm' or name.startswith(('hf-hub:', 'hf_hub:')) or about['head'] != 'linear' or about['hidden']:
+        return None
     name = name.split('.')[0]
     fixed = timm.get_pretrained_cfg(name).fixed_input_size
     twin = timm.create_model(name, num_classes=about['n_out'], **(dict(img_size=size) if fixed else {})).eval()
     top = twin.default_cfg.get('classifier')
-    if not isinstance(top, str): return None   # with two classifiers, or none
+    if not isinstance(top, str):
+        return None  # with two classifiers, or none
     rename = {'0.model.': '', '1.linear.': f'{top}.'}
-    try: twin.load_state_dict({new+k.removeprefix(old): v for k, v in network.state_dict().items() for old, new in rename.items() if k.startswith(old)})
-    except RuntimeError: return None
+    try:
+        twin.load_state_dict(
+            {
+                new + k.removeprefix(old): v
+                for k, v in network.state_dict().items()
+                for old, new in rename.items()
+                if k.startswith(old)
+            }
+        )
+    except RuntimeError:
+        return None
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     return twin if torch.allclose(twin(x), network(x), atol=1e-4, rtol=1e-4) else None
+
 
 def _config(twin, about, classes, seen):
     "config.json, as timm and the Hugging Face Hub read it"
     size, fit = seen['size'], seen['fit']
-    config = dict(architecture=about['arch'].split('.')[0], num_classes=len(classes), num_features=about['features'], label_names=list(classes))
-    cfg = dict(num_classes=len(classes), input_size=[3, size, size], interpolation='bicubic', crop_pct=1.0, mean=seen['mean'], std=seen['std'],
-               crop_mode=dict(crop='center', squish='squash', pad='border')[fit])
-    if twin is None: return config | dict(library='fungi_fastai', pretrained_cfg=cfg)
+    config = dict(
+        architecture=about['arch'].split('.')[0],
+        num_classes=len(classes),
+        num_features=about['features'],
+        label_names=list(classes),
+    )
+    cfg = dict(
+        num_classes=len(classes),
+        input_size=[3, size, size],
+        interpolation='bicubic',
+        crop_pct=1.0,
+        mean=seen['mean'],
+        std=seen['std'],
+        crop_mode=dict(crop='center', squish='squash', pad='border')[fit],
+    )
+    if twin is None:
+        return config | dict(library='fungi_fastai', pretrained_cfg=cfg)
     fixed = bool(twin.default_cfg.get('fixed_input_size'))
-    return config | dict(model_args=dict(img_size=size) if fixed else {}, pretrained_cfg=cfg | dict(
-        fixed_input_size=fixed, pool_size=None, first_conv=twin.default_cfg.get('first_conv'), classifier=twin.default_cfg['classifier'], custom_load=False))
+    return config | dict(
+        model_args=dict(img_size=size) if fixed else {},
+        pretrained_cfg=cfg
+        | dict(
+            fixed_input_size=fixed,
+            pool_size=None,
+            first_conv=twin.default_cfg.get('first_conv'),
+            classifier=twin.default_cfg['classifier'],
+            custom_load=False,
+        ),
+    )
 
 # %% ../../nbs/deploy/export.ipynb #ab0d036f
 def gate(
-    reference:np.ndarray, # (n, classes) probabilities of torch
-    found:np.ndarray,     # (n, classes) of the graph
-    tolerance:float,      # largest difference that is let through
-) -> dict:                # pictures max_difference same_top1 tolerance
+    reference: np.ndarray,  # (n, classes) probabilities of torch
+    found: np.ndarray,  # (n, classes) of the graph
+    tolerance: float,  # largest difference that is let through
+) -> dict:  # pictures max_difference same_top1 tolerance
     "Let a graph through only if it says what torch says. Raises `TrainingError`"
     figures = agreement(reference, found)
     if not figures['max_difference'] <= tolerance or figures['same_top1'] < 1:
-        raise TrainingError(f"The ONNX graph does not say what torch says: on {figures['pictures']} pictures of the run their probabilities differ by up to "
-                            f"{figures['max_difference']:.2g} (allowed is {tolerance:g}), and {figures['same_top1']:.1%} have the same likeliest class. "
-                            'No bundle was written. Try another version of torch or onnxruntime, or a larger tolerance if such a difference is fine.')
+        raise TrainingError(
+            f'The ONNX graph does not say what torch says: on {figures["pictures"]} pictures of the run their probabilities differ by up to '
+            f'{figures["max_difference"]:.2g} (allowed is {tolerance:g}), and {figures["same_top1"]:.1%} have the same likeliest class. '
+            'No bundle was written. Try another version of torch or onnxruntime, or a larger tolerance if such a difference is fine.'
+        )
     return figures | dict(tolerance=tolerance)
 
 # %% ../../nbs/deploy/export.ipynb #f0b6e35c
 def model_card(
-    about:dict, # the values of bundle.json, and items, verdict and command
-) -> str:       # Markdown
+    about: dict,  # the values of bundle.json, and items, verdict and command
+) -> str:  # Markdown
     "README.md of a bundle"
     metrics, data, seen, network = (about[k] for k in ('metrics', 'data', 'preprocessing', 'network'))
     part = metrics.get('evaluated_on', 'test')
-    scores = [(words, key) for words, key in {'accuracy': 'accuracy', 'balanced accuracy': 'balanced_accuracy', 'macro-F1': 'macro_f1',
-              'macro precision': 'macro_precision', 'macro recall': 'macro_recall'}.items() if metrics.get(key) is not None]
+    scores = [
+        (words, key)
+        for words, key in {
+            'accuracy': 'accuracy',
+            'balanced accuracy': 'balanced_accuracy',
+            'macro-F1': 'macro_f1',
+            'macro precision': 'macro_precision',
+            'macro recall': 'macro_recall',
+        }.items()
+        if metrics.get(key) is not None
+    ]
+
     def interval(key):
         low, high = metrics.get('intervals', {}).get(key) or (None, None)
         return '' if low is None else f'{low:.3f} to {high:.3f}'
-    head = dict(library_name='timm' if network['classifier'] else 'fungi_fastai', pipeline_tag='image-classification', license='other',
-                license_name=data['licence'], tags=['image-classification', 'fungi_fastai', 'onnx', *(['timm'] if network['classifier'] else [])],
-                metrics=['accuracy', 'f1'])
-    head['model-index'] = [dict(name=about['name'], results=[dict(task=dict(type='image-classification'),
-        dataset=dict(name=data['source'], type='imagefolder', split=part),
-        metrics=[dict(type='accuracy', value=metrics['accuracy']), dict(type='f1', name='macro-F1', value=metrics['macro_f1'])])])]
-    lines = ['---', *(f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in head.items()), '---', '',   # JSON is YAML
-        f"# {about['name']}: {network['arch']} at {seen['size']} px", '', f"{about['verdict']}", '',
-        f'| on the {part} part | | 95 % interval |', '| --- | --- | --- |',
-        *(f'| {words} | {metrics[key]:.3f} | {interval(key)} |' for words, key in scores), '',
-        '## Data', '', f"{data['pictures']} pictures of {len(about['classes'])} classes, from `{data['source']}`. {about['guarantee']}", '',
-        ', '.join(f'{c} ({data["per_class"].get(c, 0)})' for c in about['classes'])+'. In brackets, training pictures.', '',
-        '## Limits', '', *(f'- {one}' for one in _limits(about)), '', '## Use', '']
-    raw = f"{about['parity']['raw_pictures']:.1g}"
-    lines += ["`fungi predict FOLDER PICTURES --out FILE.csv`, `fungi serve FOLDER`, or `Predictor.load('FOLDER').predict('photo.jpg')`. "
-              '`model.onnx` takes `pictures`, uint8 RGB (n, height, width, 3) of any size, and gives `probabilities` and `features`; '
-              f"preprocessing and temperature ({about['temperature']:.3f}) are inside it, "
-              f'but for the JPEG decoder\'s own scaling: unpacked at its full size a photo may get a probability that differs by about 0.01 (here {raw}).', '']
-    if network['classifier']: lines += ["timm: `timm.create_model('local-dir:FOLDER', pretrained=True)`, or `hf-hub:OWNER/NAME` where it was pushed. "
-                                        'It gives logits; divide them by the temperature before softmax.', '']
+
+    head = dict(
+        library_name='timm' if network['classifier'] else 'fungi_fastai',
+        pipeline_tag='image-classification',
+        license='other',
+        license_name=data['licence'],
+        tags=['image-classification', 'fungi_fastai', 'onnx', *(['timm'] if network['classifier'] else [])],
+        metrics=['accuracy', 'f1'],
+    )
+    head['model-index'] = [
+        dict(
+            name=about['name'],
+            results=[
+                dict(
+                    task=dict(type='image-classification'),
+                    dataset=dict(name=data['source'], type='imagefolder', split=part),
+                    metrics=[
+                        dict(type='accuracy', value=metrics['accuracy']),
+                        dict(type='f1', name='macro-F1', value=metrics['macro_f1']),
+                    ],
+                )
+            ],
+        )
+    ]
+    lines = [
+        '---',
+        *(f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in head.items()),
+        '---',
+        '',  # JSON is YAML
+        f'# {about["name"]}: {network["arch"]} at {seen["size"]} px',
+        '',
+        f'{about["verdict"]}',
+        '',
+        f'| on the {part} part | | 95 % interval |',
+        '| --- | --- | --- |',
+        *(f'| {words} | {metrics[key]:.3f} | {interval(key)} |' for words, key in scores),
+        '',
+        '## Data',
+        '',
+        f'{data["pictures"]} pictures of {len(about["classes"])} classes, from `{data["source"]}`. {about["guarantee"]}',
+        '',
+        ', '.join(f'{c} ({data["per_class"].get(c, 0)})' for c in about['classes'])
+        + '. In brackets, training pictures.',
+        '',
+        '## Limits',
+        '',
+        *(f'- {one}' for one in _limits(about)),
+        '',
+        '## Use',
+        '',
+    ]
+    raw = f'{about["parity"]["raw_pictures"]:.1g}'
+    lines += [
+        "`fungi predict FOLDER PICTURES --out FILE.csv`, `fungi serve FOLDER`, or `Predictor.load('FOLDER').predict('photo.jpg')`. "
+        '`model.onnx` takes `pictures`, uint8 RGB (n, height, width, 3) of any size, and gives `probabilities` and `features`; '
+        f'preprocessing and temperature ({about["temperature"]:.3f}) are inside it, '
+        f"but for the JPEG decoder's own scaling: unpacked at its full size a photo may get a probability that differs by about 0.01 (here {raw}).",
+        '',
+    ]
+    if network['classifier']:
+        lines += [
+            "timm: `timm.create_model('local-dir:FOLDER', pretrained=True)`, or `hf-hub:OWNER/NAME` where it was pushed. "
+            'It gives logits; divide them by the temperature before softmax.',
+            '',
+        ]
     parity = about['parity']
-    lines += ['## How it was made', '', f"`{about['command']}`", '',
-              f"fungi_fastai {about['fungi_fastai']}, {about['created'][:10]}. torch and ONNX were compared on {parity['pictures']} pictures of the run: "
-              f"largest difference of a probability {parity['max_difference']:.1g}, the same likeliest class for {parity['same_top1']:.0%}."
-              + (f" {parity['mirrored']} of them are mirror images of the others, since the run has no more." if parity['mirrored'] else '')]
+    lines += [
+        '## How it was made',
+        '',
+        f'`{about["command"]}`',
+        '',
+        f'fungi_fastai {about["fungi_fastai"]}, {about["created"][:10]}. torch and ONNX were compared on {parity["pictures"]} pictures of the run: '
+        f'largest difference of a probability {parity["max_difference"]:.1g}, the same likeliest class for {parity["same_top1"]:.0%}.'
+        + (
+            f' {parity["mirrored"]} of them are mirror images of the others, since the run has no more.'
+            if parity['mirrored']
+            else ''
+        ),
+    ]
     for name, e in about['engines'].items():
-        if 'accuracy_loss' in e: lines += ['', f"{name}: accuracy {e['accuracy']:.3f} on {e['pictures']} held-out pictures ({0-e['accuracy_loss']:+.3f}), "
-                                           f"the same likeliest class for {e['same_top1']:.0%} of them, "
-                                           f"{e['speed']:.2f} times as fast as ONNX in full precision on one core of the machine that made it."]
-    return '\n'.join([*lines, '', '## Licence', '', f"{data['licence'][:1].upper()}{data['licence'][1:]}.", ''])
+        if 'accuracy_loss' in e:
+            lines += [
+                '',
+                f'{name}: accuracy {e["accuracy"]:.3f} on {e["pictures"]} held-out pictures ({0 - e["accuracy_loss"]:+.3f}), '
+                f'the same likeliest class for {e["same_top1"]:.0%} of them, '
+                f'{e["speed"]:.2f} times as fast as ONNX in full precision on one core of the machine that made it.',
+            ]
+    return '\n'.join([*lines, '', '## Licence', '', f'{data["licence"][:1].upper()}{data["licence"][1:]}.', ''])
+
 
 def _limits(about):
     metrics, said = about['metrics'], []
-    said.append(f"It knows {len(about['classes'])} classes, and names anything else as one of them, often with confidence.")
-    said.append(f"Its scores hold for pictures like those of `{about['data']['source']}`; other cameras, places and seasons were not tested.")
+    said.append(
+        f'It knows {len(about["classes"])} classes, and names anything else as one of them, often with confidence.'
+    )
+    said.append(
+        f'Its scores hold for pictures like those of `{about["data"]["source"]}`; other cameras, places and seasons were not tested.'
+    )
     per_class = {c: row for c, row in about['per_class'].items() if row['images']}
-    weak = sorted((c for c in per_class if per_class[c]['f1'] < metrics['macro_f1']-.1), key=lambda c: per_class[c]['f1'])[:5]
-    if weak: said.append('It is weakest at '+', '.join(f"{c} (F1 {per_class[c]['f1']:.2f} on {per_class[c]['images']} pictures)" for c in weak)+'.')
-    if not about['data']['groups']: said.append('No specimens were declared in the data: if several photos show one specimen, the scores may be too good.')
+    weak = sorted(
+        (c for c in per_class if per_class[c]['f1'] < metrics['macro_f1'] - 0.1), key=lambda c: per_class[c]['f1']
+    )[:5]
+    if weak:
+        said.append(
+            'It is weakest at '
+            + ', '.join(f'{c} (F1 {per_class[c]["f1"]:.2f} on {per_class[c]["images"]} pictures)' for c in weak)
+            + '.'
+        )
+    if not about['data']['groups']:
+        said.append(
+            'No specimens were declared in the data: if several photos show one specimen, the scores may be too good.'
+        )
     threshold = about['threshold']
-    if threshold is None: said.append('No threshold for "not sure" is known: that takes a validation and a test part.')
-    else: said.append(threshold['why'])
+    if threshold is None:
+        said.append('No threshold for "not sure" is known: that takes a validation and a test part.')
+    else:
+        said.append(threshold['why'])
     said.append('A picture is no proof: nothing that can harm, such as eating a mushroom, may rest on this answer.')
     return said
 
 # %% ../../nbs/deploy/export.ipynb #63f16f42
 def export(
-    run,             # a `Run`, or the folder of a finished one
-    out:str|Path,    # the bundle's folder; a bundle that is there is replaced when the new one is whole
+    run,  # a `Run`, or the folder of a finished one
+    out: str | Path,  # the bundle's folder; a bundle that is there is replaced when the new one is whole
     *,
-    int8:bool=False, # also a graph with 8-bit numbers
-    openvino:bool=False, # also OpenVINO's format
-    examples:int=500,    # training pictures whose features and thumbnails go along; 0 = none leaves the machine
-    references:int=8,    # pictures with torch's answers, by which a bundle is checked elsewhere; 0 = none
-    pictures:int=64,     # that torch and ONNX have to agree on
-    tolerance:float=1e-4,# largest difference of a probability between them
-    licence:str='not stated by who made it', # of pictures and network, for the model card
-    progress:bool=True,  # say what is being done
-) -> Path:               # `out`
+    int8: bool = False,  # also a graph with 8-bit numbers
+    openvino: bool = False,  # also OpenVINO's format
+    examples: int = 500,  # training pictures whose features and thumbnails go along; 0 = none leaves the machine
+    references: int = 8,  # pictures with torch's answers, by which a bundle is checked elsewhere; 0 = none
+    pictures: int = 64,  # that torch and ONNX have to agree on
+    tolerance: float = 1e-4,  # largest difference of a probability between them
+    licence: str = 'not stated by who made it',  # of pictures and network, for the model card
+    progress: bool = True,  # say what is being done
+) -> Path:  # `out`
     "Make a bundle of a run. Raises `UserError`; `TrainingError` where the graph does not say what torch says, and then writes nothing"
     if isinstance(run, (str, Path)):
         from fungi_fastai.experiments.runs import Run
+
         run = Run.load(run)
     needs_onnx()
     given, out = Path(out), check_place(Path(out).resolve())
-    if Path.cwd().is_relative_to(out): raise UserError(f'{out} is the folder you are in, and a bundle is put in place as a whole. Choose another place.')
-    if pictures < 1: raise UserError(f'pictures is {pictures}; torch and ONNX have to be compared on 1 or more.')
-    if out.exists() and not (out/'bundle.json').exists() and (not out.is_dir() or any(out.iterdir())):
+    if Path.cwd().is_relative_to(out):
+        raise UserError(
+            f'{out} is the folder you are in, and a bundle is put in place as a whole. Choose another place.'
+        )
+    if pictures < 1:
+        raise UserError(f'pictures is {pictures}; torch and ONNX have to be compared on 1 or more.')
+    if out.exists() and not (out / 'bundle.json').exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f'{out} is there and is not a bundle. Choose another place; nothing in it was touched.')
     if others := _not_of_bundle(out):
-        raise UserError(f'{out} holds {others[0]}, which its bundle.json does not name and which would be lost. Move it away, or choose another place.')
+        raise UserError(
+            f'{out} holds {others[0]}, which its bundle.json does not name and which would be lost. Move it away, or choose another place.'
+        )
     say = (lambda text: print(text, file=sys.stderr)) if progress else (lambda text: None)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with only_process(out.with_name(f'.{out.name}.lock'), f'Another process is exporting to {out}. Wait for it, or choose another place.'):
-        for left in out.parent.glob(f'.{glob.escape(out.name)}.*.part'): shutil.rmtree(left, ignore_errors=True)   # by a process that was killed
+    with only_process(
+        out.with_name(f'.{out.name}.lock'),
+        f'Another process is exporting to {out}. Wait for it, or choose another place.',
+    ):
+        for left in out.parent.glob(f'.{glob.escape(out.name)}.*.part'):
+            shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
         part = out.with_name(f'.{out.name}.{os.getpid()}.part')
         try:
             part.mkdir()
             _export_into(part, run, say, int8, openvino, examples, references, pictures, tolerance, licence)
             _put(part, out)
         except OSError as error:
-            if isinstance(error, UserError): raise
-            raise TrainingError(f'{out} could not be written: {error.strerror or error}. What was there before is as it was.') from None
-        finally: shutil.rmtree(part, ignore_errors=True)
-    say(f'{given}: {sum(f["bytes"] for f in Bundle.load(out, check=False).files.values())/1e6:.1f} MB')
+            if isinstance(error, UserError):
+                raise
+            raise TrainingError(
+                f'{out} could not be written: {error.strerror or error}. What was there before is as it was.'
+            ) from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    say(f'{given}: {sum(f["bytes"] for f in Bundle.load(out, check=False).files.values()) / 1e6:.1f} MB')
     return given
+
 
 def _not_of_bundle(folder):
     "What else a bundle's folder holds"
-    if not folder.exists(): return []
-    try: known = json.loads((folder/'bundle.json').read_bytes())['files']
-    except (OSError, ValueError, KeyError, TypeError): known = ()
+    if not folder.exists():
+        return []
+    try:
+        known = json.loads((folder / 'bundle.json').read_bytes())['files']
+    except (OSError, ValueError, KeyError, TypeError):
+        known = ()
     return [name for name in sorted(os.listdir(folder)) if name != 'bundle.json' and name not in known]
+
 
 def _put(new, place):
     "Put a folder in a place; what is there changes places with it, in one step where the system can (Linux)"
-    if not place.exists(): return os.rename(new, place)
-    try: swapped = ctypes.CDLL(None).renameat2(-100, os.fsencode(new.absolute()), -100, os.fsencode(place.absolute()), 2) == 0
-    except (AttributeError, OSError): swapped = False
+    if not place.exists():
+        return os.rename(new, place)
+    try:
+        swapped = (
+            ctypes.CDLL(None).renameat2(-100, os.fsencode(new.absolute()), -100, os.fsencode(place.absolute()), 2) == 0
+        )
+    except (AttributeError, OSError):
+        swapped = False
     if not swapped:
         aside = new.with_suffix('.old.part')
         os.rename(place, aside)
         os.rename(new, place)
         shutil.rmtree(aside, ignore_errors=True)
 
+
 @torch.no_grad()
 def _export_into(folder, run, say, int8, openvino, n_examples, n_references, n_pictures, tolerance, licence):
     from safetensors.numpy import save_file
     from safetensors.torch import save_file as save_tensors
+
     recipe, items, size, fit = run.recipe, run.items, run.recipe.size, run.recipe.fit
     network, about = _load_network(run)
     mean, std = (list(map(float, v)) for v in network.stats)
     seen = dict(size=size, canvas=canvas_size(size), fit=fit, mean=mean, std=std, resampling='bicubic')
     temperature, threshold, sets = run.decisions
     shipped = Shipped(network, mean, std, temperature).eval()
-    def torch_says(squares): return (part.numpy() for part in shipped(torch.from_numpy(squares)))
 
-    say(f"Writing {about['arch']} as an ONNX graph")
+    def torch_says(squares):
+        return (part.numpy() for part in shipped(torch.from_numpy(squares)))
+
+    say(f'Writing {about["arch"]} as an ONNX graph')
     graph = network_graph(shipped, size)
-    save_graph(with_resizing(graph, size, fit), folder/'model.onnx')
-    runner = OnnxEngine(folder/'model.onnx', os.cpu_count() or 1)
+    save_graph(with_resizing(graph, size, fit), folder / 'model.onnx')
+    runner = OnnxEngine(folder / 'model.onnx', os.cpu_count() or 1)
     held, rows = read_squares(spread(items, ('test', 'valid', 'train'), n_pictures), size, fit)
     compared = _views(held, n_pictures)
     answers = in_parts(torch_says, compared)[0]
-    parity = gate(answers, in_parts(runner, compared)[0], tolerance) | dict(mirrored=max(0, len(compared)-len(held)))
-    parity['raw_pictures'] = max(float(np.abs(runner(np.asarray(open_image(path))[None])[0]-a).max()) for path, a in zip(rows.path[:8], answers, strict=False))
+    parity = gate(answers, in_parts(runner, compared)[0], tolerance) | dict(mirrored=max(0, len(compared) - len(held)))
+    parity['raw_pictures'] = max(
+        float(np.abs(runner(np.asarray(open_image(path))[None])[0] - a).max())
+        for path, a in zip(rows.path[:8], answers, strict=False)
+    )
     parity |= _as_evaluated(run, rows, answers, temperature)
-    say(f"torch and ONNX agree on {parity['pictures']} pictures: largest difference {parity['max_difference']:.1e}")
+    say(f'torch and ONNX agree on {parity["pictures"]} pictures: largest difference {parity["max_difference"]:.1e}')
 
     twin = timm_twin(network, about, size)
-    if twin is not None: about['classifier'] = twin.default_cfg['classifier']
-    save_tensors({k: v.contiguous() for k, v in (network if twin is None else twin).state_dict().items()}, folder/'model.safetensors', {'format': 'pt'})
-    write_json(folder/'config.json', _config(twin, about, run.classes, seen))
-    write_text(folder/'classes.txt', '\n'.join(run.classes)+'\n')
-    if n_references: save_file(dict(pixels=compared[:n_references], probabilities=answers[:n_references]), folder/'references.safetensors')
-    if n_examples: _write_examples(folder/'examples.safetensors', run, runner, n_examples)
+    if twin is not None:
+        about['classifier'] = twin.default_cfg['classifier']
+    save_tensors(
+        {k: v.contiguous() for k, v in (network if twin is None else twin).state_dict().items()},
+        folder / 'model.safetensors',
+        {'format': 'pt'},
+    )
+    write_json(folder / 'config.json', _config(twin, about, run.classes, seen))
+    write_text(folder / 'classes.txt', '\n'.join(run.classes) + '\n')
+    if n_references:
+        save_file(
+            dict(pixels=compared[:n_references], probabilities=answers[:n_references]),
+            folder / 'references.safetensors',
+        )
+    if n_examples:
+        _write_examples(folder / 'examples.safetensors', run, runner, n_examples)
     engines = _engines(folder, run, graph, torch_says, int8, openvino, say)
 
     metrics = {k: v for k, v in run.metrics.items() if k not in ('classes', 'confusion', 'per_class')}
     used = items[items.split.ne('')]
-    if recipe.folds: used = used.assign(split=used.split.replace('valid', 'train'))   # each was trained on by all networks but one
+    if recipe.folds:
+        used = used.assign(split=used.split.replace('valid', 'train'))  # each was trained on by all networks but one
     groups = used.group[used.group.ne('')]
-    groups = groups if groups.duplicated().any() else groups[:0]   # a specimen a picture is none that was declared
-    data = dict(source=_plain(recipe.source), pictures=len(used), split={p: int((used.split == p).sum()) for p in ('train', 'valid', 'test')},
-                per_class={c: int(n) for c, n in used.label[used.split == 'train'].value_counts().items()}, groups=int(groups.nunique()),
-                fingerprint=_fingerprint(used), licence=licence)
-    said = dict(name=recipe.name, created=datetime.now(UTC).isoformat(timespec='seconds'), fungi_fastai=__version__, classes=list(run.classes),
-                network=about, preprocessing=seen, temperature=temperature, threshold=threshold and asdict(threshold), conformal=sets and sets.to_dict(),
-                metrics=metrics, data=data, parity=parity, engines=engines,
-                recipe=json.loads(recipe.to_json()) | dict(source=data['source'], weights=_plain(recipe.weights)))
-    write_text(folder/'README.md', model_card(said | dict(verdict=verdict(run.metrics), guarantee=guarantee(items).strip(), per_class=run.metrics['per_class'],
-                                                          command=_command(run, int8, openvino))))
+    groups = groups if groups.duplicated().any() else groups[:0]  # a specimen a picture is none that was declared
+    data = dict(
+        source=_plain(recipe.source),
+        pictures=len(used),
+        split={p: int((used.split == p).sum()) for p in ('train', 'valid', 'test')},
+        per_class={c: int(n) for c, n in used.label[used.split == 'train'].value_counts().items()},
+        groups=int(groups.nunique()),
+        fingerprint=_fingerprint(used),
+        licence=licence,
+    )
+    said = dict(
+        name=recipe.name,
+        created=datetime.now(UTC).isoformat(timespec='seconds'),
+        fungi_fastai=__version__,
+        classes=list(run.classes),
+        network=about,
+        preprocessing=seen,
+        temperature=temperature,
+        threshold=threshold and asdict(threshold),
+        conformal=sets and sets.to_dict(),
+        metrics=metrics,
+        data=data,
+        parity=parity,
+        engines=engines,
+        recipe=json.loads(recipe.to_json()) | dict(source=data['source'], weights=_plain(recipe.weights)),
+    )
+    write_text(
+        folder / 'README.md',
+        model_card(
+            said
+            | dict(
+                verdict=verdict(run.metrics),
+                guarantee=guarantee(items).strip(),
+                per_class=run.metrics['per_class'],
+                command=_command(run, int8, openvino),
+            )
+        ),
+    )
     Bundle.write(folder, **said)
 
 # %% ../../nbs/deploy/export.ipynb #76dc66c9
 def _as_evaluated(run, rows, answers, temperature):
     "How far these answers are from those that the run was evaluated by. Raises `TrainingError` where they are of another network, or other pictures"
     saved = run.predictions
-    if run.recipe.folds: saved = saved[saved.split == 'test']   # the others were answered by the networks before they were averaged
+    if run.recipe.folds:
+        saved = saved[saved.split == 'test']  # the others were answered by the networks before they were averaged
     saved = saved.drop_duplicates('path').set_index('path')
-    both = [(i, path) for i, path in enumerate(rows.path[:len(answers)]) if path in saved.index]
-    if not both: return {}
+    both = [(i, path) for i, path in enumerate(rows.path[: len(answers)]) if path in saved.index]
+    if not both:
+        return {}
     places, paths = zip(*both, strict=True)
     probs = apply_temperature(saved.loc[list(paths), [f'p_{c}' for c in run.classes]].to_numpy(float), temperature)
-    off = np.abs(probs-answers[list(places)])
-    if off.mean() > .02:
-        raise TrainingError(f'The network does not say what it said when the run was evaluated: on {len(both)} pictures its probabilities differ '
-                            f'by {off.mean():.2g} on average. Are the pictures and model.safetensors still those of the run? No bundle was written.')
+    off = np.abs(probs - answers[list(places)])
+    if off.mean() > 0.02:
+        raise TrainingError(
+            f'The network does not say what it said when the run was evaluated: on {len(both)} pictures its probabilities differ '
+            f'by {off.mean():.2g} on average. Are the pictures and model.safetensors still those of the run? No bundle was written.'
+        )
     return dict(from_evaluation=float(off.max()))
+
 
 def _write_examples(file, run, runner, n):
     "Training pictures of all classes by what the network sees in them, with thumbnails"
     from safetensors.numpy import load_file, save_file
+
     squares, rows = read_squares(spread(run.items, ('train',), n), run.recipe.size, run.recipe.fit)
-    FeatureIndex.of(in_parts(runner, squares)[1], rows['name'], rows.label, arch=run.recipe.arch, size=run.recipe.size).save(file)
+    FeatureIndex.of(
+        in_parts(runner, squares)[1], rows['name'], rows.label, arch=run.recipe.arch, size=run.recipe.size
+    ).save(file)
     small = [thumbnail(pixels, 96, 4000) for pixels in squares]
-    found = load_file(file) | dict(thumbnails=np.frombuffer(b''.join(small), np.uint8), ends=np.cumsum([len(jpeg) for jpeg in small]))
-    with atomic(file) as part: save_file(found, part, dict(arch=run.recipe.arch, size=str(run.recipe.size), format='fungi features 1'))
+    found = load_file(file) | dict(
+        thumbnails=np.frombuffer(b''.join(small), np.uint8), ends=np.cumsum([len(jpeg) for jpeg in small])
+    )
+    with atomic(file) as part:
+        save_file(found, part, dict(arch=run.recipe.arch, size=str(run.recipe.size), format='fungi features 1'))
+
 
 def _engines(folder, run, graph, torch_says, int8, openvino, say):
     "The further engines, and what each costs and takes"
@@ -335,32 +580,48 @@ def _engines(folder, run, graph, torch_says, int8, openvino, say):
     if int8:
         say('Measuring ranges for 8-bit numbers on training pictures')
         squares, _ = read_squares(spread(run.items, ('train',), 128), run.recipe.size, run.recipe.fit)
-        save_graph(with_resizing(quantized(graph, squares), run.recipe.size, run.recipe.fit), folder/'model.int8.onnx')
-        others['int8'] = OnnxEngine(folder/'model.int8.onnx')
+        save_graph(
+            with_resizing(quantized(graph, squares), run.recipe.size, run.recipe.fit), folder / 'model.int8.onnx'
+        )
+        others['int8'] = OnnxEngine(folder / 'model.int8.onnx')
     if openvino:
         say("Writing OpenVINO's format")
-        write_openvino(graph, folder/'model.openvino.xml')
-        others['openvino'] = OpenVinoEngine(folder/'model.openvino.xml')
+        write_openvino(graph, folder / 'model.openvino.xml')
+        others['openvino'] = OpenVinoEngine(folder / 'model.openvino.xml')
     part = 'test' if (run.items.split == 'test').any() else 'valid'
     held, rows = read_squares(spread(run.items, (part,), 1000 if others else 16), run.recipe.size, run.recipe.fit)
-    runner, threads = OnnxEngine(folder/'model.onnx'), torch.get_num_threads()
+    runner, threads = OnnxEngine(folder / 'model.onnx'), torch.get_num_threads()
     torch.set_num_threads(1)
-    try: seconds = seconds_each(dict(torch=torch_says, onnx=runner) | others, held[:16])
-    finally: torch.set_num_threads(threads)
-    found = dict(onnx=dict(milliseconds=round(1000*seconds['onnx'], 2), speed_over_torch=round(seconds['torch']/seconds['onnx'], 2)))
+    try:
+        seconds = seconds_each(dict(torch=torch_says, onnx=runner) | others, held[:16])
+    finally:
+        torch.set_num_threads(threads)
+    found = dict(
+        onnx=dict(
+            milliseconds=round(1000 * seconds['onnx'], 2), speed_over_torch=round(seconds['torch'] / seconds['onnx'], 2)
+        )
+    )
     full = in_parts(runner, held)[0] if others else None
     targets = rows.label.map({c: i for i, c in enumerate(run.classes)}).to_numpy(int)
     for name, engine in others.items():
         probs = in_parts(engine, held)[0]
         right = {k: float((p.argmax(1) == targets).mean()) for k, p in dict(full=full, mine=probs).items()}
-        found[name] = agreement(full, probs) | dict(accuracy=right['mine'], accuracy_loss=right['full']-right['mine'],
-            milliseconds=round(1000*seconds[name], 2), speed=round(seconds['onnx']/seconds[name], 2))
-        say(f"{name}: accuracy {right['mine']:.3f} on {len(held)} held-out pictures, against {right['full']:.3f}; {found[name]['speed']:.2f} times as fast")
+        found[name] = agreement(full, probs) | dict(
+            accuracy=right['mine'],
+            accuracy_loss=right['full'] - right['mine'],
+            milliseconds=round(1000 * seconds[name], 2),
+            speed=round(seconds['onnx'] / seconds[name], 2),
+        )
+        say(
+            f'{name}: accuracy {right["mine"]:.3f} on {len(held)} held-out pictures, against {right["full"]:.3f}; {found[name]["speed"]:.2f} times as fast'
+        )
     return found
+
 
 def _plain(source):
     "A source without the folders of this machine"
     return Path(source).name if source and (Path(source).is_absolute() or Path(source).exists()) else source
+
 
 def _fingerprint(used):
     "Of the pictures and their places in the split"
@@ -368,55 +629,84 @@ def _fingerprint(used):
     lines = sorted(f'{a} {b} {c}' for a, b, c in zip(used[key], used.label, used.split, strict=True))
     return hashlib.blake2b('\n'.join(lines).encode(), digest_size=16).hexdigest()
 
+
 def _command(run, int8, openvino):
     "How to make this bundle again"
-    try: trained = json.loads((run.folder/'report.json').read_text('utf8'))['command']
-    except (OSError, ValueError, KeyError): trained = f'fungi train {run.recipe.name}'
-    trained = ' '.join(shlex.quote(_plain(word)) if word.startswith('/') else shlex.quote(word) for word in shlex.split(trained))
-    return f"{trained} --out RUN && fungi export RUN{' --int8' if int8 else ''}{' --openvino' if openvino else ''} --out FOLDER"
+    try:
+        trained = json.loads((run.folder / 'report.json').read_text('utf8'))['command']
+    except (OSError, ValueError, KeyError):
+        trained = f'fungi train {run.recipe.name}'
+    trained = ' '.join(
+        shlex.quote(_plain(word)) if word.startswith('/') else shlex.quote(word) for word in shlex.split(trained)
+    )
+    return f'{trained} --out RUN && fungi export RUN{" --int8" if int8 else ""}{" --openvino" if openvino else ""} --out FOLDER'
 
 # %% ../../nbs/deploy/export.ipynb #da948902
 def push_to_hub(
-    folder:str|Path,  # of a bundle
-    repo_id:str,      # owner/name; made where it is not there
-    token:str|None=None, # with the right to write (default: that of `hf auth login`, or HF_TOKEN)
-    private:bool=True,   # whether a new repository is
-) -> str:             # where it is
+    folder: str | Path,  # of a bundle
+    repo_id: str,  # owner/name; made where it is not there
+    token: str | None = None,  # with the right to write (default: that of `hf auth login`, or HF_TOKEN)
+    private: bool = True,  # whether a new repository is
+) -> str:  # where it is
     "Upload a bundle, checked first, to the Hugging Face Hub. Raises `UserError` where token or network do not allow it; the bundle stays as it is"
     import huggingface_hub
     from huggingface_hub import errors
+
     bundle, endpoint = Bundle.load(folder), os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')
     if os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE'):
-        raise UserError('HF_HUB_OFFLINE is set, so nothing can be uploaded. Unset it, or push the bundle from a machine with a network.')
+        raise UserError(
+            'HF_HUB_OFFLINE is set, so nothing can be uploaded. Unset it, or push the bundle from a machine with a network.'
+        )
     token = token or huggingface_hub.get_token()
     if not token:
-        raise UserError(f'Pushing to {repo_id} needs a token with the right to write. Make one at {endpoint}/settings/tokens, then: hf auth login, '
-                        'or set HF_TOKEN, or pass token=.')
+        raise UserError(
+            f'Pushing to {repo_id} needs a token with the right to write. Make one at {endpoint}/settings/tokens, then: hf auth login, '
+            'or set HF_TOKEN, or pass token=.'
+        )
     hub, again = huggingface_hub.HfApi(endpoint=endpoint, token=token), f'The bundle {folder} is whole; push it again.'
     try:
         repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with _no_bars():
-            hub.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=['bundle.json', *bundle.files],
-                              commit_message=f'{bundle.name}: {bundle.network["arch"]} at {bundle.size} px, by fungi_fastai')
+            hub.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                allow_patterns=['bundle.json', *bundle.files],
+                commit_message=f'{bundle.name}: {bundle.network["arch"]} at {bundle.size} px, by fungi_fastai',
+            )
     except errors.HFValidationError as error:
         raise UserError(f'{repo_id!r} is no name of a repository: {_first_line(error)} Expected OWNER/NAME.') from None
     except errors.HfHubHTTPError as error:
         code = getattr(error.response, 'status_code', 0)
-        if code == 401: raise UserError(f'The Hub does not know this token (401). Make one at {endpoint}/settings/tokens and pass it. {again}') from None
-        if code == 403: raise UserError(f'This token may not write to {repo_id} (403). Take one that may, or a repository of your own. {again}') from None
+        if code == 401:
+            raise UserError(
+                f'The Hub does not know this token (401). Make one at {endpoint}/settings/tokens and pass it. {again}'
+            ) from None
+        if code == 403:
+            raise UserError(
+                f'This token may not write to {repo_id} (403). Take one that may, or a repository of your own. {again}'
+            ) from None
         raise TrainingError(f'The Hub refused {repo_id}: {_first_line(error)}. {again}') from None
     except Exception as error:
-        if not (isinstance(error, OSError) or type(error).__module__.startswith(('http', 'requests', 'urllib3'))): raise
-        raise UserError(f'{endpoint} cannot be reached ({type(error).__name__}: {_first_line(error)}). Is there a network? {again}') from None
+        if not (isinstance(error, OSError) or type(error).__module__.startswith(('http', 'requests', 'urllib3'))):
+            raise
+        raise UserError(
+            f'{endpoint} cannot be reached ({type(error).__name__}: {_first_line(error)}). Is there a network? {again}'
+        ) from None
     return f'{endpoint}/{repo_id}'
 
-def _first_line(error): return (str(error).strip().splitlines() or ['no answer'])[0]
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or ['no answer'])[0]
+
 
 @contextmanager
 def _no_bars():
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
     before = are_progress_bars_disabled()
     disable_progress_bars()
-    try: yield
+    try:
+        yield
     finally:
-        if not before: enable_progress_bars()
+        if not before:
+            enable_progress_bars()

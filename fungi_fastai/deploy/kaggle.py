@@ -32,195 +32,276 @@ from ..training.recipe import Recipe, source_of
 @dataclass(frozen=True)
 class Errand(Remote):
     "Something that is asked of Kaggle for somebody who signed in"
-    what: str = ''   # for messages
-    on_page: str = '' # what can be done on the page instead
+
+    what: str = ''  # for messages
+    on_page: str = ''  # what can be done on the page instead
 
     @property
-    def title(self): return self.what
+    def title(self):
+        return self.what
+
     @property
-    def place(self): return f'code/{self.slug}' if self.kind == 'kernel' else super().place
+    def place(self):
+        return f'code/{self.slug}' if self.kind == 'kernel' else super().place
+
     @property
-    def way_round(self): return f'{self.on_page} {self.page}.' if self.on_page else ''
+    def way_round(self):
+        return f'{self.on_page} {self.page}.' if self.on_page else ''
+
     @property
-    def closed(self): return f'Kaggle wants to know who asks for {self.what}'
+    def closed(self):
+        return f'Kaggle wants to know who asks for {self.what}'
+
 
 @contextmanager
 def asking(
-    errand:Errand,
-): # Kaggle's client
+    errand: Errand,
+):  # Kaggle's client
     "Kaggle's client, for one errand. Raises `UserError` for what the user can mend, else `TrainingError`"
     import requests
-    try: reachable()
-    except OSError as error: raise unreachable(errand, None, error) from None
+
+    try:
+        reachable()
+    except OSError as error:
+        raise unreachable(errand, None, error) from None
     known = True
     try:
         api, known = kaggle_api(errand)
-        with quiet(): yield api
+        with quiet():
+            yield api
     except requests.exceptions.HTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         said = refused(errand, status, error, known)
         raise (TrainingError(str(said)) if status >= 500 or not status else said) from None
-    except json.JSONDecodeError as error: raise TrainingError(f'Kaggle answered for {errand.title} what cannot be understood: {error}.') from None
+    except json.JSONDecodeError as error:
+        raise TrainingError(f'Kaggle answered for {errand.title} what cannot be understood: {error}.') from None
     except requests.exceptions.RequestException as error:
-        raise TrainingError(f'The connection with Kaggle broke while it was asked for {errand.title} ({type(error).__name__}). '
-                            f'See on {errand.page} whether it was heard before you repeat it.') from None
+        raise TrainingError(
+            f'The connection with Kaggle broke while it was asked for {errand.title} ({type(error).__name__}). '
+            f'See on {errand.page} whether it was heard before you repeat it.'
+        ) from None
 
 # %% ../../nbs/deploy/kaggle.ipynb #e8558a35
 @dataclass(frozen=True)
 class Status:
     "What became of a submission"
-    ref: int          # its number
-    status: str       # pending, complete or error
+
+    ref: int  # its number
+    status: str  # pending, complete or error
     file: str = ''
-    message: str = '' # as it was sent with
-    date: str = ''    # ISO
-    public: float|None = None  # score on the public part of the test pictures
-    private: float|None = None # on the private part, once the competition is over
-    error: str = ''   # why it has no score
+    message: str = ''  # as it was sent with
+    date: str = ''  # ISO
+    public: float | None = None  # score on the public part of the test pictures
+    private: float | None = None  # on the private part, once the competition is over
+    error: str = ''  # why it has no score
 
     @classmethod
-    def of(cls, found): # the client's `ApiSubmission`
+    def of(cls, found):  # the client's `ApiSubmission`
         number = lambda text: float(text) if text not in (None, '') else None
-        return cls(found.ref, found.status.name.lower(), found.file_name or '', found.description or '', found.date.isoformat() if found.date else '',
-                   number(found.public_score), number(found.private_score), found.error_description or '')
+        return cls(
+            found.ref,
+            found.status.name.lower(),
+            found.file_name or '',
+            found.description or '',
+            found.date.isoformat() if found.date else '',
+            number(found.public_score),
+            number(found.private_score),
+            found.error_description or '',
+        )
 
-    def to_dict(self) -> dict: return asdict(self)
+    def to_dict(self) -> dict:
+        return asdict(self)
 
     def __str__(self):
-        score = ' '.join(f'{name} {value:.5f}' for name, value in (('public', self.public), ('private', self.private)) if value is not None)
-        return f"{self.ref}  {self.date[:16].replace('T', ' ')}  {self.status:<8}  {score or '-'}  {self.file}  {self.error or self.message}".rstrip()
+        score = ' '.join(
+            f'{name} {value:.5f}'
+            for name, value in (('public', self.public), ('private', self.private))
+            if value is not None
+        )
+        return f'{self.ref}  {self.date[:16].replace("T", " ")}  {self.status:<8}  {score or "-"}  {self.file}  {self.error or self.message}'.rstrip()
+
 
 def _competition(name):
     "The short name of a competition, from that, `competition:NAME` or its address. Raises `UserError`"
     found = Source.of(f'competition:{name}' if re.fullmatch(r'[\w-]+', name) else name)
-    if found.kind != 'competition': raise UserError(f'{name} is not a competition. Give its short name, as in kaggle.com/competitions/NAME.')
+    if found.kind != 'competition':
+        raise UserError(f'{name} is not a competition. Give its short name, as in kaggle.com/competitions/NAME.')
     return found.location
 
+
 def submissions(
-    competition:str, # its name, `competition:NAME` or address
-) -> list[Status]:   # the newest first
+    competition: str,  # its name, `competition:NAME` or address
+) -> list[Status]:  # the newest first
     "The twenty last submissions to a competition. Raises `UserError`, `TrainingError`"
     slug = _competition(competition)
     with asking(Errand('competition', slug, what=f'the submissions to {slug}', on_page='Or see')) as api:
         return [Status.of(one) for one in api.competition_submissions(slug) or [] if one]
 
+
 def submit_file(
-    competition:str, # its name, `competition:NAME` or address
-    file:str|Path,   # as `submission` writes it
-    message:str,     # what distinguishes this submission from the others
-    wait:float=600,  # seconds to wait for the score; 0: none
-    every:float=5,   # seconds between two looks
-    progress:bool=True, # say what is going on
+    competition: str,  # its name, `competition:NAME` or address
+    file: str | Path,  # as `submission` writes it
+    message: str,  # what distinguishes this submission from the others
+    wait: float = 600,  # seconds to wait for the score; 0: none
+    every: float = 5,  # seconds between two looks
+    progress: bool = True,  # say what is going on
 ) -> Status:
     "Send a file to a competition and wait for its score. Raises `MissingFileError`, `UserError`; `TrainingError` where it was sent and not scored"
     slug, file = _competition(competition), Path(file)
-    if not file.is_file(): raise MissingFileError(f'There is no file {file} to submit.')
+    if not file.is_file():
+        raise MissingFileError(f'There is no file {file} to submit.')
     errand = Errand('competition', slug, what=f'a submission to {slug}', on_page=f'Or upload {file} at')
     with asking(errand) as api:
         from kaggle.models.kaggle_models_extended import ResumableUploadResult
+
         def upload(path, url, *_, **__):
             _put(Path(path), url)
             return ResumableUploadResult.COMPLETE
+
         api.upload_complete = upload
         answer = api.competition_submit(str(file), message, slug, quiet=True)
-    if not answer.ref: raise TrainingError(f'Kaggle took {file}, but made no submission of it: {answer.message or "it gave no reason"}.')
-    if progress: print(f'{file} was sent to {slug} as submission {answer.ref}: {answer.message}', file=sys.stderr, flush=True)
+    if not answer.ref:
+        raise TrainingError(
+            f'Kaggle took {file}, but made no submission of it: {answer.message or "it gave no reason"}.'
+        )
+    if progress:
+        print(f'{file} was sent to {slug} as submission {answer.ref}: {answer.message}', file=sys.stderr, flush=True)
     return wait_for(slug, answer.ref, wait, every) if wait else Status(answer.ref, 'pending', file.name, message)
 
+
 def wait_for(
-    competition:str, # as in `submissions`
-    ref:int,         # of the submission
-    wait:float=600,  # seconds
-    every:float=5,   # seconds between two looks
-) -> Status:         # still pending where the time was too short
+    competition: str,  # as in `submissions`
+    ref: int,  # of the submission
+    wait: float = 600,  # seconds
+    every: float = 5,  # seconds between two looks
+) -> Status:  # still pending where the time was too short
     "Wait for a submission's score. Raises `TrainingError` where Kaggle could not score it"
-    ends, found = time.monotonic()+wait, None
+    ends, found = time.monotonic() + wait, None
     while True:
         found = next((one for one in submissions(competition) if one.ref == ref), found)
         if found and found.status == 'error':
-            raise TrainingError(f"Kaggle could not score submission {ref}: {found.error or 'it gave no reason'}.")
-        if found and found.status == 'complete' or time.monotonic()+every > ends: return found or Status(ref, 'pending')
+            raise TrainingError(f'Kaggle could not score submission {ref}: {found.error or "it gave no reason"}.')
+        if found and found.status == 'complete' or time.monotonic() + every > ends:
+            return found or Status(ref, 'pending')
         time.sleep(every)
+
 
 def _put(file, url):
     "Upload a file into Kaggle's storage, going on where a broken one ended. Raises the errors of requests"
     import requests
+
     size, have = file.stat().st_size, 0
     for number, pause in enumerate((*pauses, None)):
         try:
-            if number: have = _stored(url, size)
-            if have == size: return
+            if number:
+                have = _stored(url, size)
+            if have == size:
+                return
             with open(file, 'rb') as data:
                 data.seek(have)
-                part = {'Content-Range': f'bytes {have}-{size-1}/{size}'} if have else {}
+                part = {'Content-Range': f'bytes {have}-{size - 1}/{size}'} if have else {}
                 answer = requests.put(url, data=data, headers=part, timeout=patience)
             answer.raise_for_status()
-            if answer.status_code in (200, 201): return
+            if answer.status_code in (200, 201):
+                return
         except requests.exceptions.HTTPError as error:
-            if error.response.status_code < 500 or pause is None: raise
+            if error.response.status_code < 500 or pause is None:
+                raise
         except requests.exceptions.RequestException:
-            if pause is None: raise
+            if pause is None:
+                raise
         time.sleep(pause or 0)
     raise requests.exceptions.ConnectionError('the storage took only a part of the file')
+
 
 def _stored(url, size):
     "How many bytes of a file that is being uploaded have arrived (Google's resumable uploads)"
     import requests
+
     answer = requests.put(url, headers={'Content-Length': '0', 'Content-Range': f'bytes */{size}'}, timeout=patience)
-    if answer.status_code in (200, 201): return size
-    if answer.status_code != 308: answer.raise_for_status()
-    return int(answer.headers['Range'].rpartition('-')[2])+1 if 'Range' in answer.headers else 0
+    if answer.status_code in (200, 201):
+        return size
+    if answer.status_code != 308:
+        answer.raise_for_status()
+    return int(answer.headers['Range'].rpartition('-')[2]) + 1 if 'Range' in answer.headers else 0
 
 # %% ../../nbs/deploy/kaggle.ipynb #aac7af85
 _somebody = 'YOUR-NAME'  # on Kaggle; `push_notebook` knows better
 _on_image = ('torch', 'torchvision', 'triton', 'nvidia', 'cuda')  # large, and made for the image's driver
 
-def requirements() -> list[str]: # lines for pip, mostly name==version
+
+def requirements() -> list[str]:  # lines for pip, mostly name==version
     "All that this library needs, as it is installed here, but for PyTorch"
     from packaging.requirements import Requirement
-    def bare(name): return re.sub(r'[-_.]+', '-', name).lower()
-    found, seen, todo = {}, set(), [('fungi_fastai', '')]   # a package, and one of its extras or none
+
+    def bare(name):
+        return re.sub(r'[-_.]+', '-', name).lower()
+
+    found, seen, todo = {}, set(), [('fungi_fastai', '')]  # a package, and one of its extras or none
     while todo:
-        if (one := todo.pop()) in seen: continue
+        if (one := todo.pop()) in seen:
+            continue
         seen.add(one)
-        try: package = distribution(one[0])
-        except PackageNotFoundError: continue   # needed, and not here: pip takes the newest that is wanted
-        if one[0] != 'fungi_fastai': found[one[0]] = f'{one[0]}=={package.version}'
+        try:
+            package = distribution(one[0])
+        except PackageNotFoundError:
+            continue  # needed, and not here: pip takes the newest that is wanted
+        if one[0] != 'fungi_fastai':
+            found[one[0]] = f'{one[0]}=={package.version}'
         for line in package.requires or []:
             needed = Requirement(line)
-            if bare(needed.name).startswith(_on_image) or needed.marker and not needed.marker.evaluate({'extra': one[1]}): continue
+            if (
+                bare(needed.name).startswith(_on_image)
+                or needed.marker
+                and not needed.marker.evaluate({'extra': one[1]})
+            ):
+                continue
             found.setdefault(bare(needed.name), f'{bare(needed.name)}{needed.specifier}')
             todo += [(bare(needed.name), extra) for extra in ('', *needed.extras)]
     return sorted(found.values())
 
 # %% ../../nbs/deploy/kaggle.ipynb #76ec4d27
 def _code(
-    recipe:Recipe,
-    weights:str='', # Python for the weights' file, where the recipe needs one
+    recipe: Recipe,
+    weights: str = '',  # Python for the weights' file, where the recipe needs one
 ) -> str:
     "A recipe as Python: what is not usual, a line each"
     said = {}
     for key, (mine, _) in recipe.differences(Recipe()).items():
-        if key == 'augment': said[key] = f"Augment({', '.join(f'{k}={v!r}' for k, v in mine.items())})"
-        elif key not in ('weights', 'device'): said[key] = repr(mine)   # a device of this machine says nothing of that one
-    if weights: said['weights'] = weights
-    return 'Recipe(\n'+''.join(f'    {key}={value},\n' for key, value in said.items())+')'
+        if key == 'augment':
+            said[key] = f'Augment({", ".join(f"{k}={v!r}" for k, v in mine.items())})'
+        elif key not in ('weights', 'device'):
+            said[key] = repr(mine)  # a device of this machine says nothing of that one
+    if weights:
+        said['weights'] = weights
+    return 'Recipe(\n' + ''.join(f'    {key}={value},\n' for key, value in said.items()) + ')'
 
 # %% ../../nbs/deploy/kaggle.ipynb #b3111d8e
-def _slug(text): return re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
+def _slug(text):
+    return re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
+
 
 def _cells(recipe, source, weights, folds, tta, submits, dataset):
     "The notebook's cells, as (kind, text)"
     where = source.describe().partition(',')[0]
-    if source.kind != 'sample': where = f'[{where}]({Remote.of(source.kind, source.location).page})'
-    length = (f'{recipe.budget:g} seconds' if recipe.budget else f'{recipe.epochs} epochs') + (f', {folds} folds' if folds else '')
-    yield 'markdown', dedent(f"""\
+    if source.kind != 'sample':
+        where = f'[{where}]({Remote.of(source.kind, source.location).page})'
+    length = (f'{recipe.budget:g} seconds' if recipe.budget else f'{recipe.epochs} epochs') + (
+        f', {folds} folds' if folds else ''
+    )
+    yield (
+        'markdown',
+        dedent(f"""\
         # {recipe.name.capitalize()} with fungi_fastai
 
         {recipe.arch} at {recipe.size} pixels, {length}, on the {where}. Made by `fungi kaggle notebook`.
 
-        Needs as input the data and the dataset `{dataset}` (made by `make_dataset.sh`, beside this notebook), and no internet.""")
-    yield 'code', dedent("""\
+        Needs as input the data and the dataset `{dataset}` (made by `make_dataset.sh`, beside this notebook), and no internet."""),
+    )
+    yield (
+        'code',
+        dedent(
+            """\
         import importlib.util, os, subprocess, sys
         from pathlib import Path
 
@@ -229,41 +310,71 @@ def _cells(recipe, source, weights, folds, tta, submits, dataset):
         def attached(pattern):
             "A file of the attached datasets"
             found = sorted([*inputs.glob(f'*/{pattern}'), *inputs.glob(f'datasets/*/*/{pattern}')])
-            if not found: raise FileNotFoundError(f'No {pattern} in {inputs}. Attach the dataset """+dataset+""" (Add Input).')
+            if not found: raise FileNotFoundError(f'No {pattern} in {inputs}. Attach the dataset """
+            + dataset
+            + """ (Add Input).')
             return found[-1]
 
         if importlib.util.find_spec('fungi_fastai') is None:
             wheel = attached('fungi_fastai-*.whl')
-            subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', f'--find-links={wheel.parent}', str(wheel)], check=True)""")
+            subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', f'--find-links={wheel.parent}', str(wheel)], check=True)"""
+        ),
+    )
     run = f"cross_validate(recipe, k={folds}, out='folds')" if folds else "train(recipe, out='run')"
-    imports = ['from fungi_fastai.experiments.folds import cross_validate' if folds else 'from fungi_fastai.experiments.runs import train']
-    code = _code(recipe, f"str(attached({weights!r}))" if weights else '')
+    imports = [
+        'from fungi_fastai.experiments.folds import cross_validate'
+        if folds
+        else 'from fungi_fastai.experiments.runs import train'
+    ]
+    code = _code(recipe, f'str(attached({weights!r}))' if weights else '')
     imports.append('from fungi_fastai.training.recipe import Recipe')
-    if 'Augment(' in code: imports.append('from fungi_fastai.data.policies import Augment')
+    if 'Augment(' in code:
+        imports.append('from fungi_fastai.data.policies import Augment')
     yield 'code', '\n'.join([*sorted(imports), '', f'recipe = {code}', f'run = {run}', 'run'])
-    if folds: yield 'code', 'run.folds'
-    else: yield 'code', dedent("""\
+    if folds:
+        yield 'code', 'run.folds'
+    else:
+        yield (
+            'code',
+            dedent("""\
         from html import escape
         from IPython.display import HTML
 
-        HTML(f'<div><iframe srcdoc="{escape(run.report().read_text("utf8"))}" width="100%" height="900" style="border:0"></iframe></div>')""")
-    if submits: yield 'code', f"from fungi_fastai.deploy.submission import submission\n\nsubmission(run, 'submission.csv', tta={tta!r})"
+        HTML(f'<div><iframe srcdoc="{escape(run.report().read_text("utf8"))}" width="100%" height="900" style="border:0"></iframe></div>')"""),
+        )
+    if submits:
+        yield (
+            'code',
+            f"from fungi_fastai.deploy.submission import submission\n\nsubmission(run, 'submission.csv', tta={tta!r})",
+        )
+
 
 def _notebook(cells):
     "Cells as a notebook of nbformat 4.5"
     made = []
     for number, (kind, text) in enumerate(cells):
         ast.parse(text) if kind == 'code' else None
-        made.append(dict(id=f'cell-{number}', cell_type=kind, metadata={}, source=text.splitlines(keepends=True))
-                    | (dict(execution_count=None, outputs=[]) if kind == 'code' else {}))
-    return dict(nbformat=4, nbformat_minor=5, cells=made, metadata=dict(
-        kernelspec=dict(display_name='Python 3', language='python', name='python3'), language_info=dict(name='python')))
+        made.append(
+            dict(id=f'cell-{number}', cell_type=kind, metadata={}, source=text.splitlines(keepends=True))
+            | (dict(execution_count=None, outputs=[]) if kind == 'code' else {})
+        )
+    return dict(
+        nbformat=4,
+        nbformat_minor=5,
+        cells=made,
+        metadata=dict(
+            kernelspec=dict(display_name='Python 3', language='python', name='python3'),
+            language_info=dict(name='python'),
+        ),
+    )
+
 
 def _dataset_script(recipe, weights, dataset):
     "The shell script that makes and uploads the dataset"
     root = Path(fungi_fastai.__file__).parents[1]
-    library = root if (root/'pyproject.toml').exists() else f"fungi_fastai=={distribution('fungi_fastai').version}"
-    lines = [dedent(f"""\
+    library = root if (root / 'pyproject.toml').exists() else f'fungi_fastai=={distribution("fungi_fastai").version}'
+    lines = [
+        dedent(f"""\
         #!/bin/sh
         # Makes the Kaggle dataset {dataset}: what the notebook needs and cannot download. Run it where there is a network.
         # PYTHON is the version on Kaggle (!python --version in a notebook); FUNGI is this library: a folder, wheel or name==version.
@@ -277,90 +388,146 @@ def _dataset_script(recipe, weights, dataset):
         pip wheel --no-deps --wheel-dir dataset "$FUNGI"
         pip download --no-deps --dest dataset --only-binary=:all: --python-version "${{PYTHON:-3.12}}" \\
             --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \\
-            --platform manylinux_2_12_x86_64 --platform manylinux_2_5_x86_64 --platform manylinux1_x86_64 --platform any -r requirements.txt""")]
+            --platform manylinux_2_12_x86_64 --platform manylinux_2_5_x86_64 --platform manylinux1_x86_64 --platform any -r requirements.txt""")
+    ]
     if weights and recipe.weights and Path(recipe.weights).exists():
-        lines.append(f"cp {quote(str(Path(recipe.weights).resolve()))} {quote(f'dataset/{weights}')}")
+        lines.append(f'cp {quote(str(Path(recipe.weights).resolve()))} {quote(f"dataset/{weights}")}')
     elif weights:
-        code = f"from fungi_fastai.deploy.kaggle import save_pretrained; save_pretrained({recipe.weights or recipe.arch!r}, {f'dataset/{weights}'!r})"
+        code = f'from fungi_fastai.deploy.kaggle import save_pretrained; save_pretrained({recipe.weights or recipe.arch!r}, {f"dataset/{weights}"!r})'
         lines.append(f'python -c {quote(code)}')
-    lines.append(f"kaggle datasets create -p dataset || kaggle datasets version -p dataset -m 'fungi kaggle notebook'   # {dataset}")
-    return '\n'.join(lines)+'\n'
+    lines.append(
+        f"kaggle datasets create -p dataset || kaggle datasets version -p dataset -m 'fungi kaggle notebook'   # {dataset}"
+    )
+    return '\n'.join(lines) + '\n'
+
 
 def save_pretrained(
-    name:str,      # an architecture, or a hub id
-    file:str|Path, # .safetensors
+    name: str,  # an architecture, or a hub id
+    file: str | Path,  # .safetensors
 ):
     "Write a network's pretrained weights into a file. Raises `UserError` where they cannot be downloaded"
     from fungi_fastai.models.networks import make_body
     from fungi_fastai.models.weights import fetch_weights
     from safetensors.torch import save_file
+
     check_place(file)
     state = fetch_weights(name) if name.startswith(('hf-hub:', 'hf_hub:')) else make_body(name)[0].state_dict()
     save_file({k: v.contiguous() for k, v in state.items()}, file)
 
 # %% ../../nbs/deploy/kaggle.ipynb #3a93051b
 def write_notebook(
-    recipe:Recipe,
-    out:str|Path,         # the folder to make
-    owner:str='',         # your name on Kaggle (default: that of the credentials here, when it is pushed)
-    title:str='',         # of the notebook, 5 to 50 letters (default: from the recipe's name)
-    dataset:str='fungi-fastai-wheels', # the dataset's name, without owner
-    folds:int=0,          # cross-validate with so many, and submit their mean; 0: one training
-    tta:bool|int|str=True,# views in the submission: see `submission`
-    gpu:bool=True,
-    public:bool=False,    # who may see the notebook
-) -> Path:                # the notebook
+    recipe: Recipe,
+    out: str | Path,  # the folder to make
+    owner: str = '',  # your name on Kaggle (default: that of the credentials here, when it is pushed)
+    title: str = '',  # of the notebook, 5 to 50 letters (default: from the recipe's name)
+    dataset: str = 'fungi-fastai-wheels',  # the dataset's name, without owner
+    folds: int = 0,  # cross-validate with so many, and submit their mean; 0: one training
+    tta: bool | int | str = True,  # views in the submission: see `submission`
+    gpu: bool = True,
+    public: bool = False,  # who may see the notebook
+) -> Path:  # the notebook
     "Write a Kaggle notebook that trains a recipe, with all that it needs. Raises `UserError`"
     out, source = Path(out), source_of(recipe)
     if source.kind not in ('kaggle', 'competition', 'sample'):
-        raise UserError(f'A notebook on Kaggle has no {source.location}. Upload the pictures as a dataset and give its name: '
-                        '--source OWNER/NAME, or competition:NAME.')
-    if out.exists() and not (out/'kernel-metadata.json').exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f'{out} is there and holds no notebook of ours. Choose another --out; nothing in it was touched.')
-    if folds == 1 or folds < 0: raise UserError(f'{folds} folds were asked for; expected at least 2, or 0 for one training.')
+        raise UserError(
+            f'A notebook on Kaggle has no {source.location}. Upload the pictures as a dataset and give its name: '
+            '--source OWNER/NAME, or competition:NAME.'
+        )
+    if out.exists() and not (out / 'kernel-metadata.json').exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f'{out} is there and holds no notebook of ours. Choose another --out; nothing in it was touched.'
+        )
+    if folds == 1 or folds < 0:
+        raise UserError(f'{folds} folds were asked for; expected at least 2, or 0 for one training.')
     title = title or f'{recipe.name} with fungi fastai'
-    if not 5 <= len(title) <= 50 or not _slug(title): raise UserError(f'The title {title!r} has {len(title)} characters; Kaggle wants 5 to 50.')
-    check_place(out/'notebook.ipynb')
-    if Path(recipe.weights).suffix in ('.safetensors', '.pth', '.pt', '.bin'): weights = Path(recipe.weights).name
-    else: weights = re.sub(r'[^\w.-]+', '-', recipe.weights or recipe.arch)+'.safetensors' if recipe.pretrained or recipe.weights else ''
+    if not 5 <= len(title) <= 50 or not _slug(title):
+        raise UserError(f'The title {title!r} has {len(title)} characters; Kaggle wants 5 to 50.')
+    check_place(out / 'notebook.ipynb')
+    if Path(recipe.weights).suffix in ('.safetensors', '.pth', '.pt', '.bin'):
+        weights = Path(recipe.weights).name
+    else:
+        weights = (
+            re.sub(r'[^\w.-]+', '-', recipe.weights or recipe.arch) + '.safetensors'
+            if recipe.pretrained or recipe.weights
+            else ''
+        )
     owner = owner or os.environ.get('KAGGLE_USERNAME') or _somebody
     submits = source.kind == 'competition' or source.kind == 'sample' and source.location == 'seedlings'
-    write_json(out/'notebook.ipynb', _notebook(_cells(recipe, source, weights, folds, tta, submits, dataset)))
+    write_json(out / 'notebook.ipynb', _notebook(_cells(recipe, source, weights, folds, tta, submits, dataset)))
     attached = {kind: [source.location] if source.kind == kind else [] for kind in ('kaggle', 'competition')}
-    write_json(out/'kernel-metadata.json', dict(
-        id=f'{owner}/{_slug(title)}', title=title, code_file='notebook.ipynb', language='python', kernel_type='notebook', is_private=not public,
-        enable_gpu=gpu, enable_tpu=False, enable_internet=False, dataset_sources=[f'{owner}/{dataset}', *attached['kaggle']],
-        competition_sources=attached['competition'], kernel_sources=[], model_sources=[]))
-    write_json(out/'dataset'/'dataset-metadata.json', dict(id=f'{owner}/{dataset}', title=dataset, licenses=[dict(name='other')]))
-    write_text(out/'requirements.txt', '\n'.join(requirements())+'\n')
-    write_text(out/'make_dataset.sh', _dataset_script(recipe, weights, dataset))
-    (out/'make_dataset.sh').chmod(0o755)
-    return out/'notebook.ipynb'
+    write_json(
+        out / 'kernel-metadata.json',
+        dict(
+            id=f'{owner}/{_slug(title)}',
+            title=title,
+            code_file='notebook.ipynb',
+            language='python',
+            kernel_type='notebook',
+            is_private=not public,
+            enable_gpu=gpu,
+            enable_tpu=False,
+            enable_internet=False,
+            dataset_sources=[f'{owner}/{dataset}', *attached['kaggle']],
+            competition_sources=attached['competition'],
+            kernel_sources=[],
+            model_sources=[],
+        ),
+    )
+    write_json(
+        out / 'dataset' / 'dataset-metadata.json',
+        dict(id=f'{owner}/{dataset}', title=dataset, licenses=[dict(name='other')]),
+    )
+    write_text(out / 'requirements.txt', '\n'.join(requirements()) + '\n')
+    write_text(out / 'make_dataset.sh', _dataset_script(recipe, weights, dataset))
+    (out / 'make_dataset.sh').chmod(0o755)
+    return out / 'notebook.ipynb'
+
 
 def push_notebook(
-    folder:str|Path, # from `write_notebook`
-) -> dict:           # slug, url, version
+    folder: str | Path,  # from `write_notebook`
+) -> dict:  # slug, url, version
     "Send a notebook to Kaggle, where it starts to run. Raises `MissingFileError`, `UserError`, `TrainingError`"
-    folder, place = Path(folder), Path(folder)/'kernel-metadata.json'
-    if not place.exists(): raise MissingFileError(f'{folder} holds no kernel-metadata.json. Make it with: fungi kaggle notebook RECIPE --out {folder}')
-    try: about = json.loads(place.read_text('utf8'))
-    except ValueError as error: raise UserError(f'{place} is not JSON: {error}.') from None
-    errand = Errand('kernel', about.get('id', ''), what=f"the notebook {about.get('title', folder.name)}", on_page=f'Or upload {folder/"notebook.ipynb"} at')
+    folder, place = Path(folder), Path(folder) / 'kernel-metadata.json'
+    if not place.exists():
+        raise MissingFileError(
+            f'{folder} holds no kernel-metadata.json. Make it with: fungi kaggle notebook RECIPE --out {folder}'
+        )
+    try:
+        about = json.loads(place.read_text('utf8'))
+    except ValueError as error:
+        raise UserError(f'{place} is not JSON: {error}.') from None
+    errand = Errand(
+        'kernel',
+        about.get('id', ''),
+        what=f'the notebook {about.get("title", folder.name)}',
+        on_page=f'Or upload {folder / "notebook.ipynb"} at',
+    )
     with asking(errand) as api:
         if _somebody in place.read_text('utf8'):
             _sign(folder, api.get_config_value('username'))
-        try: answer = api.kernels_push(str(folder))
-        except json.JSONDecodeError: raise   # of the answer
-        except ValueError as error: raise UserError(f'{place} is not as Kaggle wants it: {error}.') from None
-    if answer.error: raise UserError(f'Kaggle did not take the notebook: {answer.error}')
+        try:
+            answer = api.kernels_push(str(folder))
+        except json.JSONDecodeError:
+            raise  # of the answer
+        except ValueError as error:
+            raise UserError(f'{place} is not as Kaggle wants it: {error}.') from None
+    if answer.error:
+        raise UserError(f'Kaggle did not take the notebook: {answer.error}')
     slug = json.loads(place.read_text('utf8'))['id']
     if unknown := [*(answer.invalid_dataset_sources or []), *(answer.invalid_competition_sources or [])]:
-        raise UserError(f"The notebook is at {answer.url}, but Kaggle could not attach {', '.join(unknown)}. "
-                        f"Make the dataset with {folder/'make_dataset.sh'}, and accept the competition's rules; then push again.")
+        raise UserError(
+            f'The notebook is at {answer.url}, but Kaggle could not attach {", ".join(unknown)}. '
+            f"Make the dataset with {folder / 'make_dataset.sh'}, and accept the competition's rules; then push again."
+        )
     return dict(slug=slug, url=answer.url, version=answer.version_number)
+
 
 def _sign(folder, name):
     "Put a name on Kaggle where none was known"
-    if not name: raise UserError(f'Your name on Kaggle is not known. Write it into {folder/"kernel-metadata.json"} in place of {_somebody}.')
-    for file in (folder/'kernel-metadata.json', folder/'dataset'/'dataset-metadata.json'):
-        if file.exists(): write_text(file, file.read_text('utf8').replace(_somebody, name))
+    if not name:
+        raise UserError(
+            f'Your name on Kaggle is not known. Write it into {folder / "kernel-metadata.json"} in place of {_somebody}.'
+        )
+    for file in (folder / 'kernel-metadata.json', folder / 'dataset' / 'dataset-metadata.json'):
+        if file.exists():
+            write_text(file, file.read_text('utf8').replace(_somebody, name))

@@ -27,24 +27,27 @@ from ..settings import TrainingError, UserError, atomic
 # %% ../../nbs/deploy/onnx.ipynb #b389b211
 class Shipped(nn.Module):
     "A network with its preprocessing before it and its temperature behind it, as plain PyTorch"
-    def __init__(self,
-        network:nn.Sequential, # body and head
-        mean,                  # of red, green, blue in [0, 1]
-        std,                   # their standard deviation
-        temperature:float=1.,  # logits are divided by it
+
+    def __init__(
+        self,
+        network: nn.Sequential,  # body and head
+        mean,  # of red, green, blue in [0, 1]
+        std,  # their standard deviation
+        temperature: float = 1.0,  # logits are divided by it
     ):
         super().__init__()
         self.network, self.temperature = network, temperature
         mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (mean, std))
-        self.register_buffer('scale', (1/(255*std)).float())
-        self.register_buffer('offset', (-mean/std).float())
+        self.register_buffer('scale', (1 / (255 * std)).float())
+        self.register_buffer('offset', (-mean / std).float())
 
-    def forward(self,
-        pictures, # (n, size, size, 3) uint8, RGB
-    ):            # (n, classes) probabilities, (n, features)
+    def forward(
+        self,
+        pictures,  # (n, size, size, 3) uint8, RGB
+    ):  # (n, classes) probabilities, (n, features)
         body, head = self.network
-        seen = body(pictures.permute(0, 3, 1, 2).float()*self.scale+self.offset)
-        return (head(seen)/self.temperature).softmax(1), seen.mean((2, 3)) if seen.ndim == 4 else seen
+        seen = body(pictures.permute(0, 3, 1, 2).float() * self.scale + self.offset)
+        return (head(seen) / self.temperature).softmax(1), seen.mean((2, 3)) if seen.ndim == 4 else seen
 
 # %% ../../nbs/deploy/onnx.ipynb #c5ded4e7
 def needs_onnx():
@@ -54,28 +57,44 @@ def needs_onnx():
         import onnxruntime
         import onnxscript  # noqa: F401  the exporter's language
     except ImportError as error:
-        raise UserError(f"A bundle's graph needs {error.name}. Install what it takes with: pip install 'fungi_fastai[onnx]'") from None
+        raise UserError(
+            f"A bundle's graph needs {error.name}. Install what it takes with: pip install 'fungi_fastai[onnx]'"
+        ) from None
     return onnx, onnxruntime
 
+
 def network_graph(
-    shipped:Shipped,
-    size:int, # side of the square, pixels
-):            # an onnx ModelProto: pictures (n, size, size, 3) uint8 → probabilities, features
+    shipped: Shipped,
+    size: int,  # side of the square, pixels
+):  # an onnx ModelProto: pictures (n, size, size, 3) uint8 → probabilities, features
     "The graph of a network for squares of its size. Raises `TrainingError` where an operation has no counterpart in ONNX"
     needs_onnx()
     example, said = torch.zeros(2, size, size, 3, dtype=torch.uint8), io.StringIO()
     with _quiet(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), torch.no_grad():
         try:
-            made = torch.onnx.export(shipped.eval(), (example,), dynamo=True, input_names=['pictures'], output_names=['probabilities', 'features'],
-                                     dynamic_shapes=({0: torch.export.Dim('n')},), verbose=False)
-        except Exception as error:   # the exporter raises a kind of its own for each of its steps
-            raise TrainingError(f'This network cannot be written as an ONNX graph: {str(error).strip().splitlines()[0]}. '
-                                'Train another arch, or ship the run with its torch weights only.') from None
+            made = torch.onnx.export(
+                shipped.eval(),
+                (example,),
+                dynamo=True,
+                input_names=['pictures'],
+                output_names=['probabilities', 'features'],
+                dynamic_shapes=({0: torch.export.Dim('n')},),
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises a kind of its own for each of its steps
+            raise TrainingError(
+                f'This network cannot be written as an ONNX graph: {str(error).strip().splitlines()[0]}. '
+                'Train another arch, or ship the run with its torch weights only.'
+            ) from None
     graph = made.model_proto
-    for node in graph.graph.node: node.ClearField('metadata_props'), node.ClearField('doc_string')   # stack traces, with this machine's paths
-    for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer): value.ClearField('metadata_props')
-    for part in (graph, graph.graph): part.ClearField('metadata_props'), part.ClearField('doc_string')
+    for node in graph.graph.node:
+        node.ClearField('metadata_props'), node.ClearField('doc_string')  # stack traces, with this machine's paths
+    for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer):
+        value.ClearField('metadata_props')
+    for part in (graph, graph.graph):
+        part.ClearField('metadata_props'), part.ClearField('doc_string')
     return graph
+
 
 @contextlib.contextmanager
 def _quiet():
@@ -86,14 +105,17 @@ def _quiet():
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
-    finally: logging.disable(before)
+    finally:
+        logging.disable(before)
 
 # %% ../../nbs/deploy/onnx.ipynb #736570de
-_resize = 'Resize <mode = "cubic", antialias = 1, cubic_coeff_a = -0.5, axes = [1, 2]>'   # Pillow's BICUBIC
+_resize = 'Resize <mode = "cubic", antialias = 1, cubic_coeff_a = -0.5, axes = [1, 2]>'  # Pillow's BICUBIC
 
-def _scaled(fit):   # `kept_size`: nothing is enlarged; Python's round, to even, is ONNX's
-    if fit == 'squish': return 'kept = Min (sides, canvas)'
-    return f'''
+
+def _scaled(fit):  # `kept_size`: nothing is enlarged; Python's round, to even, is ONNX's
+    if fit == 'squish':
+        return 'kept = Min (sides, canvas)'
+    return f"""
             one = Constant <value = int64[1] {{1}}> ()
             unity = Constant <value = double[1] {{1.0}}> ()
             end = {'ReduceMin' if fit == 'crop' else 'ReduceMax'} <keepdims = 0> (sides)
@@ -105,11 +127,12 @@ def _scaled(fit):   # `kept_size`: nothing is enlarged; Python's round, to even,
             exact = Mul (real, scale)
             whole = Round (exact)
             pixels = Cast <to = 7> (whole)
-            kept = Max (pixels, one)'''
+            kept = Max (pixels, one)"""
+
 
 _cut = dict(
     squish='cut = Identity (small)',
-    crop='''
+    crop="""
             axes = Constant <value = int64[2] {1, 2}> ()
             half = Constant <value = double[1] {0.5}> ()
             side = ReduceMin <keepdims = 1> (kept)
@@ -119,8 +142,8 @@ _cut = dict(
             rounded = Round (middle)
             begin = Cast <to = 7> (rounded)
             end_at = Add (begin, side)
-            cut = Slice (small, begin, end_at, axes)''',
-    pad='''
+            cut = Slice (small, begin, end_at, axes)""",
+    pad="""
             two = Constant <value = int64[1] {2}> ()
             zero = Constant <value = int64 {0}> ()
             step = Constant <value = int64 {1}> ()
@@ -143,18 +166,20 @@ _cut = dict(
             row = Min (there_y, back_y)
             column = Min (there_x, back_x)
             tall = Gather <axis = 1> (small, row)
-            cut = Gather <axis = 2> (tall, column)''')   # mirrored at the edges, the edge itself repeated
+            cut = Gather <axis = 2> (tall, column)""",
+)  # mirrored at the edges, the edge itself repeated
+
 
 def resizing_graph(
-    size:int,   # side of the square, pixels
-    canvas:int, # of the square that a picture is kept on
-    fit:str='crop', # crop, squish or pad
-    opset:int=20,   # of ONNX
-    ir_version:int=10,
-):                  # an onnx ModelProto: pictures (n, height, width, 3) uint8 → squares (n, size, size, 3) uint8
+    size: int,  # side of the square, pixels
+    canvas: int,  # of the square that a picture is kept on
+    fit: str = 'crop',  # crop, squish or pad
+    opset: int = 20,  # of ONNX
+    ir_version: int = 10,
+):  # an onnx ModelProto: pictures (n, height, width, 3) uint8 → squares (n, size, size, 3) uint8
     "`read_pixels` and `square` as a graph, for pictures of any size"
     onnx, _ = needs_onnx()
-    return onnx.parser.parse_model(f'''<ir_version: {ir_version}, opset_import: ["" : {opset}]>
+    return onnx.parser.parse_model(f"""<ir_version: {ir_version}, opset_import: ["" : {opset}]>
     resizing (uint8[n, height, width, 3] pictures) => (uint8[n, {size}, {size}, 3] squares) {{
         wanted = Constant <value = int64[2] {{{size}, {size}}}> ()
         sides = Shape <start = 1, end = 3> (pictures)
@@ -171,88 +196,118 @@ def resizing_graph(
                 {_cut[fit]}
                 made = {_resize} (cut, , , wanted)
             }}>
-    }}''')
+    }}""")
+
 
 def with_resizing(
-    graph,      # of `network_graph`
-    size:int,   # side of its squares, pixels
-    fit:str,    # crop, squish or pad
-):              # an onnx ModelProto: pictures (n, height, width, 3) uint8 → probabilities, features
+    graph,  # of `network_graph`
+    size: int,  # side of its squares, pixels
+    fit: str,  # crop, squish or pad
+):  # an onnx ModelProto: pictures (n, height, width, 3) uint8 → probabilities, features
     "A network's graph that takes pictures of any size"
     onnx, _ = needs_onnx()
     opset = next(o.version for o in graph.opset_import if o.domain in ('', 'ai.onnx'))
     before = resizing_graph(size, canvas_size(size), fit, opset, graph.ir_version)
-    joined = onnx.compose.merge_models(onnx.compose.add_prefix(before, 'resizing/', rename_inputs=False, rename_outputs=False),
-                                       onnx.compose.add_prefix(graph, 'network/', rename_outputs=False), io_map=[('squares', 'network/pictures')])
+    joined = onnx.compose.merge_models(
+        onnx.compose.add_prefix(before, 'resizing/', rename_inputs=False, rename_outputs=False),
+        onnx.compose.add_prefix(graph, 'network/', rename_outputs=False),
+        io_map=[('squares', 'network/pictures')],
+    )
     joined.producer_name = 'fungi_fastai'
     return joined
 
+
 def save_graph(
-    graph,         # an onnx ModelProto
-    file:str|Path, # .onnx
+    graph,  # an onnx ModelProto
+    file: str | Path,  # .onnx
 ):
     "Check a graph and write it as one file"
     onnx, _ = needs_onnx()
     onnx.checker.check_model(graph)
-    with atomic(file) as part: onnx.save_model(graph, part)
+    with atomic(file) as part:
+        onnx.save_model(graph, part)
 
 # %% ../../nbs/deploy/onnx.ipynb #fca435d2
 def agreement(
-    reference:np.ndarray, # (n, classes) probabilities of torch
-    found:np.ndarray,     # (n, classes) of a graph
-) -> dict:                # pictures max_difference same_top1
+    reference: np.ndarray,  # (n, classes) probabilities of torch
+    found: np.ndarray,  # (n, classes) of a graph
+) -> dict:  # pictures max_difference same_top1
     "How far the probabilities of a graph are from those of torch"
-    return dict(pictures=len(reference), max_difference=float(np.abs(reference-found).max()) if np.isfinite(found).all() else float('inf'),
-                same_top1=float((reference.argmax(1) == found.argmax(1)).mean()))
+    return dict(
+        pictures=len(reference),
+        max_difference=float(np.abs(reference - found).max()) if np.isfinite(found).all() else float('inf'),
+        same_top1=float((reference.argmax(1) == found.argmax(1)).mean()),
+    )
 
 # %% ../../nbs/deploy/onnx.ipynb #87f2c5ac
 class _Squares:
     "What the quantiser asks for its ranges, a few pictures at a time"
-    def __init__(self, squares, bs=8): self.parts = iter([squares[i:i+bs] for i in range(0, len(squares), bs)])
-    def get_next(self): return None if (part := next(self.parts, None)) is None else {'pictures': part}
+
+    def __init__(self, squares, bs=8):
+        self.parts = iter([squares[i : i + bs] for i in range(0, len(squares), bs)])
+
+    def get_next(self):
+        return None if (part := next(self.parts, None)) is None else {'pictures': part}
+
 
 def quantized(
-    graph,              # of `network_graph`
-    squares:np.ndarray, # (n, size, size, 3) uint8: training pictures to measure ranges on
-):                      # an onnx ModelProto of the same inputs and outputs
+    graph,  # of `network_graph`
+    squares: np.ndarray,  # (n, size, size, 3) uint8: training pictures to measure ranges on
+):  # an onnx ModelProto of the same inputs and outputs
     "A graph whose convolutions and products work with 8-bit numbers (static, QDQ, a range for each channel). Raises `TrainingError`"
     onnx, _ = needs_onnx()
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
-        plain, ready, small = (str(Path(folder)/f'{name}.onnx') for name in ('plain', 'ready', 'small'))
+
+        plain, ready, small = (str(Path(folder) / f'{name}.onnx') for name in ('plain', 'ready', 'small'))
         onnx.save_model(graph, plain)
         try:
-            quant_pre_process(plain, ready, skip_symbolic_shape=True)   # BatchNorm goes into the convolutions
-            quantize_static(ready, small, _Squares(squares), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
-                            weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
-                            op_types_to_quantize=['Conv', 'Gemm', 'MatMul', 'Clip', 'Relu'])   # a ReLU6 left out would keep its convolution from 8 bits
-        except Exception as error:   # of onnxruntime's own kinds
-            raise TrainingError(f'This graph cannot be written with 8-bit numbers ({str(error).strip().splitlines()[0]}). Export without int8.') from None
+            quant_pre_process(plain, ready, skip_symbolic_shape=True)  # BatchNorm goes into the convolutions
+            quantize_static(
+                ready,
+                small,
+                _Squares(squares),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                op_types_to_quantize=['Conv', 'Gemm', 'MatMul', 'Clip', 'Relu'],
+            )  # a ReLU6 left out would keep its convolution from 8 bits
+        except Exception as error:  # of onnxruntime's own kinds
+            raise TrainingError(
+                f'This graph cannot be written with 8-bit numbers ({str(error).strip().splitlines()[0]}). Export without int8.'
+            ) from None
         return onnx.load(small)
 
+
 def write_openvino(
-    graph,         # of `network_graph`: squares only
-    file:str|Path, # .xml; the numbers go beside it, in a .bin
+    graph,  # of `network_graph`: squares only
+    file: str | Path,  # .xml; the numbers go beside it, in a .bin
 ):
     "The graph in OpenVINO's format, in full precision. Raises `UserError` where OpenVINO is not installed"
-    try: import openvino
-    except ImportError: raise UserError("This needs OpenVINO. Install it with: pip install 'fungi_fastai[openvino]'") from None
+    try:
+        import openvino
+    except ImportError:
+        raise UserError("This needs OpenVINO. Install it with: pip install 'fungi_fastai[openvino]'") from None
     with tempfile.TemporaryDirectory() as folder:
-        save_graph(graph, plain := Path(folder)/'plain.onnx')
+        save_graph(graph, plain := Path(folder) / 'plain.onnx')
         openvino.save_model(openvino.convert_model(plain), file, compress_to_fp16=False)
 
+
 def seconds_each(
-    runners:dict,        # name → function of pictures that works in one thread
-    pictures:np.ndarray, # (n, size, size, 3) uint8
-    rounds:int=5,        # in turn
-) -> dict:               # name → seconds of one core for a picture, the fastest round
+    runners: dict,  # name → function of pictures that works in one thread
+    pictures: np.ndarray,  # (n, size, size, 3) uint8
+    rounds: int = 5,  # in turn
+) -> dict:  # name → seconds of one core for a picture, the fastest round
     "What each of several engines takes for the same pictures, in processor time: a busy machine does not change it much"
     times = {name: [] for name in runners}
-    for run in runners.values(): run(pictures[:1])
+    for run in runners.values():
+        run(pictures[:1])
     for _ in range(rounds):
         for name, run in runners.items():
             began = time.process_time()
             run(pictures)
-            times[name].append((time.process_time()-began)/len(pictures))
+            times[name].append((time.process_time() - began) / len(pictures))
     return {name: min(found) for name, found in times.items()}

@@ -22,105 +22,175 @@ from ..evaluation.evidence import data_uri, thumbnail
 from ..settings import UserError
 
 # %% ../../nbs/deploy/page.ipynb #2730d8ac
-likelihoods = ((.99, 'virtually certain'), (.9, 'very likely'), (.66, 'likely'), (.5, 'more likely than not'), (.33, 'about as likely as not'),
-               (0., 'unlikely'))   # from this probability upwards
+likelihoods = (
+    (0.99, 'virtually certain'),
+    (0.9, 'very likely'),
+    (0.66, 'likely'),
+    (0.5, 'more likely than not'),
+    (0.33, 'about as likely as not'),
+    (0.0, 'unlikely'),
+)  # from this probability upwards
+
 
 def in_words(
-    probability:float, # calibrated, 0…1
+    probability: float,  # calibrated, 0…1
 ) -> str:
     "A probability in the words of the IPCC"
     return next(words for least, words in likelihoods if probability >= least)
 
+
 def percent(
-    probability:float, # 0…1
+    probability: float,  # 0…1
 ) -> str:
     "A probability as people read it; never 0% and never 100%"
-    return '<1%' if probability < .005 else '>99%' if probability >= .995 else f'{probability:.0%}'
+    return '<1%' if probability < 0.005 else '>99%' if probability >= 0.995 else f'{probability:.0%}'
 
 # %% ../../nbs/deploy/page.ipynb #428b35a2
 _say = html.escape
 
+
 def answer_html(
-    probs,     # (classes,) calibrated
-    classes,   # names, in that order
+    probs,  # (classes,) calibrated
+    classes,  # names, in that order
     decision,  # a `Decision` about them
-    bundle,    # whose `threshold` and `conformal` it follows
-    top:int=5, # classes shown with a bar
+    bundle,  # whose `threshold` and `conformal` it follows
+    top: int = 5,  # classes shown with a bar
 ) -> str:
     "What the picture is, how sure that is, and what else it could be"
     order = np.argsort(-np.asarray(probs), kind='stable')
     sure = percent(decision.confidence)
     if decision.sure:
-        said = [f'<h2>{_say(decision.label)}</h2><p class="sure"><b>{_say(sure)}</b> {in_words(decision.confidence)}</p>',
-                f'<p>Of 100 answers that are given with this confidence, about {min(99, round(100*decision.confidence))} are right, '
-                'for pictures like those it was tested on.</p>', f'<p>{_say(decision.why)}</p>' if bundle.threshold else '']
+        said = [
+            f'<h2>{_say(decision.label)}</h2><p class="sure"><b>{_say(sure)}</b> {in_words(decision.confidence)}</p>',
+            f'<p>Of 100 answers that are given with this confidence, about {min(99, round(100 * decision.confidence))} are right, '
+            'for pictures like those it was tested on.</p>',
+            f'<p>{_say(decision.why)}</p>' if bundle.threshold else '',
+        ]
     else:
-        said = [f'<h2 class="unsure">Not sure</h2><p>{_say(decision.why)}</p>',
-                '<p>What helps: come closer, let one specimen fill the picture, hold still, and show it in daylight and from another side. '
-                'It may also be something that this model never learnt.</p>']
-    bars = ''.join(f'<li{" class=first" if i == order[0] else ""}><span>{_say(classes[i])}</span><b>{_say(percent(probs[i]))}</b>'
-                   f'<i aria-hidden="true"><u style="width:{100*probs[i]:.1f}%"></u></i></li>' for i in order[:top])
-    return ''.join([*said, f'<h3>The likeliest of {len(classes)} classes</h3><ol class="bars">{bars}</ol>', _set(decision, bundle, len(classes))])
+        said = [
+            f'<h2 class="unsure">Not sure</h2><p>{_say(decision.why)}</p>',
+            '<p>What helps: come closer, let one specimen fill the picture, hold still, and show it in daylight and from another side. '
+            'It may also be something that this model never learnt.</p>',
+        ]
+    bars = ''.join(
+        f'<li{" class=first" if i == order[0] else ""}><span>{_say(classes[i])}</span><b>{_say(percent(probs[i]))}</b>'
+        f'<i aria-hidden="true"><u style="width:{100 * probs[i]:.1f}%"></u></i></li>'
+        for i in order[:top]
+    )
+    return ''.join(
+        [
+            *said,
+            f'<h3>The likeliest of {len(classes)} classes</h3><ol class="bars">{bars}</ol>',
+            _set(decision, bundle, len(classes)),
+        ]
+    )
+
 
 def _set(decision, bundle, n, most=12):
     "The prediction set, in words"
-    if bundle.conformal is None: return ''
+    if bundle.conformal is None:
+        return ''
     often = f'{bundle.conformal.coverage:.0%}'
-    if not decision.set: return f'<h3>None fits well</h3><p>At {often} coverage no class is left: this picture is unlike those it was tested on.</p>'
-    if len(decision.set) == n: return f'<h3>No class can be ruled out</h3><p>At {often} coverage all {n} classes are left.</p>'
-    more = f'<li>and {len(decision.set)-most} more</li>' if len(decision.set) > most else ''
-    if len(decision.set) == 1: return f'<h3>Only {_say(decision.set[0])} is left</h3><p>At {often} coverage all other classes are ruled out.</p>'
-    return (f'<h3>{in_words(bundle.conformal.coverage).capitalize()} one of these {len(decision.set)}</h3>'
-            f'<p>Sets made like this one hold the right class {often} of the time.</p><ul class="set">'
-            + ''.join(f'<li>{_say(name)}</li>' for name in decision.set[:most]) + more + '</ul>')
+    if not decision.set:
+        return f'<h3>None fits well</h3><p>At {often} coverage no class is left: this picture is unlike those it was tested on.</p>'
+    if len(decision.set) == n:
+        return f'<h3>No class can be ruled out</h3><p>At {often} coverage all {n} classes are left.</p>'
+    more = f'<li>and {len(decision.set) - most} more</li>' if len(decision.set) > most else ''
+    if len(decision.set) == 1:
+        return (
+            f'<h3>Only {_say(decision.set[0])} is left</h3><p>At {often} coverage all other classes are ruled out.</p>'
+        )
+    return (
+        f'<h3>{in_words(bundle.conformal.coverage).capitalize()} one of these {len(decision.set)}</h3>'
+        f'<p>Sets made like this one hold the right class {often} of the time.</p><ul class="set">'
+        + ''.join(f'<li>{_say(name)}</li>' for name in decision.set[:most])
+        + more
+        + '</ul>'
+    )
 
 # %% ../../nbs/deploy/page.ipynb #81822f91
 def evidence_html(
-    pixels,   # (size, size, 3) uint8, as the network sees it
-    label:str,# the class it is about
-    cam=None, # (h, w) in [0, 1]: what spoke for the class; None where it cannot be known
+    pixels,  # (size, size, 3) uint8, as the network sees it
+    label: str,  # the class it is about
+    cam=None,  # (h, w) in [0, 1]: what spoke for the class; None where it cannot be known
     near=(),  # known pictures, nearest first: each with label, distance and thumbnail (a JPEG)
-    why:str='', # there is no `cam`
+    why: str = '',  # there is no `cam`
 ) -> str:
     "Where the network looked, and what it knows that is alike"
+
     def figure(caption, alt, cam=None):
         return f'<figure><img src="{data_uri(thumbnail(pixels, 320, 40_000, cam=cam))}" alt="{_say(alt)}"><figcaption>{_say(caption)}</figcaption></figure>'
+
     parts = []
     if cam is not None and np.any(cam):
-        parts.append('<section><h3>Where it looked</h3><p>Where it glows, the picture spoke for this class. If it glows beside the specimen, '
-                     f'distrust the answer.</p><div class="pair">{figure("what the network sees", "Your picture, cut to the square that the network sees")}'
-                     f'{figure(f"what speaks for {label}", f"The same in grey; places that speak for {label} glow", cam)}</div></section>')
+        parts.append(
+            '<section><h3>Where it looked</h3><p>Where it glows, the picture spoke for this class. If it glows beside the specimen, '
+            f'distrust the answer.</p><div class="pair">{figure("what the network sees", "Your picture, cut to the square that the network sees")}'
+            f'{figure(f"what speaks for {label}", f"The same in grey; places that speak for {label} glow", cam)}</div></section>'
+        )
     elif cam is not None or why:
-        parts.append(f'<section><h3>Where it looked</h3><p>{_say(why or f"No place in the picture speaks for {label} by itself.")}</p></section>')
+        parts.append(
+            f'<section><h3>Where it looked</h3><p>{_say(why or f"No place in the picture speaks for {label} by itself.")}</p></section>'
+        )
     if near := list(near):
         same = sum(one.label == label for one in near)
-        shown = ''.join(f'<li{"" if one.label == label else " class=other"}>'
-                        + (f'<img src="{data_uri(one.thumbnail)}" alt="Known picture of {_say(one.label)}">' if one.thumbnail else '') +
-                        f'<span>{_say(one.label)}</span><small>likeness {1-one.distance:.2f}</small></li>' for one in near)
-        parts.append(f'<section><h3>The nearest known pictures</h3><p>{same} of these {len(near)} are {_say(label)}.</p>'
-                     f'<ul class="near">{shown}</ul></section>')
+        shown = ''.join(
+            f'<li{"" if one.label == label else " class=other"}>'
+            + (
+                f'<img src="{data_uri(one.thumbnail)}" alt="Known picture of {_say(one.label)}">'
+                if one.thumbnail
+                else ''
+            )
+            + f'<span>{_say(one.label)}</span><small>likeness {1 - one.distance:.2f}</small></li>'
+            for one in near
+        )
+        parts.append(
+            f'<section><h3>The nearest known pictures</h3><p>{same} of these {len(near)} are {_say(label)}.</p>'
+            f'<ul class="near">{shown}</ul></section>'
+        )
     return ''.join(parts)
 
 # %% ../../nbs/deploy/page.ipynb #ed048662
-_fungal = re.compile(r'mushroom|fung|pilz|toadstool|amanita|agaric|bolet|cortinari|entoloma|hygrocybe|lactari|russula|suillus|poison|edible', re.I)
+_fungal = re.compile(
+    r'mushroom|fung|pilz|toadstool|amanita|agaric|bolet|cortinari|entoloma|hygrocybe|lactari|russula|suillus|poison|edible',
+    re.I,
+)
+
 
 def about_mushrooms(
-    bundle, # with name, classes, and data, which says the source
+    bundle,  # with name, classes, and data, which says the source
 ) -> bool:
     "Whether someone could think of eating what a bundle names"
-    return any(_fungal.search(str(word)) for word in (bundle.name, (bundle.data or {}).get('source', ''), *bundle.classes))
+    return any(
+        _fungal.search(str(word)) for word in (bundle.name, (bundle.data or {}).get('source', ''), *bundle.classes)
+    )
 
 # %% ../../nbs/deploy/page.ipynb #d047da8d
 def _theme():
     import gradio
-    light, dark = (dict(body_background_fill=ground, body_text_color=text, body_text_color_subdued=soft, border_color_primary=line,
-                        background_fill_secondary=panel, link_text_color=main, block_info_text_color=warn)
-                   for ground, text, soft, line, panel, main, warn in (('#fff', '#24302b', '#5d6863', '#dfe5e2', '#f6f8f7', '#38764f', '#b04a1f'),
-                                                                       ('#161a18', '#e2e8e5', '#98a39e', '#2f3733', '#1d2320', '#7fc19d', '#f0935f')))
-    own = ['system-ui', 'sans-serif']
-    return gradio.themes.Base(font=own, font_mono=['ui-monospace', 'monospace']).set(**light, **{f'{k}_dark': v for k, v in dark.items()})
 
-_style = '''
+    light, dark = (
+        dict(
+            body_background_fill=ground,
+            body_text_color=text,
+            body_text_color_subdued=soft,
+            border_color_primary=line,
+            background_fill_secondary=panel,
+            link_text_color=main,
+            block_info_text_color=warn,
+        )
+        for ground, text, soft, line, panel, main, warn in (
+            ('#fff', '#24302b', '#5d6863', '#dfe5e2', '#f6f8f7', '#38764f', '#b04a1f'),
+            ('#161a18', '#e2e8e5', '#98a39e', '#2f3733', '#1d2320', '#7fc19d', '#f0935f'),
+        )
+    )
+    own = ['system-ui', 'sans-serif']
+    return gradio.themes.Base(font=own, font_mono=['ui-monospace', 'monospace']).set(
+        **light, **{f'{k}_dark': v for k, v in dark.items()}
+    )
+
+
+_style = """
 font: 16px/1.55 system-ui, sans-serif; color: var(--body-text-color); max-width: 62rem; margin: 0 auto;
 --main: var(--link-text-color); --warn: var(--block-info-text-color); --soft: var(--body-text-color-subdued);
 --line: var(--border-color-primary); --panel: var(--background-fill-secondary);
@@ -166,10 +236,10 @@ img { display: block; max-width: 100%; margin: 0 } figcaption { font-size: .88re
 footer { margin: 2.4rem 0 1rem; font-size: .86rem; border-top: 1px solid var(--line); padding-top: .6rem }
 @media (min-width: 800px) { .stage { gap: 1.4rem 2.6rem } .note { order: -1; grid-column: 1/-1 } .drop { min-height: 20rem }
   .answered, .evidence { grid-template-columns: minmax(0, 5fr) minmax(0, 6fr) } .evidence { column-gap: 2.6rem } }
-'''
+"""
 _around = '.gradio-container .app { padding: .5rem !important } .gradio-container main { padding: 0 !important }\n@keyframes turn { to { rotate: 1turn } }'
 
-_body = '''<header><h1>What is in this picture?</h1><p>{lead}</p><details><summary>The {n} classes it knows</summary><p>{names}</p></details></header>
+_body = """<header><h1>What is in this picture?</h1><p>{lead}</p><details><summary>The {n} classes it knows</summary><p>{names}</p></details></header>
 <div class="stage"><div class="given"><img class="shown" alt="Your picture" hidden><label class="drop">
 <svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.4" stroke-linecap="round" stroke-linejoin="round" aria-hidden="true">
 <path d="M3 12c0-5 4-8.5 9-8.5s9 3.5 9 8.5c-2.5 1.3-5.5 2-9 2s-6.5-.7-9-2z"/><path d="M9.5 14c.5 2.5.2 4.5-.8 6.5h6.6c-1-2-1.3-4-.8-6.5"/>
@@ -178,10 +248,10 @@ _body = '''<header><h1>What is in this picture?</h1><p>{lead}</p><details><summa
 <input type="file" accept="image/*" aria-label="Choose a picture"></label>
 <label class="camera">Take a photo<input type="file" accept="image/*" capture="environment" aria-label="Take a photo with the camera"></label></div>
 {note}<div class="said" role="status" aria-live="polite" hidden></div></div><div class="evidence" aria-live="polite"></div>
-<footer>Your picture is read in the server's memory, answered and forgotten; no file is kept. For programs: <a href="docs">the API</a>.</footer>'''
+<footer>Your picture is read in the server's memory, answered and forgotten; no file is kept. For programs: <a href="docs">the API</a>.</footer>"""
 
 # %% ../../nbs/deploy/page.ipynb #2effadb7
-_script = '''
+_script = """
 const find = what => element.querySelector(what), [stage, said, evidence, shown] = ['.stage', '.said', '.evidence', '.shown'].map(find)
 const escape = text => Object.assign(document.createElement('p'), {textContent: text}).innerHTML
 const busy = text => '<p class="busy">' + text + '</p>', wrong = text => '<p class="wrong">' + escape(text) + '</p>'
@@ -215,49 +285,65 @@ for (const kind of ['dragover', 'dragleave', 'drop']) document.addEventListener(
   if (kind === 'drop') look(event.dataTransfer.files[0])
 })
 document.addEventListener('paste', event => look(event.clipboardData?.files[0]))
-'''
+"""
 
 # %% ../../nbs/deploy/page.ipynb #a79b525f
 def look(
-    predictor,    # a `Predictor`, or what has its methods
-    pixels,       # (size, size, 3) uint8, as the network sees it
-    probs,        # (classes,) calibrated
-    top:int=5,    # classes shown with a bar
-) -> dict:        # html, and the picture itself as a URL: `explain` is asked about it, and a browser that cannot show the file shows this
+    predictor,  # a `Predictor`, or what has its methods
+    pixels,  # (size, size, 3) uint8, as the network sees it
+    probs,  # (classes,) calibrated
+    top: int = 5,  # classes shown with a bar
+) -> dict:  # html, and the picture itself as a URL: `explain` is asked about it, and a browser that cannot show the file shows this
     "What the script puts beside the picture"
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, 'PNG', compress_level=1)
-    return dict(html=answer_html(probs, predictor.classes, predictor.decide(probs[None])[0], predictor.bundle, top),
-                square='data:image/png;base64,'+base64.b64encode(file.getvalue()).decode())
+    return dict(
+        html=answer_html(probs, predictor.classes, predictor.decide(probs[None])[0], predictor.bundle, top),
+        square='data:image/png;base64,' + base64.b64encode(file.getvalue()).decode(),
+    )
+
 
 def explain(
-    predictor,    # a `Predictor`, or what has its methods
-    pixels,       # (size, size, 3) uint8
-    probs,        # (classes,)
-    known:int=6,  # nearest known pictures shown
-) -> dict:        # html
+    predictor,  # a `Predictor`, or what has its methods
+    pixels,  # (size, size, 3) uint8
+    probs,  # (classes,)
+    known: int = 6,  # nearest known pictures shown
+) -> dict:  # html
     "What it puts below: the reasons, or in words why there are none"
     best, cam, near, why = int(np.argmax(probs)), None, (), ''
     try:
-        if 'examples.safetensors' in predictor.bundle.files: near = predictor.nearest(predictor.run_with_features(pixels[None])[1][0], known)
+        if 'examples.safetensors' in predictor.bundle.files:
+            near = predictor.nearest(predictor.run_with_features(pixels[None])[1][0], known)
         cam = predictor.explain(pixels[None], [best])[0]
-    except UserError as error: why = str(error)
+    except UserError as error:
+        why = str(error)
     return dict(html=evidence_html(pixels, predictor.classes[best], cam, near, why))
 
+
 def make_page(
-    bundle,        # what the page is about
-    max_bytes:int, # of a picture's file
-):                 # a `gradio.Blocks`; `mount_page` puts it into a server
+    bundle,  # what the page is about
+    max_bytes: int,  # of a picture's file
+):  # a `gradio.Blocks`; `mount_page` puts it into a server
     "The page of a bundle; its script asks the addresses `look` and `explain` beside it. Raises `UserError` where gradio is missing"
-    try: import gradio
-    except ImportError: raise UserError("The page needs gradio. Install it with: pip install 'fungi_fastai[serve]'") from None
+    try:
+        import gradio
+    except ImportError:
+        raise UserError("The page needs gradio. Install it with: pip install 'fungi_fastai[serve]'") from None
     right = (bundle.metrics or {}).get('accuracy')
     low, high = (bundle.metrics or {}).get('intervals', {}).get('accuracy') or (None, None)
     sure = f' (for all such pictures, {low:.0%} to {high:.0%})' if low is not None else ''
-    tested = f" On {bundle.metrics['n_test']} test pictures {right:.0%} of its answers were right{sure}." if right is not None else ''
-    body = _body.format(n=len(bundle.classes), names=_say(', '.join(bundle.classes)), most=f'{max_bytes/2**20:.3g} MB',
-                        lead=_say(f'A program that learnt {bundle.name} tells {len(bundle.classes)} classes apart.{tested}'),
-                        note=f'<p class="note" role="note">{_say(safety_note)}</p>' if about_mushrooms(bundle) else '')
+    tested = (
+        f' On {bundle.metrics["n_test"]} test pictures {right:.0%} of its answers were right{sure}.'
+        if right is not None
+        else ''
+    )
+    body = _body.format(
+        n=len(bundle.classes),
+        names=_say(', '.join(bundle.classes)),
+        most=f'{max_bytes / 2**20:.3g} MB',
+        lead=_say(f'A program that learnt {bundle.name} tells {len(bundle.classes)} classes apart.{tested}'),
+        note=f'<p class="note" role="note">{_say(safety_note)}</p>' if about_mushrooms(bundle) else '',
+    )
     with gradio.Blocks(title=f'{bundle.name} · fungi_fastai', analytics_enabled=False) as page:
         gradio.HTML(body, css_template=_style, js_on_load=_script, apply_default_css=False, most=max_bytes)
     return page
@@ -265,18 +351,34 @@ def make_page(
 # %% ../../nbs/deploy/page.ipynb #55b27dae
 _used = re.compile(r'/(theme\.css|(static|assets)/.+|favicon\.ico|manifest\.json)?')
 
+
 def mount_page(
     app,  # a FastAPI app
-    page, # from `make_page`
-):        # `app`
+    page,  # from `make_page`
+):  # `app`
     "Put the page into a server at /, with its looks and without what it does not use"
     import gradio
     from starlette.routing import Match, Mount, get_route_path
+
     class Page(Mount):
         def matches(self, scope):
             used = scope.get('method') in ('GET', 'HEAD') and _used.fullmatch(get_route_path(scope) or '/')
             return super().matches(scope) if used else (Match.NONE, {})
-    gradio.mount_gradio_app(app, page, '/', theme=_theme(), css=_around, footer_links=[], run_history=False, show_error=False, ssr_mode=False,
-                            mcp_server=False, pwa=False, enable_monitoring=False, max_file_size=1)
+
+    gradio.mount_gradio_app(
+        app,
+        page,
+        '/',
+        theme=_theme(),
+        css=_around,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        enable_monitoring=False,
+        max_file_size=1,
+    )
     app.router.routes.append(Page('/', app.router.routes.pop().app))
     return app

@@ -27,194 +27,290 @@ from ..settings import MissingFileError, TrainingError, UserError
 # %% ../../nbs/deploy/predictor.ipynb #ec7f1ccd
 backends = ('auto', 'onnx', 'torch', 'int8', 'openvino')
 
+
 def _extra(module, extra, backend):
-    return UserError(f"The backend {backend} needs {module}. Install it with: pip install 'fungi_fastai[{extra}]'"
-                     + ('' if backend == 'torch' else ", or use backend='torch' where PyTorch is installed."))
+    return UserError(
+        f"The backend {backend} needs {module}. Install it with: pip install 'fungi_fastai[{extra}]'"
+        + ('' if backend == 'torch' else ", or use backend='torch' where PyTorch is installed.")
+    )
+
 
 class OnnxEngine:
     "A graph that takes bytes and gives calibrated probabilities, opened by onnxruntime"
-    def __init__(self,
-        file,            # .onnx, or its bytes
-        threads:int=1,   # that one call may use
-        backend:str='onnx', # as it was asked for
+
+    def __init__(
+        self,
+        file,  # .onnx, or its bytes
+        threads: int = 1,  # that one call may use
+        backend: str = 'onnx',  # as it was asked for
     ):
-        try: import onnxruntime
-        except ImportError: raise _extra('onnxruntime', 'onnx', backend) from None
+        try:
+            import onnxruntime
+        except ImportError:
+            raise _extra('onnxruntime', 'onnx', backend) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-        try: self.session = onnxruntime.InferenceSession(file if isinstance(file, bytes) else str(file), options, providers=['CPUExecutionProvider'])
-        except Exception as error: raise _broken(file, error) from None   # it raises many kinds of its own
+        try:
+            self.session = onnxruntime.InferenceSession(
+                file if isinstance(file, bytes) else str(file), options, providers=['CPUExecutionProvider']
+            )
+        except Exception as error:
+            raise _broken(file, error) from None  # it raises many kinds of its own
 
-    def __call__(self,
-        pixels:np.ndarray,  # (n, height, width, 3) uint8, RGB
-        features:bool=True, # asked for
-    ):                      # (n, classes) probabilities, and (n, features) or None, float32
+    def __call__(
+        self,
+        pixels: np.ndarray,  # (n, height, width, 3) uint8, RGB
+        features: bool = True,  # asked for
+    ):  # (n, classes) probabilities, and (n, features) or None, float32
         found = self.session.run(['probabilities', 'features'] if features else ['probabilities'], {'pictures': pixels})
         return found if features else (*found, None)
 
+
 class OpenVinoEngine:
     "A network for squares, opened by OpenVINO"
-    def __init__(self,
-        file,          # .xml
-        threads:int=1, # calls that may be under way, a core each
-    ):
-        try: import openvino
-        except ImportError: raise _extra('openvino', 'openvino', 'openvino') from None
-        streams = dict(NUM_STREAMS=str(threads), INFERENCE_NUM_THREADS=str(threads), INFERENCE_PRECISION_HINT='f32')
-        try: self.model = openvino.Core().compile_model(str(file), 'CPU', streams)
-        except Exception as error: raise _broken(file, error) from None
-        self.own = threading.local()   # a request serves one thread at a time
 
-    def __call__(self,
-        pixels:np.ndarray,  # (n, size, size, 3) uint8, RGB
-        features:bool=True, # asked for
-    ):                      # (n, classes) probabilities, and (n, features) or None, float32
-        if not hasattr(self.own, 'request'): self.own.request = self.model.create_infer_request()
+    def __init__(
+        self,
+        file,  # .xml
+        threads: int = 1,  # calls that may be under way, a core each
+    ):
+        try:
+            import openvino
+        except ImportError:
+            raise _extra('openvino', 'openvino', 'openvino') from None
+        streams = dict(NUM_STREAMS=str(threads), INFERENCE_NUM_THREADS=str(threads), INFERENCE_PRECISION_HINT='f32')
+        try:
+            self.model = openvino.Core().compile_model(str(file), 'CPU', streams)
+        except Exception as error:
+            raise _broken(file, error) from None
+        self.own = threading.local()  # a request serves one thread at a time
+
+    def __call__(
+        self,
+        pixels: np.ndarray,  # (n, size, size, 3) uint8, RGB
+        features: bool = True,  # asked for
+    ):  # (n, classes) probabilities, and (n, features) or None, float32
+        if not hasattr(self.own, 'request'):
+            self.own.request = self.model.create_infer_request()
         found = self.own.request.infer({'pictures': pixels})
         return found['probabilities'].copy(), found['features'].copy() if features else None
 
-def _broken(file, error): return UserError(f'{file} cannot be opened ({str(error).splitlines()[0]}). Export the bundle anew.')
+
+def _broken(file, error):
+    return UserError(f'{file} cannot be opened ({str(error).splitlines()[0]}). Export the bundle anew.')
 
 # %% ../../nbs/deploy/predictor.ipynb #8e8a2077
 class _Torch:
     def __init__(self, bundle, device='cpu'):
-        try: import torch
-        except ImportError: raise _extra('PyTorch', 'onnx', 'torch') from None
+        try:
+            import torch
+        except ImportError:
+            raise _extra('PyTorch', 'onnx', 'torch') from None
         from fungi_fastai.deploy.onnx import Shipped
-        try: self.device = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error: raise UserError(f'The device {device!r} cannot be used: {str(error).splitlines()[0]}') from None
-        try: network = bundle.torch_network()
-        except UserError: raise
-        except Exception as error:   # safetensors has kinds of its own
+
+        try:
+            self.device = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f'The device {device!r} cannot be used: {str(error).splitlines()[0]}') from None
+        try:
+            network = bundle.torch_network()
+        except UserError:
+            raise
+        except Exception as error:  # safetensors has kinds of its own
             raise _broken(bundle.file('model.safetensors'), error) from None
         said = bundle.preprocessing
-        self.model = Shipped(network, said['mean'], said['std'], bundle.temperature).eval().requires_grad_(False).to(self.device)
+        self.model = (
+            Shipped(network, said['mean'], said['std'], bundle.temperature).eval().requires_grad_(False).to(self.device)
+        )
 
     def __call__(self, pixels, features):
         import torch
+
         with torch.inference_mode():
-            probs, seen = self.model(torch.from_numpy(pixels.copy()).to(self.device))   # torch wants arrays that may be written to
+            probs, seen = self.model(
+                torch.from_numpy(pixels.copy()).to(self.device)
+            )  # torch wants arrays that may be written to
             return probs.cpu().numpy(), seen.cpu().numpy() if features else None
 
     def maps(self, pixels, number):
         "Grad-CAM of one class"
         import torch
         from fungi_fastai.evaluation.evidence import class_maps
-        x = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2).float()*self.model.scale+self.model.offset
+
+        x = (
+            torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2).float() * self.model.scale
+            + self.model.offset
+        )
         return class_maps(self.model.network, x, number)
+
 
 def _one_thread():
     import torch
-    torch.set_num_threads(1)   # of the calls in this thread; the rest of the process keeps its own
+
+    torch.set_num_threads(1)  # of the calls in this thread; the rest of the process keeps its own
 
 # %% ../../nbs/deploy/predictor.ipynb #0109d915
 @dataclass(frozen=True, eq=False)
 class Prediction:
     "What a bundle says of one picture"
-    source: str               # the file, or 'picture 1' for what has no name
-    label: str                # the likeliest class
-    confidence: float         # its probability, calibrated
-    probabilities: np.ndarray = field(repr=False) # (classes,) float32, calibrated, in the order of `classes`
-    classes: tuple = field(repr=False)
-    answer: str               # the class, or 'not sure'
-    why: str                  # in words
-    set: tuple = ()           # classes left at the bundle's coverage, likeliest first; () where it has no sets, or nothing fits
-    most: int = field(default=3, repr=False) # classes that `top` gives
 
-    def top(self,
-        k:int|None=None, # classes (default: `most`)
-    ) -> list[tuple[str, float]]: # likeliest first
+    source: str  # the file, or 'picture 1' for what has no name
+    label: str  # the likeliest class
+    confidence: float  # its probability, calibrated
+    probabilities: np.ndarray = field(repr=False)  # (classes,) float32, calibrated, in the order of `classes`
+    classes: tuple = field(repr=False)
+    answer: str  # the class, or 'not sure'
+    why: str  # in words
+    set: tuple = ()  # classes left at the bundle's coverage, likeliest first; () where it has no sets, or nothing fits
+    most: int = field(default=3, repr=False)  # classes that `top` gives
+
+    def top(
+        self,
+        k: int | None = None,  # classes (default: `most`)
+    ) -> list[tuple[str, float]]:  # likeliest first
         "The likeliest classes and their probabilities"
-        order = np.argsort(-self.probabilities, kind='stable')[:self.most if k is None else k]
+        order = np.argsort(-self.probabilities, kind='stable')[: self.most if k is None else k]
         return [(self.classes[i], float(self.probabilities[i])) for i in order]
 
     def __str__(self):
         return f'{self.source}: {self.answer} ({", ".join(f"{name} {p:.0%}" for name, p in self.top())})'
 
+
 @dataclass(frozen=True)
 class Example:
     "A picture that the network was trained on"
-    label: str       # its class
-    name: str        # its place in the data
+
+    label: str  # its class
+    name: str  # its place in the data
     distance: float  # cosine distance of features: 0 the same, 1 unrelated
-    thumbnail: bytes = field(repr=False) # a small JPEG; b'' where the bundle keeps none
+    thumbnail: bytes = field(repr=False)  # a small JPEG; b'' where the bundle keeps none
 
 # %% ../../nbs/deploy/predictor.ipynb #f534becb
 class _Upload(io.BytesIO):
     "Bytes of a file; what is wrong with them is said of 'the file'"
-    def __str__(self): return 'The file'
+
+    def __str__(self):
+        return 'The file'
+
 
 def _as_source(given):
     "What `read_pixels` takes. Raises `ImageError`"
     if isinstance(given, np.ndarray):
-        if given.dtype != np.uint8 or not given.size or not (given.ndim == 2 or given.ndim == 3 and given.shape[2] in (1, 3, 4)):
-            raise ImageError(f'Expected an array (height, width, 3) of uint8, 0 to 255; this one is {given.shape} of {given.dtype}.')
+        if (
+            given.dtype != np.uint8
+            or not given.size
+            or not (given.ndim == 2 or given.ndim == 3 and given.shape[2] in (1, 3, 4))
+        ):
+            raise ImageError(
+                f'Expected an array (height, width, 3) of uint8, 0 to 255; this one is {given.shape} of {given.dtype}.'
+            )
         given = Image.fromarray(given[..., 0] if given.ndim == 3 and given.shape[2] == 1 else given)
     if isinstance(given, Image.Image):
-        if given.width*given.height > max_pixels: raise ImageError(f'The picture has {given.width}×{given.height} pixels; at most {max_pixels:,} are read.')
+        if given.width * given.height > max_pixels:
+            raise ImageError(f'The picture has {given.width}×{given.height} pixels; at most {max_pixels:,} are read.')
         return given
-    if isinstance(given, (bytes, bytearray, memoryview)): return _Upload(given)
-    if isinstance(given, (str, os.PathLike)) or hasattr(given, 'read'): return given
-    raise ImageError(f'A picture is a path, bytes, a Pillow image or an array (height, width, 3) of uint8, not {type(given).__name__}.')
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return _Upload(given)
+    if isinstance(given, (str, os.PathLike)) or hasattr(given, 'read'):
+        return given
+    raise ImageError(
+        f'A picture is a path, bytes, a Pillow image or an array (height, width, 3) of uint8, not {type(given).__name__}.'
+    )
+
 
 class Predictor:
     "An opened bundle that answers; any number of threads may ask at once"
+
     @classmethod
-    def load(cls,
-        folder:str|Path,      # of a bundle
-        backend:str='auto',   # onnx, torch, int8 or openvino; auto: onnx, or torch where there is no onnxruntime or `device` is no cpu
-        threads:int|None=None,# pictures that are read and looked at side by side (default: one a core that this process may use)
-        device:str='cpu',     # where torch computes: cpu, cuda, cuda:1, mps
+    def load(
+        cls,
+        folder: str | Path,  # of a bundle
+        backend: str = 'auto',  # onnx, torch, int8 or openvino; auto: onnx, or torch where there is no onnxruntime or `device` is no cpu
+        threads: int
+        | None = None,  # pictures that are read and looked at side by side (default: one a core that this process may use)
+        device: str = 'cpu',  # where torch computes: cpu, cuda, cuda:1, mps
     ) -> 'Predictor':
         "Open a bundle. Raises `UserError` where it is none, was changed, or lacks what the backend needs"
-        if backend not in backends: raise UserError(f'The backend is {backend!r}; expected one of {", ".join(backends)}.')
-        if threads is not None and threads < 1: raise UserError(f'threads is {threads}; expected 1 or more.')
+        if backend not in backends:
+            raise UserError(f'The backend is {backend!r}; expected one of {", ".join(backends)}.')
+        if threads is not None and threads < 1:
+            raise UserError(f'threads is {threads}; expected 1 or more.')
         return cls(Bundle.load(folder), backend, threads or _cores(), str(device))
 
     def __init__(self, bundle, backend, threads, device):
-        self.bundle, self.classes, self.fingerprint, self.threads, self.device = bundle, list(bundle.classes), bundle.fingerprint, threads, device
-        if backend == 'auto': backend = 'onnx' if device == 'cpu' and _has_onnxruntime() else 'torch'
-        if backend != 'torch' and device != 'cpu': raise UserError(f"The backend {backend} computes on the cpu; use backend='torch' for {device}.")
+        self.bundle, self.classes, self.fingerprint, self.threads, self.device = (
+            bundle,
+            list(bundle.classes),
+            bundle.fingerprint,
+            threads,
+            device,
+        )
+        if backend == 'auto':
+            backend = 'onnx' if device == 'cpu' and _has_onnxruntime() else 'torch'
+        if backend != 'torch' and device != 'cpu':
+            raise UserError(f"The backend {backend} computes on the cpu; use backend='torch' for {device}.")
         self.backend, on_gpu = backend, backend == 'torch' and device != 'cpu'
-        if backend == 'torch': self._engine = _Torch(bundle, device)
-        elif backend == 'openvino': self._engine = OpenVinoEngine(bundle.file('model.openvino.xml'), threads)
-        else: self._engine = OnnxEngine(bundle.file('model.int8.onnx' if backend == 'int8' else 'model.onnx'), 1, backend)   # a picture a thread
-        self._step, self._lock = 64 if on_gpu else 1, threading.Lock()   # pictures a call
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix='predict',
-                                        initializer=_one_thread if backend == 'torch' and not on_gpu else None)
+        if backend == 'torch':
+            self._engine = _Torch(bundle, device)
+        elif backend == 'openvino':
+            self._engine = OpenVinoEngine(bundle.file('model.openvino.xml'), threads)
+        else:
+            self._engine = OnnxEngine(
+                bundle.file('model.int8.onnx' if backend == 'int8' else 'model.onnx'), 1, backend
+            )  # a picture a thread
+        self._step, self._lock = 64 if on_gpu else 1, threading.Lock()  # pictures a call
+        self._pool = ThreadPoolExecutor(
+            threads,
+            thread_name_prefix='predict',
+            initializer=_one_thread if backend == 'torch' and not on_gpu else None,
+        )
 
-    def __repr__(self): return f'Predictor({str(self.bundle.folder)!r}, backend={self.backend!r}, {len(self.classes)} classes)'
+    def __repr__(self):
+        return f'Predictor({str(self.bundle.folder)!r}, backend={self.backend!r}, {len(self.classes)} classes)'
 
-    def read(self,
-        source, # a path, bytes, an open binary file, a Pillow image, or an array (height, width, 3) of uint8. Of the last two a probability may differ
-                # by 0.01 from that of their JPEG file, which the decoder scales down as it unpacks it
-    ) -> np.ndarray: # (size, size, 3) uint8: what the network sees
+    def read(
+        self,
+        source,  # a path, bytes, an open binary file, a Pillow image, or an array (height, width, 3) of uint8. Of the last two a probability may differ
+        # by 0.01 from that of their JPEG file, which the decoder scales down as it unpacks it
+    ) -> np.ndarray:  # (size, size, 3) uint8: what the network sees
         "A picture as validation saw its own. Raises `ImageError`, `MissingFileError`"
         size, canvas, fit = self.bundle.size, self.bundle.canvas, self.bundle.fit
         source = _as_source(source)
-        try: return square(read_pixels(source, canvas, fit), size, fit)
-        except (UserError, MemoryError): raise
-        except Exception as error: raise ImageError(f'The picture cannot be read to its end: {error}.') from None   # a Pillow image that was opened only
+        try:
+            return square(read_pixels(source, canvas, fit), size, fit)
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:
+            raise ImageError(
+                f'The picture cannot be read to its end: {error}.'
+            ) from None  # a Pillow image that was opened only
 
-    def run(self,
-        pixels:np.ndarray, # (n, size, size, 3) uint8, from `read`
-    ) -> np.ndarray:       # (n, classes) float32, calibrated probabilities
+    def run(
+        self,
+        pixels: np.ndarray,  # (n, size, size, 3) uint8, from `read`
+    ) -> np.ndarray:  # (n, classes) float32, calibrated probabilities
         "What the network says; the same for a picture alone and in any batch. Raises `UserError`"
         return self._run(pixels, False)[0]
 
-    def run_with_features(self,
-        pixels:np.ndarray, # (n, size, size, 3) uint8
-    ) -> tuple[np.ndarray, np.ndarray]: # probabilities, and (n, features) float32 for `nearest`
+    def run_with_features(
+        self,
+        pixels: np.ndarray,  # (n, size, size, 3) uint8
+    ) -> tuple[np.ndarray, np.ndarray]:  # probabilities, and (n, features) float32 for `nearest`
         "Probabilities, and what the body saw. Raises `UserError`"
         return self._run(pixels, True)
 
     def _run(self, pixels, features):
         pixels, size = np.asarray(pixels), self.bundle.size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or pixels.ndim != 4:
-            raise UserError(f'Expected pixels (n, {size}, {size}, 3) of uint8, as `read` gives them; these are {pixels.shape} of {pixels.dtype}.')
-        if not len(pixels): return np.zeros((0, len(self.classes)), np.float32), np.zeros((0, self.bundle.network.get('features') or 0), np.float32)
-        parts = [pixels[i:i+self._step] for i in range(0, len(pixels), self._step)]
-        all_of_them = map if self._step > 1 else self._pool.map   # a GPU takes one after the other
+            raise UserError(
+                f'Expected pixels (n, {size}, {size}, 3) of uint8, as `read` gives them; these are {pixels.shape} of {pixels.dtype}.'
+            )
+        if not len(pixels):
+            return np.zeros((0, len(self.classes)), np.float32), np.zeros(
+                (0, self.bundle.network.get('features') or 0), np.float32
+            )
+        parts = [pixels[i : i + self._step] for i in range(0, len(pixels), self._step)]
+        all_of_them = map if self._step > 1 else self._pool.map  # a GPU takes one after the other
         probs, seen = zip(*all_of_them(partial(self._look, features=features), parts), strict=True)
         return np.concatenate(probs), np.concatenate(seen) if features else None
 
@@ -222,30 +318,55 @@ class Predictor:
         "One call of the engine"
         probs, seen = self._engine(np.ascontiguousarray(pixels), features)
         if not np.isfinite(probs).all():
-            raise TrainingError(f'The network of {self.bundle.folder} gave no numbers ({self.backend}). Try another backend, or export it anew.')
+            raise TrainingError(
+                f'The network of {self.bundle.folder} gave no numbers ({self.backend}). Try another backend, or export it anew.'
+            )
         return probs, seen
 
-    def predict(self,
-        pictures,          # one picture, as `read` takes it, a folder, or a list of them
-        top:int|None=None, # classes that each prediction's `top()` gives (default: 3)
-    ) -> list[Prediction]: # always a list, in order
+    def predict(
+        self,
+        pictures,  # one picture, as `read` takes it, a folder, or a list of them
+        top: int | None = None,  # classes that each prediction's `top()` gives (default: 3)
+    ) -> list[Prediction]:  # always a list, in order
         "Answers. Raises `ImageError` or `MissingFileError` for the first picture that cannot be read, with its name"
         named = list(_named(pictures))
-        if self._step > 1: probs = self.run(np.stack([*self._pool.map(self.read, [p for _, p in named])])) if named else []
-        else: probs = [*self._pool.map(lambda one: self._look(self.read(one[1])[None])[0][0], named)]
-        return [Prediction(name, self.classes[p.argmax()], float(p.max()), p, tuple(self.classes), said.label, said.why, said.set, top or 3)
-                for (name, _), p, said in zip(named, probs, self.decide(probs), strict=True)]
+        if self._step > 1:
+            probs = self.run(np.stack([*self._pool.map(self.read, [p for _, p in named])])) if named else []
+        else:
+            probs = [*self._pool.map(lambda one: self._look(self.read(one[1])[None])[0][0], named)]
+        return [
+            Prediction(
+                name,
+                self.classes[p.argmax()],
+                float(p.max()),
+                p,
+                tuple(self.classes),
+                said.label,
+                said.why,
+                said.set,
+                top or 3,
+            )
+            for (name, _), p, said in zip(named, probs, self.decide(probs), strict=True)
+        ]
 
-    def classify(self,
-        paths:list, # pictures, as `read` takes them
-    ) -> tuple[np.ndarray, list[str]]: # (paths, classes) probabilities, 0 where there is an error, and for each '' or why it could not be read
+    def classify(
+        self,
+        paths: list,  # pictures, as `read` takes them
+    ) -> tuple[
+        np.ndarray, list[str]
+    ]:  # (paths, classes) probabilities, 0 where there is an error, and for each '' or why it could not be read
         "What `stream_predictions` asks of a network: a picture that cannot be read is no reason to stop"
+
         def read(path):
-            try: return self.read(path), ''
-            except (ImageError, MissingFileError) as error: return None, str(error)
+            try:
+                return self.read(path), ''
+            except (ImageError, MissingFileError) as error:
+                return None, str(error)
+
         def answer(path):
             pixels, error = read(path)
             return (self._look(pixels[None])[0][0] if pixels is not None else None), error
+
         probs = np.zeros((len(paths), len(self.classes)), np.float32)
         found = list(self._pool.map(read if self._step > 1 else answer, paths))
         good = [i for i, (value, _) in enumerate(found) if value is not None]
@@ -254,84 +375,114 @@ class Predictor:
             probs[good] = self.run(values) if self._step > 1 else values
         return probs, [error for _, error in found]
 
-    def decide(self,
-        probs:Sequence[np.ndarray], # (n, classes) from `run`
-    ) -> list: # a `Decision` for each
+    def decide(
+        self,
+        probs: Sequence[np.ndarray],  # (n, classes) from `run`
+    ) -> list:  # a `Decision` for each
         "Answers that may be 'not sure', by the bundle's threshold and sets; each picture by itself"
         from fungi_fastai.evaluation.decisions import decide
+
         threshold, sets = self.bundle.threshold, self.bundle.conformal
         return [decide(np.asarray(p)[None], self.classes, threshold=threshold, conformal=sets)[0] for p in probs]
 
-    def explain(self,
-        pixels:np.ndarray, # (n, size, size, 3) uint8
-        classes=None,      # a class, by name or number, or one a picture (default: the likeliest)
-    ) -> np.ndarray:       # (n, size, size) float32 in [0, 1]: 1 where most speaks for the class
+    def explain(
+        self,
+        pixels: np.ndarray,  # (n, size, size, 3) uint8
+        classes=None,  # a class, by name or number, or one a picture (default: the likeliest)
+    ) -> np.ndarray:  # (n, size, size) float32 in [0, 1]: 1 where most speaks for the class
         "Where the network looked (Grad-CAM). Needs PyTorch and captum, imported at the first call. Raises `UserError`"
-        asked = [classes]*len(pixels) if classes is None or isinstance(classes, (str, int, np.integer)) else list(classes)
-        if len(asked) != len(pixels): raise UserError(f'There are {len(asked)} classes for {len(pixels)} pictures; expected one, or one a picture.')
-        if any(c is None for c in asked): asked = [int(p.argmax()) if c is None else c for c, p in zip(asked, self.run(pixels), strict=True)]
+        asked = (
+            [classes] * len(pixels) if classes is None or isinstance(classes, (str, int, np.integer)) else list(classes)
+        )
+        if len(asked) != len(pixels):
+            raise UserError(
+                f'There are {len(asked)} classes for {len(pixels)} pictures; expected one, or one a picture.'
+            )
+        if any(c is None for c in asked):
+            asked = [int(p.argmax()) if c is None else c for c, p in zip(asked, self.run(pixels), strict=True)]
         numbers = [self._number(c) for c in asked]
-        with self._lock:   # hooks on the network's layers: one at a time
-            maps = [self._looker.maps(pixels[i:i+1], number)[0] for i, number in enumerate(numbers)]
+        with self._lock:  # hooks on the network's layers: one at a time
+            maps = [self._looker.maps(pixels[i : i + 1], number)[0] for i, number in enumerate(numbers)]
         return np.stack(maps) if maps else np.zeros((0, *pixels.shape[1:3]), np.float32)
 
     @cached_property
     def _looker(self):
-        self.bundle.verify()   # opened late, it has to be what was opened early
-        return _Torch(self.bundle)   # a network of its own, whatever the engine
+        self.bundle.verify()  # opened late, it has to be what was opened early
+        return _Torch(self.bundle)  # a network of its own, whatever the engine
 
     def _number(self, wanted):
-        if isinstance(wanted, str) and wanted in self.classes: return self.classes.index(wanted)
-        if not isinstance(wanted, str) and 0 <= wanted < len(self.classes): return int(wanted)
+        if isinstance(wanted, str) and wanted in self.classes:
+            return self.classes.index(wanted)
+        if not isinstance(wanted, str) and 0 <= wanted < len(self.classes):
+            return int(wanted)
         raise UserError(f'There is no class {wanted!r}. The bundle knows: {", ".join(self.classes)}.')
 
-    def nearest(self,
-        features:np.ndarray, # (features,) of one picture, from `run_with_features`
-        k:int=5,             # examples; fewer where the bundle holds fewer
-    ) -> list[Example]:      # nearest first
+    def nearest(
+        self,
+        features: np.ndarray,  # (features,) of one picture, from `run_with_features`
+        k: int = 5,  # examples; fewer where the bundle holds fewer
+    ) -> list[Example]:  # nearest first
         "Training pictures in which the network sees the same. Raises `UserError` where the bundle holds none"
         index, thumbnails = self._examples
-        return [Example(label, name, distance, thumbnails.get(name, b''))
-                for label, name, distance in index.nearest(features, k)[['label', 'name', 'distance']].itertuples(index=False)]
+        return [
+            Example(label, name, distance, thumbnails.get(name, b''))
+            for label, name, distance in index.nearest(features, k)[['label', 'name', 'distance']].itertuples(
+                index=False
+            )
+        ]
 
     @cached_property
     def _examples(self):
         "The index, and a JPEG for each name: `thumbnails` holds them one after the other, `ends` where each ends"
         from fungi_fastai.evaluation.evidence import FeatureIndex
         from safetensors.numpy import load_file
+
         file = self.bundle.file('examples.safetensors')
         self.bundle.verify()
         index, pictures = FeatureIndex.load(file), load_file(file)
-        if 'thumbnails' not in pictures: return index, {}
+        if 'thumbnails' not in pictures:
+            return index, {}
         data, ends = pictures['thumbnails'].tobytes(), pictures['ends'].tolist()
-        return index, {name: data[begin:end] for name, begin, end in zip(index.names, [0, *ends[:-1]], ends, strict=True)}
+        return index, {
+            name: data[begin:end] for name, begin, end in zip(index.names, [0, *ends[:-1]], ends, strict=True)
+        }
 
-    def check(self) -> float: # largest difference of a probability
+    def check(self) -> float:  # largest difference of a probability
         "Answer the bundle's reference pictures again, and compare with what PyTorch said when the bundle was made. Raises `UserError`"
         from safetensors.numpy import load_file
+
         known = load_file(self.bundle.file('references.safetensors'))
-        return float(np.abs(self.run(known['pixels'])-known['probabilities']).max())
+        return float(np.abs(self.run(known['pixels']) - known['probabilities']).max())
 
     def close(self):
         "Let the threads go"
         self._pool.shutdown()
+
 
 def _named(pictures):
     "(name, picture) of each"
     if isinstance(pictures, (str, os.PathLike)) and os.path.isdir(pictures):
         from fungi_fastai.data.archives import nothing_found, walk_files
         from fungi_fastai.data.images import is_image_name
+
         found = walk_files(pictures)
         files = [os.path.join(pictures, *parts) for parts in found if is_image_name(parts[-1])]
-        if not files: raise UserError(nothing_found(pictures, found))
+        if not files:
+            raise UserError(nothing_found(pictures, found))
         yield from zip(files, files, strict=True)
     elif isinstance(pictures, (list, tuple)):
         for i, one in enumerate(pictures, 1):
-            for name, picture in _named(one): yield (f'picture {i}' if name == 'picture 1' else name), picture
-    else: yield (str(pictures) if isinstance(pictures, (str, os.PathLike)) else 'picture 1'), pictures
+            for name, picture in _named(one):
+                yield (f'picture {i}' if name == 'picture 1' else name), picture
+    else:
+        yield (str(pictures) if isinstance(pictures, (str, os.PathLike)) else 'picture 1'), pictures
 
-def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
 
 def _has_onnxruntime():
     from importlib.util import find_spec
+
     return find_spec('onnxruntime') is not None

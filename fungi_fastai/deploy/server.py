@@ -39,11 +39,13 @@ from ..settings import UserError
 # %% ../../nbs/deploy/server.ipynb #cc5f79b0
 class Refused(UserError):
     "A request or a file that is not answered. `.status`: of HTTP; `.headers`: to send with it"
-    def __init__(self, status:int, why:str, **headers):
+
+    def __init__(self, status: int, why: str, **headers):
         super().__init__(why)
         self.status, self.headers = status, headers
 
-statuses = {   # what /predict may answer, and what it means; the API's documentation and the page /docs say it in these words
+
+statuses = {  # what /predict may answer, and what it means; the API's documentation and the page /docs say it in these words
     200: 'At least one file is answered. A file that is not holds `error` and `status` in place of its label.',
     400: 'The form cannot be read, or it has no field `files`.',
     401: 'An API key is asked for, and the one sent is missing or wrong.',
@@ -53,159 +55,257 @@ statuses = {   # what /predict may answer, and what it means; the API's document
     422: 'An empty or damaged picture; files that fail for different reasons; or a parameter that makes no sense.',
     500: 'A fault of the server. Its log says more.',
     503: 'Busy or stopping: nothing was done. Come again after `Retry-After` seconds.',
-    504: 'No answer in time.'}
+    504: 'No answer in time.',
+}
 
 _named = 'JPEG, PNG, WebP, TIFF, GIF, BMP or PPM'
-_light = ('1', 'L', 'P', 'RGB', 'CMYK', 'YCbCr')   # at most four bytes a pixel, and at most two copies
-_most_scans = 100   # of a progressive JPEG: each is a walk over all pixels, and 10 KB can ask for thousands
+_light = ('1', 'L', 'P', 'RGB', 'CMYK', 'YCbCr')  # at most four bytes a pixel, and at most two copies
+_most_scans = 100  # of a progressive JPEG: each is a walk over all pixels, and 10 KB can ask for thousands
 
 # %% ../../nbs/deploy/server.ipynb #e5786366
 @dataclass
 class Upload:
     "A file as it was sent"
-    name: str|None=None     # as the client calls it
-    kind: str = ''          # content type, lower case; '' where none was given
+
+    name: str | None = None  # as the client calls it
+    kind: str = ''  # content type, lower case; '' where none was given
     data: bytearray = field(default_factory=bytearray, repr=False)
-    size: int = 0           # bytes that were sent; `data` is emptied where they are too many
-    pixels: np.ndarray|None = field(default=None, repr=False) # (size, size, 3) uint8, once it has been read
+    size: int = 0  # bytes that were sent; `data` is emptied where they are too many
+    pixels: np.ndarray | None = field(default=None, repr=False)  # (size, size, 3) uint8, once it has been read
+
 
 class _Content(io.BytesIO):
     "Bytes for Pillow, some of whose decoders look for the next part byte by byte, in Python, while all other threads wait: they get so many reads"
+
     left = 30_000
-    def __str__(self): return 'It'   # in what is wrong with it
+
+    def __str__(self):
+        return 'It'  # in what is wrong with it
+
     def read(self, size=-1):
         self.left -= 1
-        if self.left < 0: raise Refused(422, 'It is damaged: it consists of too many parts, or of filling between them.')
+        if self.left < 0:
+            raise Refused(422, 'It is damaged: it consists of too many parts, or of filling between them.')
         return super().read(size)
 
+
 def read_upload(
-    file:Upload,
-    read,           # an open binary file -> (size, size, 3) uint8
-    max_bytes:int,  # a file may have
-    max_pixels:int, # a picture may have; a quarter of them where it has transparency or more than 8 bits
-) -> np.ndarray:    # (size, size, 3) uint8
+    file: Upload,
+    read,  # an open binary file -> (size, size, 3) uint8
+    max_bytes: int,  # a file may have
+    max_pixels: int,  # a picture may have; a quarter of them where it has transparency or more than 8 bits
+) -> np.ndarray:  # (size, size, 3) uint8
     "Read a file that nothing is known of. Raises `Refused`"
-    if file.kind and not file.kind.startswith('image/') and file.kind not in ('application/octet-stream', 'binary/octet-stream'):
+    if (
+        file.kind
+        and not file.kind.startswith('image/')
+        and file.kind not in ('application/octet-stream', 'binary/octet-stream')
+    ):
         raise Refused(415, f'It is declared as {file.kind}, which is no picture. Send {_named}.')
-    if file.size > max_bytes: raise Refused(413, f'It has {file.size:,} bytes; at most {max_bytes:,} are read. Save it smaller.')
-    if not file.size: raise Refused(422, 'It is empty (0 bytes).')
+    if file.size > max_bytes:
+        raise Refused(413, f'It has {file.size:,} bytes; at most {max_bytes:,} are read. Save it smaller.')
+    if not file.size:
+        raise Refused(422, 'It is empty (0 bytes).')
     data = bytes(file.data)
-    if data[:2] in (b'P1', b'P2', b'P3'): raise Refused(415, f'It is a picture written as text. Send {_named}.')   # Pillow reads it in Python
+    if data[:2] in (b'P1', b'P2', b'P3'):
+        raise Refused(415, f'It is a picture written as text. Send {_named}.')  # Pillow reads it in Python
     content = _Content(data)
     try:
-        with Image.open(content, formats=formats) as image: (width, height), kind, mode, info = image.size, image.format, image.mode, image.info
-    except UserError: raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning): raise Refused(413, _too_many(max_pixels)) from None
-    except UnidentifiedImageError: raise Refused(415, f"It is not a picture{_heif(data)}. Send {_named}.") from None
-    except Exception as error: raise Refused(422, f'It is cut short or damaged: {error}.') from None   # a broken file can make Pillow raise anything
-    if heavy := mode not in _light or 'transparency' in info: max_pixels //= 4
-    if width*height > max_pixels: raise Refused(413, f'It unpacks to {width}×{height} pixels{f" of {mode}" if heavy else ""}. {_too_many(max_pixels)}')
-    if kind in ('JPEG', 'MPO') and data.count(b'\xff\xda') > _most_scans: raise Refused(422, f'It has more than {_most_scans} scans. Save it as a plain JPEG.')
+        with Image.open(content, formats=formats) as image:
+            (width, height), kind, mode, info = image.size, image.format, image.mode, image.info
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Refused(413, _too_many(max_pixels)) from None
+    except UnidentifiedImageError:
+        raise Refused(415, f'It is not a picture{_heif(data)}. Send {_named}.') from None
+    except Exception as error:
+        raise Refused(
+            422, f'It is cut short or damaged: {error}.'
+        ) from None  # a broken file can make Pillow raise anything
+    if heavy := mode not in _light or 'transparency' in info:
+        max_pixels //= 4
+    if width * height > max_pixels:
+        raise Refused(
+            413, f'It unpacks to {width}×{height} pixels{f" of {mode}" if heavy else ""}. {_too_many(max_pixels)}'
+        )
+    if kind in ('JPEG', 'MPO') and data.count(b'\xff\xda') > _most_scans:
+        raise Refused(422, f'It has more than {_most_scans} scans. Save it as a plain JPEG.')
     content.seek(0)
-    try: return read(content)
-    except ImageError as error: raise Refused(422, str(error)) from None
+    try:
+        return read(content)
+    except ImageError as error:
+        raise Refused(422, str(error)) from None
 
-def _too_many(most): return f'At most {most:,} pixels are read. Save it smaller.'
+
+def _too_many(most):
+    return f'At most {most:,} pixels are read. Save it smaller.'
+
 
 def _heif(data):
-    return ' in a format that is read here'+(', but HEIC or AVIF (on an iPhone: Settings, Camera, Formats, Most Compatible)' if data[4:8] == b'ftyp' else '')
+    return ' in a format that is read here' + (
+        ', but HEIC or AVIF (on an iPhone: Settings, Camera, Formats, Most Compatible)' if data[4:8] == b'ftyp' else ''
+    )
 
 # %% ../../nbs/deploy/server.ipynb #2849aa24
 @dataclass(frozen=True)
 class Limits:
     "What a server accepts"
-    max_bytes: int = 2**24     # of a file: 16 MiB
-    max_pixels: int = 50_000_000 # of a picture, before anything is unpacked: a photo of 50 megapixels takes 200 to 400 MB then
-    max_files: int = 64        # of a request
-    max_memory: int = 2**28    # bytes that uploads in flight may hold together, 256 MiB; a request may hold a quarter
-    places: int = 256          # pictures that may be waiting, being read or in the network
-    timeout: float = 30.       # seconds for an upload, and again for its answer
+
+    max_bytes: int = 2**24  # of a file: 16 MiB
+    max_pixels: int = (
+        50_000_000  # of a picture, before anything is unpacked: a photo of 50 megapixels takes 200 to 400 MB then
+    )
+    max_files: int = 64  # of a request
+    max_memory: int = 2**28  # bytes that uploads in flight may hold together, 256 MiB; a request may hold a quarter
+    places: int = 256  # pictures that may be waiting, being read or in the network
+    timeout: float = 30.0  # seconds for an upload, and again for its answer
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if not value > 0: raise UserError(f'{name} is {value!r}; expected a number above 0.')
+            if not value > 0:
+                raise UserError(f'{name} is {value!r}; expected a number above 0.')
         if self.max_files > self.places:
-            raise UserError(f'A request may hold {self.max_files} files but there are {self.places} places. Raise places, or lower max_files.')
-        if self.max_bytes > self.max_memory//4:
-            raise UserError(f'max_bytes is {self.max_bytes:,}; at most a quarter of max_memory ({self.max_memory:,}) can be received in one request.')
+            raise UserError(
+                f'A request may hold {self.max_files} files but there are {self.places} places. Raise places, or lower max_files.'
+            )
+        if self.max_bytes > self.max_memory // 4:
+            raise UserError(
+                f'max_bytes is {self.max_bytes:,}; at most a quarter of max_memory ({self.max_memory:,}) can be received in one request.'
+            )
+
 
 class _Body:
     "A request's files, gathered while they arrive"
+
     def __init__(self, limits, held):
         self.limits, self.held, self.received, self.files, self.fields = limits, held, 0, [], []
 
     async def files_of(self, request):
         "Raises `Refused`"
         kind, options = _options(request.headers.get('content-type', ''))
-        self.most = self.limits.max_memory//4
-        if (length := request.headers.get('content-length', '')).isdigit() and int(length) > self.most: self._too_much()
-        if kind == 'multipart/form-data': await self._read_form(request, options)
+        self.most = self.limits.max_memory // 4
+        if (length := request.headers.get('content-length', '')).isdigit() and int(length) > self.most:
+            self._too_much()
+        if kind == 'multipart/form-data':
+            await self._read_form(request, options)
         elif kind.startswith('image/') or kind == 'application/octet-stream':
             file = Upload(None, kind)
-            async for chunk in self._chunks(request): self._add(file, chunk)
+            async for chunk in self._chunks(request):
+                self._add(file, chunk)
             self.files.append(file)
-        else: raise Refused(415, f"The content type is {kind or 'missing'}. Send multipart/form-data with the field files (curl -F files=@photo.jpg), "
-                                 'or one picture as the body, as image/jpeg (curl -H "content-type: image/jpeg" --data-binary @photo.jpg).')
+        else:
+            raise Refused(
+                415,
+                f'The content type is {kind or "missing"}. Send multipart/form-data with the field files (curl -F files=@photo.jpg), '
+                'or one picture as the body, as image/jpeg (curl -H "content-type: image/jpeg" --data-binary @photo.jpg).',
+            )
         if not self.files:
-            raise Refused(400, 'The form has no file in the field `files`. '+(f"It has: {', '.join(self.fields[:5])}." if self.fields else 'It is empty.'))
+            raise Refused(
+                400,
+                'The form has no file in the field `files`. '
+                + (f'It has: {", ".join(self.fields[:5])}.' if self.fields else 'It is empty.'),
+            )
         return self.files
 
     async def _chunks(self, request):
         async for chunk in request.stream():
             self.received += len(chunk)
             self.held.bytes += len(chunk)
-            if self.received > self.most: self._too_much()
+            if self.received > self.most:
+                self._too_much()
             if self.held.bytes > self.limits.max_memory:
-                raise Refused(503, f'Uploads in flight hold {self.limits.max_memory:,} bytes, which is all they may. Try again later.', **{'Retry-After': '1'})
+                raise Refused(
+                    503,
+                    f'Uploads in flight hold {self.limits.max_memory:,} bytes, which is all they may. Try again later.',
+                    **{'Retry-After': '1'},
+                )
             yield chunk
 
-    def _too_much(self): raise Refused(413, f'The request is larger than {self.most:,} bytes; no more is accepted at once. Send fewer or smaller files.')
+    def _too_much(self):
+        raise Refused(
+            413,
+            f'The request is larger than {self.most:,} bytes; no more is accepted at once. Send fewer or smaller files.',
+        )
 
     def _add(self, file, data):
         file.size += len(data)
-        if file.size <= self.limits.max_bytes: file.data += data
-        else: file.data = bytearray()   # `read_upload` says why
+        if file.size <= self.limits.max_bytes:
+            file.data += data
+        else:
+            file.data = bytearray()  # `read_upload` says why
 
     async def _read_form(self, request, options):
         from python_multipart.exceptions import FormParserError
         from python_multipart.multipart import MultipartParser
+
         file, header, headers, ended = None, bytearray(), {}, False
 
         def on_part_begin():
             nonlocal file
             file = None
             headers.clear()
-        def on_header_field(data, start, end): header.extend(data[start:end])
+
+        def on_header_field(data, start, end):
+            header.extend(data[start:end])
+
         def on_header_value(data, start, end):
-            if header: headers[name := bytes(header).lower()] = b''; headers['last'] = name; header.clear()
+            if header:
+                headers[name := bytes(header).lower()] = b''
+                headers['last'] = name
+                header.clear()
             headers[headers['last']] += data[start:end]
+
         def on_headers_finished():
             nonlocal file
             _, said = _options(headers.get(b'content-disposition', b''))
             name = said.get('name', '')
             if name != 'files':
-                if len(self.fields) == 100: raise Refused(413, 'The form has more than 100 other fields.')
+                if len(self.fields) == 100:
+                    raise Refused(413, 'The form has more than 100 other fields.')
                 self.fields.append(name[:50] or '(no name)')
             elif len(self.files) == self.limits.max_files:
                 raise Refused(413, f'There are more than {self.limits.max_files} files. Send them in several requests.')
             else:
-                file = Upload(said.get('filename', '')[:300] or None, _options(headers.get(b'content-type', b''))[0][:100])
+                file = Upload(
+                    said.get('filename', '')[:300] or None, _options(headers.get(b'content-type', b''))[0][:100]
+                )
                 self.files.append(file)
+
         def on_part_data(data, start, end):
-            if file is not None: self._add(file, data[start:end])
+            if file is not None:
+                self._add(file, data[start:end])
+
         def on_end():
             nonlocal ended
             ended = True
 
         try:
-            parser = MultipartParser(options.get('boundary', ''), {f.__name__: f for f in (
-                on_part_begin, on_header_field, on_header_value, on_headers_finished, on_part_data, on_end)})
-            async for chunk in self._chunks(request): parser.write(chunk)
-        except FormParserError as error: raise Refused(400, f'The form cannot be read: {error}') from None
-        if not ended: raise Refused(400, 'The form breaks off before its end.')
+            parser = MultipartParser(
+                options.get('boundary', ''),
+                {
+                    f.__name__: f
+                    for f in (
+                        on_part_begin,
+                        on_header_field,
+                        on_header_value,
+                        on_headers_finished,
+                        on_part_data,
+                        on_end,
+                    )
+                },
+            )
+            async for chunk in self._chunks(request):
+                parser.write(chunk)
+        except FormParserError as error:
+            raise Refused(400, f'The form cannot be read: {error}') from None
+        if not ended:
+            raise Refused(400, 'The form breaks off before its end.')
+
 
 def _options(header):
     from python_multipart.multipart import parse_options_header
+
     kind, options = parse_options_header(header)
     text = lambda value: value.decode('utf8', 'replace')
     return text(kind).lower(), {text(k): text(v) for k, v in options.items()}
@@ -213,9 +313,11 @@ def _options(header):
 # %% ../../nbs/deploy/server.ipynb #2325c41c
 class BundleWatch:
     "Notices when the files of a bundle are no longer those that were opened"
-    def __init__(self,
-        folder:str|Path,
-        verify=None, # reads the files and raises `UserError` where one is wrong; set when the bundle has been opened
+
+    def __init__(
+        self,
+        folder: str | Path,
+        verify=None,  # reads the files and raises `UserError` where one is wrong; set when the bundle has been opened
     ):
         self.folder, self.verify, self.problem, self._lock = Path(folder), verify, '', threading.Lock()
         self._stamp = self._look()
@@ -224,18 +326,21 @@ class BundleWatch:
         found = {}
         try:
             for entry in os.scandir(self.folder):
-                if entry.is_file(): found[entry.name] = (s := entry.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
-        except OSError: pass   # no folder, no files
+                if entry.is_file():
+                    found[entry.name] = (s := entry.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
+        except OSError:
+            pass  # no folder, no files
         return found
 
-    def check(self) -> str: # '' or what is wrong, in words
+    def check(self) -> str:  # '' or what is wrong, in words
         "Cheap where nothing was touched"
         with self._lock:
             if (stamp := self._look()) != self._stamp:
                 try:
                     self.verify()
                     self.problem = ''
-                except (UserError, OSError) as error: self.problem = str(error)
+                except (UserError, OSError) as error:
+                    self.problem = str(error)
                 self._stamp = stamp
         return self.problem
 
@@ -243,87 +348,136 @@ class BundleWatch:
 class _Numbers:
     def __init__(self, batcher, model, is_ready):
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         made = dict(registry=self.registry)
-        fast = (.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30)
+        fast = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
         self.requests = Counter('fungi_requests', 'Requests', ['path', 'status'], **made)
-        self.seconds = Histogram('fungi_request_seconds', 'From the request to its answer', ['path'], buckets=fast, **made)
+        self.seconds = Histogram(
+            'fungi_request_seconds', 'From the request to its answer', ['path'], buckets=fast, **made
+        )
         self.pictures = Counter('fungi_pictures', 'Files of requests, by what became of them', ['status'], **made)
-        self.stages = {k: Histogram(f'fungi_{k}_seconds', what, buckets=fast, **made) for k, what in dict(
-            read='Reading and scaling a picture', run='The network, a batch').items()}
-        self.batch = Histogram('fungi_batch_pictures', 'Pictures that the network was given together', buckets=(1, 2, 4, 8, 16, 32, 64), **made)
-        Gauge('fungi_places_taken', 'Pictures waiting, being read or in the network', **made).set_function(lambda: batcher.taken)
+        self.stages = {
+            k: Histogram(f'fungi_{k}_seconds', what, buckets=fast, **made)
+            for k, what in dict(read='Reading and scaling a picture', run='The network, a batch').items()
+        }
+        self.batch = Histogram(
+            'fungi_batch_pictures',
+            'Pictures that the network was given together',
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            **made,
+        )
+        Gauge('fungi_places_taken', 'Pictures waiting, being read or in the network', **made).set_function(
+            lambda: batcher.taken
+        )
         Gauge('fungi_places', 'Pictures that may be so', **made).set(batcher.places)
         Gauge('fungi_ready', '1 where /ready says 200', **made).set_function(lambda: is_ready())
         Info('fungi_model', 'What is served', **made).info(model)
 
     def seen(self, stage, seconds, pictures):
         self.stages[stage].observe(seconds)
-        if stage == 'run': self.batch.observe(pictures)
+        if stage == 'run':
+            self.batch.observe(pictures)
 
 # %% ../../nbs/deploy/server.ipynb #6bb0ec89
 _open_paths = ('/health', '/ready')
 _paths = ('/predict', '/classes', '/health', '/ready', '/metrics', '/docs', '/openapi.json')
 
+
 def _keys(headers):
     "The keys that a request holds"
     sent = dict(headers)
-    if key := sent.get(b'x-api-key'): yield key
+    if key := sent.get(b'x-api-key'):
+        yield key
     scheme, _, value = sent.get(b'authorization', b'').partition(b' ')
-    if scheme.lower() == b'bearer': yield value.strip()
+    if scheme.lower() == b'bearer':
+        yield value.strip()
     if scheme.lower() == b'basic':
-        try: yield base64.b64decode(value, validate=True).partition(b':')[2]
-        except ValueError: pass
+        try:
+            yield base64.b64decode(value, validate=True).partition(b':')[2]
+        except ValueError:
+            pass
+
 
 class _Door:
     "ASGI middleware: counts and times requests, and asks for the key. Plain functions, since it is passed by every request"
+
     def __init__(self, app, numbers, api_key):
         digest = lambda key: hashlib.sha256(key).digest()
         self.app, self.numbers = app, numbers
-        self.allowed = lambda headers: not api_key or any(hmac.compare_digest(digest(k), digest(api_key.encode())) for k in _keys(headers))
+        self.allowed = lambda headers: (
+            not api_key or any(hmac.compare_digest(digest(k), digest(api_key.encode())) for k in _keys(headers))
+        )
 
     async def __call__(self, scope, receive, send):
-        if scope['type'] == 'lifespan': return await self.app(scope, receive, send)
+        if scope['type'] == 'lifespan':
+            return await self.app(scope, receive, send)
         path, began, status = scope['path'], time.perf_counter(), 500
         if not (path in _open_paths or self.allowed(scope['headers'])):
-            if scope['type'] == 'websocket': return await send({'type': 'websocket.close', 'code': 1008})
-            app = _answer(401, error='This server asks for a key: send it as X-API-Key.', **{'WWW-Authenticate': 'Basic realm="fungi", charset="UTF-8"'})
-        else: app = self.app
+            if scope['type'] == 'websocket':
+                return await send({'type': 'websocket.close', 'code': 1008})
+            app = _answer(
+                401,
+                error='This server asks for a key: send it as X-API-Key.',
+                **{'WWW-Authenticate': 'Basic realm="fungi", charset="UTF-8"'},
+            )
+        else:
+            app = self.app
+
         async def note(message):
             nonlocal status
-            if message['type'] == 'http.response.start': status = message['status']
+            if message['type'] == 'http.response.start':
+                status = message['status']
             await send(message)
-        try: await app(scope, receive, note)
+
+        try:
+            await app(scope, receive, note)
         finally:
             if scope['type'] == 'http':
                 path = path if path in _paths else 'page'
                 self.numbers.requests.labels(path, str(status)).inc()
-                self.numbers.seconds.labels(path).observe(time.perf_counter()-began)
+                self.numbers.seconds.labels(path).observe(time.perf_counter() - began)
+
 
 def _answer(status, content=None, /, error='', **headers):
     from starlette.responses import Response
+
     content = dict(error=error) if content is None else content
-    return Response(json.dumps(content, ensure_ascii=False).encode(), status, {'X-Content-Type-Options': 'nosniff', **headers}, 'application/json')
+    return Response(
+        json.dumps(content, ensure_ascii=False).encode(),
+        status,
+        {'X-Content-Type-Options': 'nosniff', **headers},
+        'application/json',
+    )
 
 # %% ../../nbs/deploy/server.ipynb #6f82f598
 def need_server_packages():
     "Raises `UserError` where a package is missing that serving needs"
-    if missing := [name for module, name in dict(fastapi='fastapi', uvicorn='uvicorn', python_multipart='python-multipart',
-                                                prometheus_client='prometheus-client').items() if find_spec(module) is None]:
+    if missing := [
+        name
+        for module, name in dict(
+            fastapi='fastapi',
+            uvicorn='uvicorn',
+            python_multipart='python-multipart',
+            prometheus_client='prometheus-client',
+        ).items()
+        if find_spec(module) is None
+    ]:
         raise UserError(f"Serving needs {', '.join(missing)}. Install with: pip install 'fungi_fastai[serve]'")
 
+
 def make_app(
-    bundle,               # a bundle's folder, or a `Predictor`
+    bundle,  # a bundle's folder, or a `Predictor`
     *,
-    backend:str='auto',   # auto, onnx, torch, int8 or openvino
-    max_batch:int=16,     # pictures at most that the network is given together
-    max_wait:float=.01,   # seconds at most that a picture waits for others that are being read
-    limits:Limits=Limits(),
-    api_key:str|None=None,# that requests must send (default: none is asked for)
-    page:bool=True,       # the page for people at /, where gradio is installed
-    check_every:float=10.,# seconds between looks at the bundle's files
-):                        # FastAPI; `.state.stopping = True` makes it say so at /ready
+    backend: str = 'auto',  # auto, onnx, torch, int8 or openvino
+    max_batch: int = 16,  # pictures at most that the network is given together
+    max_wait: float = 0.01,  # seconds at most that a picture waits for others that are being read
+    limits: Limits = Limits(),
+    api_key: str | None = None,  # that requests must send (default: none is asked for)
+    page: bool = True,  # the page for people at /, where gradio is installed
+    check_every: float = 10.0,  # seconds between looks at the bundle's files
+):  # FastAPI; `.state.stopping = True` makes it say so at /ready
     "A bundle as a web application. Raises `UserError`"
     need_server_packages()
     from fastapi import FastAPI, Query, Request
@@ -332,23 +486,32 @@ def make_app(
     from starlette.responses import RedirectResponse, Response
     from starlette.requests import ClientDisconnect
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-    if max_batch < 1 or max_wait < 0: raise UserError(f'max_batch is {max_batch} and max_wait {max_wait}; expected at least 1 and 0.')
-    if api_key is not None and not api_key.strip(): raise UserError('The API key is empty. Give one, or leave it out.')
+
+    if max_batch < 1 or max_wait < 0:
+        raise UserError(f'max_batch is {max_batch} and max_wait {max_wait}; expected at least 1 and 0.')
+    if api_key is not None and not api_key.strip():
+        raise UserError('The API key is empty. Give one, or leave it out.')
     if isinstance(bundle, (str, Path)):
         from fungi_fastai.deploy.predictor import Predictor
-        watch = BundleWatch(bundle)   # before it is opened: nothing may slip in between
+
+        watch = BundleWatch(bundle)  # before it is opened: nothing may slip in between
         predictor = Predictor.load(bundle, backend=backend)
         watch.verify = predictor.bundle.verify
     else:
         predictor = bundle
-        watch = BundleWatch(predictor.bundle.folder, predictor.bundle.verify) if hasattr(predictor.bundle, 'folder') else None
-    logging.getLogger('python_multipart').setLevel(logging.CRITICAL)   # a bad form is the client's affair, who is told
+        watch = (
+            BundleWatch(predictor.bundle.folder, predictor.bundle.verify)
+            if hasattr(predictor.bundle, 'folder')
+            else None
+        )
+    logging.getLogger('python_multipart').setLevel(logging.CRITICAL)  # a bad form is the client's affair, who is told
     classes, fingerprint = list(predictor.classes), predictor.fingerprint
     model = dict(name=predictor.bundle.name, fingerprint=fingerprint)
     held = Held()
 
     def trouble():
-        if app.state.stopping: return 'The server is stopping.'
+        if app.state.stopping:
+            return 'The server is stopping.'
         return watch.check() if watch else ''
 
     @asynccontextmanager
@@ -364,119 +527,209 @@ def make_app(
             await asyncio.sleep(check_every)
             problem = await asyncio.to_thread(watch.check) if watch else ''
             if problem != said:
-                print(f'{problem} Until it is started anew it answers with what it has in memory.' if problem else 'The bundle is whole again.',
-                      file=sys.stderr, flush=True)
+                print(
+                    f'{problem} Until it is started anew it answers with what it has in memory.'
+                    if problem
+                    else 'The bundle is whole again.',
+                    file=sys.stderr,
+                    flush=True,
+                )
             said = problem
 
-    app = FastAPI(title=f"{model['name']} — fungi_fastai", version=fingerprint[:12], docs_url=None, redoc_url=None, lifespan=lifespan,
-                  description='Classifies photos. Every answer is JSON; one that is an error says why in `error`.')
+    app = FastAPI(
+        title=f'{model["name"]} — fungi_fastai',
+        version=fingerprint[:12],
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        description='Classifies photos. Every answer is JSON; one that is an error says why in `error`.',
+    )
     app.state.stopping = False
 
     def read(file):
         file.pixels = read_upload(file, predictor.read, limits.max_bytes, limits.max_pixels)
         return file.pixels
+
     batcher = Batcher(read, predictor.run, limits.places, max_batch, max_wait, seen=lambda *what: numbers.seen(*what))
-    numbers = _Numbers(batcher, model | dict(classes=str(len(classes)), backend=str(getattr(predictor, 'backend', ''))), lambda: not trouble())
+    numbers = _Numbers(
+        batcher,
+        model | dict(classes=str(len(classes)), backend=str(getattr(predictor, 'backend', ''))),
+        lambda: not trouble(),
+    )
     app.state.batcher, app.state.predictor = batcher, predictor
 
     async def answered(request):
         "A request's files, and for each its probabilities or the `Refused` that stands in for them"
-        batcher.check()   # before anything is read
+        batcher.check()  # before anything is read
         body = _Body(limits, held)
         try:
             try:
-                async with asyncio.timeout(limits.timeout): files = await body.files_of(request)
-            except TimeoutError: raise Refused(408, f'The upload took more than {limits.timeout:g} s.') from None
+                async with asyncio.timeout(limits.timeout):
+                    files = await body.files_of(request)
+            except TimeoutError:
+                raise Refused(408, f'The upload took more than {limits.timeout:g} s.') from None
             waiting = [asyncio.wrap_future(f) for f in batcher.submit(files)]
             await asyncio.wait(waiting, timeout=limits.timeout)
             return files, [_outcome(f, limits.timeout) for f in waiting]
         finally:
             held.bytes -= body.received
-            for file in body.files: file.data = bytearray()   # it may still wait to be read, though nobody waits for it
+            for file in body.files:
+                file.data = bytearray()  # it may still wait to be read, though nobody waits for it
 
-    async def predict(request:Request, top:int=Query(5, ge=1, description='how many of the likeliest classes each answer lists')):
+    async def predict(
+        request: Request, top: int = Query(5, ge=1, description='how many of the likeliest classes each answer lists')
+    ):
         "Classify one or several pictures"
         files, outcomes = await answered(request)
         results = _results(predictor, files, outcomes, top)
-        for result in results: numbers.pictures.labels(str(result.get('status', 200))).inc()
+        for result in results:
+            numbers.pictures.labels(str(result.get('status', 200))).inc()
         failed = {r.get('status', 200) for r in results}
         status = 200 if 200 in failed else failed.pop() if len(failed) == 1 else 422
-        extra = {} if status == 200 else dict(error=results[0]['error'] if len(results) == 1 else 'No file could be answered; each result says why.')
+        extra = (
+            {}
+            if status == 200
+            else dict(
+                error=results[0]['error'] if len(results) == 1 else 'No file could be answered; each result says why.'
+            )
+        )
         return _answer(status, extra | dict(model=model, results=results))
 
     def ready():
         "Whether it wants to be sent requests"
-        if problem := trouble(): return _answer(503, dict(ready=False, model=model, error=problem), **{'Retry-After': '10'})
+        if problem := trouble():
+            return _answer(503, dict(ready=False, model=model, error=problem), **{'Retry-After': '10'})
         return _answer(200, dict(ready=True, model=model))
+
     async def health():
         "Whether the process is alive"
         return _answer(200, dict(healthy=True))
+
     async def list_classes():
         "What it can tell apart, in the order of the probabilities"
         return _answer(200, dict(model=model, classes=classes))
+
     def metrics():
         "Numbers for Prometheus"
         return Response(generate_latest(numbers.registry), media_type=CONTENT_TYPE_LATEST)
+
     async def docs():
         "This page"
-        return Response(docs_page(app.openapi(), model), media_type='text/html', headers={
-            'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"})
+        return Response(
+            docs_page(app.openapi(), model),
+            media_type='text/html',
+            headers={
+                'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+            },
+        )
 
-    app.add_api_route('/predict', predict, methods=['POST'], response_class=Response, responses=_documented(model), openapi_extra=_request_body)
-    for path, function, what in (('/classes', list_classes, {}), ('/health', health, {}), ('/metrics', metrics, {}),
-                                 ('/ready', ready, {503: dict(description='Stopping, or a file of the bundle was changed. `error` says which.')})):
+    app.add_api_route(
+        '/predict',
+        predict,
+        methods=['POST'],
+        response_class=Response,
+        responses=_documented(model),
+        openapi_extra=_request_body,
+    )
+    for path, function, what in (
+        ('/classes', list_classes, {}),
+        ('/health', health, {}),
+        ('/metrics', metrics, {}),
+        (
+            '/ready',
+            ready,
+            {503: dict(description='Stopping, or a file of the bundle was changed. `error` says which.')},
+        ),
+    ):
         asked = {} if path in _open_paths else {401: dict(description=statuses[401])}
-        app.add_api_route(path, function, response_class=Response, responses={200: dict(description=function.__doc__)} | what | asked)
+        app.add_api_route(
+            path, function, response_class=Response, responses={200: dict(description=function.__doc__)} | what | asked
+        )
     app.add_api_route('/docs', docs, include_in_schema=False)
 
     @app.exception_handler(Refused)
-    async def refused(request, error): return _answer(error.status, error=str(error), **error.headers)
+    async def refused(request, error):
+        return _answer(error.status, error=str(error), **error.headers)
+
     @app.exception_handler(Busy)
-    async def busy(request, error): return _answer(503, error=str(error), **{'Retry-After': str(error.retry_after)})
+    async def busy(request, error):
+        return _answer(503, error=str(error), **{'Retry-After': str(error.retry_after)})
+
     @app.exception_handler(ClientDisconnect)
-    async def gone(request, error): return _answer(400, error='The upload broke off.')   # for the numbers; nobody hears it
+    async def gone(request, error):
+        return _answer(400, error='The upload broke off.')  # for the numbers; nobody hears it
+
     @app.exception_handler(RequestValidationError)
-    async def invalid(request, error): return _answer(422, error='; '.join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors()))
+    async def invalid(request, error):
+        return _answer(422, error='; '.join(f'{e["loc"][-1]}: {e["msg"]}' for e in error.errors()))
+
     @app.exception_handler(HTTPException)
     async def http(request, error):
-        known = f"There is {request.method} on no such path. See /docs." if error.status_code in (404, 405) else str(error.detail)
+        known = (
+            f'There is {request.method} on no such path. See /docs.'
+            if error.status_code in (404, 405)
+            else str(error.detail)
+        )
         return _answer(error.status_code, error=known, **(error.headers or {}))
+
     @app.exception_handler(Exception)
-    async def fault(request, error): return _answer(500, error=statuses[500])
+    async def fault(request, error):
+        return _answer(500, error=statuses[500])
 
     app.add_middleware(_Door, numbers=numbers, api_key=api_key)
     if page and find_spec('gradio'):
         from fungi_fastai.deploy import page as pages
-        places, one_by_one = asyncio.Semaphore(8), asyncio.Lock()   # who waits for reasons, which are found one after the other
+
+        places, one_by_one = (
+            asyncio.Semaphore(8),
+            asyncio.Lock(),
+        )  # who waits for reasons, which are found one after the other
 
         async def one(request):
             (file, *_), (probs, *_) = await answered(request)
-            if isinstance(probs, Refused): raise probs
+            if isinstance(probs, Refused):
+                raise probs
             return predictor, file.pixels, probs
-        async def look(request:Request): return _answer(200, await asyncio.to_thread(pages.look, *await one(request)))
-        async def explain(request:Request):
+
+        async def look(request: Request):
+            return _answer(200, await asyncio.to_thread(pages.look, *await one(request)))
+
+        async def explain(request: Request):
             asked = await one(request)
-            if places.locked(): raise Refused(503, 'Many people ask at the moment, so there are no reasons with this answer.', **{'Retry-After': '5'})
-            async with places, one_by_one: return _answer(200, await asyncio.to_thread(pages.explain, *asked))
-        for path, function in (('/look', look), ('/explain', explain)): app.add_api_route(path, function, methods=['POST'], include_in_schema=False)
+            if places.locked():
+                raise Refused(
+                    503,
+                    'Many people ask at the moment, so there are no reasons with this answer.',
+                    **{'Retry-After': '5'},
+                )
+            async with places, one_by_one:
+                return _answer(200, await asyncio.to_thread(pages.explain, *asked))
+
+        for path, function in (('/look', look), ('/explain', explain)):
+            app.add_api_route(path, function, methods=['POST'], include_in_schema=False)
         return pages.mount_page(app, pages.make_page(predictor.bundle, limits.max_bytes))
     app.add_api_route('/', lambda: RedirectResponse('/docs'), include_in_schema=False)
     return app
 
+
 @dataclass
 class Held:
     "What uploads in flight hold in memory"
+
     bytes: int = 0
+
 
 def _outcome(future, timeout):
     "Probabilities, or the `Refused` that stands in for them"
     if not future.done():
-        future.cancel()   # it is not given to the network any more
+        future.cancel()  # it is not given to the network any more
         return Refused(504, f'There was no answer within {timeout:g} s.')
     error = future.exception()
-    if error is None or isinstance(error, Refused): return error or future.result()
+    if error is None or isinstance(error, Refused):
+        return error or future.result()
     logging.getLogger('uvicorn.error').error('A picture failed', exc_info=error)
     return Refused(500, statuses[500])
+
 
 def _results(predictor, files, outcomes, top):
     "A plain dictionary for each file"
@@ -484,92 +737,172 @@ def _results(predictor, files, outcomes, top):
     decided = iter(predictor.decide(np.stack(answered)) if answered else ())
     found = []
     for file, p in zip(files, outcomes, strict=True):
-        if isinstance(p, Refused): found.append(dict(file=file.name, error=str(p), status=p.status))
+        if isinstance(p, Refused):
+            found.append(dict(file=file.name, error=str(p), status=p.status))
         else:
             decision, order = next(decided), np.argsort(-p, kind='stable')[:top]
             likely = [dict(label=predictor.classes[i], probability=round(float(p[i]), 6)) for i in order]
-            found.append(dict(file=file.name, label=likely[0]['label'], confidence=likely[0]['probability'], answer=decision.label, why=decision.why,
-                              set=list(decision.set), top=likely))
+            found.append(
+                dict(
+                    file=file.name,
+                    label=likely[0]['label'],
+                    confidence=likely[0]['probability'],
+                    answer=decision.label,
+                    why=decision.why,
+                    set=list(decision.set),
+                    top=likely,
+                )
+            )
     return found
 
 # %% ../../nbs/deploy/server.ipynb #e562c7b3
 _text, _number = dict(type='string'), dict(type='number')
-_schema = dict(type='object', required=['model', 'results'], properties=dict(
-    model=dict(type='object', properties=dict(name=_text, fingerprint=_text)),
-    error=_text | dict(description='where no file could be answered'),
-    results=dict(type='array', description='one for each file, in the order they were sent', items=dict(type='object', required=['file'], properties=dict(
-        file=dict(type=['string', 'null'], description='its name, as it was sent'),
-        label=_text | dict(description='the likeliest class'),
-        confidence=_number | dict(description='its probability, calibrated'),
-        answer=_text | dict(description='the label, or "not sure"'),
-        why=_text | dict(description='the reason for the answer, in words'),
-        set=dict(type='array', items=_text, description='classes that are left at the wished coverage, likeliest first; empty where none were calibrated'),
-        top=dict(type='array', items=dict(type='object', properties=dict(label=_text, probability=_number))),
-        error=_text | dict(description='in place of all that: why there is no answer'),
-        status=dict(type='integer', description='with `error`: the status that the file alone would have had'))))))
+_schema = dict(
+    type='object',
+    required=['model', 'results'],
+    properties=dict(
+        model=dict(type='object', properties=dict(name=_text, fingerprint=_text)),
+        error=_text | dict(description='where no file could be answered'),
+        results=dict(
+            type='array',
+            description='one for each file, in the order they were sent',
+            items=dict(
+                type='object',
+                required=['file'],
+                properties=dict(
+                    file=dict(type=['string', 'null'], description='its name, as it was sent'),
+                    label=_text | dict(description='the likeliest class'),
+                    confidence=_number | dict(description='its probability, calibrated'),
+                    answer=_text | dict(description='the label, or "not sure"'),
+                    why=_text | dict(description='the reason for the answer, in words'),
+                    set=dict(
+                        type='array',
+                        items=_text,
+                        description='classes that are left at the wished coverage, likeliest first; empty where none were calibrated',
+                    ),
+                    top=dict(
+                        type='array', items=dict(type='object', properties=dict(label=_text, probability=_number))
+                    ),
+                    error=_text | dict(description='in place of all that: why there is no answer'),
+                    status=dict(
+                        type='integer', description='with `error`: the status that the file alone would have had'
+                    ),
+                ),
+            ),
+        ),
+    ),
+)
 _error = dict(type='object', required=['error'], properties=dict(error=_text))
 _binary = dict(schema=dict(type='string', format='binary'))
-_request_body = dict(requestBody=dict(required=True, content={
-    'multipart/form-data': dict(schema=dict(type='object', required=['files'], properties=dict(files=dict(type='array', items=_binary['schema'])))),
-    'image/*': _binary, 'application/octet-stream': _binary}))
+_request_body = dict(
+    requestBody=dict(
+        required=True,
+        content={
+            'multipart/form-data': dict(
+                schema=dict(
+                    type='object',
+                    required=['files'],
+                    properties=dict(files=dict(type='array', items=_binary['schema'])),
+                )
+            ),
+            'image/*': _binary,
+            'application/octet-stream': _binary,
+        },
+    )
+)
+
 
 def _documented(model):
-    example = dict(model=model, results=[dict(file='photo.jpg', label='a', confidence=.91, answer='a', why='The confidence is 0.91.', set=['a'],
-                                              top=[dict(label='a', probability=.91)]), dict(file='letter.txt', error='It is not a picture.', status=415)])
-    found = {status: dict(description=what, content={'application/json': dict(schema=_schema if status in (200, 413, 415, 422, 504) else _error)})
-             for status, what in statuses.items()}
+    example = dict(
+        model=model,
+        results=[
+            dict(
+                file='photo.jpg',
+                label='a',
+                confidence=0.91,
+                answer='a',
+                why='The confidence is 0.91.',
+                set=['a'],
+                top=[dict(label='a', probability=0.91)],
+            ),
+            dict(file='letter.txt', error='It is not a picture.', status=415),
+        ],
+    )
+    found = {
+        status: dict(
+            description=what,
+            content={'application/json': dict(schema=_schema if status in (200, 413, 415, 422, 504) else _error)},
+        )
+        for status, what in statuses.items()
+    }
     found[200]['content']['application/json']['example'] = example
     found[503]['headers'] = {'Retry-After': dict(description='seconds', schema=dict(type='integer'))}
     return found
 
-_style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+
+_style = """body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 code,pre{font:14px/1.5 ui-monospace,monospace;background:#f3f3f0;border-radius:4px;padding:.1em .3em}pre{padding:.8em;overflow-x:auto}
 h2{margin-top:2rem;border-top:1px solid #ddd;padding-top:1rem}td{vertical-align:top;padding:.2em .8em .2em 0}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}code,pre{background:#282828}h2{border-color:#444}}'''
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}code,pre{background:#282828}h2{border-color:#444}}"""
+
 
 def docs_page(
-    spec:dict,  # OpenAPI
-    model:dict, # name and fingerprint
-) -> str:       # HTML that needs nothing from elsewhere
+    spec: dict,  # OpenAPI
+    model: dict,  # name and fingerprint
+) -> str:  # HTML that needs nothing from elsewhere
     "The API as a page for people"
     said = html.escape
-    parts = [f"<p>Model <b>{said(model['name'])}</b>, fingerprint <code>{said(model['fingerprint'][:12])}</code>. "
-             'For programs: <a href="openapi.json">openapi.json</a>.</p>'
-             '<form action="predict" method="post" enctype="multipart/form-data"><input type="file" name="files" multiple required> '
-             '<button>Classify</button></form>'
-             '<pre>curl -F files=@photo.jpg -F files=@another.png http://HOST:PORT/predict?top=3\n'
-             'curl -H "content-type: image/jpeg" --data-binary @photo.jpg http://HOST:PORT/predict</pre>']
+    parts = [
+        f'<p>Model <b>{said(model["name"])}</b>, fingerprint <code>{said(model["fingerprint"][:12])}</code>. '
+        'For programs: <a href="openapi.json">openapi.json</a>.</p>'
+        '<form action="predict" method="post" enctype="multipart/form-data"><input type="file" name="files" multiple required> '
+        '<button>Classify</button></form>'
+        '<pre>curl -F files=@photo.jpg -F files=@another.png http://HOST:PORT/predict?top=3\n'
+        'curl -H "content-type: image/jpeg" --data-binary @photo.jpg http://HOST:PORT/predict</pre>'
+    ]
     for path, methods in spec['paths'].items():
         for method, about in methods.items():
-            rows = ''.join(f"<tr><td><code>{said(str(k))}</code></td><td>{said(v['description'])}</td></tr>" for k, v in about['responses'].items())
-            parts.append(f"<h2><code>{method.upper()} {said(path)}</code></h2><p>{said(about.get('description', ''))}</p><table>{rows}</table>")
+            rows = ''.join(
+                f'<tr><td><code>{said(str(k))}</code></td><td>{said(v["description"])}</td></tr>'
+                for k, v in about['responses'].items()
+            )
+            parts.append(
+                f'<h2><code>{method.upper()} {said(path)}</code></h2><p>{said(about.get("description", ""))}</p><table>{rows}</table>'
+            )
             if path == '/predict':
                 example = about['responses']['200']['content']['application/json']['example']
-                parts.append(f"<pre>{said(json.dumps(example, indent=2, ensure_ascii=False))}</pre>")
+                parts.append(f'<pre>{said(json.dumps(example, indent=2, ensure_ascii=False))}</pre>')
     title = said(spec['info']['title'])
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-            f"<style>{_style}</style><h1>{title}</h1><p>{said(spec['info']['description'])}</p>{''.join(parts)}</html>")
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+        f'<style>{_style}</style><h1>{title}</h1><p>{said(spec["info"]["description"])}</p>{"".join(parts)}</html>'
+    )
 
 # %% ../../nbs/deploy/server.ipynb #80f90e59
 @delegates(make_app)
 def serve(
-    bundle:str|Path,       # a bundle's folder
-    host:str='127.0.0.1',  # the address to listen at: this machine only; 0.0.0.0 for all who can reach it
-    port:int=8000,         # 0: any that is free
-    drain:float=1.,        # seconds between /ready saying 503 and no new connections
+    bundle: str | Path,  # a bundle's folder
+    host: str = '127.0.0.1',  # the address to listen at: this machine only; 0.0.0.0 for all who can reach it
+    port: int = 8000,  # 0: any that is free
+    drain: float = 1.0,  # seconds between /ready saying 503 and no new connections
     **options,
-) -> int:                  # 0
+) -> int:  # 0
     "Serve a bundle until SIGTERM or Ctrl-C; without `api_key`, FUNGI_API_KEY of the environment is asked for. Raises `UserError` where it cannot begin"
     need_server_packages()
     import uvicorn
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
     limits = options.get('limits') or Limits()
-    if options.get('api_key') is None: options['api_key'] = os.environ.get('FUNGI_API_KEY') or None
+    if options.get('api_key') is None:
+        options['api_key'] = os.environ.get('FUNGI_API_KEY') or None
 
     class Protocol(AutoHTTPProtocol):
         def connection_made(self, transport):
             super().connection_made(transport)
-            self.silent = self.loop.call_later(limits.timeout, lambda: self.cycle or transport.close())   # no request came
+            self.silent = self.loop.call_later(
+                limits.timeout, lambda: self.cycle or transport.close()
+            )  # no request came
+
         def connection_lost(self, error):
             self.silent.cancel()
             super().connection_lost(error)
@@ -577,53 +910,84 @@ def serve(
     class Server(uvicorn.Server):
         async def startup(self, sockets=None):
             await super().startup(sockets)
-            for line in _greeting(app, taken, options['api_key']): print(line, flush=True)
+            for line in _greeting(app, taken, options['api_key']):
+                print(line, flush=True)
 
         @contextmanager
-        def capture_signals(self):   # uvicorn's own would stop at once, and end the process by the signal
+        def capture_signals(self):  # uvicorn's own would stop at once, and end the process by the signal
             loop = asyncio.get_running_loop()
+
             def stop():
-                if self.should_exit: self.force_exit = True
-                elif app.state.stopping: self.should_exit = True
+                if self.should_exit:
+                    self.force_exit = True
+                elif app.state.stopping:
+                    self.should_exit = True
                 else:
                     app.state.stopping = True
                     print('Stopping: requests in flight are answered.', file=sys.stderr, flush=True)
                     loop.call_later(drain, setattr, self, 'should_exit', True)
+
             for number in (signal.SIGINT, signal.SIGTERM):
-                try: loop.add_signal_handler(number, stop)
-                except NotImplementedError: signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))   # Windows
+                try:
+                    loop.add_signal_handler(number, stop)
+                except NotImplementedError:
+                    signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))  # Windows
             yield
 
     with _listening(host, port) as taken:
         app = make_app(bundle, **options)
-        server = Server(uvicorn.Config(app, http=Protocol, log_level='warning', access_log=False, server_header=False,
-                                       timeout_graceful_shutdown=int(2*limits.timeout)+1))
-        try: server.run(sockets=[taken])
-        except OSError as error: raise _no_port(host, port, error) from None
+        server = Server(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                log_level='warning',
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(2 * limits.timeout) + 1,
+            )
+        )
+        try:
+            server.run(sockets=[taken])
+        except OSError as error:
+            raise _no_port(host, port, error) from None
     return 0
+
 
 @contextmanager
 def _listening(host, port):
     "A socket that has its port; before the model is loaded, which would be for nothing"
-    if not 0 <= port < 65536: raise UserError(f'--port is {port}; expected 0 to 65535.')
-    try: family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error: raise UserError(f'--host {host} is no address of a machine ({error.strerror}). Usual are 127.0.0.1 and 0.0.0.0.') from None
+    if not 0 <= port < 65536:
+        raise UserError(f'--port is {port}; expected 0 to 65535.')
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UserError(
+            f'--host {host} is no address of a machine ({error.strerror}). Usual are 127.0.0.1 and 0.0.0.0.'
+        ) from None
     with socket.socket(family, socket.SOCK_STREAM) as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: taken.bind(place)
-        except OSError as error: raise _no_port(host, port, error) from None
+        try:
+            taken.bind(place)
+        except OSError as error:
+            raise _no_port(host, port, error) from None
         yield taken
+
 
 def _no_port(host, port, error):
     import errno
-    what = {errno.EADDRINUSE: f'Port {port} of {host} is taken by another program. Stop that, or choose another port, with: --port {port+1}',
-            errno.EACCES: f'There is no permission for port {port}. Choose one above 1023, with: --port 8000',
-            errno.EADDRNOTAVAIL: f'This machine has no address {host}. Use --host 127.0.0.1, or 0.0.0.0 for all its addresses.'}
+
+    what = {
+        errno.EADDRINUSE: f'Port {port} of {host} is taken by another program. Stop that, or choose another port, with: --port {port + 1}',
+        errno.EACCES: f'There is no permission for port {port}. Choose one above 1023, with: --port 8000',
+        errno.EADDRNOTAVAIL: f'This machine has no address {host}. Use --host 127.0.0.1, or 0.0.0.0 for all its addresses.',
+    }
     return UserError(what.get(error.errno, f'{host}:{port} cannot be listened at: {error.strerror}.'))
+
 
 def _greeting(app, taken, api_key):
     host, port = taken.getsockname()[:2]
     model = app.state.predictor
-    yield f"Serving {model.bundle.name} ({len(model.classes)} classes, {model.fingerprint[:12]}) on http://{f'[{host}]' if ':' in host else host}:{port}"
+    yield f'Serving {model.bundle.name} ({len(model.classes)} classes, {model.fingerprint[:12]}) on http://{f"[{host}]" if ":" in host else host}:{port}'
     yield 'Its API is described at /docs. Stop with Ctrl-C.'
-    if host not in ('127.0.0.1', '::1') and not api_key: yield 'Anybody who can reach this address may ask it: there is no API key.'
+    if host not in ('127.0.0.1', '::1') and not api_key:
+        yield 'Anybody who can reach this address may ask it: there is no API key.'

@@ -23,97 +23,136 @@ from ..settings import MissingFileError, UserError, check_place, write_table
 
 # %% ../../nbs/deploy/submission.ipynb #6750d55a
 def read_sample(
-    file:str|Path,   # sample_submission.csv
-) -> pd.DataFrame:   # as text
+    file: str | Path,  # sample_submission.csv
+) -> pd.DataFrame:  # as text
     "A competition's sample submission. Raises `MissingFileError`, `UserError`"
-    if not Path(file).is_file(): raise MissingFileError(f'There is no {file}. A competition has its sample_submission.csv on its page, under Data.')
-    try: sample = pd.read_csv(file, dtype=str, keep_default_na=False, encoding='utf-8-sig')
+    if not Path(file).is_file():
+        raise MissingFileError(
+            f'There is no {file}. A competition has its sample_submission.csv on its page, under Data.'
+        )
+    try:
+        sample = pd.read_csv(file, dtype=str, keep_default_na=False, encoding='utf-8-sig')
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f'{file} cannot be read as a CSV: {error}.') from None
     if len(sample.columns) < 2 or not len(sample):
-        raise UserError(f"{file} has the columns {', '.join(sample.columns)} and {say_count(len(sample), 'row')}; expected an id and a label for each picture.")
+        raise UserError(
+            f'{file} has the columns {", ".join(sample.columns)} and {say_count(len(sample), "row")}; expected an id and a label for each picture.'
+        )
     return sample
 
+
 def find_sample(
-    folder:Path, # of the competition's data
-) -> Path|None:  # the one nearest to its root
+    folder: Path,  # of the competition's data
+) -> Path | None:  # the one nearest to its root
     "Where the sample submission lies, if there is one. Raises `UserError` where there are several"
     found = sorted((f for f in walk_files(folder) if f[-1].lower().replace('_', '') == 'samplesubmission.csv'), key=len)
     if len(found) > 1 and len(found[0]) == len(found[1]):
-        raise UserError(f"{folder} holds several sample submissions ({', '.join('/'.join(f) for f in found[:3])}). Give one: --sample FILE.")
+        raise UserError(
+            f'{folder} holds several sample submissions ({", ".join("/".join(f) for f in found[:3])}). Give one: --sample FILE.'
+        )
     return Path(folder, *found[0]) if found else None
 
 # %% ../../nbs/deploy/submission.ipynb #8fb9fb10
 def check_submission(
-    table:pd.DataFrame,   # what is to be sent
-    sample:pd.DataFrame,  # from `read_sample`
-    classes:Iterable=(),  # labels that may be in it; none: any
-    what:str='The submission',
-) -> pd.DataFrame:        # the same rows in the sample's order
+    table: pd.DataFrame,  # what is to be sent
+    sample: pd.DataFrame,  # from `read_sample`
+    classes: Iterable = (),  # labels that may be in it; none: any
+    what: str = 'The submission',
+) -> pd.DataFrame:  # the same rows in the sample's order
     "Refuse a submission with other columns, with rows missing, too many or twice, or with an unknown class. Raises `UserError`"
     if list(table.columns) != list(sample.columns):
-        raise UserError(f"{what} has the columns {', '.join(map(str, table.columns))}; expected exactly {', '.join(sample.columns)}.")
+        raise UserError(
+            f'{what} has the columns {", ".join(map(str, table.columns))}; expected exactly {", ".join(sample.columns)}.'
+        )
     key, label = sample.columns[:2]
     wanted, given = sample[key], table[key].astype(str)
     for whose, ids in (('The sample submission', wanted), (what, given)):
-        if (twice := ids[ids.duplicated()].unique()).size: raise UserError(f'{whose} has {_some(twice, key)} more than once.')
+        if (twice := ids[ids.duplicated()].unique()).size:
+            raise UserError(f'{whose} has {_some(twice, key)} more than once.')
     missing, extra = wanted[~wanted.isin(set(given))], given[~given.isin(set(wanted))]
-    if len(missing): raise UserError(f'{what} lacks {_some(missing, key)}, of {say_count(len(wanted), "row")} in the sample submission.')
-    if len(extra): raise UserError(f'{what} has {_some(extra, key)}, which the sample submission does not ask for.')
+    if len(missing):
+        raise UserError(
+            f'{what} lacks {_some(missing, key)}, of {say_count(len(wanted), "row")} in the sample submission.'
+        )
+    if len(extra):
+        raise UserError(f'{what} has {_some(extra, key)}, which the sample submission does not ask for.')
     known = set(classes)
-    if known and len(sample.columns) == 2 and (unknown := sorted(set(table[label].astype(str))-known)):
-        raise UserError(f"{what} names {_some(unknown, 'class', 'classes')}, which the competition does not know. It knows {', '.join(sorted(known))}.")
+    if known and len(sample.columns) == 2 and (unknown := sorted(set(table[label].astype(str)) - known)):
+        raise UserError(
+            f'{what} names {_some(unknown, "class", "classes")}, which the competition does not know. It knows {", ".join(sorted(known))}.'
+        )
     return table.set_index(given.to_numpy()).loc[wanted].reset_index(drop=True)
+
 
 def _some(values, noun, plural=None, most=3):
     "`2 rows (a, b)`, with the first three"
     values = list(map(str, values))
-    return f"{len(values):,} {noun if len(values) == 1 else plural or noun+'s'} ({', '.join(values[:most])}{', …' if len(values) > most else ''})"
+    return f'{len(values):,} {noun if len(values) == 1 else plural or noun + "s"} ({", ".join(values[:most])}{", …" if len(values) > most else ""})'
 
 # %% ../../nbs/deploy/submission.ipynb #496efbdf
 def spelling(
-    classes:list[str],        # as the runs know them
-    seen:Iterable[str],       # labels in the sample submission
-    labels:dict|None=None,    # class → label, where they are known; nothing is guessed then
-) -> dict[str, str]:          # class → label, for all classes
+    classes: list[str],  # as the runs know them
+    seen: Iterable[str],  # labels in the sample submission
+    labels: dict | None = None,  # class → label, where they are known; nothing is guessed then
+) -> dict[str, str]:  # class → label, for all classes
     "How a competition spells the classes. Raises `UserError` where it names one that is unknown, or two alike"
     if labels is not None:
-        if unknown := sorted(set(labels)-set(classes)): raise UserError(f"labels has {_some(unknown, 'class', 'classes')} that the runs do not know.")
+        if unknown := sorted(set(labels) - set(classes)):
+            raise UserError(f'labels has {_some(unknown, "class", "classes")} that the runs do not know.')
         found = {c: str(labels.get(c, c)) for c in classes}
     else:
         alike, seen = {}, sorted({s for s in seen if s})
-        for c in classes: alike.setdefault(_bare(c), []).append(c)
+        for c in classes:
+            alike.setdefault(_bare(c), []).append(c)
         found = {s: s for s in seen if s in classes}
         for s in seen:
-            if s not in found and len(near := alike.get(_bare(s), [])) == 1: found.setdefault(near[0], s)
+            if s not in found and len(near := alike.get(_bare(s), [])) == 1:
+                found.setdefault(near[0], s)
         if unknown := [s for s in seen if s not in found.values()]:
-            raise UserError(f"The sample submission names {_some(unknown, 'class', 'classes')}, which the runs do not know. They know "
-                            f"{', '.join(classes[:12])}{', …' if len(classes) > 12 else ''}. Say what is what: labels={{class: label}}.")
-        for old, new in ('_ ', ' _'):   # a habit that is seen, and never broken
+            raise UserError(
+                f'The sample submission names {_some(unknown, "class", "classes")}, which the runs do not know. They know '
+                f'{", ".join(classes[:12])}{", …" if len(classes) > 12 else ""}. Say what is what: labels={{class: label}}.'
+            )
+        for old, new in ('_ ', ' _'):  # a habit that is seen, and never broken
             if any(s != c and s == c.replace(old, new) for c, s in found.items()) and not any(old in s for s in seen):
                 found = {c: c.replace(old, new) for c in classes} | found
         found = {c: found.get(c, c) for c in classes}
-    if len(set(found.values())) < len(found): raise UserError(f'Two classes would be spelled alike in the submission: {found}. Give labels={{class: label}}.')
+    if len(set(found.values())) < len(found):
+        raise UserError(f'Two classes would be spelled alike in the submission: {found}. Give labels={{class: label}}.')
     return found
 
-def _bare(text): return ' '.join(text.replace('_', ' ').split()).casefold()
+
+def _bare(text):
+    return ' '.join(text.replace('_', ' ').split()).casefold()
 
 # %% ../../nbs/deploy/submission.ipynb #14dc78fc
 def _place(test, sample, recipe):
     "The test pictures (path, name) and the sample submission's file. Raises `UserError`"
     from fungi_fastai.training.recipe import source_of
+
     source = source_of(recipe) if test is None else Source.of(test)
     found = source.read(labels=False)
     unlabelled = found[found.given.eq('test') & found.label.isna()]
     if test is None and not len(unlabelled):
-        raise UserError(f'{source} has no unlabelled pictures in a folder test. Say where the pictures to be predicted are: --test FOLDER.')
+        raise UserError(
+            f'{source} has no unlabelled pictures in a folder test. Say where the pictures to be predicted are: --test FOLDER.'
+        )
     if sample is None:
-        for one in ((source,) if test is None else (source, source_of(recipe))):
-            if one.kind != 'csv' and (sample := find_sample(one.prepare())): break
-        else: raise UserError(f'{source} holds no sample_submission.csv. Say where it is: --sample FILE.')
+        for one in (source,) if test is None else (source, source_of(recipe)):
+            if one.kind != 'csv' and (sample := find_sample(one.prepare())):
+                break
+        else:
+            raise UserError(f'{source} holds no sample_submission.csv. Say where it is: --sample FILE.')
     return (unlabelled if len(unlabelled) else found)[['path', 'name']].reset_index(drop=True), Path(sample)
 
-_ways = (lambda name: name, lambda name: name.partition('/')[2], lambda name: PurePosixPath(name).name, lambda name: PurePosixPath(name).stem)
+
+_ways = (
+    lambda name: name,
+    lambda name: name.partition('/')[2],
+    lambda name: PurePosixPath(name).name,
+    lambda name: PurePosixPath(name).stem,
+)
+
 
 def _identify(names, wanted):
     "The identifier of each picture, in the way in which most of those wanted are found"
@@ -122,89 +161,122 @@ def _identify(names, wanted):
 
 # %% ../../nbs/deploy/submission.ipynb #e13ade5c
 def average(
-    probs:np.ndarray,   # (networks, images, classes)
-    weights=None,       # of each network (default: all the same)
-) -> np.ndarray:        # (images, classes)
+    probs: np.ndarray,  # (networks, images, classes)
+    weights=None,  # of each network (default: all the same)
+) -> np.ndarray:  # (images, classes)
     "The weighted mean, to the last bit the same in any order of the networks"
     weights = np.ones(len(probs)) if weights is None else np.asarray(weights, float)
-    return np.sort(probs*weights[:, None, None], axis=0).sum(0)/np.sort(weights).sum()
+    return np.sort(probs * weights[:, None, None], axis=0).sum(0) / np.sort(weights).sum()
+
 
 def _networks(runs, weights):
     "Runs, folders of runs and of cross-validations as a list of runs, with the weight of each. Raises `UserError`"
     from fungi_fastai.experiments.folds import CrossValidation
     from fungi_fastai.experiments.runs import Run
+
     runs = [runs] if isinstance(runs, (str, Path, Run, CrossValidation)) else list(runs)
-    if not runs: raise UserError('No run was given.')
-    if weights is None: weights = [None]*len(runs)
+    if not runs:
+        raise UserError('No run was given.')
+    if weights is None:
+        weights = [None] * len(runs)
     elif len(weights) != len(runs) or not all(0 <= w < np.inf for w in weights) or not sum(weights):
         raise UserError(f'weights is {weights}; expected a number of at least 0 for each of the {len(runs)} runs.')
     found = []
     for one, weight in zip(runs, weights, strict=True):
         if isinstance(one, (str, Path)):
-            one = CrossValidation(one) if (Path(one)/'folds.csv').exists() and not (Path(one)/'recipe.json').exists() else Run.load(one)
+            one = (
+                CrossValidation(one)
+                if (Path(one) / 'folds.csv').exists() and not (Path(one) / 'recipe.json').exists()
+                else Run.load(one)
+            )
         some = one.runs if isinstance(one, CrossValidation) else [one]
-        found += [(run, 1. if weight is None else weight/len(some)) for run in some]
+        found += [(run, 1.0 if weight is None else weight / len(some)) for run in some]
     places = [run.folder.resolve() for run, _ in found]
     if twice := sorted({str(run.folder) for run, _ in found if places.count(run.folder.resolve()) > 1}):
         raise UserError(f'{twice[0]} was given more than once. To let a run count for more, give weights.')
     classes = found[0][0].classes
     for run, _ in found:
         if other := set(run.classes) ^ set(classes):
-            raise UserError(f"{run.folder} and {found[0][0].folder} do not know the same classes: {_some(sorted(other), 'class', 'classes')} "
-                            "only in one of them. Runs can be averaged where all know the same.")
+            raise UserError(
+                f'{run.folder} and {found[0][0].folder} do not know the same classes: {_some(sorted(other), "class", "classes")} '
+                'only in one of them. Runs can be averaged where all know the same.'
+            )
     return [run for run, _ in found], [weight for _, weight in found]
 
 # %% ../../nbs/deploy/submission.ipynb #d1c73af2
 @dataclass(frozen=True)
 class Submission:
     "A file that was written, and how it came about"
+
     file: Path
-    table: pd.DataFrame # what is in it
-    sample: Path        # what it was held against
-    networks: int       # averaged
-    views: int          # of each picture
-    labels: dict        # class → the label in the file
-    unread: list = field(default_factory=list) # names of pictures that could not be read; they got the mean of the others
-    unsure: list = field(default_factory=list) # classes with underscores whose spelling the sample does not show
+    table: pd.DataFrame  # what is in it
+    sample: Path  # what it was held against
+    networks: int  # averaged
+    views: int  # of each picture
+    labels: dict  # class → the label in the file
+    unread: list = field(
+        default_factory=list
+    )  # names of pictures that could not be read; they got the mean of the others
+    unsure: list = field(default_factory=list)  # classes with underscores whose spelling the sample does not show
 
     @property
     def facts(self) -> dict:
         "For JSON"
         counts = self.table[self.table.columns[1]].value_counts().to_dict() if len(self.table.columns) == 2 else None
-        return dict(file=str(self.file), rows=len(self.table), sample=str(self.sample), networks=self.networks, views=self.views,
-                    respelled={c: s for c, s in self.labels.items() if c != s}, unsure=self.unsure, unread=self.unread, predicted=counts)
+        return dict(
+            file=str(self.file),
+            rows=len(self.table),
+            sample=str(self.sample),
+            networks=self.networks,
+            views=self.views,
+            respelled={c: s for c, s in self.labels.items() if c != s},
+            unsure=self.unsure,
+            unread=self.unread,
+            predicted=counts,
+        )
 
     def __str__(self):
         facts, respelled = self.facts, self.facts['respelled']
         views = f' and {self.views} views of each picture' if self.views > 1 else ''
-        lines = [f"{self.file}: {facts['rows']:,} rows in the order of {self.sample.name}, {len(self.labels)} classes, "
-                 f"from {say_count(self.networks, 'network')}{views}."]
+        lines = [
+            f'{self.file}: {facts["rows"]:,} rows in the order of {self.sample.name}, {len(self.labels)} classes, '
+            f'from {say_count(self.networks, "network")}{views}.'
+        ]
         if respelled:
             first, label = next(iter(respelled.items()))
-            more = f', and {len(respelled)-1} more likewise' if len(respelled) > 1 else ''
+            more = f', and {len(respelled) - 1} more likewise' if len(respelled) > 1 else ''
             lines.append(f'{first} is written {label!r}, as the competition spells it{more}.')
-        if self.unsure: lines.append(f"{_some(self.unsure, 'class is', 'classes are')} written as the folder is called: {self.sample.name} does not show "
-                                     "whether the competition has underscores there. Compare with its page.")
-        if self.unread: lines.append(f"{_some(self.unread, 'picture')} could not be read, and got the mean answer of the others.")
+        if self.unsure:
+            lines.append(
+                f'{_some(self.unsure, "class is", "classes are")} written as the folder is called: {self.sample.name} does not show '
+                'whether the competition has underscores there. Compare with its page.'
+            )
+        if self.unread:
+            lines.append(f'{_some(self.unread, "picture")} could not be read, and got the mean answer of the others.')
         return '\n'.join(lines)
 
     __repr__ = __str__
 
+
 def submission(
-    runs,                    # a run, or several that are averaged: folders, or opened; a cross-validation counts as its folds
-    out:str|Path,            # the .csv to write
-    test=None,               # the pictures: whatever `Source.of` takes (default: `test/` of the first run's source)
-    sample:str|Path|None=None, # sample_submission.csv (default: the one that lies with the pictures)
-    tta:bool|int|str=False,  # views of each picture that are averaged: a number; flips or True for all flips that the recipe allows
-    weights=None,            # of each run (default: all networks count the same)
-    labels:dict|None=None,   # class → label, as the competition wants it (default: read from the sample)
-    probabilities:bool=False,# write the probabilities beside it, as .parquet
-    progress:bool=True,      # show it
+    runs,  # a run, or several that are averaged: folders, or opened; a cross-validation counts as its folds
+    out: str | Path,  # the .csv to write
+    test=None,  # the pictures: whatever `Source.of` takes (default: `test/` of the first run's source)
+    sample: str | Path | None = None,  # sample_submission.csv (default: the one that lies with the pictures)
+    tta: bool
+    | int
+    | str = False,  # views of each picture that are averaged: a number; flips or True for all flips that the recipe allows
+    weights=None,  # of each run (default: all networks count the same)
+    labels: dict | None = None,  # class → label, as the competition wants it (default: read from the sample)
+    probabilities: bool = False,  # write the probabilities beside it, as .parquet
+    progress: bool = True,  # show it
 ) -> Submission:
     "Predict a competition's test pictures and write what it wants to be sent, checked. Raises `MissingFileError`, `UserError`"
     from fungi_fastai.experiments.tta import make_views, predict_tta
+
     out = Path(out)
-    if out.suffix.lower() != '.csv' or out.is_dir(): raise UserError(f'{out} should be a file that ends in .csv.')
+    if out.suffix.lower() != '.csv' or out.is_dir():
+        raise UserError(f'{out} should be a file that ends in .csv.')
     check_place(out)
     networks, weights = _networks(runs, weights)
     n = {True: 'flips', False: 1}.get(tta, tta) if isinstance(tta, bool) else tta
@@ -216,29 +288,48 @@ def submission(
     as_probabilities = len(columns) > 1
     spelled = spelling(classes, columns if as_probabilities else wanted[columns[0]], labels)
     if as_probabilities and set(columns) != set(spelled.values()):
-        raise UserError(f"{sample_file} has {len(columns)} columns beside {key}: expected one, for the class, or one for each of the {len(classes)} classes; "
-                        f"there are {_some(columns, 'column')}.")
+        raise UserError(
+            f'{sample_file} has {len(columns)} columns beside {key}: expected one, for the class, or one for each of the {len(classes)} classes; '
+            f'there are {_some(columns, "column")}.'
+        )
     ids = pd.Series(_identify(items['name'], wanted[key]))
     table = pd.DataFrame({key: ids} | {c: '' for c in columns})
-    check_submission(table, wanted, what=f"The folder of test pictures, {os.path.commonpath([os.path.dirname(p) for p in items['path']])},")   # before the work
+    check_submission(
+        table,
+        wanted,
+        what=f'The folder of test pictures, {os.path.commonpath([os.path.dirname(p) for p in items["path"]])},',
+    )  # before the work
     said, unread = [], set()
     for number, run in enumerate(networks, 1):
-        if progress and len(networks) > 1: print(f'Network {number} of {len(networks)}: {run.folder}', file=sys.stderr, flush=True)
+        if progress and len(networks) > 1:
+            print(f'Network {number} of {len(networks)}: {run.folder}', file=sys.stderr, flush=True)
         probs = predict_tta(run, items, n, on_error=lambda place, _: unread.add(place), progress=progress)
         said.append(probs[:, [run.classes.index(c) for c in classes]].astype(np.float64))
-        if len(networks) > 1: run.__dict__.pop('learner', None)   # one network in memory at a time
+        if len(networks) > 1:
+            run.__dict__.pop('learner', None)  # one network in memory at a time
     probs = average(np.stack(said), weights)
-    if len(unread) == len(items): raise UserError(f"None of the {say_count(len(items), 'picture')} can be read, the first is {items['path'].iloc[0]}.")
+    if len(unread) == len(items):
+        raise UserError(
+            f'None of the {say_count(len(items), "picture")} can be read, the first is {items["path"].iloc[0]}.'
+        )
     probs[sorted(unread)] = np.nanmean(probs, axis=0)
     names = np.array([spelled[c] for c in classes], object)
     predicted = names[probs.argmax(1)]
-    if as_probabilities: table = pd.DataFrame({key: ids} | dict(zip(names, probs.T, strict=True)))[[key, *columns]]
-    else: table[columns[0]] = predicted
+    if as_probabilities:
+        table = pd.DataFrame({key: ids} | dict(zip(names, probs.T, strict=True)))[[key, *columns]]
+    else:
+        table[columns[0]] = predicted
     table = check_submission(table, wanted, spelled.values())
     if probabilities:
         beside = pd.DataFrame({key: ids, 'path': items['path'], 'predicted': predicted, 'confidence': probs.max(1)})
         beside = pd.concat([beside, pd.DataFrame(probs, columns=[f'p_{c}' for c in classes])], axis=1)
         write_table(out.with_suffix('.parquet'), beside.set_index(key).loc[wanted[key]].reset_index())
     write_table(out, table)
-    unsure = [] if as_probabilities or labels is not None else [c for c in classes if '_' in spelled[c] and spelled[c] not in set(wanted[columns[0]])]
-    return Submission(out, table, sample_file, len(networks), views, spelled, sorted(items['name'].iloc[sorted(unread)]), unsure)
+    unsure = (
+        []
+        if as_probabilities or labels is not None
+        else [c for c in classes if '_' in spelled[c] and spelled[c] not in set(wanted[columns[0]])]
+    )
+    return Submission(
+        out, table, sample_file, len(networks), views, spelled, sorted(items['name'].iloc[sorted(unread)]), unsure
+    )

@@ -17,235 +17,327 @@ import numpy as np
 
 from ..settings import UserError
 
-if TYPE_CHECKING: import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/evaluation/calibration.ipynb #58737560
 def checked(
-    probs:np.ndarray,   # (images, classes) probabilities, rows sum to 1
-    targets:np.ndarray|None=None, # (images,) class indices
-    groups=None,        # (images,) any values: pictures of one specimen share one, '' and None are specimens of their own
-) -> tuple[np.ndarray, np.ndarray|None, np.ndarray|None]: # float64; integers; group numbers from 0
+    probs: np.ndarray,  # (images, classes) probabilities, rows sum to 1
+    targets: np.ndarray | None = None,  # (images,) class indices
+    groups=None,  # (images,) any values: pictures of one specimen share one, '' and None are specimens of their own
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:  # float64; integers; group numbers from 0
     "Probabilities, targets and groups that can be reckoned with. Raises `UserError`"
     probs = np.asarray(probs)
-    if probs.ndim != 2 or not probs.shape[1]: raise UserError(f'Expected probabilities of the shape (images, classes), not {probs.shape}.')
-    if not len(probs): raise UserError('There is no picture to evaluate on.')
+    if probs.ndim != 2 or not probs.shape[1]:
+        raise UserError(f'Expected probabilities of the shape (images, classes), not {probs.shape}.')
+    if not len(probs):
+        raise UserError('There is no picture to evaluate on.')
     if probs.dtype.kind not in 'fiub' or not np.isfinite(probs).all():
         raise UserError('Some probabilities are not numbers; the model that made them is broken.')
     probs = probs.astype(float)
-    if probs.min() < -1e-6: raise UserError(f'A probability is {probs.min():.3g}, and none can be below 0. Logits have to go through softmax first.')
-    off = np.abs(probs.sum(1)-1)
-    if off.max() > .01:
-        raise UserError(f'The probabilities of picture {off.argmax()+1} sum to {probs[off.argmax()].sum():.4g}; expected 1. '
-                        'Give a softmax over all classes, with no class left out.')
+    if probs.min() < -1e-6:
+        raise UserError(
+            f'A probability is {probs.min():.3g}, and none can be below 0. Logits have to go through softmax first.'
+        )
+    off = np.abs(probs.sum(1) - 1)
+    if off.max() > 0.01:
+        raise UserError(
+            f'The probabilities of picture {off.argmax() + 1} sum to {probs[off.argmax()].sum():.4g}; expected 1. '
+            'Give a softmax over all classes, with no class left out.'
+        )
     if targets is not None:
         targets = np.asarray(targets)
-        if targets.shape != (len(probs),): raise UserError(f'There are {len(probs)} rows of probabilities and targets of the shape {targets.shape}.')
+        if targets.shape != (len(probs),):
+            raise UserError(f'There are {len(probs)} rows of probabilities and targets of the shape {targets.shape}.')
         if targets.dtype.kind not in 'iu' or targets.min() < 0 or targets.max() >= probs.shape[1]:
-            raise UserError(f'Targets have to be class indices, whole numbers from 0 to {probs.shape[1]-1}; '
-                            f'given {targets.dtype} from {targets.min()} to {targets.max()}.')
+            raise UserError(
+                f'Targets have to be class indices, whole numbers from 0 to {probs.shape[1] - 1}; '
+                f'given {targets.dtype} from {targets.min()} to {targets.max()}.'
+            )
     return probs, targets, group_numbers(groups, len(probs))
 
+
 def group_numbers(
-    groups,         # (images,) any values: pictures of one specimen share one, '' and None are specimens of their own; or None
-    n:int,          # images
-) -> np.ndarray|None: # (images,) numbers from 0; None where no groups are given
+    groups,  # (images,) any values: pictures of one specimen share one, '' and None are specimens of their own; or None
+    n: int,  # images
+) -> np.ndarray | None:  # (images,) numbers from 0; None where no groups are given
     "Groups as numbers. Raises `UserError`"
-    if groups is None: return None
+    if groups is None:
+        return None
     import pandas as pd
+
     groups = pd.Series(np.asarray(groups, dtype=object))
-    if len(groups) != n: raise UserError(f'There are {n} pictures and {len(groups)} groups.')
+    if len(groups) != n:
+        raise UserError(f'There are {n} pictures and {len(groups)} groups.')
     codes = pd.factorize(groups.where(groups.ne(''), other=None))[0]
-    codes = np.where(codes < 0, codes.max()+1+np.arange(n), codes)
+    codes = np.where(codes < 0, codes.max() + 1 + np.arange(n), codes)
     return np.unique(codes, return_inverse=True)[1]
 
 # %% ../../nbs/evaluation/calibration.ipynb #0fd7d839
 def effective_size(
-    hits:np.ndarray, # (images,) true or false
-    groups=None,     # (images,) any values: pictures of one specimen share one
-) -> float:          # at most the number of images
+    hits: np.ndarray,  # (images,) true or false
+    groups=None,  # (images,) any values: pictures of one specimen share one
+) -> float:  # at most the number of images
     "How many independent pictures would vary as much as these (Korn and Graubard 1998). Raises `UserError`"
     n, groups = len(hits), group_numbers(groups, len(hits))
-    if groups is None or not n or (units := groups.max()+1) == n: return float(n)
+    if groups is None or not n or (units := groups.max() + 1) == n:
+        return float(n)
     share = np.mean(hits)
-    if units == 1 or share in (0, 1): return float(units)
+    if units == 1 or share in (0, 1):
+        return float(units)
     from scipy.stats import t
-    spread = np.bincount(groups, hits-share)
-    variance = units/(units-1)*(spread**2).sum()/n**2
-    return float(min(n, share*(1-share)/variance*(t.ppf(.975, n-1)/t.ppf(.975, units-1))**2)) if variance > 0 else float(n)
+
+    spread = np.bincount(groups, hits - share)
+    variance = units / (units - 1) * (spread**2).sum() / n**2
+    return (
+        float(min(n, share * (1 - share) / variance * (t.ppf(0.975, n - 1) / t.ppf(0.975, units - 1)) ** 2))
+        if variance > 0
+        else float(n)
+    )
+
 
 def share_interval(
-    share,          # in [0, 1], number or array
-    number,         # of independent observations it is of, whole or not
-    level:float=.95,
-) -> tuple:         # low and high
+    share,  # in [0, 1], number or array
+    number,  # of independent observations it is of, whole or not
+    level: float = 0.95,
+) -> tuple:  # low and high
     "Clopper and Pearson's exact interval (1934), for whole and for effective numbers"
     from scipy.special import betaincinv
-    share, number, tail = np.asarray(share, float), np.asarray(number, float), (1-level)/2
-    right = share*number
+
+    share, number, tail = np.asarray(share, float), np.asarray(number, float), (1 - level) / 2
+    right = share * number
     with np.errstate(invalid='ignore'):
-        low = np.where(right > 0, betaincinv(np.maximum(right, 1e-12), number-right+1, tail), 0)
-        high = np.where(right < number, betaincinv(right+1, np.maximum(number-right, 1e-12), 1-tail), 1)
+        low = np.where(right > 0, betaincinv(np.maximum(right, 1e-12), number - right + 1, tail), 0)
+        high = np.where(right < number, betaincinv(right + 1, np.maximum(number - right, 1e-12), 1 - tail), 1)
     return low, high
 
+
 def interval_of(
-    hits:np.ndarray,  # (images,) true or false
-    sure:float=.95,   # of both ends together
-    groups=None,      # (images,) any values: pictures of one specimen share one
-) -> tuple[float, float]: # lower and upper end of the share that is true, in [0, 1]
+    hits: np.ndarray,  # (images,) true or false
+    sure: float = 0.95,  # of both ends together
+    groups=None,  # (images,) any values: pictures of one specimen share one
+) -> tuple[float, float]:  # lower and upper end of the share that is true, in [0, 1]
     "Clopper–Pearson interval of a share; with groups for as many pictures as would be independent, which is approximate. Raises `UserError`"
     hits = np.asarray(hits, bool)
-    if not len(hits): return 0., 1.
+    if not len(hits):
+        return 0.0, 1.0
     low, high = share_interval(hits.mean(), effective_size(hits, groups), sure)
     return float(low), float(high)
 
 # %% ../../nbs/evaluation/calibration.ipynb #630a57c2
 def _binned(probs, targets, bins, equal):
     "Of each picture: bin, confidence, whether it is right; and the edges of the bins"
-    if equal not in ('width', 'mass'): raise UserError(f"Bins are of equal 'width' or 'mass', not {equal!r}.")
-    if not isinstance(bins, int | np.integer) or bins < 1: raise UserError(f'The number of bins is {bins!r}; expected a whole number above 0.')
+    if equal not in ('width', 'mass'):
+        raise UserError(f"Bins are of equal 'width' or 'mass', not {equal!r}.")
+    if not isinstance(bins, int | np.integer) or bins < 1:
+        raise UserError(f'The number of bins is {bins!r}; expected a whole number above 0.')
     confidence = probs.max(1)
-    edges = np.linspace(0, 1, bins+1) if equal == 'width' else np.quantile(confidence, np.linspace(0, 1, bins+1), method='inverted_cdf')
-    if equal == 'mass': edges = np.unique([0., *edges[1:-1], max(1., edges[-1])])
+    edges = (
+        np.linspace(0, 1, bins + 1)
+        if equal == 'width'
+        else np.quantile(confidence, np.linspace(0, 1, bins + 1), method='inverted_cdf')
+    )
+    if equal == 'mass':
+        edges = np.unique([0.0, *edges[1:-1], max(1.0, edges[-1])])
     # a bin has its upper edge: (low, high]; a hair is forgiven, since 1/3 + 1/3 + 1/3 is not always 1
-    place = np.clip(np.searchsorted(edges, confidence-1e-12, side='left')-1, 0, len(edges)-2)
+    place = np.clip(np.searchsorted(edges, confidence - 1e-12, side='left') - 1, 0, len(edges) - 2)
     return place, confidence, probs.argmax(1) == targets, edges
 
+
 def reliability(
-    probs:np.ndarray,   # (images, classes) probabilities, rows sum to 1
-    targets:np.ndarray, # (images,) class indices
-    bins:int=15,        # of confidence
-    equal:str='width',  # width or mass
-    groups=None,        # (images,) any values: pictures of one specimen share one; for the intervals
-    sure:float=.95,     # of the intervals
-) -> 'pd.DataFrame':      # a row a bin that is not empty: low high confidence accuracy accuracy_low accuracy_high pictures
+    probs: np.ndarray,  # (images, classes) probabilities, rows sum to 1
+    targets: np.ndarray,  # (images,) class indices
+    bins: int = 15,  # of confidence
+    equal: str = 'width',  # width or mass
+    groups=None,  # (images,) any values: pictures of one specimen share one; for the intervals
+    sure: float = 0.95,  # of the intervals
+) -> 'pd.DataFrame':  # a row a bin that is not empty: low high confidence accuracy accuracy_low accuracy_high pictures
     "Confidence and accuracy by bins of confidence. Raises `UserError`"
     import pandas as pd
+
     probs, targets, groups = checked(probs, targets, groups)
     place, confidence, right, edges = _binned(probs, targets, bins, equal)
     rows = []
     for one in np.unique(place):
         mine = place == one
         low, high = interval_of(right[mine], sure, None if groups is None else groups[mine])
-        rows.append(dict(low=edges[one], high=edges[one+1], confidence=confidence[mine].mean(), accuracy=right[mine].mean(),
-                         accuracy_low=low, accuracy_high=high, pictures=int(mine.sum())))
+        rows.append(
+            dict(
+                low=edges[one],
+                high=edges[one + 1],
+                confidence=confidence[mine].mean(),
+                accuracy=right[mine].mean(),
+                accuracy_low=low,
+                accuracy_high=high,
+                pictures=int(mine.sum()),
+            )
+        )
     return pd.DataFrame(rows)
+
 
 def _gaps(probs, targets, bins, equal):
     "Of each bin that is not empty: |confidence − accuracy|, and its share of the pictures"
     probs, targets, _ = checked(probs, targets)
     place, confidence, right, edges = _binned(probs, targets, bins, equal)
-    pictures = np.bincount(place, minlength=len(edges)-1)
-    gaps = np.abs(np.bincount(place, confidence-right, len(edges)-1))[pictures > 0]/pictures[pictures > 0]
-    return gaps, pictures[pictures > 0]/len(targets)
+    pictures = np.bincount(place, minlength=len(edges) - 1)
+    gaps = np.abs(np.bincount(place, confidence - right, len(edges) - 1))[pictures > 0] / pictures[pictures > 0]
+    return gaps, pictures[pictures > 0] / len(targets)
+
 
 def expected_calibration_error(
-    probs:np.ndarray,   # (images, classes) probabilities, rows sum to 1
-    targets:np.ndarray, # (images,) class indices
-    bins:int=15,        # of confidence
-    equal:str='width',  # width or mass
-) -> float:             # in [0, 1]
+    probs: np.ndarray,  # (images, classes) probabilities, rows sum to 1
+    targets: np.ndarray,  # (images,) class indices
+    bins: int = 15,  # of confidence
+    equal: str = 'width',  # width or mass
+) -> float:  # in [0, 1]
     "Mean |confidence − accuracy| over bins, weighted by size (Guo et al. 2017, arXiv:1706.04599). Raises `UserError`"
     gaps, weight = _gaps(probs, targets, bins, equal)
     return float(gaps @ weight)
 
+
 def maximum_calibration_error(
-    probs:np.ndarray,   # (images, classes) probabilities, rows sum to 1
-    targets:np.ndarray, # (images,) class indices
-    bins:int=15,        # of confidence
-    equal:str='width',  # width or mass
-) -> float:             # in [0, 1]
+    probs: np.ndarray,  # (images, classes) probabilities, rows sum to 1
+    targets: np.ndarray,  # (images,) class indices
+    bins: int = 15,  # of confidence
+    equal: str = 'width',  # width or mass
+) -> float:  # in [0, 1]
     "Largest |confidence − accuracy| of any bin (Guo et al. 2017); a bin of two pictures counts like one of a thousand. Raises `UserError`"
     return float(_gaps(probs, targets, bins, equal)[0].max())
 
 # %% ../../nbs/evaluation/calibration.ipynb #cef6d5b0
-temperature_limits = .05, 20.
+temperature_limits = 0.05, 20.0
 fewest_pictures = 20
+
 
 class CalibrationWarning(UserWarning):
     "Validation cannot tell the temperature, which stays 1 or at a limit"
 
+
 def apply_temperature(
-    probs:np.ndarray,    # (images, classes) probabilities, rows sum to 1
-    temperature:float,   # above 0: above 1 more modest, below 1 surer
-) -> np.ndarray:         # (images, classes) probabilities, in the same order in each row
+    probs: np.ndarray,  # (images, classes) probabilities, rows sum to 1
+    temperature: float,  # above 0: above 1 more modest, below 1 surer
+) -> np.ndarray:  # (images, classes) probabilities, in the same order in each row
     "Softmax of logits over a temperature, the logits being log p (Guo et al. 2017). A probability of 0 stays 0. Raises `UserError`"
     probs, _, _ = checked(probs)
-    if not np.isfinite(temperature) or temperature <= 0: raise UserError(f'The temperature is {temperature}; expected a number above 0.')
-    if temperature == 1: return probs
+    if not np.isfinite(temperature) or temperature <= 0:
+        raise UserError(f'The temperature is {temperature}; expected a number above 0.')
+    if temperature == 1:
+        return probs
     with np.errstate(divide='ignore', under='ignore'):
-        scaled = np.exp((np.log(np.maximum(probs, 0))-np.log(probs.max(1, keepdims=True)))/temperature)
-    return scaled/scaled.sum(1, keepdims=True)
+        scaled = np.exp((np.log(np.maximum(probs, 0)) - np.log(probs.max(1, keepdims=True))) / temperature)
+    return scaled / scaled.sum(1, keepdims=True)
+
 
 def fit_temperature(
-    probs:np.ndarray,   # (images, classes) probabilities of the validation part
-    targets:np.ndarray, # (images,) class indices
-) -> float:             # within `temperature_limits`
+    probs: np.ndarray,  # (images, classes) probabilities of the validation part
+    targets: np.ndarray,  # (images,) class indices
+) -> float:  # within `temperature_limits`
     "The temperature with the least log loss, or 1 with a `CalibrationWarning` where it cannot be told. Raises `UserError`"
     from scipy.optimize import minimize_scalar
+
     probs, targets, _ = checked(probs, targets)
-    if len(targets) < fewest_pictures: return _untold(f'{len(targets)} pictures are too few to fit a temperature on; {fewest_pictures} are needed')
-    if len(np.unique(targets)) < 2: return _untold('all pictures are of one class')
+    if len(targets) < fewest_pictures:
+        return _untold(f'{len(targets)} pictures are too few to fit a temperature on; {fewest_pictures} are needed')
+    if len(np.unique(targets)) < 2:
+        return _untold('all pictures are of one class')
     # no probability is believed to be nothing: a wrong 0 counts as 1e-12, or a single one would decide alone
     logits = np.log(np.clip(probs, 1e-12, 1))
-    if np.ptp(logits, 1).max() == 0: return _untold('the model says the same of every class')
-    if (logits.max(1) - logits[np.arange(len(targets)), targets] <= 0).all(): return _untold('the model is right about every picture')
-    def loss(inverse):   # convex in 1/temperature
-        scaled = logits*inverse
+    if np.ptp(logits, 1).max() == 0:
+        return _untold('the model says the same of every class')
+    if (logits.max(1) - logits[np.arange(len(targets)), targets] <= 0).all():
+        return _untold('the model is right about every picture')
+
+    def loss(inverse):  # convex in 1/temperature
+        scaled = logits * inverse
         top = scaled.max(1)
-        return float((top + np.log(np.exp(scaled-top[:, None]).sum(1)) - scaled[np.arange(len(targets)), targets]).mean())
+        return float(
+            (top + np.log(np.exp(scaled - top[:, None]).sum(1)) - scaled[np.arange(len(targets)), targets]).mean()
+        )
+
     low, high = temperature_limits
-    inverse = minimize_scalar(loss, bounds=(1/high, 1/low), method='bounded', options=dict(xatol=1e-7)).x
-    if min(inverse-1/high, 1/low-inverse) < 1e-4: warnings.warn(f'The temperature stays at its limit, {1/inverse:.3g}.', CalibrationWarning, 2)
-    return float(1/inverse)
+    inverse = minimize_scalar(loss, bounds=(1 / high, 1 / low), method='bounded', options=dict(xatol=1e-7)).x
+    if min(inverse - 1 / high, 1 / low - inverse) < 1e-4:
+        warnings.warn(f'The temperature stays at its limit, {1 / inverse:.3g}.', CalibrationWarning, 2)
+    return float(1 / inverse)
+
 
 def _untold(reason):
     warnings.warn(f'The probabilities are left as they are: {reason}.', CalibrationWarning, 3)
-    return 1.
+    return 1.0
 
 # %% ../../nbs/evaluation/calibration.ipynb #f9b4b9ec
 def plot_reliability(
-    probs:np.ndarray,      # (images, classes) probabilities, rows sum to 1
-    targets:np.ndarray,    # (images,) class indices
-    calibrated:np.ndarray|None=None, # (images, classes) the same after calibration, drawn beside it
-    bins:int=10,           # of confidence
-    equal:str='mass',      # width or mass
-    groups=None,           # (images,) any values: pictures of one specimen share one; for the intervals
-):                         # a matplotlib Figure
+    probs: np.ndarray,  # (images, classes) probabilities, rows sum to 1
+    targets: np.ndarray,  # (images,) class indices
+    calibrated: np.ndarray | None = None,  # (images, classes) the same after calibration, drawn beside it
+    bins: int = 10,  # of confidence
+    equal: str = 'mass',  # width or mass
+    groups=None,  # (images,) any values: pictures of one specimen share one; for the intervals
+):  # a matplotlib Figure
     "Accuracy against confidence, with intervals: the reliability diagram. Raises `UserError`"
     from fungi_fastai.data.pages import chart, colours
+
     both = {'as the model says it': probs} | ({} if calibrated is None else {'after calibration': calibrated})
-    figure, axes = chart(3.4*len(both), 3.2, len(both), sharey=True)
+    figure, axes = chart(3.4 * len(both), 3.2, len(both), sharey=True)
     for ax, (title, said) in zip(axes, both.items(), strict=True):
         table = reliability(said, targets, bins, equal, groups)
         ax.plot([0, 1], [0, 1], color=colours['faint'], linewidth=1, zorder=0)
         # exact ends may lie within rounding of the share itself
-        ends = np.maximum([table.accuracy-table.accuracy_low, table.accuracy_high-table.accuracy], 0)
-        ax.errorbar(table.confidence, table.accuracy, ends, fmt='none', ecolor=colours['main'], alpha=.5, linewidth=1.5)
-        ax.scatter(table.confidence, table.accuracy, 12+150*table.pictures/table.pictures.sum(), color=colours['main'], zorder=3)
-        ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), xlabel='confidence', xticks=[0, .5, 1], yticks=[0, .5, 1], aspect='equal')
+        ends = np.maximum([table.accuracy - table.accuracy_low, table.accuracy_high - table.accuracy], 0)
+        ax.errorbar(
+            table.confidence, table.accuracy, ends, fmt='none', ecolor=colours['main'], alpha=0.5, linewidth=1.5
+        )
+        ax.scatter(
+            table.confidence,
+            table.accuracy,
+            12 + 150 * table.pictures / table.pictures.sum(),
+            color=colours['main'],
+            zorder=3,
+        )
+        ax.set(
+            xlim=(-0.02, 1.02),
+            ylim=(-0.02, 1.02),
+            xlabel='confidence',
+            xticks=[0, 0.5, 1],
+            yticks=[0, 0.5, 1],
+            aspect='equal',
+        )
         ax.set_title(f'{title}: ECE {expected_calibration_error(said, targets):.3f}', fontsize=9, color=colours['ink'])
     axes[0].set_ylabel('accuracy')
     return figure
 
 # %% ../../nbs/evaluation/calibration.ipynb #56598901
 def _honesty(probs, targets):
-    floor = np.clip(probs, 1e-7, 1)   # as in `Evaluation.metrics`
-    own = (floor/floor.sum(1, keepdims=True))[np.arange(len(targets)), targets]
-    return dict(accuracy=float((probs.argmax(1) == targets).mean()), ece=expected_calibration_error(probs, targets),
-                ece_mass=expected_calibration_error(probs, targets, equal='mass'), mce=maximum_calibration_error(probs, targets),
-                log_loss=float(-np.log(own).mean()), brier=float(((probs-np.eye(probs.shape[1])[targets])**2).sum(1).mean()))
+    floor = np.clip(probs, 1e-7, 1)  # as in `Evaluation.metrics`
+    own = (floor / floor.sum(1, keepdims=True))[np.arange(len(targets)), targets]
+    return dict(
+        accuracy=float((probs.argmax(1) == targets).mean()),
+        ece=expected_calibration_error(probs, targets),
+        ece_mass=expected_calibration_error(probs, targets, equal='mass'),
+        mce=maximum_calibration_error(probs, targets),
+        log_loss=float(-np.log(own).mean()),
+        brier=float(((probs - np.eye(probs.shape[1])[targets]) ** 2).sum(1).mean()),
+    )
+
 
 def calibrate(
-    valid_predictions:'pd.DataFrame', # from `predictions_table`, labelled: the temperature is fitted on these
-    test_predictions:'pd.DataFrame',  # from `predictions_table`, labelled: what is before and after is told of these
-    classes:list[str]|None=None,    # (default: those of the columns `p_…`)
-) -> dict:                          # temperature n_valid n_test note, and before and after: accuracy ece ece_mass mce log_loss brier
+    valid_predictions: 'pd.DataFrame',  # from `predictions_table`, labelled: the temperature is fitted on these
+    test_predictions: 'pd.DataFrame',  # from `predictions_table`, labelled: what is before and after is told of these
+    classes: list[str] | None = None,  # (default: those of the columns `p_…`)
+) -> dict:  # temperature n_valid n_test note, and before and after: accuracy ece ece_mass mce log_loss brier
     "Fit a temperature on validation and tell what it does on test, ready for JSON. `note` says why it may be 1. Raises `UserError`"
     from fungi_fastai.evaluation.metrics import Evaluation
+
     valid, test = (Evaluation.of(p, classes) for p in (valid_predictions, test_predictions))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always', CalibrationWarning)
         temperature = fit_temperature(valid.probs, valid.targets)
     notes = [str(w.message) for w in said if issubclass(w.category, CalibrationWarning)]
-    return dict(temperature=temperature, n_valid=len(valid.targets), n_test=len(test.targets), note=' '.join(notes),
-                before=_honesty(test.probs, test.targets), after=_honesty(apply_temperature(test.probs, temperature), test.targets))
+    return dict(
+        temperature=temperature,
+        n_valid=len(valid.targets),
+        n_test=len(test.targets),
+        note=' '.join(notes),
+        before=_honesty(test.probs, test.targets),
+        after=_honesty(apply_temperature(test.probs, temperature), test.targets),
+    )

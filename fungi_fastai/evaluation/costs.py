@@ -24,183 +24,255 @@ from .metrics import draw_weights
 from ..settings import MissingFileError, UserError
 
 # %% ../../nbs/evaluation/costs.ipynb #dc6eae44
-safety_note = ('These are guesses of a program about pictures, not determinations. Do not eat, taste, touch or treat anything because of them: '
-               'look-alikes that differ in smell, spores or what lies under the ground cannot be told from a photo. Attributes of classes, '
-               'such as toxicity, are labels from a file of the user and were not checked. Ask an expert who holds the find in hand.')
+safety_note = (
+    'These are guesses of a program about pictures, not determinations. Do not eat, taste, touch or treat anything because of them: '
+    'look-alikes that differ in smell, spores or what lies under the ground cannot be told from a photo. Attributes of classes, '
+    'such as toxicity, are labels from a file of the user and were not checked. Ask an expert who holds the find in hand.'
+)
+
 
 def advice_in(
-    text:str,
-) -> list[str]: # the phrases found
+    text: str,
+) -> list[str]:  # the phrases found
     "Phrases that would read as advice to eat something. What this library writes holds none, and a test holds it to that"
     return [m.group(0) for m in _advice.finditer(text)]
 
-_advice = re.compile(r"""
+
+_advice = re.compile(
+    r"""
     \b(?:is|are|it's|seems?|looks?|probably|likely|surely|certainly)\s+(?:an?\s+|the\s+)?(?:very\s+)?
         (?:edible|harmless|safe|non-?toxic|non-?poisonous|not\s+(?:poisonous|toxic|dangerous)|good\s+to\s+eat)\b
     | \bsafe\s+(?:to|for)\s+(?:eat|eating|consumption|consume|cook|use)\b
     | \b(?:can|may|could|should)\s+(?:be\s+)?(?:safely\s+)?(?:eat|eaten|cook|cooked|consumed?)\b
-    | ^\s*edible\b\W*$ | \bedible\s*[!:]""", re.I | re.X | re.M)
+    | ^\s*edible\b\W*$ | \bedible\s*[!:]""",
+    re.I | re.X | re.M,
+)
 
 # %% ../../nbs/evaluation/costs.ipynb #8d72bee2
 @dataclass(frozen=True, eq=False)
 class Costs:
     "What each answer costs for each truth"
-    matrix: np.ndarray         # (classes+1, classes+1): truth by row, answer by column; last row: no class of the model, last column: not sure
-    classes: list              # names of the classes
-    attributes: list|None=None # the attribute of each class, where costs come from attributes
+
+    matrix: (
+        np.ndarray
+    )  # (classes+1, classes+1): truth by row, answer by column; last row: no class of the model, last column: not sure
+    classes: list  # names of the classes
+    attributes: list | None = None  # the attribute of each class, where costs come from attributes
 
     def __post_init__(self):
-        matrix, n = np.asarray(self.matrix, float), len(self.classes)+1
+        matrix, n = np.asarray(self.matrix, float), len(self.classes) + 1
         if matrix.shape != (n, n):
-            raise UserError(f'Costs of {n-1} classes are a table of {n} × {n} (with not sure, and no class of the model), not {matrix.shape}.')
-        if not np.isfinite(matrix).all(): raise UserError('Some costs are not numbers.')
-        if self.attributes is not None and len(self.attributes) != n-1: raise UserError(f'There are {n-1} classes and {len(self.attributes)} attributes.')
+            raise UserError(
+                f'Costs of {n - 1} classes are a table of {n} × {n} (with not sure, and no class of the model), not {matrix.shape}.'
+            )
+        if not np.isfinite(matrix).all():
+            raise UserError('Some costs are not numbers.')
+        if self.attributes is not None and len(self.attributes) != n - 1:
+            raise UserError(f'There are {n - 1} classes and {len(self.attributes)} attributes.')
         object.__setattr__(self, 'matrix', matrix)
 
-    def table(self) -> pd.DataFrame: # truth by row, answer by column
+    def table(self) -> pd.DataFrame:  # truth by row, answer by column
         "The costs with their names"
-        return pd.DataFrame(self.matrix, pd.Index([*self.classes, _stranger], name='truth'), pd.Index([*self.classes, not_sure], name='answer'))
+        return pd.DataFrame(
+            self.matrix,
+            pd.Index([*self.classes, _stranger], name='truth'),
+            pd.Index([*self.classes, not_sure], name='answer'),
+        )
+
 
 _stranger = 'none of these'
 
+
 def equal_costs(
-    classes:list[str],
-    wrong:float=1.,   # cost of a wrong class
-    abstain:float=.3, # cost of "not sure" about a picture of a known class
-    stranger:float=1.,# cost of calling what is no class of the model by a class
+    classes: list[str],
+    wrong: float = 1.0,  # cost of a wrong class
+    abstain: float = 0.3,  # cost of "not sure" about a picture of a known class
+    stranger: float = 1.0,  # cost of calling what is no class of the model by a class
 ) -> Costs:
     "All mistakes alike. The cheapest answer is then the likeliest class, where its confidence is above 1 − abstain/wrong (Chow 1970)"
     n = len(classes)
-    matrix = np.full((n+1, n+1), float(wrong))
+    matrix = np.full((n + 1, n + 1), float(wrong))
     matrix[np.arange(n), np.arange(n)], matrix[:, n], matrix[n, :n], matrix[n, n] = 0, abstain, stranger, 0
     return Costs(matrix, list(classes))
 
+
 def read_costs(
-    path:str|Path,     # CSV: first column the true class, then a column a class, and where wished `not sure`; a row `none of these` where wished
-    classes:list[str], # of the model
+    path: str
+    | Path,  # CSV: first column the true class, then a column a class, and where wished `not sure`; a row `none of these` where wished
+    classes: list[str],  # of the model
 ) -> Costs:
     "A table of costs from a file. Raises `MissingFileError`, `UserError`"
     table = _read(path)
     table = table.set_index(table.columns[0]).rename(index=str.strip)
     table.columns = [c.strip() for c in table.columns]
     for kind, names in dict(rows=table.index, columns=table.columns).items():
-        if twice := sorted(set(names[names.duplicated()])): raise UserError(f"{path} names {', '.join(map(repr, twice[:5]))} more than once in its {kind}.")
-        if missing := [c for c in classes if c not in names]: raise UserError(f"{path} has no {kind[:-1]} for the class {_some(missing)}.")
-    matrix = np.zeros((len(classes)+1, len(classes)+1))
+        if twice := sorted(set(names[names.duplicated()])):
+            raise UserError(f'{path} names {", ".join(map(repr, twice[:5]))} more than once in its {kind}.')
+        if missing := [c for c in classes if c not in names]:
+            raise UserError(f'{path} has no {kind[:-1]} for the class {_some(missing)}.')
+    matrix = np.zeros((len(classes) + 1, len(classes) + 1))
     numbers = table.apply(pd.to_numeric, errors='coerce')
     rows, columns = [*classes, _stranger], [*classes, not_sure]
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
-            if row == _stranger and row not in numbers.index: matrix[i, j] = 0 if column == not_sure else numbers.loc[classes, classes].to_numpy().max()
-            elif column == not_sure and column not in numbers: matrix[i, j] = 0 if row == _stranger else numbers.loc[classes, classes].to_numpy().max()
-            else: matrix[i, j] = numbers.loc[row, column]
-            if not np.isfinite(matrix[i, j]): raise UserError(f'{path}: the cost of {column!r} for {row!r} is {table.loc[row, column]!r}; expected a number.')
+            if row == _stranger and row not in numbers.index:
+                matrix[i, j] = 0 if column == not_sure else numbers.loc[classes, classes].to_numpy().max()
+            elif column == not_sure and column not in numbers:
+                matrix[i, j] = 0 if row == _stranger else numbers.loc[classes, classes].to_numpy().max()
+            else:
+                matrix[i, j] = numbers.loc[row, column]
+            if not np.isfinite(matrix[i, j]):
+                raise UserError(
+                    f'{path}: the cost of {column!r} for {row!r} is {table.loc[row, column]!r}; expected a number.'
+                )
     return Costs(matrix, list(classes))
 
+
 def _read(path):
-    if not Path(path).is_file(): raise MissingFileError(f'There is no file {path}.')
-    try: table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True)
+    if not Path(path).is_file():
+        raise MissingFileError(f'There is no file {path}.')
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f'{path} cannot be read as CSV: {str(error).splitlines()[0]}') from None
-    if not len(table): raise UserError(f'{path} has no row.')
+    if not len(table):
+        raise UserError(f'{path} has no row.')
     return table
 
-def _some(names, most=5): return ', '.join(map(repr, names[:most])) + (f' and {len(names)-most} others' if len(names) > most else '')
+
+def _some(names, most=5):
+    return ', '.join(map(repr, names[:most])) + (f' and {len(names) - most} others' if len(names) > most else '')
 
 # %% ../../nbs/evaluation/costs.ipynb #ec715d6f
 def expected_costs(
-    probs:np.ndarray,  # (images, classes) probabilities, calibrated
-    costs:Costs,
-    stranger=0.,       # chance that a picture is of no class of the model: a number, or one a picture
-) -> np.ndarray:       # (images, classes+1): of each answer, the last being not sure
+    probs: np.ndarray,  # (images, classes) probabilities, calibrated
+    costs: Costs,
+    stranger=0.0,  # chance that a picture is of no class of the model: a number, or one a picture
+) -> np.ndarray:  # (images, classes+1): of each answer, the last being not sure
     "What each answer costs on average. Raises `UserError`"
     probs, _, _ = checked(probs)
-    if probs.shape[1] != len(costs.classes): raise UserError(f'There are probabilities of {probs.shape[1]} classes, and costs of {len(costs.classes)}.')
+    if probs.shape[1] != len(costs.classes):
+        raise UserError(f'There are probabilities of {probs.shape[1]} classes, and costs of {len(costs.classes)}.')
     stranger = np.broadcast_to(np.asarray(stranger, float), len(probs))[:, None]
-    if not ((stranger >= 0) & (stranger <= 1)).all(): raise UserError('The chance of a stranger has to lie between 0 and 1.')
-    return np.hstack([probs*(1-stranger), stranger]) @ costs.matrix
+    if not ((stranger >= 0) & (stranger <= 1)).all():
+        raise UserError('The chance of a stranger has to lie between 0 and 1.')
+    return np.hstack([probs * (1 - stranger), stranger]) @ costs.matrix
+
 
 def cheapest(
-    probs:np.ndarray,   # (images, classes) probabilities, calibrated
-    costs:Costs,
-    stranger=0.,        # chance that a picture is of no class of the model: a number, or one a picture
-    abstain:bool=True,  # whether "not sure" is allowed
-) -> np.ndarray:        # (images,) class indices, -1: not sure
+    probs: np.ndarray,  # (images, classes) probabilities, calibrated
+    costs: Costs,
+    stranger=0.0,  # chance that a picture is of no class of the model: a number, or one a picture
+    abstain: bool = True,  # whether "not sure" is allowed
+) -> np.ndarray:  # (images,) class indices, -1: not sure
     "The answer with the least expected cost; of equally cheap ones the likeliest class. Raises `UserError`"
     expected, n = expected_costs(probs, costs, stranger), len(costs.classes)
-    level = np.column_stack([probs, np.full(len(expected), -1.)])
-    if not abstain: expected, level = expected[:, :n], level[:, :n]
-    best = np.where(expected <= expected.min(1, keepdims=True)+1e-12, level, -np.inf).argmax(1)
+    level = np.column_stack([probs, np.full(len(expected), -1.0)])
+    if not abstain:
+        expected, level = expected[:, :n], level[:, :n]
+    best = np.where(expected <= expected.min(1, keepdims=True) + 1e-12, level, -np.inf).argmax(1)
     return np.where(best == n, -1, best)
 
 # %% ../../nbs/evaluation/costs.ipynb #10f32209
 fungi_attributes = ('edible', 'poisonous', 'unknown')
 
+
 def read_attributes(
-    path:str|Path,     # CSV with the columns `class` and `column`; classes that the model does not know are passed over
-    classes:list[str], # of the model
-    column:str|None=None, # (default: the one beside `class`)
-    allowed:tuple=fungi_attributes, # attributes that may occur; () for any
-) -> list[str]:        # the attribute of each class, in the order of `classes`
+    path: str | Path,  # CSV with the columns `class` and `column`; classes that the model does not know are passed over
+    classes: list[str],  # of the model
+    column: str | None = None,  # (default: the one beside `class`)
+    allowed: tuple = fungi_attributes,  # attributes that may occur; () for any
+) -> list[str]:  # the attribute of each class, in the order of `classes`
     "Attributes of classes from a file. Raises `MissingFileError`, `UserError`"
     table = _read(path).rename(columns=str.strip).map(str.strip)
     if 'class' not in table or len(table.columns) < 2 or column is not None and column not in table:
-        raise UserError(f"{path} has the columns {', '.join(table.columns)}; expected class and {column or 'an attribute'}.")
+        raise UserError(
+            f'{path} has the columns {", ".join(table.columns)}; expected class and {column or "an attribute"}.'
+        )
     if column is None and len(table.columns) > 2:
-        raise UserError(f"{path} has several columns beside class: {', '.join(c for c in table if c != 'class')}. Say which one holds the attribute.")
+        raise UserError(
+            f'{path} has several columns beside class: {", ".join(c for c in table if c != "class")}. Say which one holds the attribute.'
+        )
     column = column or next(c for c in table if c != 'class')
-    if twice := sorted(set(table['class'][table['class'].duplicated()])): raise UserError(f'{path} names the class {_some(twice)} more than once.')
+    if twice := sorted(set(table['class'][table['class'].duplicated()])):
+        raise UserError(f'{path} names the class {_some(twice)} more than once.')
     found = dict(zip(table['class'], table[column], strict=True))
-    if missing := [c for c in classes if c not in found]: raise UserError(f'{path} has no row for the class {_some(missing)}. Add one for each.')
+    if missing := [c for c in classes if c not in found]:
+        raise UserError(f'{path} has no row for the class {_some(missing)}. Add one for each.')
     if allowed and (wrong := [c for c in classes if found[c] not in allowed]):
-        raise UserError(f"{path} gives {wrong[0]!r} the attribute {found[wrong[0]]!r}; expected one of {', '.join(allowed)}.")
+        raise UserError(
+            f'{path} gives {wrong[0]!r} the attribute {found[wrong[0]]!r}; expected one of {", ".join(allowed)}.'
+        )
     return [found[c] for c in classes]
 
+
 def attribute_costs(
-    classes:list[str],
-    attributes:list[str], # of each class
-    pairs:dict,           # {(attribute of the truth, attribute of the answer): cost}; pairs that are not named cost nothing
-    wrong:float=1.,       # cost of a wrong class, added to that
-    abstain:float=.1,     # cost of "not sure" about a picture of a known class
-    stranger:float=10.,   # cost of calling what is no class of the model by a class
+    classes: list[str],
+    attributes: list[str],  # of each class
+    pairs: dict,  # {(attribute of the truth, attribute of the answer): cost}; pairs that are not named cost nothing
+    wrong: float = 1.0,  # cost of a wrong class, added to that
+    abstain: float = 0.1,  # cost of "not sure" about a picture of a known class
+    stranger: float = 10.0,  # cost of calling what is no class of the model by a class
 ) -> Costs:
     "Costs by the attributes of truth and answer. Raises `UserError`"
     if unused := sorted({a for pair in pairs for a in pair} - set(attributes) - set(fungi_attributes)):
-        raise UserError(f"No class has the attribute {_some(unused)}. There are: {', '.join(sorted(set(attributes)))}.")
+        raise UserError(f'No class has the attribute {_some(unused)}. There are: {", ".join(sorted(set(attributes)))}.')
     costs = equal_costs(classes, wrong, abstain, stranger)
-    extra = np.array([[pairs.get((truth, answer), 0.) for answer in attributes] for truth in attributes])
+    extra = np.array([[pairs.get((truth, answer), 0.0) for answer in attributes] for truth in attributes])
     np.fill_diagonal(extra, 0)
     costs.matrix[:-1, :-1] += extra
     return Costs(costs.matrix, costs.classes, list(attributes))
 
 # %% ../../nbs/evaluation/costs.ipynb #be7e141a
-fungiclef = dict(poisonous_called_edible=100., edible_called_poisonous=1., unknown_called_known=10., known_called_unknown=.1)
+fungiclef = dict(
+    poisonous_called_edible=100.0, edible_called_poisonous=1.0, unknown_called_known=10.0, known_called_unknown=0.1
+)
+
 
 def fungiclef_costs(
-    classes:list[str],
-    attributes:list[str], # of each class: edible, poisonous or unknown
+    classes: list[str],
+    attributes: list[str],  # of each class: edible, poisonous or unknown
 ) -> Costs:
     "Costs with the numbers of FungiCLEF 2023 and 2024 (CEUR-WS 3497 and 3740), careful with what is unknown. Raises `UserError`"
     if wrong := [(c, a) for c, a in zip(classes, attributes, strict=True) if a not in fungi_attributes]:
-        raise UserError(f"The class {wrong[0][0]!r} has the attribute {wrong[0][1]!r}; expected one of {', '.join(fungi_attributes)}.")
+        raise UserError(
+            f'The class {wrong[0][0]!r} has the attribute {wrong[0][1]!r}; expected one of {", ".join(fungi_attributes)}.'
+        )
     danger, alarm = fungiclef['poisonous_called_edible'], fungiclef['edible_called_poisonous']
-    pairs = {(truth, answer): danger for truth in ('poisonous', 'unknown') for answer in ('edible', 'unknown')} | {('edible', 'poisonous'): alarm}
-    return attribute_costs(classes, attributes, pairs, 1., fungiclef['known_called_unknown'], fungiclef['unknown_called_known'])
+    pairs = {(truth, answer): danger for truth in ('poisonous', 'unknown') for answer in ('edible', 'unknown')} | {
+        ('edible', 'poisonous'): alarm
+    }
+    return attribute_costs(
+        classes, attributes, pairs, 1.0, fungiclef['known_called_unknown'], fungiclef['unknown_called_known']
+    )
+
 
 def fungiclef_scores(
-    targets:np.ndarray,   # (images,) class indices, -1: no class of the model
-    answers:np.ndarray,   # (images,) class indices, -1: unknown
-    attributes:list[str], # of each class: all but poisonous count as edible, as in the challenge
-) -> dict:                # classification_error poisonous_cost user_cost unknown_cost
+    targets: np.ndarray,  # (images,) class indices, -1: no class of the model
+    answers: np.ndarray,  # (images,) class indices, -1: unknown
+    attributes: list[str],  # of each class: all but poisonous count as edible, as in the challenge
+) -> dict:  # classification_error poisonous_cost user_cost unknown_cost
     "The four tracks of FungiCLEF 2023 and 2024, by the rules of their scoring script"
     targets, answers = _answers(targets, answers, len(attributes))
     poisonous = np.array([*(a == 'poisonous' for a in attributes), False])
     is_so, said_so, wrong = poisonous[targets], poisonous[answers], targets != answers
     error = wrong.mean()
-    confusion = (fungiclef['poisonous_called_edible']*(is_so & ~said_so) + fungiclef['edible_called_poisonous']*(~is_so & said_so)).mean()
-    unknown = np.where(targets == -1, fungiclef['unknown_called_known'], np.where(answers == -1, fungiclef['known_called_unknown'], 1.))
-    return dict(classification_error=float(error), poisonous_cost=float(confusion), user_cost=float(error+confusion),
-                unknown_cost=float((unknown*wrong).mean()))
+    confusion = (
+        fungiclef['poisonous_called_edible'] * (is_so & ~said_so)
+        + fungiclef['edible_called_poisonous'] * (~is_so & said_so)
+    ).mean()
+    unknown = np.where(
+        targets == -1,
+        fungiclef['unknown_called_known'],
+        np.where(answers == -1, fungiclef['known_called_unknown'], 1.0),
+    )
+    return dict(
+        classification_error=float(error),
+        poisonous_cost=float(confusion),
+        user_cost=float(error + confusion),
+        unknown_cost=float((unknown * wrong).mean()),
+    )
+
 
 def _answers(targets, answers, n):
     targets, answers = np.asarray(targets), np.asarray(answers)
@@ -208,52 +280,65 @@ def _answers(targets, answers, n):
         raise UserError(f'There are targets {targets.shape} and answers {answers.shape}.')
     for name, values in dict(targets=targets, answers=answers).items():
         if values.dtype.kind not in 'iu' or values.min() < -1 or values.max() >= n:
-            raise UserError(f'The {name} have to be class indices from 0 to {n-1}, or -1.')
+            raise UserError(f'The {name} have to be class indices from 0 to {n - 1}, or -1.')
     return targets, answers
 
 # %% ../../nbs/evaluation/costs.ipynb #4c487af9
 def total_cost(
-    targets:np.ndarray, # (images,) class indices, -1: no class of the model
-    answers:np.ndarray, # (images,) class indices, -1: not sure
-    costs:Costs,
-    groups=None,        # (images,) any values: pictures of one specimen share one
-    samples:int=2000,   # bootstrap resamples
-    seed:int=0,
-) -> dict:              # mean low high total pictures answered dearest dearest_pictures dearest_share_high
+    targets: np.ndarray,  # (images,) class indices, -1: no class of the model
+    answers: np.ndarray,  # (images,) class indices, -1: not sure
+    costs: Costs,
+    groups=None,  # (images,) any values: pictures of one specimen share one
+    samples: int = 2000,  # bootstrap resamples
+    seed: int = 0,
+) -> dict:  # mean low high total pictures answered dearest dearest_pictures dearest_share_high
     "What answers cost: the mean with its 95 % bootstrap interval (of whole specimens), and how many mistakes of the dearest kind. Raises `UserError`"
     targets, answers = _answers(targets, answers, len(costs.classes))
     paid, groups = costs.matrix[targets, answers], group_numbers(groups, len(targets))
     unit = np.arange(len(paid)) if groups is None else groups
-    weights = draw_weights(unit.max()+1, samples, np.random.default_rng(seed))
-    means = (weights @ np.bincount(unit, paid))/(weights @ np.bincount(unit).astype(float))
-    low, high = np.quantile(means, [.025, .975])
+    weights = draw_weights(unit.max() + 1, samples, np.random.default_rng(seed))
+    means = (weights @ np.bincount(unit, paid)) / (weights @ np.bincount(unit).astype(float))
+    low, high = np.quantile(means, [0.025, 0.975])
     worst = paid == costs.matrix.max()
-    return dict(mean=float(paid.mean()), low=float(low), high=float(high), total=float(paid.sum()), pictures=len(paid), answered=int((answers >= 0).sum()),
-                dearest=float(costs.matrix.max()), dearest_pictures=int(worst.sum()), dearest_share_high=interval_of(worst, groups=groups)[1])
+    return dict(
+        mean=float(paid.mean()),
+        low=float(low),
+        high=float(high),
+        total=float(paid.sum()),
+        pictures=len(paid),
+        answered=int((answers >= 0).sum()),
+        dearest=float(costs.matrix.max()),
+        dearest_pictures=int(worst.sum()),
+        dearest_share_high=interval_of(worst, groups=groups)[1],
+    )
+
 
 def cost_table(
-    targets:np.ndarray, # (images,) class indices, -1: no class of the model
-    ways:dict,          # name → (images,) answers: class indices, -1: not sure
-    costs:Costs,
-    groups=None,        # (images,) any values: pictures of one specimen share one
-) -> pd.DataFrame:      # a row a way: mean low high total answered right dearest_pictures
+    targets: np.ndarray,  # (images,) class indices, -1: no class of the model
+    ways: dict,  # name → (images,) answers: class indices, -1: not sure
+    costs: Costs,
+    groups=None,  # (images,) any values: pictures of one specimen share one
+) -> pd.DataFrame:  # a row a way: mean low high total answered right dearest_pictures
     "Several ways of answering the same pictures, side by side. Raises `UserError`"
     rows = {}
     for name, answers in ways.items():
         told = total_cost(targets, answers, costs, groups)
         answered = np.asarray(answers) >= 0
         right = float((np.asarray(answers) == targets)[answered].mean()) if answered.any() else np.nan
-        rows[name] = {k: told[k] for k in ('mean', 'low', 'high', 'total', 'answered')} | dict(right=right, dearest_pictures=told['dearest_pictures'])
+        rows[name] = {k: told[k] for k in ('mean', 'low', 'high', 'total', 'answered')} | dict(
+            right=right, dearest_pictures=told['dearest_pictures']
+        )
     return pd.DataFrame(rows).T.rename_axis('answers').astype(dict(answered=int, dearest_pictures=int))
 
 # %% ../../nbs/evaluation/costs.ipynb #29018168
 def attribute_confusion(
-    targets:np.ndarray, # (images,) class indices, -1: no class of the model
-    answers:np.ndarray, # (images,) class indices, -1: not sure
-    costs:Costs,        # with attributes
-) -> pd.DataFrame:      # a row a true and answered attribute: truth answer pictures share mean_cost dangerous; shares of the truth's pictures
+    targets: np.ndarray,  # (images,) class indices, -1: no class of the model
+    answers: np.ndarray,  # (images,) class indices, -1: not sure
+    costs: Costs,  # with attributes
+) -> pd.DataFrame:  # a row a true and answered attribute: truth answer pictures share mean_cost dangerous; shares of the truth's pictures
     "Pictures by the attribute of truth and answer. A cell is dangerous where it can cost as much as the dearest mistake. Raises `UserError`"
-    if costs.attributes is None: raise UserError('These costs were made without attributes. Use `attribute_costs` or `fungiclef_costs`.')
+    if costs.attributes is None:
+        raise UserError('These costs were made without attributes. Use `attribute_costs` or `fungiclef_costs`.')
     targets, answers = _answers(targets, answers, len(costs.classes))
     truth, answer = np.array([*costs.attributes, _stranger], object), np.array([*costs.attributes, not_sure], object)
     names = [a for a in dict.fromkeys([*fungi_attributes, *sorted(set(costs.attributes))]) if a in costs.attributes]
@@ -262,26 +347,55 @@ def attribute_confusion(
         for other in [*names, not_sure]:
             mine = (truth[targets] == one) & (answer[answers] == other)
             here = costs.matrix[np.ix_(truth == one, answer == other)]
-            rows.append(dict(truth=one, answer=other, pictures=int(mine.sum()), share=mine.sum()/max(1, (truth[targets] == one).sum()),
-                             mean_cost=paid[mine].mean() if mine.any() else 0., dangerous=bool(here.max() == costs.matrix.max())))
+            rows.append(
+                dict(
+                    truth=one,
+                    answer=other,
+                    pictures=int(mine.sum()),
+                    share=mine.sum() / max(1, (truth[targets] == one).sum()),
+                    mean_cost=paid[mine].mean() if mine.any() else 0.0,
+                    dangerous=bool(here.max() == costs.matrix.max()),
+                )
+            )
     return pd.DataFrame(rows)
 
+
 def plot_attribute_confusion(
-    table:pd.DataFrame, # from `attribute_confusion`
-):                      # a matplotlib Figure
+    table: pd.DataFrame,  # from `attribute_confusion`
+):  # a matplotlib Figure
     "The confusion by attribute, the dangerous cells framed and their counts in bold"
     from matplotlib.patches import Rectangle
+
     rows, columns = list(dict.fromkeys(table.truth)), list(dict.fromkeys(table.answer))
-    figure, (ax,) = chart(1.5+1.1*len(columns), 1+.55*len(rows))
+    figure, (ax,) = chart(1.5 + 1.1 * len(columns), 1 + 0.55 * len(rows))
     for one in table.itertuples():
         x, y = columns.index(one.answer), rows.index(one.truth)
         colour = colours['warn'] if one.dangerous else colours['main']
-        ax.add_patch(Rectangle((x-.47, y-.45), .94, .9, facecolor=colour, alpha=.06+.5*one.share, linewidth=0))
-        if one.dangerous: ax.add_patch(Rectangle((x-.47, y-.45), .94, .9, fill=False, edgecolor=colour, linewidth=1.6))
-        ax.text(x, y, f'{one.pictures}\n{one.share:.0%}', ha='center', va='center', fontsize=9, color=colours['ink'],
-                weight='bold' if one.dangerous else 'normal')
-    ax.set(xlim=(-.5, len(columns)-.5), ylim=(len(rows)-.5, -.5), xticks=range(len(columns)), yticks=range(len(rows)),
-           xlabel="answer: what the user's table says of it", ylabel='truth')
-    ax.set_xticklabels(columns); ax.set_yticklabels(rows)
-    ax.spines[:].set_visible(False); ax.tick_params(length=0)
+        ax.add_patch(
+            Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, facecolor=colour, alpha=0.06 + 0.5 * one.share, linewidth=0)
+        )
+        if one.dangerous:
+            ax.add_patch(Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, fill=False, edgecolor=colour, linewidth=1.6))
+        ax.text(
+            x,
+            y,
+            f'{one.pictures}\n{one.share:.0%}',
+            ha='center',
+            va='center',
+            fontsize=9,
+            color=colours['ink'],
+            weight='bold' if one.dangerous else 'normal',
+        )
+    ax.set(
+        xlim=(-0.5, len(columns) - 0.5),
+        ylim=(len(rows) - 0.5, -0.5),
+        xticks=range(len(columns)),
+        yticks=range(len(rows)),
+        xlabel="answer: what the user's table says of it",
+        ylabel='truth',
+    )
+    ax.set_xticklabels(columns)
+    ax.set_yticklabels(rows)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
     return figure

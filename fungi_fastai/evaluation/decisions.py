@@ -18,21 +18,24 @@ import numpy as np
 from .calibration import apply_temperature, checked, group_numbers, interval_of
 from ..settings import UserError
 
-if TYPE_CHECKING: import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/evaluation/decisions.ipynb #3c5f2978
 @dataclass(frozen=True)
 class RiskCoverage:
     "Errors among the answers, when only the most confident pictures are answered"
+
     coverage: np.ndarray  # (steps,) share of pictures answered, rising to 1
-    risk: np.ndarray      # (steps,) share of those answers that is wrong
-    confidence: np.ndarray# (steps,) the least confidence that is answered
-    area: float           # AURC: mean risk over all coverages
-    excess: float         # E-AURC: the area minus that of the best ordering of the same answers
+    risk: np.ndarray  # (steps,) share of those answers that is wrong
+    confidence: np.ndarray  # (steps,) the least confidence that is answered
+    area: float  # AURC: mean risk over all coverages
+    excess: float  # E-AURC: the area minus that of the best ordering of the same answers
+
 
 def risk_coverage(
-    probs:np.ndarray,   # (images, classes) probabilities, rows sum to 1
-    targets:np.ndarray, # (images,) class indices
+    probs: np.ndarray,  # (images, classes) probabilities, rows sum to 1
+    targets: np.ndarray,  # (images,) class indices
 ) -> RiskCoverage:
     "The risk–coverage curve of the confidence, a step for each confidence that occurs. Raises `UserError`"
     probs, targets, _ = checked(probs, targets)
@@ -41,49 +44,60 @@ def risk_coverage(
     pictures, errors = np.bincount(place), np.bincount(place, wrong)
     answered, mistaken = pictures.cumsum(), errors.cumsum()
     # within a step of equal confidence the order is chance: its k-th picture adds the step's mean error
-    position = np.arange(1, n+1)
+    position = np.arange(1, n + 1)
     step = np.searchsorted(answered, position)
-    expected = mistaken[step] - (answered[step]-position)*(errors/pictures)[step]
-    area, best = (expected/position).mean(), (np.maximum(0, position-(n-wrong.sum()))/position).mean()
-    return RiskCoverage(answered/n, mistaken/answered, -steps, float(area), float(max(0, area-best)))
+    expected = mistaken[step] - (answered[step] - position) * (errors / pictures)[step]
+    area, best = (expected / position).mean(), (np.maximum(0, position - (n - wrong.sum())) / position).mean()
+    return RiskCoverage(answered / n, mistaken / answered, -steps, float(area), float(max(0, area - best)))
 
 # %% ../../nbs/evaluation/decisions.ipynb #9bc6f913
-candidates = 20   # coverages that are tried: 5 %, 10 %, … of validation
+candidates = 20  # coverages that are tried: 5 %, 10 %, … of validation
+
 
 @dataclass(frozen=True)
 class Threshold:
     "The least confidence that is answered, and what is known of it from validation"
-    confidence: float|None # answers at or above this; None: no threshold keeps the wish, nothing is answered
-    coverage: float        # share of validation pictures that are answered
-    accuracy: float|None   # share of those answers that is right
-    error_bound: float|None# at most this share of answers on unseen pictures is wrong, with certainty `sure`
-    sure: float            # certainty of the bound, over the choice of validation pictures
-    wish: str              # what was asked for
-    guaranteed: bool       # whether the bound, and not only the validation part, keeps the wish
-    pictures: int          # validation pictures
-    why: str               # in words
+
+    confidence: float | None  # answers at or above this; None: no threshold keeps the wish, nothing is answered
+    coverage: float  # share of validation pictures that are answered
+    accuracy: float | None  # share of those answers that is right
+    error_bound: float | None  # at most this share of answers on unseen pictures is wrong, with certainty `sure`
+    sure: float  # certainty of the bound, over the choice of validation pictures
+    wish: str  # what was asked for
+    guaranteed: bool  # whether the bound, and not only the validation part, keeps the wish
+    pictures: int  # validation pictures
+    why: str  # in words
 
     @property
-    def found(self) -> bool: return self.confidence is not None
+    def found(self) -> bool:
+        return self.confidence is not None
 
-    def accepts(self,
-        probs:np.ndarray, # (images, classes) probabilities, calibrated as those of validation were
-    ) -> np.ndarray:      # (images,) true where there is an answer
+    def accepts(
+        self,
+        probs: np.ndarray,  # (images, classes) probabilities, calibrated as those of validation were
+    ) -> np.ndarray:  # (images,) true where there is an answer
         "Which pictures are answered"
         probs = np.asarray(probs, float)
         return probs.max(1) >= self.confidence if self.found else np.zeros(len(probs), bool)
 
-    def on(self,
-        probs:np.ndarray,   # (images, classes) probabilities of other pictures
-        targets:np.ndarray, # (images,) class indices
-        groups=None,        # (images,) any values: pictures of one specimen share one; for the interval
-    ) -> dict:              # coverage answered accuracy (None where nothing is answered) accuracy_low accuracy_high pictures
+    def on(
+        self,
+        probs: np.ndarray,  # (images, classes) probabilities of other pictures
+        targets: np.ndarray,  # (images,) class indices
+        groups=None,  # (images,) any values: pictures of one specimen share one; for the interval
+    ) -> dict:  # coverage answered accuracy (None where nothing is answered) accuracy_low accuracy_high pictures
         "What the threshold does on other pictures, the test part say. Raises `UserError`"
         probs, targets, groups = checked(probs, targets, groups)
         answered, right = self.accepts(probs), probs.argmax(1) == targets
         low, high = interval_of(right[answered], groups=None if groups is None else groups[answered])
-        return dict(coverage=float(answered.mean()), answered=int(answered.sum()), accuracy=float(right[answered].mean()) if answered.any() else None,
-                    accuracy_low=low, accuracy_high=high, pictures=len(targets))
+        return dict(
+            coverage=float(answered.mean()),
+            answered=int(answered.sum()),
+            accuracy=float(right[answered].mean()) if answered.any() else None,
+            accuracy_low=low,
+            accuracy_high=high,
+            pictures=len(targets),
+        )
 
     def to_dict(self) -> dict:
         "For JSON; `Threshold(**d)` is the way back"
@@ -91,78 +105,131 @@ class Threshold:
 
 # %% ../../nbs/evaluation/decisions.ipynb #81a243c2
 def threshold_for(
-    probs:np.ndarray,          # (images, classes) probabilities of the validation part, calibrated
-    targets:np.ndarray,        # (images,) class indices
-    accuracy:float|None=None,  # wished share of right answers, as many answers as that allows; or
-    coverage:float|None=None,  # wished share of pictures that are answered
-    sure:float=.95,            # certainty of the bound on the error
-    guaranteed:bool=True,      # whether the bound has to keep the wished accuracy, or validation only
-    groups=None,               # (images,) any values: pictures of one specimen share one
+    probs: np.ndarray,  # (images, classes) probabilities of the validation part, calibrated
+    targets: np.ndarray,  # (images,) class indices
+    accuracy: float | None = None,  # wished share of right answers, as many answers as that allows; or
+    coverage: float | None = None,  # wished share of pictures that are answered
+    sure: float = 0.95,  # certainty of the bound on the error
+    guaranteed: bool = True,  # whether the bound has to keep the wished accuracy, or validation only
+    groups=None,  # (images,) any values: pictures of one specimen share one
 ) -> Threshold:
     """A confidence below which the answer is "not sure" (Geifman and El-Yaniv 2017, arXiv:1705.08500). Raises `UserError`"""
     probs, targets, groups = checked(probs, targets, groups)
-    if (accuracy is None) == (coverage is None): raise UserError('Wish for an accuracy or for a coverage: one of the two.')
+    if (accuracy is None) == (coverage is None):
+        raise UserError('Wish for an accuracy or for a coverage: one of the two.')
     for name, value in dict(accuracy=accuracy, coverage=coverage, sure=sure).items():
         if value is not None and not (0 < value < 1 or (name, value) == ('coverage', 1)):
             raise UserError(f'The wished {name} is {value}; expected a share between 0 and 1.')
     order = np.argsort(-probs.max(1), kind='stable')
     confidence, wrong, n = probs.max(1)[order], (probs.argmax(1) != targets)[order], len(targets)
     groups = groups if groups is None else groups[order]
-    certain = sure if coverage is not None else 1-(1-sure)/candidates   # one candidate, or all of them at once
-    shared = groups is not None and groups.max()+1 < n
-    told = f'of {n} validation pictures' + (f' ({groups.max()+1} specimens)' if shared else '')
-    certainly = f"with {'about ' if shared else ''}{sure:.0%} certainty"
+    certain = sure if coverage is not None else 1 - (1 - sure) / candidates  # one candidate, or all of them at once
+    shared = groups is not None and groups.max() + 1 < n
+    told = f'of {n} validation pictures' + (f' ({groups.max() + 1} specimens)' if shared else '')
+    certainly = f'with {"about " if shared else ""}{sure:.0%} certainty'
+
     def at(least, share, right, bound, wish, guaranteed):
-        return Threshold(least, share, right, bound, sure, wish, guaranteed, n,
-                         f'At confidence {least:.3f} and above, {share:.0%} {told} are answered and {right:.1%} of the answers are right; '
-                         f'on unseen pictures at most {bound:.1%} are wrong, {certainly}.')
-    def look(least):   # coverage, accuracy, bound on the error; of the pictures from this confidence upwards
+        return Threshold(
+            least,
+            share,
+            right,
+            bound,
+            sure,
+            wish,
+            guaranteed,
+            n,
+            f'At confidence {least:.3f} and above, {share:.0%} {told} are answered and {right:.1%} of the answers are right; '
+            f'on unseen pictures at most {bound:.1%} are wrong, {certainly}.',
+        )
+
+    def look(least):  # coverage, accuracy, bound on the error; of the pictures from this confidence upwards
         answered = confidence >= least
-        if not answered.any(): return 0., None, 1.
-        bound = interval_of(wrong[answered], 2*certain-1, None if groups is None else groups[answered])[1]
-        return float(answered.mean()), float(1-wrong[answered].mean()), bound
+        if not answered.any():
+            return 0.0, None, 1.0
+        bound = interval_of(wrong[answered], 2 * certain - 1, None if groups is None else groups[answered])[1]
+        return float(answered.mean()), float(1 - wrong[answered].mean()), bound
+
     if coverage is not None:
-        rank = int(np.ceil(round(coverage*(n+1), 9)))
-        least = float(confidence[rank-1]) if rank <= n else 0.
+        rank = int(np.ceil(round(coverage * (n + 1), 9)))
+        least = float(confidence[rank - 1]) if rank <= n else 0.0
         return at(least, *look(least), f'{coverage:.0%} of the pictures answered', False)
     # the i-th candidate lies just above a picture that is not counted: those above it are a fair sample of what is above it
-    counts = dict.fromkeys(int(np.ceil(i*n/candidates)) for i in range(1, candidates+1))
-    seen = [(least, *look(least)) for least in (float(np.nextafter(confidence[k], 2)) if k < n else 0. for k in counts)]
+    counts = dict.fromkeys(int(np.ceil(i * n / candidates)) for i in range(1, candidates + 1))
+    seen = [
+        (least, *look(least)) for least in (float(np.nextafter(confidence[k], 2)) if k < n else 0.0 for k in counts)
+    ]
     wish = f'{accuracy:.0%} of the answers right'
-    promised = lambda one: 1-one[3] if guaranteed else one[2] if one[2] is not None else -1.
+    promised = lambda one: 1 - one[3] if guaranteed else one[2] if one[2] is not None else -1.0
     kept = [one for one in seen if promised(one) >= accuracy]
     if not kept:
         best = max(map(promised, seen))
         reason = f'at best {best:.1%} can be promised {certainly}' if guaranteed else f'at best {best:.1%} are right'
-        return Threshold(None, 0., None, None, sure, wish, guaranteed, n, f'No threshold keeps the wish, {wish}: {reason}, on the strength {told}.')
+        return Threshold(
+            None,
+            0.0,
+            None,
+            None,
+            sure,
+            wish,
+            guaranteed,
+            n,
+            f'No threshold keeps the wish, {wish}: {reason}, on the strength {told}.',
+        )
     return at(*max(kept, key=lambda one: one[1]), wish, guaranteed)
 
 # %% ../../nbs/evaluation/decisions.ipynb #b789d824
 def plot_risk_coverage(
-    probs:np.ndarray,          # (images, classes) probabilities, rows sum to 1
-    targets:np.ndarray,        # (images,) class indices
-    threshold:Threshold|None=None, # marked where given
-):                             # a matplotlib Figure
+    probs: np.ndarray,  # (images, classes) probabilities, rows sum to 1
+    targets: np.ndarray,  # (images,) class indices
+    threshold: Threshold | None = None,  # marked where given
+):  # a matplotlib Figure
     "Share of wrong answers against the share of pictures that are answered; the best ordering below it. Raises `UserError`"
     curve = risk_coverage(probs, targets)
     from fungi_fastai.data.pages import chart, colours
+
     figure, (ax,) = chart(4.6, 2.8)
     error = curve.risk[-1]
-    shares = np.linspace(.001, 1, 200)
-    ax.plot(shares, np.maximum(0, shares-(1-error))/shares, color=colours['faint'], linewidth=1, linestyle='--', label='the best ordering')
-    ax.step(curve.coverage, curve.risk, where='post', color=colours['main'], linewidth=1.5, label=f'by confidence: area {curve.area:.3f}')
+    shares = np.linspace(0.001, 1, 200)
+    ax.plot(
+        shares,
+        np.maximum(0, shares - (1 - error)) / shares,
+        color=colours['faint'],
+        linewidth=1,
+        linestyle='--',
+        label='the best ordering',
+    )
+    ax.step(
+        curve.coverage,
+        curve.risk,
+        where='post',
+        color=colours['main'],
+        linewidth=1.5,
+        label=f'by confidence: area {curve.area:.3f}',
+    )
     if threshold is not None and threshold.found:
         told = threshold.on(probs, targets)
-        if told['answered']: ax.scatter(told['coverage'], 1-told['accuracy'], color=colours['warn'], zorder=3, s=26,
-                                        label=f'threshold {threshold.confidence:.2f}: {told["accuracy"]:.1%} right')
-    ax.set(xlim=(0, 1.01), ylim=(0, max(.05, 1.15*curve.risk[curve.coverage >= .02].max())),
-           xlabel='share of pictures answered', ylabel='share of answers wrong')
+        if told['answered']:
+            ax.scatter(
+                told['coverage'],
+                1 - told['accuracy'],
+                color=colours['warn'],
+                zorder=3,
+                s=26,
+                label=f'threshold {threshold.confidence:.2f}: {told["accuracy"]:.1%} right',
+            )
+    ax.set(
+        xlim=(0, 1.01),
+        ylim=(0, max(0.05, 1.15 * curve.risk[curve.coverage >= 0.02].max())),
+        xlabel='share of pictures answered',
+        ylabel='share of answers wrong',
+    )
     ax.legend(frameon=False, fontsize=8, labelcolor=colours['ink'], loc='upper left')
     return figure
 
 # %% ../../nbs/evaluation/decisions.ipynb #289d2de0
 conformal_scores = ('lac', 'aps', 'raps')
-_hair = 1e-9   # rounding
+_hair = 1e-9  # rounding
+
 
 def _ordered(probs, score, penalty, rank):
     "Likeliest class first: order, probabilities, and (RAPS: with penalties) their sums, with and without the class itself"
@@ -172,61 +239,80 @@ def _ordered(probs, score, penalty, rank):
     new = np.diff(ordered, axis=1, prepend=2) != 0
     first = np.maximum.accumulate(np.where(new, place, 0), axis=1)
     last = np.minimum.accumulate(np.where(np.roll(new, -1, 1), place, place[-1])[:, ::-1], axis=1)[:, ::-1]
-    sums = ordered.cumsum(1) + (penalty*np.maximum(0, place+1-rank) if score == 'raps' else 0)
-    before = np.where(first > 0, np.take_along_axis(sums, np.maximum(first-1, 0), 1), -np.inf)
+    sums = ordered.cumsum(1) + (penalty * np.maximum(0, place + 1 - rank) if score == 'raps' else 0)
+    before = np.where(first > 0, np.take_along_axis(sums, np.maximum(first - 1, 0), 1), -np.inf)
     return order, ordered, np.take_along_axis(sums, last, 1), before
 
+
 def misfit(
-    probs:np.ndarray,  # (images, classes) probabilities
-    score:str='lac',   # lac, aps or raps
-    penalty:float=0.,  # raps: for each class after `rank`
-    rank:int=0,        # raps: so many classes cost nothing
-    draws:np.ndarray|None=None, # aps and raps: (images,) in [0, 1): this part of the class's own probability is left off
-) -> np.ndarray:       # (images, classes): how badly each class fits
+    probs: np.ndarray,  # (images, classes) probabilities
+    score: str = 'lac',  # lac, aps or raps
+    penalty: float = 0.0,  # raps: for each class after `rank`
+    rank: int = 0,  # raps: so many classes cost nothing
+    draws: np.ndarray
+    | None = None,  # aps and raps: (images,) in [0, 1): this part of the class's own probability is left off
+) -> np.ndarray:  # (images, classes): how badly each class fits
     "Conformity scores: LAC (Sadinle et al. 2019), APS (Romano et al. 2020), RAPS (Angelopoulos et al. 2021)"
-    if score == 'lac': return 1-probs
+    if score == 'lac':
+        return 1 - probs
     order, ordered, reached, _ = _ordered(probs, score, penalty, rank)
     found = np.empty_like(reached)
-    np.put_along_axis(found, order, reached if draws is None else reached-draws[:, None]*ordered, 1)
+    np.put_along_axis(found, order, reached if draws is None else reached - draws[:, None] * ordered, 1)
     return found
 
-def _lots(n, seed): return np.random.RandomState(seed).uniform(size=n)
+
+def _lots(n, seed):
+    return np.random.RandomState(seed).uniform(size=n)
+
 
 def _members(probs, limit, score, penalty, rank, draws=None):
     "Which classes are in the set: (images, classes)"
-    if score == 'lac' or draws is not None: return misfit(probs, score, penalty, rank, draws) <= limit+_hair
+    if score == 'lac' or draws is not None:
+        return misfit(probs, score, penalty, rank, draws) <= limit + _hair
     order, _, _, before = _ordered(probs, score, penalty, rank)
     found = np.empty(probs.shape, bool)
-    np.put_along_axis(found, order, before <= limit, 1)   # up to the class that reaches the limit
+    np.put_along_axis(found, order, before <= limit, 1)  # up to the class that reaches the limit
     return found
 
+
 def conformal_quantile(
-    scores:np.ndarray, # (images,) of the true classes
-    coverage:float,    # wished
-) -> float|None:       # the ⌈(n+1)·coverage⌉-th smallest score; None where that is more than there are
+    scores: np.ndarray,  # (images,) of the true classes
+    coverage: float,  # wished
+) -> float | None:  # the ⌈(n+1)·coverage⌉-th smallest score; None where that is more than there are
     "The value that the score of one more exchangeable picture stays below with the wished probability"
-    rank = int(np.ceil(round((len(scores)+1)*coverage, 9)))
-    return float(np.sort(scores)[rank-1]) if rank <= len(scores) else None
+    rank = int(np.ceil(round((len(scores) + 1) * coverage, 9)))
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else None
+
 
 @dataclass(frozen=True)
 class Conformal:
     "Sets of classes that hold the true one with a wished probability"
-    score: str           # lac, aps or raps
-    coverage: float      # wished
-    quantile: float|None # a class is in the set up to this misfit; None: validation is too small, every class is
-    penalty: float = 0.  # raps
-    rank: int = 0        # raps
-    randomised: bool = False
-    seed: int = 0        # of the lots, where randomised
-    pictures: int = 0    # validation pictures, or specimens, that the quantile is taken of
 
-    def sets(self,
-        probs:np.ndarray, # (images, classes) probabilities, calibrated as those of validation were
-    ) -> np.ndarray:      # (images, classes) true for the classes in the set
+    score: str  # lac, aps or raps
+    coverage: float  # wished
+    quantile: float | None  # a class is in the set up to this misfit; None: validation is too small, every class is
+    penalty: float = 0.0  # raps
+    rank: int = 0  # raps
+    randomised: bool = False
+    seed: int = 0  # of the lots, where randomised
+    pictures: int = 0  # validation pictures, or specimens, that the quantile is taken of
+
+    def sets(
+        self,
+        probs: np.ndarray,  # (images, classes) probabilities, calibrated as those of validation were
+    ) -> np.ndarray:  # (images, classes) true for the classes in the set
         "The set of each picture. Raises `UserError`"
         probs, _, _ = checked(probs)
-        if self.quantile is None: return np.ones(probs.shape, bool)
-        return _members(probs, self.quantile, self.score, self.penalty, self.rank, _lots(len(probs), self.seed) if self.randomised else None)
+        if self.quantile is None:
+            return np.ones(probs.shape, bool)
+        return _members(
+            probs,
+            self.quantile,
+            self.score,
+            self.penalty,
+            self.rank,
+            _lots(len(probs), self.seed) if self.randomised else None,
+        )
 
     def to_dict(self) -> dict:
         "For JSON; `Conformal(**d)` is the way back"
@@ -234,139 +320,181 @@ class Conformal:
 
 # %% ../../nbs/evaluation/decisions.ipynb #0299a4b6
 def conformal(
-    probs:np.ndarray,     # (images, classes) probabilities of the validation part, calibrated
-    targets:np.ndarray,   # (images,) class indices
-    coverage:float=.9,    # wished share of sets that hold the true class
-    score:str='lac',      # lac, aps or raps
-    randomised:bool=False,# aps and raps: sets by lot, which cover exactly as wished
-    seed:int=0,           # of all lots
-    groups=None,          # (images,) any values: pictures of one specimen share one, of which one picture is used
-    penalty:float|None=None, # raps: for each class after `rank` (default: chosen on a fifth of the pictures)
-    rank:int|None=None,      # raps: so many classes cost nothing (default: chosen on the same)
+    probs: np.ndarray,  # (images, classes) probabilities of the validation part, calibrated
+    targets: np.ndarray,  # (images,) class indices
+    coverage: float = 0.9,  # wished share of sets that hold the true class
+    score: str = 'lac',  # lac, aps or raps
+    randomised: bool = False,  # aps and raps: sets by lot, which cover exactly as wished
+    seed: int = 0,  # of all lots
+    groups=None,  # (images,) any values: pictures of one specimen share one, of which one picture is used
+    penalty: float | None = None,  # raps: for each class after `rank` (default: chosen on a fifth of the pictures)
+    rank: int | None = None,  # raps: so many classes cost nothing (default: chosen on the same)
 ) -> Conformal:
     "Split-conformal sets from validation. Raises `UserError`"
     probs, targets, groups = checked(probs, targets, groups)
-    if score not in conformal_scores: raise UserError(f"The score is {score!r}; expected one of {', '.join(conformal_scores)}.")
-    if not 0 < coverage < 1: raise UserError(f'The wished coverage is {coverage}; expected a share above 0 and below 1.')
-    if randomised and score == 'lac': raise UserError('LAC has nothing to randomise. Choose aps or raps, or randomised=False.')
-    if (penalty is None) != (rank is None): raise UserError('Give both a penalty and a rank, or neither.')
+    if score not in conformal_scores:
+        raise UserError(f'The score is {score!r}; expected one of {", ".join(conformal_scores)}.')
+    if not 0 < coverage < 1:
+        raise UserError(f'The wished coverage is {coverage}; expected a share above 0 and below 1.')
+    if randomised and score == 'lac':
+        raise UserError('LAC has nothing to randomise. Choose aps or raps, or randomised=False.')
+    if (penalty is None) != (rank is None):
+        raise UserError('Give both a penalty and a rank, or neither.')
     random = np.random.RandomState(seed)
-    if groups is not None and groups.max()+1 < len(groups):
+    if groups is not None and groups.max() + 1 < len(groups):
         shuffled = random.permutation(len(groups))
         chosen = np.sort(shuffled[np.unique(groups[shuffled], return_index=True)[1]])
         probs, targets = probs[chosen], targets[chosen]
     if score == 'raps' and penalty is None:
         shuffled = random.permutation(len(targets))
-        tuning, kept = np.split(shuffled, [len(targets)//5])
+        tuning, kept = np.split(shuffled, [len(targets) // 5])
         penalty, rank = _regularisation(probs[tuning], targets[tuning], coverage, seed)
         probs, targets = probs[kept], targets[kept]
-    penalty, rank = (float(penalty), int(rank)) if score == 'raps' else (0., 0)
+    penalty, rank = (float(penalty), int(rank)) if score == 'raps' else (0.0, 0)
     own = misfit(probs, score, penalty, rank, _lots(len(probs), seed))[np.arange(len(targets)), targets]
     return Conformal(score, coverage, conformal_quantile(own, coverage), penalty, rank, randomised, seed, len(targets))
 
+
 def _regularisation(probs, targets, coverage, seed):
     "The penalty with the smallest sets, after the rank that the true class has in most cases (Angelopoulos et al. 2021, appendix E)"
-    if not len(targets): return .01, 1
-    ranks = (probs > probs[np.arange(len(targets)), targets][:, None]).sum(1)+1
+    if not len(targets):
+        return 0.01, 1
+    ranks = (probs > probs[np.arange(len(targets)), targets][:, None]).sum(1) + 1
     rank = conformal_quantile(ranks, coverage) or probs.shape[1]
+
     def size(penalty):
         scores = misfit(probs, 'raps', penalty, int(rank), _lots(len(probs), seed))
         limit = conformal_quantile(scores[np.arange(len(targets)), targets], coverage)
         return probs.shape[1] if limit is None else _members(probs, limit, 'raps', penalty, int(rank)).sum(1).mean()
-    return min((.001, .01, .1, .2, .5), key=size), int(rank)
+
+    return min((0.001, 0.01, 0.1, 0.2, 0.5), key=size), int(rank)
 
 # %% ../../nbs/evaluation/decisions.ipynb #7432647d
 def coverage_table(
-    sets:np.ndarray,    # (images, classes) from `Conformal.sets`
-    targets:np.ndarray, # (images,) class indices
-    groups=None,        # (images,) any values: pictures of one specimen share one; for the intervals
-) -> 'pd.DataFrame':      # a row a size of set, and 'all': pictures share coverage coverage_low coverage_high mean_size
+    sets: np.ndarray,  # (images, classes) from `Conformal.sets`
+    targets: np.ndarray,  # (images,) class indices
+    groups=None,  # (images,) any values: pictures of one specimen share one; for the intervals
+) -> 'pd.DataFrame':  # a row a size of set, and 'all': pictures share coverage coverage_low coverage_high mean_size
     "How often sets hold the true class, by size. Raises `UserError`"
     import pandas as pd
+
     sets, targets = np.asarray(sets, bool), np.asarray(targets)
     if sets.ndim != 2 or not len(sets) or targets.shape != (len(sets),):
-        raise UserError(f'There are sets {sets.shape} and targets {targets.shape}; expected (images, classes) and (images,), of one picture or more.')
+        raise UserError(
+            f'There are sets {sets.shape} and targets {targets.shape}; expected (images, classes) and (images,), of one picture or more.'
+        )
     held, size = sets[np.arange(len(targets)), targets], sets.sum(1)
     groups = None if groups is None else np.asarray(groups, dtype=object)
     rows = {}
     for name, mine in {**{str(s): size == s for s in np.unique(size)}, 'all': np.ones(len(size), bool)}.items():
         low, high = interval_of(held[mine], groups=None if groups is None else groups[mine])
-        rows[name] = dict(pictures=int(mine.sum()), share=mine.mean(), coverage=held[mine].mean(), coverage_low=low, coverage_high=high,
-                          mean_size=size[mine].mean())
+        rows[name] = dict(
+            pictures=int(mine.sum()),
+            share=mine.mean(),
+            coverage=held[mine].mean(),
+            coverage_low=low,
+            coverage_high=high,
+            mean_size=size[mine].mean(),
+        )
     return pd.DataFrame(rows).T.rename_axis('size').astype(dict(pictures=int))
 
 # %% ../../nbs/evaluation/decisions.ipynb #fbc6a413
 def open_set_scores(
-    probs:np.ndarray,         # (images, classes) probabilities
-    logits:np.ndarray|None=None,         # (images, classes) before softmax, for the energy
-    features:np.ndarray|None=None,       # (images, features), for the distances
-    train_features:np.ndarray|None=None, # (training pictures, features)
-    train_targets:np.ndarray|None=None,  # (training pictures,) class indices, for the distance to class centres
-    neighbours:int=10,        # the distance is to this nearest training picture
-) -> 'pd.DataFrame':            # (images) rows; columns max_softmax energy neighbours mahalanobis, as far as there is what they need
+    probs: np.ndarray,  # (images, classes) probabilities
+    logits: np.ndarray | None = None,  # (images, classes) before softmax, for the energy
+    features: np.ndarray | None = None,  # (images, features), for the distances
+    train_features: np.ndarray | None = None,  # (training pictures, features)
+    train_targets: np.ndarray | None = None,  # (training pictures,) class indices, for the distance to class centres
+    neighbours: int = 10,  # the distance is to this nearest training picture
+) -> (
+    'pd.DataFrame'
+):  # (images) rows; columns max_softmax energy neighbours mahalanobis, as far as there is what they need
     "How strange each picture is, by several scores; higher is stranger. Raises `UserError`"
     import pandas as pd
+
     probs, _, _ = checked(probs)
-    found = dict(max_softmax=1-probs.max(1))
+    found = dict(max_softmax=1 - probs.max(1))
     if logits is not None:
         from scipy.special import logsumexp
+
         found['energy'] = -logsumexp(_rows(logits, len(probs), 'logits'), axis=1)
-    if (features is None) != (train_features is None): raise UserError('Distances need both `features` and `train_features`.')
+    if (features is None) != (train_features is None):
+        raise UserError('Distances need both `features` and `train_features`.')
     if features is not None:
         features, train = _rows(features, len(probs), 'features'), _rows(train_features, None, 'train_features')
-        if features.shape[1] != train.shape[1]: raise UserError(f'Features have {features.shape[1]} numbers, those of the training pictures {train.shape[1]}.')
+        if features.shape[1] != train.shape[1]:
+            raise UserError(
+                f'Features have {features.shape[1]} numbers, those of the training pictures {train.shape[1]}.'
+            )
         found['neighbours'] = _nearest(features, train, min(neighbours, len(train)))
-        if train_targets is not None: found['mahalanobis'] = _mahalanobis(features, train, np.asarray(train_targets))
+        if train_targets is not None:
+            found['mahalanobis'] = _mahalanobis(features, train, np.asarray(train_targets))
     return pd.DataFrame(found)
+
 
 def _rows(values, n, name):
     values = np.asarray(values, float)
     if values.ndim != 2 or not len(values) or n not in (None, len(values)):
         raise UserError(f'Expected {name} of the shape ({n or "pictures"}, numbers), not {values.shape}.')
-    if not np.isfinite(values).all(): raise UserError(f'Some {name} are not numbers.')
+    if not np.isfinite(values).all():
+        raise UserError(f'Some {name} are not numbers.')
     return values
+
 
 def _nearest(features, train, k):
     "Distance of unit vectors to the k-th nearest training picture, in pieces that fit the memory"
-    unit = lambda x: x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     features, train = unit(features), unit(train)
-    step = max(1, int(2e7//len(train)))
-    likeness = np.concatenate([np.partition(features[i:i+step] @ train.T, len(train)-k, axis=1)[:, len(train)-k] for i in range(0, len(features), step)])
-    return np.sqrt(np.maximum(0, 2-2*likeness))
+    step = max(1, int(2e7 // len(train)))
+    likeness = np.concatenate(
+        [
+            np.partition(features[i : i + step] @ train.T, len(train) - k, axis=1)[:, len(train) - k]
+            for i in range(0, len(features), step)
+        ]
+    )
+    return np.sqrt(np.maximum(0, 2 - 2 * likeness))
+
 
 def _mahalanobis(features, train, targets):
     "Squared distance to the nearest class centre, less that to the centre of all; covariances shrunk towards the diagonal"
-    def shrunk(residuals):   # Ledoit and Wolf 2004: invertible with fewer pictures than features too
+
+    def shrunk(residuals):  # Ledoit and Wolf 2004: invertible with fewer pictures than features too
         from sklearn.covariance import ledoit_wolf
+
         return np.linalg.pinv(ledoit_wolf(residuals, assume_centered=True)[0], hermitian=True)
+
     scale = train.std(0)
-    features, train = ((x-train.mean(0))/np.where(scale > 1e-12, scale, 1) for x in (features, train))
+    features, train = ((x - train.mean(0)) / np.where(scale > 1e-12, scale, 1) for x in (features, train))
     kinds = np.unique(targets)
     centres = np.stack([train[targets == kind].mean(0) for kind in kinds])
-    within, whole = shrunk(train-centres[np.searchsorted(kinds, targets)]), shrunk(train)
+    within, whole = shrunk(train - centres[np.searchsorted(kinds, targets)]), shrunk(train)
     squared = lambda x, inverse: np.einsum('ij,jk,ik->i', x, inverse, x, optimize=True)
-    return np.min([squared(features-c, within) for c in centres], axis=0) - squared(features, whole)
+    return np.min([squared(features - c, within) for c in centres], axis=0) - squared(features, whole)
 
 # %% ../../nbs/evaluation/decisions.ipynb #2104f209
 def auroc(
-    known:np.ndarray,   # (images,) scores of pictures of known classes
-    unknown:np.ndarray, # (images,) scores of strangers
-) -> float:             # in [0, 1]; ties count a half
+    known: np.ndarray,  # (images,) scores of pictures of known classes
+    unknown: np.ndarray,  # (images,) scores of strangers
+) -> float:  # in [0, 1]; ties count a half
     "Chance that a stranger is scored above a known picture. Raises `UserError`"
     from scipy.stats import rankdata
+
     known, unknown = _scores(known, unknown)
-    ranks = rankdata(np.concatenate([known, unknown]))[len(known):]
-    return float((ranks.sum() - len(unknown)*(len(unknown)+1)/2)/(len(known)*len(unknown)))
+    ranks = rankdata(np.concatenate([known, unknown]))[len(known) :]
+    return float((ranks.sum() - len(unknown) * (len(unknown) + 1) / 2) / (len(known) * len(unknown)))
+
 
 def fpr_at_tpr(
-    known:np.ndarray,   # (images,) scores of pictures of known classes
-    unknown:np.ndarray, # (images,) scores of strangers
-    tpr:float=.95,      # at least this share of known pictures passes
-) -> float:             # in [0, 1]: share of strangers that pass too
+    known: np.ndarray,  # (images,) scores of pictures of known classes
+    unknown: np.ndarray,  # (images,) scores of strangers
+    tpr: float = 0.95,  # at least this share of known pictures passes
+) -> float:  # in [0, 1]: share of strangers that pass too
     "False positives, strangers taken for known, where the wished share of known pictures is taken for known. Raises `UserError`"
     known, unknown = _scores(known, unknown)
-    if not 0 < tpr <= 1: raise UserError(f'The share of known pictures is {tpr}; expected above 0, at most 1.')
-    return float((unknown <= np.sort(known)[int(np.ceil(round(tpr*len(known), 9)))-1]).mean())
+    if not 0 < tpr <= 1:
+        raise UserError(f'The share of known pictures is {tpr}; expected above 0, at most 1.')
+    return float((unknown <= np.sort(known)[int(np.ceil(round(tpr * len(known), 9))) - 1]).mean())
+
 
 def _scores(*both):
     both = [np.asarray(scores, float) for scores in both]
@@ -374,30 +502,45 @@ def _scores(*both):
         raise UserError('Expected scores, finite numbers, of known pictures and of strangers.')
     return both
 
+
 def open_set_table(
-    known:'pd.DataFrame',   # from `open_set_scores`, pictures of known classes
-    unknown:'pd.DataFrame', # from `open_set_scores`, strangers
-    known_groups=None,    # (known,) any values: pictures of one specimen share one; for the intervals
+    known: 'pd.DataFrame',  # from `open_set_scores`, pictures of known classes
+    unknown: 'pd.DataFrame',  # from `open_set_scores`, strangers
+    known_groups=None,  # (known,) any values: pictures of one specimen share one; for the intervals
     unknown_groups=None,  # (unknown,) the same
-    samples:int=500,      # bootstrap resamples
-    seed:int=0,
-) -> 'pd.DataFrame':        # a row a score: auroc auroc_low auroc_high fpr95 fpr95_low fpr95_high known unknown
+    samples: int = 500,  # bootstrap resamples
+    seed: int = 0,
+) -> 'pd.DataFrame':  # a row a score: auroc auroc_low auroc_high fpr95 fpr95_low fpr95_high known unknown
     "AUROC and FPR at 95 % TPR of each score, with 95 % bootstrap intervals (of whole specimens where groups are given). Raises `UserError`"
     import pandas as pd
+
     random, rows = np.random.default_rng(seed), {}
-    resamples = [(_resample(len(known), known_groups, random), _resample(len(unknown), unknown_groups, random)) for _ in range(samples)]
+    resamples = [
+        (_resample(len(known), known_groups, random), _resample(len(unknown), unknown_groups, random))
+        for _ in range(samples)
+    ]
     for score in [c for c in known if c in unknown]:
         a, b = known[score].to_numpy(float), unknown[score].to_numpy(float)
         rows[score] = dict(auroc=auroc(a, b), fpr95=fpr_at_tpr(a, b))
         for name, function in dict(auroc=auroc, fpr95=fpr_at_tpr).items():
-            ends = np.quantile([function(a[i], b[j]) for i, j in resamples], [.025, .975]) if samples else (np.nan, np.nan)
+            ends = (
+                np.quantile([function(a[i], b[j]) for i, j in resamples], [0.025, 0.975])
+                if samples
+                else (np.nan, np.nan)
+            )
             rows[score] |= {f'{name}_low': float(ends[0]), f'{name}_high': float(ends[1])}
-    table = pd.DataFrame(rows).T[['auroc', 'auroc_low', 'auroc_high', 'fpr95', 'fpr95_low', 'fpr95_high']].rename_axis('score')
+    table = (
+        pd.DataFrame(rows)
+        .T[['auroc', 'auroc_low', 'auroc_high', 'fpr95', 'fpr95_low', 'fpr95_high']]
+        .rename_axis('score')
+    )
     return table.assign(known=len(known), unknown=len(unknown))
+
 
 def _resample(n, groups, random):
     "Rows of one bootstrap resample, in whole groups where given"
-    if groups is None: return random.integers(0, n, n)
+    if groups is None:
+        return random.integers(0, n, n)
     groups = group_numbers(groups, n)
     order = np.argsort(groups, kind='stable')
     parts = np.split(order, np.cumsum(np.bincount(groups))[:-1])
@@ -406,48 +549,74 @@ def _resample(n, groups, random):
 # %% ../../nbs/evaluation/decisions.ipynb #573099a3
 not_sure = 'not sure'
 
+
 @dataclass(frozen=True)
 class Decision:
     "An answer about one picture, and why"
-    label: str         # a class, or 'not sure'
+
+    label: str  # a class, or 'not sure'
     confidence: float  # probability of the likeliest class, after calibration
-    why: str           # in words
-    set: tuple = ()    # classes that are left at the wished coverage, likeliest first; () where no sets were asked for, or nothing fits
+    why: str  # in words
+    set: tuple = ()  # classes that are left at the wished coverage, likeliest first; () where no sets were asked for, or nothing fits
 
     @property
-    def sure(self) -> bool: return self.label != not_sure
+    def sure(self) -> bool:
+        return self.label != not_sure
+
 
 def decide(
-    probs:np.ndarray,        # (images, classes) probabilities as the model gives them
-    classes:list[str],       # in the order of the columns
-    temperature:float=1.,    # from `fit_temperature`
-    threshold:Threshold|None=None, # chosen on calibrated probabilities
-    conformal:Conformal|None=None, # chosen on calibrated probabilities; decides alone where there is no threshold: one class, or "not sure"
-) -> list[Decision]:         # one for each picture
+    probs: np.ndarray,  # (images, classes) probabilities as the model gives them
+    classes: list[str],  # in the order of the columns
+    temperature: float = 1.0,  # from `fit_temperature`
+    threshold: Threshold | None = None,  # chosen on calibrated probabilities
+    conformal: Conformal
+    | None = None,  # chosen on calibrated probabilities; decides alone where there is no threshold: one class, or "not sure"
+) -> list[Decision]:  # one for each picture
     "Answers that may be 'not sure', with their reasons. Raises `UserError`"
-    if not len(probs): return []
+    if not len(probs):
+        return []
     probs = apply_temperature(probs, temperature)
-    if probs.shape[1] != len(classes): raise UserError(f'There are probabilities of {probs.shape[1]} classes and {len(classes)} names.')
-    if not_sure in classes: raise UserError(f'A class is called {not_sure!r}, which is what an abstention is called. Rename the class.')
+    if probs.shape[1] != len(classes):
+        raise UserError(f'There are probabilities of {probs.shape[1]} classes and {len(classes)} names.')
+    if not_sure in classes:
+        raise UserError(f'A class is called {not_sure!r}, which is what an abstention is called. Rename the class.')
     sets = None if conformal is None else conformal.sets(probs)
     accepted = np.ones(len(probs), bool) if threshold is None else threshold.accepts(probs)
-    return [_decision(p, classes, yes, threshold, conformal, None if sets is None else sets[i]) for i, (p, yes) in enumerate(zip(probs, accepted, strict=True))]
+    return [
+        _decision(p, classes, yes, threshold, conformal, None if sets is None else sets[i])
+        for i, (p, yes) in enumerate(zip(probs, accepted, strict=True))
+    ]
+
 
 def _decision(p, classes, accepted, threshold, conformal, members):
     order = np.argsort(-p, kind='stable')
     top = float(p[order[0]])
     left = () if members is None else tuple(classes[i] for i in order if members[i])
     named = ', then '.join(f'{classes[i]} ({p[i]:.2f})' for i in order[:2])
-    if threshold is not None and not threshold.found: return Decision(not_sure, top, f'{threshold.why} Likeliest is {named}.', left)
-    if not accepted: return Decision(not_sure, top, f'The confidence of {top:.2f} is below {threshold.confidence:.2f}. Likeliest is {named}.', left)
+    if threshold is not None and not threshold.found:
+        return Decision(not_sure, top, f'{threshold.why} Likeliest is {named}.', left)
+    if not accepted:
+        return Decision(
+            not_sure,
+            top,
+            f'The confidence of {top:.2f} is below {threshold.confidence:.2f}. Likeliest is {named}.',
+            left,
+        )
     if threshold is None and members is not None and len(left) != 1:
-        if not left: return Decision(not_sure, top, f'No class fits at {conformal.coverage:.0%} coverage. Likeliest is {named}.', left)
-        return Decision(not_sure, top, f'{len(left)} classes are left at {conformal.coverage:.0%} coverage: {_listed(left)}.', left)
+        if not left:
+            return Decision(
+                not_sure, top, f'No class fits at {conformal.coverage:.0%} coverage. Likeliest is {named}.', left
+            )
+        return Decision(
+            not_sure, top, f'{len(left)} classes are left at {conformal.coverage:.0%} coverage: {_listed(left)}.', left
+        )
     why = f'The confidence is {top:.2f}.'
     if threshold is not None:
         why = f'The confidence of {top:.2f} reaches {threshold.confidence:.2f}, above which {threshold.accuracy:.0%} of the answers on validation were right.'
-    elif members is not None: why = f'It is the only class left at {conformal.coverage:.0%} coverage; the confidence is {top:.2f}.'
+    elif members is not None:
+        why = f'It is the only class left at {conformal.coverage:.0%} coverage; the confidence is {top:.2f}.'
     return Decision(classes[order[0]], top, why, left)
 
+
 def _listed(names, most=5):
-    return ', '.join(names[:most]) + (f' and {len(names)-most} more' if len(names) > most else '')
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')

@@ -26,53 +26,67 @@ from ..settings import MissingFileError, UserError
 
 # %% ../../nbs/evaluation/errors.ipynb #667ca8ed
 def sharpness(
-    path,        # a picture file
-    side:int=256,# of the shorter side, pixels, at which it is measured
-) -> float:      # variance of the Laplacian ÷ grey-level variance; NaN where the picture cannot be read
+    path,  # a picture file
+    side: int = 256,  # of the shorter side, pixels, at which it is measured
+) -> float:  # variance of the Laplacian ÷ grey-level variance; NaN where the picture cannot be read
     "How much of a picture's contrast is in its finest detail"
-    try: grey = open_image(path, size=side).convert('L')
-    except (ImageError, MissingFileError): return np.nan
-    scale = side/min(grey.size)
-    if scale < 1: grey = grey.resize((round(grey.width*scale), round(grey.height*scale)))
+    try:
+        grey = open_image(path, size=side).convert('L')
+    except (ImageError, MissingFileError):
+        return np.nan
+    scale = side / min(grey.size)
+    if scale < 1:
+        grey = grey.resize((round(grey.width * scale), round(grey.height * scale)))
     pixels = np.asarray(grey, np.float32)
-    if min(pixels.shape) < 3: return np.nan
-    inside = pixels[:-2, 1:-1]+pixels[2:, 1:-1]+pixels[1:-1, :-2]+pixels[1:-1, 2:]-4*pixels[1:-1, 1:-1]
-    return float(inside.var()/(pixels.var()+1))
+    if min(pixels.shape) < 3:
+        return np.nan
+    inside = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:] - 4 * pixels[1:-1, 1:-1]
+    return float(inside.var() / (pixels.var() + 1))
+
 
 def traits(
-    items:pd.DataFrame,    # with the column path, and what there is of width height format variance brightness
-    workers:int|None=None, # threads (default: the settings' `num_workers`)
-    read:bool=True,        # open the pictures for sharpness and camera
-) -> pd.DataFrame:         # a row a picture: size contrast brightness sharpness shape camera file
+    items: pd.DataFrame,  # with the column path, and what there is of width height format variance brightness
+    workers: int | None = None,  # threads (default: the settings' `num_workers`)
+    read: bool = True,  # open the pictures for sharpness and camera
+) -> pd.DataFrame:  # a row a picture: size contrast brightness sharpness shape camera file
     "What kind of picture each is"
     found = pd.DataFrame(index=items.index)
     if {'width', 'height'} <= set(items):
-        found['size'] = np.sqrt(items.width.astype(float)*items.height)
-        found['shape'] = np.where(items.width > 1.05*items.height, 'wide', np.where(items.height > 1.05*items.width, 'high', 'square'))
-    if 'brightness' in items: found['brightness'] = items.brightness.astype(float)
-    if 'variance' in items: found['contrast'] = np.sqrt(items.variance.astype(float))
+        found['size'] = np.sqrt(items.width.astype(float) * items.height)
+        found['shape'] = np.where(
+            items.width > 1.05 * items.height, 'wide', np.where(items.height > 1.05 * items.width, 'high', 'square')
+        )
+    if 'brightness' in items:
+        found['brightness'] = items.brightness.astype(float)
+    if 'variance' in items:
+        found['contrast'] = np.sqrt(items.variance.astype(float))
     if read and 'path' in items:
         paths = items['path'].tolist()
         found['sharpness'] = list(in_threads(sharpness, paths, workers))
         found['camera'] = read_exif(paths, workers).camera.replace('', 'not known').to_numpy()
-    if 'format' in items: found['file'] = items['format'].replace('', 'not known').to_numpy()
+    if 'format' in items:
+        found['file'] = items['format'].replace('', 'not known').to_numpy()
     return found
 
+
 def strata(
-    values:pd.Series, # a trait of each picture: numbers, or words
-    bins:int=4,       # of equal numbers of pictures, for numbers
-    most:int=8,       # kinds, for words: the rarer ones are called others
-    least:int=10,     # pictures that a kind of its own needs
-) -> pd.Series:       # (images,) the kind of each picture, in words; None where it is not known
+    values: pd.Series,  # a trait of each picture: numbers, or words
+    bins: int = 4,  # of equal numbers of pictures, for numbers
+    most: int = 8,  # kinds, for words: the rarer ones are called others
+    least: int = 10,  # pictures that a kind of its own needs
+) -> pd.Series:  # (images,) the kind of each picture, in words; None where it is not known
     "Kinds of picture by one trait; all None where there is one kind only"
     none = pd.Series(None, values.index, dtype=object)
     if values.dtype.kind in 'iuf':
-        edges = np.unique(np.nanquantile(values, np.linspace(0, 1, bins+1))) if values.notna().any() else []
-        if len(edges) < 3: return none
-        place = np.clip(np.searchsorted(edges, values, 'left')-1, 0, len(edges)-2)
+        edges = np.unique(np.nanquantile(values, np.linspace(0, 1, bins + 1))) if values.notna().any() else []
+        if len(edges) < 3:
+            return none
+        place = np.clip(np.searchsorted(edges, values, 'left') - 1, 0, len(edges) - 2)
         say = lambda x: f'{x:.0f}' if abs(x) >= 20 else f'{x:.3g}'
         words = [f'{say(a)} to {say(b)}' for a, b in zip(edges, edges[1:], strict=False)]
-        words = [f'{w} (lowest)' if i == 0 else f'{w} (highest)' if i == len(words)-1 else w for i, w in enumerate(words)]
+        words = [
+            f'{w} (lowest)' if i == 0 else f'{w} (highest)' if i == len(words) - 1 else w for i, w in enumerate(words)
+        ]
         found = pd.Series(np.array(words, object)[place], values.index)
         return found.where(values.notna(), None)
     counts = values.value_counts()
@@ -84,23 +98,26 @@ def strata(
 def _compare_rates(wrong, inside, unit):
     "Error rate of the pictures inside, its interval, and the one-sided p of not being worse than the others"
     from scipy.special import stdtr
+
     n_in, n_out = inside.sum(), (~inside).sum()
     rate, common = wrong[inside].mean(), wrong.mean()
     found = rate, *interval_of(wrong[inside], groups=unit[inside])
-    if not n_out: return *found, 1.
-    shift = np.bincount(unit, np.where(inside, (wrong-common)/n_in, -(wrong-common)/n_out))
+    if not n_out:
+        return *found, 1.0
+    shift = np.bincount(unit, np.where(inside, (wrong - common) / n_in, -(wrong - common) / n_out))
     n_units = [len(np.unique(unit[part])) for part in (inside, ~inside, slice(None))]
-    spread = np.sqrt((shift**2).sum()*n_units[2]/max(n_units[2]-1, 1))
-    score = (rate-wrong[~inside].mean())/spread if spread > 0 else 0.
-    return *found, float(stdtr(max(min(n_units[:2])-1, 1), -score))
+    spread = np.sqrt((shift**2).sum() * n_units[2] / max(n_units[2] - 1, 1))
+    score = (rate - wrong[~inside].mean()) / spread if spread > 0 else 0.0
+    return *found, float(stdtr(max(min(n_units[:2]) - 1, 1), -score))
+
 
 def holm(
-    p:np.ndarray, # (tests,) p-values
+    p: np.ndarray,  # (tests,) p-values
 ) -> np.ndarray:  # (tests,) corrected: those below 0.05 stand up after all tests together
     "Holm's correction (1979)"
     p = np.asarray(p, float)
     order, n = np.argsort(p), len(p)
-    corrected = np.maximum.accumulate(np.minimum(p[order]*(n-np.arange(n)), 1))
+    corrected = np.maximum.accumulate(np.minimum(p[order] * (n - np.arange(n)), 1))
     found = np.empty(n)
     found[order] = corrected
     return found
@@ -109,81 +126,115 @@ def holm(
 @dataclass(frozen=True)
 class ErrorAnalysis:
     "Where a network goes wrong"
-    pairs: pd.DataFrame  # a row a confusion, the most frequent first: label predicted errors share_of_label share_of_errors
-    strata: pd.DataFrame # a row a kind of picture: trait kind pictures units errors rate low high by_classes p worse
-    n: int               # pictures
-    errors: int          # of them wrong
+
+    pairs: (
+        pd.DataFrame
+    )  # a row a confusion, the most frequent first: label predicted errors share_of_label share_of_errors
+    strata: pd.DataFrame  # a row a kind of picture: trait kind pictures units errors rate low high by_classes p worse
+    n: int  # pictures
+    errors: int  # of them wrong
 
     @property
     def verdict(self) -> str:
         "In words: the most frequent confusion, and the kinds of picture that are worse"
-        if not self.errors: return f'All of {self.n:,} pictures are right.'
-        said = [f'{self.errors:,} of {self.n:,} pictures are wrong ({self.errors/self.n:.1%}).']
+        if not self.errors:
+            return f'All of {self.n:,} pictures are right.'
+        said = [f'{self.errors:,} of {self.n:,} pictures are wrong ({self.errors / self.n:.1%}).']
         top = self.pairs.iloc[0]
-        said.append(f'Most often {top.label} is taken for {top.predicted}: {top.errors:,} times, {top.share_of_label:.0%} of its pictures '
-                    f'and {top.share_of_errors:.0%} of all errors.')
+        said.append(
+            f'Most often {top.label} is taken for {top.predicted}: {top.errors:,} times, {top.share_of_label:.0%} of its pictures '
+            f'and {top.share_of_errors:.0%} of all errors.'
+        )
         worse = self.strata[self.strata.worse]
         for row in worse.itertuples():
-            why = 'which its classes explain' if row.low <= row.by_classes else f'its classes alone would make it {row.by_classes:.0%}'
-            said.append(f'Pictures with {row.trait} {row.kind} are worse than the others: {row.rate:.0%} wrong '
-                        f'({row.low:.0%}–{row.high:.0%}, {row.pictures:,} pictures), {why}.')
-        if not len(worse): said.append('No kind of picture that was looked at is worse than the others beyond chance.')
+            why = (
+                'which its classes explain'
+                if row.low <= row.by_classes
+                else f'its classes alone would make it {row.by_classes:.0%}'
+            )
+            said.append(
+                f'Pictures with {row.trait} {row.kind} are worse than the others: {row.rate:.0%} wrong '
+                f'({row.low:.0%}–{row.high:.0%}, {row.pictures:,} pictures), {why}.'
+            )
+        if not len(worse):
+            said.append('No kind of picture that was looked at is worse than the others beyond chance.')
         return ' '.join(said)
 
     @property
     def metrics(self) -> dict:
         "Ready for JSON"
         rows = lambda table: json.loads(table.to_json(orient='records', double_precision=15))
-        return dict(verdict=self.verdict, n=self.n, errors=self.errors, pairs=rows(self.pairs), strata=rows(self.strata))
+        return dict(
+            verdict=self.verdict, n=self.n, errors=self.errors, pairs=rows(self.pairs), strata=rows(self.strata)
+        )
 
-    def __str__(self): return self.verdict
+    def __str__(self):
+        return self.verdict
+
     __repr__ = __str__
 
-    def figure(self,
-        most:int=28, # kinds of picture that are drawn
+    def figure(
+        self,
+        most: int = 28,  # kinds of picture that are drawn
     ):
         "Error rate of each kind of picture with its interval, as a matplotlib Figure"
         rows = self.strata.head(most)
-        figure, (axis,) = chart(7.5, max(1.2, .5+.24*len(rows)))
+        figure, (axis,) = chart(7.5, max(1.2, 0.5 + 0.24 * len(rows)))
         place = np.arange(len(rows))
         for y, row in zip(place, rows.itertuples(), strict=True):
             colour = colours['warn' if row.worse else 'main']
             axis.plot([row.low, row.high], [y, y], color=colour, linewidth=1.6)
             axis.plot(row.rate, y, 'o', color=colour, markersize=5)
             axis.plot(row.by_classes, y, '|', color=colours['ink'], markersize=9)
-        if self.n: axis.axvline(self.errors/self.n, color=colours['faint'], linewidth=1, zorder=0)
-        axis.set_yticks(place, [f'{row.trait}: {row.kind}  ({row.pictures:,})' for row in rows.itertuples()], parse_math=False)
-        axis.set(ylim=(len(rows)-.4, -.6), xlabel='share of wrong pictures, 95 % interval; | what their classes alone would make it')
+        if self.n:
+            axis.axvline(self.errors / self.n, color=colours['faint'], linewidth=1, zorder=0)
+        axis.set_yticks(
+            place, [f'{row.trait}: {row.kind}  ({row.pictures:,})' for row in rows.itertuples()], parse_math=False
+        )
+        axis.set(
+            ylim=(len(rows) - 0.4, -0.6),
+            xlabel='share of wrong pictures, 95 % interval; | what their classes alone would make it',
+        )
         return figure
 
-    def html(self,
-        most:int=12, # confusions that are listed
-    ) -> str:        # to be put into a page
+    def html(
+        self,
+        most: int = 12,  # confusions that are listed
+    ) -> str:  # to be put into a page
         "Verdict, figure and tables"
         pairs = self.pairs.head(most).rename(columns=lambda c: c.replace('_', ' '))
-        kinds = self.strata.assign(worse=np.where(self.strata.worse, 'yes', '')).rename(columns=lambda c: c.replace('_', ' '))
+        kinds = self.strata.assign(worse=np.where(self.strata.worse, 'yes', '')).rename(
+            columns=lambda c: c.replace('_', ' ')
+        )
         parts = [f'<p>{html.escape(self.verdict)}</p>']
-        if len(self.strata): parts += [as_svg(self.figure(), 'errors'), f'<details><summary>The numbers</summary>{table_html(kinds)}</details>']
-        if len(pairs): parts.append(table_html(pairs))
+        if len(self.strata):
+            parts += [
+                as_svg(self.figure(), 'errors'),
+                f'<details><summary>The numbers</summary>{table_html(kinds)}</details>',
+            ]
+        if len(pairs):
+            parts.append(table_html(pairs))
         return '\n'.join(parts)
 
 # %% ../../nbs/evaluation/errors.ipynb #668177b5
 def error_table(
-    predictions:pd.DataFrame,         # labelled: path name label predicted, and where known group and cluster
-    items:pd.DataFrame|None=None,     # with what the check wrote down (default: only what is read from the files)
-    extra:pd.DataFrame|None=None,     # further traits: a row a picture, in the order of the predictions
-    bins:int=4,                       # into which numbers are cut
-    least:int=10,                     # pictures that a kind needs to be tested
-    read:bool=True,                   # open the pictures for sharpness and camera
-    workers:int|None=None,            # threads (default: the settings' `num_workers`)
+    predictions: pd.DataFrame,  # labelled: path name label predicted, and where known group and cluster
+    items: pd.DataFrame | None = None,  # with what the check wrote down (default: only what is read from the files)
+    extra: pd.DataFrame | None = None,  # further traits: a row a picture, in the order of the predictions
+    bins: int = 4,  # into which numbers are cut
+    least: int = 10,  # pictures that a kind needs to be tested
+    read: bool = True,  # open the pictures for sharpness and camera
+    workers: int | None = None,  # threads (default: the settings' `num_workers`)
 ) -> ErrorAnalysis:
     "Which classes are confused, and in what kind of picture. Raises `UserError`"
     keep = predictions.label.notna().to_numpy()
     table = predictions[keep].reset_index(drop=True)
-    if not len(table): raise UserError('There is no labelled picture to look for errors in.')
+    if not len(table):
+        raise UserError('There is no labelled picture to look for errors in.')
     wrong = (table.label != table.predicted).to_numpy(float)
     kinds, unit = _kinds(table, items, read, workers)
-    if extra is not None: kinds = kinds.assign(**{c: extra[c].to_numpy()[keep] for c in extra})
+    if extra is not None:
+        kinds = kinds.assign(**{c: extra[c].to_numpy()[keep] for c in extra})
     usual = table.label.map(pd.Series(wrong).groupby(table.label).mean()).to_numpy()
     rows = []
     for trait in kinds:
@@ -192,15 +243,29 @@ def error_table(
         by_size = values.sort_values(kind='stable').index if values.dtype.kind in 'iuf' else values.index
         for name in kind[by_size].dropna().unique():
             inside = (kind == name).to_numpy()
-            if inside.sum() < least: continue
+            if inside.sum() < least:
+                continue
             rate, low, high, p = _compare_rates(wrong, inside, unit)
-            rows.append(dict(trait=trait, kind=str(name), pictures=int(inside.sum()), units=len(np.unique(unit[inside])), errors=int(wrong[inside].sum()),
-                             rate=float(rate), low=low, high=high, by_classes=float(usual[inside].mean()), p=p))
+            rows.append(
+                dict(
+                    trait=trait,
+                    kind=str(name),
+                    pictures=int(inside.sum()),
+                    units=len(np.unique(unit[inside])),
+                    errors=int(wrong[inside].sum()),
+                    rate=float(rate),
+                    low=low,
+                    high=high,
+                    by_classes=float(usual[inside].mean()),
+                    p=p,
+                )
+            )
     columns = 'trait kind pictures units errors rate low high by_classes p'.split()
     found = pd.DataFrame(rows, columns=columns)
     found['p'] = holm(found.p)
-    found['worse'] = (found.p < .05) & (found.units >= 5)
+    found['worse'] = (found.p < 0.05) & (found.units >= 5)
     return ErrorAnalysis(_pairs(table, wrong), found, len(table), int(wrong.sum()))
+
 
 def _kinds(table, items, read, workers):
     "Traits of each picture, and the number of its unit"
@@ -210,12 +275,17 @@ def _kinds(table, items, read, workers):
         known = items.drop_duplicates(key).set_index(key).reindex(table[key]).reset_index(drop=True)
         known = known.drop(columns=[c for c in ('path', 'name', 'label') if c in known])
     both = pd.concat([table[[c for c in ('path', 'name') if c in table]], known], axis=1)
-    return traits(both, workers, read), pd.factorize(picture_units(pd.concat([table, known.drop(columns=table.columns, errors='ignore')], axis=1)))[0]
+    return traits(both, workers, read), pd.factorize(
+        picture_units(pd.concat([table, known.drop(columns=table.columns, errors='ignore')], axis=1))
+    )[0]
+
 
 def _pairs(table, wrong):
     "Confusions, the most frequent first"
     missed = table[wrong > 0]
     found = missed.groupby(['label', 'predicted']).size().reset_index(name='errors')
-    found['share_of_label'] = found.errors/table.label.value_counts().reindex(found.label).to_numpy(float)
-    found['share_of_errors'] = found.errors/max(len(missed), 1)
-    return found.sort_values(['errors', 'label', 'predicted'], ascending=[False, True, True], kind='stable', ignore_index=True)
+    found['share_of_label'] = found.errors / table.label.value_counts().reindex(found.label).to_numpy(float)
+    found['share_of_errors'] = found.errors / max(len(missed), 1)
+    return found.sort_values(
+        ['errors', 'label', 'predicted'], ascending=[False, True, True], kind='stable', ignore_index=True
+    )

@@ -31,103 +31,155 @@ from ..settings import MissingFileError, UserError, atomic
 @dataclass(frozen=True)
 class _Place:
     "A call of a layer, and how its output is read as a map"
-    layer: object    # module
-    call: int        # the which of its calls in a pass
-    kind: str        # NCHW, NHWC or tokens
+
+    layer: object  # module
+    call: int  # the which of its calls in a pass
+    kind: str  # NCHW, NHWC or tokens
     prefix: int = 0  # tokens at the front that stand for no place
-    grid: tuple = () # height and width in tokens
-    rulers: tuple = () # for height and width, the pixel in the middle of the first cell, and the distance of cells
+    grid: tuple = ()  # height and width in tokens
+    rulers: tuple = ()  # for height and width, the pixel in the middle of the first cell, and the distance of cells
 
     def split(self, output):
         "As a map (n, channels, h, w)"
-        if self.kind == 'NCHW': return output
-        if self.kind == 'NHWC': return output.permute(0, 3, 1, 2)
-        return output[:, self.prefix:].transpose(1, 2).unflatten(2, self.grid)
+        if self.kind == 'NCHW':
+            return output
+        if self.kind == 'NHWC':
+            return output.permute(0, 3, 1, 2)
+        return output[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
 
     def join(self, output, maps):
         "The output with another map in its place"
-        if self.kind == 'NCHW': return maps
-        if self.kind == 'NHWC': return maps.permute(0, 2, 3, 1)
+        if self.kind == 'NCHW':
+            return maps
+        if self.kind == 'NHWC':
+            return maps.permute(0, 2, 3, 1)
         import torch
-        return torch.cat([output[:, :self.prefix], maps.flatten(2).transpose(1, 2)], 1)
+
+        return torch.cat([output[:, : self.prefix], maps.flatten(2).transpose(1, 2)], 1)
+
 
 def _read_as(shape, size, prefixes):
     "How an output of this shape is a map of a picture of this size: (kind, prefix, grid), or None"
     height, width = size
-    def off(h, w): return abs(h*width/height-w) if 1 < h*w and h <= height and w <= width else np.inf
+
+    def off(h, w):
+        return abs(h * width / height - w) if 1 < h * w and h <= height and w <= width else np.inf
+
     if len(shape) == 4:
         first, last = off(*shape[2:]), off(*shape[1:3])
-        if min(first, last) <= 1: return ('NCHW', 0, ()) if first <= last else ('NHWC', 0, ())
+        if min(first, last) <= 1:
+            return ('NCHW', 0, ()) if first <= last else ('NHWC', 0, ())
     if len(shape) == 3:
-        found = [(off(h, n//h), i, p, (h, n//h)) for i, p in enumerate(prefixes) if (n := shape[1]-p) > 1
-                 for h in range(1, n+1) if n % h == 0 and off(h, n//h) <= 1]
-        if found: return 'tokens', *min(found)[2:]
+        found = [
+            (off(h, n // h), i, p, (h, n // h))
+            for i, p in enumerate(prefixes)
+            if (n := shape[1] - p) > 1
+            for h in range(1, n + 1)
+            if n % h == 0 and off(h, n // h) <= 1
+        ]
+        if found:
+            return 'tokens', *min(found)[2:]
+
 
 def _find_place(model, x, target):
     "The last layer that gives a map with an influence on the score of `target`; `x` is one picture"
     import torch
+
     known = [p for m in model.modules() if isinstance(p := getattr(m, 'num_prefix_tokens', None), int)]
     prefixes = sorted({*known[:1], 0}, reverse=True) if known else [0, 1, 2, 5]
-    inside = {id(part) for m in model.modules() if re.search('Atten|Attn', type(m).__name__) for part in m.modules() if part is not m}
+    inside = {
+        id(part)
+        for m in model.modules()
+        if re.search('Atten|Attn', type(m).__name__)
+        for part in m.modules()
+        if part is not m
+    }
     calls, seen, steps = Counter(), [], []
+
     def note(layer, inputs, output):
         calls[id(layer)] += 1
-        if not isinstance(output, torch.Tensor) or len(output) != len(x) or not output.requires_grad: return
-        if step := _step(layer, inputs, output): steps.append(step)
+        if not isinstance(output, torch.Tensor) or len(output) != len(x) or not output.requires_grad:
+            return
+        if step := _step(layer, inputs, output):
+            steps.append(step)
         if read := _read_as(tuple(output.shape), tuple(x.shape[2:]), prefixes):
             seen.append((_Place(layer, calls[id(layer)], *read), output, len(steps)))
+
     hooks = [m.register_forward_hook(note) for m in model.modules() if m is not model and id(m) not in inside]
-    try: scores = model(x.clone().requires_grad_()*1)
+    try:
+        scores = model(x.clone().requires_grad_() * 1)
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     if not seen:
-        raise UserError(f'No layer of this {type(model).__name__} gives a map of a picture of {x.shape[2]}×{x.shape[3]} pixels, so there is no place '
-                        'to point at. Use a convolutional network or a vision transformer, or larger pictures.')
+        raise UserError(
+            f'No layer of this {type(model).__name__} gives a map of a picture of {x.shape[2]}×{x.shape[3]} pixels, so there is no place '
+            'to point at. Use a convolutional network or a vision transformer, or larger pictures.'
+        )
     score = scores[:, int(scores.argmax(1)) if target is None else target].sum()
     gradients = torch.autograd.grad(score, [output for _, output, _ in seen], allow_unused=True)
-    moved = [gradient is not None and bool(place.split(gradient).abs().max() > 0) for (place, *_), gradient in zip(seen, gradients, strict=True)]
-    place, output, before = seen[max((i for i, yes in enumerate(moved) if yes), default=len(seen)-1)]
+    moved = [
+        gradient is not None and bool(place.split(gradient).abs().max() > 0)
+        for (place, *_), gradient in zip(seen, gradients, strict=True)
+    ]
+    place, output, before = seen[max((i for i, yes in enumerate(moved) if yes), default=len(seen) - 1)]
     sizes = zip(x.shape[2:], place.split(output).shape[2:], (0, 1), strict=True)
-    return replace(place, rulers=tuple(_ruler(full, cells, [step[axis] for step in steps[:before]]) for full, cells, axis in sizes))
+    return replace(
+        place, rulers=tuple(_ruler(full, cells, [step[axis] for step in steps[:before]]) for full, cells, axis in sizes)
+    )
 
 # %% ../../nbs/evaluation/evidence.ipynb #d8ed61f9
 def _step(layer, inputs, output):
     "How a layer's cells lie on those of its input, for each axis: (cells before, after, first one's middle, distance); None where none is lost"
     import torch
+
     x = inputs[0] if inputs and isinstance(inputs[0], torch.Tensor) else None
-    if x is None or x.ndim != 4 or output.ndim != 4 or x.shape[2:] == output.shape[2:]: return
-    if not (hasattr(layer, 'kernel_size') and hasattr(layer, 'stride')): return
-    numbers = [n if isinstance(n := getattr(layer, name, 1), (tuple, list, str)) else (n, n) for name in ('kernel_size', 'stride', 'padding', 'dilation')]
-    if isinstance(numbers[2], str) or 'Same' in type(layer).__name__: numbers[2] = (None, None)   # as TensorFlow pads
+    if x is None or x.ndim != 4 or output.ndim != 4 or x.shape[2:] == output.shape[2:]:
+        return
+    if not (hasattr(layer, 'kernel_size') and hasattr(layer, 'stride')):
+        return
+    numbers = [
+        n if isinstance(n := getattr(layer, name, 1), (tuple, list, str)) else (n, n)
+        for name in ('kernel_size', 'stride', 'padding', 'dilation')
+    ]
+    if isinstance(numbers[2], str) or 'Same' in type(layer).__name__:
+        numbers[2] = (None, None)  # as TensorFlow pads
     found = []
     for before, after, kernel, stride, padding, dilation in zip(x.shape[2:], output.shape[2:], *numbers, strict=True):
-        reach = (kernel-1)*dilation
-        if padding is None: padding = max((after-1)*stride+reach+1-before, 0)//2
-        found.append((before, after, reach/2-padding, stride))
+        reach = (kernel - 1) * dilation
+        if padding is None:
+            padding = max((after - 1) * stride + reach + 1 - before, 0) // 2
+        found.append((before, after, reach / 2 - padding, stride))
     return found
+
 
 def _ruler(
     full,  # pixels of the picture along this axis
-    cells, # of the map
-    steps, # as from `_step`, in the order of the pass
-) -> tuple[float, float]: # the pixel in the middle of the first cell, the distance of cells in pixels
-    now, first, distance = full, 0., 1.
+    cells,  # of the map
+    steps,  # as from `_step`, in the order of the pass
+) -> tuple[float, float]:  # the pixel in the middle of the first cell, the distance of cells in pixels
+    now, first, distance = full, 0.0, 1.0
     for before, after, offset, stride in [*steps, (cells, cells, 0, 1)]:
-        if before > now: continue   # a branch beside one that is followed already
-        if before != now:           # a way that no layer tells of, such as a Swin's merging of patches: cells are taken to be blocks
-            first, distance, now = first+(now/before-1)/2*distance, distance*now/before, before
-        first, distance, now = first+offset*distance, distance*stride, after
-    return (first, distance) if now == cells else ((full/cells-1)/2, full/cells)
+        if before > now:
+            continue  # a branch beside one that is followed already
+        if (
+            before != now
+        ):  # a way that no layer tells of, such as a Swin's merging of patches: cells are taken to be blocks
+            first, distance, now = first + (now / before - 1) / 2 * distance, distance * now / before, before
+        first, distance, now = first + offset * distance, distance * stride, after
+    return (first, distance) if now == cells else ((full / cells - 1) / 2, full / cells)
+
 
 def _laid_out(maps, size, rulers):
     "Maps (n, h, w) at the pixels of the picture, linear between the middles of cells"
     import torch
+
     for axis, full, (first, distance) in zip((1, 2), size, rulers, strict=True):
-        at = ((torch.arange(full, device=maps.device)-first)/distance).clamp(0, maps.shape[axis]-1)
+        at = ((torch.arange(full, device=maps.device) - first) / distance).clamp(0, maps.shape[axis] - 1)
         low = at.floor().long()
-        high = (low+1).clamp(max=maps.shape[axis]-1)
-        share = (at-low).view([-1 if i == axis else 1 for i in range(3)])
-        maps = maps.index_select(axis, low)*(1-share)+maps.index_select(axis, high)*share
+        high = (low + 1).clamp(max=maps.shape[axis] - 1)
+        share = (at - low).view([-1 if i == axis else 1 for i in range(3)])
+        maps = maps.index_select(axis, low) * (1 - share) + maps.index_select(axis, high) * share
     return maps
 
 # %% ../../nbs/evaluation/evidence.ipynb #1bd56c37
@@ -138,155 +190,220 @@ def left_as_it_was(model):
     wants = [(p, p.requires_grad) for p in model.parameters()]
     try:
         model.eval()
-        for p, _ in wants: p.requires_grad_(False)
+        for p, _ in wants:
+            p.requires_grad_(False)
         yield
     finally:
-        for m, mode in modes: m.training = mode
-        for p, wish in wants: p.requires_grad_(wish)
+        for m, mode in modes:
+            m.training = mode
+        for p, wish in wants:
+            p.requires_grad_(wish)
+
 
 def class_maps(
-    model,       # a torch network: pictures → (n, classes) scores
-    x,           # (n, channels, height, width) tensor: pictures as the network takes them, normalised
-    target=None, # class index, or one a picture (default: the class with the highest score)
-) -> np.ndarray: # (n, height, width) float32 in [0, 1], the highest of each picture 1; 0 everywhere where nothing speaks for the class
+    model,  # a torch network: pictures → (n, classes) scores
+    x,  # (n, channels, height, width) tensor: pictures as the network takes them, normalised
+    target=None,  # class index, or one a picture (default: the class with the highest score)
+) -> np.ndarray:  # (n, height, width) float32 in [0, 1], the highest of each picture 1; 0 everywhere where nothing speaks for the class
     "Grad-CAM by captum for any network that gives maps or tokens, in float32, which leaves it as it was. Raises `UserError`"
-    try: from captum.attr import LayerGradCam
-    except ImportError: raise UserError('Grad-CAM needs captum. Install it with: pip install captum') from None
+    try:
+        from captum.attr import LayerGradCam
+    except ImportError:
+        raise UserError('Grad-CAM needs captum. Install it with: pip install captum') from None
     import torch
+
     one = next(model.parameters(), x)
     x = x.detach().as_subclass(torch.Tensor).to(one.device, one.dtype)
-    if not len(x): return np.zeros((0, *x.shape[2:]), np.float32)
-    with left_as_it_was(model), torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    if not len(x):
+        return np.zeros((0, *x.shape[2:]), np.float32)
+    with (
+        left_as_it_was(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(x.device.type, enabled=False),
+    ):
         if target is None:
-            with torch.no_grad(): target = model(x).argmax(1)
-        target = torch.as_tensor(target, device=x.device).expand(len(x)) if np.ndim(target) == 0 else torch.as_tensor(target, device=x.device)
-        if len(target) != len(x): raise UserError(f'There are {len(target)} targets for {len(x)} pictures; expected one, or one a picture.')
+            with torch.no_grad():
+                target = model(x).argmax(1)
+        target = (
+            torch.as_tensor(target, device=x.device).expand(len(x))
+            if np.ndim(target) == 0
+            else torch.as_tensor(target, device=x.device)
+        )
+        if len(target) != len(x):
+            raise UserError(f'There are {len(target)} targets for {len(x)} pictures; expected one, or one a picture.')
         place = _find_place(model, x[:1], int(target[0]))
-        maps, calls = torch.nn.Identity(), Counter()   # captum asks a layer for maps (n, channels, h, w), whatever it gives itself
+        maps, calls = (
+            torch.nn.Identity(),
+            Counter(),
+        )  # captum asks a layer for maps (n, channels, h, w), whatever it gives itself
+
         def through(_layer, _inputs, output):
             calls['now'] += 1
-            if calls['now'] == place.call: return place.join(output, maps(place.split(output)))
+            if calls['now'] == place.call:
+                return place.join(output, maps(place.split(output)))
+
         def scores(x):
             calls.clear()
             return model(x)
+
         hook = place.layer.register_forward_hook(through)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings('ignore', 'Input Tensor .* did not already require gradients')
                 found = LayerGradCam(scores, maps).attribute(x, target, relu_attributions=True)
-        finally: hook.remove()
+        finally:
+            hook.remove()
         found = _laid_out(found.detach().float()[:, 0], x.shape[2:], place.rulers)
         top = found.amax((1, 2), keepdim=True)
-        return torch.where(top > 0, found/top.clamp(min=torch.finfo(torch.float32).tiny), 0).clamp(0, 1).cpu().numpy()
+        return torch.where(top > 0, found / top.clamp(min=torch.finfo(torch.float32).tiny), 0).clamp(0, 1).cpu().numpy()
 
 # %% ../../nbs/evaluation/evidence.ipynb #16d9167f
-_ramp = np.array([list(bytes.fromhex(c[1:])) for c in ('#24302b', '#783c28', '#d0663f', '#f0a55a', '#ffecaa')], float)   # the third is the house's orange
+_ramp = np.array(
+    [list(bytes.fromhex(c[1:])) for c in ('#24302b', '#783c28', '#d0663f', '#f0a55a', '#ffecaa')], float
+)  # the third is the house's orange
+
 
 def overlay(
-    image,           # a Pillow image, a path, or (height, width, 3) uint8
-    cam:np.ndarray,  # (h, w) in [0, 1], of the square that the network saw
-    size:int|None=None, # side of the result, pixels (default: that of the map)
-    fit:str='crop',  # how the network's pictures were made square: crop, squish or pad
-) -> Image.Image:    # 8-bit RGB, a square where the map is one
+    image,  # a Pillow image, a path, or (height, width, 3) uint8
+    cam: np.ndarray,  # (h, w) in [0, 1], of the square that the network saw
+    size: int | None = None,  # side of the result, pixels (default: that of the map)
+    fit: str = 'crop',  # how the network's pictures were made square: crop, squish or pad
+) -> Image.Image:  # 8-bit RGB, a square where the map is one
     "A class map laid over its picture. Raises `UserError`, and what `open_image` raises"
     cam = np.asarray(cam, np.float32)
     if cam.ndim != 2 or not np.isfinite(cam).all() or cam.min() < 0 or cam.max() > 1:
         raise UserError(f'The map has the shape {cam.shape}; expected (height, width) with numbers in [0, 1].')
-    height, width = cam.shape if size is None else (round(size*cam.shape[0]/max(cam.shape)), round(size*cam.shape[1]/max(cam.shape)))
-    picture = Image.fromarray(_as_pixels(image, height if height == width else None, fit)).resize((width, height), Image.Resampling.BICUBIC)
+    height, width = (
+        cam.shape
+        if size is None
+        else (round(size * cam.shape[0] / max(cam.shape)), round(size * cam.shape[1] / max(cam.shape)))
+    )
+    picture = Image.fromarray(_as_pixels(image, height if height == width else None, fit)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     cam = np.asarray(Image.fromarray(cam).resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
     heat = np.stack([np.interp(cam, np.linspace(0, 1, len(_ramp)), channel) for channel in _ramp.T], -1)
     grey = np.asarray(picture.convert('L'), np.float32)[..., None]
-    strength = .25+.45*cam[..., None]
-    return Image.fromarray((grey*(1-strength)+heat*strength).round().astype(np.uint8))
+    strength = 0.25 + 0.45 * cam[..., None]
+    return Image.fromarray((grey * (1 - strength) + heat * strength).round().astype(np.uint8))
+
 
 def _as_pixels(image, side=None, fit='crop'):
     "(height, width, 3) uint8; a square of `side` pixels where one is given"
-    if isinstance(image, np.ndarray): image = Image.fromarray(image)
-    if side is not None: return square(read_pixels(image if isinstance(image, Image.Image) else str(image), side, fit), side, fit)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    if side is not None:
+        return square(read_pixels(image if isinstance(image, Image.Image) else str(image), side, fit), side, fit)
     return np.asarray(to_rgb(image) if isinstance(image, Image.Image) else open_image(image))
 
 # %% ../../nbs/evaluation/evidence.ipynb #41b33ae7
 def thumbnail(
-    image,         # a Pillow image, a path, or (height, width, 3) uint8
-    side:int=160,  # of the square, pixels
-    most:int=15_000, # bytes that it may take
-    cam:np.ndarray|None=None, # (h, w) in [0, 1]: a class map to lay over it
-    fit:str='crop',# how it becomes square: crop, squish or pad
-) -> bytes:        # a JPEG
+    image,  # a Pillow image, a path, or (height, width, 3) uint8
+    side: int = 160,  # of the square, pixels
+    most: int = 15_000,  # bytes that it may take
+    cam: np.ndarray | None = None,  # (h, w) in [0, 1]: a class map to lay over it
+    fit: str = 'crop',  # how it becomes square: crop, squish or pad
+) -> bytes:  # a JPEG
     "A small square picture without any metadata. Raises what `open_image` raises"
     pixels = np.asarray(overlay(image, cam, side, fit)) if cam is not None else _as_pixels(image, side, fit)
-    for scale in (1, .75, .5, .35, .25):
+    for scale in (1, 0.75, 0.5, 0.35, 0.25):
         small = Image.fromarray(pixels)
-        if scale < 1: small = small.resize((max(8, round(side*scale)),)*2, Image.Resampling.LANCZOS)
+        if scale < 1:
+            small = small.resize((max(8, round(side * scale)),) * 2, Image.Resampling.LANCZOS)
         for quality in (82, 70, 55, 40):
             file = io.BytesIO()
             small.save(file, 'JPEG', quality=quality, optimize=True)
-            if file.tell() <= most: return file.getvalue()
+            if file.tell() <= most:
+                return file.getvalue()
     raise UserError(f'A picture of {side} pixels does not fit in {most} bytes; allow 2,000 or more.')
 
+
 def data_uri(
-    jpeg:bytes,
+    jpeg: bytes,
 ) -> str:
     "A JPEG as the address of an image that needs no file"
     return 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()
 
+
 def gallery(
-    items:pd.DataFrame|list, # pictures: a table with the column path, or paths or Pillow images
-    captions=None,   # a text each; a line break starts a line in smaller print
-    cams=None,       # (images, h, w) class maps, shown beside their pictures
-    side:int=160,    # of a picture, pixels
-    fit:str='crop',  # how pictures become square: crop, squish or pad
-) -> str:            # HTML that stands for itself, for `data.pages.page`
+    items: pd.DataFrame | list,  # pictures: a table with the column path, or paths or Pillow images
+    captions=None,  # a text each; a line break starts a line in smaller print
+    cams=None,  # (images, h, w) class maps, shown beside their pictures
+    side: int = 160,  # of a picture, pixels
+    fit: str = 'crop',  # how pictures become square: crop, squish or pad
+) -> str:  # HTML that stands for itself, for `data.pages.page`
     "Pictures with captions in a grid that bends to the width of the page. What cannot be read is said in its place. Raises `UserError`"
     pictures = list(items['path'] if isinstance(items, pd.DataFrame) else items)
-    captions = ['']*len(pictures) if captions is None else list(captions)
-    cams = [None]*len(pictures) if cams is None else list(cams)
+    captions = [''] * len(pictures) if captions is None else list(captions)
+    cams = [None] * len(pictures) if cams is None else list(cams)
     if not len(pictures) == len(captions) == len(cams):
-        raise UserError(f'There are {len(captions)} captions and {len(cams)} maps for {len(pictures)} pictures; expected one each.')
+        raise UserError(
+            f'There are {len(captions)} captions and {len(cams)} maps for {len(pictures)} pictures; expected one each.'
+        )
     cells = []
     for picture, caption, cam in zip(pictures, captions, cams, strict=True):
         first, *more = (html.escape(line) for line in str(caption).split('\n'))
         try:
-            shown = [thumbnail(picture, side, fit=fit)] + ([] if cam is None else [thumbnail(picture, side, cam=cam, fit=fit)])
-            drawn = ''.join(f'<img src="{data_uri(jpeg)}" width="{side}" height="{side}" style="display:inline-block" alt="{alt}">'
-                            for jpeg, alt in zip(shown, (first, f'where the network looked: {first}'), strict=False))
-        except (ImageError, MissingFileError) as error: drawn = f'<p>{html.escape(str(error))}</p>'
+            shown = [thumbnail(picture, side, fit=fit)] + (
+                [] if cam is None else [thumbnail(picture, side, cam=cam, fit=fit)]
+            )
+            drawn = ''.join(
+                f'<img src="{data_uri(jpeg)}" width="{side}" height="{side}" style="display:inline-block" alt="{alt}">'
+                for jpeg, alt in zip(shown, (first, f'where the network looked: {first}'), strict=False)
+            )
+        except (ImageError, MissingFileError) as error:
+            drawn = f'<p>{html.escape(str(error))}</p>'
         small = ''.join(f'<br><small>{line}</small>' for line in more)
-        width = side*(1 if cam is None else 2)
-        cells.append(f'<figure style="margin:0;max-width:{width+4}px">{drawn}<figcaption style="overflow-wrap:anywhere">{first}{small}</figcaption></figure>')
+        width = side * (1 if cam is None else 2)
+        cells.append(
+            f'<figure style="margin:0;max-width:{width + 4}px">{drawn}<figcaption style="overflow-wrap:anywhere">{first}{small}</figcaption></figure>'
+        )
     return f'<div class="gallery" style="display:flex;flex-wrap:wrap;gap:.8rem;margin:.8rem 0">{"".join(cells)}</div>'
 
 # %% ../../nbs/evaluation/evidence.ipynb #738c3c3b
 def top_losses(
-    predictions,   # a `Run`, or its table of predictions: label, and a column p_<class> for each class
-    k:int=9,       # pictures of each kind; fewer where the part is small, so that none is both
-    part:str|None=None, # the split they are taken from (default: test; valid where there is no test part; all where there are no splits)
-) -> pd.DataFrame: # kind (worst, best) rank path name label predicted confidence own loss; `own` is the probability of the true class
+    predictions,  # a `Run`, or its table of predictions: label, and a column p_<class> for each class
+    k: int = 9,  # pictures of each kind; fewer where the part is small, so that none is both
+    part: str
+    | None = None,  # the split they are taken from (default: test; valid where there is no test part; all where there are no splits)
+) -> (
+    pd.DataFrame
+):  # kind (worst, best) rank path name label predicted confidence own loss; `own` is the probability of the true class
     "The pictures with the highest and the lowest loss. Raises `UserError` where none is labelled"
     table = predictions if isinstance(predictions, pd.DataFrame) else predictions.predictions
     classes = [c[2:] for c in table if c.startswith('p_')]
-    if 'label' not in table or not classes: raise UserError('Losses need the column label and a column p_<class> for each class.')
+    if 'label' not in table or not classes:
+        raise UserError('Losses need the column label and a column p_<class> for each class.')
     if 'split' in table:
-        if part is None: part = next((p for p in ('test', 'valid') if (table.split == p).any()), None)
-        if part is not None: table = table[table.split == part]
+        if part is None:
+            part = next((p for p in ('test', 'valid') if (table.split == p).any()), None)
+        if part is not None:
+            table = table[table.split == part]
     probs = table[[f'p_{c}' for c in classes]].to_numpy(float)
     usable = table.label.notna().to_numpy() & np.isfinite(probs).all(1)
     table, probs = table[usable], probs[usable]
-    if unknown := sorted(set(table.label)-set(classes)): raise UserError(f'The model does not know the class {unknown[0]!r}. It knows: {", ".join(classes)}.')
-    if not len(table): raise UserError(f'No picture{f" of the part {part}" if part else ""} has a label and probabilities.')
+    if unknown := sorted(set(table.label) - set(classes)):
+        raise UserError(f'The model does not know the class {unknown[0]!r}. It knows: {", ".join(classes)}.')
+    if not len(table):
+        raise UserError(f'No picture{f" of the part {part}" if part else ""} has a label and probabilities.')
     own = probs[np.arange(len(table)), table.label.map({c: i for i, c in enumerate(classes)}).to_numpy(int)]
     found = table[[c for c in ('path', 'name', 'label') if c in table]].assign(
-        predicted=np.array(classes, dtype=object)[probs.argmax(1)], confidence=probs.max(1), own=own, loss=-np.log(own.clip(1e-7, 1)))
+        predicted=np.array(classes, dtype=object)[probs.argmax(1)],
+        confidence=probs.max(1),
+        own=own,
+        loss=-np.log(own.clip(1e-7, 1)),
+    )
     order = np.argsort(-found.loss.to_numpy(), kind='stable')
-    worst, best = order[:min(k, len(order)-len(order)//2)], order[::-1][:min(k, len(order)//2)]
+    worst, best = order[: min(k, len(order) - len(order) // 2)], order[::-1][: min(k, len(order) // 2)]
     found = found.iloc[[*worst, *best]].reset_index(drop=True)
-    found.insert(0, 'kind', ['worst']*len(worst)+['best']*len(best))
-    found.insert(1, 'rank', [*range(1, len(worst)+1), *range(1, len(best)+1)])
+    found.insert(0, 'kind', ['worst'] * len(worst) + ['best'] * len(best))
+    found.insert(1, 'rank', [*range(1, len(worst) + 1), *range(1, len(best) + 1)])
     return found
 
+
 def loss_captions(
-    losses:pd.DataFrame, # from `top_losses`
+    losses: pd.DataFrame,  # from `top_losses`
 ) -> list[str]:
     "A caption for each picture, for `gallery`"
     said = lambda row: 'rightly' if row.predicted == row.label else f'is {row.label}, {row.own:.0%}'
@@ -296,74 +413,114 @@ def loss_captions(
 @dataclass(frozen=True, eq=False)
 class FeatureIndex:
     "Training pictures by what a network's body sees in them"
-    features: np.ndarray # (images, features) float16, rows of length 1
-    names: list          # of the pictures
-    labels: list         # of the pictures
-    about: dict = field(default_factory=dict) # what made the features, such as arch and size: words → text
+
+    features: np.ndarray  # (images, features) float16, rows of length 1
+    names: list  # of the pictures
+    labels: list  # of the pictures
+    about: dict = field(default_factory=dict)  # what made the features, such as arch and size: words → text
 
     def __post_init__(self):
         if self.features.ndim != 2 or not len(self.features) == len(self.names) == len(self.labels):
-            raise UserError(f'There are {len(self.names)} names and {len(self.labels)} labels for features {self.features.shape}; expected one for each row.')
+            raise UserError(
+                f'There are {len(self.names)} names and {len(self.labels)} labels for features {self.features.shape}; expected one for each row.'
+            )
 
-    def __len__(self): return len(self.names)
+    def __len__(self):
+        return len(self.names)
 
     @classmethod
-    def of(cls,
-        features:np.ndarray, # (images, features), as a body gives them
-        names,               # of the pictures
-        labels,              # of the pictures
-        **about,             # what made the features
+    def of(
+        cls,
+        features: np.ndarray,  # (images, features), as a body gives them
+        names,  # of the pictures
+        labels,  # of the pictures
+        **about,  # what made the features
     ) -> 'FeatureIndex':
         "From features of any length. Raises `UserError` where some are not numbers"
-        return cls(_directions(features).astype(np.float16), [str(n) for n in names], [str(label) for label in labels], {k: str(v) for k, v in about.items()})
+        return cls(
+            _directions(features).astype(np.float16),
+            [str(n) for n in names],
+            [str(label) for label in labels],
+            {k: str(v) for k, v in about.items()},
+        )
 
-    def nearest(self,
-        query:np.ndarray, # (pictures, features), or one picture's (features,)
-        k:int=5,          # neighbours of each; fewer where the index holds fewer
-    ) -> pd.DataFrame:    # query (row of `query`) rank name label distance
+    def nearest(
+        self,
+        query: np.ndarray,  # (pictures, features), or one picture's (features,)
+        k: int = 5,  # neighbours of each; fewer where the index holds fewer
+    ) -> pd.DataFrame:  # query (row of `query`) rank name label distance
         "The nearest pictures by cosine distance, nearest first, all queries at once. Raises `UserError`"
         query = np.atleast_2d(query)
         if query.shape[1] != self.features.shape[1]:
-            raise UserError(f'The index holds {self.features.shape[1]} numbers a picture; given were {query.shape[1]}. Both must come from the same network.')
-        if k < 1: raise UserError(f'k is {k}; expected 1 or more.')
+            raise UserError(
+                f'The index holds {self.features.shape[1]} numbers a picture; given were {query.shape[1]}. Both must come from the same network.'
+            )
+        if k < 1:
+            raise UserError(f'k is {k}; expected 1 or more.')
         query, k = _directions(query), min(k, len(self))
-        step = 8192   # rows of the index that are made float32 at a time
-        near = np.concatenate([query@self.features[i:i+step].astype(np.float32).T for i in range(0, len(self), step)] or [np.zeros((len(query), 0))], 1)
-        some = np.argpartition(-near, k-1, axis=1)[:, :k] if 0 < k < len(self) else np.tile(np.arange(len(self)), (len(query), 1))
+        step = 8192  # rows of the index that are made float32 at a time
+        near = np.concatenate(
+            [query @ self.features[i : i + step].astype(np.float32).T for i in range(0, len(self), step)]
+            or [np.zeros((len(query), 0))],
+            1,
+        )
+        some = (
+            np.argpartition(-near, k - 1, axis=1)[:, :k]
+            if 0 < k < len(self)
+            else np.tile(np.arange(len(self)), (len(query), 1))
+        )
         rows = np.repeat(np.arange(len(query)), k)
         order = np.lexsort((some.ravel(), -near[rows, some.ravel()], rows))
         found = some.ravel()[order]
-        return pd.DataFrame(dict(query=rows, rank=np.tile(np.arange(1, k+1), len(query)), name=np.array(self.names, dtype=object)[found],
-                                 label=np.array(self.labels, dtype=object)[found], distance=(1-near[rows, found]).clip(0, 2).astype(float)))
+        return pd.DataFrame(
+            dict(
+                query=rows,
+                rank=np.tile(np.arange(1, k + 1), len(query)),
+                name=np.array(self.names, dtype=object)[found],
+                label=np.array(self.labels, dtype=object)[found],
+                distance=(1 - near[rows, found]).clip(0, 2).astype(float),
+            )
+        )
 
-    def save(self,
-        file:str|Path, # .safetensors
+    def save(
+        self,
+        file: str | Path,  # .safetensors
     ) -> Path:
         "Write the index as one safetensors file"
         from safetensors.numpy import save_file
-        words = np.frombuffer(json.dumps(dict(names=self.names, labels=self.labels), ensure_ascii=False).encode(), np.uint8)
+
+        words = np.frombuffer(
+            json.dumps(dict(names=self.names, labels=self.labels), ensure_ascii=False).encode(), np.uint8
+        )
         about = self.about | dict(format='fungi features 1')
-        with atomic(file) as part: save_file(dict(features=np.ascontiguousarray(self.features), words=words), part, about)
+        with atomic(file) as part:
+            save_file(dict(features=np.ascontiguousarray(self.features), words=words), part, about)
         return Path(file)
 
     @classmethod
-    def load(cls,
-        file:str|Path,
+    def load(
+        cls,
+        file: str | Path,
     ) -> 'FeatureIndex':
         "Read an index. Raises `MissingFileError`, or `UserError` where the file is none"
         from safetensors import SafetensorError, safe_open
-        if not Path(file).is_file(): raise MissingFileError(f'There is no index of features {file}.')
+
+        if not Path(file).is_file():
+            raise MissingFileError(f'There is no index of features {file}.')
         try:
             with safe_open(file, 'np') as f:
                 about = dict(f.metadata() or {})
-                if about.pop('format', None) != 'fungi features 1': raise ValueError('it holds something else')
+                if about.pop('format', None) != 'fungi features 1':
+                    raise ValueError('it holds something else')
                 words = json.loads(f.get_tensor('words').tobytes().decode())
                 return cls(f.get_tensor('features'), words['names'], words['labels'], about)
         except (SafetensorError, ValueError, KeyError) as error:
             raise UserError(f'{file} is no whole index of features: {error}. Make it anew.') from None
 
+
 def _directions(features):
     "Rows of length 1, float32"
     features = np.asarray(features, np.float32)
-    if not np.isfinite(features).all(): raise UserError('Some features are not numbers; the network that made them is broken.')
-    return features/np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    if not np.isfinite(features).all():
+        raise UserError('Some features are not numbers; the network that made them is broken.')
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -26,78 +26,103 @@ from ..training.frozen import body_features
 
 # %% ../../nbs/evaluation/explain.ipynb #3b9e271f
 def grad_cam(
-    learn:Learner,
-    pictures,    # items with the column path; paths or Pillow images; or a tensor (n, 3, height, width), normalised as the network takes it
-    target=None, # class name or index, or one a picture (default: the class that is predicted)
-) -> np.ndarray: # (images, height, width) float32 in [0, 1], of the square that the network sees
+    learn: Learner,
+    pictures,  # items with the column path; paths or Pillow images; or a tensor (n, 3, height, width), normalised as the network takes it
+    target=None,  # class name or index, or one a picture (default: the class that is predicted)
+) -> np.ndarray:  # (images, height, width) float32 in [0, 1], of the square that the network sees
     "Where the network looks for a class. Raises `UserError` for a network without maps, and what opening pictures raises"
     target = _class_numbers(learn, target)
     found, done = [], 0
     with _plain(learn):
         for x in _batches(learn, pictures):
-            own = target[done:done+len(x)] if isinstance(target, list) else target
+            own = target[done : done + len(x)] if isinstance(target, list) else target
             found.append(class_maps(learn.model, x, own))
             done += len(x)
     if isinstance(target, list) and len(target) != done:
         raise UserError(f'There are {len(target)} targets for {done} pictures; expected one, or one a picture.')
     return np.concatenate(found) if found else np.zeros((0, 1, 1), np.float32)
 
+
 def _class_numbers(learn, target):
     "Names or numbers of classes as numbers"
-    if target is None: return None
-    if not isinstance(target, str) and np.ndim(target): return [_class_numbers(learn, one) for one in target]
+    if target is None:
+        return None
+    if not isinstance(target, str) and np.ndim(target):
+        return [_class_numbers(learn, one) for one in target]
     classes = list(learn.dls.vocab)
     if isinstance(target, str):
-        if target not in classes: raise UserError(f"There is no class {target!r}. The network knows: {', '.join(map(str, classes))}.")
+        if target not in classes:
+            raise UserError(f'There is no class {target!r}. The network knows: {", ".join(map(str, classes))}.')
         return classes.index(target)
-    if not 0 <= int(target) < len(classes): raise UserError(f'There is no class number {target}; expected 0 to {len(classes)-1}.')
+    if not 0 <= int(target) < len(classes):
+        raise UserError(f'There is no class number {target}; expected 0 to {len(classes) - 1}.')
     return int(target)
+
 
 @contextmanager
 def _plain(learn):
     "A Learner whose BatchNorms are not folded, should they be"
     folding = getattr(getattr(learn, 'precision', None), '_found', None)
     was_on = folding is not None and folding.is_on
-    if was_on: folding.off()
-    try: yield
+    if was_on:
+        folding.off()
+    try:
+        yield
     finally:
-        if was_on: folding.on()
+        if was_on:
+            folding.on()
+
 
 def _batches(learn, pictures):
     "Pictures as the network takes them, on its device, a batch at a time"
     if isinstance(pictures, torch.Tensor):
-        if pictures.ndim != 4: raise UserError(f'The tensor has the shape {tuple(pictures.shape)}; expected (n, 3, height, width).')
+        if pictures.ndim != 4:
+            raise UserError(f'The tensor has the shape {tuple(pictures.shape)}; expected (n, 3, height, width).')
         yield from pictures.split(learn.dls.bs)
         return
-    if isinstance(pictures, (str, Path, Image.Image)): pictures = [pictures]
-    if not len(pictures): return
+    if isinstance(pictures, (str, Path, Image.Image)):
+        pictures = [pictures]
+    if not len(pictures):
+        return
     if isinstance(learn.dls.valid, PhotoLoader):
-        items = pictures if isinstance(pictures, pd.DataFrame) else pd.DataFrame(dict(path=[p if isinstance(p, Image.Image) else str(p) for p in pictures]))
+        items = (
+            pictures
+            if isinstance(pictures, pd.DataFrame)
+            else pd.DataFrame(dict(path=[p if isinstance(p, Image.Image) else str(p) for p in pictures]))
+        )
         loader = make_test_loader(learn.dls, items)
-    else: loader = learn.dls.test_dl(list(pictures['path'] if isinstance(pictures, pd.DataFrame) else pictures))   # of fastai's own loaders
-    for x, *_ in loader: yield x.as_subclass(torch.Tensor)
+    else:
+        loader = learn.dls.test_dl(
+            list(pictures['path'] if isinstance(pictures, pd.DataFrame) else pictures)
+        )  # of fastai's own loaders
+    for x, *_ in loader:
+        yield x.as_subclass(torch.Tensor)
+
 
 def as_seen(
-    learn:Learner,
-    pictures,    # whatever `grad_cam` takes
-) -> np.ndarray: # (images, height, width, 3) uint8
+    learn: Learner,
+    pictures,  # whatever `grad_cam` takes
+) -> np.ndarray:  # (images, height, width, 3) uint8
     "Pictures as the network sees them, cut and scaled, in their colours"
     norm = _normalize(learn)
     found = []
     for x in _batches(learn, pictures):
-        if norm is not None: x = x*norm.std.to(x.device)+norm.mean.to(x.device)
-        found.append((x.float()*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+        if norm is not None:
+            x = x * norm.std.to(x.device) + norm.mean.to(x.device)
+        found.append((x.float() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(found) if found else np.zeros((0, 1, 1, 3), np.uint8)
 
-def _normalize(learn): return next((t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize)), None)
+
+def _normalize(learn):
+    return next((t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize)), None)
 
 # %% ../../nbs/evaluation/explain.ipynb #9e1fabdb
 def prototypes(
-    learn:Learner,
-    items:pd.DataFrame, # labelled pictures: path, label, and where known name, group, cluster and split; of a split table the training part is used
-    per_class:int=3,    # pictures, of as many specimens
-    seen:np.ndarray|None=None, # (images, features) of `items`, where they are known already
-) -> pd.DataFrame:      # label rank path name distance (cosine, to the middle of the class), in the order of the classes
+    learn: Learner,
+    items: pd.DataFrame,  # labelled pictures: path, label, and where known name, group, cluster and split; of a split table the training part is used
+    per_class: int = 3,  # pictures, of as many specimens
+    seen: np.ndarray | None = None,  # (images, features) of `items`, where they are known already
+) -> pd.DataFrame:  # label rank path name distance (cosine, to the middle of the class), in the order of the classes
     "The most typical pictures of each class. Raises `UserError` where there is none"
     items, seen = _training(learn, items, seen)
     directions = FeatureIndex.of(seen, items.name, items.label).features.astype(np.float32)
@@ -105,96 +130,136 @@ def prototypes(
     for label in sorted(items.label.unique()):
         places = np.flatnonzero(items.label == label)
         middle = directions[places].mean(0)
-        distance = 1-directions[places]@(middle/max(np.linalg.norm(middle), 1e-12))
+        distance = 1 - directions[places] @ (middle / max(np.linalg.norm(middle), 1e-12))
         order = places[np.argsort(distance, kind='stable')]
         _, first = np.unique(unit[order], return_index=True)
         for rank, place in enumerate(order[np.sort(first)[:per_class]], 1):
-            rows.append((label, rank, items.path.iat[place], items.name.iat[place], float(distance[places == place][0])))
+            rows.append(
+                (label, rank, items.path.iat[place], items.name.iat[place], float(distance[places == place][0]))
+            )
     return pd.DataFrame(rows, columns=['label', 'rank', 'path', 'name', 'distance'])
+
 
 def _training(learn, items, seen=None):
     "The labelled pictures of a table's training part, or of all of it where it has none, named; and what the body sees in them"
     kept = items.label.notna()
-    if 'split' in items and (items.split == 'train').any(): kept &= items.split == 'train'
-    if not kept.any(): raise UserError('There is no labelled picture among these items.')
-    if seen is not None and len(seen) != len(items): raise UserError(f'There are features of {len(seen)} pictures for {len(items)} items.')
+    if 'split' in items and (items.split == 'train').any():
+        kept &= items.split == 'train'
+    if not kept.any():
+        raise UserError('There is no labelled picture among these items.')
+    if seen is not None and len(seen) != len(items):
+        raise UserError(f'There are features of {len(seen)} pictures for {len(items)} items.')
     used = items[kept].reset_index(drop=True)
-    if 'name' not in used: used['name'] = used.path.map(lambda p: Path(p).name)
+    if 'name' not in used:
+        used['name'] = used.path.map(lambda p: Path(p).name)
     return used, body_features(learn, used) if seen is None else np.asarray(seen)[kept.to_numpy()]
 
 # %% ../../nbs/evaluation/explain.ipynb #c8832f7c
 def feature_index(
-    learn:Learner,
-    items:pd.DataFrame|None=None, # labelled pictures; of a split table the training part is used (default: the Learner's own)
+    learn: Learner,
+    items: pd.DataFrame
+    | None = None,  # labelled pictures; of a split table the training part is used (default: the Learner's own)
 ) -> FeatureIndex:
     "The training pictures by what the Learner's body sees in them"
     used, seen = _training(learn, learn.items if items is None else items)
-    return FeatureIndex.of(seen, used.name, used.label, arch=getattr(learn, 'arch', ''), size=getattr(getattr(learn, 'recipe', None), 'size', ''))
+    return FeatureIndex.of(
+        seen,
+        used.name,
+        used.label,
+        arch=getattr(learn, 'arch', ''),
+        size=getattr(getattr(learn, 'recipe', None), 'size', ''),
+    )
+
 
 def nearest(
-    known,              # a `FeatureIndex`, or a Learner whose training pictures are meant (their index is then made on each call)
-    query,              # pictures (items, paths or Pillow images), or with an index features (pictures, features)
-    k:int=5,            # neighbours of each
-    learn:Learner|None=None, # what sees the pictures of `query`, where `known` is an index
-) -> pd.DataFrame:      # query rank name label distance
+    known,  # a `FeatureIndex`, or a Learner whose training pictures are meant (their index is then made on each call)
+    query,  # pictures (items, paths or Pillow images), or with an index features (pictures, features)
+    k: int = 5,  # neighbours of each
+    learn: Learner | None = None,  # what sees the pictures of `query`, where `known` is an index
+) -> pd.DataFrame:  # query rank name label distance
     "The training pictures nearest to others, by cosine distance of features. Raises `UserError`"
-    if isinstance(known, Learner): known, learn = feature_index(known), known
-    if isinstance(query, np.ndarray) and query.ndim <= 2: return known.nearest(query, k)
-    if learn is None: raise UserError('An index compares features; pass learn=, which makes them of pictures, or the features themselves.')
-    if isinstance(query, (str, Path, Image.Image)): query = [query]
-    if not isinstance(query, pd.DataFrame): query = pd.DataFrame(dict(path=[p if isinstance(p, Image.Image) else str(p) for p in query]))
+    if isinstance(known, Learner):
+        known, learn = feature_index(known), known
+    if isinstance(query, np.ndarray) and query.ndim <= 2:
+        return known.nearest(query, k)
+    if learn is None:
+        raise UserError(
+            'An index compares features; pass learn=, which makes them of pictures, or the features themselves.'
+        )
+    if isinstance(query, (str, Path, Image.Image)):
+        query = [query]
+    if not isinstance(query, pd.DataFrame):
+        query = pd.DataFrame(dict(path=[p if isinstance(p, Image.Image) else str(p) for p in query]))
     return known.nearest(body_features(learn, query), k)
 
 # %% ../../nbs/evaluation/explain.ipynb #207febd9
 def hide(
-    x:torch.Tensor,   # (n, channels, height, width) pictures as the network takes them
-    part:str,         # centre or border
-    share:float=.5,   # of the picture's area that is hidden
-    fill:str|float=0.,# what is painted over it: a number, or blur (which leaves its colours to be seen)
+    x: torch.Tensor,  # (n, channels, height, width) pictures as the network takes them
+    part: str,  # centre or border
+    share: float = 0.5,  # of the picture's area that is hidden
+    fill: str | float = 0.0,  # what is painted over it: a number, or blur (which leaves its colours to be seen)
 ) -> torch.Tensor:
     "Pictures without their centre, or without their border. Raises `UserError`"
-    if part not in ('centre', 'border'): raise UserError(f"part is {part!r}; expected 'centre' or 'border'.")
-    if not 0 < share < 1: raise UserError(f'share is {share}; expected above 0 and below 1.')
+    if part not in ('centre', 'border'):
+        raise UserError(f"part is {part!r}; expected 'centre' or 'border'.")
+    if not 0 < share < 1:
+        raise UserError(f'share is {share}; expected above 0 and below 1.')
     height, width = x.shape[2:]
-    side = (share if part == 'centre' else 1-share)**.5
-    tall, wide = max(1, min(height-1, round(height*side))), max(1, min(width-1, round(width*side)))
-    top, left = (height-tall)//2, (width-wide)//2
+    side = (share if part == 'centre' else 1 - share) ** 0.5
+    tall, wide = max(1, min(height - 1, round(height * side))), max(1, min(width - 1, round(width * side)))
+    top, left = (height - tall) // 2, (width - wide) // 2
     centre = torch.zeros(height, width, dtype=torch.bool, device=x.device)
-    centre[top:top+tall, left:left+wide] = True
+    centre[top : top + tall, left : left + wide] = True
     if fill == 'blur':
-        small = torch.nn.functional.adaptive_avg_pool2d(x, (max(1, height//16), max(1, width//16)))
+        small = torch.nn.functional.adaptive_avg_pool2d(x, (max(1, height // 16), max(1, width // 16)))
         paint = torch.nn.functional.interpolate(small, (height, width), mode='bilinear')
-    elif isinstance(fill, str): raise UserError(f"fill is {fill!r}; expected a number, or 'blur'.")
-    else: paint = torch.full_like(x, fill)
+    elif isinstance(fill, str):
+        raise UserError(f"fill is {fill!r}; expected a number, or 'blur'.")
+    else:
+        paint = torch.full_like(x, fill)
     return torch.where(centre if part == 'centre' else ~centre, paint, x)
 
 # %% ../../nbs/evaluation/explain.ipynb #eb94f47e
 def shortcut_check(
-    learn:Learner,
-    items:pd.DataFrame, # labelled pictures that were not trained on: path, label, and where known name, group and cluster
-    share:float=.5,     # of the picture's area that is hidden
-    fill:str='mean',    # what hides it: mean (the mean colour that pictures are normalised by) or blur
-    draws:int=1000,     # of specimens, for the intervals
-    seed:int=0,
-) -> pd.DataFrame:      # view accuracy low high images (95 % interval over specimens); `.attrs`: sentence, shortcut (yes, partly, no, unclear), chance
+    learn: Learner,
+    items: pd.DataFrame,  # labelled pictures that were not trained on: path, label, and where known name, group and cluster
+    share: float = 0.5,  # of the picture's area that is hidden
+    fill: str = 'mean',  # what hides it: mean (the mean colour that pictures are normalised by) or blur
+    draws: int = 1000,  # of specimens, for the intervals
+    seed: int = 0,
+) -> pd.DataFrame:  # view accuracy low high images (95 % interval over specimens); `.attrs`: sentence, shortcut (yes, partly, no, unclear), chance
     "How often it is right with the centre or the border of pictures hidden, beside the whole picture and chance. Raises `UserError`"
-    if fill not in ('mean', 'blur'): raise UserError(f"fill is {fill!r}; expected 'mean' or 'blur'.")
+    if fill not in ('mean', 'blur'):
+        raise UserError(f"fill is {fill!r}; expected 'mean' or 'blur'.")
     items = items[items.label.notna()].reset_index(drop=True)
-    if not len(items): raise UserError('There is no labelled picture to check on.')
+    if not len(items):
+        raise UserError('There is no labelled picture to check on.')
     classes = {c: i for i, c in enumerate(learn.dls.vocab)}
-    if unknown := sorted(set(items.label)-set(classes)):
-        raise UserError(f"The network does not know the class {unknown[0]!r}. It knows: {', '.join(map(str, classes))}.")
-    paint = 'blur' if fill == 'blur' else .5 if _normalize(learn) is None else 0.
-    views = dict(whole=lambda x: x, centre=lambda x: hide(x, 'centre', share, paint), border=lambda x: hide(x, 'border', share, paint))
+    if unknown := sorted(set(items.label) - set(classes)):
+        raise UserError(
+            f'The network does not know the class {unknown[0]!r}. It knows: {", ".join(map(str, classes))}.'
+        )
+    paint = 'blur' if fill == 'blur' else 0.5 if _normalize(learn) is None else 0.0
+    views = dict(
+        whole=lambda x: x,
+        centre=lambda x: hide(x, 'centre', share, paint),
+        border=lambda x: hide(x, 'border', share, paint),
+    )
     said = _answers(learn, items, views)
     right = {view: answers == items.label.map(classes).to_numpy() for view, answers in said.items()}
     chance = float(items.label.value_counts(normalize=True).max())
     drawn, scores = _resample(picture_units(items), right, draws, seed)
     names = dict(whole='whole picture', centre='centre hidden', border='border hidden')
-    rows = [(names[view], float(right[view].mean()), *_interval(drawn[view], scores[view]), len(items)) for view in views]
-    found = pd.DataFrame([*rows, ('always the commonest class', chance, chance, chance, len(items))], columns=['view', 'accuracy', 'low', 'high', 'images'])
-    found.attrs = dict(chance=chance) | _verdict(found, drawn['centre']-drawn['border'], chance)
+    rows = [
+        (names[view], float(right[view].mean()), *_interval(drawn[view], scores[view]), len(items)) for view in views
+    ]
+    found = pd.DataFrame(
+        [*rows, ('always the commonest class', chance, chance, chance, len(items))],
+        columns=['view', 'accuracy', 'low', 'high', 'images'],
+    )
+    found.attrs = dict(chance=chance) | _verdict(found, drawn['centre'] - drawn['border'], chance)
     return found
+
 
 def _answers(learn, items, views):
     "The class number that is said of each picture, in each view"
@@ -204,8 +269,10 @@ def _answers(learn, items, views):
         for x in _batches(learn, items):
             for view, change in views.items():
                 shown = change(x.to(device))
-                with nullcontext() if precision is None else precision.running(shown): said[view].append(learn.model(shown).argmax(1).cpu())
+                with nullcontext() if precision is None else precision.running(shown):
+                    said[view].append(learn.model(shown).argmax(1).cpu())
     return {view: torch.cat(answers).numpy() for view, answers in said.items()}
+
 
 def _resample(unit, right, draws, seed):
     "Accuracies when specimens are drawn anew, the same draws for all views; and the share that is right of each specimen"
@@ -213,25 +280,41 @@ def _resample(unit, right, draws, seed):
     counts = np.bincount(codes)
     sums = {view: np.bincount(codes, weights=values) for view, values in right.items()}
     weights = draw_weights(len(counts), draws, np.random.default_rng(seed)).astype(float)
-    return {view: weights@values/(weights@counts) for view, values in sums.items()}, {view: values/counts for view, values in sums.items()}
+    return {view: weights @ values / (weights @ counts) for view, values in sums.items()}, {
+        view: values / counts for view, values in sums.items()
+    }
+
 
 def _interval(drawn, shares):
     "95 %; where all specimens are right, or all are wrong, drawing anew tells nothing, and the exact binomial bound does (.025^(1/n))"
-    low, high = np.quantile(drawn, [.025, .975])
-    if (shares == 1).all(): low = .025**(1/len(shares))
-    if (shares == 0).all(): high = 1-.025**(1/len(shares))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    if (shares == 1).all():
+        low = 0.025 ** (1 / len(shares))
+    if (shares == 0).all():
+        high = 1 - 0.025 ** (1 / len(shares))
     return float(low), float(high)
+
 
 def _verdict(found, differences, chance):
     "The finding in words: `sentence`, and `shortcut`: yes, partly, no or unclear; `differences` are of centre hidden and border hidden"
     whole, centre, border = found.head(3).itertuples(index=False)
     span = lambda row: f'{row.accuracy:.0%} ({row.low:.0%} to {row.high:.0%})'
-    facts = (f'With the centre hidden it is still right on {span(centre)} of {whole.images} pictures, with the border hidden on {span(border)}; '
-             f'with the whole picture on {span(whole)}, and always naming the commonest class on {chance:.0%}')
-    still = centre.low > chance and centre.accuracy-chance > .5*(whole.accuracy-chance)
-    if whole.low <= chance: shortcut, word = 'unclear', 'it knows too little yet to tell what it looks at'
-    elif still and np.quantile(differences, .025) > 0: shortcut, word = 'yes', 'it looks at the background more than at the specimen'
-    elif still: shortcut, word = 'partly', 'much of what it knows it reads from the border, where the background is, or specimens that fill their pictures'
-    elif np.quantile(differences, .975) < 0: shortcut, word = 'no', 'it needs the middle of the picture, where the specimen is'
-    else: shortcut, word = 'unclear', 'it needs all of the picture, or is disturbed by whatever hides a part'
+    facts = (
+        f'With the centre hidden it is still right on {span(centre)} of {whole.images} pictures, with the border hidden on {span(border)}; '
+        f'with the whole picture on {span(whole)}, and always naming the commonest class on {chance:.0%}'
+    )
+    still = centre.low > chance and centre.accuracy - chance > 0.5 * (whole.accuracy - chance)
+    if whole.low <= chance:
+        shortcut, word = 'unclear', 'it knows too little yet to tell what it looks at'
+    elif still and np.quantile(differences, 0.025) > 0:
+        shortcut, word = 'yes', 'it looks at the background more than at the specimen'
+    elif still:
+        shortcut, word = (
+            'partly',
+            'much of what it knows it reads from the border, where the background is, or specimens that fill their pictures',
+        )
+    elif np.quantile(differences, 0.975) < 0:
+        shortcut, word = 'no', 'it needs the middle of the picture, where the specimen is'
+    else:
+        shortcut, word = 'unclear', 'it needs all of the picture, or is disturbed by whatever hides a part'
     return dict(shortcut=shortcut, sentence=f'{facts}: {word}.')

@@ -20,118 +20,168 @@ from ..settings import UserError
 
 # %% ../../nbs/evaluation/metrics.ipynb #fb630c25
 def predictions_table(
-    items:pd.DataFrame,  # with the columns path and name, and where known label, group, cluster and split
-    probs:np.ndarray,    # (images, classes) probabilities
-    classes:list[str],   # in the order of the columns of `probs`
-) -> pd.DataFrame:       # path name label group cluster split predicted confidence, and `p_<class>` for each class
+    items: pd.DataFrame,  # with the columns path and name, and where known label, group, cluster and split
+    probs: np.ndarray,  # (images, classes) probabilities
+    classes: list[str],  # in the order of the columns of `probs`
+) -> pd.DataFrame:  # path name label group cluster split predicted confidence, and `p_<class>` for each class
     "Probabilities as a table that stands for itself"
     if probs.shape != (len(items), len(classes)):
         raise UserError(f'There are probabilities {probs.shape} for {len(items)} pictures and {len(classes)} classes.')
     kept = [c for c in ('path', 'name', 'label', 'group', 'cluster', 'split') if c in items]
     table = items[kept].reset_index(drop=True)
     table['predicted'] = np.array(classes, dtype=object)[probs.argmax(1)] if len(items) else ''
-    table['confidence'] = probs.max(1) if len(items) else 0.
+    table['confidence'] = probs.max(1) if len(items) else 0.0
     return pd.concat([table, pd.DataFrame(probs, columns=[f'p_{c}' for c in classes])], axis=1)
 
 # %% ../../nbs/evaluation/metrics.ipynb #075000fb
-score_names = dict(accuracy='accuracy', macro_precision='macro precision', macro_recall='macro recall', macro_f1='macro-F1',
-    weighted_precision='weighted precision', weighted_recall='weighted recall', weighted_f1='weighted F1',
-    balanced_accuracy='balanced accuracy', top3_accuracy='among the first three', top5_accuracy='among the first five',
-    cohen_kappa="Cohen's kappa", mcc='Matthews correlation', roc_auc='ROC-AUC (one against the rest)', average_precision='average precision',
-    log_loss='log loss', brier='Brier score')   # and how they are called
+score_names = dict(
+    accuracy='accuracy',
+    macro_precision='macro precision',
+    macro_recall='macro recall',
+    macro_f1='macro-F1',
+    weighted_precision='weighted precision',
+    weighted_recall='weighted recall',
+    weighted_f1='weighted F1',
+    balanced_accuracy='balanced accuracy',
+    top3_accuracy='among the first three',
+    top5_accuracy='among the first five',
+    cohen_kappa="Cohen's kappa",
+    mcc='Matthews correlation',
+    roc_auc='ROC-AUC (one against the rest)',
+    average_precision='average precision',
+    log_loss='log loss',
+    brier='Brier score',
+)  # and how they are called
 
-_shares = {'accuracy', 'weighted_recall', 'top3_accuracy', 'top5_accuracy', 'precision', 'recall'}   # of pictures
-_orders = {'roc_auc', 'average_precision'}                                                           # shares of comparisons
-_ranges = dict(cohen_kappa=(-1, 1), mcc=(-1, 1), log_loss=(0, -np.log(1e-7)), brier=(0, 2))           # of the others it is 0 to 1
+_shares = {'accuracy', 'weighted_recall', 'top3_accuracy', 'top5_accuracy', 'precision', 'recall'}  # of pictures
+_orders = {'roc_auc', 'average_precision'}  # shares of comparisons
+_ranges = dict(
+    cohen_kappa=(-1, 1), mcc=(-1, 1), log_loss=(0, -np.log(1e-7)), brier=(0, 2)
+)  # of the others it is 0 to 1
 
 # %% ../../nbs/evaluation/metrics.ipynb #5d95b541
 def _sparse(rows, columns, shape, values):
     "A sparse table; what falls into the same place is added"
     from scipy.sparse import csr_array
+
     return csr_array((values, (rows, columns)), shape=shape)
+
 
 def _ratio(a, b, empty=np.nan):
     "a/b, and `empty` where b is 0"
-    return np.where(b != 0, a/np.where(b != 0, b, 1), empty).astype(np.result_type(a, b))
+    return np.where(b != 0, a / np.where(b != 0, b, 1), empty).astype(np.result_type(a, b))
+
 
 def _count_scores(true, said, both):
     "From (classes, resamples) counts of what is, what was said, and where both agree: scores, and scores by class"
-    by_class = dict(precision=_ratio(both, said), recall=_ratio(both, true), f1=_ratio(2*both, true+said))
+    by_class = dict(precision=_ratio(both, said), recall=_ratio(both, true), f1=_ratio(2 * both, true + said))
     total, right = true.sum(0, dtype=float), both.sum(0, dtype=float)
-    product = lambda a, b: np.multiply(a, b, dtype=float).sum(0)   # of large counts, exact
-    chance, there = product(true, said), (true+said > 0).sum(0)
-    found = dict(accuracy=right/total, balanced_accuracy=np.nansum(by_class['recall'], 0)/(true > 0).sum(0))
+    product = lambda a, b: np.multiply(a, b, dtype=float).sum(0)  # of large counts, exact
+    chance, there = product(true, said), (true + said > 0).sum(0)
+    found = dict(accuracy=right / total, balanced_accuracy=np.nansum(by_class['recall'], 0) / (true > 0).sum(0))
     for name, values in by_class.items():
-        found[f'macro_{name}'] = np.nansum(values, 0)/there
-        found[f'weighted_{name}'] = np.nansum(values*true, 0)/total
-    found['cohen_kappa'] = _ratio(right*total-chance, total**2-chance)
-    spread = (total**2-product(true, true)) * (total**2-product(said, said))
-    found['mcc'] = _ratio(right*total-chance, np.sqrt(spread), 0)
+        found[f'macro_{name}'] = np.nansum(values, 0) / there
+        found[f'weighted_{name}'] = np.nansum(values * true, 0) / total
+    found['cohen_kappa'] = _ratio(right * total - chance, total**2 - chance)
+    spread = (total**2 - product(true, true)) * (total**2 - product(said, said))
+    found['mcc'] = _ratio(right * total - chance, np.sqrt(spread), 0)
     return found, by_class
 
 # %% ../../nbs/evaluation/metrics.ipynb #b17a7bd6
 def _rank_scores(probs, targets, unit, weights):
     "ROC-AUC and average precision of each class against the others, (classes, resamples) each; NaN where there is none"
     area, precision = np.full((2, probs.shape[1], weights.shape[1]), np.nan, weights.dtype)
-    if not weights.shape[1]: return area, precision
+    if not weights.shape[1]:
+        return area, precision
     total = np.bincount(unit, minlength=len(weights)).astype(weights.dtype) @ weights
     for c in np.unique(targets):
         own = targets == c
         area[c], precision[c] = _one_against_rest(probs[own, c], unit[own], probs[~own, c], unit[~own], weights, total)
     return area, precision
 
+
 def _one_against_rest(own, own_unit, rest, rest_unit, weights, total):
     "ROC-AUC and average precision (resamples,) of a class, from the probabilities of it that its own and the other pictures have"
     cuts, place = np.unique(own, return_inverse=True)
-    def pieces(places, owners): return _sparse(places, owners, (len(cuts), len(weights)), np.ones(len(places), weights.dtype)) @ weights
-    def from_above(values): return np.cumsum(values[::-1], 0)[::-1]
-    def reaching(reach): return from_above(pieces(reach[reach > 0]-1, rest_unit[reach > 0]))   # by the number of cuts that each one reaches
-    at, reach, strict = pieces(place, own_unit), np.searchsorted(cuts, rest, 'right'), np.searchsorted(cuts, rest, 'left')
+
+    def pieces(places, owners):
+        return _sparse(places, owners, (len(cuts), len(weights)), np.ones(len(places), weights.dtype)) @ weights
+
+    def from_above(values):
+        return np.cumsum(values[::-1], 0)[::-1]
+
+    def reaching(reach):
+        return from_above(
+            pieces(reach[reach > 0] - 1, rest_unit[reach > 0])
+        )  # by the number of cuts that each one reaches
+
+    at, reach, strict = (
+        pieces(place, own_unit),
+        np.searchsorted(cuts, rest, 'right'),
+        np.searchsorted(cuts, rest, 'left'),
+    )
     true, false = from_above(at), reaching(reach)
-    above = false if (reach == strict).all() else reaching(strict)   # they differ where probabilities are equal
+    above = false if (reach == strict).all() else reaching(strict)  # they differ where probabilities are equal
     n_true = at.sum(0)
-    n_false = total-n_true
-    return _ratio((at*(n_false-(false+above)/2)).sum(0), n_true*n_false), _ratio((at*_ratio(true, true+false, 0)).sum(0), n_true)
+    n_false = total - n_true
+    return _ratio((at * (n_false - (false + above) / 2)).sum(0), n_true * n_false), _ratio(
+        (at * _ratio(true, true + false, 0)).sum(0), n_true
+    )
 
 # %% ../../nbs/evaluation/metrics.ipynb #a0c78b98
-_cells = 10_000_000   # of a table of weights or of scores by class: what is resampled at once
+_cells = 10_000_000  # of a table of weights or of scores by class: what is resampled at once
+
 
 def draw_weights(
-    n:int,                   # of units that are drawn from
-    samples:int,             # how often
-    rng:np.random.Generator,
-) -> np.ndarray:             # (samples, n) float32: how often each was drawn, n in all
+    n: int,  # of units that are drawn from
+    samples: int,  # how often
+    rng: np.random.Generator,
+) -> np.ndarray:  # (samples, n) float32: how often each was drawn, n in all
     "Bootstrap resamples, as weights"
-    found, step = np.zeros((samples, n), np.float32), max(1, 1_000_000//n)
+    found, step = np.zeros((samples, n), np.float32), max(1, 1_000_000 // n)
     for begin in range(0, samples, step):
-        part = found[begin:begin+step]
-        drawn = rng.integers(0, n, part.shape) + n*np.arange(len(part))[:, None]
+        part = found[begin : begin + step]
+        drawn = rng.integers(0, n, part.shape) + n * np.arange(len(part))[:, None]
         part[:] = np.bincount(drawn.ravel(), minlength=part.size).reshape(part.shape)
     return found
+
 
 def _interval(name, values, observed, n_units, n_pictures, level):
     "Low and high (scores,) from resamples (scores, samples), which may hold NaN; NaN where nothing can be told"
     from scipy.special import ndtr, stdtrit
-    n_units, n_pictures, tail = np.broadcast_to(n_units, observed.shape), np.broadcast_to(n_pictures, observed.shape), (1-level)/2
-    freedom = np.maximum(n_units-1, 1)
-    values = np.sort(values, 1)   # NaN last
+
+    n_units, n_pictures, tail = (
+        np.broadcast_to(n_units, observed.shape),
+        np.broadcast_to(n_pictures, observed.shape),
+        (1 - level) / 2,
+    )
+    freedom = np.maximum(n_units - 1, 1)
+    values = np.sort(values, 1)  # NaN last
     there = np.isfinite(values).sum(1)
+
     def quantile(place):
-        place = place*np.maximum(there-1, 0)
+        place = place * np.maximum(there - 1, 0)
         below = np.floor(place).astype(int)
-        a, b = (np.take_along_axis(values, np.minimum(p, np.maximum(there-1, 0))[:, None], 1)[:, 0].astype(float) for p in (below, below+1))
-        return a + (b-a)*(place-below)
-    out = ndtr(np.sqrt((freedom+1)/freedom)*stdtrit(freedom, tail))   # Hesterberg's quantiles
-    low, high, some = quantile(out), quantile(1-out), there > 0
-    agree = quantile(np.ones_like(out))-quantile(np.zeros_like(out)) < 1e-6
+        a, b = (
+            np.take_along_axis(values, np.minimum(p, np.maximum(there - 1, 0))[:, None], 1)[:, 0].astype(float)
+            for p in (below, below + 1)
+        )
+        return a + (b - a) * (place - below)
+
+    out = ndtr(np.sqrt((freedom + 1) / freedom) * stdtrit(freedom, tail))  # Hesterberg's quantiles
+    low, high, some = quantile(out), quantile(1 - out), there > 0
+    agree = quantile(np.ones_like(out)) - quantile(np.zeros_like(out)) < 1e-6
     low, high = np.fmin(low, observed), np.fmax(high, observed)
     lowest, highest = _ranges.get(name, (0, 1))
-    scaled = np.clip((observed-lowest)/(highest-lowest), 0, 1)
-    extreme = agree & ((scaled < 1e-4) | (scaled > 1-1e-4))
-    variance = np.nanvar(np.where(some[:, None], values, 0), 1, dtype=float)*(freedom+1)/freedom
-    number = np.minimum(_ratio(scaled*(1-scaled), variance), n_pictures if name in _shares else np.inf)
-    number = np.where(agree, n_units, number)   # of independent pictures, or comparisons
-    exact = [lowest+(highest-lowest)*bound for bound in share_interval(np.where(extreme, np.round(scaled), scaled), number, level)]
+    scaled = np.clip((observed - lowest) / (highest - lowest), 0, 1)
+    extreme = agree & ((scaled < 1e-4) | (scaled > 1 - 1e-4))
+    variance = np.nanvar(np.where(some[:, None], values, 0), 1, dtype=float) * (freedom + 1) / freedom
+    number = np.minimum(_ratio(scaled * (1 - scaled), variance), n_pictures if name in _shares else np.inf)
+    number = np.where(agree, n_units, number)  # of independent pictures, or comparisons
+    exact = [
+        lowest + (highest - lowest) * bound
+        for bound in share_interval(np.where(extreme, np.round(scaled), scaled), number, level)
+    ]
     wider = extreme | (name in _shares) | ((name in _orders) & ~agree)
     low, high = np.where(wider, np.fmin(low, exact[0]), low), np.where(wider, np.fmax(high, exact[1]), high)
     known = some & (n_units > 0) & np.isfinite(observed) & (wider | (n_units > 1))
@@ -141,96 +191,129 @@ def _interval(name, values, observed, n_units, n_pictures, level):
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     "Scores of predicted probabilities against known labels. Raises `UserError` for what are no probabilities"
-    probs: np.ndarray     # (images, classes) probabilities, rows sum to 1
-    targets: np.ndarray   # (images,) class indices
-    classes: list         # class names, in the order of the columns
-    unit: np.ndarray|None = None # (images,) what is drawn together: numbers or names of units (default: each picture by itself)
+
+    probs: np.ndarray  # (images, classes) probabilities, rows sum to 1
+    targets: np.ndarray  # (images,) class indices
+    classes: list  # class names, in the order of the columns
+    unit: np.ndarray | None = (
+        None  # (images,) what is drawn together: numbers or names of units (default: each picture by itself)
+    )
 
     def __post_init__(self):
-        if not np.size(self.targets): raise UserError('There is no labelled picture to evaluate on.')
+        if not np.size(self.targets):
+            raise UserError('There is no labelled picture to evaluate on.')
         if np.shape(self.probs)[1:] != (len(self.classes),):
-            raise UserError(f'There are probabilities {np.shape(self.probs)} for {len(self.classes)} classes; expected (images, {len(self.classes)}).')
-        probs, targets, unit = checked(self.probs, self.targets, np.arange(len(self.targets)) if self.unit is None else self.unit)
-        for name, value in dict(probs=probs, targets=targets, unit=unit).items(): object.__setattr__(self, name, value)
+            raise UserError(
+                f'There are probabilities {np.shape(self.probs)} for {len(self.classes)} classes; expected (images, {len(self.classes)}).'
+            )
+        probs, targets, unit = checked(
+            self.probs, self.targets, np.arange(len(self.targets)) if self.unit is None else self.unit
+        )
+        for name, value in dict(probs=probs, targets=targets, unit=unit).items():
+            object.__setattr__(self, name, value)
 
     @classmethod
-    def of(cls,
-        predictions:pd.DataFrame, # from `predictions_table`, labelled; units are made of its columns name, group and cluster, where it has them
-        classes:list[str]|None=None, # (default: those of the columns `p_…`)
+    def of(
+        cls,
+        predictions: pd.DataFrame,  # from `predictions_table`, labelled; units are made of its columns name, group and cluster, where it has them
+        classes: list[str] | None = None,  # (default: those of the columns `p_…`)
     ) -> 'Evaluation':
         "From a table of predictions. Raises `UserError` for labels that the model does not know"
         classes = classes or [c[2:] for c in predictions if c.startswith('p_')]
         if missing := [c for c in ('label', *(f'p_{c}' for c in classes)) if c not in predictions]:
-            raise UserError(f"The table of predictions has no column {', '.join(missing[:5])}.")
+            raise UserError(f'The table of predictions has no column {", ".join(missing[:5])}.')
         index = {c: i for i, c in enumerate(classes)}
         if unknown := sorted(set(predictions.label.dropna()) - set(index)):
-            raise UserError(f"The model does not know the class {', '.join(map(repr, unknown[:5]))}"
-                            f"{' and others' if len(unknown) > 5 else ''}. It knows: {', '.join(classes)}.")
+            raise UserError(
+                f'The model does not know the class {", ".join(map(repr, unknown[:5]))}'
+                f'{" and others" if len(unknown) > 5 else ""}. It knows: {", ".join(classes)}.'
+            )
         labelled = predictions[predictions.label.notna()]
-        return cls(labelled[[f'p_{c}' for c in classes]].to_numpy(float), labelled.label.map(index).to_numpy(int), classes, picture_units(labelled))
+        return cls(
+            labelled[[f'p_{c}' for c in classes]].to_numpy(float),
+            labelled.label.map(index).to_numpy(int),
+            classes,
+            picture_units(labelled),
+        )
 
     @property
-    def predicted(self) -> np.ndarray: # (images,) class indices
+    def predicted(self) -> np.ndarray:  # (images,) class indices
         "The likeliest class of each picture"
         return self.probs.argmax(1)
 
     @property
     def n_units(self) -> int:
         "Units that the pictures belong to"
-        return int(self.unit.max())+1
+        return int(self.unit.max()) + 1
 
-    def confusion(self) -> np.ndarray: # (classes, classes) counts: true class by row, predicted by column
+    def confusion(self) -> np.ndarray:  # (classes, classes) counts: true class by row, predicted by column
         "The confusion matrix"
         n = len(self.classes)
-        return np.bincount(self.targets*n + self.predicted, minlength=n*n).reshape(n, n)
+        return np.bincount(self.targets * n + self.predicted, minlength=n * n).reshape(n, n)
 
-    def top_k(self,
-        k:int,  # how many guesses a picture has
-    ) -> float: # share of pictures whose class is among them
+    def top_k(
+        self,
+        k: int,  # how many guesses a picture has
+    ) -> float:  # share of pictures whose class is among them
         "Top-k accuracy; ties count against the model"
         return float((self._rivals < k).mean())
 
-    def metrics(self) -> dict: # the names of `score_names`, and n_test, n_classes, n_units; None for what cannot be told
+    def metrics(
+        self,
+    ) -> dict:  # the names of `score_names`, and n_test, n_classes, n_units; None for what cannot be told
         """All scores. Macro averages run over the classes that are present or predicted, as scikit-learn's do;
         balanced accuracy, ROC-AUC and average precision over those present"""
         return {k: float(v) if np.isfinite(v) else None for k, v in self._observed[0].items()} | dict(
-            n_test=len(self.targets), n_classes=len(self.classes), n_units=self.n_units)
+            n_test=len(self.targets), n_classes=len(self.classes), n_units=self.n_units
+        )
 
-    def per_class(self,
-        intervals:bool=False, # add the columns units, roc_auc, average_precision, and for each score its `_low` and `_high`
-        samples:int=2000,     # resamples
-        seed:int=0,           # of the resamples
-        level:float=.95,      # of the intervals
-    ) -> pd.DataFrame: # a row a class: precision recall f1 images …
+    def per_class(
+        self,
+        intervals: bool = False,  # add the columns units, roc_auc, average_precision, and for each score its `_low` and `_high`
+        samples: int = 2000,  # resamples
+        seed: int = 0,  # of the resamples
+        level: float = 0.95,  # of the intervals
+    ) -> pd.DataFrame:  # a row a class: precision recall f1 images …
         """Precision, recall and F1 of each class; a class that is never predicted has precision 0, one without a picture recall 0.
         NaN for an interval of which nothing can be told"""
         scores, images = self._observed[1], np.bincount(self.targets, minlength=len(self.classes))
         index = pd.Index(self.classes, name='class')
-        found = pd.DataFrame({k: np.nan_to_num(scores[k]) for k in ('precision', 'recall', 'f1')} | dict(images=images), index=index)
-        if not intervals: return found
+        found = pd.DataFrame(
+            {k: np.nan_to_num(scores[k]) for k in ('precision', 'recall', 'f1')} | dict(images=images), index=index
+        )
+        if not intervals:
+            return found
         found['units'] = self._class_units(self.targets)
         bounds = self._bootstrap(samples, seed, level)[1]
         for name in scores:
-            found[name] = found.get(name, scores[name])   # ROC-AUC and average precision stay NaN where there are none
+            found[name] = found.get(name, scores[name])  # ROC-AUC and average precision stay NaN where there are none
             found[f'{name}_low'], found[f'{name}_high'] = bounds[name]
         return found
 
-    def intervals(self,
-        samples:int=2000, # resamples
-        seed:int=0,       # of the resamples
-        level:float=.95,
-    ) -> dict:            # name → (low, high), for each name of `score_names`; None for what cannot be told
+    def intervals(
+        self,
+        samples: int = 2000,  # resamples
+        seed: int = 0,  # of the resamples
+        level: float = 0.95,
+    ) -> dict:  # name → (low, high), for each name of `score_names`; None for what cannot be told
         "Bootstrap intervals of all scores, drawn by units"
-        return {k: tuple(float(x) if np.isfinite(x) else None for x in v) for k, v in self._bootstrap(samples, seed, level)[0].items()}
+        return {
+            k: tuple(float(x) if np.isfinite(x) else None for x in v)
+            for k, v in self._bootstrap(samples, seed, level)[0].items()
+        }
 
-    def summary(self,
-        samples:int=2000, # resamples
-        seed:int=0,       # of the resamples
-        level:float=.95,
-    ) -> pd.DataFrame:    # a row a metric: value low high; NaN for what cannot be told
+    def summary(
+        self,
+        samples: int = 2000,  # resamples
+        seed: int = 0,  # of the resamples
+        level: float = 0.95,
+    ) -> pd.DataFrame:  # a row a metric: value low high; NaN for what cannot be told
         "All scores with their intervals"
         bounds = self._bootstrap(samples, seed, level)[0]
-        rows = [dict(metric=name, value=value, low=bounds[name][0], high=bounds[name][1]) for name, value in self._observed[0].items()]
+        rows = [
+            dict(metric=name, value=value, low=bounds[name][0], high=bounds[name][1])
+            for name, value in self._observed[0].items()
+        ]
         return pd.DataFrame(rows).set_index('metric').astype(float)
 
     # what the scores are made of
@@ -246,22 +329,35 @@ class Evaluation:
         "(scores, images) of which scores are plain means"
         own = self.probs[np.arange(len(self.targets)), self.targets]
         clipped = np.clip(self.probs, 1e-7, 1)
-        return dict(top3_accuracy=self._rivals < 3, top5_accuracy=self._rivals < 5, log_loss=np.log(clipped.sum(1))-np.log(np.clip(own, 1e-7, 1)),
-                    brier=(self.probs**2).sum(1)-2*own+1)
+        return dict(
+            top3_accuracy=self._rivals < 3,
+            top5_accuracy=self._rivals < 5,
+            log_loss=np.log(clipped.sum(1)) - np.log(np.clip(own, 1e-7, 1)),
+            brier=(self.probs**2).sum(1) - 2 * own + 1,
+        )
 
     def _weighted(self, weights, ranked=None):
         "Scores, and scores by class, for (units, resamples) weights; those of ranks for the first `ranked` of the resamples"
         n, shape = len(self.classes), (len(self.classes), len(weights))
-        predicted, right, ones = self.predicted, self.predicted == self.targets, np.ones(len(self.targets), weights.dtype)
-        true, said, both = (_sparse(c, u, shape, ones[:len(c)]) @ weights for c, u in (
-            (self.targets, self.unit), (predicted, self.unit), (predicted[right], self.unit[right])))
+        predicted, right, ones = (
+            self.predicted,
+            self.predicted == self.targets,
+            np.ones(len(self.targets), weights.dtype),
+        )
+        true, said, both = (
+            _sparse(c, u, shape, ones[: len(c)]) @ weights
+            for c, u in ((self.targets, self.unit), (predicted, self.unit), (predicted[right], self.unit[right]))
+        )
         found, by_class = _count_scores(true, said, both)
-        sums = np.stack([np.bincount(self.unit, values, len(weights)) for values in self._means.values()]).astype(weights.dtype)
+        sums = np.stack([np.bincount(self.unit, values, len(weights)) for values in self._means.values()]).astype(
+            weights.dtype
+        )
         found |= dict(zip(self._means, sums @ weights / true.sum(0), strict=True))
         ranks = _rank_scores(self.probs, self.targets, self.unit, np.ascontiguousarray(weights[:, :ranked]))
         for name, values in zip(('roc_auc', 'average_precision'), ranks, strict=True):
             by_class[name] = values
-            if n == 2 and name == 'roc_auc': values = values[1:]
+            if n == 2 and name == 'roc_auc':
+                values = values[1:]
             found[name] = _ratio(np.nansum(values, 0), np.isfinite(values).sum(0))
         return {name: found[name] for name in score_names}, by_class
 
@@ -271,38 +367,55 @@ class Evaluation:
         return tuple({k: v[..., 0] for k, v in part.items()} for part in found)
 
     @cached_property
-    def _kept(self): return {}
+    def _kept(self):
+        return {}
 
     def _class_units(self, of):
         "Units with a picture of each class"
-        pairs = np.unique(of*self.n_units + self.unit)
-        return np.bincount(pairs//self.n_units, minlength=len(self.classes))
+        pairs = np.unique(of * self.n_units + self.unit)
+        return np.bincount(pairs // self.n_units, minlength=len(self.classes))
 
     def _bootstrap(self, samples, seed, level):
         "(low, high) of the scores, and of the scores by class, as arrays"
-        if (samples, seed, level) in self._kept: return self._kept[samples, seed, level]
-        if samples < 100 or not .5 <= level < 1:
-            raise UserError(f'samples={samples} and level={level}; expected at least 100 resamples, and a level from 0.5 to below 1.')
+        if (samples, seed, level) in self._kept:
+            return self._kept[samples, seed, level]
+        if samples < 100 or not 0.5 <= level < 1:
+            raise UserError(
+                f'samples={samples} and level={level}; expected at least 100 resamples, and a level from 0.5 to below 1.'
+            )
         n, n_units, rng = len(self.classes), self.n_units, np.random.default_rng(seed)
         lowest = np.full(n, np.inf)
         np.minimum.at(lowest, self.targets, self.probs[np.arange(len(self.targets)), self.targets])
         # in very large sets ROC-AUC and average precision are resampled less often, for they would take minutes
-        ranked = int(np.clip(1e10/(self.probs >= lowest).sum(), min(200, samples), samples))
-        step, found = max(1, _cells//max(n_units, n)), []
+        ranked = int(np.clip(1e10 / (self.probs >= lowest).sum(), min(200, samples), samples))
+        step, found = max(1, _cells // max(n_units, n)), []
         for begin in range(0, samples, step):
-            weights = np.ascontiguousarray(draw_weights(n_units, min(step, samples-begin), rng).T)
-            found.append(self._weighted(weights, max(0, ranked-begin)))
+            weights = np.ascontiguousarray(draw_weights(n_units, min(step, samples - begin), rng).T)
+            found.append(self._weighted(weights, max(0, ranked - begin)))
         pooled = [{k: np.concatenate([part[i][k] for part in found], axis=-1) for k in found[0][i]} for i in (0, 1)]
-        scores = {k: _interval(k, v[None], self._observed[0][k][None], n_units, len(self.targets), level) for k, v in pooled[0].items()}
-        scores |= {f'top{k}_accuracy': (np.ones(1), np.ones(1)) for k in (3, 5) if k >= n}   # whatever the pictures
-        counted = {of: (self._class_units(what), np.bincount(what, minlength=n)) for of, what in (('is', self.targets), ('said', self.predicted))}
-        by_class = {k: _interval(k, v, self._observed[1][k], *counted['said' if k == 'precision' else 'is'], level) for k, v in pooled[1].items()}
+        scores = {
+            k: _interval(k, v[None], self._observed[0][k][None], n_units, len(self.targets), level)
+            for k, v in pooled[0].items()
+        }
+        scores |= {f'top{k}_accuracy': (np.ones(1), np.ones(1)) for k in (3, 5) if k >= n}  # whatever the pictures
+        counted = {
+            of: (self._class_units(what), np.bincount(what, minlength=n))
+            for of, what in (('is', self.targets), ('said', self.predicted))
+        }
+        by_class = {
+            k: _interval(k, v, self._observed[1][k], *counted['said' if k == 'precision' else 'is'], level)
+            for k, v in pooled[1].items()
+        }
         self._kept[samples, seed, level] = {k: (low[0], high[0]) for k, (low, high) in scores.items()}, by_class
         return self._kept[samples, seed, level]
 
+
 def picture_units(
-    pictures:pd.DataFrame, # a row a picture; what it may hold of the columns group and cluster is used
-) -> np.ndarray:           # (images,) the name of each picture's unit
+    pictures: pd.DataFrame,  # a row a picture; what it may hold of the columns group and cluster is used
+) -> np.ndarray:  # (images,) the name of each picture's unit
     "What is drawn together, as far as a table tells: pictures of a specimen, copies, or each picture by itself"
-    named = pd.DataFrame({c: pictures[c].fillna('').astype(str) if c in pictures else '' for c in ('group', 'cluster')}, index=pictures.index)
+    named = pd.DataFrame(
+        {c: pictures[c].fillna('').astype(str) if c in pictures else '' for c in ('group', 'cluster')},
+        index=pictures.index,
+    )
     return units(named.assign(name=[f'\0{i}' for i in range(len(named))])).to_numpy()

@@ -32,117 +32,214 @@ def _with_interval(metrics, key, percent=True):
     text = (lambda v: f'{v:.1%}') if percent else (lambda v: f'{v:.3f}')
     return text(metrics[key]) + ('' if low is None else f' ({text(low)} to {text(high)})')
 
+
 def verdict(
-    metrics:dict,      # as in metrics.json
+    metrics: dict,  # as in metrics.json
 ) -> str:
     "What the run may claim, in words"
-    n, wrong = metrics['n_test'], round((1-metrics['accuracy'])*metrics['n_test'])
+    n, wrong = metrics['n_test'], round((1 - metrics['accuracy']) * metrics['n_test'])
     per_class = {c: row for c, row in metrics['per_class'].items() if row['images']}
     best, worst = max(per_class, key=lambda c: per_class[c]['f1']), min(per_class, key=lambda c: per_class[c]['f1'])
     sure = '; in brackets, 95 % intervals' if metrics.get('intervals') else ''
     folds = metrics.get('folds', ())
     alone = [one['accuracy'] for one in folds]
-    made = (f' It is the mean of {len(folds)} networks, each trained without another part of the pictures; alone they reach '
-            f'{sum(alone)/len(alone):.1%} on average ({min(alone):.1%} to {max(alone):.1%}).' if folds else '')
-    return (f"Of {n} test pictures, none of which was seen in training, {n-wrong} were named rightly: accuracy {_with_interval(metrics, 'accuracy')}, "
-            f"macro-F1 {_with_interval(metrics, 'macro_f1', False)}{sure}. Best known is {best} (F1 {per_class[best]['f1']:.2f}), "
-            f"least {worst} (F1 {per_class[worst]['f1']:.2f}).{made}")
+    made = (
+        f' It is the mean of {len(folds)} networks, each trained without another part of the pictures; alone they reach '
+        f'{sum(alone) / len(alone):.1%} on average ({min(alone):.1%} to {max(alone):.1%}).'
+        if folds
+        else ''
+    )
+    return (
+        f'Of {n} test pictures, none of which was seen in training, {n - wrong} were named rightly: accuracy {_with_interval(metrics, "accuracy")}, '
+        f'macro-F1 {_with_interval(metrics, "macro_f1", False)}{sure}. Best known is {best} (F1 {per_class[best]["f1"]:.2f}), '
+        f'least {worst} (F1 {per_class[worst]["f1"]:.2f}).{made}'
+    )
+
 
 def guarantee(
-    items:pd.DataFrame, # with the column split
+    items: pd.DataFrame,  # with the column split
 ) -> str:
     "What the split guarantees, in words"
     used = items[items.split.ne('')]
     groups, clusters = used.group[used.group.ne('')], used.cluster[used.cluster.ne('')]
-    clusters = clusters[clusters.duplicated(keep=False)]   # the other copies may have been left out
-    words = [f'{(used.split == p).sum()} pictures to {w}' for p, w in (('train', 'train on'), ('valid', 'validate on'), ('test', 'test on'))]
-    if 'left_out' in used:   # networks that were averaged
-        words = [f"{used.split.ne('test').sum()} pictures in {used.left_out.max()+1} folds, each without another of which one network was trained", words[-1]]
-    said = f"{', '.join(words)}. "
+    clusters = clusters[clusters.duplicated(keep=False)]  # the other copies may have been left out
+    words = [
+        f'{(used.split == p).sum()} pictures to {w}'
+        for p, w in (('train', 'train on'), ('valid', 'validate on'), ('test', 'test on'))
+    ]
+    if 'left_out' in used:  # networks that were averaged
+        words = [
+            f'{used.split.ne("test").sum()} pictures in {used.left_out.max() + 1} folds, each without another of which one network was trained',
+            words[-1],
+        ]
+    said = f'{", ".join(words)}. '
     crossing = leaks(items)
     kept = '' if len(crossing) else ', each on one side only'
-    said += (f'{groups.nunique()} declared specimens{kept}. ' if groups.duplicated().any() else
-             'No specimens are known: photos of one specimen may stand on both sides unless they are near copies. ')
-    if len(clusters): said += f'{len(clusters)} pictures in {clusters.nunique()} clusters of copies{kept}. '
-    if len(crossing): said += (f'{len(crossing)} specimens or clusters stand on two sides, as given folders or naive folds have it; '
-                               'the scores are too good by that.')
+    said += (
+        f'{groups.nunique()} declared specimens{kept}. '
+        if groups.duplicated().any()
+        else 'No specimens are known: photos of one specimen may stand on both sides unless they are near copies. '
+    )
+    if len(clusters):
+        said += f'{len(clusters)} pictures in {clusters.nunique()} clusters of copies{kept}. '
+    if len(crossing):
+        said += (
+            f'{len(crossing)} specimens or clusters stand on two sides, as given folders or naive folds have it; '
+            'the scores are too good by that.'
+        )
     return said
 
 # %% ../../nbs/evaluation/report.ipynb #fcb12f17
 def judge(
-    predictions:pd.DataFrame, # of the validation and the test part, from `predictions_table`
-    classes:list[str],
-    wish:float=.9,            # accuracy that answers should have, for the threshold below which nothing is answered
-) -> dict:                    # intervals; and where there are a validation and a test part, calibration and abstention
+    predictions: pd.DataFrame,  # of the validation and the test part, from `predictions_table`
+    classes: list[str],
+    wish: float = 0.9,  # accuracy that answers should have, for the threshold below which nothing is answered
+) -> dict:  # intervals; and where there are a validation and a test part, calibration and abstention
     "What can be told of a run from its saved probabilities, besides the scores, ready for JSON"
     valid, test = (predictions[predictions.split == part] for part in ('valid', 'test'))
     found = dict(intervals=Evaluation.of(test if len(test) else valid, classes).intervals())
-    if not (len(valid) and len(test)): return found
+    if not (len(valid) and len(test)):
+        return found
     found['calibration'] = calibrate(valid, test, classes)
     known, asked = (Evaluation.of(p, classes) for p in (valid, test))
     at = partial(apply_temperature, temperature=found['calibration']['temperature'])
     threshold = threshold_for(at(known.probs), known.targets, accuracy=wish, guaranteed=False, groups=known.unit)
-    found['abstention'] = dict(wish=wish, threshold=threshold.to_dict(), test=threshold.on(at(asked.probs), asked.targets, asked.unit))
+    found['abstention'] = dict(
+        wish=wish, threshold=threshold.to_dict(), test=threshold.on(at(asked.probs), asked.targets, asked.unit)
+    )
     return found
 
-def _span(value, low, high): return f'{value:.2f}' + (f' ({low:.2f}–{high:.2f})' if np.isfinite(low) else '')
+
+def _span(value, low, high):
+    return f'{value:.2f}' + (f' ({low:.2f}–{high:.2f})' if np.isfinite(low) else '')
+
 
 def _calibration(metrics, evaluation):
     found = metrics['calibration']
-    rows = pd.DataFrame({'': ['as it came', 'after calibration'], **{name: [found[when][key] for when in ('before', 'after')] for name, key in {
-        'ECE, bins of equal width': 'ece', 'ECE, bins of equal number': 'ece_mass', 'log loss': 'log_loss', 'Brier': 'brier'}.items()}})
-    return ['<h2>How far its confidence can be trusted</h2>',
+    rows = pd.DataFrame(
+        {
+            '': ['as it came', 'after calibration'],
+            **{
+                name: [found[when][key] for when in ('before', 'after')]
+                for name, key in {
+                    'ECE, bins of equal width': 'ece',
+                    'ECE, bins of equal number': 'ece_mass',
+                    'log loss': 'log_loss',
+                    'Brier': 'brier',
+                }.items()
+            },
+        }
+    )
+    return [
+        '<h2>How far its confidence can be trusted</h2>',
         '<p>Of the answers given with 80 % confidence, 80 % should be right. The expected calibration error (ECE) is the mean distance from that. '
-        f"A temperature of {found['temperature']:.2f}, fitted on the {found['n_valid']} validation pictures alone, changes no answer, only how sure it sounds. "
-        f"{html.escape(found['note'])}</p>", table(rows),
-        as_svg(plot_reliability(evaluation.probs, evaluation.targets, apply_temperature(evaluation.probs, found['temperature'])), 'calibration')]
+        f'A temperature of {found["temperature"]:.2f}, fitted on the {found["n_valid"]} validation pictures alone, changes no answer, only how sure it sounds. '
+        f'{html.escape(found["note"])}</p>',
+        table(rows),
+        as_svg(
+            plot_reliability(
+                evaluation.probs, evaluation.targets, apply_temperature(evaluation.probs, found['temperature'])
+            ),
+            'calibration',
+        ),
+    ]
+
 
 def _abstention(metrics, evaluation):
     found = metrics['abstention']
     threshold, on = Threshold(**found['threshold']), found['test']
-    said = f"Wished were answers of which {found['wish']:.0%} are right. {threshold.why} "
+    said = f'Wished were answers of which {found["wish"]:.0%} are right. {threshold.why} '
     if threshold.found and on['answered']:
-        said += (f"On the test part it answers {on['coverage']:.0%} of the pictures, and {on['accuracy']:.1%} of those answers are right "
-                 f"({on['accuracy_low']:.1%} to {on['accuracy_high']:.1%}).")
+        said += (
+            f'On the test part it answers {on["coverage"]:.0%} of the pictures, and {on["accuracy"]:.1%} of those answers are right '
+            f'({on["accuracy_low"]:.1%} to {on["accuracy_high"]:.1%}).'
+        )
     shown = apply_temperature(evaluation.probs, metrics['calibration']['temperature'])
-    return ['<h2>When it should say “not sure”</h2>', f'<p>{html.escape(said)}</p>', as_svg(plot_risk_coverage(shown, evaluation.targets, threshold), 'risk')]
+    return [
+        '<h2>When it should say “not sure”</h2>',
+        f'<p>{html.escape(said)}</p>',
+        as_svg(plot_risk_coverage(shown, evaluation.targets, threshold), 'risk'),
+    ]
+
 
 def write_report(
-    file:str|Path,        # where the page goes
-    title:str,
-    metrics:dict,         # as in metrics.json; with what `judge` adds
-    evaluation:Evaluation,# of the test part
-    items:pd.DataFrame,   # as in items.parquet
-    history:pd.DataFrame, # as in history.csv
-    settings:dict,        # words → text, for the last section: the recipe, the environment, the command
-    pictures:str='',      # HTML: best and worst pictures
-    errors:str='',        # HTML: what kind of picture is named wrongly
-) -> Path:                # `file`
+    file: str | Path,  # where the page goes
+    title: str,
+    metrics: dict,  # as in metrics.json; with what `judge` adds
+    evaluation: Evaluation,  # of the test part
+    items: pd.DataFrame,  # as in items.parquet
+    history: pd.DataFrame,  # as in history.csv
+    settings: dict,  # words → text, for the last section: the recipe, the environment, the command
+    pictures: str = '',  # HTML: best and worst pictures
+    errors: str = '',  # HTML: what kind of picture is named wrongly
+) -> Path:  # `file`
     "A run's report as one self-contained HTML page"
-    problems = pd.DataFrame([dict(problem=p.replace('_', ' '), pictures=int(n)) for p in problem_names if (n := has_problem(items, p).sum())])
+    problems = pd.DataFrame(
+        [
+            dict(problem=p.replace('_', ' '), pictures=int(n))
+            for p in problem_names
+            if (n := has_problem(items, p).sum())
+        ]
+    )
     per_class = evaluation.per_class(intervals=True).reset_index()
-    shown = pd.DataFrame({'class': per_class['class']} | {k: [_span(*row) for row in per_class[[k, f'{k}_low', f'{k}_high']].to_numpy()]
-                                                         for k in ('precision', 'recall', 'f1')} | dict(pictures=per_class.images, specimens=per_class.units))
+    shown = pd.DataFrame(
+        {'class': per_class['class']}
+        | {
+            k: [_span(*row) for row in per_class[[k, f'{k}_low', f'{k}_high']].to_numpy()]
+            for k in ('precision', 'recall', 'f1')
+        }
+        | dict(pictures=per_class.images, specimens=per_class.units)
+    )
     scores = evaluation.summary().reset_index()
     parts = [
-        f'<h1>{html.escape(title)}</h1>', f'<p class="verdict">{html.escape(verdict(metrics))}</p>',
-        facts({'accuracy': f"{metrics['accuracy']:.1%}", 'macro-F1': f"{metrics['macro_f1']:.3f}", 'among the first three': f"{metrics['top3_accuracy']:.1%}",
-               'test pictures': metrics['n_test'], 'classes': metrics['n_classes'], 'seconds of training': f'{history.seconds.sum():.0f}'}),
-        '<h2>What the split guarantees</h2>', f'<p>{html.escape(guarantee(items))}</p>',
-        '<h2>The pictures</h2>', f"<p>{len(items)} files, {(items.split != '').sum()} of them used.</p>",
+        f'<h1>{html.escape(title)}</h1>',
+        f'<p class="verdict">{html.escape(verdict(metrics))}</p>',
+        facts(
+            {
+                'accuracy': f'{metrics["accuracy"]:.1%}',
+                'macro-F1': f'{metrics["macro_f1"]:.3f}',
+                'among the first three': f'{metrics["top3_accuracy"]:.1%}',
+                'test pictures': metrics['n_test'],
+                'classes': metrics['n_classes'],
+                'seconds of training': f'{history.seconds.sum():.0f}',
+            }
+        ),
+        '<h2>What the split guarantees</h2>',
+        f'<p>{html.escape(guarantee(items))}</p>',
+        '<h2>The pictures</h2>',
+        f'<p>{len(items)} files, {(items.split != "").sum()} of them used.</p>',
         table(problems) if len(problems) else '<p>No problem was found in them.</p>',
-        '<h2>Training</h2>', as_svg(plot_history(history), 'curves'),
-        '<h2>Class by class</h2>', '<p>Precision: of the pictures given this name, how many deserved it. Recall: of the pictures of this class, how many were '
+        '<h2>Training</h2>',
+        as_svg(plot_history(history), 'curves'),
+        '<h2>Class by class</h2>',
+        '<p>Precision: of the pictures given this name, how many deserved it. Recall: of the pictures of this class, how many were '
         'given its name. F1: their harmonic mean. Behind each its 95 % interval, drawn by specimen. A click on a column sorts by it.</p>',
         table(shown, sortable=True),
-        '<details><summary>All scores, with intervals</summary>', table(scores.assign(metric=scores.metric.map(score_names))), '</details>',
-        '<h2>What is taken for what</h2>', '<p>Rows are the true classes, columns the answers; numbers are pictures, colour is the share of the row.</p>',
+        '<details><summary>All scores, with intervals</summary>',
+        table(scores.assign(metric=scores.metric.map(score_names))),
+        '</details>',
+        '<h2>What is taken for what</h2>',
+        '<p>Rows are the true classes, columns the answers; numbers are pictures, colour is the share of the row.</p>',
         as_svg(plot_confusion(evaluation.confusion(), evaluation.classes), 'confusion'),
-        *(_calibration(metrics, evaluation) if 'calibration' in metrics else []), *(_abstention(metrics, evaluation) if 'abstention' in metrics else []),
+        *(_calibration(metrics, evaluation) if 'calibration' in metrics else []),
+        *(_abstention(metrics, evaluation) if 'abstention' in metrics else []),
         *(['<h2>What kind of picture is named wrongly</h2>', errors] if errors else []),
-        *(['<h2>Its worst and best answers</h2>', '<p>By the probability that it gave to the true class. '
-           'Beside each picture what spoke for the answer (Grad-CAM).</p>', pictures] if pictures else []),
-        '<h2>How to repeat it</h2>', *(f'<details><summary>{html.escape(k)}</summary><pre>{html.escape(v)}</pre></details>' for k, v in settings.items()),
-        f'<p>{html.escape(safety_note)}</p>']
+        *(
+            [
+                '<h2>Its worst and best answers</h2>',
+                '<p>By the probability that it gave to the true class. '
+                'Beside each picture what spoke for the answer (Grad-CAM).</p>',
+                pictures,
+            ]
+            if pictures
+            else []
+        ),
+        '<h2>How to repeat it</h2>',
+        *(
+            f'<details><summary>{html.escape(k)}</summary><pre>{html.escape(v)}</pre></details>'
+            for k, v in settings.items()
+        ),
+        f'<p>{html.escape(safety_note)}</p>',
+    ]
     write_text(file, page(title, '\n'.join(parts)))
     return Path(file)

@@ -26,12 +26,12 @@ from ..settings import UserError, check_place, write_json, write_table, write_te
 
 # %% ../../nbs/experiments/compare.ipynb #ed903b86
 def unit_counts(
-    label:np.ndarray, # (pictures,) class indices
-    said:np.ndarray,  # (pictures,) predicted class indices
-    unit:np.ndarray,  # (pictures,) unit indices, 0…n_units-1
-    n_units:int,
-    n_classes:int,
-) -> np.ndarray:      # (3, units, classes): true, predicted, and both, counted
+    label: np.ndarray,  # (pictures,) class indices
+    said: np.ndarray,  # (pictures,) predicted class indices
+    unit: np.ndarray,  # (pictures,) unit indices, 0…n_units-1
+    n_units: int,
+    n_classes: int,
+) -> np.ndarray:  # (3, units, classes): true, predicted, and both, counted
     "What accuracy and macro-F1 are made of, by unit"
     found = np.zeros((3, n_units, n_classes), np.float32)
     np.add.at(found[0], (unit, label), 1)
@@ -40,139 +40,181 @@ def unit_counts(
     np.add.at(found[2], (unit[right], label[right]), 1)
     return found
 
+
 def weighted_scores(
-    counts:np.ndarray,  # from `unit_counts`
-    weights:np.ndarray, # (resamples, units): how often each was drawn
-) -> np.ndarray:        # (2, resamples): accuracy and macro-F1; NaN where nothing was drawn
+    counts: np.ndarray,  # from `unit_counts`
+    weights: np.ndarray,  # (resamples, units): how often each was drawn
+) -> np.ndarray:  # (2, resamples): accuracy and macro-F1; NaN where nothing was drawn
     "Scores of resamples"
     return _scores(*(weights @ part for part in counts))
+
 
 def _scores(true, said, both):
     "From (resamples, classes) counts"
     true, said, both = (part.astype(float) for part in (true, said, both))
-    there = true+said > 0
+    there = true + said > 0
     with np.errstate(invalid='ignore'):
-        return np.stack([both.sum(1)/true.sum(1), (2*both/np.where(there, true+said, 1)).sum(1)/there.sum(1)])
+        return np.stack([both.sum(1) / true.sum(1), (2 * both / np.where(there, true + said, 1)).sum(1) / there.sum(1)])
 
 # %% ../../nbs/experiments/compare.ipynb #ce902c68
-scores = dict(accuracy='accuracy', macro_f1='macro-F1')   # and how they are called
+scores = dict(accuracy='accuracy', macro_f1='macro-F1')  # and how they are called
+
 
 def bootstrap_difference(
-    pairs:list,         # for each seed two arrays from `unit_counts`, of both sides, over the same units
-    samples:int=10_000,
-    seed:int=0,
-) -> np.ndarray:        # (2, samples): difference in accuracy and in macro-F1, second side minus first
+    pairs: list,  # for each seed two arrays from `unit_counts`, of both sides, over the same units
+    samples: int = 10_000,
+    seed: int = 0,
+) -> np.ndarray:  # (2, samples): difference in accuracy and in macro-F1, second side minus first
     "The mean difference over the seeds, for resampled units (and seeds, where there are several)"
     rng, n_units = np.random.default_rng(seed), pairs[0][0].shape[1]
-    step, found = int(np.clip(2e7//n_units, 1, samples)), []
+    step, found = int(np.clip(2e7 // n_units, 1, samples)), []
     for begin in range(0, samples, step):
-        drawn = draw_weights(n_units, min(step, samples-begin), rng)
+        drawn = draw_weights(n_units, min(step, samples - begin), rng)
         seeds = draw_weights(len(pairs), len(drawn), rng).T if len(pairs) > 1 else np.ones((1, len(drawn)), np.float32)
-        differences = np.stack([weighted_scores(b, drawn)-weighted_scores(a, drawn) for a, b in pairs])   # (seeds, 2, samples)
-        there = np.isfinite(differences) * seeds[:, None]   # a small test part may not be drawn at all
-        with np.errstate(invalid='ignore'): found.append((np.nan_to_num(differences)*there).sum(0)/there.sum(0))
+        differences = np.stack(
+            [weighted_scores(b, drawn) - weighted_scores(a, drawn) for a, b in pairs]
+        )  # (seeds, 2, samples)
+        there = np.isfinite(differences) * seeds[:, None]  # a small test part may not be drawn at all
+        with np.errstate(invalid='ignore'):
+            found.append((np.nan_to_num(differences) * there).sum(0) / there.sum(0))
     return np.concatenate(found, axis=1)
 
+
 def mcnemar(
-    only_first:int,  # pictures that only the first names rightly
-    only_second:int, # pictures that only the second names rightly
-) -> float:          # two-sided p
+    only_first: int,  # pictures that only the first names rightly
+    only_second: int,  # pictures that only the second names rightly
+) -> float:  # two-sided p
     "McNemar's exact test"
     from scipy.stats import binomtest
-    return float(binomtest(only_second, only_first+only_second).pvalue) if only_first+only_second else 1.
+
+    return float(binomtest(only_second, only_first + only_second).pvalue) if only_first + only_second else 1.0
+
 
 def exchange_test(
-    pairs:list,         # for each seed two arrays from `unit_counts`, of both sides, over the same units
-    samples:int=10_000,
-    seed:int=0,
-) -> np.ndarray:        # (2,) two-sided p, for accuracy and macro-F1
+    pairs: list,  # for each seed two arrays from `unit_counts`, of both sides, over the same units
+    samples: int = 10_000,
+    seed: int = 0,
+) -> np.ndarray:  # (2,) two-sided p, for accuracy and macro-F1
     "How often a difference as large arises where the sides are exchanged at random in whole units"
     rng = np.random.default_rng(seed)
-    differ = np.any([(a != b).any((0, 2)) for a, b in pairs], 0)   # exchanging the others changes nothing
-    step, reached = int(np.clip(2e7//max(differ.sum(), 1), 1, samples)), np.ones(2)
+    differ = np.any([(a != b).any((0, 2)) for a, b in pairs], 0)  # exchanging the others changes nothing
+    step, reached = int(np.clip(2e7 // max(differ.sum(), 1), 1, samples)), np.ones(2)
+
     def difference(exchanged):
         found = 0
         for a, b in pairs:
-            moved = [exchanged @ (y-x)[differ] for x, y in zip(a, b, strict=True)]
-            found = found + _scores(*(y.sum(0)-m for y, m in zip(b, moved, strict=True))) - _scores(*(x.sum(0)+m for x, m in zip(a, moved, strict=True)))
+            moved = [exchanged @ (y - x)[differ] for x, y in zip(a, b, strict=True)]
+            found = (
+                found
+                + _scores(*(y.sum(0) - m for y, m in zip(b, moved, strict=True)))
+                - _scores(*(x.sum(0) + m for x, m in zip(a, moved, strict=True)))
+            )
         return found
+
     observed = np.abs(difference(np.zeros((1, differ.sum()), np.float32)))
     for begin in range(0, samples, step):
-        exchanged = rng.integers(0, 2, (min(step, samples-begin), differ.sum())).astype(np.float32)
-        reached += (np.abs(difference(exchanged)) >= observed-1e-9).sum(1)
-    return reached/(1+samples)
+        exchanged = rng.integers(0, 2, (min(step, samples - begin), differ.sum())).astype(np.float32)
+        reached += (np.abs(difference(exchanged)) >= observed - 1e-9).sum(1)
+    return reached / (1 + samples)
 
 # %% ../../nbs/experiments/compare.ipynb #924fe7dd
 @dataclass(frozen=True)
 class _Tested:
     "A run as far as it matters here"
-    run: object             # `Run`
-    part: str               # test, or valid where there is no test part
-    tested: pd.DataFrame    # by content: name label predicted content group cluster
-    seen: dict              # content, group, cluster → set of those the run was made with
+
+    run: object  # `Run`
+    part: str  # test, or valid where there is no test part
+    tested: pd.DataFrame  # by content: name label predicted content group cluster
+    seen: dict  # content, group, cluster → set of those the run was made with
+
 
 def _read(run):
-    from fungi_fastai.experiments.runs import Run   # with fastai, which takes seconds to import
+    from fungi_fastai.experiments.runs import Run  # with fastai, which takes seconds to import
+
     run = run if isinstance(run, Run) else Run.load(run)
-    if not run.finished: Run.load(run.folder)   # which says so
+    if not run.finished:
+        Run.load(run.folder)  # which says so
     items, said = run.items, run.predictions
     part = run.metrics['evaluated_on']
-    items = items.assign(content=items.sha if 'sha' in items else items['name'], **{c: '' for c in ('group', 'cluster') if c not in items})
+    items = items.assign(
+        content=items.sha if 'sha' in items else items['name'],
+        **{c: '' for c in ('group', 'cluster') if c not in items},
+    )
     said = said[said.split == part][['path', 'name', 'label', 'predicted']]
     said = said.merge(items[['path', 'content', 'group', 'cluster']].drop_duplicates('path'), how='left', on='path')
-    again = said.groupby('content').cumcount()   # the same content twice
-    said.index = said.content.where(again == 0, said.content+' '+again.astype(str)).rename('key')
+    again = said.groupby('content').cumcount()  # the same content twice
+    said.index = said.content.where(again == 0, said.content + ' ' + again.astype(str)).rename('key')
     made = items[items.split.isin(['train', 'valid'] if part == 'test' else ['train'])]
-    return _Tested(run, part, said, {c: set(made[c])-{''} for c in ('content', 'group', 'cluster')})
+    return _Tested(run, part, said, {c: set(made[c]) - {''} for c in ('content', 'group', 'cluster')})
+
 
 def _expand(folder):
     "A run, or the runs of a cross-validation"
-    if hasattr(folder, 'runs'): return folder.runs   # of a sweep too
-    if hasattr(folder, 'recipe'): return [folder]
-    about = Path(folder)/'experiment.json'
-    if not about.exists(): return [folder]
+    if hasattr(folder, 'runs'):
+        return folder.runs  # of a sweep too
+    if hasattr(folder, 'recipe'):
+        return [folder]
+    about = Path(folder) / 'experiment.json'
+    if not about.exists():
+        return [folder]
     about = json.loads(about.read_text('utf8'))
-    if about['experiment'] != 'folds': raise UserError(f"{folder} is an experiment ({about['experiment']}), not a run. Name the folders of its runs.")
-    return [Path(folder)/f'fold-{n+1}' for n in range(about['k'])]
+    if about['experiment'] != 'folds':
+        raise UserError(f'{folder} is an experiment ({about["experiment"]}), not a run. Name the folders of its runs.')
+    return [Path(folder) / f'fold-{n + 1}' for n in range(about['k'])]
+
 
 def _sides(tested):
     "Runs that differ in nothing but the seed, together; each for itself where that leaves one"
     sides = []
     for one in tested:
         for side in sides:
-            if not set(one.run.asked.differences(side[0].run.asked))-{'seed'}:
+            if not set(one.run.asked.differences(side[0].run.asked)) - {'seed'}:
                 side.append(one)
                 break
-        else: sides.append([one])
+        else:
+            sides.append([one])
     return sides if len(sides) > 1 else [[one] for one in tested]
+
 
 def _names(sides):
     "What to call each side: as much of the folders' names as tells them apart, or what they differ in"
     folders = [[one.run.folder.absolute().parts for one in side] for side in sides]
-    for depth in range(1, max(map(len, chain(*folders)))+1):
+    for depth in range(1, max(map(len, chain(*folders))) + 1):
         named = [['/'.join(parts[-depth:]) for parts in side] for side in folders]
-        short = [commonprefix(side).rstrip('-_/. ').removesuffix('/fold') if len(side) > 1 else side[0] for side in named]
-        if len(set(short)) == len(short) and all(short): return short
+        short = [
+            commonprefix(side).rstrip('-_/. ').removesuffix('/fold') if len(side) > 1 else side[0] for side in named
+        ]
+        if len(set(short)) == len(short) and all(short):
+            return short
     recipes = [side[0].run.asked for side in sides]
-    differ = sorted(set().union(*(recipes[0].differences(other) for other in recipes[1:]))-{'seed', 'augment'})
+    differ = sorted(set().union(*(recipes[0].differences(other) for other in recipes[1:])) - {'seed', 'augment'})
     short = [', '.join(f'{key} {getattr(recipe, key)}' for key in differ) for recipe in recipes]
-    return short if len(set(short)) == len(short) and len(differ) < 4 else [f'side {n+1}' for n in range(len(sides))]
+    return short if len(set(short)) == len(short) and len(differ) < 4 else [f'side {n + 1}' for n in range(len(sides))]
+
 
 def _pair_up(first, second):
     "Runs of two sides that were tested on the same pictures, by seed where that is not clear"
-    if len(first) == len(second) == 1: return [(first[0], second[0])]
+    if len(first) == len(second) == 1:
+        return [(first[0], second[0])]
     left, pairs = list(second), []
     for one in first:
         same = [other for other in left if set(other.tested.index) == set(one.tested.index)]
-        same = [other for other in same if other.run.recipe.seed == one.run.recipe.seed] or \
-               [other for other in left if other.run.recipe.seed == one.run.recipe.seed] or same
-        if not same: continue
+        same = (
+            [other for other in same if other.run.recipe.seed == one.run.recipe.seed]
+            or [other for other in left if other.run.recipe.seed == one.run.recipe.seed]
+            or same
+        )
+        if not same:
+            continue
         pairs.append((one, same[0]))
         left.remove(same[0])
     if len(pairs) < max(len(first), len(second)):
         seeds = [', '.join(str(one.run.recipe.seed) for one in side) for side in (first, second)]
-        raise UserError(f'Runs are compared seed by seed. The seeds are {seeds[0]} on one side and {seeds[1]} on the other; expected the same ones.')
+        raise UserError(
+            f'Runs are compared seed by seed. The seeds are {seeds[0]} on one side and {seeds[1]} on the other; expected the same ones.'
+        )
     return pairs
+
 
 def _shared(one, other, common):
     "The pictures that two runs are compared on, as a table, and what is to be said about them"
@@ -181,77 +223,110 @@ def _shared(one, other, common):
     named, notes = f'{one.run.folder} and {other.run.folder}', []
     if len(keys) < max(len(a), len(b)):
         if not len(keys) or not common:
-            raise UserError(f'{named} were not tested on the same pictures: {len(a)} and {len(b)}, {len(keys)} of them shared. Train both with the '
-                            f"same seed, valid and test, from the same pictures{', or compare on the shared ones (--common)' if len(keys) else ''}.")
+            raise UserError(
+                f'{named} were not tested on the same pictures: {len(a)} and {len(b)}, {len(keys)} of them shared. Train both with the '
+                f'same seed, valid and test, from the same pictures{", or compare on the shared ones (--common)" if len(keys) else ""}.'
+            )
         notes.append(f'Compared on the {len(keys)} shared pictures of {len(a)} and {len(b)}.')
-    both = a.loc[keys].assign(other=b.predicted[keys], **{f'{c}_other': b.loc[keys, c] for c in ('label', 'group', 'cluster')})
+    both = a.loc[keys].assign(
+        other=b.predicted[keys], **{f'{c}_other': b.loc[keys, c] for c in ('label', 'group', 'cluster')}
+    )
     if len(wrong := both[both.label != both.label_other]):
         row = wrong.iloc[0]
-        raise UserError(f"{named} disagree on what is right: {row['name']} is {row.label} in one and {row.label_other} in the other"
-                        f"{f', and so on for {len(wrong)} pictures' if len(wrong) > 1 else ''}. Train both from the same labels.")
+        raise UserError(
+            f'{named} disagree on what is right: {row["name"]} is {row.label} in one and {row.label_other} in the other'
+            f'{f", and so on for {len(wrong)} pictures" if len(wrong) > 1 else ""}. Train both from the same labels.'
+        )
     for side in (one, other):
         if seen := int(both.content.isin(side.seen['content']).sum()):
-            raise UserError(f'{seen} of the {len(both)} pictures that {named} share for testing were trained on in {side.run.folder}. '
-                            'No fair comparison is possible.')
+            raise UserError(
+                f'{seen} of the {len(both)} pictures that {named} share for testing were trained on in {side.run.folder}. '
+                'No fair comparison is possible.'
+            )
         if alike := int((both.group.isin(side.seen['group']) | both.cluster.isin(side.seen['cluster'])).sum()):
-            notes.append(f'{alike} of {len(both)} test pictures have a copy or another picture of their specimen in the training part of '
-                         f'{side.run.folder}, which flatters it.')
+            notes.append(
+                f'{alike} of {len(both)} test pictures have a copy or another picture of their specimen in the training part of '
+                f'{side.run.folder}, which flatters it.'
+            )
     if 'valid' in (one.part, other.part):
-        notes.append('There is no test part; the validation part was looked at to choose the epochs, which flatters both.')
+        notes.append(
+            'There is no test part; the validation part was looked at to choose the epochs, which flatters both.'
+        )
     return both, notes
 
 # %% ../../nbs/experiments/compare.ipynb #034b3d99
 @dataclass(frozen=True)
 class Comparison:
     "What may be said of runs that were tested on the same pictures"
-    sides: pd.DataFrame       # a row a side: side runs accuracy_mean accuracy_sd macro_f1_mean macro_f1_sd
-    differences: pd.DataFrame # a row a side and score: first second score difference low high level p_exchange p_mcnemar better
-    pairs: pd.DataFrame       # a row two runs: first second seed pictures units accuracy_first … only_first only_second p_mcnemar
-    said: tuple               # a sentence a comparison
-    notes: tuple              # what else is worth knowing
+
+    sides: pd.DataFrame  # a row a side: side runs accuracy_mean accuracy_sd macro_f1_mean macro_f1_sd
+    differences: (
+        pd.DataFrame
+    )  # a row a side and score: first second score difference low high level p_exchange p_mcnemar better
+    pairs: (
+        pd.DataFrame
+    )  # a row two runs: first second seed pictures units accuracy_first … only_first only_second p_mcnemar
+    said: tuple  # a sentence a comparison
+    notes: tuple  # what else is worth knowing
 
     @property
     def metrics(self) -> dict:
         "All of it, ready for JSON"
         rows = lambda table: json.loads(table.to_json(orient='records', double_precision=15))
-        return dict(said=list(self.said), notes=list(self.notes), sides=rows(self.sides), differences=rows(self.differences), pairs=rows(self.pairs))
+        return dict(
+            said=list(self.said),
+            notes=list(self.notes),
+            sides=rows(self.sides),
+            differences=rows(self.differences),
+            pairs=rows(self.pairs),
+        )
 
     def figure(self):
         "The differences with their intervals, as a matplotlib Figure"
         others = self.differences.second.drop_duplicates().tolist()
-        figure, (axis,) = chart(6.5, .9+.5*len(others))
-        for key, colour, shift in (('accuracy', colours['main'], -.1), ('macro_f1', colours['warn'], .1)):
+        figure, (axis,) = chart(6.5, 0.9 + 0.5 * len(others))
+        for key, colour, shift in (('accuracy', colours['main'], -0.1), ('macro_f1', colours['warn'], 0.1)):
             rows = self.differences[self.differences.score == key]
-            place = np.arange(len(rows))+shift
-            axis.hlines(place, 100*rows.low, 100*rows.high, color=colour, linewidth=2)
-            axis.plot(100*rows.difference, place, 'o', color=colour, markersize=5, label=scores[key])
+            place = np.arange(len(rows)) + shift
+            axis.hlines(place, 100 * rows.low, 100 * rows.high, color=colour, linewidth=2)
+            axis.plot(100 * rows.difference, place, 'o', color=colour, markersize=5, label=scores[key])
         axis.axvline(0, color=colours['faint'], linewidth=1)
         axis.set_yticks(range(len(others)), others)
-        axis.set_ylim(len(others)-.5, -.5)
-        axis.set_xlabel(f'points better than {self.differences["first"].iloc[0]}, with {100*self.differences.level.iloc[0]:.3g} % intervals')
+        axis.set_ylim(len(others) - 0.5, -0.5)
+        axis.set_xlabel(
+            f'points better than {self.differences["first"].iloc[0]}, with {100 * self.differences.level.iloc[0]:.3g} % intervals'
+        )
         axis.legend(frameon=False, fontsize=8, labelcolor=colours['ink'])
         return figure
 
-    def write(self,
-        out:str|Path, # folder
+    def write(
+        self,
+        out: str | Path,  # folder
     ):
         "Write comparison.json, sides.csv, differences.csv, pairs.csv and comparison.svg"
         out = Path(out)
         for name in ('sides', 'differences', 'pairs'):
-            write_table(out/f'{name}.csv', getattr(self, name))
-        write_text(out/'comparison.svg', as_svg(self.figure(), 'comparison'))
-        write_json(out/'comparison.json', self.metrics)
+            write_table(out / f'{name}.csv', getattr(self, name))
+        write_text(out / 'comparison.svg', as_svg(self.figure(), 'comparison'))
+        write_json(out / 'comparison.json', self.metrics)
 
-    def write_page(self,
-        file:str|Path, # .html
+    def write_page(
+        self,
+        file: str | Path,  # .html
     ) -> Path:
         "Write the comparison as one HTML page that needs no other file"
         words = lambda frame: frame.rename(columns=lambda c: c.replace('_', ' '))
         told = ''.join(f'<p class="verdict">{html.escape(one)}</p>' for one in self.said)
-        body = [f'<h1>{len(self.sides)} compared</h1>', told, '<h2>Their scores on the pictures that all were tested on</h2>',
-                table(words(self.sides.dropna(axis=1, how='all')), sortable=True),
-                '<h2>Differences, paired by picture and drawn by specimen</h2>', as_svg(self.figure(), 'comparison'),
-                table(words(self.differences.drop(columns='level')), sortable=True), *(f'<p>{html.escape(one)}</p>' for one in self.notes)]
+        body = [
+            f'<h1>{len(self.sides)} compared</h1>',
+            told,
+            '<h2>Their scores on the pictures that all were tested on</h2>',
+            table(words(self.sides.dropna(axis=1, how='all')), sortable=True),
+            '<h2>Differences, paired by picture and drawn by specimen</h2>',
+            as_svg(self.figure(), 'comparison'),
+            table(words(self.differences.drop(columns='level')), sortable=True),
+            *(f'<p>{html.escape(one)}</p>' for one in self.notes),
+        ]
         write_text(Path(file), page('Comparison', '\n'.join(body)))
         return Path(file)
 
@@ -261,119 +336,208 @@ class Comparison:
         for row in self.sides.itertuples():
             sd = lambda value: f' ± {value:.3f}' if np.isfinite(value) else ''
             runs = f'   {row.runs} runs' if row.runs > 1 else ''
-            lines.append(f'  {row.side:<{width}}  accuracy {row.accuracy_mean:.3f}{sd(row.accuracy_sd)}'
-                         f'   macro-F1 {row.macro_f1_mean:.3f}{sd(row.macro_f1_sd)}{runs}')
+            lines.append(
+                f'  {row.side:<{width}}  accuracy {row.accuracy_mean:.3f}{sd(row.accuracy_sd)}'
+                f'   macro-F1 {row.macro_f1_mean:.3f}{sd(row.macro_f1_sd)}{runs}'
+            )
         return '\n'.join([*lines, *self.said, *self.notes])
 
     __repr__ = __str__
 
-def in_points(
-    share:float, # a difference
-) -> str:        # +1.2 or −0.4
-    "A difference of shares in points, with its sign"
-    return f'{100*share:+.1f}'.replace('-', '−')
 
-def _chance(p): return f'p = {p:.2g}' if p >= .001 else 'p < 0.001'
+def in_points(
+    share: float,  # a difference
+) -> str:  # +1.2 or −0.4
+    "A difference of shares in points, with its sign"
+    return f'{100 * share:+.1f}'.replace('-', '−')
+
+
+def _chance(p):
+    return f'p = {p:.2g}' if p >= 0.001 else 'p < 0.001'
+
 
 def _torn(row):
     "What is to be added where one of both tests alone would claim a difference"
-    by_interval, by_exchange = row['low'] > 0 or row['high'] < 0, row['p_exchange'] < 1-row['level']
-    if by_interval == by_exchange: return ''
-    if by_interval: return f'; the interval leaves out 0, but the exchange test does not reach p < {1-row["level"]:.2g}, and both are asked for'
+    by_interval, by_exchange = row['low'] > 0 or row['high'] < 0, row['p_exchange'] < 1 - row['level']
+    if by_interval == by_exchange:
+        return ''
+    if by_interval:
+        return f'; the interval leaves out 0, but the exchange test does not reach p < {1 - row["level"]:.2g}, and both are asked for'
     return '; the exchange test alone would claim one, but the interval holds 0, and both are asked for'
+
 
 def _sentence(rows, pictures, seeds):
     "The verdict on two sides"
     told = []
     for row in rows:
         first, second, sign = row['first'], row['second'], 1
-        if row['better'] == first: first, second, sign = second, first, -1
-        low, high = sorted((sign*row['low'], sign*row['high']))
-        interval = f"({100*row['level']:.3g} % interval {in_points(low)} to {in_points(high)}, {_chance(row['p_exchange'])})"
-        difference, name = sign*row['difference'], scores[row['score']]
-        if row['better']: told.append(f'{second} is better than {first} by {100*difference:.1f} points of {name} {interval}.')
-        else: told.append(f'No difference in {name} can be claimed: {second} minus {first} is {in_points(difference)} points {interval}{_torn(row)}.')
+        if row['better'] == first:
+            first, second, sign = second, first, -1
+        low, high = sorted((sign * row['low'], sign * row['high']))
+        interval = (
+            f'({100 * row["level"]:.3g} % interval {in_points(low)} to {in_points(high)}, {_chance(row["p_exchange"])})'
+        )
+        difference, name = sign * row['difference'], scores[row['score']]
+        if row['better']:
+            told.append(f'{second} is better than {first} by {100 * difference:.1f} points of {name} {interval}.')
+        else:
+            told.append(
+                f'No difference in {name} can be claimed: {second} minus {first} is {in_points(difference)} points {interval}{_torn(row)}.'
+            )
     p = rows[0]['p_mcnemar']
-    return (f"{' '.join(told)} On {pictures}" + (f', {seeds} seeds' if seeds > 1 else '')
-            + (f"; McNemar's test, picture by picture: {_chance(p)}." if np.isfinite(p) else '.'))
+    return (
+        f'{" ".join(told)} On {pictures}'
+        + (f', {seeds} seeds' if seeds > 1 else '')
+        + (f"; McNemar's test, picture by picture: {_chance(p)}." if np.isfinite(p) else '.')
+    )
 
 # %% ../../nbs/experiments/compare.ipynb #c6f13df0
 def compare(
-    runs,                   # finished runs, or folders of them or of cross-validations; the first is what others are measured against
-    out:str|Path|None=None, # a folder for the tables and the figure (default: nothing is written)
-    samples:int=10_000,     # resamples
-    seed:int=0,             # of the resamples
-    common:bool=False,      # where test parts differ, compare on the pictures they share
+    runs,  # finished runs, or folders of them or of cross-validations; the first is what others are measured against
+    out: str | Path | None = None,  # a folder for the tables and the figure (default: nothing is written)
+    samples: int = 10_000,  # resamples
+    seed: int = 0,  # of the resamples
+    common: bool = False,  # where test parts differ, compare on the pictures they share
 ) -> Comparison:
     "Compare runs on the same test pictures; those that differ in nothing but the seed are one side. Raises `UserError`"
-    if out: check_place(Path(out)/'comparison.json')
+    if out:
+        check_place(Path(out) / 'comparison.json')
     runs = [runs] if isinstance(runs, (str, Path)) else list(runs)
     groups = [_expand(run) for run in runs]
     folders = [str(getattr(f, 'folder', f)) for f in chain(*groups)]
-    if twice := [f for f in dict.fromkeys(folders) if folders.count(f) > 1]: raise UserError(f'{twice[0]} was given twice.')
-    if len(runs) < 2: raise UserError(f'{len(runs)} run was given; expected at least 2 to compare.')
+    if twice := [f for f in dict.fromkeys(folders) if folders.count(f) > 1]:
+        raise UserError(f'{twice[0]} was given twice.')
+    if len(runs) < 2:
+        raise UserError(f'{len(runs)} run was given; expected at least 2 to compare.')
     sides = _sides([_read(run) for run in chain(*groups)])
     names, notes, pairs, rows, said = _names(sides), [], [], [], []
-    level = 1-.05/(len(sides)-1)
+    level = 1 - 0.05 / (len(sides) - 1)
     for name, side in zip(names[1:], sides[1:], strict=True):
         matched = [(one, other, *_shared(one, other, common)) for one, other in _pair_up(sides[0], side)]
         made, told, counts = _measure(matched, names[0], name)
         notes += [note for note in told if note not in notes]
         pairs += made
         drawn, p = bootstrap_difference(counts, samples, seed), exchange_test(counts, samples, seed)
-        observed = [np.mean([row[f'{key}_second']-row[f'{key}_first'] for row in made]) for key in scores]
-        seen = pd.concat([m[2] for m in matched])   # a picture may be there for several seeds, and McNemar's test wants it once
-        p_mcnemar = np.nan if seen.index.has_duplicates else mcnemar(*(sum(row[k] for row in made) for k in ('only_first', 'only_second')))
+        observed = [np.mean([row[f'{key}_second'] - row[f'{key}_first'] for row in made]) for key in scores]
+        seen = pd.concat(
+            [m[2] for m in matched]
+        )  # a picture may be there for several seeds, and McNemar's test wants it once
+        p_mcnemar = (
+            np.nan
+            if seen.index.has_duplicates
+            else mcnemar(*(sum(row[k] for row in made) for k in ('only_first', 'only_second')))
+        )
         fresh = []
         for key, difference, values, chance in zip(scores, observed, drawn, p, strict=True):
-            low, high = np.nanquantile(values, [(1-level)/2, (1+level)/2])
-            sure = chance < 1-level and (low > 0 or high < 0)
-            fresh.append(dict(first=names[0], second=name, score=key, difference=float(difference), low=float(low), high=float(high), level=level,
-                              p_exchange=float(chance), p_mcnemar=p_mcnemar, better=(name if low > 0 else names[0]) if sure else ''))
+            low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+            sure = chance < 1 - level and (low > 0 or high < 0)
+            fresh.append(
+                dict(
+                    first=names[0],
+                    second=name,
+                    score=key,
+                    difference=float(difference),
+                    low=float(low),
+                    high=float(high),
+                    level=level,
+                    p_exchange=float(chance),
+                    p_mcnemar=p_mcnemar,
+                    better=(name if low > 0 else names[0]) if sure else '',
+                )
+            )
         rows += fresh
         n_units, pictures, known = counts[0][0].shape[1], seen.index.nunique(), (seen.group != '').any()
         kind = 'specimens' if known else 'separate pictures'
-        counted = f' of {n_units:,} specimens' if known else f', {n_units:,} of them separate' if n_units < pictures else ''
-        said.append(_sentence(fresh, f'{pictures:,} test pictures{counted}', len({m[0].run.recipe.seed for m in matched})))
-        if n_units < 30: notes.append(f'{n_units} {kind} are few, and the intervals for {name} are rough.')
+        counted = (
+            f' of {n_units:,} specimens' if known else f', {n_units:,} of them separate' if n_units < pictures else ''
+        )
+        said.append(
+            _sentence(fresh, f'{pictures:,} test pictures{counted}', len({m[0].run.recipe.seed for m in matched}))
+        )
+        if n_units < 30:
+            notes.append(f'{n_units} {kind} are few, and the intervals for {name} are rough.')
     if len({one.run.recipe.seed for side in sides for one in side}) == 1 == max(map(len, sides)):
         notes.append('One seed: another may turn a small difference round. Give runs of several seeds to see.')
-    found = Comparison(_side_table(names, sides, pairs), pd.DataFrame(rows), pd.DataFrame(pairs), tuple(said), tuple(notes))
-    if out: found.write(out)
+    found = Comparison(
+        _side_table(names, sides, pairs), pd.DataFrame(rows), pd.DataFrame(pairs), tuple(said), tuple(notes)
+    )
+    if out:
+        found.write(out)
     return found
+
 
 def _measure(matched, first, second):
     "A row for each two runs, notes, and the counts of each by unit"
     place = pd.concat([both for _, _, both, _ in matched]).pipe(_places)
     classes = sorted(set().union(*(both[c] for _, _, both, _ in matched for c in ('label', 'predicted', 'other'))))
-    index, n = {c: i for i, c in enumerate(classes)}, int(place.max())+1
+    index, n = {c: i for i, c in enumerate(classes)}, int(place.max()) + 1
     rows, counts, notes = [], [], []
     for one, other, both, told in matched:
         label, *guesses = (both[c].map(index).to_numpy() for c in ('label', 'predicted', 'other'))
-        counts.append(tuple(unit_counts(label, guess, place[both.index].to_numpy(), n, len(classes)) for guess in guesses))
+        counts.append(
+            tuple(unit_counts(label, guess, place[both.index].to_numpy(), n, len(classes)) for guess in guesses)
+        )
         values = [weighted_scores(c, np.ones((1, n), np.float32))[:, 0] for c in counts[-1]]
         right, also = (guess == label for guess in guesses)
         lost, won = int((right & ~also).sum()), int((also & ~right).sum())
-        rows.append(dict(first=first, second=second, seed=one.run.recipe.seed, run_first=str(one.run.folder), run_second=str(other.run.folder),
-                         pictures=len(both), units=int(place[both.index].nunique()))
-                    | {f'{key}_{which}': float(v[i]) for i, key in enumerate(scores) for which, v in zip(('first', 'second'), values, strict=True)}
-                    | dict(only_first=lost, only_second=won, p_mcnemar=mcnemar(lost, won)))
+        rows.append(
+            dict(
+                first=first,
+                second=second,
+                seed=one.run.recipe.seed,
+                run_first=str(one.run.folder),
+                run_second=str(other.run.folder),
+                pictures=len(both),
+                units=int(place[both.index].nunique()),
+            )
+            | {
+                f'{key}_{which}': float(v[i])
+                for i, key in enumerate(scores)
+                for which, v in zip(('first', 'second'), values, strict=True)
+            }
+            | dict(only_first=lost, only_second=won, p_mcnemar=mcnemar(lost, won))
+        )
         notes += told
     return rows, notes, counts
 
+
 def _places(every):
     "The number of each picture's unit: pictures that either side's table says are of one specimen, or copies"
-    linked = pd.concat([pd.DataFrame(dict(name=every.index, group=every.index, cluster=every[column].map(lambda tag, kind=kind: tag and f'{kind} {tag}')))
-                        for column, kind in (('group', 'group'), ('group_other', 'group'), ('cluster', 'copies'), ('cluster_other', 'copies'))],
-                       ignore_index=True)
+    linked = pd.concat(
+        [
+            pd.DataFrame(
+                dict(
+                    name=every.index,
+                    group=every.index,
+                    cluster=every[column].map(lambda tag, kind=kind: tag and f'{kind} {tag}'),
+                )
+            )
+            for column, kind in (
+                ('group', 'group'),
+                ('group_other', 'group'),
+                ('cluster', 'copies'),
+                ('cluster_other', 'copies'),
+            )
+        ],
+        ignore_index=True,
+    )
     codes = pd.Series(pd.factorize(units(linked))[0], linked['name'])
     return codes[~codes.index.duplicated()]
+
 
 def _side_table(names, sides, pairs):
     "Each side's mean scores, on the pictures that were compared"
     rows, pairs = [], pd.DataFrame(pairs)
     for place, (name, side) in enumerate(zip(names, sides, strict=True)):
-        which, mine = ('first', pairs[pairs.second == names[1]]) if place == 0 else ('second', pairs[pairs.second == name])
-        rows.append(dict(side=name, runs=len(side)) | {f'{key}_{what}': float(getattr(mine[f'{key}_{which}'], what if what == 'mean' else 'std')())
-                                                       for key in scores for what in ('mean', 'sd')})
+        which, mine = (
+            ('first', pairs[pairs.second == names[1]]) if place == 0 else ('second', pairs[pairs.second == name])
+        )
+        rows.append(
+            dict(side=name, runs=len(side))
+            | {
+                f'{key}_{what}': float(getattr(mine[f'{key}_{which}'], what if what == 'mean' else 'std')())
+                for key in scores
+                for what in ('mean', 'sd')
+            }
+        )
     return pd.DataFrame(rows)

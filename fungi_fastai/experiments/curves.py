@@ -25,27 +25,33 @@ from ..training.fit import prepare_items
 from ..training.recipe import Recipe
 
 # %% ../../nbs/experiments/curves.ipynb #36eb5db3
-kinds = dict(   # what is varied → usual values, and the recipe's field
-    data=((.1, .2, .4, .7, 1.), 'fraction'), epochs=((), ''), split=((.1, .2, .3, .4, .5), 'test'))
+kinds = dict(  # what is varied → usual values, and the recipe's field
+    data=((0.1, 0.2, 0.4, 0.7, 1.0), 'fraction'), epochs=((), ''), split=((0.1, 0.2, 0.3, 0.4, 0.5), 'test')
+)
+
 
 def _points(recipe, across, fractions, seeds):
     "What is asked for, checked: field, its values in order, seeds"
-    if across not in kinds: raise UserError(f"across is {across!r}; expected {', '.join(kinds)}.")
+    if across not in kinds:
+        raise UserError(f'across is {across!r}; expected {", ".join(kinds)}.')
     usual, field = kinds[across]
-    if fractions is not None and not field: raise UserError(f'Across {across} nothing is varied but the epoch; leave the fractions off.')
+    if fractions is not None and not field:
+        raise UserError(f'Across {across} nothing is varied but the epoch; leave the fractions off.')
     values = sorted({float(f) for f in (usual if fractions is None else fractions)}) if field else [None]
     seeds = list(dict.fromkeys(int(s) for s in seeds))
-    if not values or not seeds: raise UserError(f'There are {len(values)} fractions and {len(seeds)} seeds; expected one of each at least.')
+    if not values or not seeds:
+        raise UserError(f'There are {len(values)} fractions and {len(seeds)} seeds; expected one of each at least.')
     for value in values if field else ():
-        if field == 'test' and value == 0: raise UserError('A test share of 0 leaves nothing to test on; expected above 0.')
-        recipe.but(**{field: value})   # raises where it is out of range
+        if field == 'test' and value == 0:
+            raise UserError('A test share of 0 leaves nothing to test on; expected above 0.')
+        recipe.but(**{field: value})  # raises where it is out of range
     return field, values, seeds
 
 # %% ../../nbs/experiments/curves.ipynb #63e32515
 def part_scores(
-    run:Run,   # finished
-    file:Path, # where the predictions for the training part are kept (.parquet)
-) -> list[dict]: # for train, valid and test: part pictures accuracy macro_f1
+    run: Run,  # finished
+    file: Path,  # where the predictions for the training part are kept (.parquet)
+) -> list[dict]:  # for train, valid and test: part pictures accuracy macro_f1
     "A run's scores on each part"
     if not file.exists():
         items = run.items[run.items.split == 'train']
@@ -60,19 +66,22 @@ def part_scores(
 
 # %% ../../nbs/experiments/curves.ipynb #c9aebdc7
 def paired_step(
-    table:pd.DataFrame, # a row a run: the columns seed, `x` and `score`
-    x:str,              # column
-    low:float,          # the point before
-    high:float,         # the point after
-    score:str='accuracy',
-) -> tuple[float, float, float]: # mean difference and its 95 % interval (NaN for one seed)
+    table: pd.DataFrame,  # a row a run: the columns seed, `x` and `score`
+    x: str,  # column
+    low: float,  # the point before
+    high: float,  # the point after
+    score: str = 'accuracy',
+) -> tuple[float, float, float]:  # mean difference and its 95 % interval (NaN for one seed)
     "The difference between two points of a curve, within the seeds"
     from scipy.stats import t
+
     wide = table.pivot(index='seed', columns=x, values=score)
-    steps = (wide[high]-wide[low]).dropna().to_numpy()
-    if not len(steps): return np.nan, np.nan, np.nan
-    half = t.ppf(.975, len(steps)-1)*steps.std(ddof=1)/np.sqrt(len(steps)) if len(steps) > 1 else np.nan
-    return float(steps.mean()), float(steps.mean()-half), float(steps.mean()+half)
+    steps = (wide[high] - wide[low]).dropna().to_numpy()
+    if not len(steps):
+        return np.nan, np.nan, np.nan
+    half = t.ppf(0.975, len(steps) - 1) * steps.std(ddof=1) / np.sqrt(len(steps)) if len(steps) > 1 else np.nan
+    return float(steps.mean()), float(steps.mean() - half), float(steps.mean() + half)
+
 
 def _said_of_data(table):
     tested = table[table.part == ('test' if (table.part == 'test').any() else 'valid')]
@@ -80,45 +89,59 @@ def _said_of_data(table):
     last = tested[tested.fraction == values[-1]]
     learned = table[(table.part == 'train') & (table.fraction == values[-1])]
     gap = f'With all that was given, accuracy is {learned.accuracy.mean():.3f} on the training pictures and {last.accuracy.mean():.3f} on the test pictures.'
-    if len(values) < 2: return gap
+    if len(values) < 2:
+        return gap
     mean, low, high = paired_step(tested, 'fraction', *values[-2:])
     step = f'From {values[-2]:g} to {values[-1]:g} of the training part, accuracy changes by {in_points(mean)} points'
-    if not np.isfinite(low): return f'{step}, in one seed: more seeds would say whether this is more than noise. {gap}'
+    if not np.isfinite(low):
+        return f'{step}, in one seed: more seeds would say whether this is more than noise. {gap}'
     step += f' (95 % interval {in_points(low)} to {in_points(high)}, {seeds} seeds): '
-    if low > 0: return f'{step}still rising, so more pictures will likely help. {gap}'
-    if high < 0: return f'{step}falling; look at the labels of what was added, and at the number of epochs. {gap}'
+    if low > 0:
+        return f'{step}still rising, so more pictures will likely help. {gap}'
+    if high < 0:
+        return f'{step}falling; look at the labels of what was added, and at the number of epochs. {gap}'
     return f'{step}within the noise. {_within(mean, low, high)} {gap}'
 
+
 def _within(mean, low, high):
-    return ('The curve is flat there, to within two points.' if max(abs(low), abs(high)) <= .02 else
-            'A rise as well as a fall would fit; more seeds, or a larger test part, would tell.')
+    return (
+        'The curve is flat there, to within two points.'
+        if max(abs(low), abs(high)) <= 0.02
+        else 'A rise as well as a fall would fit; more seeds, or a larger test part, would tell.'
+    )
+
 
 def _said_of_split(table):
     tested = table[table.part == 'test']
     of = tested.groupby('test').accuracy.agg(['mean', 'std', 'count'])
     best = of['mean'].idxmax()
-    said = f"Accuracy is highest with {best:g} of the pictures tested on ({of['mean'][best]:.3f})"
-    if of['count'].min() < 2: return said + '; with one seed nothing can be said about its spread.'
-    error = of['std'][best]/np.sqrt(of['count'][best])
-    good = of.index[of['mean'] >= of['mean'][best]-error].max()
+    said = f'Accuracy is highest with {best:g} of the pictures tested on ({of["mean"][best]:.3f})'
+    if of['count'].min() < 2:
+        return said + '; with one seed nothing can be said about its spread.'
+    error = of['std'][best] / np.sqrt(of['count'][best])
+    good = of.index[of['mean'] >= of['mean'][best] - error].max()
     steady = of['std'].idxmin()
-    return (f"{said}, and steadiest with {steady:g} (± {of['std'][steady]:.3f} over the seeds). The largest test part within one standard "
-            f"error of the best is {good:g}: {of['mean'][good]:.3f} ± {of['std'][good]:.3f}.")
+    return (
+        f'{said}, and steadiest with {steady:g} (± {of["std"][steady]:.3f} over the seeds). The largest test part within one standard '
+        f'error of the best is {good:g}: {of["mean"][good]:.3f} ± {of["std"][good]:.3f}.'
+    )
+
 
 def _said_of_epochs(table):
     trained = table[table.epoch > 0] if (table.epoch > 0).any() else table
     of = trained.groupby('epoch').valid_loss.mean()
     best, last = int(of.idxmin()), int(of.index.max())
     wide = trained.pivot(index='seed', columns='epoch', values='valid_loss')
-    rise = (wide[last]-wide[best]).dropna()
+    rise = (wide[last] - wide[best]).dropna()
     scores = trained.groupby('epoch').accuracy.agg(['mean', 'std'])
-    said = f"Validation loss is least after epoch {best} of {last} ({of[best]:.3f}); "
-    if best == last: said += 'it still falls at the end, so more epochs may help. '
+    said = f'Validation loss is least after epoch {best} of {last} ({of[best]:.3f}); '
+    if best == last:
+        said += 'it still falls at the end, so more epochs may help. '
     else:
-        sure = len(rise) > 1 and rise.mean() > 2*rise.std()/np.sqrt(len(rise))
-        said += f"after the last it is {of[last]:.3f}: {'the network learns by heart' if sure else 'nothing more is gained'}. "
-    spread = f" ± {scores['std'][last]:.3f} over the seeds" if np.isfinite(scores['std'][last]) else ' (one seed)'
-    return f"{said}Validation accuracy ends at {scores['mean'][last]:.3f}{spread}."
+        sure = len(rise) > 1 and rise.mean() > 2 * rise.std() / np.sqrt(len(rise))
+        said += f'after the last it is {of[last]:.3f}: {"the network learns by heart" if sure else "nothing more is gained"}. '
+    spread = f' ± {scores["std"][last]:.3f} over the seeds' if np.isfinite(scores['std'][last]) else ' (one seed)'
+    return f'{said}Validation accuracy ends at {scores["mean"][last]:.3f}{spread}.'
 
 # %% ../../nbs/experiments/curves.ipynb #125303a3
 def _summary(table, x):
@@ -126,30 +149,45 @@ def _summary(table, x):
     by = [x, 'part'] if 'part' in table else [x]
     scores = [c for c in ('train_loss', 'valid_loss', 'accuracy', 'macro_f1', 'n_train') if c in table]
     of = table.groupby(by, sort=False)
-    found = pd.concat({f'{c}_{what}': getattr(of[c], f)() for c in scores for what, f in (('mean', 'mean'), ('sd', 'std'))}, axis=1)
+    found = pd.concat(
+        {f'{c}_{what}': getattr(of[c], f)() for c in scores for what, f in (('mean', 'mean'), ('sd', 'std'))}, axis=1
+    )
     found.insert(0, 'runs', of.size())
-    return found.drop(columns='n_train_sd', errors='ignore').sort_index(level=0, sort_remaining=False, kind='stable').reset_index()
+    return (
+        found.drop(columns='n_train_sd', errors='ignore')
+        .sort_index(level=0, sort_remaining=False, kind='stable')
+        .reset_index()
+    )
+
 
 class Curve:
     "A learning curve's folder, opened"
-    def __init__(self,
-        folder:str|Path, # of a finished one
+
+    def __init__(
+        self,
+        folder: str | Path,  # of a finished one
     ):
         self.folder = finished(folder, 'learning curve', 'fungi curve RECIPE', 'curve.json')
 
     @cached_property
-    def metrics(self) -> dict: return read_kept(self.folder/'curve.json', read_json)
+    def metrics(self) -> dict:
+        return read_kept(self.folder / 'curve.json', read_json)
+
     @cached_property
-    def table(self) -> pd.DataFrame: return read_kept(self.folder/'curve.csv', pd.read_csv)
+    def table(self) -> pd.DataFrame:
+        return read_kept(self.folder / 'curve.csv', pd.read_csv)
+
     @property
-    def said(self) -> str: return self.metrics['said']
+    def said(self) -> str:
+        return self.metrics['said']
+
     @property
     def x(self) -> str:
         "The column that is varied"
         return kinds[self.metrics['across']][1] or 'epoch'
 
     @cached_property
-    def summary(self) -> pd.DataFrame: # the varied column, part, runs, and mean and sd of each score
+    def summary(self) -> pd.DataFrame:  # the varied column, part, runs, and mean and sd of each score
         "Over the seeds"
         return _summary(self.table, self.x)
 
@@ -158,22 +196,43 @@ class Curve:
         figure, (left, right) = chart(8, 3, columns=2)
         parts = dict(train=colours['faint'], valid=colours['warn'], test=colours['main'])
         if self.x == 'epoch':
-            lines = [(left, 'train_loss', None, colours['faint']), (left, 'valid_loss', None, colours['main']),
-                     (right, 'accuracy', None, colours['main']), (right, 'macro_f1', None, colours['warn'])]
-        else: lines = [(axis, key, part, c) for axis, key in ((left, 'accuracy'), (right, 'macro_f1')) for part, c in parts.items()]
+            lines = [
+                (left, 'train_loss', None, colours['faint']),
+                (left, 'valid_loss', None, colours['main']),
+                (right, 'accuracy', None, colours['main']),
+                (right, 'macro_f1', None, colours['warn']),
+            ]
+        else:
+            lines = [
+                (axis, key, part, c)
+                for axis, key in ((left, 'accuracy'), (right, 'macro_f1'))
+                for part, c in parts.items()
+            ]
         for axis, key, part, colour in lines:
             rows = self.summary if part is None else self.summary[self.summary.part == part]
             rows = rows[rows[f'{key}_mean'].notna()] if f'{key}_mean' in rows else rows[:0]
-            if not len(rows): continue
+            if not len(rows):
+                continue
             mean, sd = rows[f'{key}_mean'], rows[f'{key}_sd'].fillna(0)
-            axis.fill_between(rows[self.x], mean-sd, mean+sd, color=colour, alpha=.2, linewidth=0)
-            axis.plot(rows[self.x], mean, marker='o', markersize=3, color=colour, label=part or key.replace('_', ' ').replace('macro f1', 'macro-F1'))
-        words = dict(fraction='share of the training part', test='share of the pictures tested on', epoch='epoch')[self.x]
+            axis.fill_between(rows[self.x], mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0)
+            axis.plot(
+                rows[self.x],
+                mean,
+                marker='o',
+                markersize=3,
+                color=colour,
+                label=part or key.replace('_', ' ').replace('macro f1', 'macro-F1'),
+            )
+        words = dict(fraction='share of the training part', test='share of the pictures tested on', epoch='epoch')[
+            self.x
+        ]
         for axis in (left, right):
             axis.set_xlabel(words)
-            if self.x == 'epoch': axis.xaxis.get_major_locator().set_params(integer=True)
+            if self.x == 'epoch':
+                axis.xaxis.get_major_locator().set_params(integer=True)
             axis.legend(frameon=False, fontsize=8, labelcolor=colours['ink'])
-        left.set_ylabel('loss' if self.x == 'epoch' else 'accuracy'); right.set_ylabel('on the validation part' if self.x == 'epoch' else 'macro-F1')
+        left.set_ylabel('loss' if self.x == 'epoch' else 'accuracy')
+        right.set_ylabel('on the validation part' if self.x == 'epoch' else 'macro-F1')
         return figure
 
     def __str__(self):
@@ -185,46 +244,70 @@ class Curve:
 
 # %% ../../nbs/experiments/curves.ipynb #5446aa16
 def learning_curve(
-    recipe:Recipe,
-    fractions=None,         # of the training part, or test shares for `across='split'` (default: .1 .2 .4 .7 1, or .1 .2 .3 .4 .5)
-    seeds=(1, 2, 3),        # each a training of every point: of the split, the fraction, the weights
-    out:str|Path|None=None, # the experiment's folder (default: a new one under the settings' runs_dir)
-    across:str='data',      # data, epochs or split
-    progress:bool=True,     # show it
+    recipe: Recipe,
+    fractions=None,  # of the training part, or test shares for `across='split'` (default: .1 .2 .4 .7 1, or .1 .2 .3 .4 .5)
+    seeds=(1, 2, 3),  # each a training of every point: of the split, the fraction, the weights
+    out: str | Path | None = None,  # the experiment's folder (default: a new one under the settings' runs_dir)
+    across: str = 'data',  # data, epochs or split
+    progress: bool = True,  # show it
 ) -> Curve:
     """Train at several points with several seeds. The same call with the same `out` continues an interrupted one; further fractions
     and seeds may be added to it. Raises `UserError`; `TrainingError` where a training failed"""
     field, values, seeds = _points(recipe, across, fractions, seeds)
     folder = Path(out) if out else next_folder(f'{recipe.name}-curve')
-    plain = recipe.but(seed=Recipe.seed, **({field: getattr(Recipe, field)} if field else {}))   # what is varied does not count
+    plain = recipe.but(
+        seed=Recipe.seed, **({field: getattr(Recipe, field)} if field else {})
+    )  # what is varied does not count
     with experiment(folder, plain, experiment='curve', across=across):
-        if not (folder/'items.parquet').exists():
-            write_table(folder/'items.parquet', prepare_items(recipe.but(fraction=1.), progress))
-        items = pd.read_parquet(folder/'items.parquet')
+        if not (folder / 'items.parquet').exists():
+            write_table(folder / 'items.parquet', prepare_items(recipe.but(fraction=1.0), progress))
+        items = pd.read_parquet(folder / 'items.parquet')
         if field == 'test' and (items.given[items.split.ne('')] == 'test').any():
             raise UserError(f'{recipe.source} comes with a test part of its own, so that its share cannot be varied.')
         jobs = []
-        for seed in seeds:   # the first seed's curve is there first
+        for seed in seeds:  # the first seed's curve is there first
             for value in values:
                 one = recipe.but(seed=seed, **({field: value} if field else {}))
                 name = f'seed-{seed}' + (f'-{field}-{value:g}' if field else '')
-                jobs.append(Job(name, one, lambda one=one: divide(items, one), 1-one.test if field == 'test' else one.fraction))
+                jobs.append(
+                    Job(
+                        name, one, lambda one=one: divide(items, one), 1 - one.test if field == 'test' else one.fraction
+                    )
+                )
         tables = []
         for job, run in train_all(jobs, folder, progress):
             head = dict(seed=job.recipe.seed) | ({field: getattr(job.recipe, field)} if field else {})
             if field:
-                scores = part_scores(run, folder/'train'/f'{job.name}.parquet')
-                tables.append(pd.DataFrame([head | dict(n_train=run.metrics['n_train']) | row | dict(seconds=run.metrics['seconds']) for row in scores]))
-            else: tables.append(run.history.assign(**head))
+                scores = part_scores(run, folder / 'train' / f'{job.name}.parquet')
+                tables.append(
+                    pd.DataFrame(
+                        [
+                            head | dict(n_train=run.metrics['n_train']) | row | dict(seconds=run.metrics['seconds'])
+                            for row in scores
+                        ]
+                    )
+                )
+            else:
+                tables.append(run.history.assign(**head))
         table = pd.concat(tables, ignore_index=True)
         table = table[[*head, *[c for c in table if c not in head]]]
         said = dict(data=_said_of_data, epochs=_said_of_epochs, split=_said_of_split)[across](table)
         summary = _summary(table, field or 'epoch')
-        write_table(folder/'curve.csv', table)
-        write_table(folder/'summary.csv', summary)
-        write_json(folder/'curve.json', dict(across=across, fractions=[v for v in values if v is not None], seeds=seeds, recipe=recipe.name,
-                                             arch=recipe.arch, size=recipe.size, said=said,
-                                             summary=json.loads(summary.to_json(orient='records', double_precision=15))))
+        write_table(folder / 'curve.csv', table)
+        write_table(folder / 'summary.csv', summary)
+        write_json(
+            folder / 'curve.json',
+            dict(
+                across=across,
+                fractions=[v for v in values if v is not None],
+                seeds=seeds,
+                recipe=recipe.name,
+                arch=recipe.arch,
+                size=recipe.size,
+                said=said,
+                summary=json.loads(summary.to_json(orient='records', double_precision=15)),
+            ),
+        )
         found = Curve(folder)
-        write_text(folder/'curve.svg', as_svg(found.figure(), 'curve'))
+        write_text(folder / 'curve.svg', as_svg(found.figure(), 'curve'))
     return found

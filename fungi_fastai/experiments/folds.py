@@ -24,79 +24,104 @@ from ..data.pages import as_svg, chart, colours
 from ..data.splits import folds, fraction, split, units
 from ..evaluation.metrics import Evaluation
 from .runs import Run, command_of, next_folder, read_json, read_kept, train
-from ..settings import MissingFileError, UserError, check_place, only_process, write_json, write_table, write_text
+from fungi_fastai.settings import (
+    MissingFileError,
+    UserError,
+    check_place,
+    only_process,
+    write_json,
+    write_table,
+    write_text,
+)
 from ..training.fit import prepare_items
 from ..training.recipe import Recipe
 
 # %% ../../nbs/experiments/folds.ipynb #7878e761
 @contextmanager
 def experiment(
-    folder:Path,   # where it lives
-    recipe:Recipe, # what it is about
-    **about,       # what else decides it: plain values
-): # `folder`
+    folder: Path,  # where it lives
+    recipe: Recipe,  # what it is about
+    **about,  # what else decides it: plain values
+):  # `folder`
     "A folder for an experiment, for one process at a time. Raises `UserError` where it holds another one, or something else"
-    folder, file = Path(folder), Path(folder)/'experiment.json'
+    folder, file = Path(folder), Path(folder) / 'experiment.json'
     fresh, about = not folder.exists(), json.loads(json.dumps(about))
     if file.exists():
         there = json.loads(file.read_text('utf8'))
-        changed = {k: (about.get(k), there.get(k)) for k in about | there if k != 'recipe' and about.get(k) != there.get(k)}
+        changed = {
+            k: (about.get(k), there.get(k)) for k in about | there if k != 'recipe' and about.get(k) != there.get(k)
+        }
         changed |= recipe.differences(Recipe.from_json(json.dumps(there['recipe'])))
         if changed:
-            raise UserError(f'{folder} holds another experiment: ' + '; '.join(f'{k} is {a!r} now and {b!r} there' for k, (a, b) in changed.items())
-                            + '. Choose another --out, or the same settings.')
+            raise UserError(
+                f'{folder} holds another experiment: '
+                + '; '.join(f'{k} is {a!r} now and {b!r} there' for k, (a, b) in changed.items())
+                + '. Choose another --out, or the same settings.'
+            )
     elif not fresh and (not folder.is_dir() or any(not p.name.startswith('.') for p in folder.iterdir())):
         raise UserError(f'{folder} is there and is no experiment. Choose another --out; nothing in it was touched.')
     check_place(folder)
     try:
-        with only_process(folder/'.lock', f'Another process is working in {folder}. Wait for it, or choose another --out.'):
-            for part in folder.glob('.*.part'): part.unlink()   # what a kill left
-            if not file.exists(): write_json(file, about | dict(recipe=asdict(recipe)))
-            try: yield folder
-            finally:   # a mistake that showed before anything was trained leaves nothing behind, so that it can be mended
+        with only_process(
+            folder / '.lock', f'Another process is working in {folder}. Wait for it, or choose another --out.'
+        ):
+            for part in folder.glob('.*.part'):
+                part.unlink()  # what a kill left
+            if not file.exists():
+                write_json(file, about | dict(recipe=asdict(recipe)))
+            try:
+                yield folder
+            finally:  # a mistake that showed before anything was trained leaves nothing behind, so that it can be mended
                 if not any(folder.glob('*/items.parquet')):
-                    for name in ('experiment.json', 'items.parquet'): (folder/name).unlink(missing_ok=True)
+                    for name in ('experiment.json', 'items.parquet'):
+                        (folder / name).unlink(missing_ok=True)
     finally:
-        if fresh and folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
+        if fresh and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
 
 def finished(
-    folder:str|Path,
-    what:str,      # a cross-validation, say
-    command:str,   # that makes one
-    *files:str,    # what it has when it is finished
+    folder: str | Path,
+    what: str,  # a cross-validation, say
+    command: str,  # that makes one
+    *files: str,  # what it has when it is finished
 ) -> Path:
     "The folder of a finished experiment. Raises `MissingFileError`, `UserError`"
     folder = Path(folder)
-    if not folder.is_dir(): raise MissingFileError(f'There is no folder {folder}. Make it with: {command} --out {folder}')
-    if all((folder/name).exists() for name in files): return folder
+    if not folder.is_dir():
+        raise MissingFileError(f'There is no folder {folder}. Make it with: {command} --out {folder}')
+    if all((folder / name).exists() for name in files):
+        return folder
     raise UserError(f'{folder} holds no finished {what}. Begin or continue it with: {command} --out {folder}')
 
 # %% ../../nbs/experiments/folds.ipynb #32f4c1f0
 @dataclass(frozen=True)
 class Job:
     "A training of an experiment"
-    name: str        # of its folder
+
+    name: str  # of its folder
     recipe: Recipe
     items: Callable  # called, where it is not trained yet, for the table with the column `split`
-    cost: float = 1. # how long it takes, compared with the others
-    command: str = '' # what repeats it (default: `fungi train …`)
+    cost: float = 1.0  # how long it takes, compared with the others
+    command: str = ''  # what repeats it (default: `fungi train …`)
+
 
 def train_all(
-    jobs:list[Job],
-    folder:Path,        # each becomes a run in a folder below it
-    progress:bool=True, # show it
+    jobs: list[Job],
+    folder: Path,  # each becomes a run in a folder below it
+    progress: bool = True,  # show it
 ) -> Iterator[tuple[Job, Run]]:
     "Train one after the other what is not trained yet. Raises `UserError`, `TrainingError`"
-    runs = {job.name: folder/job.name for job in jobs if (folder/job.name/'metrics.json').exists()}
+    runs = {job.name: folder / job.name for job in jobs if (folder / job.name / 'metrics.json').exists()}
     pace = [(Run.load(path).metrics['seconds'], job.cost) for job in jobs if (path := runs.get(job.name))]
     for number, job in enumerate(jobs, 1):
         todo = job.name not in runs
         if progress and todo:
             left = sum(one.cost for one in jobs if one.name not in runs)
             seconds, cost = map(sum, zip(*pace, strict=True)) if pace else (0, 0)
-            when = f', about {duration(left*seconds/cost)} left' if cost else ''
+            when = f', about {duration(left * seconds / cost)} left' if cost else ''
             print(f'Training {number} of {len(jobs)}: {job.name}{when}', file=sys.stderr, flush=True)
-        run = train(job.recipe, folder/job.name, progress, items=job.items() if todo else None, command=job.command)
+        run = train(job.recipe, folder / job.name, progress, items=job.items() if todo else None, command=job.command)
         if todo:
             runs[job.name] = run.folder
             pace.append((run.metrics['seconds'], job.cost))
@@ -104,36 +129,48 @@ def train_all(
 
 # %% ../../nbs/experiments/folds.ipynb #a9803c29
 def divide(
-    items:pd.DataFrame,       # `split` is '' for what is left out, anything else for what takes part
-    recipe:Recipe,            # valid, test, fraction and seed are looked at
-    tested:pd.Series|None=None, # (images,) bool: those tested on (default: drawn)
-    grouped:bool=True,        # specimens and copies stay on one side
-) -> pd.DataFrame:            # the same, `split` is train, valid, test or ''
+    items: pd.DataFrame,  # `split` is '' for what is left out, anything else for what takes part
+    recipe: Recipe,  # valid, test, fraction and seed are looked at
+    tested: pd.Series | None = None,  # (images,) bool: those tested on (default: drawn)
+    grouped: bool = True,  # specimens and copies stay on one side
+) -> pd.DataFrame:  # the same, `split` is train, valid, test or ''
     "Pictures to train on, to validate on and to test on. Raises `UserError` where a class would not be trained on"
     used = items[items.split.ne('')]
-    if not grouped: used = used.assign(group='', cluster='')
-    if tested is None: part = split(used, recipe.valid, recipe.test, recipe.seed)
+    if not grouped:
+        used = used.assign(group='', cluster='')
+    if tested is None:
+        part = split(used, recipe.valid, recipe.test, recipe.seed)
     else:
-        part = split(used[~tested[used.index]].assign(given=''), recipe.valid, 0, recipe.seed).reindex(used.index, fill_value='test')
-        if missing := sorted(set(used.label)-set(used.label[part == 'train'])):
-            raise UserError(f'All specimens of {missing[0]} are in one fold, so that none is left to train on. '
-                            'Choose another number of folds, or another --seed.')
+        part = split(used[~tested[used.index]].assign(given=''), recipe.valid, 0, recipe.seed).reindex(
+            used.index, fill_value='test'
+        )
+        if missing := sorted(set(used.label) - set(used.label[part == 'train'])):
+            raise UserError(
+                f'All specimens of {missing[0]} are in one fold, so that none is left to train on. '
+                'Choose another number of folds, or another --seed.'
+            )
         if not (part == 'valid').any():
-            raise UserError('No class has a specimen to spare, to choose the best epoch by. Choose fewer folds, or add pictures.')
+            raise UserError(
+                'No class has a specimen to spare, to choose the best epoch by. Choose fewer folds, or add pictures.'
+            )
     trained = used[part == 'train']
     dropped = trained.index.difference(fraction(trained, recipe.fraction, recipe.seed).index)
     return items.assign(split=part.drop(dropped).reindex(items.index, fill_value=''))
 
+
 def fold_items(
-    recipe:Recipe,
-    k:int=3,            # folds
-    grouped:bool=True,  # specimens and copies stay in one fold
-    progress:bool=True, # show it
-) -> pd.DataFrame:      # as from `prepare_items`, with the columns unit ('' for what is left out) and fold (0…k-1, -1 for those)
+    recipe: Recipe,
+    k: int = 3,  # folds
+    grouped: bool = True,  # specimens and copies stay in one fold
+    progress: bool = True,  # show it
+) -> (
+    pd.DataFrame
+):  # as from `prepare_items`, with the columns unit ('' for what is left out) and fold (0…k-1, -1 for those)
     """Read and check a recipe's pictures and put them into folds; parts given by folders are not looked at.
     Raises `UserError` where a class has too few specimens, with what is possible"""
-    if k < 2: raise UserError(f'{k} folds were asked for; expected at least 2.')
-    items = prepare_items(recipe.but(fraction=1.), progress)
+    if k < 2:
+        raise UserError(f'{k} folds were asked for; expected at least 2.')
+    items = prepare_items(recipe.but(fraction=1.0), progress)
     used = items[items.split.ne('')]
     unit = units(used)
     drawn = used if grouped else used.assign(group='', cluster='')
@@ -141,30 +178,52 @@ def fold_items(
     counts = counts.reindex(sorted(used.label.unique()), fill_value=0)
     few, what = counts[counts < k], 'specimens' if grouped and used.group.ne('').any() else 'separate pictures'
     if len(few):
-        named = ', '.join(f'{label} ({count})' for label, count in few.sort_values().head(5).items()) + (f' and {len(few)-5} more' if len(few) > 5 else '')
-        able = f'at most {few.min()} folds are possible with these pictures (--k {few.min()})' if few.min() > 1 else 'no folds are possible with such a class'
-        raise UserError(f'{k} folds need {k} {what} of each class. There are fewer of {named}: {able}. Or leave those classes out.')
-    return items.assign(unit=unit.reindex(items.index, fill_value=''),
-                        fold=folds(drawn, k, recipe.seed).reindex(items.index, fill_value=-1))
+        named = ', '.join(f'{label} ({count})' for label, count in few.sort_values().head(5).items()) + (
+            f' and {len(few) - 5} more' if len(few) > 5 else ''
+        )
+        able = (
+            f'at most {few.min()} folds are possible with these pictures (--k {few.min()})'
+            if few.min() > 1
+            else 'no folds are possible with such a class'
+        )
+        raise UserError(
+            f'{k} folds need {k} {what} of each class. There are fewer of {named}: {able}. Or leave those classes out.'
+        )
+    return items.assign(
+        unit=unit.reindex(items.index, fill_value=''),
+        fold=folds(drawn, k, recipe.seed).reindex(items.index, fill_value=-1),
+    )
 
 # %% ../../nbs/experiments/folds.ipynb #50716ab3
 class CrossValidation:
     "A cross-validation's folder, opened: every picture predicted by a network that was not trained on it"
-    def __init__(self,
-        folder:str|Path, # of a finished one
+
+    def __init__(
+        self,
+        folder: str | Path,  # of a finished one
     ):
         self.folder = finished(folder, 'cross-validation', 'fungi folds RECIPE', 'metrics.json', 'folds.csv')
 
     @cached_property
-    def metrics(self) -> dict: return read_kept(self.folder/'metrics.json', read_json)
+    def metrics(self) -> dict:
+        return read_kept(self.folder / 'metrics.json', read_json)
+
     @cached_property
-    def predictions(self) -> pd.DataFrame: return read_kept(self.folder/'predictions.parquet', pd.read_parquet)
+    def predictions(self) -> pd.DataFrame:
+        return read_kept(self.folder / 'predictions.parquet', pd.read_parquet)
+
     @cached_property
-    def folds(self) -> pd.DataFrame: return read_kept(self.folder/'folds.csv', pd.read_csv)
+    def folds(self) -> pd.DataFrame:
+        return read_kept(self.folder / 'folds.csv', pd.read_csv)
+
     @property
-    def runs(self) -> list[Run]: return [Run.load(self.folder/f'fold-{number}') for number in self.folds.fold]
+    def runs(self) -> list[Run]:
+        return [Run.load(self.folder / f'fold-{number}') for number in self.folds.fold]
+
     @property
-    def classes(self) -> list[str]: return self.metrics['classes']
+    def classes(self) -> list[str]:
+        return self.metrics['classes']
+
     @property
     def evaluation(self) -> Evaluation:
         "Of all folds together"
@@ -175,48 +234,74 @@ class CrossValidation:
         figure, axes = chart(7, 2.8, columns=2, sharey=True)
         for axis, key, name in zip(axes, ('accuracy', 'macro_f1'), ('accuracy', 'macro-F1'), strict=True):
             mean, sd = self.metrics[f'{key}_mean'], self.metrics[f'{key}_sd']
-            axis.axhspan(mean-sd, mean+sd, color=colours['faint'], alpha=.35, linewidth=0)
+            axis.axhspan(mean - sd, mean + sd, color=colours['faint'], alpha=0.35, linewidth=0)
             axis.axhline(mean, color=colours['ink'], linewidth=1, label='mean ± sd of the folds')
-            axis.axhline(self.metrics[key], color=colours['warn'], linewidth=1, linestyle='--', label='all folds together')
+            axis.axhline(
+                self.metrics[key], color=colours['warn'], linewidth=1, linestyle='--', label='all folds together'
+            )
             axis.plot(self.folds.fold, self.folds[key], 'o', color=colours['main'], label='a fold')
             axis.set(xlabel='fold', ylabel=name, xticks=self.folds.fold)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False, fontsize=8, labelcolor=colours['ink'])
-        if not self.metrics['grouped']: figure.suptitle('NAIVE: ' + _leak(self.metrics), color=colours['warn'], fontsize=9)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc='outside lower center',
+            ncols=3,
+            frameon=False,
+            fontsize=8,
+            labelcolor=colours['ink'],
+        )
+        if not self.metrics['grouped']:
+            figure.suptitle('NAIVE: ' + _leak(self.metrics), color=colours['warn'], fontsize=9)
         return figure
 
     def __str__(self):
         found = self.metrics
         kind = 'folds; no specimen and no copy is on two sides' if found['grouped'] else 'NAIVE folds'
-        lines = [f"{found['k']} {kind}. {found['n_test']:,} pictures, "
-                 f"{found['n_specimens'] or found['n_units']:,} {'specimens' if found['n_specimens'] else 'separate'}, {found['n_classes']} classes"]
+        lines = [
+            f'{found["k"]} {kind}. {found["n_test"]:,} pictures, '
+            f'{found["n_specimens"] or found["n_units"]:,} {"specimens" if found["n_specimens"] else "separate"}, {found["n_classes"]} classes'
+        ]
         for name, key in (('accuracy', 'accuracy'), ('macro-F1', 'macro_f1')):
-            lines.append(f"  {name:<9} {found[key]:.3f}   {found[key+'_mean']:.3f} ± {found[key+'_sd']:.3f} over the folds")
+            lines.append(
+                f'  {name:<9} {found[key]:.3f}   {found[key + "_mean"]:.3f} ± {found[key + "_sd"]:.3f} over the folds'
+            )
         return '\n'.join(lines if found['grouped'] else [*lines, 'Do not tell these numbers: ' + _leak(found)])
 
     __repr__ = __str__
 
+
 def _leak(metrics):
-    return (f"{metrics['leaked']:.0%} of the test pictures have a copy or another picture of their specimen among those trained on."
-            if metrics['leaked'] else 'pictures were drawn one by one, whatever specimen they show.')
+    return (
+        f'{metrics["leaked"]:.0%} of the test pictures have a copy or another picture of their specimen among those trained on.'
+        if metrics['leaked']
+        else 'pictures were drawn one by one, whatever specimen they show.'
+    )
 
 # %% ../../nbs/experiments/folds.ipynb #c54cdf1c
 def cross_validate(
-    recipe:Recipe,
-    k:int=3,                # folds, each a training
-    out:str|Path|None=None, # the experiment's folder (default: a new one under the settings' runs_dir)
-    grouped:bool=True,      # False: naive folds, drawn picture by picture, to show by how much they flatter
-    progress:bool=True,     # show it
+    recipe: Recipe,
+    k: int = 3,  # folds, each a training
+    out: str | Path | None = None,  # the experiment's folder (default: a new one under the settings' runs_dir)
+    grouped: bool = True,  # False: naive folds, drawn picture by picture, to show by how much they flatter
+    progress: bool = True,  # show it
 ) -> CrossValidation:
     """Train `k` times and test each time on another fold. The recipe's `test` is not used. The same call with the same `out`
     continues an interrupted experiment with the same folds. Raises `UserError`; `TrainingError` where a training failed"""
     folder = Path(out) if out else next_folder(f'{recipe.name}-folds')
     with experiment(folder, recipe, experiment='folds', k=k, grouped=grouped):
-        if not (folder/'items.parquet').exists():
+        if not (folder / 'items.parquet').exists():
             made = fold_items(recipe, k, grouped, progress)
-            write_table(folder/'items.parquet', made)
-        items = pd.read_parquet(folder/'items.parquet')
+            write_table(folder / 'items.parquet', made)
+        items = pd.read_parquet(folder / 'items.parquet')
         command = command_of(recipe, 'folds', '--k', str(k), *([] if grouped else ['--naive']))
-        jobs = [Job(f'fold-{n+1}', recipe, lambda n=n: divide(items, recipe, items.fold == n, grouped), command=f'{command}   # fold {n+1}') for n in range(k)]
+        jobs = [
+            Job(
+                f'fold-{n + 1}',
+                recipe,
+                lambda n=n: divide(items, recipe, items.fold == n, grouped),
+                command=f'{command}   # fold {n + 1}',
+            )
+            for n in range(k)
+        ]
         rows, predicted = [], []
         for job, run in train_all(jobs, folder, progress):
             number = int(job.name.rpartition('-')[2])
@@ -225,25 +310,55 @@ def cross_validate(
             leaked = run.items.unit[run.items.split == 'test'].isin(made_with).mean()
             tested.insert(tested.columns.get_loc('predicted'), 'fold', number)
             predicted.append(tested)
-            rows.append(dict(fold=number, folds='grouped' if grouped else 'NAIVE', pictures=len(tested), accuracy=run.metrics['accuracy'],
-                             macro_f1=run.metrics['macro_f1'], leaked=float(leaked), n_train=run.metrics['n_train'],
-                             epochs=run.metrics['epochs'], seconds=run.metrics['seconds']))
+            rows.append(
+                dict(
+                    fold=number,
+                    folds='grouped' if grouped else 'NAIVE',
+                    pictures=len(tested),
+                    accuracy=run.metrics['accuracy'],
+                    macro_f1=run.metrics['macro_f1'],
+                    leaked=float(leaked),
+                    n_train=run.metrics['n_train'],
+                    epochs=run.metrics['epochs'],
+                    seconds=run.metrics['seconds'],
+                )
+            )
         _pool(folder, recipe, k, grouped, items, pd.concat(predicted, ignore_index=True), pd.DataFrame(rows))
     return CrossValidation(folder)
 
+
 def _pool(folder, recipe, k, grouped, items, predictions, by_fold):
     "Write what all folds say together; metrics.json, the mark of a finished experiment, as the last but the figure made from it"
-    if (folder/'metrics.json').exists() and (folder/'folds.svg').exists(): return
-    write_table(folder/'predictions.parquet', predictions)
-    write_table(folder/'folds.csv', by_fold)
+    if (folder / 'metrics.json').exists() and (folder / 'folds.svg').exists():
+        return
+    write_table(folder / 'predictions.parquet', predictions)
+    write_table(folder / 'folds.csv', by_fold)
     evaluation = Evaluation.of(predictions)
-    spread = {f'{name}_{what}': float(getattr(by_fold[name], of)()) for name in ('accuracy', 'macro_f1') for what, of in (('mean', 'mean'), ('sd', 'std'))}
+    spread = {
+        f'{name}_{what}': float(getattr(by_fold[name], of)())
+        for name in ('accuracy', 'macro_f1')
+        for what, of in (('mean', 'mean'), ('sd', 'std'))
+    }
     used = items[items.fold >= 0]
     leaked = float(np.average(by_fold.leaked, weights=by_fold.pictures))
-    found = evaluation.metrics() | spread | dict(
-        k=k, grouped=grouped, folds='grouped' if grouped else 'NAIVE: specimens and copies are on both sides, the scores are too good',
-        leaked=leaked, n_specimens=int(used.group[used.group.ne('')].nunique()), n_units=int(used.unit.nunique()),
-        recipe=recipe.name, arch=recipe.arch, size=recipe.size, seed=recipe.seed,
-        classes=list(evaluation.classes), confusion=evaluation.confusion().tolist(), by_fold=json.loads(by_fold.to_json(orient='records', double_precision=15)))
-    write_json(folder/'metrics.json', found)
-    write_text(folder/'folds.svg', as_svg(CrossValidation(folder).figure(), 'folds'))
+    found = (
+        evaluation.metrics()
+        | spread
+        | dict(
+            k=k,
+            grouped=grouped,
+            folds='grouped' if grouped else 'NAIVE: specimens and copies are on both sides, the scores are too good',
+            leaked=leaked,
+            n_specimens=int(used.group[used.group.ne('')].nunique()),
+            n_units=int(used.unit.nunique()),
+            recipe=recipe.name,
+            arch=recipe.arch,
+            size=recipe.size,
+            seed=recipe.seed,
+            classes=list(evaluation.classes),
+            confusion=evaluation.confusion().tolist(),
+            by_fold=json.loads(by_fold.to_json(orient='records', double_precision=15)),
+        )
+    )
+    write_json(folder / 'metrics.json', found)
+    write_text(folder / 'folds.svg', as_svg(CrossValidation(folder).figure(), 'folds'))

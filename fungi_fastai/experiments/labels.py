@@ -29,10 +29,11 @@ from ..settings import UserError, check_place, write_json, write_table, write_te
 @dataclass(frozen=True)
 class LabelErrors:
     "Pictures that are probably called by a wrong name"
+
     found: pd.DataFrame  # the likeliest first: path name label suggested quality p_label p_suggested
-    quality: pd.DataFrame # every picture: path name label predicted quality
-    about: dict          # where the probabilities are from, numbers of pictures and classes, accuracy of what judged
-    notes: tuple         # what is worth knowing, in words
+    quality: pd.DataFrame  # every picture: path name label predicted quality
+    about: dict  # where the probabilities are from, numbers of pictures and classes, accuracy of what judged
+    notes: tuple  # what is worth knowing, in words
 
     @property
     def by_class(self) -> pd.DataFrame:
@@ -40,120 +41,187 @@ class LabelErrors:
         rows = []
         for label, total in self.quality.label.value_counts().sort_index().items():
             mine = self.found[self.found.label == label].suggested.value_counts()
-            rows.append({'class': label, 'pictures': int(total), 'suspected': int(mine.sum()), 'share': float(mine.sum()/total),
-                         'usually': f'{mine.index[0]} ({mine.iloc[0]})' if len(mine) else ''})
+            rows.append(
+                {
+                    'class': label,
+                    'pictures': int(total),
+                    'suspected': int(mine.sum()),
+                    'share': float(mine.sum() / total),
+                    'usually': f'{mine.index[0]} ({mine.iloc[0]})' if len(mine) else '',
+                }
+            )
         return pd.DataFrame(rows)
 
     @property
     def verdict(self) -> str:
         "One sentence"
-        share = len(self.found)/max(len(self.quality), 1)
-        if not len(self.found): return f'No label of {len(self.quality):,} is doubted.'
-        return (f"{len(self.found):,} of {len(self.quality):,} labels ({share:.1%}) are doubted. "
-                'Look at them before you train: each may be a mistake, or a hard picture.')
+        share = len(self.found) / max(len(self.quality), 1)
+        if not len(self.found):
+            return f'No label of {len(self.quality):,} is doubted.'
+        return (
+            f'{len(self.found):,} of {len(self.quality):,} labels ({share:.1%}) are doubted. '
+            'Look at them before you train: each may be a mistake, or a hard picture.'
+        )
 
     @property
     def metrics(self) -> dict:
         "Ready for JSON"
         rows = lambda table: json.loads(table.to_json(orient='records', double_precision=15))
-        return self.about | dict(verdict=self.verdict, n_found=len(self.found), by_class=rows(self.by_class), found=rows(self.found), notes=list(self.notes))
+        return self.about | dict(
+            verdict=self.verdict,
+            n_found=len(self.found),
+            by_class=rows(self.by_class),
+            found=rows(self.found),
+            notes=list(self.notes),
+        )
 
     def __str__(self):
-        lines = [f"  {row.quality:.3f}  {row.name}: called {row.label}, looks like {row.suggested} ({row.p_suggested:.2f} against {row.p_label:.2f})"
-                 for row in self.found.rename(columns={'name': 'name_'}).assign(name=self.found['name']).head(10).itertuples(index=False)]
-        more = [f'  … and {len(self.found)-10:,} more'] if len(self.found) > 10 else []
+        lines = [
+            f'  {row.quality:.3f}  {row.name}: called {row.label}, looks like {row.suggested} ({row.p_suggested:.2f} against {row.p_label:.2f})'
+            for row in self.found.rename(columns={'name': 'name_'})
+            .assign(name=self.found['name'])
+            .head(10)
+            .itertuples(index=False)
+        ]
+        more = [f'  … and {len(self.found) - 10:,} more'] if len(self.found) > 10 else []
         return '\n'.join([self.verdict, *lines, *more, *self.notes])
 
     __repr__ = __str__
 
-    def page(self,
-        most:int=120, # pictures that are shown
-    ) -> str:         # HTML
+    def page(
+        self,
+        most: int = 120,  # pictures that are shown
+    ) -> str:  # HTML
         "The doubted pictures, each with its name and the one that is suggested"
         shown, escape = self.found.head(most), html.escape
-        body = [gallery_style, f"<h1>Labels: {escape(str(self.about['source']))}</h1>", f'<p class="verdict">{escape(self.verdict)}</p>',
-                facts_html({'pictures': f'{len(self.quality):,}', 'doubted': f'{len(self.found):,}',
-                            'accuracy of the judge': f"{self.about['accuracy']:.3f}"}),
-                *(f'<p>{escape(note)}</p>' for note in self.notes), table_html(self.by_class)]
+        body = [
+            gallery_style,
+            f'<h1>Labels: {escape(str(self.about["source"]))}</h1>',
+            f'<p class="verdict">{escape(self.verdict)}</p>',
+            facts_html(
+                {
+                    'pictures': f'{len(self.quality):,}',
+                    'doubted': f'{len(self.found):,}',
+                    'accuracy of the judge': f'{self.about["accuracy"]:.3f}',
+                }
+            ),
+            *(f'<p>{escape(note)}</p>' for note in self.notes),
+            table_html(self.by_class),
+        ]
         if len(shown):
-            body.append(f'<h2>Doubted labels</h2><p>{len(shown):,} of {len(self.found):,}, the most doubtful first.</p>'
-                        '<div class="gallery" style="--cell: 9.4rem">')
+            body.append(
+                f'<h2>Doubted labels</h2><p>{len(shown):,} of {len(self.found):,}, the most doubtful first.</p>'
+                '<div class="gallery" style="--cell: 9.4rem">'
+            )
             for row in shown.to_dict('records'):
                 words = f'<p><b>{escape(row["label"])}</b> → <b>{escape(row["suggested"])}</b>?<br>{row["p_label"]:.2f} against {row["p_suggested"]:.2f}</p>'
                 body.append(f'<div>{picture_html(row["path"], caption=row["name"])}{words}</div>')
             body.append('</div>')
         return page('Labels', '\n'.join(body))
 
-    def write(self,
-        out:str|Path, # a folder
-    ) -> Path:        # the page
+    def write(
+        self,
+        out: str | Path,  # a folder
+    ) -> Path:  # the page
         "Write labels.html, label_errors.csv (the doubted), quality.csv (all pictures) and labels.json"
         out = Path(out)
         for name, table in (('label_errors.csv', self.found), ('quality.csv', self.quality)):
-            write_table(out/name, table)
-        write_json(out/'labels.json', self.metrics)
-        write_text(out/'labels.html', self.page())
-        return out/'labels.html'
+            write_table(out / name, table)
+        write_json(out / 'labels.json', self.metrics)
+        write_text(out / 'labels.html', self.page())
+        return out / 'labels.html'
 
 # %% ../../nbs/experiments/labels.ipynb #edb2563d
 def label_errors(
-    source,                 # out-of-fold predictions (a table as from `predictions_table`), a `Probe`, `CrossValidation` or `Recipe`, or what `Source.of` takes
-    k:int=5,                # folds of the probe
-    how:str='prune_by_noise_rate', # what counts as an error: cleanlab's `filter_by`
-    score:str='self_confidence',   # what ranks: self_confidence or normalized_margin
-    out:str|Path|None=None, # a folder for page and tables
-    progress:bool=True,     # show it
-    **changes,              # any field of `Recipe`: arch, weights, size, group, …
+    source,  # out-of-fold predictions (a table as from `predictions_table`), a `Probe`, `CrossValidation` or `Recipe`, or what `Source.of` takes
+    k: int = 5,  # folds of the probe
+    how: str = 'prune_by_noise_rate',  # what counts as an error: cleanlab's `filter_by`
+    score: str = 'self_confidence',  # what ranks: self_confidence or normalized_margin
+    out: str | Path | None = None,  # a folder for page and tables
+    progress: bool = True,  # show it
+    **changes,  # any field of `Recipe`: arch, weights, size, group, …
 ) -> LabelErrors:
     "Likely label errors, ranked. Raises `UserError`, also where cleanlab is not installed"
     find_label_issues, get_label_quality_scores = _cleanlab()
-    if out is not None: check_place(Path(out)/'labels.html')
+    if out is not None:
+        check_place(Path(out) / 'labels.html')
     table, about, notes = _out_of_fold(source, k, progress, changes)
     table = table[table.label.notna()].drop_duplicates('path' if 'path' in table else 'name').reset_index(drop=True)
     evaluation = Evaluation.of(table)
     classes, codes = list(evaluation.classes), evaluation.targets
-    if missing := sorted(set(classes)-set(table.label)):
-        raise UserError(f'No picture is labelled {missing[0]!r}, which the probabilities are about. Leave that column out.')
-    if len(classes) < 2: raise UserError(f'There is only the class {classes[0]!r}; labels can be doubted where there are two.')
+    if missing := sorted(set(classes) - set(table.label)):
+        raise UserError(
+            f'No picture is labelled {missing[0]!r}, which the probabilities are about. Leave that column out.'
+        )
+    if len(classes) < 2:
+        raise UserError(f'There is only the class {classes[0]!r}; labels can be doubted where there are two.')
     probs = np.clip(evaluation.probs, 1e-9, 1)
     probs /= probs.sum(1, keepdims=True)
-    with warnings.catch_warnings():   # of classes that are hard to tell apart, and of numpy
+    with warnings.catch_warnings():  # of classes that are hard to tell apart, and of numpy
         warnings.simplefilter('ignore')
         wrong = find_label_issues(codes, probs, filter_by=how, n_jobs=1)
         quality = get_label_quality_scores(codes, probs, method=score)
     best = np.where(np.arange(len(classes)) == codes[:, None], -1, probs).argmax(1)
     rows = np.arange(len(table))
     every = pd.DataFrame({c: table[c] for c in ('path', 'name', 'label') if c in table}).assign(
-        suggested=np.array(classes, object)[best], quality=quality, p_label=probs[rows, codes], p_suggested=probs[rows, best])
+        suggested=np.array(classes, object)[best],
+        quality=quality,
+        p_label=probs[rows, codes],
+        p_suggested=probs[rows, best],
+    )
     found = every[wrong].sort_values('quality', kind='stable', ignore_index=True)
-    about = about | dict(n_pictures=len(table), n_classes=len(classes), accuracy=float((evaluation.predicted == codes).mean()))
-    chance = np.bincount(codes).max()/len(codes)
-    if about['accuracy'] < chance+.1:
-        notes.append(f"What judges the labels is right in {about['accuracy']:.0%} of cases, hardly more often than the commonest class is ({chance:.0%}): "
-                     'do not trust it.')
-    elif wrong.mean() > .15:
-        notes.append(f"What judges the labels is right in {about['accuracy']:.0%} of cases only: most of what it doubts are hard pictures, with right labels. "
-                     'A network that sees more (--arch, --weights, --size) doubts fewer.')
-    every_one = every.drop(columns=['suggested', 'p_suggested']).assign(predicted=np.array(classes, object)[evaluation.predicted])
+    about = about | dict(
+        n_pictures=len(table), n_classes=len(classes), accuracy=float((evaluation.predicted == codes).mean())
+    )
+    chance = np.bincount(codes).max() / len(codes)
+    if about['accuracy'] < chance + 0.1:
+        notes.append(
+            f'What judges the labels is right in {about["accuracy"]:.0%} of cases, hardly more often than the commonest class is ({chance:.0%}): '
+            'do not trust it.'
+        )
+    elif wrong.mean() > 0.15:
+        notes.append(
+            f'What judges the labels is right in {about["accuracy"]:.0%} of cases only: most of what it doubts are hard pictures, with right labels. '
+            'A network that sees more (--arch, --weights, --size) doubts fewer.'
+        )
+    every_one = every.drop(columns=['suggested', 'p_suggested']).assign(
+        predicted=np.array(classes, object)[evaluation.predicted]
+    )
     result = LabelErrors(found, every_one, about, tuple(notes))
-    if out is not None: result.write(out)
+    if out is not None:
+        result.write(out)
     return result
+
 
 def _cleanlab():
     try:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
-    except ImportError: raise UserError('Label errors are found with cleanlab, which is not installed. Install it with: pip install cleanlab') from None
+    except ImportError:
+        raise UserError(
+            'Label errors are found with cleanlab, which is not installed. Install it with: pip install cleanlab'
+        ) from None
     return find_label_issues, get_label_quality_scores
+
 
 def _out_of_fold(source, k, progress, changes):
     "Predictions of pictures by what has not seen them; what they are from; notes"
     if isinstance(source, pd.DataFrame) and any(str(c).startswith('p_') for c in source):
         return source, dict(source='predictions', judge='given probabilities'), []
-    if not hasattr(source, 'predictions') or hasattr(source, 'recipe'):   # a run's own predictions cover its test part only
+    if not hasattr(source, 'predictions') or hasattr(
+        source, 'recipe'
+    ):  # a run's own predictions cover its test part only
         source = probe(source, k, progress, **changes)
     if hasattr(source, 'about'):
-        judge = f"a probe of {source.about['arch']} ({source.about['weights']})"
+        judge = f'a probe of {source.about["arch"]} ({source.about["weights"]})'
         return source.predictions, dict(source=str(source.about['source']), judge=judge), list(source.notes)
-    notes = [] if source.metrics.get('grouped', True) else ['The folds were drawn naively: a mistake that a whole specimen shares is hidden by its siblings.']
-    return source.predictions, dict(source=str(source.folder), judge=f"{source.metrics['k']} trainings of {source.metrics['arch']}"), notes
+    notes = (
+        []
+        if source.metrics.get('grouped', True)
+        else ['The folds were drawn naively: a mistake that a whole specimen shares is hidden by its siblings.']
+    )
+    return (
+        source.predictions,
+        dict(source=str(source.folder), judge=f'{source.metrics["k"]} trainings of {source.metrics["arch"]}'),
+        notes,
+    )

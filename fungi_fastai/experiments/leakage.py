@@ -31,94 +31,141 @@ from ..settings import UserError, check_place, write_json, write_table, write_te
 from ..training.recipe import source_of
 
 # %% ../../nbs/experiments/leakage.ipynb #f82e12b7
-def _kept(recipe): return tuple(p for p in recipe.exclude if p not in ('duplicate', 'near_duplicate'))
+def _kept(recipe):
+    return tuple(p for p in recipe.exclude if p not in ('duplicate', 'near_duplicate'))
+
 
 def _take_part(recipe, items, k, progress):
     "The pictures with the column unit; the number of folds; the proposal that was taken, or None; notes"
-    if k < 2: raise UserError(f'{k} folds were asked for; expected at least 2.')
-    if items is None: items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
+    if k < 2:
+        raise UserError(f'{k} folds were asked for; expected at least 2.')
+    if items is None:
+        items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
     used = exclude(items, _kept(recipe))
     used = used[used.label.notna()].drop_duplicates('path')
     what = f'{recipe.source} ({len(items)} files were found, {len(used)} of them can be used)'
-    if recipe.fraction < 1 and len(used): used = fraction(used, recipe.fraction, recipe.seed)
+    if recipe.fraction < 1 and len(used):
+        used = fraction(used, recipe.fraction, recipe.seed)
     proposal, notes = None, []
     if len(used) and not declared(used):
         proposal = next((p for p in propose_groups(used, seed=recipe.seed) if p.kind != 'copies'), None)
         if proposal:
             used = used.assign(group=proposal.groups.reindex(used.index, fill_value=''))
             notes.append(f'No groups were declared; proposed ones were taken. {proposal.words}')
-        else: notes.append('No groups are declared, and neither names nor cameras suggest any: only near-identical pictures are kept on one side.')
+        else:
+            notes.append(
+                'No groups are declared, and neither names nor cameras suggest any: only near-identical pictures are kept on one side.'
+            )
     used, k, more = with_several(used, k, what)
-    return used.reset_index(drop=True), k, proposal, notes+more
+    return used.reset_index(drop=True), k, proposal, notes + more
 
 # %% ../../nbs/experiments/leakage.ipynb #beeef255
-ways = dict(naive='split at random', copies='copies together', groups='specimens together')   # and how they are called
+ways = dict(naive='split at random', copies='copies together', groups='specimens together')  # and how they are called
+
 
 def fold_ways(
-    items:pd.DataFrame, # with the columns name, label, group and cluster
-    k:int=5,
-    seed:int=42,
-) -> dict[str, pd.DataFrame]: # way → the same items with the column fold, with group and cluster as that way knows them
+    items: pd.DataFrame,  # with the columns name, label, group and cluster
+    k: int = 5,
+    seed: int = 42,
+) -> dict[
+    str, pd.DataFrame
+]:  # way → the same items with the column fold, with group and cluster as that way knows them
     "The folds of each way"
     known = dict(naive=items.assign(group='', cluster=''), copies=items.assign(group=''), groups=items)
     return {way: table.assign(fold=folds(table, k, seed)) for way, table in known.items()}
 
+
 def _predict_frozen(recipe, draws, progress):
     "Probabilities of each way in each draw of the folds, from features that are computed once"
     seen = set_features(recipe, draws[0]['groups'], progress)
-    return [{way: cross_predict(seen, table, recipe.seed+i, progress)[0] for way, table in drawn.items()} for i, drawn in enumerate(draws)], seen
+    return [
+        {way: cross_predict(seen, table, recipe.seed + i, progress)[0] for way, table in drawn.items()}
+        for i, drawn in enumerate(draws)
+    ], seen
+
 
 def _predict_trained(recipe, drawn, classes, proposal, k, out, progress):
     "Probabilities of each way from full trainings, and the folds that they were made with"
     recipe, items = recipe.but(exclude=_kept(recipe)), drawn['groups']
-    if proposal and proposal.pattern: recipe = recipe.but(group=proposal.pattern)
-    elif proposal: recipe = recipe.but(source=write_groups(items, proposal, Path(out)/'groups.csv'), label='folder', group='', column='')
+    if proposal and proposal.pattern:
+        recipe = recipe.but(group=proposal.pattern)
+    elif proposal:
+        recipe = recipe.but(
+            source=write_groups(items, proposal, Path(out) / 'groups.csv'), label='folder', group='', column=''
+        )
     probs, found = {}, {}
     for way, table in drawn.items():
         same = next((w for w in found if _same(units(drawn[w]), units(table))), None)
-        if same: probs[way], found[way] = probs[same], found[same].assign(group=table.group, cluster=table.cluster)
+        if same:
+            probs[way], found[way] = probs[same], found[same].assign(group=table.group, cluster=table.cluster)
         else:
-            changed = recipe.but(source=_without_groups(items, Path(out)/'copies.csv'), label='folder', group='', column='') if way == 'copies' else recipe
-            said = cross_validate(changed, k, Path(out)/way, grouped=way != 'naive', progress=progress).predictions.drop_duplicates('path').set_index('path')
+            changed = (
+                recipe.but(source=_without_groups(items, Path(out) / 'copies.csv'), label='folder', group='', column='')
+                if way == 'copies'
+                else recipe
+            )
+            said = (
+                cross_validate(changed, k, Path(out) / way, grouped=way != 'naive', progress=progress)
+                .predictions.drop_duplicates('path')
+                .set_index('path')
+            )
             said = said.reindex(table['path'])
-            probs[way], found[way] = said[[f'p_{c}' for c in classes]].to_numpy(float), table.assign(fold=said.fold.to_numpy())
+            probs[way], found[way] = (
+                said[[f'p_{c}' for c in classes]].to_numpy(float),
+                table.assign(fold=said.fold.to_numpy()),
+            )
     there = np.all([np.isfinite(p).all(1) for p in probs.values()], 0)
     return {w: p[there] for w, p in probs.items()}, {w: t[there] for w, t in found.items()}
+
 
 def _without_groups(items, file):
     "A table of the pictures that knows no groups, whatever the source says"
     write_table(file, items[['path', 'label']])
     return file
 
-def _same(one, other): return (pd.factorize(one)[0] == pd.factorize(other)[0]).all()
+
+def _same(one, other):
+    return (pd.factorize(one)[0] == pd.factorize(other)[0]).all()
 
 # %% ../../nbs/experiments/leakage.ipynb #6aaeccc2
 def _resampled(codes, said, unit, n_classes, samples, seed):
     "(ways, 2, samples): accuracy and macro-F1 of resampled units, the mean over the draws of the folds; and (ways, 2) of the whole"
-    rng, n = np.random.default_rng(seed), int(unit.max())+1
+    rng, n = np.random.default_rng(seed), int(unit.max()) + 1
     counts = [[unit_counts(codes, one, unit, n, n_classes) for one in draws] for draws in said]
-    step, found = int(np.clip(2e7//n, 1, samples)), []
+    step, found = int(np.clip(2e7 // n, 1, samples)), []
     scored = lambda weights: np.stack([np.mean([weighted_scores(c, weights) for c in draws], 0) for draws in counts])
-    for begin in range(0, samples, step): found.append(scored(draw_weights(n, min(step, samples-begin), rng)))
+    for begin in range(0, samples, step):
+        found.append(scored(draw_weights(n, min(step, samples - begin), rng)))
     return np.concatenate(found, -1), scored(np.ones((1, n), np.float32))[..., 0]
+
 
 def _score_table(draws, probs, codes, n_classes, samples, seed):
     "A row a way; and naive minus each other way, with intervals"
     unit = pd.factorize(draws[0]['groups'].unit)[0]
     names = list(probs[0])
-    resampled, whole = _resampled(codes, [[p[way].argmax(1) for p in probs] for way in names], unit, n_classes, samples, seed)
-    low, high = np.quantile(resampled, [.025, .975], axis=-1)
+    resampled, whole = _resampled(
+        codes, [[p[way].argmax(1) for p in probs] for way in names], unit, n_classes, samples, seed
+    )
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=-1)
     rows = []
     for i, way in enumerate(names):
-        row = dict(way=way, folds=ways[way], leaked=float(np.mean([_leaked(drawn['groups'].unit, drawn[way].fold) for drawn in draws])))
-        for j, key in enumerate(('accuracy', 'macro_f1')): row |= {key: float(whole[i, j]), f'{key}_low': float(low[i, j]), f'{key}_high': float(high[i, j])}
+        row = dict(
+            way=way,
+            folds=ways[way],
+            leaked=float(np.mean([_leaked(drawn['groups'].unit, drawn[way].fold) for drawn in draws])),
+        )
+        for j, key in enumerate(('accuracy', 'macro_f1')):
+            row |= {key: float(whole[i, j]), f'{key}_low': float(low[i, j]), f'{key}_high': float(high[i, j])}
         rows.append(row)
     gaps = {}
     for i, way in enumerate(names[1:], 1):
-        ends = np.quantile(resampled[0]-resampled[i], [.025, .975], axis=-1)
-        gaps[way] = {key: dict(difference=float(whole[0, j]-whole[i, j]), low=float(ends[0, j]), high=float(ends[1, j]))
-                     for j, key in enumerate(('accuracy', 'macro_f1'))}
+        ends = np.quantile(resampled[0] - resampled[i], [0.025, 0.975], axis=-1)
+        gaps[way] = {
+            key: dict(difference=float(whole[0, j] - whole[i, j]), low=float(ends[0, j]), high=float(ends[1, j]))
+            for j, key in enumerate(('accuracy', 'macro_f1'))
+        }
     return pd.DataFrame(rows), gaps
+
 
 def _leaked(unit, fold):
     "Share of pictures with another one of their unit in another fold"
@@ -132,11 +179,18 @@ def _at_fault(drawn, probs, codes, classes, seen):
     unit, rows = pd.factorize(items.unit)[0], np.arange(len(items))
     right = {way: p.argmax(1) == codes for way, p in probs.items()}
     sibling = pd.Series(naive).groupby(unit).transform('nunique').to_numpy() > 1
-    guilty, other = rows[sibling & right['naive'] & ~right['groups']], int((sibling & ~right['naive'] & right['groups']).sum())
-    hashes = np.array([int(h or '0', 16) for h in items.phash.fillna('0')], np.uint64) if 'phash' in items else np.zeros(len(items), np.uint64)
+    guilty, other = (
+        rows[sibling & right['naive'] & ~right['groups']],
+        int((sibling & ~right['naive'] & right['groups']).sum()),
+    )
+    hashes = (
+        np.array([int(h or '0', 16) for h in items.phash.fillna('0')], np.uint64)
+        if 'phash' in items
+        else np.zeros(len(items), np.uint64)
+    )
     if seen is not None:
-        scaled = (seen-seen.mean(0))/(seen.std(0)+1e-6)
-        scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)+1e-9
+        scaled = (seen - seen.mean(0)) / (seen.std(0) + 1e-6)
+        scaled /= np.linalg.norm(scaled, axis=1, keepdims=True) + 1e-9
     members = {u: np.asarray(p) for u, p in pd.Series(rows).groupby(unit)}
     found = []
     for i in guilty:
@@ -147,170 +201,283 @@ def _at_fault(drawn, probs, codes, classes, seen):
         twin, best = others[alike.argmax()], int(alike.argmax())
         row, own = items.iloc[i], codes[i]
         copy = 'cluster' in items and row.cluster != '' and row.cluster == items.cluster.iat[twin]
-        found.append(dict(path=row['path'], name=row['name'], label=row.label, predicted=classes[probs['groups'][i].argmax()],
-                          kind='copy' if copy else 'sibling', p_naive=float(probs['naive'][i, own]),
-                          p_safe=float(probs['groups'][i, own]), unit=row.unit, siblings=len(others),
-                          twin=items['name'].iat[twin], twin_path=items['path'].iat[twin],
-                          similarity=float(alike[best]) if seen is not None else np.nan, hash_bits=int(bits[best])))
+        found.append(
+            dict(
+                path=row['path'],
+                name=row['name'],
+                label=row.label,
+                predicted=classes[probs['groups'][i].argmax()],
+                kind='copy' if copy else 'sibling',
+                p_naive=float(probs['naive'][i, own]),
+                p_safe=float(probs['groups'][i, own]),
+                unit=row.unit,
+                siblings=len(others),
+                twin=items['name'].iat[twin],
+                twin_path=items['path'].iat[twin],
+                similarity=float(alike[best]) if seen is not None else np.nan,
+                hash_bits=int(bits[best]),
+            )
+        )
     columns = 'path name label predicted kind p_naive p_safe unit siblings twin twin_path similarity hash_bits'.split()
     table = pd.DataFrame(found, columns=columns)
-    return table.iloc[np.argsort(-(table.p_naive-table.p_safe).to_numpy(float), kind='stable')].reset_index(drop=True), other
+    return table.iloc[np.argsort(-(table.p_naive - table.p_safe).to_numpy(float), kind='stable')].reset_index(
+        drop=True
+    ), other
 
 # %% ../../nbs/experiments/leakage.ipynb #282d6104
 def picture_html(
-    path,           # of a picture
-    side:int=150,   # pixels of the square cut from its middle
-    caption:str='', # below it; escaped here
+    path,  # of a picture
+    side: int = 150,  # pixels of the square cut from its middle
+    caption: str = '',  # below it; escaped here
 ) -> str:
     "A picture in a page, as an embedded JPEG; a grey field where it cannot be read"
     words = f'<figcaption>{html.escape(caption)}</figcaption>' if caption else ''
-    try: source = data_uri(thumbnail(path, side))
-    except UserError: return f'<figure><div class="gone" style="width:{side}px;height:{side}px"></div>{words}</figure>'
+    try:
+        source = data_uri(thumbnail(path, side))
+    except UserError:
+        return f'<figure><div class="gone" style="width:{side}px;height:{side}px"></div>{words}</figure>'
     return f'<figure><img alt="{html.escape(Path(str(path)).name)}" width="{side}" height="{side}" src="{source}">{words}</figure>'
 
-gallery_style = '''<style>.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--cell, 20rem), 1fr)); gap: 1.4rem 1.2rem;
+
+gallery_style = """<style>.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--cell, 20rem), 1fr)); gap: 1.4rem 1.2rem;
   margin: 1rem 0 } .gallery > div { display: flex; flex-wrap: wrap; gap: .5rem; align-content: start }
 .gallery p { flex-basis: 100%; margin: 0; font-size: .85rem; overflow-wrap: anywhere }
 figure { margin: 0; max-width: 150px } figcaption { font-size: .78rem; color: var(--soft); overflow-wrap: anywhere; line-height: 1.3; margin-top: .2rem }
-.gallery img { border-radius: .3rem } .gone { background: var(--line); max-width: 100%; border-radius: .3rem } b { color: var(--text) }</style>'''
+.gallery img { border-radius: .3rem } .gone { background: var(--line); max-width: 100%; border-radius: .3rem } b { color: var(--text) }</style>"""
 
 # %% ../../nbs/experiments/leakage.ipynb #10575610
 @dataclass(frozen=True)
 class LeakageReport:
     "What the leak is worth, and who is at fault"
-    scores: pd.DataFrame   # a row a way: way folds leaked accuracy accuracy_low accuracy_high macro_f1 macro_f1_low macro_f1_high
-    gaps: dict             # way → accuracy and macro_f1 → difference, low, high: naive minus that way
-    at_fault: pd.DataFrame # pictures that were right only because of a twin: path name label predicted kind p_naive p_safe unit siblings twin …
-    chance: int            # pictures that went the other way
-    predictions: dict      # way → a table as from `predictions_table`, with the columns fold and unit
-    about: dict            # source, arch, weights, numbers of pictures, specimens, clusters, classes, folds; whether trained
-    notes: tuple           # what is worth knowing, in words
+
+    scores: (
+        pd.DataFrame
+    )  # a row a way: way folds leaked accuracy accuracy_low accuracy_high macro_f1 macro_f1_low macro_f1_high
+    gaps: dict  # way → accuracy and macro_f1 → difference, low, high: naive minus that way
+    at_fault: pd.DataFrame  # pictures that were right only because of a twin: path name label predicted kind p_naive p_safe unit siblings twin …
+    chance: int  # pictures that went the other way
+    predictions: dict  # way → a table as from `predictions_table`, with the columns fold and unit
+    about: dict  # source, arch, weights, numbers of pictures, specimens, clusters, classes, folds; whether trained
+    notes: tuple  # what is worth knowing, in words
 
     @property
     def verdict(self) -> str:
         "One sentence"
         gap, rows = self.gaps['groups']['accuracy'], self.scores.set_index('way')
-        if not rows.leaked['naive']: return 'Nothing leaks: no two pictures are known to show the same specimen, or nearly the same picture.'
-        low, high, change = (f'{100*gap[key]:{sign}.1f}'.replace('-', '−') for key, sign in (('low', ''), ('high', ''), ('difference', '+')))
+        if not rows.leaked['naive']:
+            return 'Nothing leaks: no two pictures are known to show the same specimen, or nearly the same picture.'
+        low, high, change = (
+            f'{100 * gap[key]:{sign}.1f}'.replace('-', '−')
+            for key, sign in (('low', ''), ('high', ''), ('difference', '+'))
+        )
         points = f'points (95 % interval {low} to {high})'
-        scores = f"accuracy {rows.accuracy['naive']:.3f} instead of {rows.accuracy['groups']:.3f}"
-        if gap['low'] > 0: return f'Scores by random split are too good by {change[1:]} {points}: {scores}.'
+        scores = f'accuracy {rows.accuracy["naive"]:.3f} instead of {rows.accuracy["groups"]:.3f}'
+        if gap['low'] > 0:
+            return f'Scores by random split are too good by {change[1:]} {points}: {scores}.'
         return f'A random split changes the score by {change} {points}, which may be chance: {scores}.'
 
     @property
     def metrics(self) -> dict:
         "Everything but the pictures, ready for JSON"
-        return dict(verdict=self.verdict, ways=json.loads(self.scores.to_json(orient='records', double_precision=15)), gaps=self.gaps,
-                    at_fault=len(self.at_fault), the_other_way=self.chance, notes=list(self.notes)) | self.about
+        return (
+            dict(
+                verdict=self.verdict,
+                ways=json.loads(self.scores.to_json(orient='records', double_precision=15)),
+                gaps=self.gaps,
+                at_fault=len(self.at_fault),
+                the_other_way=self.chance,
+                notes=list(self.notes),
+            )
+            | self.about
+        )
 
     def __str__(self):
-        lines = [f"  {row.folds:<20} accuracy {row.accuracy:.3f} ({row.accuracy_low:.3f}–{row.accuracy_high:.3f})   "
-                 f"macro-F1 {row.macro_f1:.3f} ({row.macro_f1_low:.3f}–{row.macro_f1_high:.3f})   {row.leaked:.0%} with a sibling in training"
-                 for row in self.scores.itertuples()]
-        fault = f'{len(self.at_fault):,} pictures were right only with a sibling in training; {self.chance:,} only without.'
-        how = f"{self.about['k']} folds, {'trained' if self.about['retrained'] else 'frozen features'}, {self.about['arch']} at {self.about['size']} px"
-        return '\n'.join([f"{self.about['n_pictures']:,} pictures, {self.about['n_units']:,} units, {self.about['n_classes']} classes; {how}",
-                          *lines, self.verdict, *([fault] if len(self.at_fault) or self.chance else []), *self.notes])
+        lines = [
+            f'  {row.folds:<20} accuracy {row.accuracy:.3f} ({row.accuracy_low:.3f}–{row.accuracy_high:.3f})   '
+            f'macro-F1 {row.macro_f1:.3f} ({row.macro_f1_low:.3f}–{row.macro_f1_high:.3f})   {row.leaked:.0%} with a sibling in training'
+            for row in self.scores.itertuples()
+        ]
+        fault = (
+            f'{len(self.at_fault):,} pictures were right only with a sibling in training; {self.chance:,} only without.'
+        )
+        how = f'{self.about["k"]} folds, {"trained" if self.about["retrained"] else "frozen features"}, {self.about["arch"]} at {self.about["size"]} px'
+        return '\n'.join(
+            [
+                f'{self.about["n_pictures"]:,} pictures, {self.about["n_units"]:,} units, {self.about["n_classes"]} classes; {how}',
+                *lines,
+                self.verdict,
+                *([fault] if len(self.at_fault) or self.chance else []),
+                *self.notes,
+            ]
+        )
 
     __repr__ = __str__
 
     def figure(self):
         "The scores of the three ways with their intervals, as a matplotlib Figure"
-        figure, axes = chart(7.5, 2., columns=2, sharey=True)
+        figure, axes = chart(7.5, 2.0, columns=2, sharey=True)
         place = np.arange(len(self.scores))[::-1]
         for axis, key, name in zip(axes, ('accuracy', 'macro_f1'), ('accuracy', 'macro-F1'), strict=True):
-            value, low, high = (self.scores[key+what].to_numpy() for what in ('', '_low', '_high'))
+            value, low, high = (self.scores[key + what].to_numpy() for what in ('', '_low', '_high'))
             for i, y in enumerate(place):
                 colour = colours['warn' if self.scores.leaked[i] > 0 else 'main']
-                axis.errorbar(value[i], y, xerr=[[value[i]-low[i]], [high[i]-value[i]]], fmt='o', color=colour, capsize=3)
-                axis.annotate(f'{value[i]:.3f}', (value[i], y), (0, 6), textcoords='offset points', ha='center', fontsize=8.5, color=colours['ink'])
-            axis.set(xlabel=name, ylim=(-.6, len(place)-.3))
+                axis.errorbar(
+                    value[i], y, xerr=[[value[i] - low[i]], [high[i] - value[i]]], fmt='o', color=colour, capsize=3
+                )
+                axis.annotate(
+                    f'{value[i]:.3f}',
+                    (value[i], y),
+                    (0, 6),
+                    textcoords='offset points',
+                    ha='center',
+                    fontsize=8.5,
+                    color=colours['ink'],
+                )
+            axis.set(xlabel=name, ylim=(-0.6, len(place) - 0.3))
             axis.set_yticks(place, self.scores.folds)
         return figure
 
-    def page(self,
-        most:int=60, # pairs of pictures that are shown
-    ) -> str:        # HTML
+    def page(
+        self,
+        most: int = 60,  # pairs of pictures that are shown
+    ) -> str:  # HTML
         "Verdict, scores, and a gallery of the pictures at fault, each beside its twin"
         escape = html.escape
-        numbers = {'pictures': f"{self.about['n_pictures']:,}", 'units (specimens, clusters)': f"{self.about['n_units']:,}",
-                   'classes': self.about['n_classes'], 'right only with a sibling': f'{len(self.at_fault):,}', 'right only without': f'{self.chance:,}'}
-        body = [gallery_style, f"<h1>Leakage: {escape(str(self.about['source']))}</h1>", f'<p class="verdict">{escape(self.verdict)}</p>', facts_html(numbers),
-                as_svg(self.figure(), 'leakage'), table_html(self.scores.drop(columns='way').rename(columns=lambda c: c.replace('_', ' '))),
-                *(f'<p>{escape(note)}</p>' for note in self.notes)]
+        numbers = {
+            'pictures': f'{self.about["n_pictures"]:,}',
+            'units (specimens, clusters)': f'{self.about["n_units"]:,}',
+            'classes': self.about['n_classes'],
+            'right only with a sibling': f'{len(self.at_fault):,}',
+            'right only without': f'{self.chance:,}',
+        }
+        body = [
+            gallery_style,
+            f'<h1>Leakage: {escape(str(self.about["source"]))}</h1>',
+            f'<p class="verdict">{escape(self.verdict)}</p>',
+            facts_html(numbers),
+            as_svg(self.figure(), 'leakage'),
+            table_html(self.scores.drop(columns='way').rename(columns=lambda c: c.replace('_', ' '))),
+            *(f'<p>{escape(note)}</p>' for note in self.notes),
+        ]
         if len(self.at_fault):
             shown = self.at_fault.head(most)
-            body.append('<h2>Pictures at fault</h2><p>Left: a test picture that was named rightly while the one on the right was in the training part, '
-                        f'and wrongly without. {len(shown):,} of {len(self.at_fault):,}, those first that lose most. '
-                        f'{self.chance:,} pictures went the other way, which is chance.</p><div class="gallery">')
+            body.append(
+                '<h2>Pictures at fault</h2><p>Left: a test picture that was named rightly while the one on the right was in the training part, '
+                f'and wrongly without. {len(shown):,} of {len(self.at_fault):,}, those first that lose most. '
+                f'{self.chance:,} pictures went the other way, which is chance.</p><div class="gallery">'
+            )
             for row in shown.itertuples():
                 fell = f'{escape(row.label)}: probability {row.p_naive:.2f} with it, {row.p_safe:.2f} without; then called {escape(row.predicted)}'
-                body.append(f'<div><p><b>{fell}</b></p>{picture_html(row.path, caption=row.name)}{picture_html(row.twin_path, caption=row.twin)}</div>')
+                body.append(
+                    f'<div><p><b>{fell}</b></p>{picture_html(row.path, caption=row.name)}{picture_html(row.twin_path, caption=row.twin)}</div>'
+                )
             body.append('</div>')
         return page('Leakage', '\n'.join(body))
 
-    def write(self,
-        out:str|Path, # a folder
-    ) -> Path:        # the page
+    def write(
+        self,
+        out: str | Path,  # a folder
+    ) -> Path:  # the page
         "Write leakage.html, at_fault.csv, predictions.parquet (all ways) and leakage.json"
         out = Path(out)
         every = pd.concat([table.assign(way=way) for way, table in self.predictions.items()], ignore_index=True)
-        write_table(out/'at_fault.csv', self.at_fault)
-        write_table(out/'predictions.parquet', every)
-        write_text(out/'leakage.html', self.page())
-        write_json(out/'leakage.json', self.metrics)
-        return out/'leakage.html'
+        write_table(out / 'at_fault.csv', self.at_fault)
+        write_table(out / 'predictions.parquet', every)
+        write_text(out / 'leakage.html', self.page())
+        write_json(out / 'leakage.json', self.metrics)
+        return out / 'leakage.html'
 
 # %% ../../nbs/experiments/leakage.ipynb #d5cc1f55
 def leakage_report(
-    source,                 # a `Recipe`, a `Run` or its folder, or what `Source.of` takes
-    k:int=5,                # folds; fewer where a class has fewer specimens
-    retrain:bool=False,     # train the recipe k times for each way, instead of a probe on frozen features; needs `out`
-    out:str|Path|None=None, # a folder for page, tables and trainings
-    repeats:int|None=None,  # draws of the folds (default: 3 up to 3,000 pictures, else 1; 1 where `retrain`)
-    samples:int=2000,       # bootstrap resamples
-    progress:bool=True,     # show it
-    **changes,              # any field of `Recipe`: arch, weights, size, group, …
+    source,  # a `Recipe`, a `Run` or its folder, or what `Source.of` takes
+    k: int = 5,  # folds; fewer where a class has fewer specimens
+    retrain: bool = False,  # train the recipe k times for each way, instead of a probe on frozen features; needs `out`
+    out: str | Path | None = None,  # a folder for page, tables and trainings
+    repeats: int | None = None,  # draws of the folds (default: 3 up to 3,000 pictures, else 1; 1 where `retrain`)
+    samples: int = 2000,  # bootstrap resamples
+    progress: bool = True,  # show it
+    **changes,  # any field of `Recipe`: arch, weights, size, group, …
 ) -> LeakageReport:
     "Scores with and without leaks, on the same pictures; and the pictures at fault. Raises `UserError`, `TrainingError`"
     if retrain and out is None:
-        raise UserError('Full trainings are kept in a folder, so that they can go on where they were interrupted. Say which: out=, or --out.')
+        raise UserError(
+            'Full trainings are kept in a folder, so that they can go on where they were interrupted. Say which: out=, or --out.'
+        )
     recipe, items = recipe_of(source, **changes)
-    if out is not None: check_place(Path(out)/'leakage.html')
+    if out is not None:
+        check_place(Path(out) / 'leakage.html')
     used, k, proposal, notes = _take_part(recipe, items, k, progress)
     repeats = 1 if retrain else repeats or (3 if len(used) <= 3000 else 1)
-    draws, classes, seen = [fold_ways(used, k, recipe.seed+i) for i in range(repeats)], sorted(used.label.unique()), None
+    draws, classes, seen = (
+        [fold_ways(used, k, recipe.seed + i) for i in range(repeats)],
+        sorted(used.label.unique()),
+        None,
+    )
     if retrain:
         probs, drawn = _predict_trained(recipe, draws[0], classes, proposal, k, out, progress)
         probs, draws = [probs], [drawn]
-    else: probs, seen = _predict_frozen(recipe, draws, progress)
+    else:
+        probs, seen = _predict_frozen(recipe, draws, progress)
     tested = draws[0]['groups']
     codes = tested.label.map(classes.index).to_numpy()
     scores, gaps = _score_table(draws, probs, codes, len(classes), samples, recipe.seed)
     guilty, other = _at_fault(draws[0], probs[0], codes, classes, seen)
     if not retrain and not (recipe.weights or recipe.pretrained):
-        notes.append(f'{recipe.arch} has learned nothing yet: its weights are random. Weights that were trained (--weights FILE) show leaks better.')
-    if items is not None and 'split' in items: notes += _own_split(items)
-    tables = {way: pd.concat([_table(drawn[way], said[way], classes).assign(draw=i) for i, (drawn, said) in enumerate(zip(draws, probs, strict=True))],
-                             ignore_index=True) for way in probs[0]}
+        notes.append(
+            f'{recipe.arch} has learned nothing yet: its weights are random. Weights that were trained (--weights FILE) show leaks better.'
+        )
+    if items is not None and 'split' in items:
+        notes += _own_split(items)
+    tables = {
+        way: pd.concat(
+            [
+                _table(drawn[way], said[way], classes).assign(draw=i)
+                for i, (drawn, said) in enumerate(zip(draws, probs, strict=True))
+            ],
+            ignore_index=True,
+        )
+        for way in probs[0]
+    }
     about = _about(recipe, tested, classes, proposal) | dict(k=k, repeats=repeats, retrained=retrain)
     report = LeakageReport(scores, gaps, guilty, other, tables, about, tuple(notes))
-    if out is not None: report.write(out)
+    if out is not None:
+        report.write(out)
     return report
 
+
 def _table(items, probs, classes):
-    return predictions_table(items, probs, classes).drop(columns='split', errors='ignore').assign(fold=items.fold.to_numpy(), unit=items.unit.to_numpy())
+    return (
+        predictions_table(items, probs, classes)
+        .drop(columns='split', errors='ignore')
+        .assign(fold=items.fold.to_numpy(), unit=items.unit.to_numpy())
+    )
+
 
 def _about(recipe, tested, classes, proposal):
     groups, clusters = (tested[c][tested[c] != ''] for c in ('group', 'cluster'))
     weights = Path(recipe.weights).name or ('pretrained' if recipe.pretrained else 'random weights')
-    return dict(source=recipe.source, arch=recipe.arch, size=recipe.size, weights=weights, seed=recipe.seed, n_pictures=len(tested), n_classes=len(classes),
-                n_units=int(tested.unit.nunique()), n_specimens=int(groups.nunique()), n_clusters=int((clusters.value_counts() > 1).sum()),
-                group=proposal.pattern if proposal else recipe.group, group_proposed=proposal is not None)
+    return dict(
+        source=recipe.source,
+        arch=recipe.arch,
+        size=recipe.size,
+        weights=weights,
+        seed=recipe.seed,
+        n_pictures=len(tested),
+        n_classes=len(classes),
+        n_units=int(tested.unit.nunique()),
+        n_specimens=int(groups.nunique()),
+        n_clusters=int((clusters.value_counts() > 1).sum()),
+        group=proposal.pattern if proposal else recipe.group,
+        group_proposed=proposal is not None,
+    )
+
 
 def _own_split(items):
     "What is to be said about a run's own parts"
     found = leaks(items)
-    if not len(found): return ["The run's own parts share no specimen and no copy that was known when it was trained."]
-    return [f"The run's own parts share {len(found):,} specimens or clusters ({int(found.images.sum()):,} pictures), "
-            f'such as {found.example.iloc[0]}: its scores are too good.']
+    if not len(found):
+        return ["The run's own parts share no specimen and no copy that was known when it was trained."]
+    return [
+        f"The run's own parts share {len(found):,} specimens or clusters ({int(found.images.sum()):,} pictures), "
+        f'such as {found.example.iloc[0]}: its scores are too good.'
+    ]

@@ -27,17 +27,26 @@ from ..training.frozen import body_features
 from ..training.recipe import Recipe
 
 # %% ../../nbs/experiments/openset.ipynb #4463abfd
-score_words = dict(max_softmax='max-softmax', energy='energy', neighbours='distance to the nearest pictures', mahalanobis='distance to the classes')
+score_words = dict(
+    max_softmax='max-softmax',
+    energy='energy',
+    neighbours='distance to the nearest pictures',
+    mahalanobis='distance to the classes',
+)
+
 
 @dataclass(frozen=True, eq=False)
 class OpenSet:
     "How a model met classes that it had never seen"
-    run: Run               # trained without them
-    held_out: list         # classes that were left out
-    pictures: pd.DataFrame # a row a picture: name label group known predicted confidence, and a column a score (higher is stranger)
+
+    run: Run  # trained without them
+    held_out: list  # classes that were left out
+    pictures: (
+        pd.DataFrame
+    )  # a row a picture: name label group known predicted confidence, and a column a score (higher is stranger)
 
     @cached_property
-    def table(self) -> pd.DataFrame: # a row a score: auroc fpr95 with intervals, known, unknown
+    def table(self) -> pd.DataFrame:  # a row a score: auroc fpr95 with intervals, known, unknown
         "How well each score tells strangers from known pictures, with intervals from whole specimens"
         known, unknown = self.pictures[self.pictures.known], self.pictures[~self.pictures.known]
         names = [s for s in score_words if s in self.pictures]
@@ -48,12 +57,18 @@ class OpenSet:
         rows = self.table.reset_index().to_dict('records')
         strangers = self.pictures[~self.pictures.known]
         called = strangers.groupby('label').predicted.agg(lambda said: said.value_counts().to_dict())
-        return dict(held_out=list(self.held_out), accuracy_of_known=self.run.metrics['accuracy'], scores=rows, called=called.to_dict())
+        return dict(
+            held_out=list(self.held_out),
+            accuracy_of_known=self.run.metrics['accuracy'],
+            scores=rows,
+            called=called.to_dict(),
+        )
+
 
 def choose_held_out(
-    items:pd.DataFrame, # from `prepare_items`
-    held_out,           # class names, or how many
-    seed:int,           # of the choice
+    items: pd.DataFrame,  # from `prepare_items`
+    held_out,  # class names, or how many
+    seed: int,  # of the choice
 ) -> list[str]:
     "The classes to leave out. Raises `UserError`"
     classes, count = sorted(items.label[items.split.ne('')].unique()), held_out
@@ -61,64 +76,96 @@ def choose_held_out(
         held_out = sorted({held_out} if isinstance(held_out, str) else set(held_out))
         count = len(held_out)
         if missing := [c for c in held_out if c not in classes]:
-            raise UserError(f"There is no class {', '.join(map(repr, missing[:5]))}. There are: {', '.join(classes)}.")
-    if not 0 < count <= len(classes)-2:
+            raise UserError(f'There is no class {", ".join(map(repr, missing[:5]))}. There are: {", ".join(classes)}.')
+    if not 0 < count <= len(classes) - 2:
         raise UserError(f'{count} of {len(classes)} classes cannot be held out: one at least, and two have to be left.')
-    return sorted(np.random.default_rng(seed).choice(classes, count, replace=False).tolist()) if held_out is count else held_out
+    return (
+        sorted(np.random.default_rng(seed).choice(classes, count, replace=False).tolist())
+        if held_out is count
+        else held_out
+    )
 
 # %% ../../nbs/experiments/openset.ipynb #c3051287
 def open_set(
-    recipe:Recipe,
-    held_out=2,             # class names, or how many (then chosen by the recipe's seed)
-    out:str|Path|None=None, # the run's folder (default: a new one); `openset.json` and `openset.csv` are added to it
-    progress:bool=True,     # show it
-    items:pd.DataFrame|None=None, # pictures with a column `split` (default: those of `prepare_items`)
+    recipe: Recipe,
+    held_out=2,  # class names, or how many (then chosen by the recipe's seed)
+    out: str
+    | Path
+    | None = None,  # the run's folder (default: a new one); `openset.json` and `openset.csv` are added to it
+    progress: bool = True,  # show it
+    items: pd.DataFrame | None = None,  # pictures with a column `split` (default: those of `prepare_items`)
 ) -> OpenSet:
     "Train without some classes, and see how their pictures are met. Raises `UserError`, `TrainingError`"
     items = prepare_items(recipe, progress) if items is None else items
     held_out = choose_held_out(items, held_out, recipe.seed)
     strange = items.label.isin(held_out)
-    run = train(recipe, out, progress, items.assign(split=items.split.mask(strange, '')),
-                command=f'open_set(recipe, {held_out!r})   # in Python, with the recipe below')
+    run = train(
+        recipe,
+        out,
+        progress,
+        items.assign(split=items.split.mask(strange, '')),
+        command=f'open_set(recipe, {held_out!r})   # in Python, with the recipe below',
+    )
     if known := sorted(set(run.classes) & set(held_out)):
-        raise UserError(f"The run in {run.folder} was trained on {', '.join(known)}, which should be held out. Choose another folder.")
+        raise UserError(
+            f'The run in {run.folder} was trained on {", ".join(known)}, which should be held out. Choose another folder.'
+        )
     found = OpenSet(run, held_out, meet(run, items[strange & items.split.ne('')]))
-    write_json(run.folder/'openset.json', json.loads(json.dumps(found.to_dict(), default=float)))
-    write_table(run.folder/'openset.csv', found.pictures)
+    write_json(run.folder / 'openset.json', json.loads(json.dumps(found.to_dict(), default=float)))
+    write_table(run.folder / 'openset.csv', found.pictures)
     return found
 
+
 def meet(
-    run:Run,
-    strangers:pd.DataFrame, # pictures of classes that the run does not know: path name label group
-) -> pd.DataFrame:          # a row a picture, known ones (test part) first: name label group unit known predicted confidence, and the scores
+    run: Run,
+    strangers: pd.DataFrame,  # pictures of classes that the run does not know: path name label group
+) -> (
+    pd.DataFrame
+):  # a row a picture, known ones (test part) first: name label group unit known predicted confidence, and the scores
     "Score the run's test pictures and strangers by probabilities, logits and features"
     from fastcore.basics import getcallable, noop
+
     learn = run.learner
     trained, known = (run.items[run.items.split == part] for part in ('train', run.metrics['evaluated_on']))
     both = pd.concat([known, strangers], ignore_index=True)
-    with learn.no_bar(), learn.no_logging(): logits = learn.get_preds(dl=make_test_loader(learn.dls, both), act=noop)[0].float()
+    with learn.no_bar(), learn.no_logging():
+        logits = learn.get_preds(dl=make_test_loader(learn.dls, both), act=noop)[0].float()
     probs, logits = getcallable(learn.loss_func, 'activation')(logits).numpy(), logits.numpy()
     targets = trained.label.map({c: i for i, c in enumerate(run.classes)}).to_numpy(int)
     scores = open_set_scores(probs, logits, body_features(learn, both), body_features(learn, trained), targets)
-    table = both[['name', 'label', 'group']].assign(unit=units(both), known=np.arange(len(both)) < len(known),
-                                                    predicted=np.array(run.classes, object)[probs.argmax(1)], confidence=probs.max(1))
+    table = both[['name', 'label', 'group']].assign(
+        unit=units(both),
+        known=np.arange(len(both)) < len(known),
+        predicted=np.array(run.classes, object)[probs.argmax(1)],
+        confidence=probs.max(1),
+    )
     return pd.concat([table, scores], axis=1)
 
 # %% ../../nbs/experiments/openset.ipynb #1a10031f
 def plot_open_set(
-    found:OpenSet,
-): # a matplotlib Figure
+    found: OpenSet,
+):  # a matplotlib Figure
     "For each score, how known pictures and strangers are spread; the line is what 95 % of the known ones stay below"
     names, table = [s for s in score_words if s in found.pictures], found.table
-    figure, axes = chart(2.4*len(names), 2.2, len(names))
+    figure, axes = chart(2.4 * len(names), 2.2, len(names))
     known = found.pictures.known
     for ax, name in zip(axes, names, strict=True):
         values = found.pictures[name]
-        edges = np.linspace(*np.quantile(values, [.005, .995]), 21)
-        if edges[0] == edges[-1]: edges = np.linspace(edges[0]-.5, edges[0]+.5, 21)
+        edges = np.linspace(*np.quantile(values, [0.005, 0.995]), 21)
+        if edges[0] == edges[-1]:
+            edges = np.linspace(edges[0] - 0.5, edges[0] + 0.5, 21)
         for mine, colour, label in ((known, colours['main'], 'known'), (~known, colours['warn'], 'strangers')):
-            ax.hist(values[mine].clip(edges[0], edges[-1]), edges, weights=np.full(mine.sum(), 1/mine.sum()), color=colour, alpha=.5, label=label)
-        ax.axvline(np.quantile(values[known], .95, method='inverted_cdf'), color=colours['ink'], linewidth=1, linestyle='--')
+            ax.hist(
+                values[mine].clip(edges[0], edges[-1]),
+                edges,
+                weights=np.full(mine.sum(), 1 / mine.sum()),
+                color=colour,
+                alpha=0.5,
+                label=label,
+            )
+        ax.axvline(
+            np.quantile(values[known], 0.95, method='inverted_cdf'), color=colours['ink'], linewidth=1, linestyle='--'
+        )
         ax.set_title(f'{score_words[name]}\nAUROC {table.auroc[name]:.2f}', fontsize=8, color=colours['ink'])
         ax.set(yticks=[])
     axes[0].set_ylabel('share of pictures')

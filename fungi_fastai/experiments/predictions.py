@@ -35,24 +35,31 @@ from ..settings import TrainingError, UserError, atomic, check_place, only_proce
 
 # %% ../../nbs/experiments/predictions.ipynb #2f94aaa3
 def walk_pictures(
-    root:str|Path,   # a folder
-    block:int=2**17, # names of one folder in memory; twice as many for moments
-) -> Iterator[tuple]: # the parts of each path below it, in order
+    root: str | Path,  # a folder
+    block: int = 2**17,  # names of one folder in memory; twice as many for moments
+) -> Iterator[tuple]:  # the parts of each path below it, in order
     "The pictures below `root`; hidden ones left out, linked folders followed once. Raises `UserError` where a folder may not be read"
     seen = set()
+
     def enter(parts):
         place = os.path.join(root, *parts)
         real = hash(os.path.realpath(place))
-        if real in seen: return iter(())
+        if real in seen:
+            return iter(())
         seen.add(real)
         return _names(place, block)
+
     ways = [((), enter(()))]
     while ways:
         parts, names = ways[-1]
         name = next(names, None)
-        if name is None: ways.pop()
-        elif name.endswith('\0'): ways.append(((*parts, name[:-1]), enter((*parts, name[:-1]))))
-        else: yield (*parts, name)
+        if name is None:
+            ways.pop()
+        elif name.endswith('\0'):
+            ways.append(((*parts, name[:-1]), enter((*parts, name[:-1]))))
+        else:
+            yield (*parts, name)
+
 
 def _names(folder, block):
     "The pictures and folders in a folder, sorted; a folder has a \\0 behind its name, which changes nothing in the order"
@@ -61,37 +68,54 @@ def _names(folder, block):
         found, limit, more = [], None, False
         for entry in _entries(folder):
             name = entry.name
-            if name <= last or not is_visible(name): continue
-            if entry.is_dir(): name += '\0'
-            elif not (is_image_name(name) or Path(name).suffix.lower() in unread_extensions): continue   # the latter are told of as unreadable
-            elif not (entry.is_file() or entry.is_symlink()): continue   # a pipe would never end
-            if name <= last or limit is not None and name > limit: continue
+            if name <= last or not is_visible(name):
+                continue
+            if entry.is_dir():
+                name += '\0'
+            elif not (is_image_name(name) or Path(name).suffix.lower() in unread_extensions):
+                continue  # the latter are told of as unreadable
+            elif not (entry.is_file() or entry.is_symlink()):
+                continue  # a pipe would never end
+            if name <= last or limit is not None and name > limit:
+                continue
             found.append(_utf8(name, folder))
-            if len(found) >= 2*block:
+            if len(found) >= 2 * block:
                 found.sort()
                 del found[block:]
                 limit, more = found[-1], True
         found.sort()
         yield from found
-        if found: last = found[-1]
+        if found:
+            last = found[-1]
+
 
 def _entries(folder):
     try:
-        with os.scandir(folder) as entries: yield from entries
-    except (FileNotFoundError, NotADirectoryError): return   # gone since its name was read
-    except PermissionError: raise UserError(f'The folder {folder} may not be read. Ask for permission, or give the folders beside it.') from None
+        with os.scandir(folder) as entries:
+            yield from entries
+    except (FileNotFoundError, NotADirectoryError):
+        return  # gone since its name was read
+    except PermissionError:
+        raise UserError(
+            f'The folder {folder} may not be read. Ask for permission, or give the folders beside it.'
+        ) from None
+
 
 def _utf8(name, folder):
-    try: name.encode()
+    try:
+        name.encode()
     except UnicodeEncodeError:
-        raise UserError(f'{folder} holds a picture or folder with a name that is not UTF-8: {name.rstrip(chr(0))!r}. '
-                        'Rename it (convmv does it for whole folders).') from None
+        raise UserError(
+            f'{folder} holds a picture or folder with a name that is not UTF-8: {name.rstrip(chr(0))!r}. '
+            'Rename it (convmv does it for whole folders).'
+        ) from None
     return name
 
 # %% ../../nbs/experiments/predictions.ipynb #c4c35269
 def _survey(paths):
     "How many pictures there are, and of each folder given how many folders to take off the names in it. Raises `UserError`"
-    if not paths: raise UserError('No picture was given.')
+    if not paths:
+        raise UserError('No picture was given.')
     total, wrappings = 0, {}
     for place, path in enumerate(paths):
         _utf8(os.fspath(path), 'The call')
@@ -100,13 +124,17 @@ def _survey(paths):
             continue
         common, deepest, count = None, 0, 0
         for *folders, _ in walk_pictures(path):
-            count, deepest = count+1, max(deepest, len(folders))
-            if common is None: common = folders
-            elif folders[:len(common)] != common: common = os.path.commonprefix([common, folders])
-        if not count: raise UserError(nothing_found(path, walk_files(path)))
+            count, deepest = count + 1, max(deepest, len(folders))
+            if common is None:
+                common = folders
+            elif folders[: len(common)] != common:
+                common = os.path.commonprefix([common, folders])
+        if not count:
+            raise UserError(nothing_found(path, walk_files(path)))
         total += count
-        wrappings[place] = len(common) if deepest > len(common) else max(len(common)-1, 0)
+        wrappings[place] = len(common) if deepest > len(common) else max(len(common) - 1, 0)
     return total, wrappings
+
 
 def _pictures(paths, wrappings):
     "(place in `paths`, path, name) of each picture"
@@ -116,65 +144,109 @@ def _pictures(paths, wrappings):
             continue
         root, wrapping = os.path.abspath(path), wrappings.get(place, 0)
         for parts in walk_pictures(root):
-            yield place, os.path.join(root, *parts), unicodedata.normalize('NFC', '/'.join(parts[min(wrapping, len(parts)-1):]))
+            yield (
+                place,
+                os.path.join(root, *parts),
+                unicodedata.normalize('NFC', '/'.join(parts[min(wrapping, len(parts) - 1) :])),
+            )
 
 # %% ../../nbs/experiments/predictions.ipynb #97b19af6
 def _schema(classes, answers=False):
-    return pa.schema([('path', pa.string()), ('name', pa.string()), ('predicted', pa.string()), ('confidence', pa.float32()),
-                      *([('answer', pa.string()), ('set', pa.list_(pa.string()))] if answers else []),
-                      *((f'p_{c}', pa.float32()) for c in classes), ('error', pa.string()),
-                      ('key', pa.uint64()), ('bytes', pa.int64()), ('changed', pa.int64())])
+    return pa.schema(
+        [
+            ('path', pa.string()),
+            ('name', pa.string()),
+            ('predicted', pa.string()),
+            ('confidence', pa.float32()),
+            *([('answer', pa.string()), ('set', pa.list_(pa.string()))] if answers else []),
+            *((f'p_{c}', pa.float32()) for c in classes),
+            ('error', pa.string()),
+            ('key', pa.uint64()),
+            ('bytes', pa.int64()),
+            ('changed', pa.int64()),
+        ]
+    )
 
-def _shown(table): return table.drop_columns(['key', 'bytes', 'changed'])
+
+def _shown(table):
+    return table.drop_columns(['key', 'bytes', 'changed'])
+
 
 def _rows(keys, paths, names, stamps, probs, errors, classes, decide=None):
     "What a network says of some pictures. Raises `UserError` where it says no numbers"
     probs, bad = np.asarray(probs, np.float32), np.array([bool(error) for error in errors])
     if probs.shape != (len(paths), len(classes)) or len(bad) != len(paths):
-        raise UserError(f'There are probabilities {probs.shape} and {len(bad)} errors for {len(paths)} pictures and {len(classes)} classes.')
-    if not np.isfinite(probs[~bad]).all(): raise UserError('Some probabilities are not numbers; the model that made them is broken.')
+        raise UserError(
+            f'There are probabilities {probs.shape} and {len(bad)} errors for {len(paths)} pictures and {len(classes)} classes.'
+        )
+    if not np.isfinite(probs[~bad]).all():
+        raise UserError('Some probabilities are not numbers; the model that made them is broken.')
     probs = np.where(bad[:, None], 0, probs)
     predicted = np.where(bad, '', np.array(classes, dtype=object)[probs.argmax(1)])
     said = iter(decide(probs[~bad]) if decide else ())
     said = [None if failed else next(said) for failed in bad] if decide else None
-    answers = [['' if one is None else one.label for one in said], [[] if one is None else list(one.set) for one in said]] if decide else []
-    columns = [paths, names, predicted.tolist(), pa.array(probs.max(1), mask=bad), *answers, *(pa.array(p, mask=bad) for p in probs.T),
-               [str(e) for e in errors], keys, *stamps.T]
+    answers = (
+        [['' if one is None else one.label for one in said], [[] if one is None else list(one.set) for one in said]]
+        if decide
+        else []
+    )
+    columns = [
+        paths,
+        names,
+        predicted.tolist(),
+        pa.array(probs.max(1), mask=bad),
+        *answers,
+        *(pa.array(p, mask=bad) for p in probs.T),
+        [str(e) for e in errors],
+        keys,
+        *stamps.T,
+    ]
     return pa.table(columns, schema=_schema(classes, decide is not None))
 
-def _stamps(paths): return np.array([file_stamp(path) for path in paths]).reshape(-1, 2)
+
+def _stamps(paths):
+    return np.array([file_stamp(path) for path in paths]).reshape(-1, 2)
 
 # %% ../../nbs/experiments/predictions.ipynb #6e475c59
 class _Pace:
     "How many pictures to classify at a time, from how long the last took"
-    def __init__(self, step, most, seconds=5.): self.size, self.step, self.most, self.seconds = step, step, most, seconds
+
+    def __init__(self, step, most, seconds=5.0):
+        self.size, self.step, self.most, self.seconds = step, step, most, seconds
 
     def took(self, count, seconds):
-        wanted = min(self.seconds*count/max(seconds, 1e-6), self.most, 4*self.size)
-        self.size = max(self.step, int(wanted)//self.step*self.step)
+        wanted = min(self.seconds * count / max(seconds, 1e-6), self.most, 4 * self.size)
+        self.size = max(self.step, int(wanted) // self.step * self.step)
+
 
 def _chunks(pictures, done, pace):
     "Pictures whose hash is not in the sorted array `done`: their place in the walk, and up to `pace.size` of them without a gap"
     place, first, chunk, pictures = 0, 0, [], iter(pictures)
     while block := list(islice(pictures, 1024)):
-        keys = np.frombuffer(b''.join(hashlib.blake2b(f'{n}\0{path}'.encode(), digest_size=8).digest() for n, path, _ in block), '<u8')
+        keys = np.frombuffer(
+            b''.join(hashlib.blake2b(f'{n}\0{path}'.encode(), digest_size=8).digest() for n, path, _ in block), '<u8'
+        )
         known = done[np.searchsorted(done[:-1], keys)] == keys if len(done) else np.zeros(len(keys), bool)
         for (_, path, name), key, is_known in zip(block, keys.tolist(), known.tolist(), strict=True):
             if chunk and (is_known or len(chunk) >= pace.size):
                 yield first, chunk
                 chunk = []
             if not is_known:
-                if not chunk: first = place
+                if not chunk:
+                    first = place
                 chunk.append((key, path, name))
             place += 1
-    if chunk: yield first, chunk
+    if chunk:
+        yield first, chunk
+
 
 @dataclass(frozen=True)
 class _Model:
     "What classifies, and how it is called"
+
     classify: Callable
     classes: list
-    decide: Callable|None
+    decide: Callable | None
     each: Callable
     step: int
     most: int
@@ -182,102 +254,143 @@ class _Model:
     def rows(self, chunks):
         "A table for each (anything, keys, paths, names), with that anything; as many chunks are under way as `each` takes"
         pace, waiting = _Pace(self.step, self.most), deque()
+
         def asked():
             for mark, keys, paths, names in chunks(pace):
                 waiting.append((mark, keys, paths, names, _stamps(paths), time.perf_counter()))
                 yield paths
+
         for probs, errors in self.each(self.classify, asked()):
             mark, *what, began = waiting.popleft()
             table = _rows(*what, probs, errors, self.classes, self.decide)
-            pace.took(len(table), time.perf_counter()-began)
+            pace.took(len(table), time.perf_counter() - began)
             yield mark, table
 
     def walked(self, pictures, done):
         "What is not done yet of the pictures: the place in the walk where a table begins, and the table"
-        return self.rows(lambda pace: ((first, *map(list, zip(*chunk, strict=True))) for first, chunk in _chunks(pictures, done, pace)))
+        return self.rows(
+            lambda pace: (
+                (first, *map(list, zip(*chunk, strict=True))) for first, chunk in _chunks(pictures, done, pace)
+            )
+        )
+
 
 def iter_predictions(
-    paths:Iterable,     # files and folders
-    classify:Callable,  # paths → (paths, classes) probabilities, and a text for each path: '' or why it could not be read
-    classes:list[str],  # in the order of the columns of the probabilities
-    step:int=64,        # a multiple of it is classified at a time: the size of a batch
-    most:int=8192,      # pictures at a time, however fast it goes
-    decide:Callable|None=None, # (pictures, classes) probabilities → a `Decision` each: adds the columns answer and set
-    each:Callable=map,  # calls `classify` for one list of paths after the other, as `map` does; may work ahead, in their order
-) -> Iterator[pa.Table]: # path name predicted confidence (answer set) p_<class>… error
+    paths: Iterable,  # files and folders
+    classify: Callable,  # paths → (paths, classes) probabilities, and a text for each path: '' or why it could not be read
+    classes: list[str],  # in the order of the columns of the probabilities
+    step: int = 64,  # a multiple of it is classified at a time: the size of a batch
+    most: int = 8192,  # pictures at a time, however fast it goes
+    decide: Callable
+    | None = None,  # (pictures, classes) probabilities → a `Decision` each: adds the columns answer and set
+    each: Callable = map,  # calls `classify` for one list of paths after the other, as `map` does; may work ahead, in their order
+) -> Iterator[pa.Table]:  # path name predicted confidence (answer set) p_<class>… error
     "What a network says of pictures, a few seconds' worth at a time. Raises `UserError`"
     paths = _listed(paths)
     _, wrappings = _survey(paths)
     model = _Model(classify, list(classes), decide, each, step, most)
-    for _, table in model.walked(_pictures(paths, wrappings), _none): yield _shown(table)
+    for _, table in model.walked(_pictures(paths, wrappings), _none):
+        yield _shown(table)
 
-def _listed(paths): return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+
+def _listed(paths):
+    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+
 
 _none = np.zeros(0, np.uint64)
 
 # %% ../../nbs/experiments/predictions.ipynb #3ee3a1df
 class _Parts:
     "The folder beside a file that is being made, with what is there of it"
-    def __init__(self, out, job, schema): self.out, self.folder, self.job, self.schema = out, out.with_name(out.name+'.partial'), job, schema
 
-    def files(self): return sorted(self.folder.glob('[0-9]*.parquet'))
+    def __init__(self, out, job, schema):
+        self.out, self.folder, self.job, self.schema = out, out.with_name(out.name + '.partial'), job, schema
+
+    def files(self):
+        return sorted(self.folder.glob('[0-9]*.parquet'))
 
     def open(self):
         "Make the folder, or see whether it is the one of this job. Raises `UserError`"
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in [*self.folder.glob('.*.part'), *self.out.parent.glob('.*.part')]:
-            if left.parent == self.folder or left.name.startswith(f'.{self.out.name}.'): left.unlink(missing_ok=True)
-        place = self.folder/'_job.json'
+            if left.parent == self.folder or left.name.startswith(f'.{self.out.name}.'):
+                left.unlink(missing_ok=True)
+        place = self.folder / '_job.json'
         if not any(self.folder.iterdir()):
             write_json(place, self.job)
             return
-        try: job = json.loads(place.read_text('utf8'))
-        except (OSError, ValueError): job = None
-        if not isinstance(job, dict): raise UserError(f'{self.folder} is there, and is none of ours: it has no _job.json that can be read. '
-                                                      f'Delete it, or choose another file than {self.out.name}.')
+        try:
+            job = json.loads(place.read_text('utf8'))
+        except (OSError, ValueError):
+            job = None
+        if not isinstance(job, dict):
+            raise UserError(
+                f'{self.folder} is there, and is none of ours: it has no _job.json that can be read. '
+                f'Delete it, or choose another file than {self.out.name}.'
+            )
         wrong = next((k for k in ('version', 'model', 'columns', 'pictures') if job.get(k) != self.job[k]), None)
-        if wrong is None: self.job = job
-        else: raise UserError(f"{self.folder} holds the beginning of a job with other {'pictures' if wrong == 'pictures' else 'models'} "
-            f"(it began with {job.get('first')}). Repeat that call to finish it, choose another file than {self.out.name}, or delete the folder.")
+        if wrong is None:
+            self.job = job
+        else:
+            raise UserError(
+                f'{self.folder} holds the beginning of a job with other {"pictures" if wrong == "pictures" else "models"} '
+                f'(it began with {job.get("first")}). Repeat that call to finish it, choose another file than {self.out.name}, or delete the folder.'
+            )
 
     def load(self):
         "Hashes of the pictures that are done, sorted, and what has to be done again: (file, row numbers)"
         keys, again = [np.zeros(0, np.uint64)], []
         for file in self.files():
-            try: table = self.read(file)
+            try:
+                table = self.read(file)
             except TrainingError:
                 file.unlink()
                 continue
             keys.append(table['key'].to_numpy())
-            rows = [i for i, (path, error, *before) in enumerate(zip(*(table[c].to_pylist() for c in ('path', 'error', 'bytes', 'changed')), strict=True))
-                    if error or (now := file_stamp(path)) != tuple(before) and now != (-1, -1)]
-            if rows: again.append((file, np.array(rows)))
+            rows = [
+                i
+                for i, (path, error, *before) in enumerate(
+                    zip(*(table[c].to_pylist() for c in ('path', 'error', 'bytes', 'changed')), strict=True)
+                )
+                if error or (now := file_stamp(path)) != tuple(before) and now != (-1, -1)
+            ]
+            if rows:
+                again.append((file, np.array(rows)))
         return np.sort(np.concatenate(keys)), again
 
     def read(self, file):
         "One part. Raises `TrainingError` where it is damaged"
         try:
             table = pq.read_table(file, page_checksum_verification=True)
-            if table.schema.equals(self.schema): return table
-        except (pa.ArrowException, OSError): pass
-        raise TrainingError(f'{file} was damaged. Repeat the same call: its pictures are classified again, and only those.')
+            if table.schema.equals(self.schema):
+                return table
+        except (pa.ArrowException, OSError):
+            pass
+        raise TrainingError(
+            f'{file} was damaged. Repeat the same call: its pictures are classified again, and only those.'
+        )
 
     def write(self, first, table):
-        while (file := self.folder/f'{first:010}.parquet').exists(): first += 1   # pictures were added before it
+        while (file := self.folder / f'{first:010}.parquet').exists():
+            first += 1  # pictures were added before it
         self.put(file, table)
 
     def put(self, file, table):
-        buffer = pa.BufferOutputStream()   # in memory first: Python's own errors are the clearer ones
+        buffer = pa.BufferOutputStream()  # in memory first: Python's own errors are the clearer ones
         pq.write_table(table, buffer, write_page_checksum=True)
-        with self.on_disk(), atomic(file) as part: part.write_bytes(buffer.getvalue())
+        with self.on_disk(), atomic(file) as part:
+            part.write_bytes(buffer.getvalue())
 
     @contextmanager
     def on_disk(self):
         "What to do about a disk that takes no more"
-        try: yield
+        try:
+            yield
         except OSError as error:
-            raise TrainingError(f'{error.filename or self.out} could not be written: {error.strerror or error}. What is done is kept in {self.folder}; '
-                                'see to the disk, and repeat the same call to go on.') from None
+            raise TrainingError(
+                f'{error.filename or self.out} could not be written: {error.strerror or error}. What is done is kept in {self.folder}; '
+                'see to the disk, and repeat the same call to go on.'
+            ) from None
 
     def again(self, file, rows):
         "Keys, paths and names of some rows of a part"
@@ -288,23 +401,36 @@ class _Parts:
         "Put new rows in the place of old ones"
         table = self.read(file)
         order = np.arange(len(table))
-        order[rows] = len(table)+np.arange(len(rows))
+        order[rows] = len(table) + np.arange(len(rows))
         self.put(file, pa.concat_tables([table, new]).take(order).combine_chunks())
 
     def remove(self):
         "Nothing that somebody else put there"
-        for file in [*self.files(), self.folder/'_job.json']: file.unlink(missing_ok=True)
-        try: self.folder.rmdir()
-        except OSError: pass
+        for file in [*self.files(), self.folder / '_job.json']:
+            file.unlink(missing_ok=True)
+        try:
+            self.folder.rmdir()
+        except OSError:
+            pass
 
 # %% ../../nbs/experiments/predictions.ipynb #8b68703f
 def _texts(column):
     "A column as CSV says it: numbers as short as they can be, lists with bars between"
-    return (pc.binary_join(column, ' | ') if pa.types.is_list(column.type) else column.cast(pa.string())).fill_null('').to_pylist()
+    return (
+        (pc.binary_join(column, ' | ') if pa.types.is_list(column.type) else column.cast(pa.string()))
+        .fill_null('')
+        .to_pylist()
+    )
+
 
 def _values(column):
     "A column as JSON says it: numbers as short as in CSV"
-    return [float(text) if text else None for text in _texts(column)] if pa.types.is_floating(column.type) else column.to_pylist()
+    return (
+        [float(text) if text else None for text in _texts(column)]
+        if pa.types.is_floating(column.type)
+        else column.to_pylist()
+    )
+
 
 def _csv_lines(tables, names):
     text = io.StringIO()
@@ -314,29 +440,42 @@ def _csv_lines(tables, names):
         rows.writerows(zip(*map(_texts, table.columns), strict=True))
         yield text.getvalue()
         text.seek(0), text.truncate()
-    yield text.getvalue()   # the names, where nothing follows
+    yield text.getvalue()  # the names, where nothing follows
+
 
 def _json_rows(table, names):
-    return [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in zip(*map(_values, table.columns), strict=True)]
+    return [
+        json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False)
+        for row in zip(*map(_values, table.columns), strict=True)
+    ]
+
 
 def _json_lines(tables, names):
-    for table in tables: yield ''.join(f'{row}\n' for row in _json_rows(table, names))
+    for table in tables:
+        yield ''.join(f'{row}\n' for row in _json_rows(table, names))
+
 
 def _json_list(tables, names):
     before = '['
     for table in tables:
-        yield before+'\n'+',\n'.join(_json_rows(table, names))
+        yield before + '\n' + ',\n'.join(_json_rows(table, names))
         before = ','
     yield '\n]\n'
 
+
 def _text_writer(lines):
     def write(tables, file, schema):
-        with open(file, 'w', newline='', encoding='utf8') as out: out.writelines(lines(tables, schema.names))
+        with open(file, 'w', newline='', encoding='utf8') as out:
+            out.writelines(lines(tables, schema.names))
+
     return write
+
 
 def _write_parquet(tables, file, schema):
     with open(file, 'wb') as out, pq.ParquetWriter(out, schema) as writer:
-        for table in _gathered(tables, max(2**10, min(2**14, 2**21//len(schema)))): writer.write_table(table)
+        for table in _gathered(tables, max(2**10, min(2**14, 2**21 // len(schema)))):
+            writer.write_table(table)
+
 
 def _gathered(tables, rows):
     "The same rows in tables of equal length, however long they were"
@@ -346,17 +485,21 @@ def _gathered(tables, rows):
         while len(some) >= rows:
             yield some[:rows].combine_chunks()
             some = some[rows:]
-    if some is not None and len(some): yield some.combine_chunks()
+    if some is not None and len(some):
+        yield some.combine_chunks()
+
 
 _writers = {'.csv': _text_writer(_csv_lines), '.jsonl': _text_writer(_json_lines), '.parquet': _write_parquet}
 _forms = dict(csv=_csv_lines, jsonl=_json_lines, json=_json_list)
 
+
 @dataclass
 class Tally:
     "How a job went"
+
     pictures: int = 0  # rows written
-    failed: int = 0    # of them, files that could not be read
-    errors: list = field(default_factory=list) # why, of the first five
+    failed: int = 0  # of them, files that could not be read
+    errors: list = field(default_factory=list)  # why, of the first five
 
     def passed(self, tables):
         "The same tables, counted"
@@ -364,69 +507,96 @@ class Tally:
             errors = [error for error in table['error'].to_pylist() if error]
             self.pictures += len(table)
             self.failed += len(errors)
-            self.errors += errors[:5-len(self.errors)]
+            self.errors += errors[: 5 - len(self.errors)]
             yield table
 
 # %% ../../nbs/experiments/predictions.ipynb #c3884f08
 def fingerprint(
-    *files:str|Path, # what a model is made of
-) -> str:            # 32 hexadecimal digits
+    *files: str | Path,  # what a model is made of
+) -> str:  # 32 hexadecimal digits
     "A hash of files' contents, to tell models apart"
     found = hashlib.blake2b(digest_size=16)
     for file in files:
-        with open(file, 'rb') as f: found.update(hashlib.file_digest(f, 'blake2b').digest())
+        with open(file, 'rb') as f:
+            found.update(hashlib.file_digest(f, 'blake2b').digest())
     return found.hexdigest()
 
+
 def stream_predictions(
-    paths:Iterable,     # files and folders
-    classify:Callable,  # paths → (paths, classes) probabilities, and a text for each path: '' or why it could not be read
-    classes:list[str],  # in the order of the columns of the probabilities
-    out:str|Path|None=None, # .csv, .jsonl or .parquet (default: standard output, in the form of `form`)
-    model:str='',       # what `classify` is, such as its `fingerprint`: another one does not continue what this one began
-    step:int=64,        # a multiple of it is classified at a time: the size of a batch
-    most:int=8192,      # pictures at a time, however fast it goes
-    progress:bool=True, # show it, with rate and time left, on standard error
-    decide:Callable|None=None, # (pictures, classes) probabilities → a `Decision` each: adds the columns answer and set
-    each:Callable=map,  # calls `classify` for one list of paths after the other, as `map` does; may work ahead, in their order
-    form:str='csv',     # of standard output: csv, jsonl, or json, which is one list
-) -> Tally:             # how many pictures, how many unreadable, and why
+    paths: Iterable,  # files and folders
+    classify: Callable,  # paths → (paths, classes) probabilities, and a text for each path: '' or why it could not be read
+    classes: list[str],  # in the order of the columns of the probabilities
+    out: str | Path | None = None,  # .csv, .jsonl or .parquet (default: standard output, in the form of `form`)
+    model: str = '',  # what `classify` is, such as its `fingerprint`: another one does not continue what this one began
+    step: int = 64,  # a multiple of it is classified at a time: the size of a batch
+    most: int = 8192,  # pictures at a time, however fast it goes
+    progress: bool = True,  # show it, with rate and time left, on standard error
+    decide: Callable
+    | None = None,  # (pictures, classes) probabilities → a `Decision` each: adds the columns answer and set
+    each: Callable = map,  # calls `classify` for one list of paths after the other, as `map` does; may work ahead, in their order
+    form: str = 'csv',  # of standard output: csv, jsonl, or json, which is one list
+) -> Tally:  # how many pictures, how many unreadable, and why
     """Classify any number of pictures into a file with the columns path name predicted confidence (answer set) p_<class>… error. The same
     call continues one that was interrupted. Raises `UserError`; `TrainingError` where the disk fails"""
     paths, network, tally = _listed(paths), _Model(classify, list(classes), decide, each, step, most), Tally()
-    if out is not None: out = check_predictions(out)
+    if out is not None:
+        out = check_predictions(out)
     total, wrappings = _survey(paths)
     schema = _schema(network.classes, decide is not None)
     names = _shown(schema.empty_table()).schema
     if out is None:
-        steps = _to_stdout(tally.passed(_shown(table) for _, table in network.walked(_pictures(paths, wrappings), _none)), names.names, form, tally)
-        for _ in follow(steps, total, 'pictures') if progress and not sys.stdout.isatty() else steps: pass
+        steps = _to_stdout(
+            tally.passed(_shown(table) for _, table in network.walked(_pictures(paths, wrappings), _none)),
+            names.names,
+            form,
+            tally,
+        )
+        for _ in follow(steps, total, 'pictures') if progress and not sys.stdout.isatty() else steps:
+            pass
         return tally
     asked = hashlib.blake2b('\0'.join(os.path.abspath(p) for p in paths).encode(), digest_size=16).hexdigest()
-    job = dict(version=2, model=model, columns=names.names, pictures=asked, first=os.path.abspath(paths[0]), wrappings=[*wrappings.items()])
+    job = dict(
+        version=2,
+        model=model,
+        columns=names.names,
+        pictures=asked,
+        first=os.path.abspath(paths[0]),
+        wrappings=[*wrappings.items()],
+    )
     # two processes that write the same file would undo each other's work
-    with only_process(out.with_name(f'.{out.name}.lock'), f'Another process is writing {out}. Wait for it, or choose another file.'):
+    with only_process(
+        out.with_name(f'.{out.name}.lock'), f'Another process is writing {out}. Wait for it, or choose another file.'
+    ):
         parts = _Parts(out, job, schema)
-        with parts.on_disk(): parts.open()
+        with parts.on_disk():
+            parts.open()
         try:
             done, again = parts.load()
-            todo = max(total-len(done), 0)+sum(len(rows) for _, rows in again)
-            if len(done) and progress: print(f'{say_count(total-todo, "picture")} of {total:,} had been classified before.', file=sys.stderr)
+            todo = max(total - len(done), 0) + sum(len(rows) for _, rows in again)
+            if len(done) and progress:
+                print(f'{say_count(total - todo, "picture")} of {total:,} had been classified before.', file=sys.stderr)
             steps = _steps(parts, paths, done, again, network)
-            for _ in follow(steps, todo, 'pictures') if progress else steps: pass
+            for _ in follow(steps, todo, 'pictures') if progress else steps:
+                pass
             tables = tally.passed(_shown(parts.read(file)) for file in parts.files())
-            with parts.on_disk(), atomic(out) as part: _writers[out.suffix.lower()](tables, part, names)
+            with parts.on_disk(), atomic(out) as part:
+                _writers[out.suffix.lower()](tables, part, names)
             parts.remove()
         finally:
-            if not parts.files(): parts.remove()   # a mistake that showed before anything was classified
+            if not parts.files():
+                parts.remove()  # a mistake that showed before anything was classified
     return tally
 
+
 def check_predictions(
-    out:str|Path, # a file that is going to be written
+    out: str | Path,  # a file that is going to be written
 ) -> Path:
     "Raise `UserError` where predictions cannot be written to a file, by its name or its place"
     out = check_place(out)
-    if out.suffix.lower() in _writers and not out.is_dir(): return out
-    raise UserError(f"{out} should be a file that ends in {', '.join(_writers)}.")
+    if out.suffix.lower() in _writers and not out.is_dir():
+        return out
+    raise UserError(f'{out} should be a file that ends in {", ".join(_writers)}.')
+
 
 def _to_stdout(tables, names, form, tally):
     "Rows as they are made; yields how many pictures were done"
@@ -434,8 +604,9 @@ def _to_stdout(tables, names, form, tally):
     for text in _forms[form](tables, names):
         sys.stdout.write(text)
         sys.stdout.flush()
-        yield tally.pictures-before
+        yield tally.pictures - before
         before = tally.pictures
+
 
 def _steps(parts, paths, done, again, model):
     "Do the work and write it down; yields how many pictures were done"

@@ -33,242 +33,356 @@ from ..training.recipe import Recipe, is_sample, source_of
 
 # %% ../../nbs/experiments/probe.ipynb #0861d255
 def recipe_of(
-    source,    # a `Recipe`, a `Run` or its folder, or what `Source.of` takes
-    **changes, # any field of `Recipe`
-) -> tuple:    # the `Recipe`, and the run's items, or None
+    source,  # a `Recipe`, a `Run` or its folder, or what `Source.of` takes
+    **changes,  # any field of `Recipe`
+) -> tuple:  # the `Recipe`, and the run's items, or None
     "What a study is about. Raises `UserError`"
-    if isinstance(source, (str, Path)) and (Path(source)/'recipe.json').is_file():
-        from fungi_fastai.experiments.runs import Run   # with fastai, which takes seconds to import
+    if isinstance(source, (str, Path)) and (Path(source) / 'recipe.json').is_file():
+        from fungi_fastai.experiments.runs import Run  # with fastai, which takes seconds to import
+
         source = Run.load(source)
     if hasattr(source, 'recipe') and hasattr(source, 'items'):
-        return source.recipe.but(**changes), None if {'source', 'group', 'label', 'column'} & set(changes) else source.items
-    if not isinstance(source, Recipe): source = (Recipe().for_sample() if is_sample(source) else Recipe()).but(source=source)
+        return source.recipe.but(**changes), None if {'source', 'group', 'label', 'column'} & set(
+            changes
+        ) else source.items
+    if not isinstance(source, Recipe):
+        source = (Recipe().for_sample() if is_sample(source) else Recipe()).but(source=source)
     return source.but(**changes), None
 
+
 def with_several(
-    used:pd.DataFrame, # usable pictures, with the columns name, label, group and cluster
-    k:int,             # folds that are wished for
-    what:str,          # where they are from, in words
-) -> tuple[pd.DataFrame, int, list]: # with the column unit, without classes of one specimen; folds that are possible; notes
+    used: pd.DataFrame,  # usable pictures, with the columns name, label, group and cluster
+    k: int,  # folds that are wished for
+    what: str,  # where they are from, in words
+) -> tuple[
+    pd.DataFrame, int, list
+]:  # with the column unit, without classes of one specimen; folds that are possible; notes
     "The classes that can be learned and tested on at once. Raises `UserError` where there are not two of them"
     used, lonely, counts = used.assign(unit=units(used) if len(used) else ''), [], None
     while len(used) and (counts is None or counts.min() < 2):
-        counts = used.groupby('unit').label.agg(lambda labels: labels.mode().iat[0]).value_counts().reindex(sorted(used.label.unique()), fill_value=0)
+        counts = (
+            used.groupby('unit')
+            .label.agg(lambda labels: labels.mode().iat[0])
+            .value_counts()
+            .reindex(sorted(used.label.unique()), fill_value=0)
+        )
         lonely += counts.index[counts < 2].tolist()
         used = used[~used.label.isin(lonely)]
-    named = ', '.join(lonely[:5]) + (f' and {len(lonely)-5} more' if len(lonely) > 5 else '')
+    named = ', '.join(lonely[:5]) + (f' and {len(lonely) - 5} more' if len(lonely) > 5 else '')
     if used.label.nunique() < 2:
         alone = f'; {named} with one specimen only' if lonely else ''
-        raise UserError(f'There are {used.label.nunique()} classes with two or more specimens in {what}{alone}. '
-                        'At least two such classes are needed, in a folder each.')
+        raise UserError(
+            f'There are {used.label.nunique()} classes with two or more specimens in {what}{alone}. '
+            'At least two such classes are needed, in a folder each.'
+        )
     notes = [f'Left out, with one specimen only, which cannot be learned and tested on: {named}.'] if lonely else []
-    if counts.min() < k: notes.append(f'{counts.min()} folds instead of {k}: {counts.idxmin()} has {counts.min()} specimens.')
+    if counts.min() < k:
+        notes.append(f'{counts.min()} folds instead of {k}: {counts.idxmin()} has {counts.min()} specimens.')
     return used, min(k, int(counts.min())), notes
 
+
 def probe_items(
-    recipe:Recipe,
-    k:int=5,            # folds that are wished for; fewer where a class has fewer specimens
-    progress:bool=True, # show it
-) -> tuple[pd.DataFrame, list]: # the pictures that take part, with the columns unit and fold; what is worth knowing about them, in words
+    recipe: Recipe,
+    k: int = 5,  # folds that are wished for; fewer where a class has fewer specimens
+    progress: bool = True,  # show it
+) -> tuple[
+    pd.DataFrame, list
+]:  # the pictures that take part, with the columns unit and fold; what is worth knowing about them, in words
     "Read and check a recipe's pictures, and put them into folds that share no specimen and no copy. Raises `UserError`"
-    if k < 2: raise UserError(f'{k} folds were asked for; expected at least 2.')
+    if k < 2:
+        raise UserError(f'{k} folds were asked for; expected at least 2.')
     items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
     used = exclude(items, recipe.exclude)
     used = used[used.label.notna()]
     what = f'{recipe.source} ({len(items)} files were found, {len(used)} of them can be used)'
-    if recipe.fraction < 1 and len(used): used = fraction(used, recipe.fraction, recipe.seed)
+    if recipe.fraction < 1 and len(used):
+        used = fraction(used, recipe.fraction, recipe.seed)
     used, k, notes = with_several(used, k, what)
     if not used.group.ne('').any():
-        notes.append('No specimens are known, only copies are kept on one side. Where several pictures show one specimen, '
-                     'these scores are too good: say how a specimen is read from a name (--group PATTERN).')
+        notes.append(
+            'No specimens are known, only copies are kept on one side. Where several pictures show one specimen, '
+            'these scores are too good: say how a specimen is read from a name (--group PATTERN).'
+        )
     return used.assign(fold=folds(used, k, recipe.seed)), notes
 
 # %% ../../nbs/experiments/probe.ipynb #b9a0ec02
-_version = 1   # of the features: another number, and none that were kept before are used
+_version = 1  # of the features: another number, and none that were kept before are used
 
-def feature_key(recipe:Recipe) -> dict: # plain values
+
+def feature_key(recipe: Recipe) -> dict:  # plain values
     "What a network's features depend on, besides the picture"
+
     def of(package):
-        try: return version(package)
-        except PackageNotFoundError: return None
-    return dict(version=_version, arch=recipe.arch, weights=_weights_key(recipe), size=recipe.size, fit=recipe.fit, precision=recipe.precision,
-                packages={p: of(p) for p in ('fungi_fastai', 'timm', 'torch', 'torchvision')})
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return dict(
+        version=_version,
+        arch=recipe.arch,
+        weights=_weights_key(recipe),
+        size=recipe.size,
+        fit=recipe.fit,
+        precision=recipe.precision,
+        packages={p: of(p) for p in ('fungi_fastai', 'timm', 'torch', 'torchvision')},
+    )
+
 
 def _weights_key(recipe):
     "The content of a file; a name as it is, since timm's and torchvision's weights change with their version only"
-    if not recipe.weights: return 'pretrained' if recipe.pretrained else f'none, seed {recipe.seed}'
+    if not recipe.weights:
+        return 'pretrained' if recipe.pretrained else f'none, seed {recipe.seed}'
     file = Path(recipe.weights).expanduser()
-    if file.is_dir(): file = file/'model.safetensors'
-    if not file.is_file(): return recipe.weights
-    with open(file, 'rb') as f: return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    if file.is_dir():
+        file = file / 'model.safetensors'
+    if not file.is_file():
+        return recipe.weights
+    with open(file, 'rb') as f:
+        return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
 
 class FeatureStore:
     "Features kept on disk by the content of pictures: one safetensors file for each batch of pictures that was new"
-    def __init__(self,
-        key:dict, # from `feature_key`
+
+    def __init__(
+        self,
+        key: dict,  # from `feature_key`
     ):
         self.key = key
         self.name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
-        self.folder = settings().cache_dir/'features'
+        self.folder = settings().cache_dir / 'features'
 
-    def read(self,
-        wanted, # content hashes
-    ) -> dict[str, np.ndarray]: # hash → (features,) float32, of those that are known
+    def read(
+        self,
+        wanted,  # content hashes
+    ) -> dict[str, np.ndarray]:  # hash → (features,) float32, of those that are known
         "What is known. A damaged file is deleted"
         wanted, found = set(wanted), {}
         for file in sorted(self.folder.glob(f'{self.name}-*.safetensors')):
-            try: found |= self._read(file, wanted-found.keys())
-            except Exception:   # a damaged file can fail in any way
-                try: file.unlink()
-                except OSError: pass
+            try:
+                found |= self._read(file, wanted - found.keys())
+            except Exception:  # a damaged file can fail in any way
+                try:
+                    file.unlink()
+                except OSError:
+                    pass
         return found
 
     def _read(self, file, wanted):
         from safetensors import safe_open
+
         with safe_open(file, 'np') as f:
             shas = f.get_tensor('sha')
             names = [row.tobytes().decode() for row in shas]
-            if wanted.isdisjoint(names): return {}
+            if wanted.isdisjoint(names):
+                return {}
             seen = f.get_tensor('features')
-            if int(f.metadata()['sum']) != _checksum(shas, seen): raise ValueError(f'{file} is damaged.')
-        try: os.utime(file)   # when it was last used
-        except OSError: pass
+            if int(f.metadata()['sum']) != _checksum(shas, seen):
+                raise ValueError(f'{file} is damaged.')
+        try:
+            os.utime(file)  # when it was last used
+        except OSError:
+            pass
         return {name: row for name, row in zip(names, seen, strict=True) if name in wanted}
 
-    def write(self,
-        shas:list,       # content hashes
-        seen:np.ndarray, # (images, features) float32
+    def write(
+        self,
+        shas: list,  # content hashes
+        seen: np.ndarray,  # (images, features) float32
     ):
         "Keep features; a full or read-only disk is told, and nothing more"
         from safetensors.numpy import save_file
+
         names = np.array([list(sha.encode()) for sha in shas], np.uint8)
         number = hashlib.blake2b(names.tobytes(), digest_size=6).hexdigest()
-        about = {k: str(v) for k, v in self.key.items()} | dict(pictures=str(len(shas)), sum=str(_checksum(names, seen)))
+        about = {k: str(v) for k, v in self.key.items()} | dict(
+            pictures=str(len(shas)), sum=str(_checksum(names, seen))
+        )
         try:
-            with atomic(self.folder/f'{self.name}-{number}.safetensors') as part: save_file(dict(sha=names, features=seen), part, about)
+            with atomic(self.folder / f'{self.name}-{number}.safetensors') as part:
+                save_file(dict(sha=names, features=seen), part, about)
         except OSError as error:
-            warnings.warn(f'The features are not kept ({error.strerror or error}); the next probe computes them again.', stacklevel=2)
+            warnings.warn(
+                f'The features are not kept ({error.strerror or error}); the next probe computes them again.',
+                stacklevel=2,
+            )
 
-def _checksum(shas, seen): return zlib.crc32(np.ascontiguousarray(seen), zlib.crc32(np.ascontiguousarray(shas)))
+
+def _checksum(shas, seen):
+    return zlib.crc32(np.ascontiguousarray(seen), zlib.crc32(np.ascontiguousarray(shas)))
 
 # %% ../../nbs/experiments/probe.ipynb #7206fd52
 def set_features(
-    recipe:Recipe,
-    items:pd.DataFrame, # with the columns path, sha and label
-    progress:bool=True, # show it
-) -> np.ndarray:        # (images, features) float32
+    recipe: Recipe,
+    items: pd.DataFrame,  # with the columns path, sha and label
+    progress: bool = True,  # show it
+) -> np.ndarray:  # (images, features) float32
     "What a recipe's body sees in each picture; from disk what is known. Raises `UserError`, `TrainingError`"
     store = FeatureStore(feature_key(recipe))
     known = store.read(items.sha)
     todo = items[~items.sha.isin(known)].drop_duplicates('sha')
     if len(todo):
         if progress:
-            before = f', {len(items)-len(todo):,} were seen before' if known else ''
-            print(f'{recipe.arch} looks at {say_count(len(todo), "picture")} at {recipe.size} px{before}', file=sys.stderr, flush=True)
+            before = f', {len(items) - len(todo):,} were seen before' if known else ''
+            print(
+                f'{recipe.arch} looks at {say_count(len(todo), "picture")} at {recipe.size} px{before}',
+                file=sys.stderr,
+                flush=True,
+            )
         steps = _look(_network(recipe, items), todo, store, known)
-        for _ in follow(steps, len(todo), 'features') if progress else steps: pass
+        for _ in follow(steps, len(todo), 'features') if progress else steps:
+            pass
     return np.stack([known[sha] for sha in items.sha])
+
 
 def _network(recipe, items):
     "A Learner for its body and the way it opens pictures"
-    from fungi_fastai.training.fit import make_learner   # with fastai, which takes seconds to import
-    two = items.drop_duplicates('label').head(2)   # a Learner wants classes; its body knows none
-    return make_learner(recipe.but(cache=False), pd.concat([two.assign(split='train'), two.head(1).assign(split='valid')]), progress=False)
+    from fungi_fastai.training.fit import make_learner  # with fastai, which takes seconds to import
+
+    two = items.drop_duplicates('label').head(2)  # a Learner wants classes; its body knows none
+    return make_learner(
+        recipe.but(cache=False),
+        pd.concat([two.assign(split='train'), two.head(1).assign(split='valid')]),
+        progress=False,
+    )
+
 
 def _look(learn, todo, store, known):
     "Compute the features of `todo` into `known`, and keep them; yields how many pictures were done"
     from fungi_fastai.training.frozen import body_features
-    size, fresh, kept = 2*learn.recipe.bs, [], time.monotonic()
+
+    size, fresh, kept = 2 * learn.recipe.bs, [], time.monotonic()
+
     def keep():
-        if fresh: store.write(fresh, np.stack([known[sha] for sha in fresh]))
+        if fresh:
+            store.write(fresh, np.stack([known[sha] for sha in fresh]))
         fresh.clear()
+
     try:
         while len(todo):
             block, todo, began = todo[:size], todo[size:], time.monotonic()
             seen = body_features(learn, block)
             if not (good := np.isfinite(seen).all(1)).all():
-                raise TrainingError(f'{learn.recipe.arch} gives features that are not finite numbers, first of {block["name"][~good].iloc[0]}. '
-                                    'Try other weights, or a recipe with precision fp32.')
+                raise TrainingError(
+                    f'{learn.recipe.arch} gives features that are not finite numbers, first of {block["name"][~good].iloc[0]}. '
+                    'Try other weights, or a recipe with precision fp32.'
+                )
             known.update(zip(block.sha, seen, strict=True))
             fresh += block.sha.tolist()
-            if time.monotonic()-began < 2: size = min(2*size, 4096)
-            if time.monotonic()-kept > 30:
+            if time.monotonic() - began < 2:
+                size = min(2 * size, 4096)
+            if time.monotonic() - kept > 30:
                 keep()
                 kept = time.monotonic()
             yield len(block)
-    finally: keep()   # also when it is interrupted
+    finally:
+        keep()  # also when it is interrupted
 
 # %% ../../nbs/experiments/probe.ipynb #247eb88c
-strengths = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.)  # inverse regularisation (scikit-learn's C), from strict to free
+strengths = (
+    1e-4,
+    3e-4,
+    1e-3,
+    3e-3,
+    1e-2,
+    3e-2,
+    1e-1,
+    3e-1,
+    1.0,
+)  # inverse regularisation (scikit-learn's C), from strict to free
+
 
 def cross_predict(
-    seen:np.ndarray,    # (images, features) float32
-    items:pd.DataFrame, # with the columns name, label, group, cluster and fold
-    seed:int=42,        # of the specimens set aside to choose the strength
-    progress:bool=True, # show it
-) -> tuple[np.ndarray, pd.DataFrame]: # (images, classes) probabilities, classes sorted; a row a fold: fold pictures accuracy macro_f1 strength
+    seen: np.ndarray,  # (images, features) float32
+    items: pd.DataFrame,  # with the columns name, label, group, cluster and fold
+    seed: int = 42,  # of the specimens set aside to choose the strength
+    progress: bool = True,  # show it
+) -> tuple[
+    np.ndarray, pd.DataFrame
+]:  # (images, classes) probabilities, classes sorted; a row a fold: fold pictures accuracy macro_f1 strength
     "Predict each fold by a probe of the others"
     classes = sorted(items.label.unique())
     codes, fold = items.label.map(classes.index).to_numpy(), items.fold.to_numpy()
     probs, rows = np.zeros((len(items), len(classes))), []
+
     def steps():
         for number in np.unique(fold):
             held = fold == number
             probs[held], strength = _probe_fold(seen, codes, items, held, len(classes), seed)
             scores = Evaluation(probs[held], codes[held], classes).metrics()
-            rows.append(dict(fold=int(number), pictures=int(held.sum()), accuracy=scores['accuracy'], macro_f1=scores['macro_f1'], strength=strength))
+            rows.append(
+                dict(
+                    fold=int(number),
+                    pictures=int(held.sum()),
+                    accuracy=scores['accuracy'],
+                    macro_f1=scores['macro_f1'],
+                    strength=strength,
+                )
+            )
             yield int(held.sum())
-    for _ in follow(steps(), len(items), 'predictions') if progress else steps(): pass
+
+    for _ in follow(steps(), len(items), 'predictions') if progress else steps():
+        pass
     return probs, pd.DataFrame(rows)
+
 
 def _probe_fold(seen, codes, items, held, n_classes, seed):
     "Probabilities for the pictures `held` out, from the others; and the strength that was chosen"
     from sklearn.metrics import log_loss
     from sklearn.preprocessing import StandardScaler
+
     others = np.flatnonzero(~held)
     scaler = StandardScaler(copy=False).fit(seen[others])
     x, y = scaler.transform(seen[others]), codes[others]
-    aside = (split(items.iloc[others].assign(given=''), valid=.2, test=0, seed=seed) == 'valid').to_numpy()
-    best, model = (np.inf, strengths[len(strengths)//2], None), None
+    aside = (split(items.iloc[others].assign(given=''), valid=0.2, test=0, seed=seed) == 'valid').to_numpy()
+    best, model = (np.inf, strengths[len(strengths) // 2], None), None
     for strength in strengths if aside.any() else ():
         model = _solve(x[~aside], y[~aside], strength, model)
         said = np.clip(_probabilities(model, x[aside], n_classes), 1e-7, 1)
-        loss = log_loss(y[aside], said/said.sum(1, keepdims=True), labels=range(n_classes))
-        if loss >= best[0]: break
+        loss = log_loss(y[aside], said / said.sum(1, keepdims=True), labels=range(n_classes))
+        if loss >= best[0]:
+            break
         best = loss, strength, model
     _, strength, model = best
     return _probabilities(_solve(x, y, strength, model, 1e-4), scaler.transform(seen[held]), n_classes), strength
+
 
 def _solve(x, y, strength, start=None, tolerance=1e-3):
     "A logistic regression, from where another ended"
     from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression
-    if len(np.unique(y)) < 2: return DummyClassifier().fit(x, y)
+
+    if len(np.unique(y)) < 2:
+        return DummyClassifier().fit(x, y)
     model = LogisticRegression(C=strength, tol=tolerance, max_iter=500, warm_start=True)
     if getattr(start, 'coef_', None) is not None and np.array_equal(start.classes_, np.unique(y)):
         model.coef_, model.intercept_, model.classes_ = start.coef_.copy(), start.intercept_.copy(), start.classes_
-    with warnings.catch_warnings():   # the last digits of convergence make no difference here
+    with warnings.catch_warnings():  # the last digits of convergence make no difference here
         warnings.simplefilter('ignore')
         return model.fit(x, y)
+
 
 def _probabilities(model, x, n_classes):
     "(images, classes): 0 for a class that was not there to be learned"
     probs = np.zeros((len(x), n_classes))
     probs[:, model.classes_] = model.predict_proba(x)
-    return probs/probs.sum(1, keepdims=True)
+    return probs / probs.sum(1, keepdims=True)
 
 # %% ../../nbs/experiments/probe.ipynb #d27bb0f2
 @dataclass(frozen=True)
 class Probe:
     "What a linear probe found"
-    predictions: pd.DataFrame # a row a picture, predicted by a probe of the other folds: path name label group fold predicted confidence p_<class>…
-    folds: pd.DataFrame       # a row a fold: fold pictures accuracy macro_f1 strength
-    about: dict               # arch, weights, size, numbers of pictures, specimens, copies, …
-    seconds: dict             # check, features, folds
-    notes: tuple              # what is worth knowing, in words
+
+    predictions: pd.DataFrame  # a row a picture, predicted by a probe of the other folds: path name label group fold predicted confidence p_<class>…
+    folds: pd.DataFrame  # a row a fold: fold pictures accuracy macro_f1 strength
+    about: dict  # arch, weights, size, numbers of pictures, specimens, copies, …
+    seconds: dict  # check, features, folds
+    notes: tuple  # what is worth knowing, in words
 
     @property
-    def classes(self) -> list[str]: return [c[2:] for c in self.predictions if c.startswith('p_')]
+    def classes(self) -> list[str]:
+        return [c[2:] for c in self.predictions if c.startswith('p_')]
 
     @property
     def evaluation(self) -> Evaluation:
@@ -278,21 +392,39 @@ class Probe:
     @cached_property
     def metrics(self) -> dict:
         "All numbers, ready for JSON. `accuracy`, `macro_f1` and more are of all folds together, `chance` is the largest class's share"
-        spread = {f'{name}_{what}': float(value) for name in ('accuracy', 'macro_f1')
-                  for what, value in (('mean', self.folds[name].mean()), ('sd', self.folds[name].std()))}
+        spread = {
+            f'{name}_{what}': float(value)
+            for name in ('accuracy', 'macro_f1')
+            for what, value in (('mean', self.folds[name].mean()), ('sd', self.folds[name].std()))
+        }
         counts = self.predictions.label.value_counts()
-        return self.evaluation.metrics() | spread | dict(chance=float(counts.iloc[0]/counts.sum()), largest_class=str(counts.index[0])) \
-            | self.about | dict(classes=self.classes, folds=json.loads(self.folds.to_json(orient='records', double_precision=15)),
-                                seconds={k: round(v, 2) for k, v in self.seconds.items()}, notes=list(self.notes))
+        return (
+            self.evaluation.metrics()
+            | spread
+            | dict(chance=float(counts.iloc[0] / counts.sum()), largest_class=str(counts.index[0]))
+            | self.about
+            | dict(
+                classes=self.classes,
+                folds=json.loads(self.folds.to_json(orient='records', double_precision=15)),
+                seconds={k: round(v, 2) for k, v in self.seconds.items()},
+                notes=list(self.notes),
+            )
+        )
 
     def __str__(self):
         found = self.metrics
-        known = f"{say_count(found['n_specimens'], 'specimen')}, " if found['n_specimens'] else ''
-        lines = [f"{say_count(found['n_pictures'], 'picture')}, {known}{found['n_classes']:,} classes; "
-                 f"{found['arch']} at {found['size']} px, {found['weights']}"]
+        known = f'{say_count(found["n_specimens"], "specimen")}, ' if found['n_specimens'] else ''
+        lines = [
+            f'{say_count(found["n_pictures"], "picture")}, {known}{found["n_classes"]:,} classes; '
+            f'{found["arch"]} at {found["size"]} px, {found["weights"]}'
+        ]
         for name, key in (('accuracy', 'accuracy'), ('macro-F1', 'macro_f1')):
-            lines.append(f"  {name:<9} {found[key]:.3f}   {found[key+'_mean']:.3f} ± {found[key+'_sd']:.3f} over {len(self.folds)} folds")
-        lines.append(f"  {'chance':<9} {found['chance']:.3f}   the share of the largest class, {found['largest_class']}")
+            lines.append(
+                f'  {name:<9} {found[key]:.3f}   {found[key + "_mean"]:.3f} ± {found[key + "_sd"]:.3f} over {len(self.folds)} folds'
+            )
+        lines.append(
+            f'  {"chance":<9} {found["chance"]:.3f}   the share of the largest class, {found["largest_class"]}'
+        )
         return '\n'.join([*lines, *self.notes])
 
     __repr__ = __str__
@@ -300,14 +432,23 @@ class Probe:
     @property
     def took(self) -> str:
         "How long it took, in words"
-        return 'It took ' + ', '.join(f'{duration(self.seconds[k])} {what}' for k, what in
-            dict(check='to check the pictures', features='for the features', folds='for the folds').items()) + '.'
+        return (
+            'It took '
+            + ', '.join(
+                f'{duration(self.seconds[k])} {what}'
+                for k, what in dict(
+                    check='to check the pictures', features='for the features', folds='for the folds'
+                ).items()
+            )
+            + '.'
+        )
+
 
 def probe(
-    source,             # a `Recipe`, a `Run` or its folder, or what `Source.of` takes: folder, zip, CSV, DataFrame, Kaggle slug, 'sample'
-    k:int=5,            # folds; fewer where a class has fewer specimens
-    progress:bool=True, # show it
-    **changes,          # any field of `Recipe`: arch='convnext_tiny', weights=FILE, size=160, group='^(.*)_', …
+    source,  # a `Recipe`, a `Run` or its folder, or what `Source.of` takes: folder, zip, CSV, DataFrame, Kaggle slug, 'sample'
+    k: int = 5,  # folds; fewer where a class has fewer specimens
+    progress: bool = True,  # show it
+    **changes,  # any field of `Recipe`: arch='convnext_tiny', weights=FILE, size=160, group='^(.*)_', …
 ) -> Probe:
     """Cross-validated scores of a logistic regression on the frozen body's features; no specimen and no copy is on two sides.
     Raises `UserError`, `TrainingError`"""
@@ -322,11 +463,28 @@ def probe(
     predictions = predictions_table(items, probs, sorted(items.label.unique())).drop(columns='split', errors='ignore')
     predictions.insert(4, 'fold', items.fold.to_numpy())
     if not (recipe.weights or recipe.pretrained):
-        notes = [f'{recipe.arch} has learned nothing yet: its weights are random, and what it sees says little. '
-                 'Weights that were trained (--weights FILE) see more.', *notes]
+        notes = [
+            f'{recipe.arch} has learned nothing yet: its weights are random, and what it sees says little. '
+            'Weights that were trained (--weights FILE) see more.',
+            *notes,
+        ]
     groups, clusters = (items[c][items[c] != ''] for c in ('group', 'cluster'))
-    about = dict(source=recipe.source, arch=recipe.arch, size=recipe.size, seed=recipe.seed,
-                 weights=Path(recipe.weights).name or ('pretrained' if recipe.pretrained else 'random weights'),
-                 n_pictures=len(items), n_specimens=int(groups.nunique()), n_clusters=int((clusters.value_counts() > 1).sum()),
-                 n_units=int(items.unit.nunique()), n_features=int(seen.shape[1]))
-    return Probe(predictions, by_fold, about, dict(zip(('check', 'features', 'folds'), map(float, np.diff(times)), strict=True)), tuple(notes))
+    about = dict(
+        source=recipe.source,
+        arch=recipe.arch,
+        size=recipe.size,
+        seed=recipe.seed,
+        weights=Path(recipe.weights).name or ('pretrained' if recipe.pretrained else 'random weights'),
+        n_pictures=len(items),
+        n_specimens=int(groups.nunique()),
+        n_clusters=int((clusters.value_counts() > 1).sum()),
+        n_units=int(items.unit.nunique()),
+        n_features=int(seen.shape[1]),
+    )
+    return Probe(
+        predictions,
+        by_fold,
+        about,
+        dict(zip(('check', 'features', 'folds'), map(float, np.diff(times)), strict=True)),
+        tuple(notes),
+    )

@@ -38,7 +38,16 @@ from ..evaluation.evidence import gallery, loss_captions, top_losses
 from ..evaluation.explain import grad_cam
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..evaluation.report import guarantee, judge, verdict, write_report
-from ..settings import MissingFileError, TrainingError, UserError, check_place, only_process, settings, write_json, write_table
+from fungi_fastai.settings import (
+    MissingFileError,
+    TrainingError,
+    UserError,
+    check_place,
+    only_process,
+    settings,
+    write_json,
+    write_table,
+)
 from ..training.budget import OnTime, Plan, decided, make_plan
 from ..training.checkpoints import read_weights, save_weights
 from ..training.distributed import call_others, everywhere, together, world_size
@@ -50,77 +59,127 @@ from ..training.tracking import nan_advice
 # %% ../../nbs/experiments/runs.ipynb #b2728117
 def environment(learn=None) -> dict:
     "What this ran on: versions, machine, and with a Learner its device and number format"
+
     def found(name):
-        try: return version(name)
-        except PackageNotFoundError: return None
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
     packages = ('fungi_fastai', 'fastai', 'torch', 'torchvision', 'timm', 'pandas', 'scikit-learn', 'pillow')
-    said = dict(python=platform.python_version(), system=platform.platform(), cores=os.cpu_count(), packages={p: found(p) for p in packages})
-    if learn is None: return said
+    said = dict(
+        python=platform.python_version(),
+        system=platform.platform(),
+        cores=os.cpu_count(),
+        packages={p: found(p) for p in packages},
+    )
+    if learn is None:
+        return said
     device = learn.dls.device
-    return said | dict(device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-                       precision=learn.precision.number_format, precision_why=learn.precision.reason, processes=world_size())
+    return said | dict(
+        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+        precision=learn.precision.number_format,
+        precision_why=learn.precision.reason,
+        processes=world_size(),
+    )
+
 
 def read_kept(
-    file:Path,   # one of a finished run's or experiment's
-    read,        # called with it
-):               # what `read` makes of it
+    file: Path,  # one of a finished run's or experiment's
+    read,  # called with it
+):  # what `read` makes of it
     "A file of a folder that was finished. Raises `MissingFileError`, `UserError` where it is not whole any more"
     advice = 'Take it from a copy, or begin anew in another folder.'
-    try: return read(file)
-    except FileNotFoundError: raise MissingFileError(f'{file} is missing: {file.parent} is not whole. {advice}') from None
-    except UserError: raise   # which says it
-    except ValueError as error: raise UserError(f'{file} is damaged ({str(error).splitlines()[0]}). {advice}') from None   # of JSON, CSV, Parquet
+    try:
+        return read(file)
+    except FileNotFoundError:
+        raise MissingFileError(f'{file} is missing: {file.parent} is not whole. {advice}') from None
+    except UserError:
+        raise  # which says it
+    except ValueError as error:
+        raise UserError(
+            f'{file} is damaged ({str(error).splitlines()[0]}). {advice}'
+        ) from None  # of JSON, CSV, Parquet
 
-def read_json(file:Path): return json.loads(file.read_text('utf8'))
+
+def read_json(file: Path):
+    return json.loads(file.read_text('utf8'))
+
 
 def next_folder(
-    name:str, # of the recipe
-) -> Path:    # runs_dir/name-1, name-2 …: the first that is not there
+    name: str,  # of the recipe
+) -> Path:  # runs_dir/name-1, name-2 …: the first that is not there
     "A free folder for a run"
     runs, number = settings().runs_dir, 1
-    while (runs/f'{name}-{number}').exists(): number += 1
-    return runs/f'{name}-{number}'
+    while (runs / f'{name}-{number}').exists():
+        number += 1
+    return runs / f'{name}-{number}'
 
 # %% ../../nbs/experiments/runs.ipynb #261a554d
 class Run:
     "A run's folder, opened"
-    def __init__(self,
-        folder:str|Path, # with a recipe.json in it
+
+    def __init__(
+        self,
+        folder: str | Path,  # with a recipe.json in it
     ):
         self.folder = Path(folder)
-        if not self.folder.is_dir(): raise MissingFileError(f'There is no run folder {folder}. Train one with: fungi train RECIPE --out {folder}')
-        if not (self.folder/'recipe.json').exists():
+        if not self.folder.is_dir():
+            raise MissingFileError(
+                f'There is no run folder {folder}. Train one with: fungi train RECIPE --out {folder}'
+            )
+        if not (self.folder / 'recipe.json').exists():
             inside = sorted(p.parent for depth in ('*', '*/*') for p in self.folder.glob(f'{depth}/recipe.json'))
             held = f'{inside[0]}, which is one' if inside else ', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'
             raise UserError(f'{folder} is not a run: it has no recipe.json. It holds: {held}.')
-        self.recipe = Recipe.from_json(self.folder/'recipe.json')
+        self.recipe = Recipe.from_json(self.folder / 'recipe.json')
 
     @property
     def asked(self) -> Recipe:
         "The recipe as it was given, before a budget decided on size and epochs"
-        return self.recipe.but(**read_kept(self.folder/'plan.json', read_json)['asked']) if (self.folder/'plan.json').exists() else self.recipe
+        return (
+            self.recipe.but(**read_kept(self.folder / 'plan.json', read_json)['asked'])
+            if (self.folder / 'plan.json').exists()
+            else self.recipe
+        )
 
     @classmethod
-    def load(cls, folder:str|Path) -> 'Run':
+    def load(cls, folder: str | Path) -> 'Run':
         "Open a finished run. Raises `MissingFileError`, `UserError`"
         run = cls(folder)
-        if not run.finished: raise UserError(f'The run in {folder} is not finished. Continue it by the same call that began it, with --out {folder}.')
+        if not run.finished:
+            raise UserError(
+                f'The run in {folder} is not finished. Continue it by the same call that began it, with --out {folder}.'
+            )
         return run
 
     @property
-    def finished(self) -> bool: return (self.folder/'metrics.json').exists()
+    def finished(self) -> bool:
+        return (self.folder / 'metrics.json').exists()
+
     @cached_property
-    def items(self) -> pd.DataFrame: return read_kept(self.folder/'items.parquet', pd.read_parquet)
+    def items(self) -> pd.DataFrame:
+        return read_kept(self.folder / 'items.parquet', pd.read_parquet)
+
     @cached_property
-    def history(self) -> pd.DataFrame: return read_kept(self.folder/'history.csv', pd.read_csv)
+    def history(self) -> pd.DataFrame:
+        return read_kept(self.folder / 'history.csv', pd.read_csv)
+
     @cached_property
-    def metrics(self) -> dict: return read_kept(self.folder/'metrics.json', read_json)
+    def metrics(self) -> dict:
+        return read_kept(self.folder / 'metrics.json', read_json)
+
     @property
-    def verdict(self) -> str: return verdict(self.metrics)
+    def verdict(self) -> str:
+        return verdict(self.metrics)
+
     @cached_property
-    def predictions(self) -> pd.DataFrame: return read_kept(self.folder/'predictions.parquet', pd.read_parquet)
+    def predictions(self) -> pd.DataFrame:
+        return read_kept(self.folder / 'predictions.parquet', pd.read_parquet)
+
     @cached_property
-    def classes(self) -> list[str]: return self.metrics['classes']
+    def classes(self) -> list[str]:
+        return self.metrics['classes']
 
     @property
     def evaluation(self) -> Evaluation:
@@ -128,12 +187,16 @@ class Run:
         return Evaluation.of(self._tested, self.classes)
 
     @property
-    def _tested(self): return self.predictions[self.predictions.split == self.metrics['evaluated_on']]
+    def _tested(self):
+        return self.predictions[self.predictions.split == self.metrics['evaluated_on']]
 
     @cached_property
-    def decisions(self) -> tuple[float, Threshold|None, Conformal|None]: # 1, None and None where it has no validation and test parts
+    def decisions(
+        self,
+    ) -> tuple[float, Threshold | None, Conformal | None]:  # 1, None and None where it has no validation and test parts
         "The temperature and what is chosen on calibrated probabilities, all from the validation part"
-        if 'calibration' not in self.metrics: return 1., None, None
+        if 'calibration' not in self.metrics:
+            return 1.0, None, None
         temperature = float(self.metrics['calibration']['temperature'])
         valid = Evaluation.of(self.predictions[self.predictions.split == 'valid'], self.classes)
         sets = conformal(apply_temperature(valid.probs, temperature), valid.targets, groups=valid.unit)
@@ -143,82 +206,127 @@ class Run:
     def learner(self):
         "The fastai `Learner`, with its loaders and the trained weights"
         learn = make_learner(self.recipe, self.items, trained=True)
-        learn.model.load_state_dict(read_kept(self.folder/'model.safetensors', read_weights)[0])
+        learn.model.load_state_dict(read_kept(self.folder / 'model.safetensors', read_weights)[0])
         return learn
 
-    def probabilities(self,
-        items:pd.DataFrame, # with the column path
-        on_error=None,      # called with the place and the `ImageError` of a picture that cannot be read (default: raise it)
-    ) -> np.ndarray:        # (images, classes), in the order of `classes`; NaN for what could not be read
+    def probabilities(
+        self,
+        items: pd.DataFrame,  # with the column path
+        on_error=None,  # called with the place and the `ImageError` of a picture that cannot be read (default: raise it)
+    ) -> np.ndarray:  # (images, classes), in the order of `classes`; NaN for what could not be read
         "What the network itself says of further pictures, not calibrated"
-        if not len(items): return np.zeros((0, len(self.classes)))
+        if not len(items):
+            return np.zeros((0, len(self.classes)))
         return predict(self.learner, items, on_error)
 
-    def predict(self,
-        pictures, # a path, a Pillow image, or a list of them; a folder is all pictures below it
-        unsure:bool=False, # also say `answer` (a class, or "not sure" below the report's threshold) and `why`
-    ) -> pd.DataFrame: # path name predicted confidence p_<class>…, a row a picture, calibrated where the run could be
+    def predict(
+        self,
+        pictures,  # a path, a Pillow image, or a list of them; a folder is all pictures below it
+        unsure: bool = False,  # also say `answer` (a class, or "not sure" below the report's threshold) and `why`
+    ) -> pd.DataFrame:  # path name predicted confidence p_<class>…, a row a picture, calibrated where the run could be
         "Classify pictures. Raises `ImageError` where one cannot be read, `UserError` where no threshold is known"
         items = _as_items(pictures)
         temperature, threshold, _ = self.decisions
         probs = apply_temperature(self.probabilities(items), temperature)
         found = predictions_table(items, probs, self.classes)
-        if not unsure: return found
-        if threshold is None: raise UserError(f'{self.folder} knows no threshold: that needs a validation and a test part.')
+        if not unsure:
+            return found
+        if threshold is None:
+            raise UserError(f'{self.folder} knows no threshold: that needs a validation and a test part.')
         said = decide(probs, self.classes, threshold=threshold)
         return found.assign(answer=[one.label for one in said], why=[one.why for one in said])
 
-    def classify(self,
-        paths:list[str], # picture files
-    ) -> tuple[np.ndarray, list[str]]: # (paths, classes) probabilities, calibrated as in `predict`, and for each '' or why it could not be read
+    def classify(
+        self,
+        paths: list[str],  # picture files
+    ) -> tuple[
+        np.ndarray, list[str]
+    ]:  # (paths, classes) probabilities, calibrated as in `predict`, and for each '' or why it could not be read
         "What `stream_predictions` asks of a network"
-        errors = ['']*len(paths)
-        probs = self.probabilities(pd.DataFrame({'path': paths}), lambda place, error: errors.__setitem__(place, str(error)))
+        errors = [''] * len(paths)
+        probs = self.probabilities(
+            pd.DataFrame({'path': paths}), lambda place, error: errors.__setitem__(place, str(error))
+        )
         good = np.array([not error for error in errors], bool)
-        if good.any(): probs[good] = apply_temperature(probs[good], self.decisions[0])
+        if good.any():
+            probs[good] = apply_temperature(probs[good], self.decisions[0])
         return probs, errors
 
-    def evaluate(self,
-        source,             # labelled pictures: whatever `Source.of` takes
-        progress:bool=True, # show it
-        **options,          # `label`, `group`, `column` (default: the recipe's)
-    ) -> tuple[dict, pd.DataFrame]: # metrics, and the predictions
+    def evaluate(
+        self,
+        source,  # labelled pictures: whatever `Source.of` takes
+        progress: bool = True,  # show it
+        **options,  # `label`, `group`, `column` (default: the recipe's)
+    ) -> tuple[dict, pd.DataFrame]:  # metrics, and the predictions
         "Evaluate on other labelled pictures. Pictures that were trained on are counted as `n_seen_in_training`"
         options = dict(label=self.recipe.label, group=self.recipe.group, column=self.recipe.column) | options
-        items, _ = check(Source.of(source, sample=self.recipe.name, **options) if not isinstance(source, Source) else source,
-                         policy=('unreadable',), progress=progress)
+        items, _ = check(
+            Source.of(source, sample=self.recipe.name, **options) if not isinstance(source, Source) else source,
+            policy=('unreadable',),
+            progress=progress,
+        )
         used = exclude(items, ('unreadable',))
         used = used[used.label.notna()]
-        Evaluation.of(predictions_table(used, np.full((len(used), len(self.classes)), 1/len(self.classes)), self.classes), self.classes)  # labels known?
+        Evaluation.of(
+            predictions_table(used, np.full((len(used), len(self.classes)), 1 / len(self.classes)), self.classes),
+            self.classes,
+        )  # labels known?
         predictions = predictions_table(used, self.probabilities(used), self.classes)
         seen = set(self.items.sha[self.items.split.isin(['train', 'valid'])])
         judged = Evaluation.of(predictions, self.classes)
-        found = _metrics(judged) | dict(intervals=judged.intervals(),
-            n_unreadable=int(len(items)-len(exclude(items, ('unreadable',)))), n_seen_in_training=int(used.sha.isin(seen).sum()))
+        found = _metrics(judged) | dict(
+            intervals=judged.intervals(),
+            n_unreadable=int(len(items) - len(exclude(items, ('unreadable',)))),
+            n_seen_in_training=int(used.sha.isin(seen).sum()),
+        )
         return found, predictions
 
     def report(self) -> Path:
         "Write `report.html` and `report.json` anew from the run's files, and give the page's path"
-        metrics = self.metrics if 'intervals' in self.metrics else self.metrics | judge(self.predictions, self.classes)   # of an older version
-        machine = read_kept(self.folder/'environment.json', read_json)
-        shown = {'The command': machine.pop('command', '') or command_of(self.asked),
-                 'The recipe': self.recipe.to_json(), 'The machine': json.dumps(machine, indent=2, ensure_ascii=False)}
-        write_json(self.folder/'report.json', dict(verdict=verdict(metrics), guarantee=guarantee(self.items), command=shown['The command'])
-                    | metrics | dict(history=json.loads(self.history.to_json(orient='records'))))
-        return write_report(self.folder/'report.html', f'{self.recipe.name}: {self.recipe.arch} at {self.recipe.size} px',
-                            metrics, self.evaluation, self.items, self.history, shown, self._gallery(), self._errors())
+        metrics = (
+            self.metrics if 'intervals' in self.metrics else self.metrics | judge(self.predictions, self.classes)
+        )  # of an older version
+        machine = read_kept(self.folder / 'environment.json', read_json)
+        shown = {
+            'The command': machine.pop('command', '') or command_of(self.asked),
+            'The recipe': self.recipe.to_json(),
+            'The machine': json.dumps(machine, indent=2, ensure_ascii=False),
+        }
+        write_json(
+            self.folder / 'report.json',
+            dict(verdict=verdict(metrics), guarantee=guarantee(self.items), command=shown['The command'])
+            | metrics
+            | dict(history=json.loads(self.history.to_json(orient='records'))),
+        )
+        return write_report(
+            self.folder / 'report.html',
+            f'{self.recipe.name}: {self.recipe.arch} at {self.recipe.size} px',
+            metrics,
+            self.evaluation,
+            self.items,
+            self.history,
+            shown,
+            self._gallery(),
+            self._errors(),
+        )
 
-    def export(self,
-        out:str|Path|None=None, # the bundle's folder; one that is there is replaced when the new one is whole (default: `bundle` in the run's)
-        **options,    # of `deploy.export.export`: int8, openvino, examples …
+    def export(
+        self,
+        out: str
+        | Path
+        | None = None,  # the bundle's folder; one that is there is replaced when the new one is whole (default: `bundle` in the run's)
+        **options,  # of `deploy.export.export`: int8, openvino, examples …
     ) -> Path:
         "Write what is shipped: weights, ONNX, model card, no pickle. Raises `UserError`, `TrainingError`"
-        return import_module('fungi_fastai.deploy.export').export(self, out or self.folder/'bundle', **options)   # by name: shipping stands above runs
+        return import_module('fungi_fastai.deploy.export').export(
+            self, out or self.folder / 'bundle', **options
+        )  # by name: shipping stands above runs
 
-    def submission(self,
-        out:str|Path, # the competition's .csv
-        **options,    # of `deploy.submission.submission`: test, sample, tta, labels, probabilities …
-    ):                # a `Submission`
+    def submission(
+        self,
+        out: str | Path,  # the competition's .csv
+        **options,  # of `deploy.submission.submission`: test, sample, tta, labels, probabilities …
+    ):  # a `Submission`
         "Predict the competition's test pictures and write what it wants to be sent. Raises `UserError`"
         return import_module('fungi_fastai.deploy.submission').submission(self, out, **options)
 
@@ -229,63 +337,89 @@ class Run:
     def _gallery(self):
         "The worst and best answers as HTML; empty where the pictures are no longer there"
         losses = top_losses(self.predictions, 4)
-        try: seen = grad_cam(self.learner, losses)
-        except UserError: seen = None   # a network without maps
-        try: return gallery(losses, loss_captions(losses), seen, fit=self.recipe.fit)
-        except (UserError, ImageError): return ''
+        try:
+            seen = grad_cam(self.learner, losses)
+        except UserError:
+            seen = None  # a network without maps
+        try:
+            return gallery(losses, loss_captions(losses), seen, fit=self.recipe.fit)
+        except (UserError, ImageError):
+            return ''
 
     def __repr__(self):
-        scores = f", accuracy {self.metrics['accuracy']:.3f}, macro-F1 {self.metrics['macro_f1']:.3f} on {self.metrics['n_test']} pictures"
-        return f"Run({str(self.folder)!r}{scores if self.finished else ', not finished'})"
+        scores = f', accuracy {self.metrics["accuracy"]:.3f}, macro-F1 {self.metrics["macro_f1"]:.3f} on {self.metrics["n_test"]} pictures'
+        return f'Run({str(self.folder)!r}{scores if self.finished else ", not finished"})'
+
 
 def command_of(
-    recipe:Recipe,
-    what:str='train', # train, folds: a command that takes a recipe
-    *more:str,        # further flags
-) -> str:             # fungi train mushrooms --source my_photos --epochs 3
+    recipe: Recipe,
+    what: str = 'train',  # train, folds: a command that takes a recipe
+    *more: str,  # further flags
+) -> str:  # fungi train mushrooms --source my_photos --epochs 3
     "The command that says a recipe, without a folder"
-    known = import_module('fungi_fastai.recipes').recipes   # the command's own defaults, which lie in a later layer
+    known = import_module('fungi_fastai.recipes').recipes  # the command's own defaults, which lie in a later layer
     plain = known.get(recipe.name, next(iter(known.values())))
     said = ['fungi', what, plain.name]
-    if is_sample(recipe.source): plain, said = plain.for_sample(), [*said, '--source', recipe.source]
+    if is_sample(recipe.source):
+        plain, said = plain.for_sample(), [*said, '--source', recipe.source]
     for key, (mine, usual) in recipe.differences(plain).items():
-        if key == 'source' and is_sample(mine): continue
-        if key == 'augment': said += [x for k, v in mine.items() if v != usual[k] for x in (f'--augment.{k}', str(v))]
-        elif isinstance(mine, bool): said.append(f"--{'' if mine else 'no-'}{key.replace('_', '-')}")
-        else: said += [f"--{key.replace('_', '-')}", *(map(str, mine) if isinstance(mine, tuple) else [str(mine)])]
+        if key == 'source' and is_sample(mine):
+            continue
+        if key == 'augment':
+            said += [x for k, v in mine.items() if v != usual[k] for x in (f'--augment.{k}', str(v))]
+        elif isinstance(mine, bool):
+            said.append(f'--{"" if mine else "no-"}{key.replace("_", "-")}')
+        else:
+            said += [f'--{key.replace("_", "-")}', *(map(str, mine) if isinstance(mine, tuple) else [str(mine)])]
     return shlex.join([*said, *more])
 
+
 def _metrics(evaluation):
-    return evaluation.metrics() | dict(classes=list(evaluation.classes), confusion=evaluation.confusion().tolist(),
-        per_class={c: {k: float(v) if k != 'images' else int(v) for k, v in row.items()} for c, row in evaluation.per_class().to_dict('index').items()})
+    return evaluation.metrics() | dict(
+        classes=list(evaluation.classes),
+        confusion=evaluation.confusion().tolist(),
+        per_class={
+            c: {k: float(v) if k != 'images' else int(v) for k, v in row.items()}
+            for c, row in evaluation.per_class().to_dict('index').items()
+        },
+    )
+
 
 def predict(
-    learn,              # a fastai Learner
-    items:pd.DataFrame, # with the column path
-    on_error=None,      # called with the place and the `ImageError` of a picture that cannot be read (default: raise it)
-) -> np.ndarray:        # (images, classes) probabilities; NaN for what could not be read
+    learn,  # a fastai Learner
+    items: pd.DataFrame,  # with the column path
+    on_error=None,  # called with the place and the `ImageError` of a picture that cannot be read (default: raise it)
+) -> np.ndarray:  # (images, classes) probabilities; NaN for what could not be read
     "Probabilities for the pictures of a table, in its order"
     failed = []
+
     def note(place, error):
         failed.append(place)
         on_error(place, error)
+
     loader = make_test_loader(learn.dls, items, on_error=on_error and note)
-    with learn.no_bar(), learn.no_logging(): probs, _ = learn.get_preds(dl=loader)
+    with learn.no_bar(), learn.no_logging():
+        probs, _ = learn.get_preds(dl=loader)
     probs = probs.float().numpy()
     probs[failed] = np.nan
     return probs
 
+
 def _as_items(pictures):
     "Pictures, however they were given, as a table with the columns path and name"
-    if isinstance(pictures, (str, Path, Image.Image)): pictures = [pictures]
+    if isinstance(pictures, (str, Path, Image.Image)):
+        pictures = [pictures]
     rows = []
     for i, one in enumerate(pictures):
-        if isinstance(one, Image.Image): rows.append(dict(path=one, name=f'image {i}'))
+        if isinstance(one, Image.Image):
+            rows.append(dict(path=one, name=f'image {i}'))
         elif Path(one).is_dir():
             found = Source.of(one).read(labels=False)
             rows += [dict(path=p, name=n) for p, n in zip(found['path'], found['name'], strict=True)]
-        else: rows.append(dict(path=str(one), name=Path(one).name))
-    if not rows: raise UserError('No picture was given.')
+        else:
+            rows.append(dict(path=str(one), name=Path(one).name))
+    if not rows:
+        raise UserError('No picture was given.')
     return pd.DataFrame(rows, columns=['path', 'name'])
 
 # %% ../../nbs/experiments/runs.ipynb #1dbeb885
@@ -293,195 +427,294 @@ def _assist(shared, *_, cbs=(), **__):
     "What the other processes do of `train`: their part of a fit and of the predictions"
     folder, items, recipe, on_time = shared
     learn = make_learner(recipe, items, progress=False)
-    if folder: fit(learn, folder, cbs, on_time)
+    if folder:
+        fit(learn, folder, cbs, on_time)
     _predict_held(learn)
+
 
 @everywhere
 def _predict_held(learn):
     held = learn.items[learn.items.split.isin(['valid', 'test'])]
     return predictions_table(held, predict(learn, held), list(learn.dls.vocab))
 
+
 @together(_assist)
 def train(
-    recipe:Recipe,
-    out:str|Path|None=None, # the run's folder (default: a new one under the settings' runs_dir)
-    progress:bool=True,     # show it
-    items:pd.DataFrame|None=None, # pictures with a column `split`, of a fold say (default: those of `prepare_items`)
-    cbs=(),                 # further fastai callbacks
-    tracker:str|None=None,  # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' `tracker`)
-    command:str='',         # what repeats it, for its report, where `items` are not those of the recipe (default: `fungi train …`)
-    began:float|None=None,  # when the recipe's budget began to run, by `time.monotonic` (default: now)
+    recipe: Recipe,
+    out: str | Path | None = None,  # the run's folder (default: a new one under the settings' runs_dir)
+    progress: bool = True,  # show it
+    items: pd.DataFrame
+    | None = None,  # pictures with a column `split`, of a fold say (default: those of `prepare_items`)
+    cbs=(),  # further fastai callbacks
+    tracker: str
+    | None = None,  # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' `tracker`)
+    command: str = '',  # what repeats it, for its report, where `items` are not those of the recipe (default: `fungi train …`)
+    began: float | None = None,  # when the recipe's budget began to run, by `time.monotonic` (default: now)
 ) -> Run:
     """From a recipe to an evaluated, reported run. The same call with the same `out` continues a run that was interrupted,
     and gives back one that is finished. Raises `UserError`; `TrainingError` where the training itself failed"""
     began = time.monotonic() if began is None else began
     folder = Path(out) if out else next_folder(recipe.name)
-    if (folder/'recipe.json').exists():
+    if (folder / 'recipe.json').exists():
         run = Run(folder)
         if changed := recipe.differences(run.asked):
-            raise UserError(f"{folder} holds a run of another recipe: " + '; '.join(f'{k} is {a!r} now and {b!r} there' for k, (a, b) in changed.items())
-                            + '. Choose another --out, or the same settings.')
-        if run.finished: return run
+            raise UserError(
+                f'{folder} holds a run of another recipe: '
+                + '; '.join(f'{k} is {a!r} now and {b!r} there' for k, (a, b) in changed.items())
+                + '. Choose another --out, or the same settings.'
+            )
+        if run.finished:
+            return run
     elif folder.exists() and (not folder.is_dir() or any(not _is_leftover(p) for p in folder.iterdir())):
         raise UserError(f'{folder} is there and is not a run. Choose another --out; nothing in it was touched.')
     check_place(folder)
     with _alone(folder):
-        if (folder/'recipe.json').exists() and Run(folder).finished: return Run.load(folder)   # by another process, meanwhile
-        try: _complete(folder, recipe, progress, items, cbs, settings().tracker if tracker is None else tracker, command, began)
-        except UserError: raise
+        if (folder / 'recipe.json').exists() and Run(folder).finished:
+            return Run.load(folder)  # by another process, meanwhile
+        try:
+            _complete(
+                folder, recipe, progress, items, cbs, settings().tracker if tracker is None else tracker, command, began
+            )
+        except UserError:
+            raise
         except KeyboardInterrupt as stopped:
-            stopped.run = folder   # for the command, which says how to go on
+            stopped.run = folder  # for the command, which says how to go on
             raise
         except OSError as error:
-            raise TrainingError(f'{error.filename or folder} could not be read or written: {error.strerror or error}. The checkpoint before it is whole: '
-                                f'when there is room, the same call with --out {folder} continues.') from None
+            raise TrainingError(
+                f'{error.filename or folder} could not be read or written: {error.strerror or error}. The checkpoint before it is whole: '
+                f'when there is room, the same call with --out {folder} continues.'
+            ) from None
     return Run.load(folder)
+
 
 @contextmanager
 def _alone(folder):
     "Refuse a second process that trains into the same folder"
     fresh = not folder.exists()
-    with only_process(folder/'.lock', f'Another process is training into {folder}. Wait for it, or choose another --out.'):
+    with only_process(
+        folder / '.lock', f'Another process is training into {folder}. Wait for it, or choose another --out.'
+    ):
         try:
-            for part in filter(_is_leftover, folder.rglob('.*.part')): part.unlink()
+            for part in filter(_is_leftover, folder.rglob('.*.part')):
+                part.unlink()
             yield
         finally:
             # a mistake that showed before anything was made leaves nothing behind, so that it can be mended with the same `out`
-            if not (folder/'items.parquet').exists():
-                if fresh: shutil.rmtree(folder, ignore_errors=True)
-                for name in ('recipe.json', 'plan.json'): (folder/name).unlink(missing_ok=True)
+            if not (folder / 'items.parquet').exists():
+                if fresh:
+                    shutil.rmtree(folder, ignore_errors=True)
+                for name in ('recipe.json', 'plan.json'):
+                    (folder / name).unlink(missing_ok=True)
+
 
 def _is_leftover(path):
     "What a process that was killed may leave behind"
     return path.name == '.lock' or path.name.startswith('.') and path.suffix == '.part'
 
+
 def _complete(folder, recipe, progress, items, cbs, tracker, command, began, told=True):
     "A run's folder brought to its end from wherever it stands"
-    if not (folder/'recipe.json').exists(): write_json(folder/'recipe.json', json.loads(recipe.to_json()))
+    if not (folder / 'recipe.json').exists():
+        write_json(folder / 'recipe.json', json.loads(recipe.to_json()))
     with tracked('' if recipe.folds else tracker, folder, recipe) as watching:
         learn, on_time = _prepare(folder, recipe, progress, items, command, began)
-        if recipe.folds: predictions, more = _average(learn, folder, progress, cbs, tracker, on_time)
-        else: predictions, more = _fit(learn, folder, [*cbs, *watching], on_time)
-        seconds = on_time.used if on_time else time.monotonic()-began   # of a budget, by earlier processes too
+        if recipe.folds:
+            predictions, more = _average(learn, folder, progress, cbs, tracker, on_time)
+        else:
+            predictions, more = _fit(learn, folder, [*cbs, *watching], on_time)
+        seconds = on_time.used if on_time else time.monotonic() - began  # of a budget, by earlier processes too
         _conclude(folder, learn, predictions, more | dict(seconds=round(seconds, 1)), watching, told)
+
 
 def _prepare(folder, recipe, progress, items, command, began):
     "The Learner, nothing trained, and what its budget leaves; before anything is kept, so that a wrong arch or weights file shows here"
-    kept, on_time = (folder/'items.parquet').exists(), None
-    if kept: items = pd.read_parquet(folder/'items.parquet')
-    elif items is None: items = prepare_items(recipe, progress)
+    kept, on_time = (folder / 'items.parquet').exists(), None
+    if kept:
+        items = pd.read_parquet(folder / 'items.parquet')
+    elif items is None:
+        items = prepare_items(recipe, progress)
     if recipe.folds and not kept:
         used = items[items.split.isin(['train', 'valid'])]
         items = items.assign(left_out=folds(used, recipe.folds, recipe.seed).reindex(items.index, fill_value=-1))
     plan = _plan(folder, recipe, items, began) if recipe.budget or recipe.arch == 'auto' else None
-    if plan and not kept: items = plan.part(recipe, items)
+    if plan and not kept:
+        items = plan.part(recipe, items)
     learn = make_learner(plan.of(recipe) if plan else recipe, items, progress=progress)
-    if recipe.budget: on_time = OnTime(began, recipe.budget, plan)
+    if recipe.budget:
+        on_time = OnTime(began, recipe.budget, plan)
     if plan:
-        ends = time.time()+on_time.seconds-on_time.used if on_time else None
-        write_json(folder/'plan.json', asdict(plan) | dict(asked={key: getattr(recipe, key) for key in decided}, ends=ends))
-        write_json(folder/'recipe.json', json.loads(learn.recipe.to_json()))
-    if not kept: write_table(folder/'items.parquet', items)
-    if not command and (folder/'environment.json').exists(): command = read_json(folder/'environment.json').get('command', '')   # by `--resume`
-    write_json(folder/'environment.json', environment(learn) | (dict(command=command) if command else {}))
+        ends = time.time() + on_time.seconds - on_time.used if on_time else None
+        write_json(
+            folder / 'plan.json', asdict(plan) | dict(asked={key: getattr(recipe, key) for key in decided}, ends=ends)
+        )
+        write_json(folder / 'recipe.json', json.loads(learn.recipe.to_json()))
+    if not kept:
+        write_table(folder / 'items.parquet', items)
+    if not command and (folder / 'environment.json').exists():
+        command = read_json(folder / 'environment.json').get('command', '')  # by `--resume`
+    write_json(folder / 'environment.json', environment(learn) | (dict(command=command) if command else {}))
     if progress and hasattr(learn, 'progress_line'):
-        learn.progress_line.say('\n'.join([_opening(learn), *([plan.why] if plan else []), f'The run is kept in {folder}']))
+        learn.progress_line.say(
+            '\n'.join([_opening(learn), *([plan.why] if plan else []), f'The run is kept in {folder}'])
+        )
     return learn, on_time
+
 
 def _plan(folder, recipe, items, began):
     "The plan, which a run that is continued has already; with folds, of one of the networks"
-    if (folder/'plan.json').exists(): return Plan(**{k: v for k, v in read_json(folder/'plan.json').items() if k in Plan.__annotations__})
-    left = recipe.budget-(time.monotonic()-began) if recipe.budget else None
-    return make_plan(recipe, _without(items, 0), left and left/recipe.folds) if recipe.folds else make_plan(recipe, items, left)
+    if (folder / 'plan.json').exists():
+        return Plan(**{k: v for k, v in read_json(folder / 'plan.json').items() if k in Plan.__annotations__})
+    left = recipe.budget - (time.monotonic() - began) if recipe.budget else None
+    return (
+        make_plan(recipe, _without(items, 0), left and left / recipe.folds)
+        if recipe.folds
+        else make_plan(recipe, items, left)
+    )
+
 
 def _fit(learn, folder, cbs, on_time):
     call_others((folder, learn.items, learn.recipe, on_time))
     history = fit(learn, folder, cbs, on_time)
-    return _predict_held(learn), dict(n_train=int((learn.items.split == 'train').sum()), epochs=len([r for r in history if r['epoch']]),
-                                      head_solved_again=learn.solved_again)
+    return _predict_held(learn), dict(
+        n_train=int((learn.items.split == 'train').sum()),
+        epochs=len([r for r in history if r['epoch']]),
+        head_solved_again=learn.solved_again,
+    )
+
 
 def _conclude(folder, learn, predictions, found, watching, told):
     items, classes = learn.items, list(learn.dls.vocab)
-    if not np.isfinite(predictions.confidence).all(): raise TrainingError(nan_advice.format(learn.recipe.lr))
-    save_weights(learn.model, folder/'model.safetensors', dict(classes=json.dumps(classes), arch=learn.recipe.arch))
-    write_table(folder/'predictions.parquet', predictions)
-    part = 'test' if (items.split == 'test').any() else 'valid'   # where the recipe keeps no test part
+    if not np.isfinite(predictions.confidence).all():
+        raise TrainingError(nan_advice.format(learn.recipe.lr))
+    save_weights(learn.model, folder / 'model.safetensors', dict(classes=json.dumps(classes), arch=learn.recipe.arch))
+    write_table(folder / 'predictions.parquet', predictions)
+    part = 'test' if (items.split == 'test').any() else 'valid'  # where the recipe keeps no test part
     validated = Evaluation.of(predictions[predictions.split == 'valid'], classes).metrics()
-    found = _metrics(Evaluation.of(predictions[predictions.split == part], classes)) | dict(
-        evaluated_on=part, valid={k: validated[k] for k in ('accuracy', 'macro_f1', 'n_test')}) | found | judge(predictions, classes)
+    found = (
+        _metrics(Evaluation.of(predictions[predictions.split == part], classes))
+        | dict(evaluated_on=part, valid={k: validated[k] for k in ('accuracy', 'macro_f1', 'n_test')})
+        | found
+        | judge(predictions, classes)
+    )
     # metrics.json is the mark of a finished run, and is therefore written last but for the report, which is made from it
     run = Run(folder)
     run.metrics, run.learner = found, learn
-    if told: run.report()
-    for one in watching: one.finished(found)
-    write_json(folder/'metrics.json', found)
-    shutil.rmtree(folder/'checkpoint', ignore_errors=True)
+    if told:
+        run.report()
+    for one in watching:
+        one.finished(found)
+    write_json(folder / 'metrics.json', found)
+    shutil.rmtree(folder / 'checkpoint', ignore_errors=True)
+
 
 def _opening(learn):
-    counts, precision, used, k = learn.items.split.value_counts(), learn.precision, learn.items[learn.items.split.ne('')], learn.recipe.folds
+    counts, precision, used, k = (
+        learn.items.split.value_counts(),
+        learn.precision,
+        learn.items[learn.items.split.ne('')],
+        learn.recipe.folds,
+    )
     known = 'group' in used and used.group[used.group.ne('')].duplicated().any()
     specimens = f" of {used.group.nunique()} specimens (by '{learn.recipe.group}')" if known else ''
-    each = (f"{counts.sum()-counts.get('test', 0)-counts.get('', 0)} pictures to train on, in {k} folds" if k else
-            f"{counts.get('train', 0)} pictures to train on, {counts.get('valid', 0)} to validate")
-    return (f"{learn.arch}: {each}, {counts.get('test', 0)} to test{specimens}, "
-            f"{len(learn.dls.vocab)} classes; {learn.dls.device.type} in {precision.number_format}")
+    each = (
+        f'{counts.sum() - counts.get("test", 0) - counts.get("", 0)} pictures to train on, in {k} folds'
+        if k
+        else f'{counts.get("train", 0)} pictures to train on, {counts.get("valid", 0)} to validate'
+    )
+    return (
+        f'{learn.arch}: {each}, {counts.get("test", 0)} to test{specimens}, '
+        f'{len(learn.dls.vocab)} classes; {learn.dls.device.type} in {precision.number_format}'
+    )
 
 # %% ../../nbs/experiments/runs.ipynb #c388537f
 def _without(items, fold):
     "The pictures as the network sees them that does without a fold"
     taken = items.split.isin(['train', 'valid'])
-    return items.assign(split=items.split.mask(taken, 'train').mask(taken & items.left_out.eq(fold), 'valid')).drop(columns='left_out')
+    return items.assign(split=items.split.mask(taken, 'train').mask(taken & items.left_out.eq(fold), 'valid')).drop(
+        columns='left_out'
+    )
+
 
 def _average(learn, folder, progress, cbs, tracker, on_time):
     "The networks of all folds, and the mean of their weights in the Learner"
     recipe, items = learn.recipe, learn.items
-    parts = [folder/f'fold-{n+1}' for n in range(recipe.folds)]
+    parts = [folder / f'fold-{n + 1}' for n in range(recipe.folds)]
     prepared = on_time.used if on_time else 0
     for n, part in enumerate(parts):
-        if (part/'metrics.json').exists(): continue
+        if (part / 'metrics.json').exists():
+            continue
         part.mkdir(exist_ok=True)
-        if (part/'recipe.json').exists(): member = Run(part).asked
+        if (part / 'recipe.json').exists():
+            member = Run(part).asked
         else:
-            spent = prepared+sum(read_json(one/'metrics.json')['seconds'] for one in parts[:n])   # by earlier processes too
-            member = recipe.but(folds=0, budget=max(1., (recipe.budget-on_time.reserve-spent)/(len(parts)-n)) if on_time else 0.)
-            if on_time: shutil.copy(folder/'plan.json', part)
-        if progress and hasattr(learn, 'progress_line'): learn.progress_line.say(f'Network {n+1} of {len(parts)}')
-        command = f'{command_of(Run(folder).asked)}   # network {n+1}'
+            spent = prepared + sum(
+                read_json(one / 'metrics.json')['seconds'] for one in parts[:n]
+            )  # by earlier processes too
+            member = recipe.but(
+                folds=0,
+                budget=max(1.0, (recipe.budget - on_time.reserve - spent) / (len(parts) - n)) if on_time else 0.0,
+            )
+            if on_time:
+                shutil.copy(folder / 'plan.json', part)
+        if progress and hasattr(learn, 'progress_line'):
+            learn.progress_line.say(f'Network {n + 1} of {len(parts)}')
+        command = f'{command_of(Run(folder).asked)}   # network {n + 1}'
         _complete(part, member, progress, _without(items, n), cbs, tracker, command, time.monotonic(), told=False)
     runs = [Run.load(part) for part in parts]
-    states = [read_weights(part/'model.safetensors')[0] for part in parts]
-    learn.model.load_state_dict({name: sum(state[name] for state in states)/len(states) if one.is_floating_point() else one for name, one in states[0].items()})
+    states = [read_weights(part / 'model.safetensors')[0] for part in parts]
+    learn.model.load_state_dict(
+        {
+            name: sum(state[name] for state in states) / len(states) if one.is_floating_point() else one
+            for name, one in states[0].items()
+        }
+    )
     rows = pd.concat([run.history for run in runs])
-    how = {name: 'first' if name == 'phase' else 'sum' if name == 'seconds' else 'mean' for name in rows if name != 'epoch'}
-    write_table(folder/'history.csv', rows.groupby('epoch', as_index=False).agg(how)[list(rows)])
+    how = {
+        name: 'first' if name == 'phase' else 'sum' if name == 'seconds' else 'mean' for name in rows if name != 'epoch'
+    }
+    write_table(folder / 'history.csv', rows.groupby('epoch', as_index=False).agg(how)[list(rows)])
     call_others((None, items, recipe, None))
     said = _predict_held(learn)
     unseen = pd.concat([run.predictions[run.predictions.split == 'valid'] for run in runs], ignore_index=True)
     known, before = (table[table.path.isin(said.path[said.split == 'valid'])] for table in (said, unseen))
     right, alone = ((table.predicted == table.label).mean() for table in (known, before))
-    if right < alone-2*(alone*(1-alone)/len(known))**.5:   # two standard errors
-        raise TrainingError(f'The mean of the {len(parts)} networks names {right:.1%} of the validation pictures rightly, the networks themselves {alone:.1%} '
-                            'of those that they have not seen: their weights went too far apart. Train with a lower --lr, or without --folds. '
-                            f'The networks are whole, in {folder}/fold-1 and so on.')
-    scores = [dict(fold=n+1, accuracy=run.metrics['accuracy'], macro_f1=run.metrics['macro_f1']) for n, run in enumerate(runs)]
+    if right < alone - 2 * (alone * (1 - alone) / len(known)) ** 0.5:  # two standard errors
+        raise TrainingError(
+            f'The mean of the {len(parts)} networks names {right:.1%} of the validation pictures rightly, the networks themselves {alone:.1%} '
+            'of those that they have not seen: their weights went too far apart. Train with a lower --lr, or without --folds. '
+            f'The networks are whole, in {folder}/fold-1 and so on.'
+        )
+    scores = [
+        dict(fold=n + 1, accuracy=run.metrics['accuracy'], macro_f1=run.metrics['macro_f1'])
+        for n, run in enumerate(runs)
+    ]
     return pd.concat([unseen, said[said.split == 'test']], ignore_index=True), dict(
-        n_train=int(items.split.isin(['train', 'valid']).sum()), epochs=max(run.metrics['epochs'] for run in runs),
-        head_solved_again=any(run.metrics['head_solved_again'] for run in runs), folds=scores)
+        n_train=int(items.split.isin(['train', 'valid']).sum()),
+        epochs=max(run.metrics['epochs'] for run in runs),
+        head_solved_again=any(run.metrics['head_solved_again'] for run in runs),
+        folds=scores,
+    )
 
 # %% ../../nbs/experiments/runs.ipynb #062c033a
 def trainer(
-    recipe:Recipe,
+    recipe: Recipe,
 ):
     "A function that trains this recipe, with changes: `train_mushrooms = trainer(MUSHROOMS)`"
+
     def train_recipe(
-        source=None,            # folder, zip, CSV, DataFrame, Source, Kaggle slug, or 'sample' (default: the recipe's)
-        out:str|Path|None=None, # the run's folder (default: a new one under the settings' runs_dir)
-        progress:bool=True,     # show it
-        tracker:str|None=None,  # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' `tracker`)
-        **changes,              # any field of `Recipe`: arch='convnext_tiny', epochs=3, …
+        source=None,  # folder, zip, CSV, DataFrame, Source, Kaggle slug, or 'sample' (default: the recipe's)
+        out: str | Path | None = None,  # the run's folder (default: a new one under the settings' runs_dir)
+        progress: bool = True,  # show it
+        tracker: str
+        | None = None,  # tensorboard, wandb, mlflow, curves, with commas between (default: the settings' `tracker`)
+        **changes,  # any field of `Recipe`: arch='convnext_tiny', epochs=3, …
     ) -> Run:
         base = recipe.for_sample() if is_sample(source) else recipe
-        return train(base.but(**({} if source is None else dict(source=source)), **changes), out, progress, tracker=tracker)
+        return train(
+            base.but(**({} if source is None else dict(source=source)), **changes), out, progress, tracker=tracker
+        )
+
     train_recipe.__name__ = train_recipe.__qualname__ = f'train_{recipe.name}'
     train_recipe.__doc__ = f'Train the {recipe.name} recipe, from pictures to an evaluated, reported `Run`. Raises `UserError`, `TrainingError`'
     train_recipe.recipe = recipe

@@ -25,43 +25,62 @@ from ..training.recipe import Recipe
 @dataclass(frozen=True)
 class Span:
     "A range of numbers"
+
     low: float
     high: float
     log: bool = False  # drawn evenly in its logarithm
-    step: float = 0    # between the values; 0 = any number in between
+    step: float = 0  # between the values; 0 = any number in between
 
-    def __str__(self): return f'{text_of(self.low)}..{text_of(self.high)}' +' log'*self.log + (f' step {text_of(self.step)}' if self.step else '')
+    def __str__(self):
+        return (
+            f'{text_of(self.low)}..{text_of(self.high)}'
+            + ' log' * self.log
+            + (f' step {text_of(self.step)}' if self.step else '')
+        )
 
     @property
-    def whole(self) -> bool: return isinstance(self.low, int) and isinstance(self.high, int)
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
-    def values(self) -> tuple|None:
+    def values(self) -> tuple | None:
         "All of them, where they can be counted on the way of a grid"
-        if not self.step: return None
-        return tuple(self._tidy(self.low+i*self.step) for i in range(int((self.high-self.low)/self.step+1e-9)+1))
+        if not self.step:
+            return None
+        return tuple(
+            self._tidy(self.low + i * self.step) for i in range(int((self.high - self.low) / self.step + 1e-9) + 1)
+        )
 
     def draw(self, rng):
         "One of them by chance"
-        if self.step: return self.values[rng.integers(len(self.values))]
-        low, high = (self.low, self.high+self.whole) if not self.log else np.log([self.low, self.high])
+        if self.step:
+            return self.values[rng.integers(len(self.values))]
+        low, high = (self.low, self.high + self.whole) if not self.log else np.log([self.low, self.high])
         value = rng.uniform(low, high)
-        if self.log: value = round(math.exp(value)) if self.whole else math.exp(value)
+        if self.log:
+            value = round(math.exp(value)) if self.whole else math.exp(value)
         return self._tidy(value)
 
     def _tidy(self, value):
         "Three digits are enough, and make names that can be read"
-        return min(max(int(value) if self.whole else float(f'{value:.12g}' if self.step else f'{value:.3g}'), self.low), self.high)
+        return min(
+            max(int(value) if self.whole else float(f'{value:.12g}' if self.step else f'{value:.3g}'), self.low),
+            self.high,
+        )
+
 
 def text_of(value) -> str:
     "A value in a folder's name or a table"
-    if isinstance(value, Augment): return next((k for k, p in policies.items() if p == value), hashlib.sha1(repr(value).encode()).hexdigest()[:8])
-    if isinstance(value, float): return f'{value:g}' if float(f'{value:g}') == value else repr(value)
+    if isinstance(value, Augment):
+        return next((k for k, p in policies.items() if p == value), hashlib.sha1(repr(value).encode()).hexdigest()[:8])
+    if isinstance(value, float):
+        return f'{value:g}' if float(f'{value:g}') == value else repr(value)
     return '+'.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
+
 def with_values(
-    recipe:Recipe,
-    values:dict, # field → value; `augment.strength` and its like as well
+    recipe: Recipe,
+    values: dict,  # field → value; `augment.strength` and its like as well
 ) -> Recipe:
     "A recipe with some values. Raises `UserError`"
     recipe = recipe.but(**{k: v for k, v in values.items() if '.' not in k})
@@ -72,62 +91,86 @@ def with_values(
 _number = r'([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)'
 _span = re.compile(rf'\s*{_number}\s*\.\.\s*{_number}\s*(?:[\s:]\s*(log)|[\s:]\s*step[\s:=]*{_number})?\s*')
 
+
 def parse_values(
-    field:str, # of a recipe
-    given,     # a list of values, or text: values with commas, or a range
-) -> tuple|Span:
+    field: str,  # of a recipe
+    given,  # a list of values, or text: values with commas, or a range
+) -> tuple | Span:
     "The values of a field. Raises `UserError`"
     usual = _usual(field)
-    if isinstance(given, Span): given = str(given)
+    if isinstance(given, Span):
+        given = str(given)
     if not isinstance(given, str):
-        found = list(given) if isinstance(given, list|tuple|range|np.ndarray) else [given]
+        found = list(given) if isinstance(given, list | tuple | range | np.ndarray) else [given]
         found = [v.item() if isinstance(v, np.generic) else tuple(v) if isinstance(v, list) else v for v in found]
-    elif isinstance(usual, int|float) and not isinstance(usual, bool) and '..' in given: return _parse_span(field, given, usual)
-    else: found = [_cast(field, part.strip(), usual) for part in given.split(',') if part.strip()]
-    if not found: raise UserError(f'{field} has no values: {given!r}.')
+    elif isinstance(usual, int | float) and not isinstance(usual, bool) and '..' in given:
+        return _parse_span(field, given, usual)
+    else:
+        found = [_cast(field, part.strip(), usual) for part in given.split(',') if part.strip()]
+    if not found:
+        raise UserError(f'{field} has no values: {given!r}.')
     return tuple({text_of(v): v for v in found}.values())
 
+
 def parse_value(
-    field:str, # of a recipe
-    text:str,  # one value
+    field: str,  # of a recipe
+    text: str,  # one value
 ):
     "A field's value from text. Raises `UserError`"
     return _cast(field, text, _usual(field))
 
+
 def _usual(field):
     "A field's value in the plain recipe"
     of, name = (Augment(), field.partition('.')[2]) if field.startswith('augment.') else (Recipe(), field)
-    if name in {f.name for f in fields(of)} and field != 'name': return getattr(of, name)
-    if of == Augment(): of.but(**{name: 0})   # says which there are
-    if field == 'name': raise UserError('name cannot be varied: it decides nothing.')
+    if name in {f.name for f in fields(of)} and field != 'name':
+        return getattr(of, name)
+    if of == Augment():
+        of.but(**{name: 0})  # says which there are
+    if field == 'name':
+        raise UserError('name cannot be varied: it decides nothing.')
     Recipe().but(**{field: None})
     raise UserError(f'{field} cannot be varied.')
 
+
 def _cast(field, text, usual):
     try:
-        if isinstance(usual, bool): return dict(true=True, yes=True, false=False, no=False)[text.lower()]
-        if isinstance(usual, int|float): return type(usual)(text)
+        if isinstance(usual, bool):
+            return dict(true=True, yes=True, false=False, no=False)[text.lower()]
+        if isinstance(usual, int | float):
+            return type(usual)(text)
         return tuple(filter(None, text.split('+'))) if isinstance(usual, tuple) else text
     except (ValueError, KeyError):
-        what = 'true or false' if isinstance(usual, bool) else 'a whole number' if isinstance(usual, int) else 'a number'
-        raise UserError(f'{field} is {text!r}; expected {what}, or a range such as 16..128, 1e-5..1e-2 log or 16..128 step 16.') from None
+        what = (
+            'true or false' if isinstance(usual, bool) else 'a whole number' if isinstance(usual, int) else 'a number'
+        )
+        raise UserError(
+            f'{field} is {text!r}; expected {what}, or a range such as 16..128, 1e-5..1e-2 log or 16..128 step 16.'
+        ) from None
+
 
 def _parse_span(field, given, usual):
     found = _span.fullmatch(given)
-    if not found: raise UserError(f'{field} is {given!r}; expected a range such as 16..128, 1e-5..1e-2 log or 16..128 step 16.')
+    if not found:
+        raise UserError(f'{field} is {given!r}; expected a range such as 16..128, 1e-5..1e-2 log or 16..128 step 16.')
     low, high, log, step = found.groups()
     low, high, step = (_cast(field, text, usual) if text else 0 for text in (low, high, step))
-    if not low < high: raise UserError(f'{field} is {given!r}; expected the smaller number first.')
-    if log and low <= 0: raise UserError(f'{field} is {given!r}; a logarithmic range begins above 0.')
-    if found[4] and step <= 0: raise UserError(f'{field} is {given!r}; expected a step above 0.')
+    if not low < high:
+        raise UserError(f'{field} is {given!r}; expected the smaller number first.')
+    if log and low <= 0:
+        raise UserError(f'{field} is {given!r}; a logarithmic range begins above 0.')
+    if found[4] and step <= 0:
+        raise UserError(f'{field} is {given!r}; expected a step above 0.')
     return Span(low, high, bool(log), step)
 
+
 def parse_space(
-    recipe:Recipe,
-    space:dict, # field → values
-) -> dict:      # field → tuple of values, or `Span`
+    recipe: Recipe,
+    space: dict,  # field → values
+) -> dict:  # field → tuple of values, or `Span`
     "What is varied, checked by making the recipes. Raises `UserError`"
-    if not space: raise UserError('Nothing is varied. Say what: --vary lr=1e-4,1e-3 (in Python: dict(lr=[1e-4, 1e-3])).')
+    if not space:
+        raise UserError('Nothing is varied. Say what: --vary lr=1e-4,1e-3 (in Python: dict(lr=[1e-4, 1e-3])).')
     found = {field: parse_values(field, given) for field, given in space.items()}
     if 'augment' in found and any(f.startswith('augment.') for f in found):
         raise UserError('augment and a field of it cannot be varied together: one would undo the other.')
@@ -136,57 +179,68 @@ def parse_space(
             changed = with_values(recipe, {field: value})
             if field == 'arch':
                 from fungi_fastai.models.networks import find_arch
+
                 find_arch(changed.arch)
     return found
 
 # %% ../../nbs/experiments/spaces.ipynb #46794aa1
 def combinations(
-    space:dict,       # from `parse_space`
-    how:str,          # grid, random or tpe
-    trials:int|None,  # how many; None = all of a grid, else 20
-    seed:int=42,
-) -> list[dict]:      # field → value a trial; empty for one whose values TPE will say
+    space: dict,  # from `parse_space`
+    how: str,  # grid, random or tpe
+    trials: int | None,  # how many; None = all of a grid, else 20
+    seed: int = 42,
+) -> list[dict]:  # field → value a trial; empty for one whose values TPE will say
     "What is tried. Raises `UserError`"
     if how == 'grid':
         lists = {f: v.values if isinstance(v, Span) else v for f, v in space.items()}
         if endless := [f for f, v in lists.items() if v is None]:
-            raise UserError(f'A grid needs values that can be counted, and {endless[0]} is the range {space[endless[0]]}. '
-                            'List them, give a step (16..128 step 16), or search with --how random or tpe.')
+            raise UserError(
+                f'A grid needs values that can be counted, and {endless[0]} is the range {space[endless[0]]}. '
+                'List them, give a step (16..128 step 16), or search with --how random or tpe.'
+            )
         total = math.prod(map(len, lists.values()))
-        if total > 10_000 and not trials: raise UserError(f'The grid has {total:,} combinations. Take fewer values, or --how random --trials 50.')
+        if total > 10_000 and not trials:
+            raise UserError(f'The grid has {total:,} combinations. Take fewer values, or --how random --trials 50.')
         return [dict(zip(lists, values, strict=True)) for values in islice(product(*lists.values()), trials)]
     trials = trials or 20
-    drawn = trials if how == 'random' else min(10, max(2, trials//3), trials)
+    drawn = trials if how == 'random' else min(10, max(2, trials // 3), trials)
     rng, found = np.random.default_rng(seed), {}
-    for _ in range(100*drawn):
-        if len(found) == drawn: break
+    for _ in range(100 * drawn):
+        if len(found) == drawn:
+            break
         values = {f: v.draw(rng) if isinstance(v, Span) else v[rng.integers(len(v))] for f, v in space.items()}
         found.setdefault(trial_name(values), values)
-    return [*found.values(), *[{}]*(trials-drawn)]
+    return [*found.values(), *[{}] * (trials - drawn)]
+
 
 def trial_name(
-    values:dict, # field → value
-) -> str:        # bs=16,lr=0.001
+    values: dict,  # field → value
+) -> str:  # bs=16,lr=0.001
     "What a trial's folder is called"
     name = ','.join(f'{f}={text_of(v)}' for f, v in values.items())
     tidy = re.sub(r'[^\w.,=+-]', '-', name)
     return name if tidy == name and len(name) <= 120 else f'{tidy[:100]}-{hashlib.sha1(name.encode()).hexdigest()[:8]}'
 
+
 def as_range(
-    values:Span,
-) -> dict: # low, high, log, step
+    values: Span,
+) -> dict:  # low, high, log, step
     "A range as Optuna's functions take it"
     options = dict(low=values.low, high=values.values[-1] if values.step else values.high, log=values.log)
     return options | dict(step=values.step) if values.step else options
 
+
 def suggest(
-    trial,      # Optuna's
-    space:dict, # from `parse_space`
-) -> dict:      # field → value
+    trial,  # Optuna's
+    space: dict,  # from `parse_space`
+) -> dict:  # field → value
     "A trial's values: those it was put into the queue with, or what the study's sampler says"
     found = {}
     for field, values in space.items():
-        if isinstance(values, Span): found[field] = values._tidy((trial.suggest_int if values.whole else trial.suggest_float)(field, **as_range(values)))
+        if isinstance(values, Span):
+            found[field] = values._tidy(
+                (trial.suggest_int if values.whole else trial.suggest_float)(field, **as_range(values))
+            )
         else:
             said = trial.suggest_categorical(field, [text_of(v) for v in values])
             found[field] = next(v for v in values if text_of(v) == said)

@@ -17,54 +17,81 @@ from .spaces import text_of
 # %% ../../nbs/experiments/sweep_figures.ipynb #f95cf745
 def two_fields(varied):
     "What lies across, what upwards, and what makes a map each"
-    varied = sorted(varied, key=lambda f: ('bs lr'.split().index(f) if f in ('bs', 'lr') else 9 if f == 'accumulate' else 5))
+    varied = sorted(
+        varied, key=lambda f: 'bs lr'.split().index(f) if f in ('bs', 'lr') else 9 if f == 'accumulate' else 5
+    )
     return varied[0], varied[1], varied[-1] if len(varied) > 2 else None
 
+
 def plot_heat_map(
-    rows:pd.DataFrame,    # finished trials
-    x:str,                # the field that lies across
-    y:str,                # the one that goes upwards
-    facet:str|None=None,  # a map for each of its values, if they are at most 4
-    metric:str='accuracy',
-):                        # a matplotlib Figure
+    rows: pd.DataFrame,  # finished trials
+    x: str,  # the field that lies across
+    y: str,  # the one that goes upwards
+    facet: str | None = None,  # a map for each of its values, if they are at most 4
+    metric: str = 'accuracy',
+):  # a matplotlib Figure
     "The mean score by two fields"
-    if facet is None or rows[facet].nunique() > 4: maps = [('', rows)]
-    else: maps = [(f'{facet} {text_of(v)}', some) for v, some in rows.groupby(facet)]
-    figure, axes = chart(1.2+3.2*len(maps), 3, columns=len(maps))
+    if facet is None or rows[facet].nunique() > 4:
+        maps = [('', rows)]
+    else:
+        maps = [(f'{facet} {text_of(v)}', some) for v, some in rows.groupby(facet)]
+    figure, axes = chart(1.2 + 3.2 * len(maps), 3, columns=len(maps))
     low, high = rows[metric].min(), rows[metric].max()
-    colour = dict(cmap='Greens' if metric != 'valid_loss' else 'Greens_r', vmin=low, vmax=max(high, low+1e-9))
+    colour = dict(cmap='Greens' if metric != 'valid_loss' else 'Greens_r', vmin=low, vmax=max(high, low + 1e-9))
     across, upwards = (sorted(rows[f].unique(), key=_order) for f in (x, y))
     for axis, (title, some) in zip(axes, maps, strict=True):
         axis.set_title(title, fontsize=9, color=colours['ink'])
         axis.set(xlabel=x, ylabel=y if axis is axes[0] else '')
         if len(across) > 12 or len(upwards) > 12:
-            drawn = axis.scatter(_places(axis.xaxis, some[x], across), _places(axis.yaxis, some[y], upwards), c=some[metric], s=45,
-                                 edgecolors=colours['faint'], linewidths=.5, **colour)
+            drawn = axis.scatter(
+                _places(axis.xaxis, some[x], across),
+                _places(axis.yaxis, some[y], upwards),
+                c=some[metric],
+                s=45,
+                edgecolors=colours['faint'],
+                linewidths=0.5,
+                **colour,
+            )
             continue
         cells = np.full((len(upwards), len(across)), np.nan)
         for (a, b), group in some.groupby([some[x].map(text_of), some[y].map(text_of)]):
             i, j = ([text_of(v) for v in names].index(t) for names, t in ((upwards, b), (across, a)))
             cells[i, j] = group[metric].mean()
         drawn = axis.imshow(cells, origin='lower', aspect='auto', **colour)
-        axis.set_xticks(range(len(across)), map(text_of, across)); axis.set_yticks(range(len(upwards)), map(text_of, upwards))
+        axis.set_xticks(range(len(across)), map(text_of, across))
+        axis.set_yticks(range(len(upwards)), map(text_of, upwards))
         axis.spines[['left', 'bottom']].set_visible(False)
         for i, j in zip(*np.nonzero(np.isfinite(cells)), strict=True):
-            dark = (cells[i, j]-low)/max(high-low, 1e-9) > .55
-            axis.text(j, i, f'{cells[i, j]:.3f}', ha='center', va='center', fontsize=8, color='white' if dark != (metric == 'valid_loss') else '#24302b')
+            dark = (cells[i, j] - low) / max(high - low, 1e-9) > 0.55
+            axis.text(
+                j,
+                i,
+                f'{cells[i, j]:.3f}',
+                ha='center',
+                va='center',
+                fontsize=8,
+                color='white' if dark != (metric == 'valid_loss') else '#24302b',
+            )
     bar = figure.colorbar(drawn, ax=axes, label=metric.replace('_', ' '))
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=colours['ink'], labelsize=8)
     bar.ax.yaxis.label.set(color=colours['ink'], fontsize=9)
     return figure
 
-def _order(value): return (0, value, '') if isinstance(value, int|float|np.number) else (1, 0, text_of(value))
 
-def _is_number(value): return isinstance(value, int|float|np.number) and not isinstance(value, bool|np.bool_)
+def _order(value):
+    return (0, value, '') if isinstance(value, int | float | np.number) else (1, 0, text_of(value))
+
+
+def _is_number(value):
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
+
 
 def _places(axis, values, names):
     "Where values lie on an axis: numbers in their place, on a logarithmic scale where they span more than 30 times, words in a row"
     if all(map(_is_number, names)):
-        if min(names) > 0 and max(names)/min(names) > 30: getattr(axis.axes, f'set_{axis.axis_name}scale')('log')
+        if min(names) > 0 and max(names) / min(names) > 30:
+            getattr(axis.axes, f'set_{axis.axis_name}scale')('log')
         return values.astype(float)
     texts = [text_of(v) for v in names]
     axis.set_ticks(range(len(texts)), texts)
@@ -72,48 +99,66 @@ def _places(axis, values, names):
 
 # %% ../../nbs/experiments/sweep_figures.ipynb #3be8faaa
 def plot_parallel(
-    rows:pd.DataFrame, # finished trials
-    names:list[str],   # the fields
-    metric:str='accuracy',
-):                     # a matplotlib Figure
+    rows: pd.DataFrame,  # finished trials
+    names: list[str],  # the fields
+    metric: str = 'accuracy',
+):  # a matplotlib Figure
     "A line a trial through its values to its score: the better, the darker; the best in orange"
-    figure, (axis,) = chart(1.6+1.7*len(names), 3)
+    figure, (axis,) = chart(1.6 + 1.7 * len(names), 3)
     order = rows[metric].rank(ascending=metric != 'valid_loss', method='first')
     heights = {}
     for place, name in enumerate([*names, metric]):
         values = sorted(rows[name].unique(), key=_order)
-        if name != metric and len(values) <= 12: level = rows[name].map(text_of).map({text_of(v): i for i, v in enumerate(values)}).astype(float)
+        if name != metric and len(values) <= 12:
+            level = rows[name].map(text_of).map({text_of(v): i for i, v in enumerate(values)}).astype(float)
         elif all(map(_is_number, values)):
             level = rows[name].astype(float)
-            if values[0] > 0 and values[-1]/values[0] > 30: level = np.log(level)
-        else: level = rows[name].map(text_of).rank(method='dense')
-        span = level.max()-level.min()
-        heights[name] = (level-level.min())/span if span else level*0+.5
+            if values[0] > 0 and values[-1] / values[0] > 30:
+                level = np.log(level)
+        else:
+            level = rows[name].map(text_of).rank(method='dense')
+        span = level.max() - level.min()
+        heights[name] = (level - level.min()) / span if span else level * 0 + 0.5
         ticks = values if name != metric and len(values) <= 12 else [values[0], values[-1]]
         for i, value in enumerate(ticks):
             shown = f'{value:.3f}' if name == metric else text_of(value)
-            axis.annotate(shown, (place, i/(len(ticks)-1) if len(ticks) > 1 else .5), (5, 0), textcoords='offset points', va='center', fontsize=8,
-                          color=colours['ink'], bbox=dict(boxstyle='square,pad=.1', fc='white', ec='none', alpha=.7), zorder=4)
+            axis.annotate(
+                shown,
+                (place, i / (len(ticks) - 1) if len(ticks) > 1 else 0.5),
+                (5, 0),
+                textcoords='offset points',
+                va='center',
+                fontsize=8,
+                color=colours['ink'],
+                bbox=dict(boxstyle='square,pad=.1', fc='white', ec='none', alpha=0.7),
+                zorder=4,
+            )
         axis.axvline(place, color=colours['faint'], lw=1, zorder=1)
     for i in order.sort_values().index:
-        best, share = order[i] == len(rows), (order[i]-1)/max(len(rows)-1, 1)
-        axis.plot(range(len(names)+1), [heights[n][i] for n in (*names, metric)], color=colours['warn' if best else 'main'],
-                  lw=2 if best else 1.2, alpha=1 if best else .15+.6*share, zorder=3 if best else 2)
-    axis.set_xticks(range(len(names)+1), [*names, metric.replace('_', ' ')])
-    axis.set(yticks=[], ylim=(-.08, 1.08), xlim=(-.15, len(names)+.45))
+        best, share = order[i] == len(rows), (order[i] - 1) / max(len(rows) - 1, 1)
+        axis.plot(
+            range(len(names) + 1),
+            [heights[n][i] for n in (*names, metric)],
+            color=colours['warn' if best else 'main'],
+            lw=2 if best else 1.2,
+            alpha=1 if best else 0.15 + 0.6 * share,
+            zorder=3 if best else 2,
+        )
+    axis.set_xticks(range(len(names) + 1), [*names, metric.replace('_', ' ')])
+    axis.set(yticks=[], ylim=(-0.08, 1.08), xlim=(-0.15, len(names) + 0.45))
     axis.spines[['left', 'bottom']].set_visible(False)
     axis.tick_params(length=0)
     return figure
 
 # %% ../../nbs/experiments/sweep_figures.ipynb #1c9b6238
 def plot_importance(
-    shares:dict, # field → share, from `Sweep.importance`
-):               # a matplotlib Figure
+    shares: dict,  # field → share, from `Sweep.importance`
+):  # a matplotlib Figure
     "How much each field has to do with the score"
-    figure, (axis,) = chart(5, .8+.35*len(shares))
+    figure, (axis,) = chart(5, 0.8 + 0.35 * len(shares))
     names = list(shares)[::-1]
-    bars = axis.barh(names, [shares[n] for n in names], color=colours['main'], height=.6)
+    bars = axis.barh(names, [shares[n] for n in names], color=colours['main'], height=0.6)
     axis.bar_label(bars, [f'{shares[n]:.0%}' for n in names], padding=4, fontsize=8, color=colours['ink'])
-    axis.set(xlim=(0, max(shares.values())*1.15), xticks=[])
+    axis.set(xlim=(0, max(shares.values()) * 1.15), xticks=[])
     axis.spines['bottom'].set_visible(False)
     return figure

@@ -27,7 +27,18 @@ from ..data.items import duration
 from ..data.pages import as_svg
 from ..evaluation.metrics import Evaluation
 from .runs import Run, read_json, read_kept, train
-from .spaces import Span, as_range, combinations, parse_space, parse_value, parse_values, suggest, text_of, trial_name, with_values
+from fungi_fastai.experiments.spaces import (
+    Span,
+    as_range,
+    combinations,
+    parse_space,
+    parse_value,
+    parse_values,
+    suggest,
+    text_of,
+    trial_name,
+    with_values,
+)
 from .sweep_figures import plot_heat_map, plot_importance, plot_parallel, two_fields
 from .workers import Worker, load_optuna, open_storage, poll
 from ..settings import TrainingError, UserError, check_place, write_json, write_table, write_text
@@ -40,42 +51,71 @@ from ..training.tracking import EpochCallback
 class Pruned(Exception):
     "A trial that is not worth going on with"
 
+
 class TrialReport(EpochCallback):
     "Tells a trial's score after each epoch, and ends the fit where the pruner says so"
-    order = SaveState.order+1
-    def __init__(self,
-        trial,       # Optuna's
-        metric:str,  # column of the history
-        epochs:int,  # in all; after the last there is nothing to prune
-        say=None,    # called with the row of each epoch
-    ): self.trial, self.metric, self.epochs, self.say, self.told = trial, metric, epochs, say, set()
+
+    order = SaveState.order + 1
+
+    def __init__(
+        self,
+        trial,  # Optuna's
+        metric: str,  # column of the history
+        epochs: int,  # in all; after the last there is nothing to prune
+        say=None,  # called with the row of each epoch
+    ):
+        self.trial, self.metric, self.epochs, self.say, self.told = trial, metric, epochs, say, set()
 
     def epoch_done(self):
         row = self.history.rows[-1]
         self.tell(self.history.rows)
-        if self.say: self.say(row)
-        if row['epoch'] < self.epochs and self.trial.should_prune(): raise Pruned(f"pruned after epoch {row['epoch']}")
+        if self.say:
+            self.say(row)
+        if row['epoch'] < self.epochs and self.trial.should_prune():
+            raise Pruned(f'pruned after epoch {row["epoch"]}')
 
     def tell(self, rows):
         "Those that were not told yet"
         for row in rows:
-            if row['epoch'] and row['epoch'] not in self.told: self.trial.report(float(row[self.metric]), int(row['epoch']))
+            if row['epoch'] and row['epoch'] not in self.told:
+                self.trial.report(float(row[self.metric]), int(row['epoch']))
             self.told.add(row['epoch'])
 
+
 directions = dict(accuracy='maximize', macro_f1='maximize', valid_loss='minimize')
+
 
 def _scores(run):
     "What the table says of a finished run"
     valid = run.metrics['valid']
     seen = run.predictions[run.predictions.split == 'valid']
-    return dict(accuracy=valid['accuracy'], macro_f1=valid['macro_f1'], valid_loss=Evaluation.of(seen, run.classes).metrics()['log_loss'],
-                epochs=run.metrics['epochs'], seconds=run.metrics['seconds'])
+    return dict(
+        accuracy=valid['accuracy'],
+        macro_f1=valid['macro_f1'],
+        valid_loss=Evaluation.of(seen, run.classes).metrics()['log_loss'],
+        epochs=run.metrics['epochs'],
+        seconds=run.metrics['seconds'],
+    )
+
 
 def _test_scores(run):
-    return {f'test_{k}': run.metrics[k] for k in ('accuracy', 'macro_f1')} if run.metrics['evaluated_on'] == 'test' else {}
+    return (
+        {f'test_{k}': run.metrics[k] for k in ('accuracy', 'macro_f1')} if run.metrics['evaluated_on'] == 'test' else {}
+    )
 
 # %% ../../nbs/experiments/sweeps.ipynb #347d47aa
-_data_fields = {'source', 'column', 'label', 'group', 'exclude', 'valid', 'test', 'fraction', 'seed'}   # whose change makes another table of pictures
+_data_fields = {
+    'source',
+    'column',
+    'label',
+    'group',
+    'exclude',
+    'valid',
+    'test',
+    'fraction',
+    'seed',
+}  # whose change makes another table of pictures
+
 
 def _run_trial(worker, study, trial, recipe, values, folder, metric, items_of, say):
     "Train one trial and note what came of it"
@@ -89,89 +129,120 @@ def _run_trial(worker, study, trial, recipe, values, folder, metric, items_of, s
         scores = _scores(run)
         _tell(worker, study, trial, dict(scores=scores, test=_test_scores(run)), value=scores[metric])
     except Pruned:
-        rows = pd.read_csv(folder/'history.csv')
+        rows = pd.read_csv(folder / 'history.csv')
         last = rows.iloc[-1]
-        scores = {k: float(last[k]) for k in directions} | dict(epochs=int(last.epoch), seconds=round(float(rows.seconds.sum()), 1))
+        scores = {k: float(last[k]) for k in directions} | dict(
+            epochs=int(last.epoch), seconds=round(float(rows.seconds.sum()), 1)
+        )
         _tell(worker, study, trial, dict(scores=scores), 'PRUNED')
-        shutil.rmtree(folder/'checkpoint', ignore_errors=True)
-    except (TrainingError, UserError) as error: _tell(worker, study, trial, dict(reason=str(error)), 'FAIL')
-    except worker.optuna.exceptions.UpdateFinishedTrialError: pass   # this worker was thought dead, and another has taken over
+        shutil.rmtree(folder / 'checkpoint', ignore_errors=True)
+    except (TrainingError, UserError) as error:
+        _tell(worker, study, trial, dict(reason=str(error)), 'FAIL')
+    except worker.optuna.exceptions.UpdateFinishedTrialError:
+        pass  # this worker was thought dead, and another has taken over
     except BaseException:
         _tell(worker, study, trial, dict(given_back=True), 'FAIL')
         raise
-    if time.monotonic()-begun > 5: gc.collect()   # a Learner is a circle of references, and holds its memory until somebody looks
+    if time.monotonic() - begun > 5:
+        gc.collect()  # a Learner is a circle of references, and holds its memory until somebody looks
+
 
 def _tell(worker, study, trial, attributes, state='COMPLETE', value=None):
     "What came of a trial; nothing where another worker has taken it over"
     try:
-        for key, said in attributes.items(): trial.set_user_attr(key, said)
+        for key, said in attributes.items():
+            trial.set_user_attr(key, said)
         study.tell(trial, value, state=worker.optuna.trial.TrialState[state])
-    except worker.optuna.exceptions.UpdateFinishedTrialError: pass
+    except worker.optuna.exceptions.UpdateFinishedTrialError:
+        pass
+
 
 def _train(recipe, folder, items, report):
     "`train`, after a wait where another process has the folder: the same values drawn twice, or a worker that was thought dead"
     while True:
-        try: return train(recipe, folder, progress=False, items=items, cbs=[report])
+        try:
+            return train(recipe, folder, progress=False, items=items, cbs=[report])
         except UserError as error:
-            if not str(error).startswith('Another process'): raise
+            if not str(error).startswith('Another process'):
+                raise
             time.sleep(poll)
 
 # %% ../../nbs/experiments/sweeps.ipynb #c6d3b440
 @dataclass(frozen=True)
 class Sweep:
     "What a sweep found, and figures of it"
-    folder: Path         # sweep.csv, summary.txt, best.json, figures, and the runs in `trials/`
-    recipe: Recipe       # what was varied
-    space: dict          # field → tuple of values, or `Span`
-    metric: str          # of the validation part: accuracy, macro_f1 or valid_loss
+
+    folder: Path  # sweep.csv, summary.txt, best.json, figures, and the runs in `trials/`
+    recipe: Recipe  # what was varied
+    space: dict  # field → tuple of values, or `Span`
+    metric: str  # of the validation part: accuracy, macro_f1 or valid_loss
     table: pd.DataFrame  # a row a trial: number, fraction (a stage's), the fields, accuracy macro_f1 valid_loss epochs seconds state reason folder test_…
-    best: Recipe|None = None # None where no trial was finished
+    best: Recipe | None = None  # None where no trial was finished
 
     @classmethod
-    def load(cls,
-        folder:str|Path, # a sweep's
+    def load(
+        cls,
+        folder: str | Path,  # a sweep's
     ) -> 'Sweep':
         "A sweep from its folder; as far as it has come. Raises `UserError`"
         folder = Path(folder)
-        if not (folder/'sweep.csv').exists(): raise UserError(f'{folder} holds no sweep.csv. Make one with: fungi sweep RECIPE --vary … --out {folder}')
-        said = read_kept(folder/'sweep.json', read_json)
+        if not (folder / 'sweep.csv').exists():
+            raise UserError(f'{folder} holds no sweep.csv. Make one with: fungi sweep RECIPE --vary … --out {folder}')
+        said = read_kept(folder / 'sweep.json', read_json)
         recipe = Recipe.from_json(json.dumps(said['recipe']))
-        space = {f: parse_values(f, v) if isinstance(v, str) else tuple(parse_value(f, t) for t in v) for f, v in said['space'].items()}
-        table = pd.read_csv(folder/'sweep.csv', dtype={f: str for f in space}, keep_default_na=False, na_values={'accuracy': ''}).replace('', np.nan)
-        best = Recipe.from_json(folder/'best.json') if (folder/'best.json').exists() else None
+        space = {
+            f: parse_values(f, v) if isinstance(v, str) else tuple(parse_value(f, t) for t in v)
+            for f, v in said['space'].items()
+        }
+        table = pd.read_csv(
+            folder / 'sweep.csv', dtype={f: str for f in space}, keep_default_na=False, na_values={'accuracy': ''}
+        ).replace('', np.nan)
+        best = Recipe.from_json(folder / 'best.json') if (folder / 'best.json').exists() else None
         return cls(folder, recipe, space, said['metric'], _as_numbers(table, space), best)
 
     @property
     def done(self) -> pd.DataFrame:
         "The finished trials, best first"
         rows = self.table[self.table.state == 'done']
-        rows = rows.sort_values(['number'], kind='stable').sort_values(self.metric, ascending=self.metric == 'valid_loss', kind='stable')
+        rows = rows.sort_values(['number'], kind='stable').sort_values(
+            self.metric, ascending=self.metric == 'valid_loss', kind='stable'
+        )
         return rows.sort_values('fraction', ascending=False, kind='stable') if 'fraction' in rows else rows
 
     @property
     def runs(self) -> list[Run]:
         "Those of the finished trials that were trained into this folder, best first"
-        return [Run.load(self.folder/name) for name in self.done.folder if (self.folder/name/'metrics.json').exists()]
+        return [
+            Run.load(self.folder / name) for name in self.done.folder if (self.folder / name / 'metrics.json').exists()
+        ]
 
-    def figures(self) -> dict: # name → matplotlib Figure
+    def figures(self) -> dict:  # name → matplotlib Figure
         "A heat map, parallel coordinates and importance, as far as there are trials for them; a set a stage"
         found = {}
         for share, rows in self.table.groupby('fraction') if 'fraction' in self.table else [(None, self.table)]:
             rows, after = rows[rows.state == 'done'], '' if share is None else f'-{share:g}'
             varied = [f for f in self.space if rows[f].nunique() > 1]
-            if len(varied) > 1: found['heat_map'+after] = plot_heat_map(rows, *two_fields(varied), self.metric)
-            if varied and len(rows) > 1: found['parallel'+after] = plot_parallel(rows, list(self.space), self.metric)
-            if len(varied) > 1 and len(rows) > 3 and rows[self.metric].nunique() > 1: found['importance'+after] = plot_importance(self.importance(rows))
+            if len(varied) > 1:
+                found['heat_map' + after] = plot_heat_map(rows, *two_fields(varied), self.metric)
+            if varied and len(rows) > 1:
+                found['parallel' + after] = plot_parallel(rows, list(self.space), self.metric)
+            if len(varied) > 1 and len(rows) > 3 and rows[self.metric].nunique() > 1:
+                found['importance' + after] = plot_importance(self.importance(rows))
         return found
 
-    def importance(self,
-        rows:pd.DataFrame|None=None, # of the table (default: all finished ones)
-    ) -> dict: # field → share, in falling order; they sum to 1
+    def importance(
+        self,
+        rows: pd.DataFrame | None = None,  # of the table (default: all finished ones)
+    ) -> dict:  # field → share, in falling order; they sum to 1
         "How much each field has to do with the score (PED-ANOVA, Watanabe and others 2023, arXiv:2304.10255)"
         optuna, rows = load_optuna(), self.done if rows is None else rows
         study, of = optuna.create_study(direction=directions[self.metric]), optuna.distributions
-        spread = {f: of.CategoricalDistribution([text_of(v) for v in values]) if not isinstance(values, Span)
-                  else (of.IntDistribution if values.whole else of.FloatDistribution)(**as_range(values)) for f, values in self.space.items()}
+        spread = {
+            f: of.CategoricalDistribution([text_of(v) for v in values])
+            if not isinstance(values, Span)
+            else (of.IntDistribution if values.whole else of.FloatDistribution)(**as_range(values))
+            for f, values in self.space.items()
+        }
         for row in rows.to_dict('records'):
             params = {f: text_of(row[f]) if not isinstance(v, Span) else row[f] for f, v in self.space.items()}
             study.add_trial(optuna.create_trial(params=params, distributions=spread, value=row[self.metric]))
@@ -181,79 +252,121 @@ class Sweep:
 
     def save(self):
         "Write sweep.csv, and where there is something to show summary.txt, best.json and the figures"
-        write_table(self.folder/'sweep.csv', _as_text(self.table, self.space))
-        if self.best is None: return self
-        write_text(self.folder/'best.json', self.best.to_json())
-        write_text(self.folder/'summary.txt', str(self)+'\n')
+        write_table(self.folder / 'sweep.csv', _as_text(self.table, self.space))
+        if self.best is None:
+            return self
+        write_text(self.folder / 'best.json', self.best.to_json())
+        write_text(self.folder / 'summary.txt', str(self) + '\n')
         for name, figure in self.figures().items():
-            write_text(self.folder/f'{name}.svg', as_svg(figure, name))
+            write_text(self.folder / f'{name}.svg', as_svg(figure, name))
         return self
 
     def __str__(self):
         counts = self.table.state.value_counts()
-        lines = [f'{say_count(len(self.table), "trial")} of {self.recipe.name}: ' + ', '.join(f'{n} {state}' for state, n in counts.items())]
+        lines = [
+            f'{say_count(len(self.table), "trial")} of {self.recipe.name}: '
+            + ', '.join(f'{n} {state}' for state, n in counts.items())
+        ]
         if len(self.done):
             best, name = self.done.iloc[0], self.metric.replace('_', ' ')
-            lines.append(f'best: {_said_values(best, self.space)}   {name} {best[self.metric]:.3f} on the validation part')
+            lines.append(
+                f'best: {_said_values(best, self.space)}   {name} {best[self.metric]:.3f} on the validation part'
+            )
             if 'test_accuracy' in best and np.isfinite(best.test_accuracy):
-                lines.append(f'      on the test part, which had no say in the choice: accuracy {best.test_accuracy:.3f}, macro-F1 {best.test_macro_f1:.3f}')
-        for reason, rows in self.table.dropna(subset='reason').groupby('reason'): lines.append(f'{say_count(len(rows), "trial")} failed: {reason}')
+                lines.append(
+                    f'      on the test part, which had no say in the choice: accuracy {best.test_accuracy:.3f}, macro-F1 {best.test_macro_f1:.3f}'
+                )
+        for reason, rows in self.table.dropna(subset='reason').groupby('reason'):
+            lines.append(f'{say_count(len(rows), "trial")} failed: {reason}')
         return '\n'.join(lines)
 
     __repr__ = __str__
 
-def _said_values(row, space): return ', '.join(f'{f}={text_of(row[f])}' for f in space)
-def _as_text(table, space): return table.assign(**{f: table[f].map(lambda v: '' if v is None else text_of(v)) for f in space})
+
+def _said_values(row, space):
+    return ', '.join(f'{f}={text_of(row[f])}' for f in space)
+
+
+def _as_text(table, space):
+    return table.assign(**{f: table[f].map(lambda v: '' if v is None else text_of(v)) for f in space})
+
 
 def _as_numbers(table, space):
     "The values of a CSV's cells"
+
     def value(field, text):
-        if not isinstance(text, str): return None
+        if not isinstance(text, str):
+            return None
         values = space[field]
-        if isinstance(values, Span): return int(text) if values.whole else float(text)
+        if isinstance(values, Span):
+            return int(text) if values.whole else float(text)
         return next((v for v in values if text_of(v) == text), text)
+
     table = table.assign(**{f: pd.Series([value(f, t) for t in table[f]], table.index, object) for f in space})
-    numbers = [c for c in ('accuracy', 'macro_f1', 'valid_loss', 'seconds', 'test_accuracy', 'test_macro_f1') if c in table]
+    numbers = [
+        c for c in ('accuracy', 'macro_f1', 'valid_loss', 'seconds', 'test_accuracy', 'test_macro_f1') if c in table
+    ]
     return table.astype(dict.fromkeys(numbers, float))
 
 # %% ../../nbs/experiments/sweeps.ipynb #a4399fef
 class _Progress:
     "A line a trial, and where the stream is a terminal one that changes with the epochs"
+
     def __init__(self, on):
-        self.on, self.stream, self.begun, self.said, self.before = on, sys.stderr, time.monotonic(), time.monotonic(), None
+        self.on, self.stream, self.begun, self.said, self.before = (
+            on,
+            sys.stderr,
+            time.monotonic(),
+            time.monotonic(),
+            None,
+        )
         self.live = getattr(self.stream, 'isatty', lambda: False)()
 
     def count(self, done, total, best):
         self.done, self.total, self.best = done, total, best
-        if self.before is None: self.before = done
+        if self.before is None:
+            self.before = done
 
     def left(self):
-        spent = self.done-self.before
-        return f' · {duration((time.monotonic()-self.begun)/spent*(self.total-self.done))} left' if spent > 0 and self.done < self.total else ''
+        spent = self.done - self.before
+        return (
+            f' · {duration((time.monotonic() - self.begun) / spent * (self.total - self.done))} left'
+            if spent > 0 and self.done < self.total
+            else ''
+        )
 
     def epoch(self, name, epochs, metric):
         def say(row):
-            if not self.live and time.monotonic()-self.said < 30: return
-            self.say(f"trial {self.done+1} of {self.total} · {name} · epoch {row['epoch']} of {epochs} · {metric} {row[metric]:.3f}{self.left()}", end='')
+            if not self.live and time.monotonic() - self.said < 30:
+                return
+            self.say(
+                f'trial {self.done + 1} of {self.total} · {name} · epoch {row["epoch"]} of {epochs} · {metric} {row[metric]:.3f}{self.left()}',
+                end='',
+            )
+
         return say
 
     def say(self, text, end='\n'):
-        if not self.on: return
+        if not self.on:
+            return
         self.said = time.monotonic()
         print(f'\r{text}\x1b[K' if self.live else text, end=end if self.live else '\n', file=self.stream, flush=True)
 
+
 def sweep(
-    recipe:Recipe,
-    space:dict,             # field of the recipe → list of values, or a range: '1e-5..1e-2 log', '0..0.5', '16..128 step 16'
-    out:str|Path,           # the sweep's folder; one that is there is continued
-    trials:int|None=None,   # how many (default: all combinations of a grid, else 20)
-    how:str='grid',         # grid, random or tpe
-    prune:str='',           # end hopeless trials early: median or hyperband
-    storage:str|None=None,  # a database that several machines reach, such as postgresql://user@host/name (default: sweep.db in the folder)
-    metric:str='',          # of the validation part: accuracy, macro_f1 or valid_loss (default: the recipe's `monitor`)
-    stages:tuple|None=None, # shares of the training part: (0.2, 1.0) searches with a fifth of it, then the best third with all
-    seed:int=42,            # of what is drawn
-    progress:bool=True,     # show it
+    recipe: Recipe,
+    space: dict,  # field of the recipe → list of values, or a range: '1e-5..1e-2 log', '0..0.5', '16..128 step 16'
+    out: str | Path,  # the sweep's folder; one that is there is continued
+    trials: int | None = None,  # how many (default: all combinations of a grid, else 20)
+    how: str = 'grid',  # grid, random or tpe
+    prune: str = '',  # end hopeless trials early: median or hyperband
+    storage: str
+    | None = None,  # a database that several machines reach, such as postgresql://user@host/name (default: sweep.db in the folder)
+    metric: str = '',  # of the validation part: accuracy, macro_f1 or valid_loss (default: the recipe's `monitor`)
+    stages: tuple
+    | None = None,  # shares of the training part: (0.2, 1.0) searches with a fifth of it, then the best third with all
+    seed: int = 42,  # of what is drawn
+    progress: bool = True,  # show it
 ) -> Sweep:
     """Train a recipe with many settings. The same call continues, beside others that do the same. Raises `UserError`; `TrainingError` where no
     trial could be trained"""
@@ -261,49 +374,90 @@ def sweep(
     _check_choices(how, prune, metric, trials, stages, space)
     space, folder = parse_space(recipe, space), Path(out)
     first = combinations(space, how, trials, seed)
-    for values in first: _check_values(recipe, values)
-    said = dict(recipe=json.loads(recipe.to_json()), space={f: str(v) if isinstance(v, Span) else [text_of(one) for one in v] for f, v in space.items()},
-                how=how, prune=prune, metric=metric, stages=list(stages or []), seed=seed) | (dict(trials=trials) if stages else {})
+    for values in first:
+        _check_values(recipe, values)
+    said = dict(
+        recipe=json.loads(recipe.to_json()),
+        space={f: str(v) if isinstance(v, Span) else [text_of(one) for one in v] for f, v in space.items()},
+        how=how,
+        prune=prune,
+        metric=metric,
+        stages=list(stages or []),
+        seed=seed,
+    ) | (dict(trials=trials) if stages else {})
     fresh = _check_folder(folder, said)
     items = {}
-    def items_of(recipe):   # looked at once, and not at all where everything is done
-        if recipe.fraction not in items: items[recipe.fraction] = None if _data_fields & set(space) else prepare_items(recipe, progress and not items)
+
+    def items_of(recipe):  # looked at once, and not at all where everything is done
+        if recipe.fraction not in items:
+            items[recipe.fraction] = (
+                None if _data_fields & set(space) else prepare_items(recipe, progress and not items)
+            )
         return items[recipe.fraction]
-    if fresh: items_of(_of_stage(recipe, stages, 0))   # what is wrong with the pictures shows before anything is written
+
+    if fresh:
+        items_of(_of_stage(recipe, stages, 0))  # what is wrong with the pictures shows before anything is written
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder/'sweep.json', said)
+    write_json(folder / 'sweep.json', said)
     worker = None
-    try: worker = Worker(folder, _open(folder, storage))
+    try:
+        worker = Worker(folder, _open(folder, storage))
     finally:
-        if worker is None and fresh: (folder/'sweep.json').unlink(missing_ok=True)   # so that it can be mended
-    try: return _work(worker, Sweep(folder, recipe, space, metric, None), first, said, items_of, _Progress(progress))
-    finally: worker.close()
+        if worker is None and fresh:
+            (folder / 'sweep.json').unlink(missing_ok=True)  # so that it can be mended
+    try:
+        return _work(worker, Sweep(folder, recipe, space, metric, None), first, said, items_of, _Progress(progress))
+    finally:
+        worker.close()
+
 
 def _open(folder, storage):
     from filelock import FileLock
-    with FileLock(folder/'.storage.lock'): return open_storage(storage or f"sqlite:///{(folder/'sweep.db').absolute()}")
 
-def _of_stage(recipe, stages, stage): return recipe.but(fraction=recipe.fraction*stages[stage]) if stages else recipe
+    with FileLock(folder / '.storage.lock'):
+        return open_storage(storage or f'sqlite:///{(folder / "sweep.db").absolute()}')
+
+
+def _of_stage(recipe, stages, stage):
+    return recipe.but(fraction=recipe.fraction * stages[stage]) if stages else recipe
+
 
 def _check_choices(how, prune, metric, trials, stages, space):
-    for what, value, known in (('how', how, ('grid', 'random', 'tpe')), ('prune', prune, ('', 'median', 'hyperband')), ('metric', metric, tuple(directions))):
-        if value not in known: raise UserError(f"{what} is {value!r}; expected {', '.join(k or 'nothing' for k in known[:-1])} or {known[-1]}.")
-    if trials is not None and trials < 1: raise UserError(f'trials is {trials}; expected 1 or more.')
-    if stages is None: return
+    for what, value, known in (
+        ('how', how, ('grid', 'random', 'tpe')),
+        ('prune', prune, ('', 'median', 'hyperband')),
+        ('metric', metric, tuple(directions)),
+    ):
+        if value not in known:
+            raise UserError(
+                f'{what} is {value!r}; expected {", ".join(k or "nothing" for k in known[:-1])} or {known[-1]}.'
+            )
+    if trials is not None and trials < 1:
+        raise UserError(f'trials is {trials}; expected 1 or more.')
+    if stages is None:
+        return
     if not stages or any(not 0 < share <= 1 for share in stages) or list(stages) != sorted(set(stages)):
         raise UserError(f'stages is {tuple(stages)}; expected rising shares of the training part, such as 0.2 and 1.')
-    if 'fraction' in space: raise UserError('fraction cannot be varied in a sweep of stages, which are fractions.')
+    if 'fraction' in space:
+        raise UserError('fraction cannot be varied in a sweep of stages, which are fractions.')
+
 
 def _check_values(recipe, values):
-    try: with_values(recipe, values)
-    except UserError as error: raise UserError(f'{trial_name(values)} cannot be trained: {error}') from None
+    try:
+        with_values(recipe, values)
+    except UserError as error:
+        raise UserError(f'{trial_name(values)} cannot be trained: {error}') from None
+
 
 def _check_folder(folder, said):
     "Whether a sweep begins here. Raises `UserError` where there is another, or something else"
-    if (folder/'sweep.json').exists():
-        there = json.loads((folder/'sweep.json').read_text('utf8'))
-        flat = lambda d: {k: v for k, v in d.items() if k not in ('recipe', 'space')} | {f'recipe {k}': v for k, v in d['recipe'].items()} \
+    if (folder / 'sweep.json').exists():
+        there = json.loads((folder / 'sweep.json').read_text('utf8'))
+        flat = lambda d: (
+            {k: v for k, v in d.items() if k not in ('recipe', 'space')}
+            | {f'recipe {k}': v for k, v in d['recipe'].items()}
             | {f'values of {k}': v for k, v in d['space'].items()}
+        )
         mine, theirs = flat(said), flat(there)
         changed = [k for k in mine | theirs if mine.get(k) != theirs.get(k)]
         if changed:
@@ -317,28 +471,35 @@ def _check_folder(folder, said):
 
 # %% ../../nbs/experiments/sweeps.ipynb #8186e379
 def best_third(
-    rows:pd.DataFrame, # finished trials, best first
-    space:dict,        # from `parse_space`
-) -> tuple[list[dict], dict]: # their values, and the space that these span
+    rows: pd.DataFrame,  # finished trials, best first
+    space: dict,  # from `parse_space`
+) -> tuple[list[dict], dict]:  # their values, and the space that these span
     "Where to search on"
-    kept = [{f: row[f] for f in space} for row in rows.head(max(1, math.ceil(len(rows)/3))).to_dict('records')]
+    kept = [{f: row[f] for f in space} for row in rows.head(max(1, math.ceil(len(rows) / 3))).to_dict('records')]
     region = {}
     for field, values in space.items():
         found = [k[field] for k in kept]
-        if not isinstance(values, Span): region[field] = tuple(v for v in values if text_of(v) in {text_of(f) for f in found})
-        else: region[field] = replace(values, low=min(found), high=max(found)) if min(found) < max(found) else (found[0],)
+        if not isinstance(values, Span):
+            region[field] = tuple(v for v in values if text_of(v) in {text_of(f) for f in found})
+        else:
+            region[field] = replace(values, low=min(found), high=max(found)) if min(found) < max(found) else (found[0],)
     return kept, region
+
 
 def _work(worker, result, wanted, said, items_of, show):
     "All stages, one after the other"
     stages, space, before = said['stages'], result.space, []
     for stage in range(max(1, len(stages))):
         recipe = _of_stage(result.recipe, stages, stage)
-        study = worker.study(_study_name(said, stage), directions[result.metric], _pruner(worker.optuna, said['prune'], recipe.epochs))
+        study = worker.study(
+            _study_name(said, stage), directions[result.metric], _pruner(worker.optuna, said['prune'], recipe.epochs)
+        )
         queue = [{f: v if isinstance(space[f], Span) else text_of(v) for f, v in values.items()} for values in wanted]
+
         def so_far(study=study, stage=stage):
             now = _rows(worker, study, result, stages[stage] if stages else None)
             return _with_best(replace(result, table=pd.concat([*before, now], ignore_index=True)))
+
         _work_stage(worker, study, recipe, space, queue, said, stage, result, items_of, show, so_far)
         rows = _rows(worker, study, result, stages[stage] if stages else None)
         before.append(rows)
@@ -347,9 +508,15 @@ def _work(worker, result, wanted, said, items_of, show):
             reason = [*rows.reason.dropna(), 'it was pruned'][0]
             raise TrainingError(f'None of {say_count(len(rows), "trial")} could be trained. The first: {reason}')
         best, space = best_third(replace(result, table=rows).done, result.space)
-        if said['how'] == 'grid': wanted = best
-        else: wanted = [best[0], *combinations(space, said['how'], math.ceil(len(wanted)/3), said['seed']+stage+1)[1:]]
+        if said['how'] == 'grid':
+            wanted = best
+        else:
+            wanted = [
+                best[0],
+                *combinations(space, said['how'], math.ceil(len(wanted) / 3), said['seed'] + stage + 1)[1:],
+            ]
     return _with_best(replace(result, table=pd.concat(before, ignore_index=True))).save()
+
 
 def _work_stage(worker, study, recipe, space, wanted, said, stage, result, items_of, show, so_far):
     "Take trials until all are done, here or elsewhere"
@@ -363,8 +530,10 @@ def _work_stage(worker, study, recipe, space, wanted, said, stage, result, items
         show.count(len(ended), len(found), best)
         trial = worker.take(study)
         if trial is None:
-            if len(ended) == len(found): return
-            if not waiting: show.say(f'waiting for {say_count(len(found)-len(ended), "trial")} of other processes')
+            if len(ended) == len(found):
+                return
+            if not waiting:
+                show.say(f'waiting for {say_count(len(found) - len(ended), "trial")} of other processes')
             waiting = True
             time.sleep(poll)
             continue
@@ -373,31 +542,59 @@ def _work_stage(worker, study, recipe, space, wanted, said, stage, result, items
         values = suggest(trial, space)
         name = trial_name((dict(fraction=recipe.fraction) if said['stages'] else {}) | values)
         with worker.alive(trial):
-            _run_trial(worker, study, trial, recipe, values, result.folder/'trials'/name, result.metric, items_of,
-                       show.epoch(name, recipe.epochs, result.metric))
+            _run_trial(
+                worker,
+                study,
+                trial,
+                recipe,
+                values,
+                result.folder / 'trials' / name,
+                result.metric,
+                items_of,
+                show.epoch(name, recipe.epochs, result.metric),
+            )
         now = so_far()
-        write_table(result.folder/'sweep.csv', _as_text(now.table, result.space))
-        row = now.table[(now.table.number == number) & (now.table.get('fraction', 0) == (said['stages'][stage] if said['stages'] else 0))].iloc[0]
-        show.count(len(ended)+1, len(found), now.done[result.metric].iloc[0] if len(now.done) else None)
-        what = f'{result.metric} {row[result.metric]:.3f}{" (pruned)" if row.state == "pruned" else ""}' if np.isfinite(row[result.metric]) else row.state
+        write_table(result.folder / 'sweep.csv', _as_text(now.table, result.space))
+        row = now.table[
+            (now.table.number == number)
+            & (now.table.get('fraction', 0) == (said['stages'][stage] if said['stages'] else 0))
+        ].iloc[0]
+        show.count(len(ended) + 1, len(found), now.done[result.metric].iloc[0] if len(now.done) else None)
+        what = (
+            f'{result.metric} {row[result.metric]:.3f}{" (pruned)" if row.state == "pruned" else ""}'
+            if np.isfinite(row[result.metric])
+            else row.state
+        )
         best = f' · best {show.best:.3f}' if show.best is not None else ''
         show.say(f'trial {show.done} of {show.total} · {name} · {what}{best}{show.left()}')
-        if row.state == 'failed': show.say(f'  {row.reason}')
+        if row.state == 'failed':
+            show.say(f'  {row.reason}')
+
 
 def _pruner(optuna, prune, epochs):
-    if prune == 'median': return optuna.pruners.MedianPruner(n_startup_trials=4)
-    if prune == 'hyperband': return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=max(epochs, 1))
+    if prune == 'median':
+        return optuna.pruners.MedianPruner(n_startup_trials=4)
+    if prune == 'hyperband':
+        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=max(epochs, 1))
     return optuna.pruners.NopPruner()
+
 
 def _sampler(optuna, seed, stage, number):
     "TPE whose draws depend on the number of the trial and the results so far, not on which process asks"
-    return optuna.samplers.TPESampler(seed=int(np.random.SeedSequence([seed, stage, number]).generate_state(1)[0]), n_startup_trials=2)
+    return optuna.samplers.TPESampler(
+        seed=int(np.random.SeedSequence([seed, stage, number]).generate_state(1)[0]), n_startup_trials=2
+    )
+
 
 def _study_name(said, stage):
     "The same for the same call, on whatever machine"
-    return f"{said['recipe']['name']}-{hashlib.sha1(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]}-{stage}"
+    return (
+        f'{said["recipe"]["name"]}-{hashlib.sha1(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]}-{stage}'
+    )
+
 
 _states = dict(COMPLETE='done', PRUNED='pruned', FAIL='failed', RUNNING='running', WAITING='waiting')
+
 
 def _rows(worker, study, result, share):
     "A study as a table"
@@ -406,17 +603,36 @@ def _rows(worker, study, result, share):
         trial = next((t for t in some if worker.is_done(t)), some[-1])
         said, attributes = trial.user_attrs.get('values', {}), trial.user_attrs
         row = dict(number=number) | ({} if share is None else dict(fraction=share))
-        rows.append(row | {f: said.get(f) for f in result.space} | nothing | attributes.get('scores', {}) | dict(
-            state=_states[trial.state.name] if worker.is_done(trial) or not trial.state.is_finished() else 'waiting', reason=attributes.get('reason'),
-            folder=f"trials/{trial_name((dict(fraction=result.recipe.fraction*share) if share else {}) | said)}" if said else None,
-            test_accuracy=np.nan, test_macro_f1=np.nan, _test=attributes.get('test', {})))
+        rows.append(
+            row
+            | {f: said.get(f) for f in result.space}
+            | nothing
+            | attributes.get('scores', {})
+            | dict(
+                state=_states[trial.state.name]
+                if worker.is_done(trial) or not trial.state.is_finished()
+                else 'waiting',
+                reason=attributes.get('reason'),
+                folder=f'trials/{trial_name((dict(fraction=result.recipe.fraction * share) if share else {}) | said)}'
+                if said
+                else None,
+                test_accuracy=np.nan,
+                test_macro_f1=np.nan,
+                _test=attributes.get('test', {}),
+            )
+        )
     return _as_numbers(pd.DataFrame(rows), result.space)
+
 
 def _with_best(result):
     "The table with the test scores of the best trial, and its recipe"
     table, best = result.table, None
     if len(chosen := result.done.head(1)):
         place, row = chosen.index[0], chosen.to_dict('records')[0]
-        best = with_values(result.recipe.but(fraction=result.recipe.fraction*row.get('fraction', 1.)), {f: row[f] for f in result.space})
-        for column, value in row['_test'].items(): table.loc[place, column] = value
+        best = with_values(
+            result.recipe.but(fraction=result.recipe.fraction * row.get('fraction', 1.0)),
+            {f: row[f] for f in result.space},
+        )
+        for column, value in row['_test'].items():
+            table.loc[place, column] = value
     return replace(result, table=table.drop(columns='_test'), best=best)

@@ -24,124 +24,172 @@ from ..settings import UserError
 @dataclass(frozen=True)
 class View:
     "What is done to a picture"
-    mirror: bool = False # left and right exchanged
-    turns: int = 0       # quarter turns
-    side: float = 1.     # share of the side that a crop keeps
-    across: float = .5   # where the crop stands on what is left over, 0…1
-    down: float = .5
 
-    def __call__(self,
-        x, # (images, channels, size, size) tensor
-    ):     # the same shape
+    mirror: bool = False  # left and right exchanged
+    turns: int = 0  # quarter turns
+    side: float = 1.0  # share of the side that a crop keeps
+    across: float = 0.5  # where the crop stands on what is left over, 0…1
+    down: float = 0.5
+
+    def __call__(
+        self,
+        x,  # (images, channels, size, size) tensor
+    ):  # the same shape
         "The view of a batch"
         import torch
         import torch.nn.functional as F
+
         if self.side < 1:
             size = x.shape[-1]
-            kept = max(1, round(size*self.side))
-            left, top = round((size-kept)*self.across), round((size-kept)*self.down)
-            x = F.interpolate(x[..., top:top+kept, left:left+kept], size=(size, size), mode='bilinear', align_corners=False)
-        if self.turns: x = torch.rot90(x, self.turns, (-2, -1))
+            kept = max(1, round(size * self.side))
+            left, top = round((size - kept) * self.across), round((size - kept) * self.down)
+            x = F.interpolate(
+                x[..., top : top + kept, left : left + kept], size=(size, size), mode='bilinear', align_corners=False
+            )
+        if self.turns:
+            x = torch.rot90(x, self.turns, (-2, -1))
         return x.flip(-1) if self.mirror else x
 
+
 def make_views(
-    n:int|str='flips', # views, the plain one among them; or flips: all that the policy allows
-    augment:Augment|str='field', # the policy of the training, whose `flip` and `crop` are looked at
-    seed:int=42,       # of the crops
-) -> list[View]:       # the plain one first
+    n: int | str = 'flips',  # views, the plain one among them; or flips: all that the policy allows
+    augment: Augment | str = 'field',  # the policy of the training, whose `flip` and `crop` are looked at
+    seed: int = 42,  # of the crops
+) -> list[View]:  # the plain one first
     "The views that a policy allows. Raises `UserError`"
     augment = policy(augment)
     mirrors, turns = (False, True) if augment.flip != 'none' else (False,), range(4 if augment.flip == 'all' else 1)
     found = [View(mirror, turn) for turn in turns for mirror in mirrors]
-    if n == 'flips': return found
-    if isinstance(n, str) or n < 1: raise UserError(f"{n!r} views were asked for; expected a number of at least 1, or 'flips'.")
-    if n <= len(found): return found[:n]
-    left_out, rng = min(augment.crop*augment.strength, .95) or .2, np.random.default_rng(seed)
-    least = (1-left_out/2)**.5   # half of what a training crop may leave out, as a share of the side
-    for i in range(n-len(found)):
-        like = found[i % (len(mirrors)*len(turns))]
-        found.append(View(like.mirror, like.turns, float(rng.uniform(least, (1+least)/2)), float(rng.random()), float(rng.random())))
+    if n == 'flips':
+        return found
+    if isinstance(n, str) or n < 1:
+        raise UserError(f"{n!r} views were asked for; expected a number of at least 1, or 'flips'.")
+    if n <= len(found):
+        return found[:n]
+    left_out, rng = min(augment.crop * augment.strength, 0.95) or 0.2, np.random.default_rng(seed)
+    least = (1 - left_out / 2) ** 0.5  # half of what a training crop may leave out, as a share of the side
+    for i in range(n - len(found)):
+        like = found[i % (len(mirrors) * len(turns))]
+        found.append(
+            View(
+                like.mirror,
+                like.turns,
+                float(rng.uniform(least, (1 + least) / 2)),
+                float(rng.random()),
+                float(rng.random()),
+            )
+        )
     return found
 
 # %% ../../nbs/experiments/tta.ipynb #70ffaa94
 def predict_tta(
-    learn,              # a fastai Learner from `make_learner`, or a `Run`
-    items:pd.DataFrame, # with the column path
-    n:int|str='flips',  # views, the plain one among them; or flips: all that the policy allows
-    seed:int=42,        # of the crops
-    how:str='mean',     # of pooling: mean or geometric
-    on_error=None,      # called with the place and the `ImageError` of a picture that cannot be read (default: raise it)
-    progress:bool=False,# show it
-) -> np.ndarray:        # (images, classes) probabilities; NaN for what could not be read
+    learn,  # a fastai Learner from `make_learner`, or a `Run`
+    items: pd.DataFrame,  # with the column path
+    n: int | str = 'flips',  # views, the plain one among them; or flips: all that the policy allows
+    seed: int = 42,  # of the crops
+    how: str = 'mean',  # of pooling: mean or geometric
+    on_error=None,  # called with the place and the `ImageError` of a picture that cannot be read (default: raise it)
+    progress: bool = False,  # show it
+) -> np.ndarray:  # (images, classes) probabilities; NaN for what could not be read
     "Probabilities pooled over several views of each picture, which is read once. Raises `UserError`, `ImageError`"
     each = predict_views(learn, items, n, seed, on_error, progress)
     return pool(each.swapaxes(0, 1), how) if len(items) else each[0]
 
+
 def predict_views(
-    learn,              # a fastai Learner from `make_learner`, or a `Run`
-    items:pd.DataFrame, # with the column path
-    n:int|str='flips',  # views
-    seed:int=42,
-    on_error=None,      # as in `predict_tta`
-    progress:bool=False,# show it
-) -> np.ndarray:        # (views, images, classes) probabilities
+    learn,  # a fastai Learner from `make_learner`, or a `Run`
+    items: pd.DataFrame,  # with the column path
+    n: int | str = 'flips',  # views
+    seed: int = 42,
+    on_error=None,  # as in `predict_tta`
+    progress: bool = False,  # show it
+) -> np.ndarray:  # (views, images, classes) probabilities
     "Probabilities of each view. Raises `UserError`, `ImageError`"
     import torch
     from fungi_fastai.data.loaders import make_test_loader
     from fungi_fastai.training.distributed import in_parts
+
     learn = getattr(learn, 'learner', learn)
     views, failed = make_views(n, learn.recipe.augment, seed), []
-    if not len(items): return np.zeros((len(views), 0, len(learn.dls.vocab)))
+    if not len(items):
+        return np.zeros((len(views), 0, len(learn.dls.vocab)))
+
     def note(place, error):
         failed.append(place)
         on_error(place, error)
+
     loader, found = make_test_loader(learn.dls, items, on_error=on_error and note), []
     activation = getattr(learn.loss_func, 'activation', None) or (lambda logits: logits.softmax(-1))
+
     def batches():
         learn.model.eval()
         with torch.no_grad(), in_parts(loader) as whole:
             for i, (x, *_) in enumerate(loader):
                 x = x.as_subclass(torch.Tensor)
                 with learn.precision.running(x):
-                    said = [learn.model(view(x).contiguous(memory_format=torch.channels_last)).float() for view in views]
+                    said = [
+                        learn.model(view(x).contiguous(memory_format=torch.channels_last)).float() for view in views
+                    ]
                 found.append(whole(torch.stack([activation(one) for one in said], 1), i).cpu())
                 yield len(found[-1])
-    for _ in follow(batches(), loader.n, 'pictures') if progress else batches(): pass
+
+    for _ in follow(batches(), loader.n, 'pictures') if progress else batches():
+        pass
     probs = torch.cat(found).float().numpy().swapaxes(0, 1)
     probs[:, failed] = np.nan
     return probs
 
+
 def pool(
-    probs:np.ndarray, # (images, views, classes) probabilities
-    how:str='mean',   # mean, or geometric: the mean of the logarithms, in which one view's certain no counts for more
-) -> np.ndarray:      # (images, classes)
+    probs: np.ndarray,  # (images, views, classes) probabilities
+    how: str = 'mean',  # mean, or geometric: the mean of the logarithms, in which one view's certain no counts for more
+) -> np.ndarray:  # (images, classes)
     "The common answer of several. Raises `UserError`"
-    if how == 'mean': return probs.mean(1)
-    if how != 'geometric': raise UserError(f'how is {how!r}; expected mean or geometric.')
+    if how == 'mean':
+        return probs.mean(1)
+    if how != 'geometric':
+        raise UserError(f'how is {how!r}; expected mean or geometric.')
     found = np.exp(np.log(np.clip(probs, 1e-12, 1)).mean(1))
-    return found/found.sum(1, keepdims=True)
+    return found / found.sum(1, keepdims=True)
 
 # %% ../../nbs/experiments/tta.ipynb #d820598b
 def pool_groups(
-    predictions:pd.DataFrame, # as from `predictions_table`
-    by:str='group',           # the column that names the specimen
-    how:str='mean',           # mean or geometric
-) -> pd.DataFrame:            # a row a specimen: group name label pictures predicted confidence p_<class>…
+    predictions: pd.DataFrame,  # as from `predictions_table`
+    by: str = 'group',  # the column that names the specimen
+    how: str = 'mean',  # mean or geometric
+) -> pd.DataFrame:  # a row a specimen: group name label pictures predicted confidence p_<class>…
     "One prediction a specimen, from all of its pictures. Raises `UserError`"
     table, columns, key = _specimens(predictions, by)
     each, (codes, names) = table[columns].to_numpy(float), pd.factorize(key)
     counts = np.bincount(codes, minlength=len(names))
-    probs = np.array([pool(each[None, mine], how)[0] for mine in pd.Series(codes).groupby(codes).indices.values()]).reshape(-1, len(columns))
+    probs = np.array(
+        [pool(each[None, mine], how)[0] for mine in pd.Series(codes).groupby(codes).indices.values()]
+    ).reshape(-1, len(columns))
     first = table.groupby(codes).first()
     classes = np.array([c[2:] for c in columns], object)
-    found = pd.DataFrame(dict(group=np.asarray(names, object), name=first['name'].to_numpy() if 'name' in first else names, pictures=counts))
-    if 'label' in table: found.insert(2, 'label', table.groupby(codes).label.agg(lambda x: x.mode().iat[0] if x.notna().any() else None).to_numpy())
+    found = pd.DataFrame(
+        dict(
+            group=np.asarray(names, object),
+            name=first['name'].to_numpy() if 'name' in first else names,
+            pictures=counts,
+        )
+    )
+    if 'label' in table:
+        found.insert(
+            2,
+            'label',
+            table.groupby(codes).label.agg(lambda x: x.mode().iat[0] if x.notna().any() else None).to_numpy(),
+        )
     found['predicted'], found['confidence'] = classes[probs.argmax(1)], probs.max(1)
     return pd.concat([found, pd.DataFrame(probs, columns=columns)], axis=1)
 
+
 def _specimens(predictions, by):
     "The table with whole numbers for its index, its columns of probabilities, and the specimen of each row"
-    if by not in predictions: raise UserError(f"The predictions have no column {by!r}. They have: {', '.join(map(str, predictions.columns[:8]))}.")
+    if by not in predictions:
+        raise UserError(
+            f'The predictions have no column {by!r}. They have: {", ".join(map(str, predictions.columns[:8]))}.'
+        )
     table = predictions.reset_index(drop=True)
     columns = [c for c in table if str(c).startswith('p_')]
     key = table[by].fillna('').astype(str)
@@ -151,57 +199,77 @@ def _specimens(predictions, by):
 @dataclass(frozen=True)
 class Gain:
     "What pooling is worth"
-    what: str         # before and after, in words
-    before: float     # accuracy
+
+    what: str  # before and after, in words
+    before: float  # accuracy
     after: float
-    before_interval: tuple # 95 %
+    before_interval: tuple  # 95 %
     after_interval: tuple
-    gain: float       # after minus before
-    gain_interval: tuple   # 95 %, of the same specimens
-    n: int            # specimens, or pictures where none are known
-    curve: tuple = () # (photos of a specimen, accuracy, specimens that have so many), where photos are pooled
+    gain: float  # after minus before
+    gain_interval: tuple  # 95 %, of the same specimens
+    n: int  # specimens, or pictures where none are known
+    curve: tuple = ()  # (photos of a specimen, accuracy, specimens that have so many), where photos are pooled
 
     @property
     def verdict(self) -> str:
         "One sentence"
         low, high = self.gain_interval
-        ends = f'{100*low:+.1f} to {100*high:+.1f}'
-        worth = 'is worth' if low > 0 else 'costs' if high < 0 else 'makes no difference that could be told from chance:'
-        return f'{self.what} {worth} {100*abs(self.gain) if low > 0 or high < 0 else 100*self.gain:.1f} points of accuracy (95 % interval {ends}): ' \
-               f'{self.before:.3f} before, {self.after:.3f} after, on {self.n:,} specimens.'
+        ends = f'{100 * low:+.1f} to {100 * high:+.1f}'
+        worth = (
+            'is worth' if low > 0 else 'costs' if high < 0 else 'makes no difference that could be told from chance:'
+        )
+        return (
+            f'{self.what} {worth} {100 * abs(self.gain) if low > 0 or high < 0 else 100 * self.gain:.1f} points of accuracy (95 % interval {ends}): '
+            f'{self.before:.3f} before, {self.after:.3f} after, on {self.n:,} specimens.'
+        )
 
-    def __str__(self): return self.verdict
+    def __str__(self):
+        return self.verdict
+
     __repr__ = __str__
 
     def figure(self):
         "Accuracy by the number of photos that are pooled, as a matplotlib Figure"
         figure, (axis,) = chart(4.5, 2.4)
-        many, accuracy, _ = zip(*self.curve, strict=True) if self.curve else ((1, 2), (self.before, self.after), (self.n, self.n))
+        many, accuracy, _ = (
+            zip(*self.curve, strict=True) if self.curve else ((1, 2), (self.before, self.after), (self.n, self.n))
+        )
         axis.plot(many, accuracy, 'o-', color=colours['main'])
         axis.set(xlabel='photos of a specimen', ylabel='accuracy', xticks=many)
         return figure
 
+
 def pooling_gain(
-    predictions:pd.DataFrame, # labelled, as from `predictions_table`
-    by:str='group',           # the column that names the specimen
-    how:str='mean',           # mean or geometric
-    only_several:bool=True,   # leave out specimens with one photo, for which nothing changes
-    samples:int=5000,         # bootstrap resamples
-    seed:int=0,
+    predictions: pd.DataFrame,  # labelled, as from `predictions_table`
+    by: str = 'group',  # the column that names the specimen
+    how: str = 'mean',  # mean or geometric
+    only_several: bool = True,  # leave out specimens with one photo, for which nothing changes
+    samples: int = 5000,  # bootstrap resamples
+    seed: int = 0,
 ) -> Gain:
     "All photos of a specimen against one of them. Raises `UserError` where no specimen has several"
     table, columns, key = _specimens(predictions[predictions.label.notna()], by)
     size = key.map(key.value_counts())
-    if not (size > 1).any(): raise UserError(f'No specimen has several pictures, by the column {by!r}: there is nothing to pool.')
-    if only_several: table, key = table[size > 1].reset_index(drop=True), key[size > 1].reset_index(drop=True)
+    if not (size > 1).any():
+        raise UserError(f'No specimen has several pictures, by the column {by!r}: there is nothing to pool.')
+    if only_several:
+        table, key = table[size > 1].reset_index(drop=True), key[size > 1].reset_index(drop=True)
     classes = [c[2:] for c in columns]
     probs, codes = table[columns].to_numpy(float), table.label.map({c: i for i, c in enumerate(classes)}).to_numpy()
     specimen = pd.factorize(key)[0]
     right = (probs.argmax(1) == codes).astype(float)
-    one = np.bincount(specimen, right)/np.bincount(specimen)
+    one = np.bincount(specimen, right) / np.bincount(specimen)
     pooled = pool_groups(table.assign(**{by: key}), by, how)
     every = (pooled.predicted == pooled.label).to_numpy(float)
-    return _gain('Pooling all photos of a specimen, instead of one,', one, every, samples, seed, _curve(probs, codes, specimen, how, seed))
+    return _gain(
+        'Pooling all photos of a specimen, instead of one,',
+        one,
+        every,
+        samples,
+        seed,
+        _curve(probs, codes, specimen, how, seed),
+    )
+
 
 def _curve(probs, codes, specimen, how, seed, most=8, tries=20):
     "Accuracy with 1, 2, 3 … photos drawn from each specimen, of those that have as many as the most that half of them have"
@@ -210,37 +278,50 @@ def _curve(probs, codes, specimen, how, seed, most=8, tries=20):
     chosen = np.flatnonzero(counts >= top)
     members, rng = [np.flatnonzero(specimen == s) for s in chosen], np.random.default_rng(seed)
     found = []
-    for many in range(1, top+1):
+    for many in range(1, top + 1):
         hits = 0
         for _ in range(tries):
             picked = np.stack([rng.permutation(m)[:many] for m in members])
             hits += (pool(probs[picked], how).argmax(1) == codes[picked[:, 0]]).mean()
-        found.append((many, float(hits/tries), len(chosen)))
+        found.append((many, float(hits / tries), len(chosen)))
     return tuple(found)
 
+
 def views_gain(
-    before:pd.DataFrame, # labelled predictions, as from `predictions_table`
-    after:pd.DataFrame,  # of the same pictures
-    what:str='Several views of each picture',
-    samples:int=5000,    # bootstrap resamples
-    seed:int=0,
+    before: pd.DataFrame,  # labelled predictions, as from `predictions_table`
+    after: pd.DataFrame,  # of the same pictures
+    what: str = 'Several views of each picture',
+    samples: int = 5000,  # bootstrap resamples
+    seed: int = 0,
 ) -> Gain:
     "Two predictions of the same pictures against each other, with whole specimens resampled. Raises `UserError`"
     key = 'path' if 'path' in before and 'path' in after else 'name'
     one, two = (t[t.label.notna()].drop_duplicates(key).set_index(key) for t in (before, after))
     if set(one.index) != set(two.index):
-        raise UserError(f'{len(set(one.index) ^ set(two.index))} pictures are in one of the two tables only; both must be of the same pictures.')
+        raise UserError(
+            f'{len(set(one.index) ^ set(two.index))} pictures are in one of the two tables only; both must be of the same pictures.'
+        )
     two = two.loc[one.index]
     named = pd.DataFrame({'name': one.index, 'group': one.group.fillna('').to_numpy() if 'group' in one else ''})
     unit = pd.factorize(units(named))[0]
     right = [(Evaluation.of(t).predicted == Evaluation.of(t).targets).astype(float) for t in (one, two)]
     return _gain(what, *right, samples, seed, unit=unit)
 
+
 def _gain(what, before, after, samples, seed, curve=(), unit=None):
     unit = np.arange(len(before)) if unit is None else unit
     total, sums = np.bincount(unit), [np.bincount(unit, side) for side in (before, after)]
     drawn = draw_weights(len(total), samples, np.random.default_rng(seed)).astype(float)
-    one, two = (drawn @ side/(drawn @ total) for side in sums)
-    ends = lambda values: tuple(float(v) for v in np.quantile(values, [.025, .975]))
-    return Gain(what, float(before.mean()), float(after.mean()), ends(one), ends(two), float(after.mean()-before.mean()), ends(two-one),
-                len(total), tuple(curve))
+    one, two = (drawn @ side / (drawn @ total) for side in sums)
+    ends = lambda values: tuple(float(v) for v in np.quantile(values, [0.025, 0.975]))
+    return Gain(
+        what,
+        float(before.mean()),
+        float(after.mean()),
+        ends(one),
+        ends(two),
+        float(after.mean() - before.mean()),
+        ends(two - one),
+        len(total),
+        tuple(curve),
+    )

@@ -25,119 +25,185 @@ from ..training.recipe import Recipe
 
 # %% ../../nbs/experiments/watch.ipynb #4af78f68
 def is_training(
-    folder:Path, # of a run
+    folder: Path,  # of a run
 ) -> bool:
     "Whether a process trains into a folder now"
-    lock = Path(folder)/'.lock'
-    try: file = lock.stat()
-    except OSError: return False
-    try: held = [line.split() for line in Path('/proc/locks').read_text().splitlines()]
-    except OSError: held = []
+    lock = Path(folder) / '.lock'
+    try:
+        file = lock.stat()
+    except OSError:
+        return False
+    try:
+        held = [line.split() for line in Path('/proc/locks').read_text().splitlines()]
+    except OSError:
+        held = []
     name = f'{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}' if hasattr(os, 'major') else ''
-    if any(name in words for words in held if '->' not in words): return True   # an arrow stands before who waits for it
-    if time.time()-file.st_mtime < 3: return True   # made just now, and taken in a moment
-    try: import fcntl
-    except ImportError: return _opens_not(lock)
+    if any(name in words for words in held if '->' not in words):
+        return True  # an arrow stands before who waits for it
+    if time.time() - file.st_mtime < 3:
+        return True  # made just now, and taken in a moment
+    try:
+        import fcntl
+    except ImportError:
+        return _opens_not(lock)
     try:
         with open(lock) as opened:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
             fcntl.flock(opened, fcntl.LOCK_UN)
-    except FileNotFoundError: return False
-    except OSError: return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
     return False
+
 
 def _opens_not(lock):
     "On Windows: whether the first byte is locked"
     import msvcrt
+
     try:
         with open(lock, 'r+') as opened:
             msvcrt.locking(opened.fileno(), msvcrt.LK_NBLCK, 1)
             msvcrt.locking(opened.fileno(), msvcrt.LK_UNLCK, 1)
-    except FileNotFoundError: return False
-    except OSError: return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
     return False
 
 # %% ../../nbs/experiments/watch.ipynb #3d06c9a3
 def look(
-    folder:Path, # of a run
-) -> SimpleNamespace: # recipe, rows (of history.csv), network (that they are of, with folds), running, metrics (None before the end),
-                     # written and ends (when history.csv was, its budget does)
+    folder: Path,  # of a run
+) -> (
+    SimpleNamespace
+):  # recipe, rows (of history.csv), network (that they are of, with folds), running, metrics (None before the end),
+    # written and ends (when history.csv was, its budget does)
     "A run's state, from its files alone. Raises `MissingFileError`, `UserError`"
     folder = Path(folder)
-    if not folder.is_dir(): raise MissingFileError(f'There is no run folder {folder}. Train one with: fungi train RECIPE --out {folder}')
-    running = is_training(folder)   # first: a training that has ended since has also written what follows
-    recipe, metrics = (_json(folder/name) for name in ('recipe.json', 'metrics.json'))
-    if recipe is None: raise UserError(f"{folder} is not a run: it has no recipe.json. It holds: {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}.")
-    history, network, rows, written = folder/'history.csv', '', [], None
-    if recipe.get('folds') and not history.exists() and (number := sum((folder/f'fold-{n+1}').exists() for n in range(recipe['folds']))):
-        history, network = folder/f'fold-{number}'/'history.csv', f"network {number} of {recipe['folds']}"
+    if not folder.is_dir():
+        raise MissingFileError(f'There is no run folder {folder}. Train one with: fungi train RECIPE --out {folder}')
+    running = is_training(folder)  # first: a training that has ended since has also written what follows
+    recipe, metrics = (_json(folder / name) for name in ('recipe.json', 'metrics.json'))
+    if recipe is None:
+        raise UserError(
+            f'{folder} is not a run: it has no recipe.json. It holds: {", ".join(sorted(os.listdir(folder))[:5]) or "nothing"}.'
+        )
+    history, network, rows, written = folder / 'history.csv', '', [], None
+    if (
+        recipe.get('folds')
+        and not history.exists()
+        and (number := sum((folder / f'fold-{n + 1}').exists() for n in range(recipe['folds'])))
+    ):
+        history, network = folder / f'fold-{number}' / 'history.csv', f'network {number} of {recipe["folds"]}'
     if history.exists():
         written = history.stat().st_mtime
-        with open(history, newline='', encoding='utf8') as file: rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    ends = (_json(folder/'plan.json') or {}).get('ends')
-    return SimpleNamespace(folder=folder, recipe=SimpleNamespace(**asdict(Recipe()) | recipe),
-                           rows=rows, network=network, running=running, metrics=metrics, written=written, ends=ends)
+        with open(history, newline='', encoding='utf8') as file:
+            rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    ends = (_json(folder / 'plan.json') or {}).get('ends')
+    return SimpleNamespace(
+        folder=folder,
+        recipe=SimpleNamespace(**asdict(Recipe()) | recipe),
+        rows=rows,
+        network=network,
+        running=running,
+        metrics=metrics,
+        written=written,
+        ends=ends,
+    )
+
 
 def _json(file):
-    try: return json.loads(file.read_text('utf8'))
-    except FileNotFoundError: return None
-    except ValueError as error: raise UserError(f'{file} is damaged: it is not JSON ({error}).') from None
+    try:
+        return json.loads(file.read_text('utf8'))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f'{file} is damaged: it is not JSON ({error}).') from None
+
 
 def _value(text):
-    try: number = float(text)
-    except (TypeError, ValueError): return text or None
+    try:
+        number = float(text)
+    except (TypeError, ValueError):
+        return text or None
     return int(number) if number.is_integer() and text.isdigit() else None if math.isnan(number) else number
 
 # %% ../../nbs/experiments/watch.ipynb #845da4c2
 ticks = dict(unicode='▁▂▃▄▅▆▇█', ascii='_.-~=+*#')
 
+
 def sparkline(
-    values:list,            # None for a gap
-    width:int=40,           # at most so many signs; more values are averaged
-    signs:str=ticks['unicode'], # from low to high
+    values: list,  # None for a gap
+    width: int = 40,  # at most so many signs; more values are averaged
+    signs: str = ticks['unicode'],  # from low to high
 ) -> str:
     "A curve in one line of text"
     known = [v for v in values if v is not None]
-    if not known: return ''
+    if not known:
+        return ''
     places = min(width, len(values))
     low, high, line = min(known), max(known), ''
     for i in range(places):
-        part = [v for v in values[len(values)*i//places:len(values)*(i+1)//places] if v is not None]
-        line += signs[round((sum(part)/len(part)-low)/((high-low) or 1)*(len(signs)-1))] if part else ' '
+        part = [v for v in values[len(values) * i // places : len(values) * (i + 1) // places] if v is not None]
+        line += signs[round((sum(part) / len(part) - low) / ((high - low) or 1) * (len(signs) - 1))] if part else ' '
     return line
 
+
 def best_row(
-    rows:list,   # of the history
-    monitor:str, # valid_loss, accuracy or macro_f1
-):               # a row, or None
+    rows: list,  # of the history
+    monitor: str,  # valid_loss, accuracy or macro_f1
+):  # a row, or None
     "The best epoch so far; of equals the first"
     known = [row for row in rows if row.get(monitor) is not None]
-    return min(known, key=lambda row: row[monitor]*(1 if monitor == 'valid_loss' else -1)) if known else None
+    return min(known, key=lambda row: row[monitor] * (1 if monitor == 'valid_loss' else -1)) if known else None
+
 
 def time_left(
-    state:SimpleNamespace, # from `look`
-    now:float|None=None,   # seconds since 1970 (default: now)
-) -> tuple[float|None, float|None]: # seconds an epoch; seconds left, None where not known yet
+    state: SimpleNamespace,  # from `look`
+    now: float | None = None,  # seconds since 1970 (default: now)
+) -> tuple[float | None, float | None]:  # seconds an epoch; seconds left, None where not known yet
     "As long as the epochs like the last one took, or as the budget says"
-    if state.ends: return None, max(state.ends-(now or time.time()), 0)
+    if state.ends:
+        return None, max(state.ends - (now or time.time()), 0)
     done = state.rows[-1]['epoch'] if state.rows else 0
-    phase = 'head' if done < state.recipe.frozen_epochs else 'all layers'   # of the epoch that is trained now
+    phase = 'head' if done < state.recipe.frozen_epochs else 'all layers'  # of the epoch that is trained now
     alike = [row['seconds'] for row in state.rows if row.get('phase') == phase and row.get('seconds') is not None]
-    if not alike: return None, None
+    if not alike:
+        return None, None
     each = statistics.median(alike[-5:])
-    ahead = state.recipe.epochs-done
-    if phase == 'head': ahead = state.recipe.frozen_epochs-done   # how long the others take is not known before the first of them
-    spent = min(max((now or time.time())-state.written, 0), each) if state.written and state.running else 0
+    ahead = state.recipe.epochs - done
+    if phase == 'head':
+        ahead = state.recipe.frozen_epochs - done  # how long the others take is not known before the first of them
+    spent = min(max((now or time.time()) - state.written, 0), each) if state.written and state.running else 0
     known = phase == 'all layers' or state.recipe.frozen_epochs == state.recipe.epochs
-    return each, max(ahead*each-spent, 0) if known else None
+    return each, max(ahead * each - spent, 0) if known else None
 
 # %% ../../nbs/experiments/watch.ipynb #97af6a2e
-columns = (('epoch', 5, '{:d}'), ('phase', 10, '{}'), ('train_loss', 10, '{:.4f}'), ('valid_loss', 10, '{:.4f}'), ('accuracy', 8, '{:.4f}'),
-           ('macro_f1', 8, '{:.4f}'), ('lr', 7, '{:.1e}'), ('seconds', 7, '{:.1f}'))
+columns = (
+    ('epoch', 5, '{:d}'),
+    ('phase', 10, '{}'),
+    ('train_loss', 10, '{:.4f}'),
+    ('valid_loss', 10, '{:.4f}'),
+    ('accuracy', 8, '{:.4f}'),
+    ('macro_f1', 8, '{:.4f}'),
+    ('lr', 7, '{:.1e}'),
+    ('seconds', 7, '{:.1f}'),
+)
 
-def _word(key): return key.replace('_', ' ').replace('macro f1', 'macro-F1')
-def _header(): return '  '.join(f'{_word(key):>{width}}' for key, width, _ in columns)
-def _line(row): return '  '.join(f"{shape.format(row[key]) if row.get(key) is not None else '':>{width}}" for key, width, shape in columns)
+
+def _word(key):
+    return key.replace('_', ' ').replace('macro f1', 'macro-F1')
+
+
+def _header():
+    return '  '.join(f'{_word(key):>{width}}' for key, width, _ in columns)
+
+
+def _line(row):
+    return '  '.join(
+        f'{shape.format(row[key]) if row.get(key) is not None else "":>{width}}' for key, width, shape in columns
+    )
+
 
 def _title(state):
     r = state.recipe
@@ -146,100 +212,131 @@ def _title(state):
     each = f', {state.network}' if state.network else ''
     return f'{r.name}: {r.arch}{start} at {r.size} px, {length}, batches of {r.bs}, lr {r.lr:g}{each}'
 
+
 def screen(
-    state:SimpleNamespace,  # from `look`
-    lines:int=10,           # epochs shown
-    width:int=80,           # of the terminal
-    signs:str=ticks['unicode'], # of the small plots
-    now:float|None=None,    # seconds since 1970 (default: now)
+    state: SimpleNamespace,  # from `look`
+    lines: int = 10,  # epochs shown
+    width: int = 80,  # of the terminal
+    signs: str = ticks['unicode'],  # of the small plots
+    now: float | None = None,  # seconds since 1970 (default: now)
 ) -> str:
     "A run as a screenful of text"
     rows, recipe = state.rows, state.recipe
     said = [_title(state), str(state.folder), '']
-    if rows: said += [_header(), *map(_line, rows[-lines:]), '']
+    if rows:
+        said += [_header(), *map(_line, rows[-lines:]), '']
     for key in ('train_loss', 'valid_loss', 'accuracy', 'macro_f1'):
         values = [row.get(key) for row in rows]
         known = [v for v in values if v is not None]
-        if len(known) < 2: continue
-        said.append(f'{_word(key):>10}  {sparkline(values, max(width-32, 10), signs)}  {known[0]:.3f} to {known[-1]:.3f}')
-    if best := best_row(rows, recipe.monitor): said.append(f"{'best':>10}  epoch {best['epoch']}, {_word(recipe.monitor)} {best[recipe.monitor]:.4f}")
-    if state.metrics is None: said.append(f"{'now':>10}  {_now(state, now)}")
+        if len(known) < 2:
+            continue
+        said.append(
+            f'{_word(key):>10}  {sparkline(values, max(width - 32, 10), signs)}  {known[0]:.3f} to {known[-1]:.3f}'
+        )
+    if best := best_row(rows, recipe.monitor):
+        said.append(f'{"best":>10}  epoch {best["epoch"]}, {_word(recipe.monitor)} {best[recipe.monitor]:.4f}')
+    if state.metrics is None:
+        said.append(f'{"now":>10}  {_now(state, now)}')
     return '\n'.join(line[:width] for line in said)
+
 
 def _now(state, now=None):
     done = state.rows[-1]['epoch'] if state.rows else 0
     known = f' of about {state.recipe.epochs}' if state.ends else f' of {state.recipe.epochs}'
-    if state.network: known += f' of {state.network}'
-    if not state.running: return f'not running, after epoch {done}{known}'
-    if done >= state.recipe.epochs and not state.ends: return 'all epochs are done; testing and writing the report'
+    if state.network:
+        known += f' of {state.network}'
+    if not state.running:
+        return f'not running, after epoch {done}{known}'
+    if done >= state.recipe.epochs and not state.ends:
+        return 'all epochs are done; testing and writing the report'
     each, left = time_left(state, now)
-    said = f'epoch {done+1}{known}' if state.rows else 'reading pictures, or in the first epoch'
-    if state.written: said += f' for {clock((now or time.time())-state.written)}'
-    if each: said += f', {clock(each)} an epoch'
+    said = f'epoch {done + 1}{known}' if state.rows else 'reading pictures, or in the first epoch'
+    if state.written:
+        said += f' for {clock((now or time.time()) - state.written)}'
+    if each:
+        said += f', {clock(each)} an epoch'
     of = ' for this network' if state.network and not state.ends else ''
-    if left is not None: said += f", {'at most ' if state.recipe.patience else ''}{clock(left)} left{of}"
+    if left is not None:
+        said += f', {"at most " if state.recipe.patience else ""}{clock(left)} left{of}'
     return said
 
 # %% ../../nbs/experiments/watch.ipynb #8045e4fc
 def watch(
-    folder:str|Path,        # of a run
-    every:float=2.,         # seconds between two looks
-    out:str|Path|None=None, # .svg or .png that is drawn anew with each epoch
-    once:bool=False,        # look once, instead of until the end
-    stream=None,            # where to (default: standard output)
-) -> int:                   # 0, or 1 where the training has ended unfinished
+    folder: str | Path,  # of a run
+    every: float = 2.0,  # seconds between two looks
+    out: str | Path | None = None,  # .svg or .png that is drawn anew with each epoch
+    once: bool = False,  # look once, instead of until the end
+    stream=None,  # where to (default: standard output)
+) -> int:  # 0, or 1 where the training has ended unfinished
     "Show a run while it trains. Raises `MissingFileError`, `UserError`"
     stream = stream or sys.stdout
     if out is not None:
         out = Path(out)
-        if out.suffix.lower() not in ('.svg', '.png'): raise UserError(f'{out} should end in .svg or .png.')
-        if out.is_dir(): raise UserError(f'{out} is a folder; expected the name of a file.')
+        if out.suffix.lower() not in ('.svg', '.png'):
+            raise UserError(f'{out} should end in .svg or .png.')
+        if out.is_dir():
+            raise UserError(f'{out} is a folder; expected the name of a file.')
         check_place(out)
-    if not every > 0: raise UserError(f'every is {every}; expected seconds, above 0.')
+    if not every > 0:
+        raise UserError(f'every is {every}; expected seconds, above 0.')
     state, told, shown, drawn, height = look(folder), -1, '', None, 0
     live = stream.isatty()
     signs = ticks['unicode'] if 'utf' in (getattr(stream, 'encoding', None) or 'utf').lower() else ticks['ascii']
-    if not live and not once: print(_title(state), _header(), sep='\n', file=stream, flush=True)
+    if not live and not once:
+        print(_title(state), _header(), sep='\n', file=stream, flush=True)
     try:
         while True:
             size = shutil.get_terminal_size()
             if live or once:
-                text = screen(state, max(min(10, size.lines-12), 1), size.columns-1 if live else 120, signs)
-                if live: text = (f'\x1b[{height}A\r' if height else '')+text.replace('\n', '\x1b[K\n')+'\x1b[K\n\x1b[J'
+                text = screen(state, max(min(10, size.lines - 12), 1), size.columns - 1 if live else 120, signs)
+                if live:
+                    text = (f'\x1b[{height}A\r' if height else '') + text.replace('\n', '\x1b[K\n') + '\x1b[K\n\x1b[J'
                 print(text, end='' if live else '\n', file=stream, flush=True)
                 height = text.count('\n')
             else:
                 if state.network != shown:
                     told, shown = -1, state.network
-                    if shown: print(shown, file=stream, flush=True)
+                    if shown:
+                        print(shown, file=stream, flush=True)
                 for row in state.rows:
-                    if row['epoch'] > told: print(_line(row), file=stream, flush=True)
+                    if row['epoch'] > told:
+                        print(_line(row), file=stream, flush=True)
                     told = max(told, row['epoch'])
             if out is not None and (state.network, len(state.rows)) != drawn:
                 _draw(state, out)
                 drawn = state.network, len(state.rows)
-            if state.metrics is not None: return _verdict(state, stream)
+            if state.metrics is not None:
+                return _verdict(state, stream)
             if not state.running:
                 print(f'It is not running; continue it with: fungi train --resume {folder}', file=stream, flush=True)
                 return 1
-            if once: return 0
+            if once:
+                return 0
             time.sleep(every)
-            try: state = look(folder)
-            except UserError:   # a training that fails before it has kept anything takes its folder away
+            try:
+                state = look(folder)
+            except UserError:  # a training that fails before it has kept anything takes its folder away
                 print(f'It has ended, and {folder} is gone: nothing was kept.', file=stream, flush=True)
                 return 1
-    except KeyboardInterrupt: return 0   # the training goes on; only the watching ends
+    except KeyboardInterrupt:
+        return 0  # the training goes on; only the watching ends
+
 
 def _draw(state, out):
-    import pandas as pd   # and matplotlib: only where a figure is asked for
+    import pandas as pd  # and matplotlib: only where a figure is asked for
     from fungi_fastai.data.pages import as_svg
     from fungi_fastai.training.plots import plot_history
+
     figure = plot_history(pd.DataFrame(state.rows), state.recipe)
     with atomic(out) as part:
-        if out.suffix.lower() == '.svg': part.write_text(as_svg(figure, 'curves'), encoding='utf8')
-        else: figure.savefig(part, format='png', facecolor='white')
+        if out.suffix.lower() == '.svg':
+            part.write_text(as_svg(figure, 'curves'), encoding='utf8')
+        else:
+            figure.savefig(part, format='png', facecolor='white')
+
 
 def _verdict(state, stream):
     from fungi_fastai.evaluation.report import verdict
-    print(verdict(state.metrics), f"Report: {state.folder/'report.html'}", sep='\n', file=stream, flush=True)
+
+    print(verdict(state.metrics), f'Report: {state.folder / "report.html"}', sep='\n', file=stream, flush=True)
     return 0

@@ -20,127 +20,182 @@ from pathlib import Path
 from ..settings import UserError
 
 # %% ../../nbs/experiments/workers.ipynb #18988fcc
-heartbeat, grace, poll = 15, 90, 2.   # seconds: between two signs of life, until a worker without one counts as dead, between two looks at the others
-deaths = 5                            # so many workers may die over a trial, without an epoch between, before it is given up
+heartbeat, grace, poll = (
+    15,
+    90,
+    2.0,
+)  # seconds: between two signs of life, until a worker without one counts as dead, between two looks at the others
+deaths = 5  # so many workers may die over a trial, without an epoch between, before it is given up
+
 
 def load_optuna():
     "Optuna, which is brought in only where it is needed. Raises `UserError`"
-    try: import optuna
-    except ImportError: raise UserError('A sweep needs Optuna. Install it with: pip install optuna') from None
+    try:
+        import optuna
+    except ImportError:
+        raise UserError('A sweep needs Optuna. Install it with: pip install optuna') from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
+
 def open_storage(
-    url:str, # of a database, as SQLAlchemy writes it: sqlite:////path/file.db, postgresql://user@host/name
-):           # an Optuna `RDBStorage`
+    url: str,  # of a database, as SQLAlchemy writes it: sqlite:////path/file.db, postgresql://user@host/name
+):  # an Optuna `RDBStorage`
     "A storage in which no trial is taken twice. Raises `UserError`"
     optuna = load_optuna()
     import sqlalchemy
     from sqlalchemy import event
+
     sqlite = url.startswith('sqlite')
-    options = dict(engine_kwargs=dict(connect_args=dict(timeout=120))) if sqlite else dict(engine_kwargs=dict(pool_pre_ping=True))
-    for attempt in range(6):   # where two processes make the tables at once, one of them fails
+    options = (
+        dict(engine_kwargs=dict(connect_args=dict(timeout=120)))
+        if sqlite
+        else dict(engine_kwargs=dict(pool_pre_ping=True))
+    )
+    for attempt in range(6):  # where two processes make the tables at once, one of them fails
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore')   # Optuna calls its signs of life experimental
+                warnings.simplefilter('ignore')  # Optuna calls its signs of life experimental
                 storage = optuna.storages.RDBStorage(url, heartbeat_interval=heartbeat, grace_period=grace, **options)
             break
         except (sqlalchemy.exc.ArgumentError, ImportError) as error:
-            raise UserError(f'The storage {_no_password(url)} cannot be opened: {str(error).splitlines()[0]} '
-                            'Expected an address such as sqlite:////path/sweep.db or postgresql://user@host/name (with its driver installed).') from None
+            raise UserError(
+                f'The storage {_no_password(url)} cannot be opened: {str(error).splitlines()[0]} '
+                'Expected an address such as sqlite:////path/sweep.db or postgresql://user@host/name (with its driver installed).'
+            ) from None
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            if attempt == 5: raise UserError(f'The storage {_no_password(url)} cannot be used: {str(error).splitlines()[0]}') from None
-            time.sleep(.2*(attempt+1))
-        except RuntimeError as error: raise UserError(f'The storage {_no_password(url)} is of another version of Optuna: {error}') from None
+            if attempt == 5:
+                raise UserError(
+                    f'The storage {_no_password(url)} cannot be used: {str(error).splitlines()[0]}'
+                ) from None
+            time.sleep(0.2 * (attempt + 1))
+        except RuntimeError as error:
+            raise UserError(f'The storage {_no_password(url)} is of another version of Optuna: {error}') from None
     if sqlite:
+
         @event.listens_for(storage.engine, 'connect')
         def by_hand(connection, _):
             connection.isolation_level = None
-            connection.execute('PRAGMA synchronous=OFF')   # what a power cut may take is a list of runs, which are there in their folders
+            connection.execute(
+                'PRAGMA synchronous=OFF'
+            )  # what a power cut may take is a list of runs, which are there in their folders
+
         @event.listens_for(storage.engine, 'begin')
-        def lock(connection): connection.exec_driver_sql('BEGIN IMMEDIATE')
-        storage.engine.dispose()   # the connections from before
+        def lock(connection):
+            connection.exec_driver_sql('BEGIN IMMEDIATE')
+
+        storage.engine.dispose()  # the connections from before
     return storage
 
-def _no_password(url): return re.sub(r'//([^:/@]+):[^@]*@', r'//\1:…@', url)
+
+def _no_password(url):
+    return re.sub(r'//([^:/@]+):[^@]*@', r'//\1:…@', url)
 
 # %% ../../nbs/experiments/workers.ipynb #a0329d44
 class Worker:
     "This process's part in a sweep: takes trials from the queue, and finds those whose worker is dead"
-    def __init__(self,
-        folder:Path, # the sweep's
-        storage,     # from `open_storage`
+
+    def __init__(
+        self,
+        folder: Path,  # the sweep's
+        storage,  # from `open_storage`
     ):
         from filelock import FileLock
-        self.optuna, self.storage, self.folder, self.dead = load_optuna(), storage, folder/'.workers', set()
+
+        self.optuna, self.storage, self.folder, self.dead = load_optuna(), storage, folder / '.workers', set()
         self.folder.mkdir(exist_ok=True)
         self.name = f'{platform.node()}-{uuid.uuid4().hex[:12]}'
-        self.lock = FileLock(self.folder/self.name)
+        self.lock = FileLock(self.folder / self.name)
         self.lock.acquire()
 
     def close(self):
         self.lock.release()
-        (self.folder/self.name).unlink(missing_ok=True)
+        (self.folder / self.name).unlink(missing_ok=True)
         self.storage.remove_session()
         self.storage.engine.dispose()
 
     def study(self, name, direction, pruner):
         "A study, made where it is not there"
-        return self.optuna.create_study(storage=self.storage, study_name=name, direction=direction, pruner=pruner, load_if_exists=True)
+        return self.optuna.create_study(
+            storage=self.storage, study_name=name, direction=direction, pruner=pruner, load_if_exists=True
+        )
 
-    def trials(self, study) -> dict: # number → those that were begun for it, in order
+    def trials(self, study) -> dict:  # number → those that were begun for it, in order
         "All trials that count, by the number that they stand for"
         found = {}
         for trial in study.get_trials(deepcopy=False):
-            if 'number' in trial.user_attrs and 'double' not in trial.user_attrs: found.setdefault(trial.user_attrs['number'], []).append(trial)
+            if 'number' in trial.user_attrs and 'double' not in trial.user_attrs:
+                found.setdefault(trial.user_attrs['number'], []).append(trial)
         return found
 
-    def is_done(self, trial) -> bool: return trial.state.is_finished() and (trial.state.name != 'FAIL' or 'reason' in trial.user_attrs)
+    def is_done(self, trial) -> bool:
+        return trial.state.is_finished() and (trial.state.name != 'FAIL' or 'reason' in trial.user_attrs)
 
-    def fill(self, study, wanted:list):
+    def fill(self, study, wanted: list):
         "Put into the queue what is missing: at the beginning everything, later what dead workers left"
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             self.optuna.storages.fail_stale_trials(study)
         found = self.trials(study)
-        for trial in [t for some in found.values() for t in some if t.state.name == 'RUNNING' and self._is_dead(t.user_attrs.get('worker', ''))]:
+        for trial in [
+            t
+            for some in found.values()
+            for t in some
+            if t.state.name == 'RUNNING' and self._is_dead(t.user_attrs.get('worker', ''))
+        ]:
             self._fail(trial._trial_id)
         found = self.trials(study)
         for number, fixed in enumerate(wanted):
             before = found.get(number, [])
-            if any(self.is_done(t) or not t.state.is_finished() for t in before): continue
+            if any(self.is_done(t) or not t.state.is_finished() for t in before):
+                continue
             attributes = dict(number=number)
-            if before: fixed = fixed or before[-1].params
+            if before:
+                fixed = fixed or before[-1].params
             if _killed(before) >= deaths:
                 reason = f'{deaths} processes died over it, perhaps for want of memory'
-                study.add_trial(self.optuna.create_trial(state=self.optuna.trial.TrialState.FAIL, user_attrs=attributes | dict(reason=reason, values={})))
-            else: study.enqueue_trial(fixed, attributes)
+                study.add_trial(
+                    self.optuna.create_trial(
+                        state=self.optuna.trial.TrialState.FAIL, user_attrs=attributes | dict(reason=reason, values={})
+                    )
+                )
+            else:
+                study.enqueue_trial(fixed, attributes)
 
     def _is_dead(self, name):
         from filelock import FileLock, Timeout
-        file = self.folder/name
-        if name in self.dead: return True
-        if not name.startswith(platform.node()) or name == self.name or not file.exists(): return False
+
+        file = self.folder / name
+        if name in self.dead:
+            return True
+        if not name.startswith(platform.node()) or name == self.name or not file.exists():
+            return False
         lock = FileLock(file)
-        try: lock.acquire(timeout=0)
-        except Timeout: return False
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
         lock.release()
         file.unlink(missing_ok=True)
         self.dead.add(name)
         return True
 
     def _fail(self, trial_id):
-        try: self.storage.set_trial_state_values(trial_id, self.optuna.trial.TrialState.FAIL)
-        except self.optuna.exceptions.UpdateFinishedTrialError: pass   # somebody else has seen it too
+        try:
+            self.storage.set_trial_state_values(trial_id, self.optuna.trial.TrialState.FAIL)
+        except self.optuna.exceptions.UpdateFinishedTrialError:
+            pass  # somebody else has seen it too
 
     def take(self, study):
         "The next waiting trial, now ours; None where there is none"
         waiting = (self.optuna.trial.TrialState.WAITING,)
         for frozen in study.get_trials(deepcopy=False, states=waiting):
-            self.storage.record_heartbeat(frozen._trial_id)   # before it is ours: there is no moment without one
+            self.storage.record_heartbeat(frozen._trial_id)  # before it is ours: there is no moment without one
             try:
-                if not self.storage.set_trial_state_values(frozen._trial_id, self.optuna.trial.TrialState.RUNNING): continue
-            except self.optuna.exceptions.UpdateFinishedTrialError: continue
+                if not self.storage.set_trial_state_values(frozen._trial_id, self.optuna.trial.TrialState.RUNNING):
+                    continue
+            except self.optuna.exceptions.UpdateFinishedTrialError:
+                continue
             trial = self.optuna.Trial(study, frozen._trial_id)
             others = [t for t in self.trials(study).get(frozen.user_attrs['number'], []) if t.number != trial.number]
             if any(self.is_done(t) or not t.state.is_finished() and t.number < trial.number for t in others):
@@ -154,21 +209,28 @@ class Worker:
     def alive(self, trial):
         "A block in which signs of life are given"
         done = threading.Event()
+
         def beat():
             while not done.wait(heartbeat):
-                try: self.storage.record_heartbeat(trial._trial_id)
-                except Exception: pass   # the storage is busy; the next one will do
+                try:
+                    self.storage.record_heartbeat(trial._trial_id)
+                except Exception:
+                    pass  # the storage is busy; the next one will do
             self.storage.remove_session()
+
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
-        try: yield
+        try:
+            yield
         finally:
             done.set()
             thread.join()
+
 
 def _killed(trials):
     "How many workers have died over a number since an epoch was last finished"
     count = 0
     for trial in trials:
-        if 'given_back' not in trial.user_attrs: count = 1 if trial.intermediate_values else count+1
+        if 'given_back' not in trial.user_attrs:
+            count = 1 if trial.intermediate_values else count + 1
     return count

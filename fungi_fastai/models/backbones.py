@@ -20,30 +20,51 @@ from ..settings import UserError
 @dataclass(frozen=True)
 class Backbone:
     "A network with pretrained weights"
-    arch: str    # as in a recipe
+
+    arch: str  # as in a recipe
     top1: float  # accuracy on ImageNet, in [0, 1]
     macs: float  # multiplications for a picture of 224 × 224, in thousand millions
 
-backbones = tuple(Backbone(*row) for row in (
-    ('mobilenetv3_small_050', .58, .03), ('mobilenetv2_035', .60, .06), ('mobilenetv3_large_100', .76, .22), ('mobilenetv2_100', .73, .31),
-    ('squeezenet1_1', .58, .35), ('efficientnet_b0', .78, .40), ('convnext_atto', .77, .55), ('convnext_femto', .79, .79),
-    ('convnext_pico', .80, 1.37), ('resnet18', .73, 1.82), ('resnet34', .78, 3.67), ('resnet50', .81, 4.11), ('convnext_tiny', .84, 4.47)))
+
+backbones = tuple(
+    Backbone(*row)
+    for row in (
+        ('mobilenetv3_small_050', 0.58, 0.03),
+        ('mobilenetv2_035', 0.60, 0.06),
+        ('mobilenetv3_large_100', 0.76, 0.22),
+        ('mobilenetv2_100', 0.73, 0.31),
+        ('squeezenet1_1', 0.58, 0.35),
+        ('efficientnet_b0', 0.78, 0.40),
+        ('convnext_atto', 0.77, 0.55),
+        ('convnext_femto', 0.79, 0.79),
+        ('convnext_pico', 0.80, 1.37),
+        ('resnet18', 0.73, 1.82),
+        ('resnet34', 0.78, 3.67),
+        ('resnet50', 0.81, 4.11),
+        ('convnext_tiny', 0.84, 4.47),
+    )
+)
+
 
 def at_hand(
-    weights:str='', # a folder of files that begin with the name of their architecture, as in mobilenetv2_100.ra_in1k.safetensors; '' = the hub and its cache
-) -> dict[Backbone, str]: # and what to give as `weights` of a recipe ('' = the download that the name stands for)
+    weights: str = '',  # a folder of files that begin with the name of their architecture, as in mobilenetv2_100.ra_in1k.safetensors; '' = the hub and its cache
+) -> dict[Backbone, str]:  # and what to give as `weights` of a recipe ('' = the download that the name stands for)
     "The networks whose weights can be had, the quick ones first. Raises `UserError` where `weights` is no folder"
     if weights:
         folder = Path(weights).expanduser()
         if not folder.is_dir():
-            raise UserError(f'{weights} is not a folder; where the network is to be chosen, expected a folder of weights, each file called by its network, '
-                            'such as mobilenetv2_100.ra_in1k.safetensors. For one file, name its network with --arch.')
+            raise UserError(
+                f'{weights} is not a folder; where the network is to be chosen, expected a folder of weights, each file called by its network, '
+                'such as mobilenetv2_100.ra_in1k.safetensors. For one file, name its network with --arch.'
+            )
         return {one: str(file) for one in backbones if (file := weights_in(folder, one.arch))}
     online = hub_answers()
     return {one: '' for one in backbones if _on_hub(one.arch, online)}
 
+
 def _on_hub(arch, online):
     "Whether the hub has a network's weights, or its cache on this machine"
     from huggingface_hub import try_to_load_from_cache
-    where = timm.get_pretrained_cfg(arch).hf_hub_id if timm.is_model(arch) else None   # torchvision's are elsewhere
+
+    where = timm.get_pretrained_cfg(arch).hf_hub_id if timm.is_model(arch) else None  # torchvision's are elsewhere
     return bool(where) and (online or isinstance(try_to_load_from_cache(where, 'model.safetensors'), str))

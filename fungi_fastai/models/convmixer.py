@@ -19,97 +19,118 @@ from ..settings import UserError
 # %% ../../nbs/models/convmixer.ipynb #7acf41a2
 class Residual(nn.Module):
     "Adds its input to what `layers` make of it"
-    def __init__(self, layers:nn.Module):
+
+    def __init__(self, layers: nn.Module):
         super().__init__()
         self.fn = layers
 
-    def forward(self, x): return x + self.fn(x)
+    def forward(self, x):
+        return x + self.fn(x)
 
-def _norm(dim, activation): return [activation(), nn.BatchNorm2d(dim)]
+
+def _norm(dim, activation):
+    return [activation(), nn.BatchNorm2d(dim)]
+
 
 def patches(
-    dim:int,        # channels out
-    patch_size:int, # pixels a side
+    dim: int,  # channels out
+    patch_size: int,  # pixels a side
     activation=nn.GELU,
-) -> nn.Sequential: # (n, 3, height, width) → (n, dim, height/patch_size, width/patch_size)
+) -> nn.Sequential:  # (n, 3, height, width) → (n, dim, height/patch_size, width/patch_size)
     "Cut a picture into patches, each turned to `dim` numbers"
     return nn.Sequential(nn.Conv2d(3, dim, patch_size, stride=patch_size), *_norm(dim, activation))
 
+
 def mixer(
-    dim:int,         # channels in and out
-    kernel_size:int, # patches a side, odd
+    dim: int,  # channels in and out
+    kernel_size: int,  # patches a side, odd
     activation=nn.GELU,
 ) -> nn.Sequential:  # (n, dim, h, w) → the same shape
     "Mix each channel over space, with a way around; then mix the channels at each place"
     return nn.Sequential(
         Residual(nn.Sequential(nn.Conv2d(dim, dim, kernel_size, groups=dim, padding='same'), *_norm(dim, activation))),
-        nn.Conv2d(dim, dim, 1), *_norm(dim, activation))
+        nn.Conv2d(dim, dim, 1),
+        *_norm(dim, activation),
+    )
+
 
 def convmixer_body(
-    dim:int=256,       # channels
-    depth:int=8,       # number of mixers
-    kernel_size:int=9, # patches a side that a mixer sees, odd
-    patch_size:int=7,  # pixels a side
+    dim: int = 256,  # channels
+    depth: int = 8,  # number of mixers
+    kernel_size: int = 9,  # patches a side that a mixer sees, odd
+    patch_size: int = 7,  # pixels a side
     activation=nn.GELU,
-) -> nn.Sequential:    # (n, 3, height, width) → (n, dim, height/patch_size, width/patch_size)
+) -> nn.Sequential:  # (n, 3, height, width) → (n, dim, height/patch_size, width/patch_size)
     "Patches and `depth` mixers. Raises `UserError` for numbers that make no network"
     for name, value in dict(dim=dim, depth=depth, kernel_size=kernel_size, patch_size=patch_size).items():
-        if not isinstance(value, int) or value < 1: raise UserError(f"A ConvMixer's {name} is {value!r}; expected 1 or more.")
-    if kernel_size % 2 == 0: raise UserError(f"A ConvMixer's kernel_size is {kernel_size}; expected an odd number.")
-    return nn.Sequential(patches(dim, patch_size, activation), *[mixer(dim, kernel_size, activation) for _ in range(depth)])
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"A ConvMixer's {name} is {value!r}; expected 1 or more.")
+    if kernel_size % 2 == 0:
+        raise UserError(f"A ConvMixer's kernel_size is {kernel_size}; expected an odd number.")
+    return nn.Sequential(
+        patches(dim, patch_size, activation), *[mixer(dim, kernel_size, activation) for _ in range(depth)]
+    )
 
 # %% ../../nbs/models/convmixer.ipynb #8f2c27a0
 def linear_head(
-    features:int,    # numbers that the body gives
-    classes:int,     # numbers wanted
-    dropout:float=0.,# share of features dropped in training, before the last layer
-    hidden:int=0,    # width of a layer in between; 0 = none
-    pool:bool=True,  # the body gives maps (n, features, h, w), to be averaged; else (n, features)
+    features: int,  # numbers that the body gives
+    classes: int,  # numbers wanted
+    dropout: float = 0.0,  # share of features dropped in training, before the last layer
+    hidden: int = 0,  # width of a layer in between; 0 = none
+    pool: bool = True,  # the body gives maps (n, features, h, w), to be averaged; else (n, features)
 ) -> nn.Sequential:  # with the parts `pool flatten hidden activation dropout linear`, as far as wanted
     "Average over the picture → [hidden layer] → [dropout] → linear. All classes start equally likely"
     parts = OrderedDict()
-    if pool: parts |= dict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
-    if hidden: parts |= dict(hidden=nn.Linear(features, hidden), activation=nn.ReLU())
-    if dropout: parts['dropout'] = nn.Dropout(dropout)
+    if pool:
+        parts |= dict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+    if hidden:
+        parts |= dict(hidden=nn.Linear(features, hidden), activation=nn.ReLU())
+    if dropout:
+        parts['dropout'] = nn.Dropout(dropout)
     parts['linear'] = nn.Linear(hidden or features, classes)
-    nn.init.normal_(parts['linear'].weight, std=.01)
+    nn.init.normal_(parts['linear'].weight, std=0.01)
     nn.init.zeros_(parts['linear'].bias)
     return nn.Sequential(parts)
 
+
 def convmixer(
-    classes:int,       # numbers wanted
-    dim:int=256,       # channels
-    depth:int=8,       # number of mixers
-    kernel_size:int=9, # patches a side that a mixer sees, odd
-    patch_size:int=7,  # pixels a side
+    classes: int,  # numbers wanted
+    dim: int = 256,  # channels
+    depth: int = 8,  # number of mixers
+    kernel_size: int = 9,  # patches a side that a mixer sees, odd
+    patch_size: int = 7,  # pixels a side
     activation=nn.GELU,
-    dropout:float=0.,  # before the last layer
-    hidden:int=0,      # width of a layer before the last; 0 = none
-) -> nn.Sequential:    # body and head
+    dropout: float = 0.0,  # before the last layer
+    hidden: int = 0,  # width of a layer before the last; 0 = none
+) -> nn.Sequential:  # body and head
     "A ConvMixer (Trockman & Kolter 2022, arXiv:2201.09792)"
     body = convmixer_body(dim, depth, kernel_size, patch_size, activation)
     return nn.Sequential(body, linear_head(dim, classes, dropout, hidden))
 
 # %% ../../nbs/models/convmixer.ipynb #51508b79
 def parse_convmixer(
-    name:str, # convmixer_<dim>_<depth>, and perhaps _k<kernel size>_p<patch size>
-) -> dict|None: # the arguments of `convmixer_body`; None where the name is none of a ConvMixer
+    name: str,  # convmixer_<dim>_<depth>, and perhaps _k<kernel size>_p<patch size>
+) -> dict | None:  # the arguments of `convmixer_body`; None where the name is none of a ConvMixer
     "The numbers in a ConvMixer's name"
     found = re.fullmatch(r'convmixer_(\d+)_(\d+)(?:_k(\d+))?(?:_p(\d+))?', name)
-    if not found: return None
+    if not found:
+        return None
     return {k: int(v) for k, v in zip(('dim', 'depth', 'kernel_size', 'patch_size'), found.groups(), strict=True) if v}
 
-def convmixer_name(dim:int=256, depth:int=8, kernel_size:int=9, patch_size:int=7) -> str:
+
+def convmixer_name(dim: int = 256, depth: int = 8, kernel_size: int = 9, patch_size: int = 7) -> str:
     "The name that `parse_convmixer` reads"
     return f'convmixer_{dim}_{depth}_k{kernel_size}_p{patch_size}'
 
 # %% ../../nbs/models/convmixer.ipynb #5725fa83
 def from_timm(
-    state:dict, # tensors by timm's names: stem.*, blocks.*, head.*
-) -> dict:      # tensors by the names of `convmixer`
+    state: dict,  # tensors by timm's names: stem.*, blocks.*, head.*
+) -> dict:  # tensors by the names of `convmixer`
     "timm's names of a ConvMixer's weights → ours"
+
     def rename(key):
         key = re.sub(r'^stem\.', '0.0.', key)
-        key = re.sub(r'^blocks\.(\d+)\.', lambda m: f'0.{int(m[1])+1}.', key)
+        key = re.sub(r'^blocks\.(\d+)\.', lambda m: f'0.{int(m[1]) + 1}.', key)
         return re.sub(r'^head\.', '1.linear.', key)
+
     return {rename(k): v for k, v in state.items()}

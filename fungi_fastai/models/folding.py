@@ -18,119 +18,171 @@ from torch import nn
 
 # %% ../../nbs/models/folding.ipynb #ee255b5e
 def folded_pairs(
-    model:nn.Module,
-    x:torch.Tensor,  # (n, channels, height, width) a few pictures that it can take
+    model: nn.Module,
+    x: torch.Tensor,  # (n, channels, height, width) a few pictures that it can take
 ) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     "The convolutions of a network whose output goes to a BatchNorm and, as far as its modules show, nowhere else"
     seen, x = _copied(model, x)
     return _originals(model, seen, _pairs(seen, x))
 
-def _copied(model, x):   # what a pass leaves behind, it leaves in the copy; on the CPU, where float32 has all its digits
+
+def _copied(model, x):  # what a pass leaves behind, it leaves in the copy; on the CPU, where float32 has all its digits
     return copy.deepcopy(model).cpu().float().eval(), x.detach().cpu().float()
+
 
 def _originals(model, seen, pairs):
     names = {id(module): name for name, module in seen.named_modules()}
     return [tuple(model.get_submodule(names[id(module)]) for module in pair) for pair in pairs]
 
+
 def _tensors(x):
-    if isinstance(x, torch.Tensor): yield x
-    elif isinstance(x, (list, tuple)): yield from (t for part in x for t in _tensors(part))
-    elif isinstance(x, dict): yield from _tensors(tuple(x.values()))
+    if isinstance(x, torch.Tensor):
+        yield x
+    elif isinstance(x, (list, tuple)):
+        yield from (t for part in x for t in _tensors(part))
+    elif isinstance(x, dict):
+        yield from _tensors(tuple(x.values()))
+
 
 def _pairs(model, x):
-    made, takers, calls, hooks = {}, {}, {}, []   # `made` keeps the tensors alive, or their ids would be given out again
+    made, takers, calls, hooks = {}, {}, {}, []  # `made` keeps the tensors alive, or their ids would be given out again
+
     def taken(module, args, kwargs):
-        calls[id(module)] = calls.get(id(module), 0)+1
-        if type(module) in (nn.Sequential, nn.Identity): return   # they hand on, and what they hand it to is seen
+        calls[id(module)] = calls.get(id(module), 0) + 1
+        if type(module) in (nn.Sequential, nn.Identity):
+            return  # they hand on, and what they hand it to is seen
         for tensor in _tensors((args, kwargs)):
-            if id(tensor) in made: takers.setdefault(id(tensor), []).append((module, tensor._version))
-    def given(module, _args, output): made[id(output)] = (module, output, output._version)
+            if id(tensor) in made:
+                takers.setdefault(id(tensor), []).append((module, tensor._version))
+
+    def given(module, _args, output):
+        made[id(output)] = (module, output, output._version)
+
     for module in model.modules():
         hooks.append(module.register_forward_pre_hook(taken, with_kwargs=True))
-        if _plain_conv(module): hooks.append(module.register_forward_hook(given))
+        if _plain_conv(module):
+            hooks.append(module.register_forward_hook(given))
     try:
-        with torch.no_grad(): model(x)
+        with torch.no_grad():
+            model(x)
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     pairs = []
     for key, (conv, _, version) in made.items():
         match takers.get(key, []):
-            case [(bn, then)] if then == version and _plain_norm(bn) and calls[id(conv)] == calls[id(bn)] == 1: pairs.append((conv, bn))
+            case [(bn, then)] if then == version and _plain_norm(bn) and calls[id(conv)] == calls[id(bn)] == 1:
+                pairs.append((conv, bn))
     return pairs
 
-def _plain_conv(module):   # others, such as timm's Conv2dSame, do more than their weights say
+
+def _plain_conv(module):  # others, such as timm's Conv2dSame, do more than their weights say
     kind = type(module)
-    return (isinstance(module, nn.Conv2d) and not isinstance(module, torch.jit.ScriptModule) and 'forward' not in vars(module)
-            and kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward)
+    return (
+        isinstance(module, nn.Conv2d)
+        and not isinstance(module, torch.jit.ScriptModule)
+        and 'forward' not in vars(module)
+        and kind.forward is nn.Conv2d.forward
+        and kind._conv_forward is nn.Conv2d._conv_forward
+    )
+
 
 def _plain_norm(module):
-    return (isinstance(module, nn.BatchNorm2d) and not isinstance(module, torch.jit.ScriptModule) and 'forward' not in vars(module)
-            and type(module).forward in (nn.BatchNorm2d.forward, BatchNormAct2d.forward) and module.running_mean is not None)
+    return (
+        isinstance(module, nn.BatchNorm2d)
+        and not isinstance(module, torch.jit.ScriptModule)
+        and 'forward' not in vars(module)
+        and type(module).forward in (nn.BatchNorm2d.forward, BatchNormAct2d.forward)
+        and module.running_mean is not None
+    )
 
 # %% ../../nbs/models/folding.ipynb #2bd10fa2
 def _folded_conv(conv, bn, x):
-    if bn.training: return type(conv).forward(conv, x)
-    scale = torch.rsqrt(bn.running_var+bn.eps)
-    if bn.weight is not None: scale = scale*bn.weight
-    bias = -bn.running_mean*scale if conv.bias is None else (conv.bias-bn.running_mean)*scale
-    if bn.bias is not None: bias = bias+bn.bias
+    if bn.training:
+        return type(conv).forward(conv, x)
+    scale = torch.rsqrt(bn.running_var + bn.eps)
+    if bn.weight is not None:
+        scale = scale * bn.weight
+    bias = -bn.running_mean * scale if conv.bias is None else (conv.bias - bn.running_mean) * scale
+    if bn.bias is not None:
+        bias = bias + bn.bias
     dtype = conv.weight.dtype
-    return conv._conv_forward(x, conv.weight*scale.to(dtype).view(-1, 1, 1, 1), bias.to(dtype))
+    return conv._conv_forward(x, conv.weight * scale.to(dtype).view(-1, 1, 1, 1), bias.to(dtype))
+
 
 def _folded_norm(bn, x):
-    if bn.training: return type(bn).forward(bn, x)
+    if bn.training:
+        return type(bn).forward(bn, x)
     return bn.act(bn.drop(x)) if isinstance(bn, BatchNormAct2d) else x
 
+
 def _forwards(pairs):
-    return [part for conv, bn in pairs for part in ((conv, partial(_folded_conv, conv, bn)), (bn, partial(_folded_norm, bn)))]
+    return [
+        part
+        for conv, bn in pairs
+        for part in ((conv, partial(_folded_conv, conv, bn)), (bn, partial(_folded_norm, bn)))
+    ]
+
 
 def _other_numbers(model, pairs, x):
     "Weights that are not 1 and 0, and this batch's statistics: with arbitrary ones, a deep network magnifies float32's rounding"
     generator = torch.Generator().manual_seed(0)
     for _, bn in pairs:
-        for tensor, low, high in ((bn.weight, .5, 1.5), (bn.bias, -.2, .2)):
-            if tensor is not None: tensor.copy_(torch.rand(tensor.shape, generator=generator)*(high-low)+low)
-        bn.momentum = 1.
+        for tensor, low, high in ((bn.weight, 0.5, 1.5), (bn.bias, -0.2, 0.2)):
+            if tensor is not None:
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+        bn.momentum = 1.0
         bn.train()
     model(x)
     for _, bn in pairs:
-        bn.running_var.clamp_(min=float(bn.running_var.mean())/10)
+        bn.running_var.clamp_(min=float(bn.running_var.mean()) / 10)
         bn.eval()
+
 
 class Folding:
     "A network's convolutions and the BatchNorms folded into them; a context manager, or `on` and `off`"
-    def __init__(self,
-        model:nn.Module,
-        x:torch.Tensor,       # (n, channels, height, width) two or more pictures to find out with
-        tolerance:float=1e-3, # largest difference by which outputs may differ, relative to the largest output
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: torch.Tensor,  # (n, channels, height, width) two or more pictures to find out with
+        tolerance: float = 1e-3,  # largest difference by which outputs may differ, relative to the largest output
     ):
         self.model, self.pairs, self._forwards, self.is_on = model, [], [], False
         try:
             with torch.autocast('cpu', enabled=False):
                 seen, x = _copied(model, x)
                 found = _pairs(seen, x)
-                if found and self._same(seen, found, x, tolerance): self.pairs = _originals(model, seen, found)
-        except Exception: return   # a network that cannot be copied, or runs on a GPU only, stays as it is
+                if found and self._same(seen, found, x, tolerance):
+                    self.pairs = _originals(model, seen, found)
+        except Exception:
+            return  # a network that cannot be copied, or runs on a GPU only, stays as it is
         self._forwards = _forwards(self.pairs)
 
-    def __bool__(self): return bool(self.pairs)
+    def __bool__(self):
+        return bool(self.pairs)
 
     @torch.no_grad()
     def _same(self, model, pairs, x, tolerance):
         _other_numbers(model, pairs, x)
         plain = list(_tensors(model(x)))
-        for module, forward in _forwards(pairs): module.forward = forward
+        for module, forward in _forwards(pairs):
+            module.forward = forward
         folded = list(_tensors(model(x)))
-        return all(bool((a-b).abs().max() <= tolerance*a.abs().max()) for a, b in zip(plain, folded, strict=True))   # NaN is no
+        return all(
+            bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in zip(plain, folded, strict=True)
+        )  # NaN is no
 
     def on(self):
         "Fold, whenever a BatchNorm is in evaluation mode"
-        for module, forward in self._forwards: module.forward = forward
+        for module, forward in self._forwards:
+            module.forward = forward
         self.is_on = True
 
     def off(self):
         "Leave the network as it was"
-        for module, _ in self._forwards: vars(module).pop('forward', None)
+        for module, _ in self._forwards:
+            vars(module).pop('forward', None)
         self.is_on = False
 
     @contextmanager
@@ -138,6 +190,8 @@ class Folding:
         "The region in which the network is folded; one within another is fine"
         before = self.is_on
         self.on()
-        try: yield self
+        try:
+            yield self
         finally:
-            if not before: self.off()
+            if not before:
+                self.off()

@@ -28,37 +28,49 @@ from ..settings import UserError
 # %% ../../nbs/models/learners.ipynb #7369abd7
 class FreezeBatchNorm(Callback):
     "Keeps the statistics of the body's BatchNorm layers as they are: of frozen layers, or `always`"
-    order = TrainEvalCallback.order+1   # that one puts the whole model in training mode
-    def __init__(self,
-        always:bool=False, # also of layers whose weights train
-    ): self.always = always
+
+    order = TrainEvalCallback.order + 1  # that one puts the whole model in training mode
+
+    def __init__(
+        self,
+        always: bool = False,  # also of layers whose weights train
+    ):
+        self.always = always
 
     def before_train(self):
         body, _ = body_head(self.learn.model)
         body_trains = any(p.requires_grad for p in body.parameters())
         for layer in body.modules():
-            if not isinstance(layer, _BatchNorm): continue
+            if not isinstance(layer, _BatchNorm):
+                continue
             own = list(layer.parameters(recurse=False))
-            if self.always or not (any(p.requires_grad for p in own) if own else body_trains): layer.eval()
+            if self.always or not (any(p.requires_grad for p in own) if own else body_trains):
+                layer.eval()
 
-def freeze_body(learn:Learner):
+
+def freeze_body(learn: Learner):
     "Train the head only: the body gets no gradients, and its BatchNorm statistics stay"
-    if learn.train_bn: learn.train_bn, learn.opt = False, None   # a new optimizer forgets that BatchNorm was to be trained
-    if not any(isinstance(cb, FreezeBatchNorm) for cb in learn.cbs): learn.add_cb(FreezeBatchNorm())
+    if learn.train_bn:
+        learn.train_bn, learn.opt = False, None  # a new optimizer forgets that BatchNorm was to be trained
+    if not any(isinstance(cb, FreezeBatchNorm) for cb in learn.cbs):
+        learn.add_cb(FreezeBatchNorm())
     learn.freeze()
 
+
 def unfreeze(
-    learn:Learner,
-    groups:int|None=None, # of the groups, how many train, counted from the head (default: all)
+    learn: Learner,
+    groups: int | None = None,  # of the groups, how many train, counted from the head (default: all)
 ):
     "Train the body too, or its last groups"
-    if groups is None: learn.unfreeze()
-    else: learn.freeze_to(-groups)
+    if groups is None:
+        learn.unfreeze()
+    else:
+        learn.freeze_to(-groups)
 
 # %% ../../nbs/models/learners.ipynb #2bbcdc26
 def add_normalize(
     dls,  # fastai DataLoaders
-    mean, # of red, green, blue in [0, 1]
+    mean,  # of red, green, blue in [0, 1]
     std,  # their standard deviation
 ):
     "Normalise batches by these numbers, once; where `dls` does it by others already, those stay and a warning says so"
@@ -66,76 +78,126 @@ def add_normalize(
         present = [t for t in dl.after_batch.fs if isinstance(t, Normalize)]
         if not present:
             shape, device = (1, 3, 1, 1), dl.device or torch.device('cpu')
-            transform = Normalize(torch.tensor(mean, device=device).view(shape), torch.tensor(std, device=device).view(shape))
+            transform = Normalize(
+                torch.tensor(mean, device=device).view(shape), torch.tensor(std, device=device).view(shape)
+            )
             dl.after_batch.add([transform])
             continue
         numbers = [torch.as_tensor(x).flatten().tolist() for x in (present[0].mean, present[0].std)]
-        if any(abs(a-b) > 1e-3 for a, b in zip(sum(numbers, []), [*mean, *std], strict=True)):
-            warnings.warn(f'These loaders normalise by mean {_round(numbers[0])} and deviation {_round(numbers[1])}; the network '
-                f'was made for {_round(mean)} and {_round(std)}. Make new loaders for it, or pass normalize=False.', stacklevel=3)
+        if any(abs(a - b) > 1e-3 for a, b in zip(sum(numbers, []), [*mean, *std], strict=True)):
+            warnings.warn(
+                f'These loaders normalise by mean {_round(numbers[0])} and deviation {_round(numbers[1])}; the network '
+                f'was made for {_round(mean)} and {_round(std)}. Make new loaders for it, or pass normalize=False.',
+                stacklevel=3,
+            )
             return
 
-def _round(numbers): return tuple(round(float(x), 3) for x in numbers)
+
+def _round(numbers):
+    return tuple(round(float(x), 3) for x in numbers)
 
 # %% ../../nbs/models/learners.ipynb #10a5d9a0
 def learner(
-    dls,                   # fastai DataLoaders of pictures in [0, 1], RGB
-    arch:str='resnet50',   # any timm or torchvision name, or convmixer_DIM_DEPTH
-    pretrained:bool=True,  # start from weights learned on ImageNet, downloaded (not where `weights` are given)
-    weights:str|Path|dict|None=None, # a file of weights or hub id to start from: see `load_weights`
-    head:str='linear',     # linear (average pool, one layer) or fastai (average and maximum pool, BatchNorm, two layers)
-    dropout:float|None=None, # before the last layer (default: 0; fastai head 0.5)
-    hidden:int|None=None,  # width of a layer before the last (default: none; fastai head 512)
-    n_out:int|None=None,   # numbers the head gives (default: one a class)
-    size:int|tuple|None=None, # pixels, for networks built for one size (default: looked up in a batch where it matters)
-    drop_path:float=0.,    # stochastic depth: chance that the deepest block is skipped in training
-    normalize:bool=True,   # normalise by the mean and deviation that the network was trained with
-    groups:int=3,          # groups of layers with their own learning rate: see `layer_groups`
-    freeze:bool|None=None, # start with a frozen body (default: where it is pretrained)
-    freeze_batchnorm:bool=True, # keep a pretrained body's BatchNorm statistics, also when it trains
-    metrics=accuracy,      # fastai metrics
-    loss_func=None,        # (default: that of `dls`; cross entropy)
-    opt_func=Adam,         # fastai optimizer
-    lr:float=defaults.lr,  # learning rate where `fit` is given none
-    wd:float|None=None,    # weight decay (default: the optimizer's, 0.01)
-    cbs=None,              # fastai callbacks
-    train_bn:bool=False,   # fastai's rule: BatchNorm trains in a frozen body too
-    **kwargs,              # of fastai's Learner: `path model_dir splitter moms wd_bn_bias`
-) -> Learner: # also with `.arch`, `.stats` and `.weight_report`
+    dls,  # fastai DataLoaders of pictures in [0, 1], RGB
+    arch: str = 'resnet50',  # any timm or torchvision name, or convmixer_DIM_DEPTH
+    pretrained: bool = True,  # start from weights learned on ImageNet, downloaded (not where `weights` are given)
+    weights: str | Path | dict | None = None,  # a file of weights or hub id to start from: see `load_weights`
+    head: str = 'linear',  # linear (average pool, one layer) or fastai (average and maximum pool, BatchNorm, two layers)
+    dropout: float | None = None,  # before the last layer (default: 0; fastai head 0.5)
+    hidden: int | None = None,  # width of a layer before the last (default: none; fastai head 512)
+    n_out: int | None = None,  # numbers the head gives (default: one a class)
+    size: int
+    | tuple
+    | None = None,  # pixels, for networks built for one size (default: looked up in a batch where it matters)
+    drop_path: float = 0.0,  # stochastic depth: chance that the deepest block is skipped in training
+    normalize: bool = True,  # normalise by the mean and deviation that the network was trained with
+    groups: int = 3,  # groups of layers with their own learning rate: see `layer_groups`
+    freeze: bool | None = None,  # start with a frozen body (default: where it is pretrained)
+    freeze_batchnorm: bool = True,  # keep a pretrained body's BatchNorm statistics, also when it trains
+    metrics=accuracy,  # fastai metrics
+    loss_func=None,  # (default: that of `dls`; cross entropy)
+    opt_func=Adam,  # fastai optimizer
+    lr: float = defaults.lr,  # learning rate where `fit` is given none
+    wd: float | None = None,  # weight decay (default: the optimizer's, 0.01)
+    cbs=None,  # fastai callbacks
+    train_bn: bool = False,  # fastai's rule: BatchNorm trains in a frozen body too
+    **kwargs,  # of fastai's Learner: `path model_dir splitter moms wd_bn_bias`
+) -> Learner:  # also with `.arch`, `.stats` and `.weight_report`
     "A fastai `Learner` for any architecture, by `vision_learner`. Raises `UserError` with what to do about a wrong name or file"
     weights = weights or None
     n_out = n_out or get_c(dls)
-    if not n_out: raise UserError('The loaders do not say how many classes there are; pass n_out, or set dls.c.')
-    if size is None and is_fixed_size(arch): size = tuple(dls.one_batch()[0].shape[-2:])
+    if not n_out:
+        raise UserError('The loaders do not say how many classes there are; pass n_out, or set dls.c.')
+    if size is None and is_fixed_size(arch):
+        size = tuple(dls.one_batch()[0].shape[-2:])
     network = make_network(arch, n_out, head, hidden, dropout, size, pretrained, weights, drop_path)
     trained = pretrained or weights is not None
-    cbs = [*(cbs if isinstance(cbs, (list, tuple)) else [cbs] if cbs else []), FreezeBatchNorm(trained and freeze_batchnorm)]
+    cbs = [
+        *(cbs if isinstance(cbs, (list, tuple)) else [cbs] if cbs else []),
+        FreezeBatchNorm(trained and freeze_batchnorm),
+    ]
     built = _Built(network[0])
-    model_meta[built] = dict(cut=_as_it_is, split=partial(layer_groups, n=groups))   # how fastai is told of an architecture
-    try: learn = vision_learner(dls, built, n_out=n_out, pretrained=False, normalize=False, custom_head=network[1], init=None,
-        loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, metrics=metrics, train_bn=train_bn, cbs=cbs, **kwargs)
-    finally: del model_meta[built]
-    learn.arch, learn.pretrained, learn.normalize, learn.stats, learn.weight_report = arch, trained, normalize, network.stats, network.weight_report
-    learn.__stored_args__ = dict(arch=arch, normalize=normalize, n_out=n_out, pretrained=trained)   # what fastai's loggers note
-    if normalize: add_normalize(dls, *network.stats)
-    if trained if freeze is None else freeze: learn.freeze()
+    model_meta[built] = dict(
+        cut=_as_it_is, split=partial(layer_groups, n=groups)
+    )  # how fastai is told of an architecture
+    try:
+        learn = vision_learner(
+            dls,
+            built,
+            n_out=n_out,
+            pretrained=False,
+            normalize=False,
+            custom_head=network[1],
+            init=None,
+            loss_func=loss_func,
+            opt_func=opt_func,
+            lr=lr,
+            wd=wd,
+            metrics=metrics,
+            train_bn=train_bn,
+            cbs=cbs,
+            **kwargs,
+        )
+    finally:
+        del model_meta[built]
+    learn.arch, learn.pretrained, learn.normalize, learn.stats, learn.weight_report = (
+        arch,
+        trained,
+        normalize,
+        network.stats,
+        network.weight_report,
+    )
+    learn.__stored_args__ = dict(
+        arch=arch, normalize=normalize, n_out=n_out, pretrained=trained
+    )  # what fastai's loggers note
+    if normalize:
+        add_normalize(dls, *network.stats)
+    if trained if freeze is None else freeze:
+        learn.freeze()
     return learn
+
 
 class _Built:
     "What `vision_learner` calls to get a network: gives the one that is made already"
-    def __init__(self, body): self.body = body
-    def __call__(self, pretrained=False): return self.body
 
-def _as_it_is(model): return model
+    def __init__(self, body):
+        self.body = body
+
+    def __call__(self, pretrained=False):
+        return self.body
+
+
+def _as_it_is(model):
+    return model
 
 # %% ../../nbs/models/learners.ipynb #9b9216da
 def convmixer_learner(
-    dls,               # fastai DataLoaders
-    dim:int=256,       # channels
-    depth:int=8,       # number of mixers
-    kernel_size:int=9, # patches a side that a mixer sees, odd
-    patch_size:int=7,  # pixels a side
-    **kwargs,          # `dropout hidden metrics loss_func opt_func lr wd cbs …`, as for `learner`
+    dls,  # fastai DataLoaders
+    dim: int = 256,  # channels
+    depth: int = 8,  # number of mixers
+    kernel_size: int = 9,  # patches a side that a mixer sees, odd
+    patch_size: int = 7,  # pixels a side
+    **kwargs,  # `dropout hidden metrics loss_func opt_func lr wd cbs …`, as for `learner`
 ) -> Learner:
     "A fastai `Learner` with a ConvMixer that starts from random weights"
     return learner(dls, convmixer_name(dim, depth, kernel_size, patch_size), pretrained=False, **kwargs)

@@ -25,87 +25,124 @@ from ..settings import UserError
 
 # %% ../../nbs/models/networks.ipynb #41816d14
 @lru_cache
-def _torchvision_names(): return tuple(torchvision.models.list_models(module=torchvision.models))
+def _torchvision_names():
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
 
 def find_arch(
-    arch:str, # a name of timm's or torchvision's, perhaps after 'timm:' or 'torchvision:'; convmixer_DIM_DEPTH; hf-hub:OWNER/NAME
-) -> tuple[str, str]: # ('timm' | 'torchvision' | 'convmixer', the name there)
+    arch: str,  # a name of timm's or torchvision's, perhaps after 'timm:' or 'torchvision:'; convmixer_DIM_DEPTH; hf-hub:OWNER/NAME
+) -> tuple[str, str]:  # ('timm' | 'torchvision' | 'convmixer', the name there)
     "Which library has an architecture. Raises `UserError` that suggests near names"
     library, _, name = arch.rpartition(':') if arch.startswith(('timm:', 'torchvision:')) else ('', '', arch)
-    if name.startswith(('hf-hub:', 'hf_hub:')): return 'timm', name
+    if name.startswith(('hf-hub:', 'hf_hub:')):
+        return 'timm', name
     if library != 'torchvision' and timm.is_model(name.split('.')[0]):
-        try: timm.get_pretrained_cfg(name)
+        try:
+            timm.get_pretrained_cfg(name)
         except RuntimeError:
             base = name.split('.')[0]
             tags = ', '.join(timm.list_pretrained(base)) or 'none'
             raise UserError(f'timm knows {base}, but no pretrained weights {name!r}. It has: {tags}.') from None
         return 'timm', name
-    if library != 'timm' and name in _torchvision_names(): return 'torchvision', name
-    if not library and parse_convmixer(name): return 'convmixer', name
-    known = (*(timm.list_models() if library != 'torchvision' else ()), *(_torchvision_names() if library != 'timm' else ()))
-    plain = {k.replace('_', ''): k for k in known}   # ResNet-50 and efficientnet-b0 are as good as the real names
-    near = difflib.get_close_matches(''.join(c for c in name.lower() if c.isalnum()), plain, 4, cutoff=.7)
-    hint = f" Did you mean {' or '.join(plain[k] for k in near)}?" if near else ''
-    raise UserError(f'No architecture is called {arch!r}.{hint} Known are the names in timm.list_models(), '
-                    'torchvision.models.list_models(), and convmixer_DIM_DEPTH such as convmixer_256_8.')
+    if library != 'timm' and name in _torchvision_names():
+        return 'torchvision', name
+    if not library and parse_convmixer(name):
+        return 'convmixer', name
+    known = (
+        *(timm.list_models() if library != 'torchvision' else ()),
+        *(_torchvision_names() if library != 'timm' else ()),
+    )
+    plain = {k.replace('_', ''): k for k in known}  # ResNet-50 and efficientnet-b0 are as good as the real names
+    near = difflib.get_close_matches(''.join(c for c in name.lower() if c.isalnum()), plain, 4, cutoff=0.7)
+    hint = f' Did you mean {" or ".join(plain[k] for k in near)}?' if near else ''
+    raise UserError(
+        f'No architecture is called {arch!r}.{hint} Known are the names in timm.list_models(), '
+        'torchvision.models.list_models(), and convmixer_DIM_DEPTH such as convmixer_256_8.'
+    )
 
 # %% ../../nbs/models/networks.ipynb #e7b2a1ff
-imagenet_stats = ((.485, .456, .406), (.229, .224, .225))  # mean and standard deviation of red, green, blue in [0, 1]
+imagenet_stats = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # mean and standard deviation of red, green, blue in [0, 1]
+
 
 class Body(nn.Module):
     "A network without its classifier: pictures (n, 3, height, width) → features (n, `features`), or maps (n, `features`, h, w)"
-    def __init__(self,
-        model:nn.Module,    # the network; it has `forward_features` where it has more than maps
-        features:int,       # numbers it gives
-        maps:bool=False,    # give maps, before pooling
-        channels_last:bool=False, # the network's maps are (n, h, w, features)
-        stats:tuple=imagenet_stats, # mean and deviation it wants its pictures normalised by
+
+    def __init__(
+        self,
+        model: nn.Module,  # the network; it has `forward_features` where it has more than maps
+        features: int,  # numbers it gives
+        maps: bool = False,  # give maps, before pooling
+        channels_last: bool = False,  # the network's maps are (n, h, w, features)
+        stats: tuple = imagenet_stats,  # mean and deviation it wants its pictures normalised by
     ):
         super().__init__()
-        self.model, self.features, self.maps, self.channels_last, self.stats = model, features, maps, channels_last, stats
+        self.model, self.features, self.maps, self.channels_last, self.stats = (
+            model,
+            features,
+            maps,
+            channels_last,
+            stats,
+        )
 
     def forward(self, x):
-        if not self.maps: return self.model(x)
+        if not self.maps:
+            return self.model(x)
         x = getattr(self.model, 'forward_features', self.model)(x)
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
 # %% ../../nbs/models/networks.ipynb #867f4517
 def make_body(
-    arch:str,             # any name that `find_arch` knows
-    pretrained:bool=True, # download weights learned on ImageNet
-    weights:str|Path|dict|None=None, # or take them from a file, or hub id: see `load_weights`
-    maps:bool=False,      # give maps where the network has them
-    size:int|tuple|None=None, # pixels of the pictures: tried, and needed by networks that are built for one size
-    drop_path:float=0.,   # stochastic depth: chance that the deepest block is skipped in training
-) -> tuple[nn.Module, WeightReport|None]: # body, with `.features .maps .stats`; what became of `weights`
+    arch: str,  # any name that `find_arch` knows
+    pretrained: bool = True,  # download weights learned on ImageNet
+    weights: str | Path | dict | None = None,  # or take them from a file, or hub id: see `load_weights`
+    maps: bool = False,  # give maps where the network has them
+    size: int
+    | tuple
+    | None = None,  # pixels of the pictures: tried, and needed by networks that are built for one size
+    drop_path: float = 0.0,  # stochastic depth: chance that the deepest block is skipped in training
+) -> tuple[nn.Module, WeightReport | None]:  # body, with `.features .maps .stats`; what became of `weights`
     "A network without its classifier. Raises `UserError` where a name, size, download or file is wrong"
     library, name = find_arch(arch)
     if library == 'convmixer':
-        if drop_path: raise _no_drop_path(arch)
+        if drop_path:
+            raise _no_drop_path(arch)
         if pretrained and weights is None:
             raise UserError(f'{arch} has no pretrained weights; pass pretrained=False, or weights=FILE.')
         body = convmixer_body(**(numbers := parse_convmixer(name)))
         body.features, body.maps, body.stats = numbers['dim'], True, imagenet_stats
-        if size is not None: _try(body, arch, size)
+        if size is not None:
+            _try(body, arch, size)
         return body, load_weights(body, weights, name=arch) if weights is not None else None
     make = _timm_body if library == 'timm' else _torchvision_body
     body = make(name, pretrained and weights is None, size, maps, drop_path)
     report = load_weights(body.model, weights, name=arch) if weights is not None else None
-    if maps and library == 'torchvision': body = _torchvision_maps(body.model, arch)
-    if size is not None: _try(body, name, size)
+    if maps and library == 'torchvision':
+        body = _torchvision_maps(body.model, arch)
+    if size is not None:
+        _try(body, name, size)
     return body, report
+
 
 def _timm_body(name, pretrained, size, maps, drop_path):
     fixed = size is not None and is_fixed_size(name)
     options = (dict(img_size=size) if fixed else {}) | (dict(drop_path_rate=drop_path) if drop_path else {})
     with downloads(f'The pretrained weights of {name}'):
-        try: model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        try:
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
         except RuntimeError as error:
-            if 'No pretrained weights' not in str(error): raise
-            raise UserError(f'timm has no pretrained weights for {name}; pass pretrained=False, or weights=FILE.') from None
+            if 'No pretrained weights' not in str(error):
+                raise
+            raise UserError(
+                f'timm has no pretrained weights for {name}; pass pretrained=False, or weights=FILE.'
+            ) from None
         except (TypeError, AssertionError, ValueError) as error:
-            if 'drop_path_rate' in str(error): raise _no_drop_path(name) from None
-            if not fixed: raise
+            if 'drop_path_rate' in str(error):
+                raise _no_drop_path(name) from None
+            if not fixed:
+                raise
             raise _wrong_size(name, size, error) from None
     config = model.default_cfg
     stats = (tuple(config['mean']), tuple(config['std']))
@@ -113,43 +150,61 @@ def _timm_body(name, pretrained, size, maps, drop_path):
         return Body(model, model.num_features, True, getattr(model, 'output_fmt', 'NCHW') == 'NHWC', stats)
     return Body(model, getattr(model, 'head_hidden_size', None) or model.num_features, stats=stats)
 
+
 def is_fixed_size(
-    arch:str, # any name that `find_arch` knows
+    arch: str,  # any name that `find_arch` knows
 ) -> bool:
     "Whether a network is built for pictures of one size, as vision transformers are"
     library, name = find_arch(arch)
-    if library == 'torchvision': return name.startswith(('vit_', 'maxvit'))
-    if library == 'convmixer' or name.startswith('hf'): return False
+    if library == 'torchvision':
+        return name.startswith(('vit_', 'maxvit'))
+    if library == 'convmixer' or name.startswith('hf'):
+        return False
     return bool(getattr(timm.get_pretrained_cfg(name), 'fixed_input_size', False))
+
 
 def _try(model, name, size):
     height, width = (size, size) if isinstance(size, int) else size
     try:
-        with torch.no_grad(): model.eval()(torch.zeros(1, 3, height, width))
-    except Exception as error: raise _wrong_size(name, size, error) from None
-    finally: model.train()
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, height, width))
+    except Exception as error:
+        raise _wrong_size(name, size, error) from None
+    finally:
+        model.train()
+
 
 def _no_drop_path(name):
-    return UserError(f'{name} has no blocks that could be skipped; leave drop_path at 0, or take a network with stochastic depth, such as convnext_tiny.')
+    return UserError(
+        f'{name} has no blocks that could be skipped; leave drop_path at 0, or take a network with stochastic depth, such as convnext_tiny.'
+    )
+
 
 def _wrong_size(name, size, error):
     usual = timm.get_pretrained_cfg(name).input_size[-1] if timm.is_model(name.split('.')[0]) else 224
-    return UserError(f'{name} cannot take pictures of {size} pixels ({str(error).splitlines()[0] if str(error) else error!r}). '
-                     f'Use its own size, {usual}, or one that its patches and windows divide.')
+    return UserError(
+        f'{name} cannot take pictures of {size} pixels ({str(error).splitlines()[0] if str(error) else error!r}). '
+        f'Use its own size, {usual}, or one that its patches and windows divide.'
+    )
 
 # %% ../../nbs/models/networks.ipynb #6c0228b9
 def _torchvision_body(name, pretrained, size, maps, drop_path):
     build = torchvision.models.get_model_builder(name)
     options = dict(stochastic_depth_prob=drop_path) if drop_path else {}
-    if name in ('googlenet', 'inception_v3'):   # no helper classifiers of 2014; their weights' own normalisation is done inside
+    if name in (
+        'googlenet',
+        'inception_v3',
+    ):  # no helper classifiers of 2014; their weights' own normalisation is done inside
         options |= dict(aux_logits=False, transform_input=True, init_weights=not pretrained)
     with downloads(f"The pretrained weights of torchvision's {name}"):
-        try: model = build(weights='DEFAULT' if pretrained else None, **options)
+        try:
+            model = build(weights='DEFAULT' if pretrained else None, **options)
         except TypeError as error:
-            if 'stochastic_depth_prob' in str(error): raise _no_drop_path(name) from None
+            if 'stochastic_depth_prob' in str(error):
+                raise _no_drop_path(name) from None
             raise
     linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    if not linear:   # SqueezeNet's classifier is a convolution
+    if not linear:  # SqueezeNet's classifier is a convolution
         features = model.classifier[1].in_channels
         model.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         return Body(model, features)
@@ -158,86 +213,115 @@ def _torchvision_body(name, pretrained, size, maps, drop_path):
     setattr(model.get_submodule(parent), last, nn.Identity())
     return Body(model, features)
 
+
 def _torchvision_maps(model, arch):
     children = list(model.children())
     pools = [i for i, child in enumerate(children) if any(isinstance(m, nn.AdaptiveAvgPool2d) for m in child.modules())]
     try:
-        stages = nn.Sequential(*children[:pools[-1]])
-        with torch.no_grad(): features = stages.eval()(torch.zeros(1, 3, 96, 96)).shape[1]
-    except (IndexError, RuntimeError, NotImplementedError, AssertionError):   # no pooling layer, or no plain row of layers
-        raise UserError(f"{arch} gives no maps that the fastai head could pool; use head='linear', or timm's network.") from None
+        stages = nn.Sequential(*children[: pools[-1]])
+        with torch.no_grad():
+            features = stages.eval()(torch.zeros(1, 3, 96, 96)).shape[1]
+    except (
+        IndexError,
+        RuntimeError,
+        NotImplementedError,
+        AssertionError,
+    ):  # no pooling layer, or no plain row of layers
+        raise UserError(
+            f"{arch} gives no maps that the fastai head could pool; use head='linear', or timm's network."
+        ) from None
     return Body(stages.train(), features, maps=True)
 
 # %% ../../nbs/models/networks.ipynb #0513ba99
 class AdaptiveConcatPool2d(nn.Module):
     "The maximum and the average of each map: (n, c, h, w) → (n, 2c, 1, 1)"
+
     def __init__(self):
         super().__init__()
         self.ap, self.mp = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
 
-    def forward(self, x): return torch.cat([self.mp(x), self.ap(x)], 1)
+    def forward(self, x):
+        return torch.cat([self.mp(x), self.ap(x)], 1)
+
 
 def fastai_head(
-    features:int,      # numbers, or maps, that the body gives
-    n_out:int,         # classes
-    hidden:int=512,    # width of the layer before the last
-    dropout:float=.5,  # before the last layer; half of it before the other
-    pool:bool=True,    # the body gives maps
+    features: int,  # numbers, or maps, that the body gives
+    n_out: int,  # classes
+    hidden: int = 512,  # width of the layer before the last
+    dropout: float = 0.5,  # before the last layer; half of it before the other
+    pool: bool = True,  # the body gives maps
 ) -> nn.Sequential:
     "fastai's `create_head`: [maximum and average] → (BatchNorm → dropout → linear), twice, with a ReLU between"
+
     def block(n_in, n_out, p):
         norm = nn.BatchNorm1d(n_in)
         nn.init.constant_(norm.bias, 1e-3)
         return [norm, *([nn.Dropout(p)] if p else []), nn.Linear(n_in, n_out, bias=False)]
-    features = features*2 if pool else features
+
+    features = features * 2 if pool else features
     pooling = [AdaptiveConcatPool2d(), nn.Flatten()] if pool else []
-    layers = nn.Sequential(*pooling, *block(features, hidden, dropout/2), nn.ReLU(inplace=True), *block(hidden, n_out, dropout))
+    layers = nn.Sequential(
+        *pooling, *block(features, hidden, dropout / 2), nn.ReLU(inplace=True), *block(hidden, n_out, dropout)
+    )
     for layer in layers:
-        if isinstance(layer, nn.Linear): nn.init.kaiming_normal_(layer.weight)
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
     return layers
 
 # %% ../../nbs/models/networks.ipynb #d756121c
 def make_network(
-    arch:str,              # any name that `find_arch` knows
-    n_out:int,             # numbers the head gives: one a class
-    head:str='linear',     # linear (average pool, one layer) or fastai (average and maximum pool, BatchNorm, two layers)
-    hidden:int|None=None,  # width of a layer before the last (default: none; fastai head 512)
-    dropout:float|None=None, # before the last layer (default: 0; fastai head 0.5)
-    size:int|tuple|None=None, # pixels, for networks built for one size; tried where given
-    pretrained:bool=False, # start from weights learned on ImageNet, downloaded (not where `weights` are given)
-    weights:str|Path|dict|None=None, # a file of weights or hub id for the body: see `load_weights`
-    drop_path:float=0.,    # stochastic depth: chance that the deepest block is skipped in training
-) -> nn.Sequential: # body and head; also with `.stats` (mean, deviation of its pictures) and `.weight_report`
+    arch: str,  # any name that `find_arch` knows
+    n_out: int,  # numbers the head gives: one a class
+    head: str = 'linear',  # linear (average pool, one layer) or fastai (average and maximum pool, BatchNorm, two layers)
+    hidden: int | None = None,  # width of a layer before the last (default: none; fastai head 512)
+    dropout: float | None = None,  # before the last layer (default: 0; fastai head 0.5)
+    size: int | tuple | None = None,  # pixels, for networks built for one size; tried where given
+    pretrained: bool = False,  # start from weights learned on ImageNet, downloaded (not where `weights` are given)
+    weights: str | Path | dict | None = None,  # a file of weights or hub id for the body: see `load_weights`
+    drop_path: float = 0.0,  # stochastic depth: chance that the deepest block is skipped in training
+) -> nn.Sequential:  # body and head; also with `.stats` (mean, deviation of its pictures) and `.weight_report`
     "Body and new head. Raises `UserError` where a name, size, download or file is wrong"
-    if head not in ('linear', 'fastai'): raise UserError(f"head is {head!r}; expected 'linear' or 'fastai'.")
+    if head not in ('linear', 'fastai'):
+        raise UserError(f"head is {head!r}; expected 'linear' or 'fastai'.")
     body, report = make_body(arch, pretrained, weights, maps=head == 'fastai', size=size, drop_path=drop_path)
-    if head == 'linear': top = linear_head(body.features, n_out, dropout or 0., hidden or 0, pool=body.maps)
-    else: top = fastai_head(body.features, n_out, hidden or 512, .5 if dropout is None else dropout, pool=body.maps)
+    if head == 'linear':
+        top = linear_head(body.features, n_out, dropout or 0.0, hidden or 0, pool=body.maps)
+    else:
+        top = fastai_head(body.features, n_out, hidden or 512, 0.5 if dropout is None else dropout, pool=body.maps)
     network = nn.Sequential(body, top)
     network.stats, network.weight_report = body.stats, report
     return network
 
 # %% ../../nbs/models/networks.ipynb #3ab3c44c
 def body_head(
-    model, # a Learner, or its model: a pair of body and head
+    model,  # a Learner, or its model: a pair of body and head
 ) -> tuple[nn.Module, nn.Module]:
     "A learner's body and head. Raises `UserError` for a model that isn't made of the two"
-    if not isinstance(model, nn.Module): model = model.model
-    model = getattr(model, 'module', model)   # inside DistributedDataParallel
+    if not isinstance(model, nn.Module):
+        model = model.model
+    model = getattr(model, 'module', model)  # inside DistributedDataParallel
     if not isinstance(model, nn.Sequential) or len(model) != 2:
-        raise UserError(f'Expected a model of two parts, body and head, as `learner` makes it; this is a {type(model).__name__}.')
+        raise UserError(
+            f'Expected a model of two parts, body and head, as `learner` makes it; this is a {type(model).__name__}.'
+        )
     return model[0], model[1]
 
+
 def layer_groups(
-    model:nn.Module, # body and head
-    n:int=3,         # groups wanted: n-1 of the body, by depth, and the head
-) -> list[list[nn.Parameter]]: # from input to output, each parameter once; fewer than `n` for a body of few layers
+    model: nn.Module,  # body and head
+    n: int = 3,  # groups wanted: n-1 of the body, by depth, and the head
+) -> list[list[nn.Parameter]]:  # from input to output, each parameter once; fewer than `n` for a body of few layers
     "The parameters in groups for discriminative learning rates; a fastai splitter"
-    if n < 2: raise UserError(f'{n} groups of layers were asked for; expected 2 or more: the body and the head.')
+    if n < 2:
+        raise UserError(f'{n} groups of layers were asked for; expected 2 or more: the body and the head.')
     body, head = body_head(model)
-    layers, parts = _layers(body), n-1
-    groups = [[p for layer in layers[len(layers)*i//parts:len(layers)*(i+1)//parts] for p in layer] for i in range(parts)]
+    layers, parts = _layers(body), n - 1
+    groups = [
+        [p for layer in layers[len(layers) * i // parts : len(layers) * (i + 1) // parts] for p in layer]
+        for i in range(parts)
+    ]
     return [g for g in [*groups, list(head.parameters())] if g]
+
 
 def _layers(body):
     "Lists of parameters, from input to output; timm knows the blocks of its networks, elsewhere each layer counts"
@@ -253,20 +337,21 @@ def _layers(body):
 
 # %% ../../nbs/models/networks.ipynb #b231456d
 def features(
-    model,          # a Learner, or its model
-    x:torch.Tensor, # (n, 3, height, width) normalised pictures, on the model's device
+    model,  # a Learner, or its model
+    x: torch.Tensor,  # (n, 3, height, width) normalised pictures, on the model's device
 ) -> torch.Tensor:  # (n, features), averaged over the picture
     "What the body sees in pictures, in the mode (training or evaluation) that the model is in"
     body, _ = body_head(model)
     x = body(x)
     return x.mean((2, 3)) if x.ndim == 4 else x
 
+
 def set_linear_head(
-    model,      # a Learner, or its model, with head='linear' and no hidden layer
-    weight,     # (classes, features), or (1, features) for two classes: `coef_` of scikit-learn
-    bias,       # (classes,) or (1,): `intercept_`
+    model,  # a Learner, or its model, with head='linear' and no hidden layer
+    weight,  # (classes, features), or (1, features) for two classes: `coef_` of scikit-learn
+    bias,  # (classes,) or (1,): `intercept_`
     mean=None,  # (features,) subtracted from features before: `mean_` of a StandardScaler
-    scale=None, # (features,) that they were divided by: `scale_`
+    scale=None,  # (features,) that they were divided by: `scale_`
 ):
     "Write a linear classifier of `features` into the head. Raises `UserError` where it doesn't fit"
     _, head = body_head(model)
@@ -274,31 +359,43 @@ def set_linear_head(
     if linear is None or hasattr(head, 'hidden'):
         raise UserError("Only a head='linear' without hidden layer can take a linear classifier's numbers.")
     weight, bias = torch.as_tensor(weight, dtype=torch.float64), torch.as_tensor(bias, dtype=torch.float64)
-    if scale is not None: weight = weight/torch.as_tensor(scale, dtype=torch.float64)
-    if mean is not None: bias = bias - weight@torch.as_tensor(mean, dtype=torch.float64)
-    if len(weight) == 1 and linear.out_features == 2:   # sigmoid(z) is softmax(-z/2, z/2)
-        weight, bias = torch.cat([-weight/2, weight/2]), torch.cat([-bias/2, bias/2])
+    if scale is not None:
+        weight = weight / torch.as_tensor(scale, dtype=torch.float64)
+    if mean is not None:
+        bias = bias - weight @ torch.as_tensor(mean, dtype=torch.float64)
+    if len(weight) == 1 and linear.out_features == 2:  # sigmoid(z) is softmax(-z/2, z/2)
+        weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
     if weight.shape != linear.weight.shape or bias.shape != linear.bias.shape:
-        raise UserError(f'The head takes weights {tuple(linear.weight.shape)} and biases {tuple(linear.bias.shape)}; '
-                        f'given were {tuple(weight.shape)} and {tuple(bias.shape)}.')
+        raise UserError(
+            f'The head takes weights {tuple(linear.weight.shape)} and biases {tuple(linear.bias.shape)}; '
+            f'given were {tuple(weight.shape)} and {tuple(bias.shape)}.'
+        )
     with torch.no_grad():
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
 
 # %% ../../nbs/models/networks.ipynb #e77a3f5c
 def summary(
-    model,              # any network, or a Learner
-    size:int|tuple|None=None, # pixels of the picture that is sent through (default: what the network was built for, or 224)
-    channels:int=3,     # of that picture
-) -> pd.DataFrame:      # a row a layer: name, type, output, parameters, trainable; totals in `.attrs`
+    model,  # any network, or a Learner
+    size: int
+    | tuple
+    | None = None,  # pixels of the picture that is sent through (default: what the network was built for, or 224)
+    channels: int = 3,  # of that picture
+) -> pd.DataFrame:  # a row a layer: name, type, output, parameters, trainable; totals in `.attrs`
     "Name, type, output shape (without the batch), parameters of each layer, and whether they train"
-    if not isinstance(model, nn.Module): model = model.model
+    if not isinstance(model, nn.Module):
+        model = model.model
     size = size or _built_for(model) or 224
     shapes, rows, seen = {}, [], set()
+
     def note(name, _module, _inputs, output):
-        while isinstance(output, (tuple, list)) and output: output = output[0]
+        while isinstance(output, (tuple, list)) and output:
+            output = output[0]
         shapes.setdefault(name, tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else ())
-    hooks = [m.register_forward_hook(partial(note, name)) for name, m in model.named_modules() if not list(m.children())]
+
+    hooks = [
+        m.register_forward_hook(partial(note, name)) for name, m in model.named_modules() if not list(m.children())
+    ]
     modes = {m: m.training for m in model.modules()}
     reference = next(model.parameters(), torch.zeros(1))
     try:
@@ -306,23 +403,38 @@ def summary(
             picture = torch.zeros(1, channels, *((size, size) if isinstance(size, int) else size))
             model.eval()(picture.to(reference.device, reference.dtype))
     finally:
-        for hook in hooks: hook.remove()
-        for module, mode in modes.items(): module.training = mode
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
     for name, module in model.named_modules():
         own = [(k, p) for k, p in module.named_parameters(recurse=False) if not (id(p) in seen or seen.add(id(p)))]
-        if list(module.children()):   # such as a class token, which belongs to no layer
-            rows += [(f'{name}.{k}'.lstrip('.'), 'Parameter', tuple(p.shape), p.numel(), p.requires_grad) for k, p in own]
+        if list(module.children()):  # such as a class token, which belongs to no layer
+            rows += [
+                (f'{name}.{k}'.lstrip('.'), 'Parameter', tuple(p.shape), p.numel(), p.requires_grad) for k, p in own
+            ]
         else:
-            rows.append((name, type(module).__name__, shapes.get(name), sum(p.numel() for _, p in own),
-                         any(p.requires_grad for _, p in own)))
+            rows.append(
+                (
+                    name,
+                    type(module).__name__,
+                    shapes.get(name),
+                    sum(p.numel() for _, p in own),
+                    any(p.requires_grad for _, p in own),
+                )
+            )
     table = pd.DataFrame(rows, columns=['name', 'type', 'output', 'parameters', 'trainable'])
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    table.attrs = dict(parameters=int(table.parameters.sum()), trainable=trainable,
-                       layers=int((table.parameters > 0).sum()), size=size)
+    table.attrs = dict(
+        parameters=int(table.parameters.sum()), trainable=trainable, layers=int((table.parameters > 0).sum()), size=size
+    )
     return table
+
 
 def _built_for(model):
     "The size that a vision transformer was built for"
     for module in model.modules():
-        if isinstance(found := getattr(module, 'img_size', None), (int, tuple)): return found
-        if isinstance(found := getattr(module, 'image_size', None), int): return found
+        if isinstance(found := getattr(module, 'img_size', None), (int, tuple)):
+            return found
+        if isinstance(found := getattr(module, 'image_size', None), int):
+            return found

@@ -26,80 +26,115 @@ from ..settings import MissingFileError, UserError
 
 # %% ../../nbs/models/weights.ipynb #b6c63d9f
 def read_weights(
-    path:str|Path, # .safetensors, or .pth/.pt/.bin made by `torch.save(model.state_dict())`; or a folder with model.safetensors
-) -> dict[str, torch.Tensor]: # name → tensor, on the CPU
+    path: str
+    | Path,  # .safetensors, or .pth/.pt/.bin made by `torch.save(model.state_dict())`; or a folder with model.safetensors
+) -> dict[str, torch.Tensor]:  # name → tensor, on the CPU
     "The tensors of a file, by name; never runs code from it. Raises `MissingFileError`, or `UserError` where it holds no tensors"
     path = Path(os.path.expanduser(path))
-    if os.path.exists(path/'model.safetensors'): path = path/'model.safetensors'
-    if not os.path.isfile(path): raise MissingFileError(f'There is no file of weights {path}.')
+    if os.path.exists(path / 'model.safetensors'):
+        path = path / 'model.safetensors'
+    if not os.path.isfile(path):
+        raise MissingFileError(f'There is no file of weights {path}.')
     if path.suffix.lower() == '.safetensors':
         from safetensors import SafetensorError
         from safetensors.torch import load_file
-        try: return load_file(path, device='cpu')
-        except (SafetensorError, OSError) as error: raise UserError(f'{path} is no whole .safetensors file: {error}.') from None
+
+        try:
+            return load_file(path, device='cpu')
+        except (SafetensorError, OSError) as error:
+            raise UserError(f'{path} is no whole .safetensors file: {error}.') from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             found = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f'{path} holds Python objects beside its tensors (a whole model, or a Learner), or is no PyTorch file. '
+        raise UserError(
+            f'{path} holds Python objects beside its tensors (a whole model, or a Learner), or is no PyTorch file. '
             'Opening it could run any code, so it is not opened. Where it was made, save the tensors alone: '
-            'safetensors.torch.save_file(model.state_dict(), NAME) or torch.save(model.state_dict(), NAME).') from None
-    except Exception as error:   # what is no pickle at all can break its reader in any way
+            'safetensors.torch.save_file(model.state_dict(), NAME) or torch.save(model.state_dict(), NAME).'
+        ) from None
+    except Exception as error:  # what is no pickle at all can break its reader in any way
         raise UserError(f'{path} cannot be read as PyTorch weights ({_first_line(error)}).') from None
     tensors = _state_dict(found)
-    if not tensors: raise UserError(f'{path} holds no tensors by name; expected what torch.save(model.state_dict()) writes.')
+    if not tensors:
+        raise UserError(f'{path} holds no tensors by name; expected what torch.save(model.state_dict()) writes.')
     return tensors
+
 
 def _state_dict(found):
     "The dictionary of tensors inside a checkpoint: itself, or under the name that training scripts give it"
-    if not isinstance(found, dict): return {}
+    if not isinstance(found, dict):
+        return {}
     for name in ('state_dict_ema', 'model_ema', 'ema', 'state_dict', 'model_state_dict', 'model', 'module', 'teacher'):
-        if isinstance(found.get(name), dict) and (inner := _state_dict(found[name])): return inner
+        if isinstance(found.get(name), dict) and (inner := _state_dict(found[name])):
+            return inner
     return {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
 
 # %% ../../nbs/models/weights.ipynb #d61b8d2d
 @contextmanager
 def downloads(
-    what:str, # what is wanted, for the message
+    what: str,  # what is wanted, for the message
 ):
     "Within the block, timm, torchvision and the hub download or fail within seconds. Raises `UserError` with what to do instead"
     from huggingface_hub import constants
+
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = not hub_answers()
-    try: yield
+    try:
+        yield
     except Exception as error:
-        if isinstance(error, UserError) or not _is_download_error(error): raise
-        raise UserError(f'{what} cannot be downloaded ({_first_line(error)}). Give a file of them with the name of its network (weights=FILE, arch=NAME; '
+        if isinstance(error, UserError) or not _is_download_error(error):
+            raise
+        raise UserError(
+            f'{what} cannot be downloaded ({_first_line(error)}). Give a file of them with the name of its network (weights=FILE, arch=NAME; '
             '--weights FILE --arch NAME), or start from random weights (pretrained=False; --no-pretrained). '
-            "On Kaggle: turn Internet on in the notebook's settings.") from None
-    finally: constants.HF_HUB_OFFLINE = before
+            "On Kaggle: turn Internet on in the notebook's settings."
+        ) from None
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
 
 def weights_in(
-    folder:str|Path,
-    arch:str, # that the file's name begins with, as in mobilenetv2_100.ra_in1k.safetensors
-) -> Path|None:
+    folder: str | Path,
+    arch: str,  # that the file's name begins with, as in mobilenetv2_100.ra_in1k.safetensors
+) -> Path | None:
     "The first file of a folder that holds an architecture's weights"
-    return next((p for p in sorted(Path(folder).iterdir()) if p.name.startswith(f'{arch}.') and p.suffix in ('.safetensors', '.pth')), None)
+    return next(
+        (
+            p
+            for p in sorted(Path(folder).iterdir())
+            if p.name.startswith(f'{arch}.') and p.suffix in ('.safetensors', '.pth')
+        ),
+        None,
+    )
+
 
 def hub_answers() -> bool:
     "Whether weights can be downloaded: the hub takes a connection, and nobody has forbidden it (HF_HUB_OFFLINE)"
     from huggingface_hub import constants
+
     return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
+
 
 def _answers(address, seconds=3):
     "Whether a server takes a connection; behind a proxy one cannot tell, so yes"
     from urllib.request import getproxies, proxy_bypass
+
     url = urlparse(address)
-    if url.scheme in getproxies() and not proxy_bypass(url.hostname): return True
+    if url.scheme in getproxies() and not proxy_bypass(url.hostname):
+        return True
     port = url.port or (80 if url.scheme == 'http' else 443)
     try:
-        with socket.create_connection((url.hostname, port), timeout=seconds): return True
-    except OSError: return False
+        with socket.create_connection((url.hostname, port), timeout=seconds):
+            return True
+    except OSError:
+        return False
+
 
 def _is_download_error(error):
     module = type(error).__module__.split('.')[0]
     return isinstance(error, OSError) or module in ('huggingface_hub', 'httpx', 'requests', 'urllib3')
+
 
 def _first_line(error):
     lines = str(error).strip().splitlines() or ['']
@@ -107,153 +142,226 @@ def _first_line(error):
 
 # %% ../../nbs/models/weights.ipynb #8e67a24a
 def fetch_weights(
-    name:str, # 'hf-hub:owner/name', or a timm name with or without its tag: 'resnet50', 'resnet50.a1_in1k'
-) -> dict[str, torch.Tensor]: # name → tensor, on the CPU
+    name: str,  # 'hf-hub:owner/name', or a timm name with or without its tag: 'resnet50', 'resnet50.a1_in1k'
+) -> dict[str, torch.Tensor]:  # name → tensor, on the CPU
     "Weights from a hub (or its local cache). Raises `UserError` where there are none, or no network"
     with downloads(f'{name} (weights)'):
         if name.startswith(('hf-hub:', 'hf_hub:')):
             return _state_dict(timm.models.load_state_dict_from_hf(name.split(':', 1)[1], weights_only=True))
-        if not timm.is_model(name.split('.')[0]): raise UserError(f'{name!r} is no timm model; see timm.list_pretrained().')
-        try: return timm.create_model(name, pretrained=True).state_dict()
+        if not timm.is_model(name.split('.')[0]):
+            raise UserError(f'{name!r} is no timm model; see timm.list_pretrained().')
+        try:
+            return timm.create_model(name, pretrained=True).state_dict()
         except RuntimeError as error:
-            if 'pretrained' not in str(error): raise
+            if 'pretrained' not in str(error):
+                raise
             raise UserError(f'{_first_line(error)}. See timm.list_pretrained({name.split(".")[0]!r}).') from None
 
 # %% ../../nbs/models/weights.ipynb #821f7167
 @dataclass(frozen=True)
 class WeightReport:
     "What became of each tensor of a file"
-    source: str                          # the file, or the hub's name
-    network: str                         # what it was read into
-    matched: tuple[str, ...] = ()        # the network's tensors that were filled
-    missing: tuple[str, ...] = ()        # the network's tensors that the file lacks; they keep their random start
-    unexpected: tuple[str, ...] = ()     # the file's tensors that the network has no place for
-    wrong_shape: tuple[str, ...] = ()    # in both, of another shape
-    left_out: tuple[str, ...] = ()       # the file's own classifier
-    head: tuple[str, ...] = ()           # the network's own classifier, which starts anew
-    shapes: tuple[str, ...] = ()         # `wrong_shape` in words: name (file's shape, network's shape)
+
+    source: str  # the file, or the hub's name
+    network: str  # what it was read into
+    matched: tuple[str, ...] = ()  # the network's tensors that were filled
+    missing: tuple[str, ...] = ()  # the network's tensors that the file lacks; they keep their random start
+    unexpected: tuple[str, ...] = ()  # the file's tensors that the network has no place for
+    wrong_shape: tuple[str, ...] = ()  # in both, of another shape
+    left_out: tuple[str, ...] = ()  # the file's own classifier
+    head: tuple[str, ...] = ()  # the network's own classifier, which starts anew
+    shapes: tuple[str, ...] = ()  # `wrong_shape` in words: name (file's shape, network's shape)
 
     @property
     def counts(self) -> dict[str, int]:
         "How many tensors of each kind"
-        return {k: len(getattr(self, k)) for k in ('matched', 'missing', 'unexpected', 'wrong_shape', 'left_out', 'head')}
+        return {
+            k: len(getattr(self, k)) for k in ('matched', 'missing', 'unexpected', 'wrong_shape', 'left_out', 'head')
+        }
 
     def __str__(self):
-        total = len(self.matched)+len(self.missing)+len(self.wrong_shape)
+        total = len(self.matched) + len(self.missing) + len(self.wrong_shape)
         lines = [f'{self.source} → {self.network}: {len(self.matched)} of {total} tensors matched']
-        for what, names in (('missing', self.missing), ('not in the network', self.unexpected), ('of another shape', self.shapes),
-                            ("of the file's own classifier left out", self.left_out), ('in a new head', self.head)):
-            if names: lines.append(f'{len(names)} {what} ({_few(names)})')
+        for what, names in (
+            ('missing', self.missing),
+            ('not in the network', self.unexpected),
+            ('of another shape', self.shapes),
+            ("of the file's own classifier left out", self.left_out),
+            ('in a new head', self.head),
+        ):
+            if names:
+                lines.append(f'{len(names)} {what} ({_few(names)})')
         return '; '.join(lines)
 
-def _few(names, n=3): return ', '.join(names[:n])+(', …' if len(names) > n else '')
+
+def _few(names, n=3):
+    return ', '.join(names[:n]) + (', …' if len(names) > n else '')
 
 # %% ../../nbs/models/weights.ipynb #0d865f5a
 _head_names = ('fc', 'classifier', 'head', 'heads', 'head_dist', 'last_linear', 'linear', 'aux1', 'aux2', 'AuxLogits')
 
+
 def _is_head(
-    key:str,     # a tensor's name, without prefix
-    names:tuple, # names of classifiers
-): return any(key == n or key.startswith(n+'.') for n in names)
+    key: str,  # a tensor's name, without prefix
+    names: tuple,  # names of classifiers
+):
+    return any(key == n or key.startswith(n + '.') for n in names)
+
 
 def _own_prefix(model):
     "What the names of a network's body begin with: '' alone, '0.' in a pair of body and head, '0.model.' in fastai's"
-    pair = isinstance(model, nn.Sequential) and len(model) == 2 and any(isinstance(m, nn.Linear) for m in model[1].modules())
+    pair = (
+        isinstance(model, nn.Sequential)
+        and len(model) == 2
+        and any(isinstance(m, nn.Linear) for m in model[1].modules())
+    )
     own = '0.' if pair else ''
-    keys = [k[len(own):] for k in model.state_dict() if k.startswith(own)]
-    return own+'model.' if keys and all(k.startswith('model.') for k in keys) else own
+    keys = [k[len(own) :] for k in model.state_dict() if k.startswith(own)]
+    return own + 'model.' if keys and all(k.startswith('model.') for k in keys) else own
+
 
 def _its_prefix(
-    state, # the file's tensors
+    state,  # the file's tensors
     body,  # the network's own, names without prefix
 ):
     "What the file puts before the body's names: the beginning under which most of them, and of their shapes, are found"
-    found = {key[:len(key)-len(name)] for name in list(body)[:3] for key in state if key == name or key.endswith('.'+name)}
+    found = {
+        key[: len(key) - len(name)]
+        for name in list(body)[:3]
+        for key in state
+        if key == name or key.endswith('.' + name)
+    }
+
     def score(prefix):
-        names = [n for n in body if prefix+n in state]
-        return sum(state[prefix+n].shape == body[n].shape for n in names), len(names), -len(prefix), prefix
+        names = [n for n in body if prefix + n in state]
+        return sum(state[prefix + n].shape == body[n].shape for n in names), len(names), -len(prefix), prefix
+
     return max(found | {''}, key=score)
 
 # %% ../../nbs/models/weights.ipynb #d156697e
 def load_weights(
-    model,               # a network, or a fastai Learner
-    weights:str|Path|dict, # a file, a folder with model.safetensors, 'hf-hub:owner/name', a timm name, or tensors by name
-    tolerance:float=0.1, # share of names that may be missing from the file, or unknown to the network
-    name:str='',         # what to call the network in messages (default: its class)
+    model,  # a network, or a fastai Learner
+    weights: str
+    | Path
+    | dict,  # a file, a folder with model.safetensors, 'hf-hub:owner/name', a timm name, or tensors by name
+    tolerance: float = 0.1,  # share of names that may be missing from the file, or unknown to the network
+    name: str = '',  # what to call the network in messages (default: its class)
 ) -> WeightReport:
     "Read `weights` into `model` and say what fitted. Raises `UserError`, and changes nothing, where they are for another network"
-    if not isinstance(model, nn.Module): model = model.model
+    if not isinstance(model, nn.Module):
+        model = model.model
     state, source = _find(weights)
     target = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
     own = _own_prefix(model)
     inner = model.get_submodule(own.rstrip('.'))
-    body = {k[len(own):]: v for k, v in target.items() if k.startswith(own)}
+    body = {k[len(own) :]: v for k, v in target.items() if k.startswith(own)}
     its = _its_prefix(state, body)
-    if any(its+n not in state or state[its+n].shape != v.shape for n, v in body.items()):
-        converted = _convert(inner, {k[len(its):]: v for k, v in state.items() if k.startswith(its)})
-        plain = {n: state[its+n] for n in body if its+n in state}
-        if converted and _fit(converted, body) > _fit(plain, body): state, its = converted, ''
-    names = {own+n: its+n for n in body if its+n in state}   # the network's name → the file's
+    if any(its + n not in state or state[its + n].shape != v.shape for n, v in body.items()):
+        converted = _convert(inner, {k[len(its) :]: v for k, v in state.items() if k.startswith(its)})
+        plain = {n: state[its + n] for n in body if its + n in state}
+        if converted and _fit(converted, body) > _fit(plain, body):
+            state, its = converted, ''
+    names = {own + n: its + n for n in body if its + n in state}  # the network's name → the file's
     mine, theirs = _head_prefix(own), _head_prefix(its)
-    if mine and theirs: names |= {k: theirs+k[len(mine):] for k in target if k.startswith(mine) and theirs+k[len(mine):] in state}
+    if mine and theirs:
+        names |= {k: theirs + k[len(mine) :] for k in target if k.startswith(mine) and theirs + k[len(mine) :] in state}
     heads = _classifiers(inner)
+
     def is_head(key, prefix, head):
-        return bool(head) and key.startswith(head) or key.startswith(prefix) and _is_head(key[len(prefix):], heads)
-    report = _report(state, target, names, lambda k: is_head(k, own, mine), lambda k: is_head(k, its, theirs),
-                     source, name or type(model).__name__)
+        return bool(head) and key.startswith(head) or key.startswith(prefix) and _is_head(key[len(prefix) :], heads)
+
+    report = _report(
+        state,
+        target,
+        names,
+        lambda k: is_head(k, own, mine),
+        lambda k: is_head(k, its, theirs),
+        source,
+        name or type(model).__name__,
+    )
     _check(report, state, names, tolerance)
-    with torch.no_grad(): model.load_state_dict({k: state[names[k]] for k in report.matched}, strict=False)
+    with torch.no_grad():
+        model.load_state_dict({k: state[names[k]] for k in report.matched}, strict=False)
     return report
+
 
 def _head_prefix(prefix):
     "Of a pair of body and head, what the head's names begin with, given the body's: '0.model.' → '1.'"
     for body in ('0.model.', '0.'):
-        if prefix.endswith(body): return prefix.removesuffix(body)+'1.'
+        if prefix.endswith(body):
+            return prefix.removesuffix(body) + '1.'
     return ''
+
 
 def _find(weights):
     "(tensors, their name)"
-    if isinstance(weights, dict): return weights, 'the given tensors'
+    if isinstance(weights, dict):
+        return weights, 'the given tensors'
     text = str(weights)
-    if text.startswith(('hf-hub:', 'hf_hub:')): return fetch_weights(text), text
-    if os.path.exists(path := Path(os.path.expanduser(text))): return read_weights(path), path.name
+    if text.startswith(('hf-hub:', 'hf_hub:')):
+        return fetch_weights(text), text
+    if os.path.exists(path := Path(os.path.expanduser(text))):
+        return read_weights(path), path.name
     is_file_name = path.suffix in ('.safetensors', '.pth', '.pt', '.bin')
-    if timm.is_model(text.split('.')[0]) and not is_file_name: return fetch_weights(text), text
-    raise MissingFileError(f'There is no file of weights {text}; expected a .safetensors or .pth file, '
-                           'hf-hub:OWNER/NAME, or a timm name such as resnet50.a1_in1k.')
+    if timm.is_model(text.split('.')[0]) and not is_file_name:
+        return fetch_weights(text), text
+    raise MissingFileError(
+        f'There is no file of weights {text}; expected a .safetensors or .pth file, '
+        'hf-hub:OWNER/NAME, or a timm name such as resnet50.a1_in1k.'
+    )
+
 
 def _classifiers(model):
     found = (getattr(model, 'default_cfg', None) or {}).get('classifier')
     return tuple([found] if isinstance(found, str) else found) if found else _head_names
 
+
 def _convert(model, state):
     "The tensors as timm itself would convert them: original checkpoints' names, position embeddings of another size"
     convert = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
-    if convert is None: return None
-    try: return convert(dict(state), model)
-    except Exception: return None   # it is written for files of this architecture; another's may break it in any way
+    if convert is None:
+        return None
+    try:
+        return convert(dict(state), model)
+    except Exception:
+        return None  # it is written for files of this architecture; another's may break it in any way
 
-def _fit(state, body): return sum(k in body and body[k].shape == v.shape for k, v in state.items())
+
+def _fit(state, body):
+    return sum(k in body and body[k].shape == v.shape for k, v in state.items())
+
 
 def _report(state, target, names, is_own_head, is_its_head, source, name):
     same = {k: state[b].shape == target[k].shape for k, b in names.items()}
     used = set(names.values())
     wrong = [k for k in same if not same[k] and not is_own_head(k)]
     rest = [k for k in state if k not in used and not k.endswith('num_batches_tracked')]
-    return WeightReport(source, name,
-        matched=tuple(k for k in same if same[k]), wrong_shape=tuple(wrong),
+    return WeightReport(
+        source,
+        name,
+        matched=tuple(k for k in same if same[k]),
+        wrong_shape=tuple(wrong),
         missing=tuple(k for k in target if k not in names and not is_own_head(k)),
         head=tuple(k for k in target if is_own_head(k) and not same.get(k)),
         unexpected=tuple(k for k in rest if not is_its_head(k)),
         left_out=(*[k for k in rest if is_its_head(k)], *[names[k] for k in same if not same[k] and is_own_head(k)]),
-        shapes=tuple(f'{k} {tuple(state[names[k]].shape)} in the file, {tuple(target[k].shape)} in the network' for k in wrong))
+        shapes=tuple(
+            f'{k} {tuple(state[names[k]].shape)} in the file, {tuple(target[k].shape)} in the network' for k in wrong
+        ),
+    )
+
 
 def _check(report, state, names, tolerance):
-    total = len(report.matched)+len(report.missing)+len(report.wrong_shape)
-    in_file = len(report.matched)+len(report.unexpected)+len(report.wrong_shape)
-    too_many = len(report.missing) > tolerance*total or len(report.unexpected) > tolerance*in_file
+    total = len(report.matched) + len(report.missing) + len(report.wrong_shape)
+    in_file = len(report.matched) + len(report.unexpected) + len(report.wrong_shape)
+    too_many = len(report.missing) > tolerance * total or len(report.unexpected) > tolerance * in_file
     if report.wrong_shape or not report.matched or too_many:
-        raise UserError(f'These weights do not fit. {report}. Is the file for another architecture? Nothing was loaded.')
+        raise UserError(
+            f'These weights do not fit. {report}. Is the file for another architecture? Nothing was loaded.'
+        )
     broken = [k for k in report.matched if state[names[k]].is_floating_point() and not state[names[k]].isfinite().all()]
-    if broken: raise UserError(f'{report.source} holds numbers that are not finite in {len(broken)} tensors ({_few(broken)}). '
-                               'Nothing was loaded; is the file damaged?')
+    if broken:
+        raise UserError(
+            f'{report.source} holds numbers that are not finite in {len(broken)} tensors ({_few(broken)}). '
+            'Nothing was loaded; is the file damaged?'
+        )

@@ -17,26 +17,37 @@ from .precision import Precision
 # %% ../../nbs/training/accumulation.ipynb #437acf14
 class Accumulate(Callback):
     "A step for every `steps` batches, weighted by their pictures; the last step of an epoch takes what is left"
-    order, run_valid = Precision.order-1, False   # a batch without a step must not reach the scaler of float16
-    def __init__(self,
-        steps:int=1,    # batches a step
-        clip:float=0.,  # largest norm of a step's gradient; 0 = any
+
+    order, run_valid = Precision.order - 1, False  # a batch without a step must not reach the scaler of float16
+
+    def __init__(
+        self,
+        steps: int = 1,  # batches a step
+        clip: float = 0.0,  # largest norm of a step's gradient; 0 = any
     ):
         self.steps, self.clip = steps, clip
 
-    def before_train(self): self.pictures = 0
-    def before_batch(self): self.last = (self.iter+1) % self.steps == 0 or self.iter+1 == self.n_iter
+    def before_train(self):
+        self.pictures = 0
+
+    def before_batch(self):
+        self.last = (self.iter + 1) % self.steps == 0 or self.iter + 1 == self.n_iter
 
     def before_backward(self):
-        if self.steps == 1: return
-        self.learn.loss_grad = self.loss_grad*(len(self.y)/self.dls.train.bs)
-        self.pictures += len(self.y)/self.dls.train.bs
+        if self.steps == 1:
+            return
+        self.learn.loss_grad = self.loss_grad * (len(self.y) / self.dls.train.bs)
+        self.pictures += len(self.y) / self.dls.train.bs
 
     def before_step(self):
-        if not self.last: raise CancelBatchException   # neither the step nor the forgetting of gradients
+        if not self.last:
+            raise CancelBatchException  # neither the step nor the forgetting of gradients
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if self.steps > 1: torch._foreach_div_(gradients, self.pictures)
+        if self.steps > 1:
+            torch._foreach_div_(gradients, self.pictures)
         self.pictures = 0
-        if not self.clip: return
-        if self.precision.scaler: self.precision.scaler.unscale_(self.precision)
+        if not self.clip:
+            return
+        if self.precision.scaler:
+            self.precision.scaler.unscale_(self.precision)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)

@@ -34,187 +34,289 @@ from .recipe import Recipe
 @dataclass(frozen=True)
 class Speed:
     "Seconds that one picture takes on this machine"
+
     read: float  # opened and brought to size, once
     look: float  # through the network, at `size`
-    learn: float # through the network and back, at `size`
-    report: float # seconds of the report, whatever the number of pictures
-    size: int    # side of the square, pixels
+    learn: float  # through the network and back, at `size`
+    report: float  # seconds of the report, whatever the number of pictures
+    size: int  # side of the square, pixels
 
-    def at(self,
-        size:int, # pixels
+    def at(
+        self,
+        size: int,  # pixels
     ) -> 'Speed':
         "The same machine with pictures of another size: the time in the network grows with their area"
-        area = (size/self.size)**2
-        return replace(self, look=self.look*area, learn=self.learn*area, size=size)
+        area = (size / self.size) ** 2
+        return replace(self, look=self.look * area, learn=self.learn * area, size=size)
+
 
 class _Stopwatch(Callback):
-    def before_fit(self): self.taken = {True: [], False: []}
-    def before_batch(self): self.began = time.perf_counter()
+    def before_fit(self):
+        self.taken = {True: [], False: []}
+
+    def before_batch(self):
+        self.began = time.perf_counter()
+
     def after_batch(self):
-        float(self.learn.loss.detach())   # a GPU has not yet done what it was told
-        self.taken[self.training].append((time.perf_counter()-self.began)/len(self.y))
+        float(self.learn.loss.detach())  # a GPU has not yet done what it was told
+        self.taken[self.training].append((time.perf_counter() - self.began) / len(self.y))
+
 
 def speed(
-    learn:Learner, # from `make_learner`; its weights are spoiled
+    learn: Learner,  # from `make_learner`; its weights are spoiled
 ) -> Speed:
     "What a picture costs, at the Learner's size. Raises `ImageError`, `MissingFileError`"
     recipe, pictures, watch = learn.recipe, learn.dls, _Stopwatch()
     learn.unfreeze()
     few = learn.items[learn.items.split == 'train'].sample(24, replace=True, random_state=0)
     began = time.perf_counter()
-    for _ in in_threads(partial(read_pixels, side=canvas_size(recipe.size), method=recipe.fit), few['path']): pass
-    read, n = (time.perf_counter()-began)/len(few), max(2, recipe.bs//4)
-    noise = np.random.default_rng(0).random((1, 3*n, 3, recipe.size, recipe.size), dtype='float32')
-    loaders = [FeatureLoader(noise, np.arange(3*n) % len(pictures.vocab), one.new(bs=n)) for one in pictures.loaders]
-    for one in loaders: one.to_detach = detach_here   # only the first process measures, and fastai would wait for the others
+    for _ in in_threads(partial(read_pixels, side=canvas_size(recipe.size), method=recipe.fit), few['path']):
+        pass
+    read, n = (time.perf_counter() - began) / len(few), max(2, recipe.bs // 4)
+    noise = np.random.default_rng(0).random((1, 3 * n, 3, recipe.size, recipe.size), dtype='float32')
+    loaders = [FeatureLoader(noise, np.arange(3 * n) % len(pictures.vocab), one.new(bs=n)) for one in pictures.loaders]
+    for one in loaders:
+        one.to_detach = detach_here  # only the first process measures, and fastai would wait for the others
     learn.dls = DataLoaders(*loaders, device=pictures.device)
     try:
-        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=watch)
-    finally: learn.dls = pictures
-    look, trained = (min(watch.taken[way][1:])/world_size() for way in (False, True))
-    return Speed(read, look, trained, report=5+16*trained, size=recipe.size)   # 16 pictures have maps in the report
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, cbs=watch)
+    finally:
+        learn.dls = pictures
+    look, trained = (min(watch.taken[way][1:]) / world_size() for way in (False, True))
+    return Speed(read, look, trained, report=5 + 16 * trained, size=recipe.size)  # 16 pictures have maps in the report
 
 # %% ../../nbs/training/budget.ipynb #8fef46ab
 @dataclass(frozen=True)
 class Plan:
     "What is done with the time"
-    arch: str       # of the network
-    weights: str    # file that it starts from; '' = a download
-    pretrained: bool # False: from scratch
-    lr: float       # largest learning rate of the head
-    size: int       # side of the square, pixels
-    epochs: int     # that will fit in, about; 0: the probe alone
-    fraction: float # of the training part, in whole specimens
+
+    arch: str  # of the network
+    weights: str  # file that it starts from; '' = a download
+    pretrained: bool  # False: from scratch
+    lr: float  # largest learning rate of the head
+    size: int  # side of the square, pixels
+    epochs: int  # that will fit in, about; 0: the probe alone
+    fraction: float  # of the training part, in whole specimens
     reserve: float  # seconds that the last validation, the evaluation and the report will take
     promise: float  # what to expect of size and epochs, for comparison with other plans
-    why: str        # in words
+    why: str  # in words
 
-    def of(self, recipe:Recipe) -> Recipe:
+    def of(self, recipe: Recipe) -> Recipe:
         "A recipe as it is planned"
         return recipe.but(**{name: getattr(self, name) for name in decided})
 
-    def part(self,
-        recipe:Recipe,      # as it was given
-        items:pd.DataFrame, # with the column `split`
+    def part(
+        self,
+        recipe: Recipe,  # as it was given
+        items: pd.DataFrame,  # with the column `split`
     ) -> pd.DataFrame:
         "The pictures with no more to train on than the plan takes"
-        if self.fraction == recipe.fraction: return items
+        if self.fraction == recipe.fraction:
+            return items
         trained = items[items.split == 'train']
-        dropped = trained.index.difference(fraction(trained, self.fraction/recipe.fraction, recipe.seed).index)
+        dropped = trained.index.difference(fraction(trained, self.fraction / recipe.fraction, recipe.seed).index)
         return items.assign(split=items.split.mask(items.index.isin(dropped), ''))
 
-decided = ('arch', 'weights', 'pretrained', 'lr', 'size', 'epochs', 'fraction')   # fields of a recipe
-smallest, largest, step = 128, 320, 32   # sides of the square that are considered, pixels
-spare = 1.15     # times as long as measured, which has to fit in where no epochs can be cut short
-solving = 2e-3   # seconds that a logistic regression takes for a picture
+
+decided = ('arch', 'weights', 'pretrained', 'lr', 'size', 'epochs', 'fraction')  # fields of a recipe
+smallest, largest, step = 128, 320, 32  # sides of the square that are considered, pixels
+spare = 1.15  # times as long as measured, which has to fit in where no epochs can be cut short
+solving = 2e-3  # seconds that a logistic regression takes for a picture
+
 
 def _promise(size, epochs, n, probed):
     "What to expect of a plan with n pictures to train on, in shares of the pictures: see above"
-    if not probed: return -6/size + .6*(1-np.exp(-epochs/15))
-    return -29/size + max(.02, .1*np.log10(max(n, 1)/40))*(1-np.exp(-epochs/3))
+    if not probed:
+        return -6 / size + 0.6 * (1 - np.exp(-epochs / 15))
+    return -29 / size + max(0.02, 0.1 * np.log10(max(n, 1) / 40)) * (1 - np.exp(-epochs / 3))
+
 
 def plan(
-    recipe:Recipe,      # with a budget; its `size` is kept where it is not the usual one
-    items:pd.DataFrame, # with the column `split`
-    speed:Speed,        # of this machine
-    left:float,         # seconds
+    recipe: Recipe,  # with a budget; its `size` is kept where it is not the usual one
+    items: pd.DataFrame,  # with the column `split`
+    speed: Speed,  # of this machine
+    left: float,  # seconds
 ) -> Plan:
     "The most promising way to use the time"
-    probed, n = recipe.pretrained and begins_with_probe(recipe), items.split.value_counts().reindex(['train', 'valid', 'test'], fill_value=0)
+    probed, n = (
+        recipe.pretrained and begins_with_probe(recipe),
+        items.split.value_counts().reindex(['train', 'valid', 'test'], fill_value=0),
+    )
     fixed = recipe.size != Recipe.size or recipe.start_size or is_fixed_size(recipe.arch)
-    def parts(size, share=1.):
+
+    def parts(size, share=1.0):
         "Seconds until the first epoch, of an epoch, of solving the head after the last, and of the evaluation"
-        s, trained = speed.at(size), share*n.train
-        probe = s.look*(trained+n.valid) + solving*trained
-        again = probe + (s.look+solving)*trained   # mirror images too; a probe alone takes as many as there is time for
-        return s.read*(trained+n.valid+n.test) + probed*probe, s.learn*trained + s.look*n.valid, again, s.look*(n.valid+n.test) + s.report
+        s, trained = speed.at(size), share * n.train
+        probe = s.look * (trained + n.valid) + solving * trained
+        again = (
+            probe + (s.look + solving) * trained
+        )  # mirror images too; a probe alone takes as many as there is time for
+        return (
+            s.read * (trained + n.valid + n.test) + probed * probe,
+            s.learn * trained + s.look * n.valid,
+            again,
+            s.look * (n.valid + n.test) + s.report,
+        )
+
     def least(*way):
         "Seconds without an epoch"
         first, _, again, rest = parts(*way)
-        return first + rest + (not probed)*again
+        return first + rest + (not probed) * again
+
     ways = []
-    for size in [recipe.size] if fixed else range(smallest, largest+1, step):
+    for size in [recipe.size] if fixed else range(smallest, largest + 1, step):
         first, epoch, again, rest = parts(size)
-        epochs = (left-first-again-rest)/epoch if recipe.epochs else 0
-        if left >= spare*least(size): ways.append((size, epochs if epochs >= .25 else 0., 1.))
-    if not ways:   # a part of the pictures, as many as fit in
+        epochs = (left - first - again - rest) / epoch if recipe.epochs else 0
+        if left >= spare * least(size):
+            ways.append((size, epochs if epochs >= 0.25 else 0.0, 1.0))
+    if not ways:  # a part of the pictures, as many as fit in
         size = recipe.size if fixed else smallest
-        none, all_ = least(size, 0.), least(size)
-        ways = [(size, 0., min(1., max(.05, (left/spare-none)/(all_-none))))]
+        none, all_ = least(size, 0.0), least(size)
+        ways = [(size, 0.0, min(1.0, max(0.05, (left / spare - none) / (all_ - none))))]
     size, epochs, share = max(ways, key=lambda way: _promise(*way[:2], n.train, probed))
-    promise = _promise(size, epochs, share*n.train, probed)
-    if recipe.epochs and (epochs or not probed): epochs = max(1, round(epochs))
-    else: epochs = 0
+    promise = _promise(size, epochs, share * n.train, probed)
+    if recipe.epochs and (epochs or not probed):
+        epochs = max(1, round(epochs))
+    else:
+        epochs = 0
     s, (*_, again, rest) = speed.at(size), parts(size, share)
-    reserve = rest + bool(epochs)*(again + s.look*n.valid)   # the epoch that the clock cuts short is validated too
-    why = (f'{clock(left)} left, on a machine that trains {1/s.learn:.0f} pictures a second at {size} px and looks at {1/s.look:.0f}: '
-           + (f"about {epochs} epoch{'s' if epochs > 1 else ''}" if epochs else 'the probe alone') + (f' on {share:.0%} of the pictures' if share < 1 else ''))
-    return Plan(recipe.arch, recipe.weights, recipe.pretrained, recipe.lr, size, epochs, fraction=round(recipe.fraction*share, 3), reserve=round(reserve, 1),
-                promise=promise, why=why)
+    reserve = rest + bool(epochs) * (again + s.look * n.valid)  # the epoch that the clock cuts short is validated too
+    why = (
+        f'{clock(left)} left, on a machine that trains {1 / s.learn:.0f} pictures a second at {size} px and looks at {1 / s.look:.0f}: '
+        + (f'about {epochs} epoch{"s" if epochs > 1 else ""}' if epochs else 'the probe alone')
+        + (f' on {share:.0%} of the pictures' if share < 1 else '')
+    )
+    return Plan(
+        recipe.arch,
+        recipe.weights,
+        recipe.pretrained,
+        recipe.lr,
+        size,
+        epochs,
+        fraction=round(recipe.fraction * share, 3),
+        reserve=round(reserve, 1),
+        promise=promise,
+        why=why,
+    )
 
 # %% ../../nbs/training/budget.ipynb #1fde2c7c
-transfer = .15   # what a share of ImageNet named rightly was worth in shares of the pictures
-usual = 600.     # seconds that a network is chosen for where no budget is given
+transfer = 0.15  # what a share of ImageNet named rightly was worth in shares of the pictures
+usual = 600.0  # seconds that a network is chosen for where no budget is given
+
 
 def make_plan(
-    recipe:Recipe,          # with a budget, or `arch` auto, or both
-    items:pd.DataFrame,     # from `prepare_items`
-    left:float|None=None,   # seconds, measuring included (default: the usual ones)
+    recipe: Recipe,  # with a budget, or `arch` auto, or both
+    items: pd.DataFrame,  # from `prepare_items`
+    left: float | None = None,  # seconds, measuring included (default: the usual ones)
 ) -> Plan:
     "Measure this machine and plan. Raises `UserError`"
     began, left = time.monotonic(), usual if left is None else left
+
     def tried(one, **changes):
         found = speed(make_learner(one.but(cache=False, **changes), items, progress=False))
-        return plan(one, items, found, left-(time.monotonic()-began))
-    if recipe.arch != 'auto': return tried(recipe)
+        return plan(one, items, found, left - (time.monotonic() - began))
+
+    if recipe.arch != 'auto':
+        return tried(recipe)
     ways = []
     for one, file in at_hand(recipe.weights).items() if recipe.pretrained else ():
-        found = tried(recipe.but(arch=one.arch, weights=file), pretrained=bool(file))   # nothing is downloaded for a try
-        ways.append((found.promise+transfer*one.top1, found))
-        if time.monotonic()-began > .1*left: break   # the rest is slower still
-    if not ways: ways = [(0., tried(recipe.but(arch=from_scratch, weights='', pretrained=False, lr=rate if recipe.lr == Recipe.lr else recipe.lr)))]
+        found = tried(recipe.but(arch=one.arch, weights=file), pretrained=bool(file))  # nothing is downloaded for a try
+        ways.append((found.promise + transfer * one.top1, found))
+        if time.monotonic() - began > 0.1 * left:
+            break  # the rest is slower still
+    if not ways:
+        ways = [
+            (
+                0.0,
+                tried(
+                    recipe.but(
+                        arch=from_scratch,
+                        weights='',
+                        pretrained=False,
+                        lr=rate if recipe.lr == Recipe.lr else recipe.lr,
+                    )
+                ),
+            )
+        ]
     best = max(ways, key=lambda way: way[0])[1]
-    said = f'{best.arch} of the {len(ways)} tried. ' if best.pretrained else f'No pretrained weights are at hand, so that {best.arch} begins from scratch. '
-    best = replace(best, why=said+best.why)
-    return best if recipe.budget else replace(best, size=recipe.size, epochs=recipe.epochs, fraction=recipe.fraction, why=said.strip())
+    said = (
+        f'{best.arch} of the {len(ways)} tried. '
+        if best.pretrained
+        else f'No pretrained weights are at hand, so that {best.arch} begins from scratch. '
+    )
+    best = replace(best, why=said + best.why)
+    return (
+        best
+        if recipe.budget
+        else replace(best, size=recipe.size, epochs=recipe.epochs, fraction=recipe.fraction, why=said.strip())
+    )
 
-from_scratch, rate = 'convmixer_64_4', 1e-2   # where no weights can be had, and its learning rate where none is given
+
+from_scratch, rate = 'convmixer_64_4', 1e-2  # where no weights can be had, and its learning rate where none is given
 
 # %% ../../nbs/training/budget.ipynb #3916bfec
 class OnTime(Callback):
     "Runs a fit by the clock. `.gone`: the share of its time that is over; `.over`: whether it is all; `.used` and `.left`: seconds"
-    order = Recorder.order+2   # after those who say which share of the batches is done, before the schedule that reads it
-    def __init__(self,
-        began:float,   # when the budget began to run, by `time.monotonic`
-        seconds:float, # of the budget
-        plan:Plan,
+
+    order = (
+        Recorder.order + 2
+    )  # after those who say which share of the batches is done, before the schedule that reads it
+
+    def __init__(
+        self,
+        began: float,  # when the budget began to run, by `time.monotonic`
+        seconds: float,  # of the budget
+        plan: Plan,
     ):
         self.began, self.seconds, self.reserve, self.planned = began, seconds, plan.reserve, max(1, plan.epochs)
-        self.most = 10*self.planned+10 if plan.epochs else 0   # epochs, however slow the machine was when it was measured
-        self.gone = self.before = 0.
+        self.most = (
+            10 * self.planned + 10 if plan.epochs else 0
+        )  # epochs, however slow the machine was when it was measured
+        self.gone = self.before = 0.0
 
-    def continue_from(self,
-        used:float, # seconds that earlier processes used of the budget
-        gone:float, # share of the fit that was over
+    def continue_from(
+        self,
+        used: float,  # seconds that earlier processes used of the budget
+        gone: float,  # share of the fit that was over
     ):
         "Take up what a saved state says"
-        self.began, self.gone, self.before = self.began-used, gone, gone
+        self.began, self.gone, self.before = self.began - used, gone, gone
 
     @property
-    def used(self) -> float: return time.monotonic()-self.began
-    @property
-    def left(self) -> float: return self.seconds-self.reserve-self.used
-    @property
-    def over(self) -> bool: return self.gone >= 1
+    def used(self) -> float:
+        return time.monotonic() - self.began
 
-    def before_fit(self): self.entered, self.whole = self.used, max(1e-9, self.left)
-    def before_epoch(self): self.learn.n_epoch = max(self.planned, self.epoch+1)   # for who says how far it is
+    @property
+    def left(self) -> float:
+        return self.seconds - self.reserve - self.used
+
+    @property
+    def over(self) -> bool:
+        return self.gone >= 1
+
+    def before_fit(self):
+        self.entered, self.whole = self.used, max(1e-9, self.left)
+
+    def before_epoch(self):
+        self.learn.n_epoch = max(self.planned, self.epoch + 1)  # for who says how far it is
+
     def _look(self):
-        self.gone = from_first(lambda: min(1., self.before+(1-self.before)*(self.used-self.entered)/self.whole))   # one clock for all processes
+        self.gone = from_first(
+            lambda: min(1.0, self.before + (1 - self.before) * (self.used - self.entered) / self.whole)
+        )  # one clock for all processes
         self.learn.pct_train = self.gone
-    def before_train(self): self._look()
+
+    def before_train(self):
+        self._look()
+
     def before_batch(self):
-        if self.training: self._look()
+        if self.training:
+            self._look()
+
     def after_batch(self):
-        if self.training and self.over: raise CancelTrainException
-    def after_cancel_train(self): self.learn.recorder.cancel_train = not self.over   # a short epoch has a loss too
+        if self.training and self.over:
+            raise CancelTrainException
+
+    def after_cancel_train(self):
+        self.learn.recorder.cancel_train = not self.over  # a short epoch has a loss too

@@ -27,101 +27,141 @@ from .tracking import EpochCallback, ProgressLine
 
 # %% ../../nbs/training/checkpoints.ipynb #cbdf8a34
 def save_weights(
-    model:torch.nn.Module,
-    file:str|Path,             # .safetensors
-    metadata:dict|None=None,   # text to keep with them
+    model: torch.nn.Module,
+    file: str | Path,  # .safetensors
+    metadata: dict | None = None,  # text to keep with them
 ):
     "A model's weights and buffers, written whole or not at all"
     _save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, file, metadata)
+
 
 def _save(tensors, file, metadata):
     "Write a .safetensors file in one go. A full disk is an `OSError` here too"
     with atomic(file) as part:
         try:
             save_file(tensors, part, metadata)
-            Path(part).chmod(Path(file).absolute().parent.stat().st_mode & 0o666)   # safetensors makes its own readable by nobody else
+            Path(part).chmod(
+                Path(file).absolute().parent.stat().st_mode & 0o666
+            )  # safetensors makes its own readable by nobody else
         except SafetensorError as error:
-            if not (number := re.search(r'os error (\d+)', str(error))): raise
+            if not (number := re.search(r'os error (\d+)', str(error))):
+                raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None
 
+
 def read_weights(
-    file:str|Path,    # .safetensors
-) -> tuple[dict, dict]: # tensors by name, and the metadata
+    file: str | Path,  # .safetensors
+) -> tuple[dict, dict]:  # tensors by name, and the metadata
     "What `save_weights` wrote. Raises `UserError` where the file is damaged"
     try:
-        with safe_open(file, 'pt') as found: return {k: found.get_tensor(k) for k in found.keys()}, found.metadata() or {}
+        with safe_open(file, 'pt') as found:
+            return {k: found.get_tensor(k) for k in found.keys()}, found.metadata() or {}
     except Exception as error:
-        raise UserError(f'{file} is not a whole .safetensors file ({error}). Delete it, or take another copy.') from None
+        raise UserError(
+            f'{file} is not a whole .safetensors file ({error}). Delete it, or take another copy.'
+        ) from None
 
 # %% ../../nbs/training/checkpoints.ipynb #2b3d7b1f
 def standard_error(
-    score:float, # a share of the pictures
-    learn,       # whose validation pictures were counted
+    score: float,  # a share of the pictures
+    learn,  # whose validation pictures were counted
 ) -> float:
     "By how much chance alone moves a share of the validation pictures"
-    return math.sqrt(score*(1-score)/len(learn.dls.valid_ds))
+    return math.sqrt(score * (1 - score) / len(learn.dls.valid_ds))
+
 
 class KeepBest(EpochCallback):
     "Keep the weights of the best epoch by `monitor`, the latest of equals; end the fit when none was better for `patience` epochs"
-    order = ProgressLine.order+1
-    def __init__(self,
-        file:Path,                # where they are kept
-        monitor:str='valid_loss', # valid_loss, accuracy or macro_f1
-        patience:int=0,           # epochs without a better one before the fit ends; 0 = never
+
+    order = ProgressLine.order + 1
+
+    def __init__(
+        self,
+        file: Path,  # where they are kept
+        monitor: str = 'valid_loss',  # valid_loss, accuracy or macro_f1
+        patience: int = 0,  # epochs without a better one before the fit ends; 0 = never
     ):
         self.file, self.monitor, self.patience = Path(file), monitor, patience
         self.best, self.waited = None, 0
 
-    def epoch_done(self): self.offer(self.history.rows[-1][self.monitor])
+    def epoch_done(self):
+        self.offer(self.history.rows[-1][self.monitor])
+
     def offer(self, value):
         "Keep the present weights unless an earlier epoch was better by more than chance"
-        top = value if self.best is None else min(self.best, value) if self.monitor == 'valid_loss' else max(self.best, value)
-        self.waited = 0 if self.best is None or top != self.best else self.waited+1
-        if not math.isfinite(value): return
+        top = (
+            value
+            if self.best is None
+            else min(self.best, value)
+            if self.monitor == 'valid_loss'
+            else max(self.best, value)
+        )
+        self.waited = 0 if self.best is None or top != self.best else self.waited + 1
+        if not math.isfinite(value):
+            return
         self.best = float(top)
-        if is_first() and abs(value-top) <= self.tolerance(): save_weights(self.model, self.file, dict(monitor=self.monitor, value=str(float(value))))
+        if is_first() and abs(value - top) <= self.tolerance():
+            save_weights(self.model, self.file, dict(monitor=self.monitor, value=str(float(value))))
 
     def tolerance(self) -> float:
         "Two standard errors of a share of the validation pictures; none for the loss"
-        return 0. if self.monitor == 'valid_loss' else 2*standard_error(self.best, self.learn)
+        return 0.0 if self.monitor == 'valid_loss' else 2 * standard_error(self.best, self.learn)
 
     def restore_into(self, learn):
         "Put the best weights into a Learner's model"
-        if is_first() and self.file.exists(): learn.model.load_state_dict(read_weights(self.file)[0])
+        if is_first() and self.file.exists():
+            learn.model.load_state_dict(read_weights(self.file)[0])
         share_weights(learn.model)
 
     @property
-    def impatient(self): return 0 < self.patience <= self.waited
+    def impatient(self):
+        return 0 < self.patience <= self.waited
 
 # %% ../../nbs/training/checkpoints.ipynb #0aa787e8
 def _rng_state(dls):
     "All random generators that a fastai epoch draws from, as JSON and tensors"
     name, keys, *rest = np.random.get_state()
-    text = dict(python=random.getstate(), numpy=[name, keys.tolist(), *rest], train=dls.train.rng.getstate(), valid=dls.valid.rng.getstate())
+    text = dict(
+        python=random.getstate(),
+        numpy=[name, keys.tolist(), *rest],
+        train=dls.train.rng.getstate(),
+        valid=dls.valid.rng.getstate(),
+    )
     tensors = {'rng.cpu': torch.get_rng_state()}
-    if torch.cuda.is_available(): tensors['rng.cuda'] = torch.cuda.get_rng_state()
+    if torch.cuda.is_available():
+        tensors['rng.cuda'] = torch.cuda.get_rng_state()
     return text, tensors
+
 
 def _set_rng_state(dls, text, tensors):
     as_tuple = lambda state: (state[0], tuple(state[1]), state[2])
     random.setstate(as_tuple(text['python']))
     np.random.set_state(tuple(text['numpy']))
-    dls.train.rng.setstate(as_tuple(text['train'])); dls.valid.rng.setstate(as_tuple(text['valid']))
+    dls.train.rng.setstate(as_tuple(text['train']))
+    dls.valid.rng.setstate(as_tuple(text['valid']))
     torch.set_rng_state(tensors['rng.cpu'])
-    if 'rng.cuda' in tensors and torch.cuda.is_available(): torch.cuda.set_rng_state(tensors['rng.cuda'])
+    if 'rng.cuda' in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors['rng.cuda'])
+
 
 class SaveState(EpochCallback):
     "After each epoch, all that is needed to continue as if nothing had happened, in one file"
-    order = KeepBest.order+1
-    def __init__(self,
-        file:Path,       # where it is kept
-        phase:int=0,     # which of the run's fits this is
-    ): self.file, self.phase = Path(file), phase
+
+    order = KeepBest.order + 1
+
+    def __init__(
+        self,
+        file: Path,  # where it is kept
+        phase: int = 0,  # which of the run's fits this is
+    ):
+        self.file, self.phase = Path(file), phase
 
     def epoch_done(self):
-        if is_first(): self.save(self.epoch+1)
+        if is_first():
+            self.save(self.epoch + 1)
         on_time = getattr(self.learn, 'on_time', None)
-        if self.keep_best.impatient or on_time and on_time.over: raise CancelFitException   # here, where the last epoch is recorded and saved
+        if self.keep_best.impatient or on_time and on_time.over:
+            raise CancelFitException  # here, where the last epoch is recorded and saved
 
     def save(self, epoch):
         "Write the state in which `epoch` epochs of this phase are done"
@@ -134,27 +174,39 @@ class SaveState(EpochCallback):
             for i, one in enumerate(state['state']):
                 plain.append({k: v for k, v in one.items() if not torch.is_tensor(v)})
                 tensors |= {f'opt.{i}.{k}': v.cpu().contiguous() for k, v in one.items() if torch.is_tensor(v)}
-        text |= dict(phase=self.phase, epoch=epoch, hypers=[dict(h) for h in hypers], plain=plain, history=self.history.rows,
-                     best=self.keep_best.best, waited=self.keep_best.waited)
-        if on_time := getattr(self.learn, 'on_time', None): text |= dict(used=on_time.used, gone=on_time.gone)
+        text |= dict(
+            phase=self.phase,
+            epoch=epoch,
+            hypers=[dict(h) for h in hypers],
+            plain=plain,
+            history=self.history.rows,
+            best=self.keep_best.best,
+            waited=self.keep_best.waited,
+        )
+        if on_time := getattr(self.learn, 'on_time', None):
+            text |= dict(used=on_time.used, gone=on_time.gone)
         if average := getattr(self.learn, 'average_weights', None):
             text |= dict(averaged=average.steps)
             tensors |= {f'average.{k}': v.cpu().contiguous() for k, v in average.average.items()}
         _save(tensors, self.file, dict(state=json.dumps(text)))
 
+
 def read_state(
-    file:Path,
-) -> tuple[dict, dict]: # JSON part and tensors
+    file: Path,
+) -> tuple[dict, dict]:  # JSON part and tensors
     "What `SaveState` wrote"
     tensors, metadata = read_weights(file)
     return json.loads(metadata['state']), tensors
+
 
 def restore_state(learn, text, tensors):
     "Put a saved state into a Learner whose layers are frozen as they were then"
     learn.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
     if text.get('averaged'):
         learn.average_weights.steps = text['averaged']
-        learn.average_weights.average = {k[8:]: v.to(learn.dls.device) for k, v in tensors.items() if k.startswith('average.')}
+        learn.average_weights.average = {
+            k[8:]: v.to(learn.dls.device) for k, v in tensors.items() if k.startswith('average.')
+        }
     if text['hypers']:
         learn.create_opt()
         state = [dict(one) for one in text['plain']]

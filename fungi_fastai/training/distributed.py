@@ -29,42 +29,60 @@ from ..settings import TrainingError, UserError
 from .precision import pick_device
 
 # %% ../../nbs/training/distributed.ipynb #1e5efa3d
-longest_wait = timedelta(hours=6)   # how long processes wait for the first one, which may be building a cache
-_messages = None                # the group over which they talk
+longest_wait = timedelta(hours=6)  # how long processes wait for the first one, which may be building a cache
+_messages = None  # the group over which they talk
+
 
 def rank() -> int:
     "This process's number, from 0"
     return dist.get_rank() if _messages else 0
 
+
 def world_size() -> int:
     "How many processes train together"
     return dist.get_world_size() if _messages else 1
+
 
 def is_first() -> bool:
     "Whether this is the process that writes and speaks"
     return rank() == 0
 
+
 def join(
-    device='auto', # what it will train on; with several GPUs each process takes the one of its number
+    device='auto',  # what it will train on; with several GPUs each process takes the one of its number
 ):
     "Join the processes that `launch`, torchrun or accelerate started with this one, if any did. Raises `UserError`"
     global _messages
-    if _messages or int(os.environ.get('WORLD_SIZE') or 1) < 2 or 'RANK' not in os.environ: return
-    device, local = pick_device(device) if isinstance(device, str) else torch.device(device), int(os.environ.get('LOCAL_RANK') or 0)
-    if device.type == 'mps': raise UserError('An Apple GPU is one device, which several processes cannot share. Train in one process, or with --device cpu.')
+    if _messages or int(os.environ.get('WORLD_SIZE') or 1) < 2 or 'RANK' not in os.environ:
+        return
+    device, local = (
+        pick_device(device) if isinstance(device, str) else torch.device(device),
+        int(os.environ.get('LOCAL_RANK') or 0),
+    )
+    if device.type == 'mps':
+        raise UserError(
+            'An Apple GPU is one device, which several processes cannot share. Train in one process, or with --device cpu.'
+        )
     if device.type == 'cuda':
-        here, there = int(os.environ.get('LOCAL_WORLD_SIZE') or local+1), torch.cuda.device_count()
-        if device.index is not None and here > 1: raise UserError(f'device is {device}, one GPU, for {here} processes; leave it at cuda: each takes one.')
-        if here > there: raise UserError(f'There are {here} processes and {there} GPUs on this machine; each needs one of its own. Use --processes {there}.')
+        here, there = int(os.environ.get('LOCAL_WORLD_SIZE') or local + 1), torch.cuda.device_count()
+        if device.index is not None and here > 1:
+            raise UserError(f'device is {device}, one GPU, for {here} processes; leave it at cuda: each takes one.')
+        if here > there:
+            raise UserError(
+                f'There are {here} processes and {there} GPUs on this machine; each needs one of its own. Use --processes {there}.'
+            )
         torch.cuda.set_device(local if device.index is None else device.index)
-    if not dist.is_initialized(): dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+    if not dist.is_initialized():
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
     _messages = dist.new_group(backend='gloo', timeout=longest_wait)
     atexit.register(leave)
+
 
 def leave():
     "Part from the other processes; at the end, which calls it by itself"
     global _messages
-    if _messages and dist.is_initialized(): dist.destroy_process_group()
+    if _messages and dist.is_initialized():
+        dist.destroy_process_group()
     _messages = None
 
 # %% ../../nbs/training/distributed.ipynb #2e892229
@@ -74,26 +92,33 @@ def _told(value=None):
     dist.broadcast_object_list(said, src=0, group=_messages, device=torch.device('cpu'))
     return said[0]
 
+
 def from_first(
-    function, # called without arguments, in the first process
-): # what it gave back, in all
+    function,  # called without arguments, in the first process
+):  # what it gave back, in all
     "What only the first process does and all of them get. Raises what it raised, in all"
-    if world_size() == 1: return function()
+    if world_size() == 1:
+        return function()
     error = value = None
     if is_first():
-        try: value = function()
-        except Exception as raised: error = raised
+        try:
+            value = function()
+        except Exception as raised:
+            error = raised
     value, error = _told((value, error))
-    if error is None: return value
-    error.elsewhere = not is_first()   # it need not be said again
+    if error is None:
+        return value
+    error.elsewhere = not is_first()  # it need not be said again
     raise error
+
 
 @torch.no_grad()
 def share_weights(
-    model:torch.nn.Module,
+    model: torch.nn.Module,
 ):
     "Give all processes the first one's weights and buffers"
-    if world_size() == 1: return
+    if world_size() == 1:
+        return
     for tensor in model.state_dict().values():
         one = tensor.detach().contiguous()
         dist.broadcast(one, 0)
@@ -101,66 +126,87 @@ def share_weights(
 
 # %% ../../nbs/training/distributed.ipynb #df942c2f
 def part_of(
-    n:int,        # pictures of a batch
-    rank:int,     # a process's number
-    processes:int,# how many there are
+    n: int,  # pictures of a batch
+    rank: int,  # a process's number
+    processes: int,  # how many there are
 ) -> slice:
     "A process's part of a batch; the parts differ by one picture at most"
-    return slice(rank*n//processes, (rank+1)*n//processes)
+    return slice(rank * n // processes, (rank + 1) * n // processes)
+
 
 def detach_here(b, cpu=True, gather=True):
     "fastai's `to_detach`, which would wait for the other processes and bring their parts together, without that"
     return to_detach(b, cpu=cpu, gather=False)
 
+
 @contextmanager
 def shared(
-    loader, # a fastai `DataLoader`
+    loader,  # a fastai `DataLoader`
 ):
     "A block in which a loader gives of each batch this process's part, or the batch's first picture where that is empty"
     cut, me, all_ = loader.chunkify, rank(), world_size()
+
     def parts(samples):
         for batch in map(list, cut(samples)):
             mine, state = part_of(len(batch), me, all_), loader.rng.getstate()
-            for _ in range(2*mine.start): loader.rng.random()   # across and down
+            for _ in range(2 * mine.start):
+                loader.rng.random()  # across and down
             skipped = loader.rng.getstate()
             yield batch[mine] or batch[:1]
             drew = loader.rng.getstate() != skipped
             loader.rng.setstate(state)
-            for _ in range(2*len(batch)*drew): loader.rng.random()
+            for _ in range(2 * len(batch) * drew):
+                loader.rng.random()
+
     loader.chunkify = parts
-    loader.to_detach = detach_here   # ours are whole already
-    try: yield
-    finally: del loader.chunkify, loader.to_detach
+    loader.to_detach = detach_here  # ours are whole already
+    try:
+        yield
+    finally:
+        del loader.chunkify, loader.to_detach
+
 
 @contextmanager
 def in_parts(
-    loader, # a fastai `DataLoader`
-): # called with what was made of a batch, and its number, gives that of the whole batch
+    loader,  # a fastai `DataLoader`
+):  # called with what was made of a batch, and its number, gives that of the whole batch
     "A block in which the processes share a loader's work outside of a fit; alone, nothing changes"
-    if world_size() == 1: yield lambda rows, i: rows
+    if world_size() == 1:
+        yield lambda rows, i: rows
     else:
-        with shared(loader): yield lambda rows, i: _gathered(rows, _size(loader, i))
+        with shared(loader):
+            yield lambda rows, i: _gathered(rows, _size(loader, i))
 
-def _size(loader, i): return min(loader.bs, loader.n-i*loader.bs)
+
+def _size(loader, i):
+    return min(loader.bs, loader.n - i * loader.bs)
+
 
 def _gathered(rows, n):
     "A batch of `n` from the parts that the processes hold of it"
     parts = [part_of(n, r, world_size()) for r in range(world_size())]
-    sizes = [part.stop-part.start for part in parts]
+    sizes = [part.stop - part.start for part in parts]
     plain = rows.detach().as_subclass(torch.Tensor)
     mine = plain.new_zeros(max(sizes), *rows.shape[1:])
-    mine[:sizes[rank()]] = plain[:sizes[rank()]]
+    mine[: sizes[rank()]] = plain[: sizes[rank()]]
     found = [torch.empty_like(mine) for _ in parts]
     dist.all_gather(found, mine)
     return torch.cat([one[:size] for one, size in zip(found, sizes, strict=True)]).as_subclass(type(rows))
 
 # %% ../../nbs/training/distributed.ipynb #c1185cd9
 # BatchNorm's statistics are ours to bring together; newer versions of torch have another name for it
-_own_buffers = {'forward_sync_buffers' if 'forward_sync_buffers' in signature(DistributedDataParallel).parameters else 'broadcast_buffers': False}
+_own_buffers = {
+    'forward_sync_buffers'
+    if 'forward_sync_buffers' in signature(DistributedDataParallel).parameters
+    else 'broadcast_buffers': False
+}
+
 
 class Distribute(Callback):
     "A fit in several processes, each with its part of every batch"
-    order = Recorder.order+1   # scores are known, and nobody has acted upon them
+
+    order = Recorder.order + 1  # scores are known, and nobody has acted upon them
+
     def __init__(self):
         self.wrapped, self.plain, self.fitted, self.ended = None, None, False, False
         self._part, self._alone = ExitStack(), ExitStack()
@@ -172,28 +218,38 @@ class Distribute(Callback):
     def before_train(self):
         self.fitted = True
         state = _told(self.dl.rng.getstate())
-        if state is None:   # a callback of the first process has ended the fit
+        if state is None:  # a callback of the first process has ended the fit
             self.ended = True
             raise CancelFitException
         self.dl.rng.setstate(state)
-        if not is_first(): set_seed(random.Random(f'{rank()} {state}').randrange(2**32))
+        if not is_first():
+            set_seed(random.Random(f'{rank()} {state}').randrange(2**32))
         self._share_loader()
 
-    def before_validate(self): self._share_loader()
-    def after_validate(self): self._part.close()
+    def before_validate(self):
+        self._share_loader()
+
+    def after_validate(self):
+        self._part.close()
+
     def after_train(self):
         self._part.close()
         self._average_statistics()
 
     def after_epoch(self):
-        if not (self.fitted and self.recorder.values): return
-        row = self.recorder.values[-1]   # the same numbers for all, whatever they were computed on
-        for i, value in enumerate(_told(list(row))): row[i] = value
+        if not (self.fitted and self.recorder.values):
+            return
+        row = self.recorder.values[-1]  # the same numbers for all, whatever they were computed on
+        for i, value in enumerate(_told(list(row))):
+            row[i] = value
 
     def after_fit(self):
         self.leave()
         if self.fitted and not self.ended:
-            if _told() is not None: raise TrainingError(f'Process {rank()+1} ended the fit and the first one goes on. Let the first decide: `from_first`.')
+            if _told() is not None:
+                raise TrainingError(
+                    f'Process {rank() + 1} ended the fit and the first one goes on. Let the first decide: `from_first`.'
+                )
         self.fitted = self.ended = False
 
     def leave(self):
@@ -205,63 +261,79 @@ class Distribute(Callback):
     # --- a batch
 
     def before_batch(self):
-        self.pictures = _size(self.dl, self.iter)   # of all processes
+        self.pictures = _size(self.dl, self.iter)  # of all processes
         mine = part_of(self.pictures, rank(), world_size())
-        self.mine = mine.stop-mine.start
-        if not self.training: return
+        self.mine = mine.stop - mine.start
+        if not self.training:
+            return
         if self.wrapped is None:
             self.plain = self.model
-            self.wrapped = DistributedDataParallel(self.model, **_own_buffers, find_unused_parameters=self._some_unused())
-        if not getattr(getattr(self, 'accumulate', None), 'last', True): self._alone.enter_context(self.wrapped.no_sync())   # they meet at the step
+            self.wrapped = DistributedDataParallel(
+                self.model, **_own_buffers, find_unused_parameters=self._some_unused()
+            )
+        if not getattr(getattr(self, 'accumulate', None), 'last', True):
+            self._alone.enter_context(self.wrapped.no_sync())  # they meet at the step
         self.learn.model = self.wrapped
 
     def _some_unused(self):
         "Whether there are weights that the output does not depend on: they are waited for in vain"
         model, weights = self.model, [p for p in self.model.parameters() if p.requires_grad]
         modes = [(module, module.training) for module in model.modules()]
-        model.eval()   # which draws no random numbers
-        try: return any(g is None for g in torch.autograd.grad(model.forward(self.x[:2]).sum(), weights, allow_unused=True))
+        model.eval()  # which draws no random numbers
+        try:
+            return any(
+                g is None for g in torch.autograd.grad(model.forward(self.x[:2]).sum(), weights, allow_unused=True)
+            )
         finally:
             torch.clear_autocast_cache()
-            for module, mode in modes: module.training = mode
+            for module, mode in modes:
+                module.training = mode
 
     def _unwrap(self):
         self._alone.close()
-        if self.plain is not None: self.learn.model = self.plain
+        if self.plain is not None:
+            self.learn.model = self.plain
 
-    def after_cancel_batch(self): self._unwrap()
+    def after_cancel_batch(self):
+        self._unwrap()
+
     def after_pred(self):
         self._unwrap()
-        if self.training: return
+        if self.training:
+            return
         self.learn.pred = _gathered(self.pred, self.pictures)
         self.learn.yb = tuple(_gathered(y, self.pictures) for y in self.yb)
 
     def after_loss(self):
-        if not self.training: return
-        loss = self.loss.detach().as_subclass(torch.Tensor)*(self.mine/self.pictures)
+        if not self.training:
+            return
+        loss = self.loss.detach().as_subclass(torch.Tensor) * (self.mine / self.pictures)
         dist.all_reduce(loss)
         self.learn.loss = loss
 
-    def before_backward(self):   # torch takes the mean over processes
+    def before_backward(self):  # torch takes the mean over processes
         steps, count = getattr(self, 'accumulate', None), len(self.y)
-        if steps is None or steps.steps == 1: self.learn.loss_grad = self.loss_grad*(self.mine*world_size()/self.pictures)
-        else:   # it has weighted by the pictures that are here
-            self.learn.loss_grad = self.loss_grad*(self.mine*world_size()/count)
-            steps.pictures += (self.pictures-count)/self.dls.train.bs
+        if steps is None or steps.steps == 1:
+            self.learn.loss_grad = self.loss_grad * (self.mine * world_size() / self.pictures)
+        else:  # it has weighted by the pictures that are here
+            self.learn.loss_grad = self.loss_grad * (self.mine * world_size() / count)
+            steps.pictures += (self.pictures - count) / self.dls.train.bs
 
     @torch.no_grad()
     def _average_statistics(self):
         average = getattr(getattr(self.learn, 'average_weights', None), 'average', None) or {}
         for name, module in self.model.named_modules():
-            if not module.training or getattr(module, 'running_mean', None) is None: continue
+            if not module.training or getattr(module, 'running_mean', None) is None:
+                continue
             for key in ('running_mean', 'running_var'):
                 for one in filter(lambda x: x is not None, (getattr(module, key), average.get(f'{name}.{key}'))):
                     dist.all_reduce(one)
                     one /= world_size()
 
+
 @contextmanager
 def distributed(
-    learn, # a fastai `Learner`
+    learn,  # a fastai `Learner`
 ):
     "A block in which a Learner fits, validates and predicts together with those in the other processes; alone, it does nothing"
     join(learn.dls.device)
@@ -271,80 +343,105 @@ def distributed(
     share_weights(learn.model)
     one = Distribute()
     learn.add_cb(one)
-    try: yield learn
+    try:
+        yield learn
     finally:
         one.leave()
         learn.remove_cb(one)
 
+
 def everywhere(
-    function, # its first argument is a Learner
+    function,  # its first argument is a Learner
 ):
     "Make a function one that is called in all processes, and in which the Learner is `distributed`"
+
     @wraps(function)
     def call(learn, *args, **kwargs):
-        with distributed(learn): return function(learn, *args, **kwargs)
+        with distributed(learn):
+            return function(learn, *args, **kwargs)
+
     return call
 
 # %% ../../nbs/training/distributed.ipynb #98df85c6
 def together(
-    assist, # what the others do when they are called: `assist(what the first one sent, *arguments of the call)`
+    assist,  # what the others do when they are called: `assist(what the first one sent, *arguments of the call)`
 ):
     "Make a function, whose first argument is a recipe, one that the first process leads. In one process it stays as it is"
+
     def lead(function):
         @wraps(function)
         def call(recipe, *args, **kwargs):
             join(recipe.device)
-            if world_size() == 1: return function(recipe, *args, **kwargs)
+            if world_size() == 1:
+                return function(recipe, *args, **kwargs)
             check_batch(recipe.bs)
-            with _translated(): return (_lead if is_first() else _follow)(function, assist, recipe, *args, **kwargs)
+            with _translated():
+                return (_lead if is_first() else _follow)(function, assist, recipe, *args, **kwargs)
+
         return call
+
     return lead
 
-_called = False   # whether the others are at work, and do not listen
+
+_called = False  # whether the others are at work, and do not listen
+
 
 def call_others(
-    value, # picklable
+    value,  # picklable
 ):
     "Begin the common part of a function that is led, in all processes"
     global _called
-    if world_size() == 1: return
+    if world_size() == 1:
+        return
     _called = True
     _told(('call', value))
+
 
 def _lead(function, _assist, *args, **kwargs):
     global _called
     _called = False
-    try: result = function(*args, **kwargs)
+    try:
+        result = function(*args, **kwargs)
     except Exception as error:
-        if not _called: _told(('raise', error))   # else it is theirs too, or this process ends and they with it
+        if not _called:
+            _told(('raise', error))  # else it is theirs too, or this process ends and they with it
         raise
     _told(('done', result))
     return result
 
+
 def _follow(_function, assist, *args, **kwargs):
     while True:
         match _told():
-            case 'call', value: assist(value, *args, **kwargs)
-            case 'done', result: return result
+            case 'call', value:
+                assist(value, *args, **kwargs)
+            case 'done', result:
+                return result
             case 'raise', error:
                 error.elsewhere = True
                 raise error
 
+
 def check_batch(
-    bs:int, # of all processes
+    bs: int,  # of all processes
 ):
     "Raise `UserError` where the processes cannot share a batch evenly"
     if bs % world_size():
-        raise UserError(f'bs is {bs}, which {world_size()} processes cannot share evenly. It is the batch of them all: '
-                        f'take {bs//world_size()*world_size() or world_size()} or {(bs//world_size()+1)*world_size()}.')
+        raise UserError(
+            f'bs is {bs}, which {world_size()} processes cannot share evenly. It is the batch of them all: '
+            f'take {bs // world_size() * world_size() or world_size()} or {(bs // world_size() + 1) * world_size()}.'
+        )
+
 
 @contextmanager
 def _translated():
     "A block in which the loss of another process is told in words"
-    try: yield
+    try:
+        yield
     except RuntimeError as error:
         lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ('gloo', 'NCCL', 'Connection'))
-        if isinstance(error, TrainingError) or not lost: raise
+        if isinstance(error, TrainingError) or not lost:
+            raise
         failed = TrainingError('Another process of this training has ended; what it said before tells why.')
         failed.elsewhere = True
         raise failed from None

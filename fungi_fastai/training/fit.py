@@ -35,7 +35,15 @@ from ..settings import MissingFileError, TrainingError, UserError
 from .accumulation import Accumulate
 from .checkpoints import KeepBest, SaveState, read_state, restore_state, standard_error
 from .distributed import everywhere, from_first
-from .frozen import begins_with_probe, forget_features, has_frozen_features, is_solvable, known_features, on_features, probe_head
+from fungi_fastai.training.frozen import (
+    begins_with_probe,
+    forget_features,
+    has_frozen_features,
+    is_solvable,
+    known_features,
+    on_features,
+    probe_head,
+)
 from .losses import LossMode, make_loss
 from .optimizers import NoDecay, make_optimizer
 from .precision import Precision, pick_device
@@ -47,9 +55,9 @@ from .tracking import History, show_progress, training_metrics
 
 # %% ../../nbs/training/fit.ipynb #905f196f
 def prepare_items(
-    recipe:Recipe,
-    progress:bool=True, # show it
-) -> pd.DataFrame:      # a row an image; `split` is train, valid, test, or '' for what is left out or has no label
+    recipe: Recipe,
+    progress: bool = True,  # show it
+) -> pd.DataFrame:  # a row an image; `split` is train, valid, test, or '' for what is left out or has no label
     "Read, check and split a recipe's pictures. Raises `UserError` where there is nothing to train on"
     items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
     used = exclude(items, recipe.exclude)
@@ -57,102 +65,158 @@ def prepare_items(
     classes = sorted(used.label.unique())
     if len(classes) < 2:
         what = f'only the class {classes[0]!r}' if classes else 'no usable labelled picture'
-        raise UserError(f'{recipe.source} holds {what} ({len(items)} files were found, {len(used)} are usable). '
-                        'A classifier needs pictures of at least two classes, in a folder each.')
+        raise UserError(
+            f'{recipe.source} holds {what} ({len(items)} files were found, {len(used)} are usable). '
+            'A classifier needs pictures of at least two classes, in a folder each.'
+        )
     part = split(used, recipe.valid, recipe.test, recipe.seed)
-    if missing := sorted(set(classes)-set(used.label[part == 'train'])):   # folders that say the part may have it so
-        raise UserError(f'All pictures of {missing[0]!r} stand in given valid or test folders, so that none is left to train on. '
-                        'Put some into the train folder, or leave that class out.')
+    if missing := sorted(set(classes) - set(used.label[part == 'train'])):  # folders that say the part may have it so
+        raise UserError(
+            f'All pictures of {missing[0]!r} stand in given valid or test folders, so that none is left to train on. '
+            'Put some into the train folder, or leave that class out.'
+        )
     if not (part == 'valid').any():
-        raise UserError(f'No picture of {recipe.source} is left to validate on: each class is one specimen' + (
-            f", read from the names by the pattern {recipe.group}. Give another one (--group), or --group '' where each photo shows another specimen."
-            if recipe.group else ', as its pictures are copies of each other. Add pictures of other specimens.'))
+        raise UserError(
+            f'No picture of {recipe.source} is left to validate on: each class is one specimen'
+            + (
+                f", read from the names by the pattern {recipe.group}. Give another one (--group), or --group '' where each photo shows another specimen."
+                if recipe.group
+                else ', as its pictures are copies of each other. Add pictures of other specimens.'
+            )
+        )
     trained = used[part == 'train']
     dropped = trained.index.difference(fraction(trained, recipe.fraction, recipe.seed).index)
     return items.assign(split=part.drop(dropped).reindex(items.index, fill_value=''))
 
 # %% ../../nbs/training/fit.ipynb #a1c6cf14
 def make_learner(
-    recipe:Recipe,
-    items:pd.DataFrame|None=None, # from `prepare_items` (default: made here)
-    trained:bool=False,           # leave the weights to be loaded: nothing is downloaded, and no cache made
-    progress:bool=True,           # show it
-) -> Learner:                     # nothing trained; `.dls`, precision and memory format set; `.items` the table
+    recipe: Recipe,
+    items: pd.DataFrame | None = None,  # from `prepare_items` (default: made here)
+    trained: bool = False,  # leave the weights to be loaded: nothing is downloaded, and no cache made
+    progress: bool = True,  # show it
+) -> Learner:  # nothing trained; `.dls`, precision and memory format set; `.items` the table
     "A fastai Learner for a recipe. Raises `UserError`"
     items = prepare_items(recipe, progress) if items is None else items
     set_seed(recipe.seed)
     if recipe.start_size and is_fixed_size(recipe.arch):
-        raise UserError(f'{recipe.arch} is built for pictures of one size and cannot grow from {recipe.start_size} pixels; leave start_size at 0.')
-    kept = recipe.cache and not trained and {'sha', 'width', 'height'} <= set(items)   # a table of one's own may lack them
+        raise UserError(
+            f'{recipe.arch} is built for pictures of one size and cannot grow from {recipe.start_size} pixels; leave start_size at 0.'
+        )
+    kept = (
+        recipe.cache and not trained and {'sha', 'width', 'height'} <= set(items)
+    )  # a table of one's own may lack them
     cache = build_cache(items[items.split != ''], canvas_size(recipe.size), recipe.fit, progress) if kept else None
-    dls = make_loaders(items, recipe.size, recipe.bs, recipe.augment, fit=recipe.fit, device=pick_device(recipe.device), cache=cache,
-                       balance=recipe.balance)
-    learn = learner(dls, recipe.arch, pretrained=recipe.pretrained and not trained, weights=None if trained else recipe.weights or None,
-                    drop_path=recipe.drop_path, groups=1000 if recipe.layer_decay else 3,
-                    head=recipe.head, dropout=recipe.dropout or None, hidden=recipe.hidden or None, size=recipe.size,
-                    freeze_batchnorm=recipe.freeze_batchnorm, metrics=training_metrics(), lr=recipe.lr, wd=recipe.wd,
-                    loss_func=make_loss(recipe, _counts(recipe, items, dls.vocab)), opt_func=make_optimizer(recipe.optimizer),
-                    cbs=[Precision(recipe.precision, recipe.compile), History(), LossMode(), NoDecay()])
+    dls = make_loaders(
+        items,
+        recipe.size,
+        recipe.bs,
+        recipe.augment,
+        fit=recipe.fit,
+        device=pick_device(recipe.device),
+        cache=cache,
+        balance=recipe.balance,
+    )
+    learn = learner(
+        dls,
+        recipe.arch,
+        pretrained=recipe.pretrained and not trained,
+        weights=None if trained else recipe.weights or None,
+        drop_path=recipe.drop_path,
+        groups=1000 if recipe.layer_decay else 3,
+        head=recipe.head,
+        dropout=recipe.dropout or None,
+        hidden=recipe.hidden or None,
+        size=recipe.size,
+        freeze_batchnorm=recipe.freeze_batchnorm,
+        metrics=training_metrics(),
+        lr=recipe.lr,
+        wd=recipe.wd,
+        loss_func=make_loss(recipe, _counts(recipe, items, dls.vocab)),
+        opt_func=make_optimizer(recipe.optimizer),
+        cbs=[Precision(recipe.precision, recipe.compile), History(), LossMode(), NoDecay()],
+    )
     learn.model.to(dls.device)
     learn.items, learn.recipe = items, recipe
-    if progress: return show_progress(learn)
-    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
+    if progress:
+        return show_progress(learn)
+    if hasattr(learn, 'progress'):
+        learn.remove_cb(learn.progress)
     learn.logger = lambda *_: None
     return learn
 
+
 def _counts(recipe, items, classes):
     "How many pictures of each class an epoch trains on; alike where they are drawn in balance"
-    if recipe.balance in ('oversample', 'weighted'): return np.ones(len(classes))
+    if recipe.balance in ('oversample', 'weighted'):
+        return np.ones(len(classes))
     return items.label[items.split == 'train'].value_counts().reindex(list(classes), fill_value=0).to_numpy()
 
 # %% ../../nbs/training/fit.ipynb #0caa6f96
 def find_lr(
-    learn:Learner,
-) -> tuple[float, object]: # the suggested rate, and a matplotlib Figure of loss against rate
+    learn: Learner,
+) -> tuple[float, object]:  # the suggested rate, and a matplotlib Figure of loss against rate
     """fastai's `lr_find`: the learning rate test of Smith (2015, arXiv:1506.01186), with the valley's suggestion. Weights are put back.
     Raises `TrainingError` where the loss is never a number"""
-    with tempfile.TemporaryDirectory() as folder, patch.object(learn, 'model_dir', folder), learn.no_bar(), learn.no_logging():
-        try: suggested = learn.lr_find(show_plot=False, suggest_funcs=(fastai.callback.schedule.SuggestionMethod.Valley,)).valley
-        except IndexError: raise TrainingError('The loss is no number at any learning rate. Try --precision fp32, or other weights.') from None
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(learn, 'model_dir', folder),
+        learn.no_bar(),
+        learn.no_logging(),
+    ):
+        try:
+            suggested = learn.lr_find(
+                show_plot=False, suggest_funcs=(fastai.callback.schedule.SuggestionMethod.Valley,)
+            ).valley
+        except IndexError:
+            raise TrainingError(
+                'The loss is no number at any learning rate. Try --precision fp32, or other weights.'
+            ) from None
     rates, losses = np.array(learn.recorder.lrs), np.array([float(loss) for loss in learn.recorder.losses])
     rates, losses = rates[np.isfinite(losses)], losses[np.isfinite(losses)]
     figure, (axis,) = chart(5, 3)
     axis.semilogx(rates, losses, color=colours['main'])
     axis.axvline(suggested, color=colours['warn'], linestyle='--', label=f'suggested {suggested:.1e}')
-    axis.set(xlabel='learning rate', ylabel='training loss', ylim=(losses.min()*.9, min(losses.max(), 3*losses[0])))
+    axis.set(
+        xlabel='learning rate', ylabel='training loss', ylim=(losses.min() * 0.9, min(losses.max(), 3 * losses[0]))
+    )
     axis.legend(frameon=False, labelcolor=colours['ink'])
     return float(suggested), figure
 
 # %% ../../nbs/training/fit.ipynb #1b577fc0
 def learning_rates(
-    recipe:Recipe,
-    trained:bool, # whether the body is pretrained
-    groups:int=3, # of layers, the head's the last
-) -> list[float]: # from input to output
+    recipe: Recipe,
+    trained: bool,  # whether the body is pretrained
+    groups: int = 3,  # of layers, the head's the last
+) -> list[float]:  # from input to output
     "The largest learning rate of each group of layers; the same for all where nothing is pretrained"
-    if not trained: return [recipe.lr]*groups
-    decay = recipe.layer_decay or .5
-    return [*(recipe.lr*recipe.body_lr*decay**i for i in reversed(range(groups-1))), recipe.lr]
+    if not trained:
+        return [recipe.lr] * groups
+    decay = recipe.layer_decay or 0.5
+    return [*(recipe.lr * recipe.body_lr * decay**i for i in reversed(range(groups - 1))), recipe.lr]
+
 
 @everywhere
 def fit(
-    learn:Learner,          # from `make_learner`
-    folder:str|Path,        # where history and checkpoints go; a state found there is continued
-    cbs=(),                 # further fastai callbacks, for this fit only
-    on_time=None,           # an `OnTime`: the clock decides how many epochs there are (default: the recipe)
-) -> list[dict]:            # the history, a row an epoch
+    learn: Learner,  # from `make_learner`
+    folder: str | Path,  # where history and checkpoints go; a state found there is continued
+    cbs=(),  # further fastai callbacks, for this fit only
+    on_time=None,  # an `OnTime`: the clock decides how many epochs there are (default: the recipe)
+) -> list[dict]:  # the history, a row an epoch
     """Train as the Learner's recipe says, and leave the best epoch's weights in it, the head solved once more where that is better.
     Raises `TrainingError` with advice where the loss turns to NaN or the memory does not suffice"""
     recipe, folder = learn.recipe, Path(folder)
-    learn.history.file = folder/'history.csv'
-    keep = KeepBest(folder/'checkpoint'/'best.safetensors', recipe.monitor, recipe.patience)
-    save = SaveState(folder/'checkpoint'/'state.safetensors')
+    learn.history.file = folder / 'history.csv'
+    keep = KeepBest(folder / 'checkpoint' / 'best.safetensors', recipe.monitor, recipe.patience)
+    save = SaveState(folder / 'checkpoint' / 'state.safetensors')
     added = [keep, save, Accumulate(recipe.accumulate, recipe.clip), *mixing(recipe), *cbs]
-    if recipe.start_size: added.append(GrowPictures(recipe.start_size))
-    if recipe.ema: added.append(AverageWeights(recipe.ema))
-    if on_time: added.append(on_time)
+    if recipe.start_size:
+        added.append(GrowPictures(recipe.start_size))
+    if recipe.ema:
+        added.append(AverageWeights(recipe.ema))
+    if on_time:
+        added.append(on_time)
     learn.add_cbs(added)
-    phases = [(True, recipe.frozen_epochs), (False, on_time.most if on_time else recipe.epochs-recipe.frozen_epochs)]
+    phases = [(True, recipe.frozen_epochs), (False, on_time.most if on_time else recipe.epochs - recipe.frozen_epochs)]
     start = dict(phase=0, epoch=0)
     try:
         if found := from_first(lambda: read_state(save.file) if save.file.exists() else None):
@@ -160,24 +224,35 @@ def fit(
             learn.freeze() if phases[start['phase']][0] else learn.unfreeze()
             restore_state(learn, start, tensors)
             learn.history.rows, keep.best, keep.waited = start['history'], start['best'], start['waited']
-            if on_time: on_time.continue_from(start['used'], start['gone'])
-        else: _begin(learn, keep, on_time)
+            if on_time:
+                on_time.continue_from(start['used'], start['gone'])
+        else:
+            _begin(learn, keep, on_time)
         for save.phase, (frozen, epochs) in enumerate(phases):
             done = start['epoch'] if save.phase == start['phase'] else 0
-            if save.phase < start['phase'] or done >= epochs or keep.impatient or on_time and on_time.over: continue
-            if not (done and save.phase == start['phase']): learn.freeze() if frozen else learn.unfreeze()
+            if save.phase < start['phase'] or done >= epochs or keep.impatient or on_time and on_time.over:
+                continue
+            if not (done and save.phase == start['phase']):
+                learn.freeze() if frozen else learn.unfreeze()
             learn.history.phase = 'head' if frozen else 'all layers'
-            if frozen and recipe.views and not (recipe.mixup or recipe.cutmix) and has_frozen_features(learn): way = on_features(learn, recipe.views)
-            else: way = nullcontext(forget_features(learn))
+            if frozen and recipe.views and not (recipe.mixup or recipe.cutmix) and has_frozen_features(learn):
+                way = on_features(learn, recipe.views)
+            else:
+                way = nullcontext(forget_features(learn))
             rates = learning_rates(recipe, learn.pretrained, len(learn.opt.hypers))
-            with way, learn.no_logging(): learn.fit(epochs, cbs=scheduler(recipe, rates, epochs), start_epoch=done)
-            if failure := getattr(learn, 'failure', None): raise TrainingError(failure)
-    except torch.OutOfMemoryError as error: raise _no_memory(recipe, error) from None
-    except MemoryError as error: raise _no_memory(recipe, error) from None
-    except (ImageError, MissingFileError) as error:   # a file that changed since the check
+            with way, learn.no_logging():
+                learn.fit(epochs, cbs=scheduler(recipe, rates, epochs), start_epoch=done)
+            if failure := getattr(learn, 'failure', None):
+                raise TrainingError(failure)
+    except torch.OutOfMemoryError as error:
+        raise _no_memory(recipe, error) from None
+    except MemoryError as error:
+        raise _no_memory(recipe, error) from None
+    except (ImageError, MissingFileError) as error:  # a file that changed since the check
         raise TrainingError(f'{error} It could be read when the pictures were checked.') from None
     except RuntimeError as error:
-        if 'out of memory' in str(error) or "can't allocate memory" in str(error): raise _no_memory(recipe, error) from None
+        if 'out of memory' in str(error) or "can't allocate memory" in str(error):
+            raise _no_memory(recipe, error) from None
         raise
     finally:
         learn.precision.leave()
@@ -186,22 +261,36 @@ def fit(
     _finish(learn)
     return learn.history.rows
 
+
 def _begin(learn, keep, on_time):
     "The head's start, and its score as epoch 0"
     recipe, began = learn.recipe, time.perf_counter()
     probed = learn.pretrained and begins_with_probe(recipe)
-    if not probed and recipe.epochs: return
+    if not probed and recipe.epochs:
+        return
     if probed:
         known_features(learn)
-        wanted = float(not recipe.epochs and _may_mirror(recipe))   # of the mirror images; on a budget as many as there is time for
-        if on_time: wanted *= from_first(lambda: float(np.clip(on_time.left/(time.perf_counter()-began), 0, 1)))
+        wanted = float(
+            not recipe.epochs and _may_mirror(recipe)
+        )  # of the mirror images; on a budget as many as there is time for
+        if on_time:
+            wanted *= from_first(lambda: float(np.clip(on_time.left / (time.perf_counter() - began), 0, 1)))
         probe_head(learn, mirrored=wanted)
-    with on_features(learn) if probed else nullcontext(), learn.no_bar(), learn.no_logging(): loss, *scores = learn.validate()
+    with on_features(learn) if probed else nullcontext(), learn.no_bar(), learn.no_logging():
+        loss, *scores = learn.validate()
     names = [metric.name for metric in learn.metrics]
     row = dict(zip(names, scores, strict=True))
-    learn.history.add(epoch=0, phase='probe' if probed else 'untrained', valid_loss=loss, **row, seconds=round(time.perf_counter()-began, 3))
-    if hasattr(learn, 'progress_line'): learn.progress_line.epoch_done()
+    learn.history.add(
+        epoch=0,
+        phase='probe' if probed else 'untrained',
+        valid_loss=loss,
+        **row,
+        seconds=round(time.perf_counter() - began, 3),
+    )
+    if hasattr(learn, 'progress_line'):
+        learn.progress_line.epoch_done()
     keep.offer(dict(valid_loss=loss, **row)[recipe.monitor])
+
 
 def _finish(learn):
     """The head solved once more, on the trained body's features, and kept where the validation loss is lower, both calibrated, and the
@@ -209,34 +298,50 @@ def _finish(learn):
     recipe, head = learn.recipe, body_head(learn.model)[1]
     learn.solved_again = False
     trained = any('train_loss' in row for row in learn.history.rows)
-    if not trained or recipe.finish != 'probe' or not is_solvable(recipe) or recipe.loss != 'cross-entropy': return
+    if not trained or recipe.finish != 'probe' or not is_solvable(recipe) or recipe.loss != 'cross-entropy':
+        return
     forget_features(learn)
     before = {k: v.detach().clone() for k, v in head.state_dict().items()}
+
     def scores():
-        with on_features(learn), learn.no_bar(), learn.no_logging(): _, *found = learn.validate()
+        with on_features(learn), learn.no_bar(), learn.no_logging():
+            _, *found = learn.validate()
         return dict(zip(('calibrated loss', 'accuracy', 'macro_f1'), [_calibrated_loss(learn), *found], strict=True))
+
     old = scores()
     probe_head(learn, mirrored=float(_may_mirror(recipe)))
     new = scores()
     learn.solved_again = new['calibrated loss'] < old['calibrated loss'] and (
-        recipe.monitor == 'valid_loss' or new[recipe.monitor] >= old[recipe.monitor]-standard_error(old[recipe.monitor], learn))
-    if not learn.solved_again: head.load_state_dict(before)
+        recipe.monitor == 'valid_loss'
+        or new[recipe.monitor] >= old[recipe.monitor] - standard_error(old[recipe.monitor], learn)
+    )
+    if not learn.solved_again:
+        head.load_state_dict(before)
     if hasattr(learn, 'progress_line'):
         said = ', '.join(f'{name} {new[name]:.4f} instead of {old[name]:.4f}' for name in new)
-        learn.progress_line.say(f"head solved once more: {said}{'' if learn.solved_again else '; not kept'}")
+        learn.progress_line.say(f'head solved once more: {said}{"" if learn.solved_again else "; not kept"}')
     forget_features(learn)
+
 
 def _calibrated_loss(learn):
     "Of the validation pictures, at the best of the temperatures from 0.1 to 10: a head that is too sure of itself may still be the better one"
     seen, codes = known_features(learn)
     head, device = body_head(learn.model)[1], learn.dls.device
     x = torch.tensor(seen['valid'][0], device=device)
-    with torch.no_grad(): logits = head(x[..., None, None] if hasattr(head, 'pool') else x).float()
-    return min(float(cross_entropy(logits/t, torch.tensor(codes['valid'], device=device))) for t in np.logspace(-1, 1, 41))
+    with torch.no_grad():
+        logits = head(x[..., None, None] if hasattr(head, 'pool') else x).float()
+    return min(
+        float(cross_entropy(logits / t, torch.tensor(codes['valid'], device=device))) for t in np.logspace(-1, 1, 41)
+    )
 
-def _may_mirror(recipe): return recipe.augment.flip != 'none' and recipe.augment.strength > 0
+
+def _may_mirror(recipe):
+    return recipe.augment.flip != 'none' and recipe.augment.strength > 0
+
 
 def _no_memory(recipe, error):
-    return TrainingError(f'The memory does not suffice for batches of {recipe.bs} pictures at {recipe.size} pixels '
-                         f'({str(error).splitlines()[0]}). Try --bs {max(2, recipe.bs//2)}, or a smaller --size or --arch; '
-                         'what was reached before is kept in the run folder.')
+    return TrainingError(
+        f'The memory does not suffice for batches of {recipe.bs} pictures at {recipe.size} pixels '
+        f'({str(error).splitlines()[0]}). Try --bs {max(2, recipe.bs // 2)}, or a smaller --size or --arch; '
+        'what was reached before is kept in the run folder.'
+    )

@@ -28,96 +28,128 @@ from .distributed import in_parts
 
 # %% ../../nbs/training/frozen.ipynb #6630b9dc
 def body_features(
-    learn:Learner,
-    items:pd.DataFrame, # with the column path
-    progress:bool=False,# show it
-    mirrored:bool=False,# in the pictures' mirror images
-) -> np.ndarray:        # (images, features) float32
+    learn: Learner,
+    items: pd.DataFrame,  # with the column path
+    progress: bool = False,  # show it
+    mirrored: bool = False,  # in the pictures' mirror images
+) -> np.ndarray:  # (images, features) float32
     "What a Learner's body sees in pictures that are opened as for validation"
     return _seen(learn, make_test_loader(learn.dls, items), progress, mirrored)
 
+
 def _seen(learn, loader, progress=False, mirrored=False):
     found = []
+
     def batches():
         learn.model.eval()
         with torch.no_grad(), in_parts(loader) as whole:
             for i, (x, *_) in enumerate(loader):
-                if mirrored: x = x.flip(-1)
-                with learn.precision.running(x): seen = features(learn.model, x.contiguous(memory_format=torch.channels_last))
+                if mirrored:
+                    x = x.flip(-1)
+                with learn.precision.running(x):
+                    seen = features(learn.model, x.contiguous(memory_format=torch.channels_last))
                 found.append(whole(seen.float(), i).cpu())
                 yield len(found[-1])
-    for _ in follow(batches(), loader.n, 'features') if progress else batches(): pass
+
+    for _ in follow(batches(), loader.n, 'features') if progress else batches():
+        pass
     return torch.cat(found).numpy()
+
 
 @contextmanager
 def own_randomness(
-    seed:int,
+    seed: int,
 ):
     "A block with random numbers of its own; those of the caller go on afterwards as if it had not been there"
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         set_seed(seed)
-        try: yield
-        finally: random.setstate(states[0]); np.random.set_state(states[1])
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
 
 def known_features(
-    learn:Learner,
-    views:int=1,   # versions of each training picture: itself, and views-1 augmented ones
-    mirrored:float=0., # share of the training pictures whose mirror images are seen too
-) -> tuple[dict, dict]: # by part (train, valid, and mirrored where asked for): features (views, images, features), and class numbers (images,)
+    learn: Learner,
+    views: int = 1,  # versions of each training picture: itself, and views-1 augmented ones
+    mirrored: float = 0.0,  # share of the training pictures whose mirror images are seen too
+) -> tuple[
+    dict, dict
+]:  # by part (train, valid, and mirrored where asked for): features (views, images, features), and class numbers (images,)
     "The body's features of the training and validation pictures; remembered by the Learner until `forget_features`"
     parts = {part: learn.items[learn.items.split == part] for part in ('train', 'valid')}
     if mirrored:
         most = len(parts['train'])
-        parts['mirrored'] = parts['train'] if mirrored == 1 else parts['train'].sample(max(1, round(mirrored*most)), random_state=learn.recipe.seed)
+        parts['mirrored'] = (
+            parts['train']
+            if mirrored == 1
+            else parts['train'].sample(max(1, round(mirrored * most)), random_state=learn.recipe.seed)
+        )
     known = learn.__dict__.setdefault('seen_by_body', {})
     progress = hasattr(learn, 'progress_line')
     with own_randomness(learn.recipe.seed):
         for part, rows in parts.items():
-            if part not in known: known[part] = body_features(learn, rows, progress, mirrored=part == 'mirrored')[None]
+            if part not in known:
+                known[part] = body_features(learn, rows, progress, mirrored=part == 'mirrored')[None]
         if views > len(known['train']):
             augmented = learn.dls.train.new(shuffle=False, drop_last=False, bs=learn.dls.valid.bs)
-            more = [_seen(learn, augmented, progress) for _ in range(views-len(known['train']))]
+            more = [_seen(learn, augmented, progress) for _ in range(views - len(known['train']))]
             known['train'] = np.concatenate([known['train'], more])
     return known, {part: rows.label.map(learn.dls.vocab.o2i).to_numpy() for part, rows in parts.items()}
 
-def forget_features(learn:Learner):
+
+def forget_features(learn: Learner):
     "To be called before the body changes"
     learn.seen_by_body = {}
 
 # %% ../../nbs/training/frozen.ipynb #11ed5c38
 def is_solvable(
-    recipe, # a `Recipe`
+    recipe,  # a `Recipe`
 ) -> bool:
     "Whether its head is one linear layer, which a logistic regression can be written into"
     return recipe.head == 'linear' and not recipe.hidden
 
+
 def begins_with_probe(
-    recipe, # a `Recipe`
+    recipe,  # a `Recipe`
 ) -> bool:
     "Whether the head of a pretrained network begins as a logistic regression"
     return recipe.start == 'probe' and is_solvable(recipe)
 
+
 def probe_head(
-    learn:Learner,
-    strengths=(3e-4, 1e-3, 3e-3, .01, .03, .1, .3), # inverse regularisation, rising: the last before the loss on the validation part rises
-    mirrored:float=0., # share of the pictures whose mirror images are trained on too: with all of them twice the time, and a point or so of accuracy
-) -> float:                    # the chosen one
+    learn: Learner,
+    strengths=(
+        3e-4,
+        1e-3,
+        3e-3,
+        0.01,
+        0.03,
+        0.1,
+        0.3,
+    ),  # inverse regularisation, rising: the last before the loss on the validation part rises
+    mirrored: float = 0.0,  # share of the pictures whose mirror images are trained on too: with all of them twice the time, and a point or so of accuracy
+) -> float:  # the chosen one
     "Solve a logistic regression on the body's features of the training pictures and write it into the head"
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
     from sklearn.preprocessing import StandardScaler
+
     seen, codes = known_features(learn, mirrored=mirrored)
     scaler = StandardScaler().fit(seen['train'][0])
     scaled = {part: scaler.transform(x[0]) for part, x in seen.items()}
     shown, said = scaled['train'], codes['train']
-    if mirrored: shown, said = np.concatenate([shown, scaled['mirrored']]), np.concatenate([said, codes['mirrored']])
+    if mirrored:
+        shown, said = np.concatenate([shown, scaled['mirrored']]), np.concatenate([said, codes['mirrored']])
     even = None if learn.recipe.balance == 'none' else 'balanced'
     best, model = None, LogisticRegression(max_iter=300, tol=1e-3, warm_start=True, class_weight=even)
     for strength in strengths:
         model.set_params(C=strength).fit(shown, said)
         loss = log_loss(codes['valid'], model.predict_proba(scaled['valid']), labels=range(len(learn.dls.vocab)))
-        if best is not None and loss > best[0]: break
+        if best is not None and loss > best[0]:
+            break
         best = loss, strength, model.coef_.copy(), model.intercept_.copy()
     _, strength, weight, bias = best
     set_linear_head(learn, weight, bias, scaler.mean_, scaler.scale_)
@@ -126,13 +158,17 @@ def probe_head(
 # %% ../../nbs/training/frozen.ipynb #78c61b82
 class FeatureLoader(Balanced, DataLoader):
     "Batches of features, in one of the views of each picture"
-    def __init__(self,
-        seen:np.ndarray,  # (views, images, features)
-        codes:np.ndarray, # (images,) class numbers
-        like:DataLoader,  # whose batch size, order, device and random numbers are taken over
+
+    def __init__(
+        self,
+        seen: np.ndarray,  # (views, images, features)
+        codes: np.ndarray,  # (images,) class numbers
+        like: DataLoader,  # whose batch size, order, device and random numbers are taken over
     ):
         self.seen, self.codes = torch.tensor(seen, device=like.device), torch.tensor(codes, device=like.device)
-        super().__init__(range(len(codes)), bs=like.bs, shuffle=like.shuffle, drop_last=like.drop_last, device=like.device)
+        super().__init__(
+            range(len(codes)), bs=like.bs, shuffle=like.shuffle, drop_last=like.drop_last, device=like.device
+        )
         self.rng.setstate(like.rng.getstate())
 
     def create_batches(self, samps):
@@ -140,14 +176,16 @@ class FeatureLoader(Balanced, DataLoader):
             views = torch.randint(len(self.seen), (len(places),))
             yield self.seen[views, places], self.codes[places]
 
-def has_frozen_features(learn:Learner) -> bool:
+
+def has_frozen_features(learn: Learner) -> bool:
     "Whether the head of a frozen Learner can train on features"
     return learn.recipe.head == 'linear' and not learn.train_bn
 
+
 @contextmanager
 def on_features(
-    learn:Learner,
-    views:int=1,   # versions of each training picture: itself, and views-1 augmented ones
+    learn: Learner,
+    views: int = 1,  # versions of each training picture: itself, and views-1 augmented ones
 ):
     "A block in which the Learner's loaders give the body's features, and the body hands them on"
     seen, codes = known_features(learn, views)
@@ -156,9 +194,11 @@ def on_features(
     loaders = {part: FeatureLoader(seen[part], codes[part], getattr(pictures, part)) for part in codes}
     loaders['train'].balance(learn.recipe.balance, codes['train'])
     learn.dls = DataLoaders(*loaders.values(), device=pictures.device)
-    learn.dls.pictures = pictures   # for who wants to show them
+    learn.dls.pictures = pictures  # for who wants to show them
     try:
-        with patch.object(body, 'forward', (lambda x: x[..., None, None]) if pools else (lambda x: x)): yield
+        with patch.object(body, 'forward', (lambda x: x[..., None, None]) if pools else (lambda x: x)):
+            yield
     finally:
-        for part, loader in loaders.items(): getattr(pictures, part).rng.setstate(loader.rng.getstate())
+        for part, loader in loaders.items():
+            getattr(pictures, part).rng.setstate(loader.rng.getstate())
         learn.dls = pictures

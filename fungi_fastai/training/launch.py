@@ -24,24 +24,34 @@ from ..settings import MissingFileError, TrainingError, UserError
 # %% ../../nbs/training/launch.ipynb #999e1cf9
 def _end_with_parent():
     "End this process when the one that started it has gone, however that went"
+
     def watch():
         wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
 
+
 def _run(sender, names, function, args, kwargs):
-    os.environ.update(names)   # again: a fork server has an environment of its own
+    os.environ.update(names)  # again: a fork server has an environment of its own
     _end_with_parent()
-    if names['RANK'] != '0': warnings.simplefilter('ignore')   # the first one says them
-    try: answer = None, function(*args, **kwargs), ''
-    except BaseException as error: answer = _sendable(error), None, traceback.format_exc()
-    if names['RANK'] != '0': answer = answer[0], None, answer[2]
+    if names['RANK'] != '0':
+        warnings.simplefilter('ignore')  # the first one says them
+    try:
+        answer = None, function(*args, **kwargs), ''
+    except BaseException as error:
+        answer = _sendable(error), None, traceback.format_exc()
+    if names['RANK'] != '0':
+        answer = answer[0], None, answer[2]
     sender.send(answer)
-    if answer[0] is None and (found := sys.modules.get('fungi_fastai.training.distributed')): found.leave()
+    if answer[0] is None and (found := sys.modules.get('fungi_fastai.training.distributed')):
+        found.leave()
+
 
 def _sendable(error):
     "The error as one that needs nothing but its words"
-    if isinstance(error, (KeyboardInterrupt, SystemExit)): return error
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return error
     kind = next((kind for kind in (MissingFileError, UserError, TrainingError) if isinstance(error, kind)), None)
     made = kind(str(error)) if kind else RuntimeError(f'{type(error).__name__}: {error}')
     made.elsewhere = getattr(error, 'elsewhere', False)
@@ -49,42 +59,56 @@ def _sendable(error):
 
 # %% ../../nbs/training/launch.ipynb #ed31b837
 def launch(
-    processes:int,  # how many; 1 = call the function here
-    function,       # importable by its name, not written in a notebook; called with the rest
+    processes: int,  # how many; 1 = call the function here
+    function,  # importable by its name, not written in a notebook; called with the rest
     *args,
-    method:str='spawn', # how `multiprocessing` starts them: spawn, or forkserver
+    method: str = 'spawn',  # how `multiprocessing` starts them: spawn, or forkserver
     **kwargs,
-): # what the function gave back in the first process
+):  # what the function gave back in the first process
     """Call a function in several processes of this machine. Raises what it raised: `UserError` and `TrainingError` as they are,
     `TrainingError` where a process was killed, others with the traceback of the process as a note"""
-    if processes < 1: raise UserError(f'processes is {processes}; expected 1 or more.')
-    if processes == 1: return function(*args, **kwargs)
+    if processes < 1:
+        raise UserError(f'processes is {processes}; expected 1 or more.')
+    if processes == 1:
+        return function(*args, **kwargs)
     if (there := int(os.environ.get('WORLD_SIZE', 1))) > 1:
-        raise UserError(f'This is one of {there} processes that torchrun or accelerate has started already; leave --processes out.')
+        raise UserError(
+            f'This is one of {there} processes that torchrun or accelerate has started already; leave --processes out.'
+        )
     context, started = multiprocessing.get_context(method), []
-    names = dict(WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port()),
-                 OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1)//processes)))
+    names = dict(
+        WORLD_SIZE=str(processes),
+        LOCAL_WORLD_SIZE=str(processes),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(_free_port()),
+        OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // processes)),
+    )
     try:
         for rank in range(processes):
             receiver, sender = context.Pipe(duplex=False)
             mine = names | dict(RANK=str(rank), LOCAL_RANK=str(rank))
             one = context.Process(target=_run, args=(sender, mine, function, args, kwargs), name=f'fungi {rank}')
-            started.append((one, receiver))   # before it starts: whatever happens from here, it is ended below
-            with patch.dict(os.environ, mine): one.start()
+            started.append((one, receiver))  # before it starts: whatever happens from here, it is ended below
+            with patch.dict(os.environ, mine):
+                one.start()
             sender.close()
         return _first_result(started)
     finally:
-        for one, _ in (running := [pair for pair in started if pair[0].pid is not None]): one.terminate()
+        for one, _ in (running := [pair for pair in started if pair[0].pid is not None]):
+            one.terminate()
         for one, receiver in running:
             one.join(5)
-            if one.is_alive(): one.kill()
+            if one.is_alive():
+                one.kill()
             one.join()
             receiver.close()
+
 
 def _free_port():
     with socket.socket() as one:
         one.bind(('127.0.0.1', 0))
         return one.getsockname()[1]
+
 
 def _first_result(started):
     waiting, result, failures = {receiver: i for i, (_, receiver) in enumerate(started)}, None, []
@@ -92,32 +116,47 @@ def _first_result(started):
         ready = wait(list(waiting), timeout=_patience(failures))
         for receiver in ready:
             rank = waiting.pop(receiver)
-            try: error, value, said = receiver.recv()
-            except EOFError: error, value, said = _death(started[rank][0], rank, len(started)), None, ''
-            if rank == 0: result = value
-            if error is not None: failures.append((_explains(error, said), len(failures), error, said))
-        if failures and not ready: break
+            try:
+                error, value, said = receiver.recv()
+            except EOFError:
+                error, value, said = _death(started[rank][0], rank, len(started)), None, ''
+            if rank == 0:
+                result = value
+            if error is not None:
+                failures.append((_explains(error, said), len(failures), error, said))
+        if failures and not ready:
+            break
     if not failures:
-        for one, _ in started: one.join(30)   # they say goodbye to each other
+        for one, _ in started:
+            one.join(30)  # they say goodbye to each other
         return result
     _, _, error, said = min(failures, key=lambda one: one[:2])
-    vars(error).pop('elsewhere', None)   # here is where it is said
-    if not isinstance(error, (UserError, TrainingError, OSError, KeyboardInterrupt)): error.add_note(f'In a process of `launch`:\n{said}')
+    vars(error).pop('elsewhere', None)  # here is where it is said
+    if not isinstance(error, (UserError, TrainingError, OSError, KeyboardInterrupt)):
+        error.add_note(f'In a process of `launch`:\n{said}')
     raise error
+
 
 def _explains(error, said):
     "The lower, the more; a process that died said nothing, and some only repeat or follow"
-    if not said: return 2
-    if getattr(error, 'elsewhere', False): return 4
+    if not said:
+        return 2
+    if getattr(error, 'elsewhere', False):
+        return 4
     return 0 if isinstance(error, (UserError, KeyboardInterrupt)) else 1 if isinstance(error, TrainingError) else 3
+
 
 def _patience(failures):
     "Seconds to wait for a better explanation: the failures that belong together come at once"
     return None if not failures else 10 if all(one[0] == 4 for one in failures) else 1
 
+
 def _death(process, rank, processes):
     process.join(5)
     code = process.exitcode
     how = f'ended with exit code {code} and without a word'
-    if code is not None and code < 0: how = f'was ended by {signal.Signals(-code).name}, as the system does where the memory does not suffice'
-    return TrainingError(f'Process {rank+1} of {processes} {how}. What was complete before is kept: the same call goes on there.')
+    if code is not None and code < 0:
+        how = f'was ended by {signal.Signals(-code).name}, as the system does where the memory does not suffice'
+    return TrainingError(
+        f'Process {rank + 1} of {processes} {how}. What was complete before is kept: the same call goes on there.'
+    )

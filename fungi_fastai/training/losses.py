@@ -18,45 +18,60 @@ from ..settings import UserError
 from .recipe import Recipe
 
 # %% ../../nbs/training/losses.ipynb #59499841
-focus = 2.            # focal: gamma, the power of 1-p
-tau = 1.              # logit-adjusted: how much of the log frequencies is added
-mitigation = .8       # seesaw: p, how much less a common class pushes a rare one away
-compensation = 2.     # seesaw: q, how much more where it is mistaken for it
+focus = 2.0  # focal: gamma, the power of 1-p
+tau = 1.0  # logit-adjusted: how much of the log frequencies is added
+mitigation = 0.8  # seesaw: p, how much less a common class pushes a rare one away
+compensation = 2.0  # seesaw: q, how much more where it is mistaken for it
+
 
 class ClassLoss(nn.Module):
     "A loss of logits and class numbers, with what fastai asks of one; in evaluation mode the cross-entropy, whatever it is in training"
-    y_int = True   # fastai's MixUp and CutMix: mix the losses of the two classes, since the targets are numbers
-    def __init__(self,
-        kind:str,               # cross-entropy, focal, logit-adjusted or seesaw
-        counts:np.ndarray,      # (classes,) training pictures of each class
-        smoothing:float=0.,     # share of the target spread over all classes
-        weighted:bool=False,    # weigh classes by their inverse frequency
-        reduction:str='mean',   # mean, sum or none
+
+    y_int = True  # fastai's MixUp and CutMix: mix the losses of the two classes, since the targets are numbers
+
+    def __init__(
+        self,
+        kind: str,  # cross-entropy, focal, logit-adjusted or seesaw
+        counts: np.ndarray,  # (classes,) training pictures of each class
+        smoothing: float = 0.0,  # share of the target spread over all classes
+        weighted: bool = False,  # weigh classes by their inverse frequency
+        reduction: str = 'mean',  # mean, sum or none
     ):
         super().__init__()
         self.kind, self.smoothing, self.weighted, self.reduction = kind, smoothing, weighted, reduction
         present = torch.as_tensor(counts, dtype=torch.float64)
-        seen = present.clamp(min=1)   # a class without a picture is taken for one with a single one: the logarithm needs it
-        self.register_buffer('weights', present.sum()/((present > 0).sum()*seen), persistent=False)
-        self.register_buffer('log_prior', (seen/seen.sum()).log(), persistent=False)
+        seen = present.clamp(
+            min=1
+        )  # a class without a picture is taken for one with a single one: the logarithm needs it
+        self.register_buffer('weights', present.sum() / ((present > 0).sum() * seen), persistent=False)
+        self.register_buffer('log_prior', (seen / seen.sum()).log(), persistent=False)
 
-    def extra_repr(self): return f'{self.kind}, smoothing={self.smoothing}, weighted={self.weighted}'
+    def extra_repr(self):
+        return f'{self.kind}, smoothing={self.smoothing}, weighted={self.weighted}'
 
-    def forward(self,
-        logits:torch.Tensor,  # (pictures, classes)
-        targets:torch.Tensor, # (pictures,) class numbers
-    ) -> torch.Tensor:        # one number, or one a picture where `reduction` is none
+    def forward(
+        self,
+        logits: torch.Tensor,  # (pictures, classes)
+        targets: torch.Tensor,  # (pictures,) class numbers
+    ) -> torch.Tensor:  # one number, or one a picture where `reduction` is none
         "The loss of a batch"
-        logits, targets = (x.as_subclass(torch.Tensor) for x in (logits, targets))   # fastai's kinds of tensor do not mix
+        logits, targets = (
+            x.as_subclass(torch.Tensor) for x in (logits, targets)
+        )  # fastai's kinds of tensor do not mix
         targets = targets.long()
-        if not self.training or self.kind == 'cross-entropy' and not self.weighted: return self._cross_entropy(logits, targets, self.reduction)
-        if self.kind == 'logit-adjusted': loss = self._cross_entropy(logits+tau*self._of('log_prior', logits), targets)
-        elif self.kind == 'seesaw': loss = self._cross_entropy(logits+self._seesaw(logits, targets), targets)
-        else: loss = self._cross_entropy(logits, targets)
+        if not self.training or self.kind == 'cross-entropy' and not self.weighted:
+            return self._cross_entropy(logits, targets, self.reduction)
+        if self.kind == 'logit-adjusted':
+            loss = self._cross_entropy(logits + tau * self._of('log_prior', logits), targets)
+        elif self.kind == 'seesaw':
+            loss = self._cross_entropy(logits + self._seesaw(logits, targets), targets)
+        else:
+            loss = self._cross_entropy(logits, targets)
         if self.kind == 'focal':
             right = -nll_loss(log_softmax(logits, -1), targets, reduction='none')
-            loss = (-torch.expm1(right)).clamp(min=0)**focus*loss
-        if self.weighted: loss = self._of('weights', logits)[targets]*loss
+            loss = (-torch.expm1(right)).clamp(min=0) ** focus * loss
+        if self.weighted:
+            loss = self._of('weights', logits)[targets] * loss
         return loss.mean() if self.reduction == 'mean' else loss.sum() if self.reduction == 'sum' else loss
 
     def _cross_entropy(self, logits, targets, reduction='none'):
@@ -70,29 +85,44 @@ class ClassLoss(nn.Module):
         "log s, (pictures, classes), 0 at the right class; no gradient goes through it"
         prior, logs = self._of('log_prior', logits), log_softmax(logits.detach(), -1)
         of_target = lambda x: x.gather(-1, targets[:, None])
-        rarer = (prior[None]-prior[targets][:, None]).clamp(max=0)
-        mistaken = (logs-of_target(logs)).clamp(min=0)
-        return (mitigation*rarer+compensation*mistaken)*(1-one_hot(targets, logits.shape[-1]))
+        rarer = (prior[None] - prior[targets][:, None]).clamp(max=0)
+        mistaken = (logs - of_target(logs)).clamp(min=0)
+        return (mitigation * rarer + compensation * mistaken) * (1 - one_hot(targets, logits.shape[-1]))
 
-    def activation(self, logits): return logits.softmax(-1)
-    def decodes(self, probs): return probs.argmax(-1)
+    def activation(self, logits):
+        return logits.softmax(-1)
+
+    def decodes(self, probs):
+        return probs.argmax(-1)
+
 
 def make_loss(
-    recipe:Recipe,     # its `loss`, `label_smoothing` and `balance`
-    counts:np.ndarray, # (classes,) training pictures of each class, in the order of `dls.vocab`
-) -> nn.Module:        # for a Learner's `loss_func`, together with the callback `LossMode`
+    recipe: Recipe,  # its `loss`, `label_smoothing` and `balance`
+    counts: np.ndarray,  # (classes,) training pictures of each class, in the order of `dls.vocab`
+) -> nn.Module:  # for a Learner's `loss_func`, together with the callback `LossMode`
     "The loss that a recipe names. Raises `UserError` where the counts are none"
     found = np.asarray(counts, dtype=float)
     if found.ndim != 1 or len(found) < 2 or not (np.isfinite(found) & (found >= 0)).all() or not found.sum():
-        raise UserError(f'The pictures of each class are given as {counts}; expected a count, 0 or more, for each of at least two classes.')
+        raise UserError(
+            f'The pictures of each class are given as {counts}; expected a count, 0 or more, for each of at least two classes.'
+        )
     return ClassLoss(recipe.loss, found, recipe.label_smoothing, recipe.balance == 'loss')
 
 # %% ../../nbs/training/losses.ipynb #0ca42d5a
 class LossMode(Callback):
     "Switches a Learner's loss to evaluation mode while it validates or predicts, and back"
-    order = TrainEvalCallback.order+1
+
+    order = TrainEvalCallback.order + 1
+
     def _switch(self, training):
-        if isinstance(self.loss_func, nn.Module): self.loss_func.train(training)
-    def before_train(self): self._switch(True)
-    def before_validate(self): self._switch(False)
-    def after_validate(self): self._switch(True)
+        if isinstance(self.loss_func, nn.Module):
+            self.loss_func.train(training)
+
+    def before_train(self):
+        self._switch(True)
+
+    def before_validate(self):
+        self._switch(False)
+
+    def after_validate(self):
+        self._switch(True)

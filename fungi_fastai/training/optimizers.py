@@ -22,21 +22,28 @@ from .recipe import choices
 # %% ../../nbs/training/optimizers.ipynb #82640f16
 class StepOptimizer(Optimizer):
     "fastai's `Optimizer` that steps only what trains, and keeps its state laid out as the weights are"
+
     def zero_grad(self):
         "Forget the gradients; the next backward pass then hands over its own instead of adding to zeros"
-        for p, *_ in self.all_params(with_grad=True): p.grad = None
+        for p, *_ in self.all_params(with_grad=True):
+            p.grad = None
 
     @torch.no_grad()
     def step(self, closure=None):
         "One step of the parameters that train and have a gradient"
-        if closure is not None: raise NotImplementedError('fastai optimizers take no closure')
+        if closure is not None:
+            raise NotImplementedError('fastai optimizers take no closure')
         for p, _, state, hyper in self.all_params(with_grad=True):
-            if not p.requires_grad: continue
+            if not p.requires_grad:
+                continue
             for name, value in state.items():
-                if torch.is_tensor(value) and value.shape == p.shape: state[name] = _laid_out(value, p)
+                if torch.is_tensor(value) and value.shape == p.shape:
+                    state[name] = _laid_out(value, p)
             for step in self.cbs:
                 changed = step(p, **{**state, **hyper})
-                if isinstance(changed, dict): state.update(changed)
+                if isinstance(changed, dict):
+                    state.update(changed)
+
 
 def _laid_out(tensor, like):
     "A tensor in the memory layout of another of its shape"
@@ -45,77 +52,119 @@ def _laid_out(tensor, like):
 # %% ../../nbs/training/optimizers.ipynb #cbca6c42
 _kept = dict(amsgrad=False, maximize=False)
 
+
 @lru_cache
 def _way(kind):
     "How torch steps over lists on a device: fused where this torch can (on CPUs since 2.4), else as a series of list operations"
-    if kind not in ('cpu', 'cuda'): return dict(foreach=True)
+    if kind not in ('cpu', 'cuda'):
+        return dict(foreach=True)
     one = [[torch.zeros(1, device=kind)] for _ in range(4)]
-    try: adamw(*one, [], [torch.zeros((), device=kind)], fused=True, beta1=.9, beta2=.99, lr=0., weight_decay=0., eps=1., **_kept)
-    except (RuntimeError, ValueError): return dict(foreach=True)
+    try:
+        adamw(
+            *one,
+            [],
+            [torch.zeros((), device=kind)],
+            fused=True,
+            beta1=0.9,
+            beta2=0.99,
+            lr=0.0,
+            weight_decay=0.0,
+            eps=1.0,
+            **_kept,
+        )
+    except (RuntimeError, ValueError):
+        return dict(foreach=True)
     return dict(fused=True)
+
 
 class FusedAdam(StepOptimizer):
     "fastai's `Adam` with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), by torch's operations on lists"
-    def __init__(self,
-        params,            # parameters, or lists of them: fastai's groups
-        lr:float,          # learning rate
-        mom:float=.9,      # of the average of gradients
-        sqr_mom:float=.99, # of the average of their squares
-        eps:float=1e-5,    # added to the root of that
-        wd:float=.01,      # weight decay, times the learning rate
-    ): super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+
+    def __init__(
+        self,
+        params,  # parameters, or lists of them: fastai's groups
+        lr: float,  # learning rate
+        mom: float = 0.9,  # of the average of gradients
+        sqr_mom: float = 0.99,  # of the average of their squares
+        eps: float = 1e-5,  # added to the root of that
+        wd: float = 0.01,  # weight decay, times the learning rate
+    ):
+        super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
     @torch.no_grad()
     def step(self, closure=None):
         "One step of the parameters that train and have a gradient"
-        if closure is not None: raise NotImplementedError('fastai optimizers take no closure')
+        if closure is not None:
+            raise NotImplementedError('fastai optimizers take no closure')
         for group, hyper in zip(self.param_lists, self.hypers, strict=True):
             lists = {}
             for p in group:
-                if p.grad is None or not p.requires_grad: continue
+                if p.grad is None or not p.requires_grad:
+                    continue
                 state = self.state.setdefault(p, {})
-                decay = hyper['wd'] if state.get('do_wd', True) else 0.
-                for one, tensor in zip(lists.setdefault((p.device.type, decay), ([], [], [], [], [])), _ready(p, state), strict=True):
+                decay = hyper['wd'] if state.get('do_wd', True) else 0.0
+                for one, tensor in zip(
+                    lists.setdefault((p.device.type, decay), ([], [], [], [], [])), _ready(p, state), strict=True
+                ):
                     one.append(tensor)
             for (kind, decay), (*tensors, steps) in lists.items():
-                adamw(*tensors, [], steps, lr=hyper['lr'], beta1=hyper['mom'], beta2=hyper['sqr_mom'], eps=hyper['eps'],
-                      weight_decay=decay, **_kept, **_way(kind))
+                adamw(
+                    *tensors,
+                    [],
+                    steps,
+                    lr=hyper['lr'],
+                    beta1=hyper['mom'],
+                    beta2=hyper['sqr_mom'],
+                    eps=hyper['eps'],
+                    weight_decay=decay,
+                    **_kept,
+                    **_way(kind),
+                )
+
 
 def _ready(p, state):
     "A parameter, its gradient and its state, all laid out alike: the fused operation reads memory without asking how it is laid out"
     if 'grad_avg' not in state:
         state.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=torch.zeros((), device=p.device))
-    if not torch.is_tensor(state['step']): state['step'] = torch.tensor(float(state['step']), device=p.device)   # of fastai's Adam
-    for name in ('grad_avg', 'sqr_avg'): state[name] = _laid_out(state[name], p)
+    if not torch.is_tensor(state['step']):
+        state['step'] = torch.tensor(float(state['step']), device=p.device)  # of fastai's Adam
+    for name in ('grad_avg', 'sqr_avg'):
+        state[name] = _laid_out(state[name], p)
     return p, _laid_out(p.grad, p), state['grad_avg'], state['sqr_avg'], state['step']
 
 # %% ../../nbs/training/optimizers.ipynb #bae838ef
 def lion_step(p, lr, mom, avg_mom, grad_avg=None, **kwargs):
     "Step for Lion with `lr` on `p`: by the sign of gradient and average mixed by `mom`; then the average takes the gradient in by `avg_mom`"
-    if grad_avg is None: grad_avg = torch.zeros_like(p)
-    p.data.add_(grad_avg.lerp(p.grad, 1-mom).sign_(), alpha=-lr)
-    return dict(grad_avg=grad_avg.lerp_(p.grad, 1-avg_mom))
+    if grad_avg is None:
+        grad_avg = torch.zeros_like(p)
+    p.data.add_(grad_avg.lerp(p.grad, 1 - mom).sign_(), alpha=-lr)
+    return dict(grad_avg=grad_avg.lerp_(p.grad, 1 - avg_mom))
+
 
 def Lion(
-    params,            # parameters, or lists of them: fastai's groups
-    lr:float,          # learning rate: a third to a tenth of Adam's
-    mom:float=.9,      # share of the average in the direction of a step (β1)
-    avg_mom:float=.99, # share of the average that a step keeps (β2)
-    wd:float=0.,       # weight decay, times the learning rate: three to ten times Adam's
+    params,  # parameters, or lists of them: fastai's groups
+    lr: float,  # learning rate: a third to a tenth of Adam's
+    mom: float = 0.9,  # share of the average in the direction of a step (β1)
+    avg_mom: float = 0.99,  # share of the average that a step keeps (β2)
+    wd: float = 0.0,  # weight decay, times the learning rate: three to ten times Adam's
 ) -> Optimizer:
     "A Lion `Optimizer` (Chen et al. 2023, arXiv:2302.06675)"
     return Optimizer(params, [weight_decay, lion_step], lr=lr, mom=mom, avg_mom=avg_mom, wd=wd)
 
 # %% ../../nbs/training/optimizers.ipynb #50bc87cf
-_makers = dict(sgd=partial(SGD, mom=.9), rmsprop=RMSProp, radam=RAdam, lamb=Lamb, lion=Lion)
+_makers = dict(sgd=partial(SGD, mom=0.9), rmsprop=RMSProp, radam=RAdam, lamb=Lamb, lion=Lion)
+
 
 def make_optimizer(
-    name:str='adam', # adam, sgd, rmsprop, radam, lamb or lion
-):                   # a fastai `opt_func`: opt_func(params, lr=…, wd=…) → Optimizer
+    name: str = 'adam',  # adam, sgd, rmsprop, radam, lamb or lion
+):  # a fastai `opt_func`: opt_func(params, lr=…, wd=…) → Optimizer
     "The optimizer of that name, for a Learner's `opt_func`. Raises `UserError` where there is none"
     if name not in choices['optimizer']:
-        raise UserError(f"There is no optimizer {name!r}; expected {', '.join(choices['optimizer'][:-1])} or {choices['optimizer'][-1]}.")
+        raise UserError(
+            f'There is no optimizer {name!r}; expected {", ".join(choices["optimizer"][:-1])} or {choices["optimizer"][-1]}.'
+        )
     return FusedAdam if name == 'adam' else partial(_stepped, _makers[name])
+
 
 def _stepped(make, params, lr, **hypers):
     "fastai's optimizer of some steppers, as a `StepOptimizer`"
@@ -126,8 +175,8 @@ def _stepped(make, params, lr, **hypers):
 
 # %% ../../nbs/training/optimizers.ipynb #7330fcad
 def no_decay(
-    model:nn.Module,
-) -> list[nn.Parameter]: # each once
+    model: nn.Module,
+) -> list[nn.Parameter]:  # each once
     "The parameters that weight decay leaves alone: biases, scales of norms and layers, and what the network names itself"
     found = {p: True for p in model.parameters() if p.ndim < 2}
     for module in model.modules():
@@ -136,10 +185,14 @@ def no_decay(
         found |= {own[name]: True for name in names if name in own}
     return list(found)
 
+
 class NoDecay(Callback):
     "No weight decay on what `no_decay` finds, unless the Learner says `wd_bn_bias=True`"
+
     def before_fit(self):
-        if self.opt is None or self.learn.wd_bn_bias: return
+        if self.opt is None or self.learn.wd_bn_bias:
+            return
         spared = {id(p) for p in no_decay(self.model)}
         for p, _, state, _ in self.opt.all_params():
-            if id(p) in spared: state['do_wd'] = False
+            if id(p) in spared:
+                state['do_wd'] = False

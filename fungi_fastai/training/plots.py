@@ -15,56 +15,87 @@ from ..data.pages import chart, colours
 
 # %% ../../nbs/training/plots.ipynb #0f3d2250
 def plot_history(
-    history:pd.DataFrame, # a row an epoch, as in history.csv; columns that are not there are not drawn
-    recipe=None,          # a `Recipe`, or anything with its `epochs` and `monitor`
-    steps=(),             # (epochs done, smoothed training loss, learning rate) on the way (default: what the history knows)
-):                        # a matplotlib Figure
+    history: pd.DataFrame,  # a row an epoch, as in history.csv; columns that are not there are not drawn
+    recipe=None,  # a `Recipe`, or anything with its `epochs` and `monitor`
+    steps=(),  # (epochs done, smoothed training loss, learning rate) on the way (default: what the history knows)
+):  # a matplotlib Figure
     "Losses, validation scores and the learning rate by epoch"
     figure, axes = chart(11, 3, columns=3)
     epoch = history.epoch if 'epoch' in history else pd.Series(dtype=float)
     done, losses, rates = np.array(steps, dtype=float).reshape(-1, 3).T
-    drawn = [dict(train_loss=('faint', 'training'), valid_loss=('main', 'validation')),
-             dict(accuracy=('main', 'accuracy'), macro_f1=('warn', 'macro-F1')), dict(lr=('main', 'at the end of the epoch'))]
+    drawn = [
+        dict(train_loss=('faint', 'training'), valid_loss=('main', 'validation')),
+        dict(accuracy=('main', 'accuracy'), macro_f1=('warn', 'macro-F1')),
+        dict(lr=('main', 'at the end of the epoch')),
+    ]
     for axis, columns, label in zip(axes, drawn, ('loss', 'on the validation part', 'learning rate'), strict=True):
         for column, (colour, said) in columns.items():
             if column in history and not (column == 'lr' and len(done)):
                 axis.plot(epoch, history[column], marker='o', markersize=3, color=colours[colour], label=said)
             if column == getattr(recipe, 'monitor', None) and column in history and history[column].notna().any():
-                best, name = (history[column].idxmin(), 'lowest') if column == 'valid_loss' else (history[column].idxmax(), 'highest')
-                axis.plot(epoch[best], history[column][best], 'o', markersize=9, fillstyle='none', color=colours['ink'], label=name, clip_on=False)
+                best, name = (
+                    (history[column].idxmin(), 'lowest')
+                    if column == 'valid_loss'
+                    else (history[column].idxmax(), 'highest')
+                )
+                axis.plot(
+                    epoch[best],
+                    history[column][best],
+                    'o',
+                    markersize=9,
+                    fillstyle='none',
+                    color=colours['ink'],
+                    label=name,
+                    clip_on=False,
+                )
         axis.set_ylabel(label)
         axis.set_xlabel('epoch (0 = the probe)' if (epoch == 0).any() else 'epoch')
         axis.xaxis.get_major_locator().set_params(integer=True)
     if len(done):
-        axes[0].plot(done, losses, color=colours['faint'], linewidth=.8, zorder=1)
+        axes[0].plot(done, losses, color=colours['faint'], linewidth=0.8, zorder=1)
         axes[2].plot(done, rates, color=colours['main'])
     axes[2].ticklabel_format(axis='y', style='sci', scilimits=(-2, 2), useMathText=True)
     axes[2].yaxis.offsetText.set(color=colours['ink'], fontsize=8)
     first = min([*epoch[:1], *done[:1], 1])
     for axis in axes:
-        if hasattr(recipe, 'epochs'): axis.set_xlim(first-.1, max([recipe.epochs, *epoch[-1:], first+.5])+.1)
-        if 'phase' in history and (history.phase == 'head').any() and len(later := epoch[history.phase == 'all layers']):
-            axis.axvline(later.iloc[0]-.5, color=colours['faint'], linestyle=':', linewidth=1)
-        if axis.lines and len(axis.get_legend_handles_labels()[0]): axis.legend(frameon=False, fontsize=8, labelcolor=colours['ink'])
+        if hasattr(recipe, 'epochs'):
+            axis.set_xlim(first - 0.1, max([recipe.epochs, *epoch[-1:], first + 0.5]) + 0.1)
+        if (
+            'phase' in history
+            and (history.phase == 'head').any()
+            and len(later := epoch[history.phase == 'all layers'])
+        ):
+            axis.axvline(later.iloc[0] - 0.5, color=colours['faint'], linestyle=':', linewidth=1)
+        if axis.lines and len(axis.get_legend_handles_labels()[0]):
+            axis.legend(frameon=False, fontsize=8, labelcolor=colours['ink'])
     return figure
 
 # %% ../../nbs/training/plots.ipynb #b21d287e
 def plot_confusion(
-    counts:np.ndarray,   # (classes, classes) true class by row, predicted by column
-    classes:list[str],
-):                       # a matplotlib Figure
+    counts: np.ndarray,  # (classes, classes) true class by row, predicted by column
+    classes: list[str],
+):  # a matplotlib Figure
     "The confusion matrix, coloured by share of the row, readable from 2 to 200 classes: numbers are written where there is room"
     n = len(classes)
-    side = min(9, 2.5+.42*n)
+    side = min(9, 2.5 + 0.42 * n)
     figure, (axis,) = chart(side, side)
-    shares = counts/np.maximum(counts.sum(1, keepdims=True), 1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axis.imshow(shares, cmap='Greens', vmin=0, vmax=1)
-    names = [c if len(c) <= 24 else c[:23]+'…' for c in classes]
-    step = -(-n//60)   # at most sixty names along an axis
-    axis.set_xticks(range(0, n, step), names[::step], rotation=90); axis.set_yticks(range(0, n, step), names[::step])
+    names = [c if len(c) <= 24 else c[:23] + '…' for c in classes]
+    step = -(-n // 60)  # at most sixty names along an axis
+    axis.set_xticks(range(0, n, step), names[::step], rotation=90)
+    axis.set_yticks(range(0, n, step), names[::step])
     axis.set(xlabel='predicted', ylabel='true')
     if n <= 25:
         for i, j in zip(*np.nonzero(counts), strict=True):
-            axis.text(j, i, str(counts[i, j]), ha='center', va='center', fontsize=8, color='white' if shares[i, j] > .55 else '#24302b')
+            axis.text(
+                j,
+                i,
+                str(counts[i, j]),
+                ha='center',
+                va='center',
+                fontsize=8,
+                color='white' if shares[i, j] > 0.55 else '#24302b',
+            )
     axis.spines[['left', 'bottom']].set_visible(False)
     return figure

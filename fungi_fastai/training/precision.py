@@ -28,14 +28,17 @@ from ..settings import UserError, settings
 
 # %% ../../nbs/training/precision.ipynb #72a4d815
 def pick_device(
-    device:str='auto', # auto, cpu, cuda, cuda:1 or mps
+    device: str = 'auto',  # auto, cpu, cuda, cuda:1 or mps
 ) -> torch.device:
     "The device that is meant; `auto` asks this machine's settings, then takes the best there is. Raises `UserError`"
-    if device == 'auto': device = settings().device
+    if device == 'auto':
+        device = settings().device
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try: found = torch.device(device)
-    except RuntimeError: raise UserError(f'device is {device!r}; expected auto, cpu, cuda, cuda:1 or mps.') from None
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UserError(f'device is {device!r}; expected auto, cpu, cuda, cuda:1 or mps.') from None
     there = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available())).get(found.type, 0)
     if (found.index or 0) >= there:
         raise UserError(f'device is {device!r}, but this machine has {there} of {found.type}. Use auto or cpu.')
@@ -44,30 +47,42 @@ def pick_device(
 # %% ../../nbs/training/precision.ipynb #b182b212
 enough_work = 102  # multiplications for each number that is passed on, from which bfloat16 pays on a CPU that has it
 
+
 def work_per_number(
-    model:nn.Module,
-    x:torch.Tensor|None=None, # pictures to count with (default: small ones, or of the size that the network was built for)
-) -> float|None: # None where no picture could be sent through
+    model: nn.Module,
+    x: torch.Tensor
+    | None = None,  # pictures to count with (default: small ones, or of the size that the network was built for)
+) -> float | None:  # None where no picture could be sent through
     "Multiply-adds of a network's convolutions and linear layers, for each number that they give"
     model = copy.deepcopy(model).cpu().float().eval()
     counted = [0, 0]
+
     def count(module, _inputs, output):
-        counted[0] += output.numel()*module.weight[0].numel()
+        counted[0] += output.numel() * module.weight[0].numel()
         counted[1] += output.numel()
+
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    for layer in layers: layer.register_forward_hook(count)
+    for layer in layers:
+        layer.register_forward_hook(count)
     channels = next((m.in_channels for m in layers if isinstance(m, nn.Conv2d)), 3)
     for one in [x] if x is not None else [torch.zeros(1, channels, *size) for size in _sizes(model)]:
         counted[:] = 0, 0
         try:
-            with torch.no_grad(): model(one)
-            return counted[0]/counted[1]
-        except Exception: continue   # a size that it cannot take
+            with torch.no_grad():
+                model(one)
+            return counted[0] / counted[1]
+        except Exception:
+            continue  # a size that it cannot take
     return None
 
+
 def _sizes(model):
-    built = next((s for m in model.modules() for s in [getattr(m, 'img_size', None) or getattr(m, 'image_size', None)] if s), None)
-    if isinstance(built, (int, tuple)): yield built if isinstance(built, tuple) else (built, built)
+    built = next(
+        (s for m in model.modules() for s in [getattr(m, 'img_size', None) or getattr(m, 'image_size', None)] if s),
+        None,
+    )
+    if isinstance(built, (int, tuple)):
+        yield built if isinstance(built, tuple) else (built, built)
     yield from ((size, size) for size in (64, 224, 256, 384))
 
 # %% ../../nbs/training/precision.ipynb #2564a640
@@ -78,32 +93,43 @@ def _cpu_flags():
     found = re.search(r'^(?:flags|Features)\s*:(.*)$', info.read_text(), re.M) if info.exists() else None
     return set(found[1].split()) if found else set()
 
+
 def pick_precision(
-    asked:str='auto',    # auto, fp32, bf16 or fp16
-    device:torch.device|None=None, # (default: the CPU)
-    model:nn.Module|None=None,     # the network (default: one that multiplies much)
-) -> tuple[str, str]:    # the format, and the reason in words
+    asked: str = 'auto',  # auto, fp32, bf16 or fp16
+    device: torch.device | None = None,  # (default: the CPU)
+    model: nn.Module | None = None,  # the network (default: one that multiplies much)
+) -> tuple[str, str]:  # the format, and the reason in words
     "The number format for a device and a network, and why. Raises `UserError` where the asked one cannot run there"
-    if asked not in ('auto', 'fp32', 'bf16', 'fp16'): raise UserError(f'precision is {asked!r}; expected auto, fp32, bf16 or fp16.')
+    if asked not in ('auto', 'fp32', 'bf16', 'fp16'):
+        raise UserError(f'precision is {asked!r}; expected auto, fp32, bf16 or fp16.')
     device = device or torch.device('cpu')
     if asked == 'fp16' and device.type == 'cpu':
         raise UserError('precision is fp16, which CPUs do not train in; expected auto, fp32 or bf16.')
     if asked == 'fp16' and device.type == 'mps':
-        raise UserError('precision is fp16, which needs its losses scaled, and that is done on cuda only; on mps, expected auto, fp32 or bf16.')
+        raise UserError(
+            'precision is fp16, which needs its losses scaled, and that is done on cuda only; on mps, expected auto, fp32 or bf16.'
+        )
     if asked == 'bf16' and device.type == 'mps' and not torch.backends.mps.is_macos_or_newer(14, 0):
         raise UserError('precision is bf16, which mps has since macOS 14; expected auto or fp32.')
-    if asked != 'auto': return asked, 'asked for'
+    if asked != 'auto':
+        return asked, 'asked for'
     if device.type == 'cuda':
-        if torch.cuda.get_device_capability(device)[0] >= 8: return 'bf16', 'the GPU multiplies bfloat16 natively'
-        if torch.cuda.get_device_capability(device)[0] >= 7: return 'fp16', 'the GPU has float16 tensor cores and no bfloat16'
+        if torch.cuda.get_device_capability(device)[0] >= 8:
+            return 'bf16', 'the GPU multiplies bfloat16 natively'
+        if torch.cuda.get_device_capability(device)[0] >= 7:
+            return 'fp16', 'the GPU has float16 tensor cores and no bfloat16'
         return 'fp32', 'the GPU has no 16-bit tensor cores'
     if device.type == 'cpu':
         for flag, name in (('amx_bf16', 'AMX'), ('avx512_bf16', 'AVX-512'), ('bf16', 'Arm')):
-            if flag not in _cpu_flags(): continue
+            if flag not in _cpu_flags():
+                continue
             work = None if model is None else work_per_number(model)
-            if work is None or work >= enough_work: return 'bf16', f'the CPU multiplies bfloat16 natively ({name})'
-            return 'fp32', (f'the CPU multiplies bfloat16 natively ({name}), but this network does {work:.0f} multiplications '
-                            f'for each number it moves: under {enough_work} that is slower')
+            if work is None or work >= enough_work:
+                return 'bf16', f'the CPU multiplies bfloat16 natively ({name})'
+            return 'fp32', (
+                f'the CPU multiplies bfloat16 natively ({name}), but this network does {work:.0f} multiplications '
+                f'for each number it moves: under {enough_work} that is slower'
+            )
         return 'fp32', 'the CPU has no bfloat16 instructions'
     return 'fp32', f'the safe choice on {device.type}'
 
@@ -113,59 +139,73 @@ def _glibc():
     "The C library, where it is glibc on Linux"
     return ctypes.CDLL(None) if platform.system() == 'Linux' and platform.libc_ver()[0] == 'glibc' else None
 
+
 @lru_cache
-def keep_large_blocks() -> bool: # whether it was done
+def keep_large_blocks() -> bool:  # whether it was done
     "Tell glibc to keep large freed blocks (`mallopt`, for this process). Does nothing elsewhere than on Linux with glibc"
-    trim_threshold, mmap_threshold = -1, -3   # from <malloc.h>
-    return bool(_glibc() and _glibc().mallopt(mmap_threshold, 2**30) and _glibc().mallopt(trim_threshold, 2**31-1))
+    trim_threshold, mmap_threshold = -1, -3  # from <malloc.h>
+    return bool(_glibc() and _glibc().mallopt(mmap_threshold, 2**30) and _glibc().mallopt(trim_threshold, 2**31 - 1))
 
 # %% ../../nbs/training/precision.ipynb #725aa43b
-def held_memory() -> int: # bytes that this process holds for itself; 0 where the system doesn't tell
+def held_memory() -> int:  # bytes that this process holds for itself; 0 where the system doesn't tell
     "Memory in use or kept, without files"
     status = Path('/proc/self/status')
     found = re.search(r'^RssAnon:\s+(\d+)', status.read_text(), re.M) if status.exists() else None
-    return int(found[1])*1024 if found else 0
+    return int(found[1]) * 1024 if found else 0
+
 
 def release_blocks():
     "Give the memory that is free back to the system. Does nothing elsewhere than on Linux with glibc"
-    if _glibc(): _glibc().malloc_trim(0)
+    if _glibc():
+        _glibc().malloc_trim(0)
 
 # %% ../../nbs/training/precision.ipynb #862f9cc3
 @lru_cache
 def compile_problem(
-    kind:str='cpu', # cpu, cuda or mps
-) -> str:           # '' where there is none
+    kind: str = 'cpu',  # cpu, cuda or mps
+) -> str:  # '' where there is none
     "Why `torch.compile` does not work on this machine: it is tried on one small function"
-    try: torch.compile(_add_one)(torch.zeros(4, device=kind))
-    except Exception as error:   # of its backend, or of the system
+    try:
+        torch.compile(_add_one)(torch.zeros(4, device=kind))
+    except Exception as error:  # of its backend, or of the system
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return next((line for line in lines if 'rror' in line or 'not found' in line), lines[0] if lines else repr(error))[:200]
+        return next(
+            (line for line in lines if 'rror' in line or 'not found' in line), lines[0] if lines else repr(error)
+        )[:200]
     return ''
 
-def _add_one(x): return x.sin()+1
+
+def _add_one(x):
+    return x.sin() + 1
 
 # %% ../../nbs/training/precision.ipynb #fc331f63
 class Precision(Callback):
     "Forward passes in the chosen number format, channels last; right for cpu, cuda and mps, in training and prediction"
-    order = -5   # before the callbacks that look at predictions, after the one that moves a batch to its device
-    def __init__(self,
-        precision:str='auto', # auto, fp32, bf16 or fp16
-        compile:bool=False,   # compile the network for training steps
-        fold:bool|None=None,  # fold BatchNorms whose statistics stay (default: on CPUs)
+
+    order = -5  # before the callbacks that look at predictions, after the one that moves a batch to its device
+
+    def __init__(
+        self,
+        precision: str = 'auto',  # auto, fp32, bf16 or fp16
+        compile: bool = False,  # compile the network for training steps
+        fold: bool | None = None,  # fold BatchNorms whose statistics stay (default: on CPUs)
     ):
         self.asked, self.wants_compile, self.wants_fold = precision, compile, fold
         self._open, self._found = ExitStack(), None
 
     def choose(self, device):
         "Settle format and reason for a device and the Learner's model, as `self.number_format` and `self.reason`"
-        self.number_format, self.reason = pick_precision(self.asked, device, self.model if self.learn is not None else None)
+        self.number_format, self.reason = pick_precision(
+            self.asked, device, self.model if self.learn is not None else None
+        )
         self.dtype = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[self.number_format]
 
     def after_create(self):
         device = torch.device(self.dls.device or 'cpu')
         self.choose(device)
-        self.most_held = None   # memory from which what is free goes back
-        if device.type == 'cpu': keep_large_blocks()
+        self.most_held = None  # memory from which what is free goes back
+        if device.type == 'cpu':
+            keep_large_blocks()
         if device.type == 'cuda':
             torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
             torch.set_float32_matmul_precision('high')
@@ -176,17 +216,20 @@ class Precision(Callback):
 
     def folded(self, x):
         "The region in which the model's BatchNorms are folded; `x` are pictures that it takes, looked at the first time"
-        if x.ndim != 4 or not (x.device.type == 'cpu' if self.wants_fold is None else self.wants_fold): return nullcontext()
+        if x.ndim != 4 or not (x.device.type == 'cpu' if self.wants_fold is None else self.wants_fold):
+            return nullcontext()
         if self._found is None or self._found.model is not self.model:
             self._found = Folding(self.model, torch.cat([x[:1], x[1:2] if len(x) > 1 else x.flip(-1)]))
         return self._found()
 
     @contextmanager
-    def running(self,
-        x:torch.Tensor, # the pictures that are sent through
+    def running(
+        self,
+        x: torch.Tensor,  # the pictures that are sent through
     ):
         "The region for forward passes outside of fastai's loop, of the model or a part of it: all that its passes in the loop have"
-        with self.folded(x), self.context(x.device): yield
+        with self.folded(x), self.context(x.device):
+            yield
 
     def before_fit(self):
         self.leave()
@@ -194,20 +237,28 @@ class Precision(Callback):
         self.scaler = torch.amp.GradScaler('cuda') if self.number_format == 'fp16' else None
 
     def before_train(self):
-        if not self.wants_compile: return
+        if not self.wants_compile:
+            return
         if problem := compile_problem(torch.device(self.dls.device or 'cpu').type):
-            warnings.warn(f'The network runs uncompiled: torch.compile does not work here ({problem}). It needs a C++ compiler such as gcc, '
-                          "and Python's headers (python3-dev).", stacklevel=2)
+            warnings.warn(
+                f'The network runs uncompiled: torch.compile does not work here ({problem}). It needs a C++ compiler such as gcc, '
+                "and Python's headers (python3-dev).",
+                stacklevel=2,
+            )
             self.wants_compile = False
-        else: self.model.compile()
+        else:
+            self.model.compile()
 
-    def after_train(self): self.leave()
+    def after_train(self):
+        self.leave()
+
     def after_epoch(self):
         held = held_memory()
-        if self.most_held is None: self.most_held = 1.5*held
+        if self.most_held is None:
+            self.most_held = 1.5 * held
         if held > self.most_held:
             release_blocks()
-            self.most_held = None   # what is usual shows in the next epoch
+            self.most_held = None  # what is usual shows in the next epoch
 
     def before_validate(self):
         self.leave()
@@ -216,14 +267,15 @@ class Precision(Callback):
     def leave(self):
         "The model as it was, whatever happened in a pass"
         self._open.close()
-        if self.wants_compile: self.model._compiled_call_impl = None   # torch has no word for the opposite of `compile`
+        if self.wants_compile:
+            self.model._compiled_call_impl = None  # torch has no word for the opposite of `compile`
 
     def before_batch(self):
         self._open.close()
         self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in self.xb)
         compiled = getattr(self.model, '_compiled_call_impl', None) is not None
         self._open.enter_context(self.context(self.x.device) if compiled else self.running(self.x))
-        if not compiled:   # a pass that fails never gets to `after_pred`
+        if not compiled:  # a pass that fails never gets to `after_pred`
             hook = self.model.register_forward_hook(lambda *_: self._open.close(), always_call=True)
             self._open.callback(hook.remove)
 
@@ -231,18 +283,25 @@ class Precision(Callback):
         self._open.close()
         self.learn.pred = to_float(self.pred)
 
-    def after_cancel_batch(self): self._open.close()
+    def after_cancel_batch(self):
+        self._open.close()
 
     def before_backward(self):
-        if self.scaler: self.learn.loss_grad = self.scaler.scale(self.loss_grad)
+        if self.scaler:
+            self.learn.loss_grad = self.scaler.scale(self.loss_grad)
 
     def before_step(self):
-        if not self.scaler: return
+        if not self.scaler:
+            return
         self.skipped = True
-        self.scaler.step(self)   # calls self.step below unless a gradient overflowed
+        self.scaler.step(self)  # calls self.step below unless a gradient overflowed
         self.scaler.update()
-        if self.skipped: raise CancelStepException
+        if self.skipped:
+            raise CancelStepException
 
     @property
-    def param_groups(self): return self.opt.param_groups
-    def step(self, *args, **kwargs): self.skipped = False
+    def param_groups(self):
+        return self.opt.param_groups
+
+    def step(self, *args, **kwargs):
+        self.skipped = False

@@ -17,186 +17,289 @@ from ..settings import MissingFileError, UserError, meant
 # %% ../../nbs/training/recipe.ipynb #e2dba096
 from ..data.policies import Augment, policies
 
-choices = dict(   # the words that a field may hold
-    fit=('crop', 'squish', 'pad'), head=('linear', 'fastai'), start=('probe', 'random'), finish=('probe', 'trained'),
+choices = dict(  # the words that a field may hold
+    fit=('crop', 'squish', 'pad'),
+    head=('linear', 'fastai'),
+    start=('probe', 'random'),
+    finish=('probe', 'trained'),
     monitor=('valid_loss', 'accuracy', 'macro_f1'),
     schedule=('one-cycle', 'cosine', 'cyclic', 'smooth', 'step', 'plateau', 'constant'),
-    optimizer=('adam', 'sgd', 'rmsprop', 'radam', 'lamb', 'lion'), loss=('cross-entropy', 'focal', 'logit-adjusted', 'seesaw'),
-    balance=('none', 'oversample', 'weighted', 'loss'), precision=('auto', 'fp32', 'bf16', 'fp16'))
+    optimizer=('adam', 'sgd', 'rmsprop', 'radam', 'lamb', 'lion'),
+    loss=('cross-entropy', 'focal', 'logit-adjusted', 'seesaw'),
+    balance=('none', 'oversample', 'weighted', 'loss'),
+    precision=('auto', 'fp32', 'bf16', 'fp16'),
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides a run"
-    name: str = 'custom'             # what the recipe is called; `sample` means the built-in sample of that name
+
+    name: str = 'custom'  # what the recipe is called; `sample` means the built-in sample of that name
     # --- pictures
-    source: str = 'sample'           # folder, zip, CSV, Kaggle dataset owner/name, competition:NAME, or sample
-    column: str = ''                 # a CSV's column of paths; empty = the one that looks like it
-    label: str = 'folder'            # where a picture's class is read: folder, a CSV's column, or a regular expression over its path
-    group: str = ''                  # regular expression (or CSV column) that reads the specimen from a picture's path; empty = none known
-    exclude: tuple[str, ...] = ('unreadable', 'tiny', 'duplicate', 'label_conflict')  # kinds of problem whose pictures are left out
-    valid: float = 0.15              # share of each class validated on
-    test: float = 0.15               # share of each class kept untouched until the end
-    fraction: float = 1.0            # share of the training part that is used, in whole specimens
-    seed: int = 42                   # of the split, the shuffling, the augmentation and new weights
+    source: str = 'sample'  # folder, zip, CSV, Kaggle dataset owner/name, competition:NAME, or sample
+    column: str = ''  # a CSV's column of paths; empty = the one that looks like it
+    label: str = (
+        'folder'  # where a picture's class is read: folder, a CSV's column, or a regular expression over its path
+    )
+    group: str = (
+        ''  # regular expression (or CSV column) that reads the specimen from a picture's path; empty = none known
+    )
+    exclude: tuple[str, ...] = (
+        'unreadable',
+        'tiny',
+        'duplicate',
+        'label_conflict',
+    )  # kinds of problem whose pictures are left out
+    valid: float = 0.15  # share of each class validated on
+    test: float = 0.15  # share of each class kept untouched until the end
+    fraction: float = 1.0  # share of the training part that is used, in whole specimens
+    seed: int = 42  # of the split, the shuffling, the augmentation and new weights
     # --- what the network sees
-    size: int = 224                  # side of the square, pixels
-    fit: str = 'crop'                # how a picture becomes square: crop, squish or pad
+    size: int = 224  # side of the square, pixels
+    fit: str = 'crop'  # how a picture becomes square: crop, squish or pad
     augment: Augment = field(default_factory=Augment)  # how a training picture may be changed
     # --- network
-    arch: str = 'resnet50'           # any timm or torchvision name, or convmixer_DIM_DEPTH, or auto: the best for the time and the machine of those at hand
-    pretrained: bool = True          # start from weights learned on ImageNet
-    weights: str = ''                # .safetensors or .pth file, or hub id, to start from instead of a download
-    head: str = 'linear'             # linear (average pool, one layer) or fastai (concat pool, two layers)
-    dropout: float = 0.0             # before the last layer
-    drop_path: float = 0.0           # stochastic depth: chance that the deepest block is skipped, falling to 0 at the input
-    hidden: int = 0                  # width of a hidden layer in the head; 0 = none
+    arch: str = 'resnet50'  # any timm or torchvision name, or convmixer_DIM_DEPTH, or auto: the best for the time and the machine of those at hand
+    pretrained: bool = True  # start from weights learned on ImageNet
+    weights: str = ''  # .safetensors or .pth file, or hub id, to start from instead of a download
+    head: str = 'linear'  # linear (average pool, one layer) or fastai (concat pool, two layers)
+    dropout: float = 0.0  # before the last layer
+    drop_path: float = 0.0  # stochastic depth: chance that the deepest block is skipped, falling to 0 at the input
+    hidden: int = 0  # width of a hidden layer in the head; 0 = none
     # --- training
-    budget: float = 0.0              # seconds for the whole run (5m and 1h30m will do), which decide epochs and, if left at 224, size; 0 = as long as it takes
-    folds: int = 0                   # networks, each trained without another of so many parts of the pictures, whose weights are averaged; 0 = one network
-    epochs: int = 5                  # passes over the training pictures, the frozen ones included
-    frozen_epochs: int = 0           # of these, how many train only the head, at the start
-    views: int = 1                   # versions of a picture (itself, augmented) whose features are computed once for the frozen epochs; 0 = anew in each
-    start_size: int = 0              # side of the square in the first epoch, growing to `size` in the last quarter; 0 = `size` throughout
-    start: str = 'probe'             # how the head of a pretrained network begins: probe (logistic regression on its features) or random
-    finish: str = 'probe'            # how a linear head ends: probe (solved once more on what the trained body sees, where that validates better) or trained
-    freeze_batchnorm: bool = True    # keep a pretrained body's BatchNorm statistics as they came
-    bs: int = 32                     # pictures a batch
-    lr: float = 2e-3                 # largest learning rate of the head
-    body_lr: float = 0.1             # learning rate of a pretrained body's deepest layers ÷ the head's
-    layer_decay: float = 0.0         # learning rate of each block of a pretrained body ÷ that of the block above it; 0 = two halves, the lower at half the rate
-    schedule: str = 'one-cycle'      # how the rates change: one-cycle, cosine, cyclic, smooth, step, plateau or constant
-    warmup: float = 0.0              # share of the steps in which the rates rise in a line from 0 to what the schedule says
-    cycles: int = 3                  # of the cyclic schedule
-    step_size: int = 2               # epochs between the steps of `step`, or without a better `monitor` before one of `plateau`
-    gamma: float = 0.5               # what one cycle's peak, or one step, multiplies the rate by
-    final_lr: float = 0.01           # last rate ÷ largest, of cosine and smooth, and of each cycle ÷ its peak
-    optimizer: str = 'adam'          # adam (decoupled weight decay, so AdamW), sgd, rmsprop, radam, lamb or lion
-    accumulate: int = 1              # batches whose gradients make one step
-    clip: float = 0.0                # largest norm of the gradient; 0 = any
-    wd: float = 0.01                 # weight decay, decoupled; none on biases and norms
-    loss: str = 'cross-entropy'      # cross-entropy, focal, logit-adjusted or seesaw
-    label_smoothing: float = 0.0     # share of the target spread over all classes
-    balance: str = 'none'            # of the classes in training: none, oversample, weighted (drawing) or loss (class weights)
-    mixup: float = 0.0               # MixUp's alpha; 0 = none
-    cutmix: float = 0.0              # CutMix's alpha; 0 = none; with both, each batch takes one of the two
-    ema: float = 0.0                 # share of the averaged weights that a step keeps, such as 0.99; evaluated and saved in place of the last; 0 = none
-    patience: int = 0                # end after so many epochs without a better `monitor`; 0 = never
-    monitor: str = 'accuracy'        # what "better" means: valid_loss, accuracy or macro_f1; the best epoch is kept, within the noise the latest
+    budget: float = 0.0  # seconds for the whole run (5m and 1h30m will do), which decide epochs and, if left at 224, size; 0 = as long as it takes
+    folds: int = 0  # networks, each trained without another of so many parts of the pictures, whose weights are averaged; 0 = one network
+    epochs: int = 5  # passes over the training pictures, the frozen ones included
+    frozen_epochs: int = 0  # of these, how many train only the head, at the start
+    views: int = 1  # versions of a picture (itself, augmented) whose features are computed once for the frozen epochs; 0 = anew in each
+    start_size: int = (
+        0  # side of the square in the first epoch, growing to `size` in the last quarter; 0 = `size` throughout
+    )
+    start: str = (
+        'probe'  # how the head of a pretrained network begins: probe (logistic regression on its features) or random
+    )
+    finish: str = 'probe'  # how a linear head ends: probe (solved once more on what the trained body sees, where that validates better) or trained
+    freeze_batchnorm: bool = True  # keep a pretrained body's BatchNorm statistics as they came
+    bs: int = 32  # pictures a batch
+    lr: float = 2e-3  # largest learning rate of the head
+    body_lr: float = 0.1  # learning rate of a pretrained body's deepest layers ÷ the head's
+    layer_decay: float = 0.0  # learning rate of each block of a pretrained body ÷ that of the block above it; 0 = two halves, the lower at half the rate
+    schedule: str = 'one-cycle'  # how the rates change: one-cycle, cosine, cyclic, smooth, step, plateau or constant
+    warmup: float = 0.0  # share of the steps in which the rates rise in a line from 0 to what the schedule says
+    cycles: int = 3  # of the cyclic schedule
+    step_size: int = 2  # epochs between the steps of `step`, or without a better `monitor` before one of `plateau`
+    gamma: float = 0.5  # what one cycle's peak, or one step, multiplies the rate by
+    final_lr: float = 0.01  # last rate ÷ largest, of cosine and smooth, and of each cycle ÷ its peak
+    optimizer: str = 'adam'  # adam (decoupled weight decay, so AdamW), sgd, rmsprop, radam, lamb or lion
+    accumulate: int = 1  # batches whose gradients make one step
+    clip: float = 0.0  # largest norm of the gradient; 0 = any
+    wd: float = 0.01  # weight decay, decoupled; none on biases and norms
+    loss: str = 'cross-entropy'  # cross-entropy, focal, logit-adjusted or seesaw
+    label_smoothing: float = 0.0  # share of the target spread over all classes
+    balance: str = 'none'  # of the classes in training: none, oversample, weighted (drawing) or loss (class weights)
+    mixup: float = 0.0  # MixUp's alpha; 0 = none
+    cutmix: float = 0.0  # CutMix's alpha; 0 = none; with both, each batch takes one of the two
+    ema: float = 0.0  # share of the averaged weights that a step keeps, such as 0.99; evaluated and saved in place of the last; 0 = none
+    patience: int = 0  # end after so many epochs without a better `monitor`; 0 = never
+    monitor: str = 'accuracy'  # what "better" means: valid_loss, accuracy or macro_f1; the best epoch is kept, within the noise the latest
     # --- machine
-    precision: str = 'auto'          # auto, fp32, bf16 or fp16
-    compile: bool = False            # compile the network before it trains (torch.compile): a minute or more, which pays in long trainings
-    cache: bool = True               # decode each picture once, into a file in `cache_dir`
-    device: str = 'auto'             # auto (this machine's settings), cpu, cuda, cuda:1 or mps
+    precision: str = 'auto'  # auto, fp32, bf16 or fp16
+    compile: bool = (
+        False  # compile the network before it trains (torch.compile): a minute or more, which pays in long trainings
+    )
+    cache: bool = True  # decode each picture once, into a file in `cache_dir`
+    device: str = 'auto'  # auto (this machine's settings), cpu, cuda, cuda:1 or mps
 
     def __post_init__(self):
         for f in fields(self):
             value, usual = getattr(self, f.name), getattr(type(self), f.name, None)
-            right = isinstance(value, int|float) if type(usual) is float else usual is None or isinstance(value, type(usual))
+            right = (
+                isinstance(value, int | float)
+                if type(usual) is float
+                else usual is None or isinstance(value, type(usual))
+            )
             if not right or isinstance(value, bool) != isinstance(usual, bool):
-                raise UserError(f'{f.name} is {value!r}; expected {"a number" if type(usual) is float else type(usual).__name__}.')
+                raise UserError(
+                    f'{f.name} is {value!r}; expected {"a number" if type(usual) is float else type(usual).__name__}.'
+                )
         expected = dict(
-            valid=('above 0 and below 1', 0 < self.valid < 1), test=('at least 0 and below 1', 0 <= self.test < 1),
-            fraction=('above 0 and at most 1', 0 < self.fraction <= 1), size=('at least 16 pixels', self.size >= 16),
+            valid=('above 0 and below 1', 0 < self.valid < 1),
+            test=('at least 0 and below 1', 0 <= self.test < 1),
+            fraction=('above 0 and at most 1', 0 < self.fraction <= 1),
+            size=('at least 16 pixels', self.size >= 16),
             dropout=('at least 0 and below 1', 0 <= self.dropout < 1),
-            budget=('0 or more seconds', 0 <= self.budget < float('inf')), hidden=('0 or more', self.hidden >= 0), epochs=('0 or more', self.epochs >= 0),
+            budget=('0 or more seconds', 0 <= self.budget < float('inf')),
+            hidden=('0 or more', self.hidden >= 0),
+            epochs=('0 or more', self.epochs >= 0),
             frozen_epochs=(f'from 0 to epochs ({self.epochs})', 0 <= self.frozen_epochs <= self.epochs),
             folds=('0, or 2 or more', self.folds == 0 or self.folds >= 2),
-            views=('0 or more', self.views >= 0), start_size=(f'0, or 16 to size ({self.size})', self.start_size in (0, *range(16, self.size+1))),
+            views=('0 or more', self.views >= 0),
+            start_size=(f'0, or 16 to size ({self.size})', self.start_size in (0, *range(16, self.size + 1))),
             bs=('at least 2', self.bs >= 2),
-            lr=('above 0', self.lr > 0), body_lr=('above 0 and at most 1', 0 < self.body_lr <= 1), wd=('0 or more', self.wd >= 0),
-            drop_path=('at least 0 and below 1', 0 <= self.drop_path < 1), layer_decay=('at least 0 and at most 1', 0 <= self.layer_decay <= 1),
-            warmup=('at least 0 and below 1', 0 <= self.warmup < 1), cycles=('1 or more', self.cycles >= 1), step_size=('1 or more', self.step_size >= 1),
-            gamma=('above 0 and at most 1', 0 < self.gamma <= 1), final_lr=('at least 0 and at most 1', 0 <= self.final_lr <= 1),
-            accumulate=('1 or more', self.accumulate >= 1), clip=('0 or more', self.clip >= 0),
-            mixup=('0 or more', self.mixup >= 0), cutmix=('0 or more', self.cutmix >= 0), ema=('at least 0 and below 1', 0 <= self.ema < 1),
+            lr=('above 0', self.lr > 0),
+            body_lr=('above 0 and at most 1', 0 < self.body_lr <= 1),
+            wd=('0 or more', self.wd >= 0),
+            drop_path=('at least 0 and below 1', 0 <= self.drop_path < 1),
+            layer_decay=('at least 0 and at most 1', 0 <= self.layer_decay <= 1),
+            warmup=('at least 0 and below 1', 0 <= self.warmup < 1),
+            cycles=('1 or more', self.cycles >= 1),
+            step_size=('1 or more', self.step_size >= 1),
+            gamma=('above 0 and at most 1', 0 < self.gamma <= 1),
+            final_lr=('at least 0 and at most 1', 0 <= self.final_lr <= 1),
+            accumulate=('1 or more', self.accumulate >= 1),
+            clip=('0 or more', self.clip >= 0),
+            mixup=('0 or more', self.mixup >= 0),
+            cutmix=('0 or more', self.cutmix >= 0),
+            ema=('at least 0 and below 1', 0 <= self.ema < 1),
             label_smoothing=('at least 0 and below 1', 0 <= self.label_smoothing < 1),
-            patience=('0 or more', self.patience >= 0))
-        expected |= {name: (f"{', '.join(words[:-1])} or {words[-1]}", getattr(self, name) in words) for name, words in choices.items()}
+            patience=('0 or more', self.patience >= 0),
+        )
+        expected |= {
+            name: (f'{", ".join(words[:-1])} or {words[-1]}', getattr(self, name) in words)
+            for name, words in choices.items()
+        }
         for name, (what, right) in expected.items():
-            if not right: raise UserError(f'{name} is {getattr(self, name)!r}; expected {what}.')
+            if not right:
+                raise UserError(f'{name} is {getattr(self, name)!r}; expected {what}.')
         if self.loss == 'seesaw' and (self.mixup or self.cutmix):
-            raise UserError('The seesaw loss looks at the class of each picture, which mixed pictures do not have: take another loss, or no mixup and cutmix.')
+            raise UserError(
+                'The seesaw loss looks at the class of each picture, which mixed pictures do not have: take another loss, or no mixup and cutmix.'
+            )
         if self.schedule == 'smooth' and not self.final_lr:
-            raise UserError('final_lr is 0, to which the smooth schedule cannot fall: each step multiplies by the same factor. '
-                            'Set it to 0.01, say, or take the cosine schedule.')
+            raise UserError(
+                'final_lr is 0, to which the smooth schedule cannot fall: each step multiplies by the same factor. '
+                'Set it to 0.01, say, or take the cosine schedule.'
+            )
         if self.folds and not self.pretrained:
-            raise UserError(f'folds={self.folds} averages the weights of networks that begin at the same pretrained ones. From scratch each becomes another '
-                            'one, and their mean is none: leave folds at 0, or start from pretrained weights.')
+            raise UserError(
+                f'folds={self.folds} averages the weights of networks that begin at the same pretrained ones. From scratch each becomes another '
+                'one, and their mean is none: leave folds at 0, or start from pretrained weights.'
+            )
         if self.budget and self.frozen_epochs:
-            raise UserError('frozen_epochs counts epochs, which a budget does not: set it to 0. The probe trains the head before all layers are trained.')
-        if self.valid+self.test >= 1: raise UserError(f'valid={self.valid} and test={self.test} leave nothing to train on.')
+            raise UserError(
+                'frozen_epochs counts epochs, which a budget does not: set it to 0. The probe trains the head before all layers are trained.'
+            )
+        if self.valid + self.test >= 1:
+            raise UserError(f'valid={self.valid} and test={self.test} leave nothing to train on.')
 
     def but(self, **changes) -> 'Recipe':
         "The same recipe with some fields changed. `source` may be a `Source`, DataFrame, path or slug; `augment` a policy's name; `budget` a text such as 5m"
         known = {f.name for f in fields(self)}
-        if unknown := sorted(set(changes) - known): raise UserError(_no_field(unknown[0], known))
-        from fungi_fastai.data.sources import Source   # here, since it brings pandas, and `fungi --help` needs none
+        if unknown := sorted(set(changes) - known):
+            raise UserError(_no_field(unknown[0], known))
+        from fungi_fastai.data.sources import Source  # here, since it brings pandas, and `fungi --help` needs none
+
         source = changes.get('source')
-        if hasattr(source, 'columns'): source = Source.of(source, column=changes.get('column', self.column))   # a DataFrame
-        if isinstance(source, Source):   # says by itself how labels and groups are read
-            changes = dict(label=source.label, group=source.group, column=source.column) | changes | dict(source=source.text)
-        elif source is not None: changes['source'] = str(source)
-        if isinstance(budget := changes.get('budget'), str): changes['budget'] = as_seconds(budget)
+        if hasattr(source, 'columns'):
+            source = Source.of(source, column=changes.get('column', self.column))  # a DataFrame
+        if isinstance(source, Source):  # says by itself how labels and groups are read
+            changes = (
+                dict(label=source.label, group=source.group, column=source.column) | changes | dict(source=source.text)
+            )
+        elif source is not None:
+            changes['source'] = str(source)
+        if isinstance(budget := changes.get('budget'), str):
+            changes['budget'] = as_seconds(budget)
         if isinstance(name := changes.get('augment'), str):
-            if name not in policies: raise UserError(f"There is no augmentation policy {name!r}. Known: {', '.join(policies)}.")
+            if name not in policies:
+                raise UserError(f'There is no augmentation policy {name!r}. Known: {", ".join(policies)}.')
             changes['augment'] = policies[name]
         return replace(self, **changes)
 
     def for_sample(self) -> 'Recipe':
         """The recipe with the settings that fit the built-in sample: a few hundred drawn pictures, for which a small network
         from scratch is trained in a minute, without a download. Whatever is changed after it holds"""
-        group = self.group or ('' if self.name == 'seedlings' else r'^(?P<group>.+)_')   # photos of one specimen are called alike up to the last _
-        return replace(self, source='sample', group=group, arch='convmixer_64_4', pretrained=False, size=96, epochs=40, bs=16, lr=1e-2,
-                       monitor='accuracy')
+        group = self.group or (
+            '' if self.name == 'seedlings' else r'^(?P<group>.+)_'
+        )  # photos of one specimen are called alike up to the last _
+        return replace(
+            self,
+            source='sample',
+            group=group,
+            arch='convmixer_64_4',
+            pretrained=False,
+            size=96,
+            epochs=40,
+            bs=16,
+            lr=1e-2,
+            monitor='accuracy',
+        )
 
     def to_json(self) -> str:
         "As indented JSON"
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls,
-        text:str|Path, # JSON, or the path of a file that holds it
+    def from_json(
+        cls,
+        text: str | Path,  # JSON, or the path of a file that holds it
     ) -> 'Recipe':
         "A recipe from its JSON. Raises `UserError` where it is none, or a field is unknown"
         what = text if isinstance(text, Path) else 'The recipe'
-        try: values = json.loads(text.read_text('utf8') if isinstance(text, Path) else text)
-        except FileNotFoundError: raise MissingFileError(f'There is no file {what}.') from None
-        except ValueError as error: raise UserError(f'{what} is damaged: it is not JSON ({error}).') from None
-        if not isinstance(values, dict): raise UserError(f'{what} holds a {type(values).__name__}; expected the fields of a recipe and their values.')
-        if isinstance(values.get('exclude'), list): values['exclude'] = tuple(values['exclude'])
+        try:
+            values = json.loads(text.read_text('utf8') if isinstance(text, Path) else text)
+        except FileNotFoundError:
+            raise MissingFileError(f'There is no file {what}.') from None
+        except ValueError as error:
+            raise UserError(f'{what} is damaged: it is not JSON ({error}).') from None
+        if not isinstance(values, dict):
+            raise UserError(
+                f'{what} holds a {type(values).__name__}; expected the fields of a recipe and their values.'
+            )
+        if isinstance(values.get('exclude'), list):
+            values['exclude'] = tuple(values['exclude'])
         if isinstance(augment := values.get('augment'), dict):
             known = {f.name for f in fields(Augment)}
-            if unknown := sorted(set(augment)-known): raise UserError(_no_field(unknown[0], known, 'An augmentation'))
+            if unknown := sorted(set(augment) - known):
+                raise UserError(_no_field(unknown[0], known, 'An augmentation'))
             values['augment'] = Augment(**augment)
         return cls().but(**values)
 
-    def differences(self, other:'Recipe') -> dict: # field → (mine, theirs)
+    def differences(self, other: 'Recipe') -> dict:  # field → (mine, theirs)
         "The fields in which two recipes differ"
         mine, theirs = asdict(self), asdict(other)
         return {k: (mine[k], theirs[k]) for k in mine if mine[k] != theirs[k]}
 
+
 def as_seconds(
-    text:str, # 300, 300s, 5m, 1h30m
+    text: str,  # 300, 300s, 5m, 1h30m
 ) -> float:
     "A span of time in seconds. Raises `UserError`"
-    try: return float(text)
-    except ValueError: pass
+    try:
+        return float(text)
+    except ValueError:
+        pass
     from pandas import Timedelta
-    try: return Timedelta(text).total_seconds()
-    except ValueError: raise UserError(f'{text!r} is no span of time; expected seconds, or numbers with s, m or h: 300, 5m, 1h30m.') from None
+
+    try:
+        return Timedelta(text).total_seconds()
+    except ValueError:
+        raise UserError(
+            f'{text!r} is no span of time; expected seconds, or numbers with s, m or h: 300, 5m, 1h30m.'
+        ) from None
+
 
 def source_of(
-    recipe:Recipe,
-): # a `Source`
+    recipe: Recipe,
+):  # a `Source`
     "Where a recipe's pictures come from"
-    from fungi_fastai.data.samples import sample_kinds   # here, since these bring pandas
+    from fungi_fastai.data.samples import sample_kinds  # here, since these bring pandas
     from fungi_fastai.data.sources import Source
-    return Source.of(recipe.source, label=recipe.label, group=recipe.group, column=recipe.column,
-                     sample=recipe.name if recipe.name in sample_kinds else sample_kinds[0])
+
+    return Source.of(
+        recipe.source,
+        label=recipe.label,
+        group=recipe.group,
+        column=recipe.column,
+        sample=recipe.name if recipe.name in sample_kinds else sample_kinds[0],
+    )
+
 
 def is_sample(source) -> bool:
     "Whether a source is the built-in sample"
     return getattr(source, 'kind', None) == 'sample' or isinstance(source, str) and source.partition(':')[0] == 'sample'
+
 
 def _no_field(name, known, what='A recipe'):
     return f'{what} has no field {name!r}. {meant(name, known)}'

@@ -19,59 +19,83 @@ from .recipe import Recipe
 # %% ../../nbs/training/regularization.ipynb #8917a895
 class MixUpOrCutMix(CutMix):
     "For each batch fastai's `MixUp` or its `CutMix`, with equal chances"
-    def __init__(self,
-        mixup:float=.4,  # alpha of MixUp
-        cutmix:float=1., # alpha of CutMix
+
+    def __init__(
+        self,
+        mixup: float = 0.4,  # alpha of MixUp
+        cutmix: float = 1.0,  # alpha of CutMix
     ):
         super().__init__(cutmix)
         self.distribs = Beta(torch.tensor(mixup), torch.tensor(mixup)), self.distrib
 
     def before_batch(self):
-        cut = bool(torch.rand(()) < .5)
+        cut = bool(torch.rand(()) < 0.5)
         self.distrib = self.distribs[cut]
         (CutMix if cut else MixUp).before_batch(self)
 
+
 def mixing(
-    recipe:Recipe,
-) -> list[Callback]: # none or one
+    recipe: Recipe,
+) -> list[Callback]:  # none or one
     "The callback that mixes pictures as a recipe says"
-    if recipe.mixup and recipe.cutmix: return [MixUpOrCutMix(recipe.mixup, recipe.cutmix)]
-    if recipe.mixup: return [MixUp(recipe.mixup)]
+    if recipe.mixup and recipe.cutmix:
+        return [MixUpOrCutMix(recipe.mixup, recipe.cutmix)]
+    if recipe.mixup:
+        return [MixUp(recipe.mixup)]
     return [CutMix(recipe.cutmix)] if recipe.cutmix else []
 
 # %% ../../nbs/training/regularization.ipynb #7ba06b2e
 class AverageWeights(Callback):
     "An exponential moving average of the weights, which takes their place in validation and in what `KeepBest` keeps"
-    order, run_valid = KeepBest.order+.5, False   # the best are saved before the weights change back, the state to go on from after it
-    def __init__(self,
-        decay:float=.99, # share that a step keeps
-    ): self.decay, self.steps, self.average, self.kept = decay, 0, None, None
 
-    def _floats(self): return {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
+    order, run_valid = (
+        KeepBest.order + 0.5,
+        False,
+    )  # the best are saved before the weights change back, the state to go on from after it
+
+    def __init__(
+        self,
+        decay: float = 0.99,  # share that a step keeps
+    ):
+        self.decay, self.steps, self.average, self.kept = decay, 0, None, None
+
+    def _floats(self):
+        return {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
+
     def before_train(self):
-        if self.average is None: self.average = {k: v.detach().clone() for k, v in self._floats().items()}
+        if self.average is None:
+            self.average = {k: v.detach().clone() for k, v in self._floats().items()}
 
     @torch.no_grad()
     def after_step(self):
         self.steps += 1
-        decay = min(self.decay, (1+self.steps)/(10+self.steps))
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         now = self._floats()
-        torch._foreach_lerp_([self.average[k] for k in now], list(now.values()), 1-decay)
+        torch._foreach_lerp_([self.average[k] for k in now], list(now.values()), 1 - decay)
 
-    def before_validate(self): self.show()
-    def after_epoch(self): self.hide()
-    def after_fit(self): self.hide()
+    def before_validate(self):
+        self.show()
+
+    def after_epoch(self):
+        self.hide()
+
+    def after_fit(self):
+        self.hide()
 
     @torch.no_grad()
     def show(self):
         "Put the average into the model"
-        if self.average is None or self.kept is not None: return
+        if self.average is None or self.kept is not None:
+            return
         self.kept = {k: v.detach().clone() for k, v in self._floats().items()}
-        for k, v in self._floats().items(): v.copy_(self.average[k])
+        for k, v in self._floats().items():
+            v.copy_(self.average[k])
 
     @torch.no_grad()
     def hide(self):
         "Put the trained weights back"
-        if self.kept is None: return
-        for k, v in self._floats().items(): v.copy_(self.kept[k])
+        if self.kept is None:
+            return
+        for k, v in self._floats().items():
+            v.copy_(self.kept[k])
         self.kept = None

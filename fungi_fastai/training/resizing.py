@@ -13,30 +13,38 @@ from fastai.vision.augment import AffineCoordTfm
 
 # %% ../../nbs/training/resizing.ipynb #763ba67e
 def grown_size(
-    epoch:float, # from 0; a fraction where the time is given, not the epochs
-    epochs:int,  # in all
-    start:int,   # side in the first epoch, pixels
-    size:int,    # side in the last quarter, pixels
-) -> int:        # a multiple of 16 until the last quarter
+    epoch: float,  # from 0; a fraction where the time is given, not the epochs
+    epochs: int,  # in all
+    start: int,  # side in the first epoch, pixels
+    size: int,  # side in the last quarter, pixels
+) -> int:  # a multiple of 16 until the last quarter
     "The side of the square in an epoch: grows evenly over the first three quarters"
-    grown = min(1., epoch/max(1, min(epochs-1, round(epochs*.75))))
-    return size if grown == 1 or epochs == 1 else min(size, round((start+(size-start)*grown)/16)*16)
+    grown = min(1.0, epoch / max(1, min(epochs - 1, round(epochs * 0.75))))
+    return size if grown == 1 or epochs == 1 else min(size, round((start + (size - start) * grown) / 16) * 16)
+
 
 class GrowPictures(Callback):
     "Training pictures that grow from epoch to epoch. Augmentation brings them to size on the device, so nothing is loaded anew"
-    def __init__(self,
-        start:int, # side in the first epoch, pixels
-    ): self.start = start
+
+    def __init__(
+        self,
+        start: int,  # side in the first epoch, pixels
+    ):
+        self.start = start
 
     def before_fit(self):
-        found = [t for t in getattr(self.dls.train.after_batch, 'fs', []) if isinstance(t, AffineCoordTfm)]   # none on features
+        found = [
+            t for t in getattr(self.dls.train.after_batch, 'fs', []) if isinstance(t, AffineCoordTfm)
+        ]  # none on features
         self.transform = found[0] if found else None
         self.size = self.transform and self.transform.size
 
     def before_train(self):
         on_time = getattr(self.learn, 'on_time', None)
-        epoch = on_time.gone*self.n_epoch if on_time else self.epoch
-        if self.transform: self.transform.size = grown_size(epoch, self.n_epoch, self.start, self.size)
+        epoch = on_time.gone * self.n_epoch if on_time else self.epoch
+        if self.transform:
+            self.transform.size = grown_size(epoch, self.n_epoch, self.start, self.size)
 
     def after_train(self):
-        if self.transform: self.transform.size = self.size
+        if self.transform:
+            self.transform.size = self.size

@@ -18,77 +18,106 @@ from ..settings import UserError
 from .recipe import Recipe, choices
 
 # %% ../../nbs/training/schedules.ipynb #95dac544
-one_cycle = dict(pct_start=.25, div=25., div_final=1e5, moms=(.95, .85, .95))   # fastai's own numbers
-_nearly = 1e-9   # a fit adds up the shares of its steps: the sum may lie this little below the restart or step that it means
+one_cycle = dict(pct_start=0.25, div=25.0, div_final=1e5, moms=(0.95, 0.85, 0.95))  # fastai's own numbers
+_nearly = (
+    1e-9  # a fit adds up the shares of its steps: the sum may lie this little below the restart or step that it means
+)
+
 
 def _one_cycle(largest):
-    return combined_cos(one_cycle['pct_start'], largest/one_cycle['div'], largest, largest/one_cycle['div_final'])
+    return combined_cos(one_cycle['pct_start'], largest / one_cycle['div'], largest, largest / one_cycle['div_final'])
 
-def _cosine(recipe, at): return recipe.final_lr + (1-recipe.final_lr)*(1+np.cos(math.pi*at))/2
+
+def _cosine(recipe, at):
+    return recipe.final_lr + (1 - recipe.final_lr) * (1 + np.cos(math.pi * at)) / 2
+
 
 def _cyclic(recipe, at, epochs):
-    cycle = np.minimum(np.floor(at*recipe.cycles+_nearly), recipe.cycles-1)
-    return recipe.gamma**cycle * _cosine(recipe, at*recipe.cycles-cycle)
+    cycle = np.minimum(np.floor(at * recipe.cycles + _nearly), recipe.cycles - 1)
+    return recipe.gamma**cycle * _cosine(recipe, at * recipe.cycles - cycle)
+
 
 def _step(recipe, at, epochs):
-    epoch = np.minimum(np.floor(at*epochs+_nearly), epochs-1)
-    return recipe.gamma**(epoch//recipe.step_size)
+    epoch = np.minimum(np.floor(at * epochs + _nearly), epochs - 1)
+    return recipe.gamma ** (epoch // recipe.step_size)
+
 
 _shapes = {
-    'one-cycle': lambda recipe, at, epochs: np.vectorize(_one_cycle(1.), otypes=[float])(at),
-    'cosine': lambda recipe, at, epochs: _cosine(recipe, at), 'cyclic': _cyclic,
-    'smooth': lambda recipe, at, epochs: recipe.final_lr**at, 'step': _step,
-    'plateau': lambda recipe, at, epochs: np.ones_like(at), 'constant': lambda recipe, at, epochs: np.ones_like(at)}
+    'one-cycle': lambda recipe, at, epochs: np.vectorize(_one_cycle(1.0), otypes=[float])(at),
+    'cosine': lambda recipe, at, epochs: _cosine(recipe, at),
+    'cyclic': _cyclic,
+    'smooth': lambda recipe, at, epochs: recipe.final_lr**at,
+    'step': _step,
+    'plateau': lambda recipe, at, epochs: np.ones_like(at),
+    'constant': lambda recipe, at, epochs: np.ones_like(at),
+}
 
-def _warmth(recipe, at): return np.minimum(1., at/recipe.warmup) if recipe.warmup else 1.
+
+def _warmth(recipe, at):
+    return np.minimum(1.0, at / recipe.warmup) if recipe.warmup else 1.0
+
 
 def _check(epochs):
-    if epochs < 1: raise UserError(f'A schedule over {epochs} epochs was asked for; expected 1 or more.')
+    if epochs < 1:
+        raise UserError(f'A schedule over {epochs} epochs was asked for; expected 1 or more.')
+
 
 def rate(
-    recipe:Recipe,          # its schedule, and the fields that this uses
-    at:float|np.ndarray,    # share of the phase's steps that are done, 0 to 1
-    epochs:int|None=None,   # of the phase, which `step` counts by (default: the recipe's)
-) -> float|np.ndarray:      # learning rate ÷ the largest; of `plateau` 1, since that depends on what is seen on the way
+    recipe: Recipe,  # its schedule, and the fields that this uses
+    at: float | np.ndarray,  # share of the phase's steps that are done, 0 to 1
+    epochs: int | None = None,  # of the phase, which `step` counts by (default: the recipe's)
+) -> float | np.ndarray:  # learning rate ÷ the largest; of `plateau` 1, since that depends on what is seen on the way
     "The learning rate at a point of a phase, as a share of the largest. Raises `UserError` for a place outside of the phase"
     epochs = recipe.epochs if epochs is None else epochs
     _check(epochs)
     places = np.asarray(at, dtype=float)
-    if not ((places >= 0) & (places <= 1)).all(): raise UserError(f'The place in a schedule is {at}; expected a share of its steps, 0 to 1.')
-    found = _shapes[recipe.schedule](recipe, places, epochs)*_warmth(recipe, places)
+    if not ((places >= 0) & (places <= 1)).all():
+        raise UserError(f'The place in a schedule is {at}; expected a share of its steps, 0 to 1.')
+    found = _shapes[recipe.schedule](recipe, places, epochs) * _warmth(recipe, places)
     return found if places.ndim else float(found)
 
 # %% ../../nbs/training/schedules.ipynb #1bf058b0
 def _phases(recipe, epochs):
-    if epochs is not None: return [epochs]
-    return [n for n in (recipe.frozen_epochs, recipe.epochs-recipe.frozen_epochs) if n] or [recipe.epochs]
+    if epochs is not None:
+        return [epochs]
+    return [n for n in (recipe.frozen_epochs, recipe.epochs - recipe.frozen_epochs) if n] or [recipe.epochs]
+
 
 def _draw(axis, recipe, epochs, steps_per_epoch, values, **look):
     "`values(at, n)` at the steps of each phase, of n epochs"
     begun = 0
     for n in _phases(recipe, epochs):
         _check(n)
-        at = np.arange(n*steps_per_epoch)/(n*steps_per_epoch)
-        axis.plot(begun+at*n, values(at, n), **dict(color=colours['main']) | look)
-        if begun: axis.axvline(begun, color=colours['faint'], linestyle=':')
+        at = np.arange(n * steps_per_epoch) / (n * steps_per_epoch)
+        axis.plot(begun + at * n, values(at, n), **dict(color=colours['main']) | look)
+        if begun:
+            axis.axvline(begun, color=colours['faint'], linestyle=':')
         begun += n
     axis.xaxis.get_major_locator().set_params(integer=True)
 
+
 def _draw_rate(axis, recipe, epochs, steps_per_epoch, largest):
     def never_better(at, n):
-        return largest*np.repeat([recipe.gamma**drops([0.]*epoch, recipe) for epoch in range(n)], steps_per_epoch)*_warmth(recipe, at)
-    _draw(axis, recipe, epochs, steps_per_epoch, lambda at, n: largest*rate(recipe, at, n))
-    if recipe.schedule == 'plateau': _draw(axis, recipe, epochs, steps_per_epoch, never_better, color=colours['warn'], linestyle='--')
-    axis.set_ylim(0, largest*1.05)
+        return (
+            largest
+            * np.repeat([recipe.gamma ** drops([0.0] * epoch, recipe) for epoch in range(n)], steps_per_epoch)
+            * _warmth(recipe, at)
+        )
+
+    _draw(axis, recipe, epochs, steps_per_epoch, lambda at, n: largest * rate(recipe, at, n))
+    if recipe.schedule == 'plateau':
+        _draw(axis, recipe, epochs, steps_per_epoch, never_better, color=colours['warn'], linestyle='--')
+    axis.set_ylim(0, largest * 1.05)
+
 
 def plot_schedule(
-    recipe:Recipe,
-    epochs:int|None=None,     # of one phase (default: the recipe's phases, one after the other)
-    steps_per_epoch:int=20,   # points drawn
-):                            # a matplotlib Figure
+    recipe: Recipe,
+    epochs: int | None = None,  # of one phase (default: the recipe's phases, one after the other)
+    steps_per_epoch: int = 20,  # points drawn
+):  # a matplotlib Figure
     "The learning rate of the head by epoch, and the momentum where it changes. Raises `UserError`"
     moves = recipe.schedule == 'one-cycle'
-    figure, axes = chart(8 if moves else 4.5, 2.6, columns=1+moves)
+    figure, axes = chart(8 if moves else 4.5, 2.6, columns=1 + moves)
     _draw_rate(axes[0], recipe, epochs, steps_per_epoch, recipe.lr)
     axes[0].set(xlabel='epoch', ylabel='learning rate')
     if moves:
@@ -96,75 +125,98 @@ def plot_schedule(
         axes[1].set(xlabel='epoch', ylabel='momentum')
     return figure
 
+
 def plot_schedules(
-    recipes=choices['schedule'], # recipes, or names of schedules
-    epochs:int|None=None,        # of one phase (default: each recipe's own)
-    steps_per_epoch:int=20,      # points drawn
-):                               # a matplotlib Figure
+    recipes=choices['schedule'],  # recipes, or names of schedules
+    epochs: int | None = None,  # of one phase (default: each recipe's own)
+    steps_per_epoch: int = 20,  # points drawn
+):  # a matplotlib Figure
     "Several schedules side by side, as shares of their largest rate. Raises `UserError` where a name is unknown"
     recipes = [Recipe(schedule=one) if isinstance(one, str) else one for one in recipes]
-    if not recipes: raise UserError('No schedule was named; expected recipes, or some of: '+', '.join(choices['schedule'])+'.')
-    figure, axes = chart(max(1.7*len(recipes), 3), 2, columns=len(recipes), sharey=True)
+    if not recipes:
+        raise UserError('No schedule was named; expected recipes, or some of: ' + ', '.join(choices['schedule']) + '.')
+    figure, axes = chart(max(1.7 * len(recipes), 3), 2, columns=len(recipes), sharey=True)
     for axis, recipe in zip(axes, recipes, strict=True):
-        _draw_rate(axis, recipe, epochs, steps_per_epoch, 1.)
-        axis.set_title(recipe.schedule+(' + warm-up' if recipe.warmup else ''), fontsize=9, color=colours['ink'])
+        _draw_rate(axis, recipe, epochs, steps_per_epoch, 1.0)
+        axis.set_title(recipe.schedule + (' + warm-up' if recipe.warmup else ''), fontsize=9, color=colours['ink'])
         axis.set_xlabel('epoch')
     axes[0].set_ylabel('rate ÷ largest')
     return figure
 
-def _momentum(at): return combined_cos(one_cycle['pct_start'], *one_cycle['moms'])(at)
+
+def _momentum(at):
+    return combined_cos(one_cycle['pct_start'], *one_cycle['moms'])(at)
+
 
 def drops(
-    scores:list[float], # of the phase's epochs so far, by the recipe's `monitor`
-    recipe:Recipe,
+    scores: list[float],  # of the phase's epochs so far, by the recipe's `monitor`
+    recipe: Recipe,
 ) -> int:
     "How often the `plateau` schedule has lowered the rate: each time `step_size` epochs brought none better than the best before"
     best, waited, found = None, 0, 0
     for score in scores:
         score = -score if recipe.monitor == 'valid_loss' else score
-        if math.isfinite(score) and (best is None or score > best): best, waited = score, 0
-        else: waited += 1
-        if waited == recipe.step_size: waited, found = 0, found+1
+        if math.isfinite(score) and (best is None or score > best):
+            best, waited = score, 0
+        else:
+            waited += 1
+        if waited == recipe.step_size:
+            waited, found = 0, found + 1
     return found
 
 # %% ../../nbs/training/schedules.ipynb #88958b9b
 class RateSchedule(ParamScheduler):
     "Sets the learning rates of all groups, and in `one-cycle` the momentum, as a recipe's schedule says; see `scheduler`"
-    def __init__(self,
-        recipe:Recipe,
-        rates:list[float], # largest learning rate of each parameter group
-        epochs:int,        # of this fit, those that are done included
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        rates: list[float],  # largest learning rate of each parameter group
+        epochs: int,  # of this fit, those that are done included
     ):
         _check(epochs)
-        self.recipe, self.rates, self.epochs, self.factor = recipe, np.array(rates, dtype=float).reshape(-1), epochs, 1.
+        self.recipe, self.rates, self.epochs, self.factor = (
+            recipe,
+            np.array(rates, dtype=float).reshape(-1),
+            epochs,
+            1.0,
+        )
         if not len(self.rates) or not (np.isfinite(self.rates) & (self.rates >= 0)).all():
             raise UserError(f'The learning rates are {rates}; expected a number for each group of layers, 0 or more.')
         super().__init__({})
 
-    def _rates(self, at): return self.largest*(rate(self.recipe, min(at, 1.), self.epochs)*self.factor)
+    def _rates(self, at):
+        return self.largest * (rate(self.recipe, min(at, 1.0), self.epochs) * self.factor)
 
     def before_fit(self):
         groups, cycles = len(self.opt.hypers), self.recipe.schedule == 'one-cycle'
         if len(self.rates) not in (1, groups):
-            raise UserError(f'{len(self.rates)} learning rates were given for {groups} groups of layers; expected one for each, or one for all.')
+            raise UserError(
+                f'{len(self.rates)} learning rates were given for {groups} groups of layers; expected one for each, or one for all.'
+            )
         if self.recipe.schedule == 'plateau' and not hasattr(self.learn, 'history'):
-            raise UserError('The plateau schedule reads the scores of a `History` (fungi_fastai.training.tracking); add it to the Learner.')
+            raise UserError(
+                'The plateau schedule reads the scores of a `History` (fungi_fastai.training.tracking); add it to the Learner.'
+            )
         self.largest = np.resize(self.rates, groups)
-        cycle = _one_cycle(self.largest)   # as fastai computes it, to the last bit
-        self.scheds = dict(lr=(lambda at: cycle(at)*_warmth(self.recipe, at)) if cycles else self._rates)
-        if cycles and 'mom' in self.opt.hypers[-1]: self.scheds['mom'] = _momentum
+        cycle = _one_cycle(self.largest)  # as fastai computes it, to the last bit
+        self.scheds = dict(lr=(lambda at: cycle(at) * _warmth(self.recipe, at)) if cycles else self._rates)
+        if cycles and 'mom' in self.opt.hypers[-1]:
+            self.scheds['mom'] = _momentum
         super().before_fit()
 
     def before_train(self):
-        if self.recipe.schedule != 'plateau': return
+        if self.recipe.schedule != 'plateau':
+            return
         rows = [row for row in self.history.rows if row.get('phase') == self.history.phase]
-        rows = rows[-self.epoch:] if self.epoch else []   # of this fit: a Learner may be fitted twice
-        self.factor = self.recipe.gamma**drops([row[self.recipe.monitor] for row in rows], self.recipe)
+        rows = rows[-self.epoch :] if self.epoch else []  # of this fit: a Learner may be fitted twice
+        self.factor = self.recipe.gamma ** drops([row[self.recipe.monitor] for row in rows], self.recipe)
+
 
 def scheduler(
-    recipe:Recipe,
-    rates:list[float], # largest learning rate of each parameter group, or one for all
-    epochs:int,        # of this fit, those that are done included
-) -> ParamScheduler:   # for learn.fit(epochs, cbs=scheduler(…), start_epoch=done)
+    recipe: Recipe,
+    rates: list[float],  # largest learning rate of each parameter group, or one for all
+    epochs: int,  # of this fit, those that are done included
+) -> ParamScheduler:  # for learn.fit(epochs, cbs=scheduler(…), start_epoch=done)
     "The callback that moves the learning rates as a recipe says. Raises `UserError`"
     return RateSchedule(recipe, rates, epochs)

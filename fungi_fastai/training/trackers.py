@@ -40,131 +40,196 @@ from .tracking import EpochCallback, ProgressLine, ValidationScore
 # %% ../../nbs/training/trackers.ipynb #e07c3572
 class Tracker(EpochCallback):
     "What all trackers share: each row is told once; one that fails says so once, and is silent from then on"
-    order = ProgressLine.order   # after `History`, before `KeepBest` and `SaveState`, which may end the fit
+
+    order = ProgressLine.order  # after `History`, before `KeepBest` and `SaveState`, which may end the fit
     word, begun, off = '', False, False
-    def __init__(self,
-        folder:Path, # of the run
-        recipe,      # a `Recipe`
-    ): self.folder, self.settings_of_run = Path(folder), recipe
+
+    def __init__(
+        self,
+        folder: Path,  # of the run
+        recipe,  # a `Recipe`
+    ):
+        self.folder, self.settings_of_run = Path(folder), recipe
 
     # what a tracker may do, each in its own way; an error in any of them ends the tracker, not the training
-    def begin(self, rows:list) -> int:
+    def begin(self, rows: list) -> int:
         "Open; give back the last epoch that is known from before the run was interrupted, -1 for none"
         return -1
-    def step(self): "After each training batch"
-    def row(self, row:dict): "After each epoch"
-    def result(self, metrics:dict): "After the evaluation"
-    def end(self, how:str): "finished, failed or stopped"
+
+    def step(self):
+        "After each training batch"
+
+    def row(self, row: dict):
+        "After each epoch"
+
+    def result(self, metrics: dict):
+        "After the evaluation"
+
+    def end(self, how: str):
+        "finished, failed or stopped"
 
     def attempt(self, what, *args):
         "Call it, and switch off where that fails"
-        if self.off: return None
-        try: return what(*args)
+        if self.off:
+            return None
+        try:
+            return what(*args)
         except Exception as error:
             self.off = True
             said = str(error).strip().splitlines() or ['']
-            warnings.warn(f'The tracker {self.word} failed ({type(error).__name__}: {said[0]}) and is switched off; the training goes on.', stacklevel=2)
-            try: self.end('failed')
-            except Exception: pass   # it is told of already
+            warnings.warn(
+                f'The tracker {self.word} failed ({type(error).__name__}: {said[0]}) and is switched off; the training goes on.',
+                stacklevel=2,
+            )
+            try:
+                self.end('failed')
+            except Exception:
+                pass  # it is told of already
             return None
 
-    def before_fit(self):   # before the clock of the first epoch runs
-        if not self.begun and not hasattr(self.learn, 'lr_finder'): self.attempt(self._begin)
+    def before_fit(self):  # before the clock of the first epoch runs
+        if not self.begun and not hasattr(self.learn, 'lr_finder'):
+            self.attempt(self._begin)
 
     def _begin(self):
-        self.begun, self.rows = True, self.history.rows   # the Learner is gone when the result comes
+        self.begun, self.rows = True, self.history.rows  # the Learner is gone when the result comes
         self.told = self.begin(self.rows)
 
     def _tell(self):
         for row in self.rows:
-            if row['epoch'] > self.told: self.row(row)
+            if row['epoch'] > self.told:
+                self.row(row)
             self.told = max(self.told, row['epoch'])
 
     def after_batch(self):
-        if self.fitting and self.training: self.attempt(self.step)
-    def epoch_done(self): self.attempt(self._tell)
-    def finished(self,
-        metrics:dict, # as in metrics.json
+        if self.fitting and self.training:
+            self.attempt(self.step)
+
+    def epoch_done(self):
+        self.attempt(self._tell)
+
+    def finished(
+        self,
+        metrics: dict,  # as in metrics.json
     ):
         "Tell the scores on the test part"
-        if self.begun: self.attempt(self._tell)   # a probe alone has no epoch
-        if self.begun: self.attempt(self.result, metrics)
-    def close(self,
-        how:str='finished', # finished, failed or stopped
+        if self.begun:
+            self.attempt(self._tell)  # a probe alone has no epoch
+        if self.begun:
+            self.attempt(self.result, metrics)
+
+    def close(
+        self,
+        how: str = 'finished',  # finished, failed or stopped
     ):
         "Close what is open"
-        if self.begun: self.attempt(self.end, how)
+        if self.begun:
+            self.attempt(self.end, how)
         self.begun, self.off = True, True
 
     @property
     def epochs_done(self) -> float:
         "Within an epoch, as a fraction"
-        return (self.rows[-1]['epoch'] if self.rows else 0)+(self.iter+1)/self.n_iter
+        return (self.rows[-1]['epoch'] if self.rows else 0) + (self.iter + 1) / self.n_iter
+
 
 def numbers(
-    row:dict, # of the history, or metrics
+    row: dict,  # of the history, or metrics
 ) -> dict[str, float]:
     "What can be drawn as a curve"
-    return {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)}
+    return {
+        k: float(v)
+        for k, v in row.items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    }
+
 
 def flat(
-    values:dict, # of JSON
-    before:str='',
-) -> dict: # augment.flip → horizontal
+    values: dict,  # of JSON
+    before: str = '',
+) -> dict:  # augment.flip → horizontal
     "A recipe as one level of names"
     found = {}
     for key, value in values.items():
-        if isinstance(value, dict): found |= flat(value, f'{before}{key}.')
-        else: found[before+key] = ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        if isinstance(value, dict):
+            found |= flat(value, f'{before}{key}.')
+        else:
+            found[before + key] = ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value
     return found
 
+
 def _package(module, word):
-    try: return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f'tracker {word!r} needs a package that is not installed ({error}): pip install "fungi_fastai[track]"') from None
+        raise UserError(
+            f'tracker {word!r} needs a package that is not installed ({error}): pip install "fungi_fastai[track]"'
+        ) from None
+
 
 def _within(seconds, ask):
     "What `ask` gives, or `TimeoutError`; it may go on in its thread, which ends with the process"
     found = {}
+
     def run():
-        try: found['value'] = ask()
-        except Exception as error: found['error'] = error
+        try:
+            found['value'] = ask()
+        except Exception as error:
+            found['error'] = error
+
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if 'error' in found: raise found['error']
-    if 'value' not in found: raise TimeoutError(f'no answer within {seconds} s')
+    if 'error' in found:
+        raise found['error']
+    if 'value' not in found:
+        raise TimeoutError(f'no answer within {seconds} s')
     return found['value']
+
 
 def _answers(url, seconds=5):
     "Raise an error unless there is a web server"
     import requests
-    _within(seconds+1, lambda: requests.get(url, timeout=seconds, stream=True).close())   # a name may take longer to look up than `timeout`
+
+    _within(
+        seconds + 1, lambda: requests.get(url, timeout=seconds, stream=True).close()
+    )  # a name may take longer to look up than `timeout`
 
 # %% ../../nbs/training/trackers.ipynb #c4dcbf15
 class LiveCurves(Tracker):
     "The curves of a training, while it trains: in a notebook, or in the run's `curves.svg`"
+
     word = 'curves'
-    def __init__(self,
-        folder:Path,         # of the run
-        recipe,              # a `Recipe`
-        every:float=20.,     # seconds between two drawings within an epoch
-        notebook:bool|None=None, # draw in the notebook (default: where this is one)
+
+    def __init__(
+        self,
+        folder: Path,  # of the run
+        recipe,  # a `Recipe`
+        every: float = 20.0,  # seconds between two drawings within an epoch
+        notebook: bool | None = None,  # draw in the notebook (default: where this is one)
     ):
         super().__init__(folder, recipe)
-        self.file, self.every, self.notebook = self.folder/'curves.svg', every, in_notebook() if notebook is None else notebook
+        self.file, self.every, self.notebook = (
+            self.folder / 'curves.svg',
+            every,
+            in_notebook() if notebook is None else notebook,
+        )
         self.seen, self.shown = [], None
 
     def begin(self, rows):
         self.drawn = time.perf_counter()
-        return rows[-1]['epoch'] if rows else -1   # a drawing holds all rows
+        return rows[-1]['epoch'] if rows else -1  # a drawing holds all rows
 
     def step(self):
-        if (self.iter+1) % max(self.n_iter//20, 1): return
+        if (self.iter + 1) % max(self.n_iter // 20, 1):
+            return
         self.seen.append((self.epochs_done, float(self.learn.smooth_loss), float(self.opt.hypers[-1]['lr'])))
-        if time.perf_counter()-self.drawn > self.every: self.draw()
+        if time.perf_counter() - self.drawn > self.every:
+            self.draw()
 
-    def row(self, row): self.draw()
+    def row(self, row):
+        self.draw()
+
     def draw(self):
         "Draw what is known now"
         drawing = as_svg(plot_history(pd.DataFrame(self.rows), self.settings_of_run, self.seen), 'curves')
@@ -173,67 +238,104 @@ class LiveCurves(Tracker):
             write_text(self.file, drawing)
             return
         from IPython.display import SVG, display
-        if self.shown is None: self.shown = display(SVG(drawing), display_id=True)
-        else: self.shown.update(SVG(drawing))
+
+        if self.shown is None:
+            self.shown = display(SVG(drawing), display_id=True)
+        else:
+            self.shown.update(SVG(drawing))
 
 # %% ../../nbs/training/trackers.ipynb #e22647e1
 class TensorBoard(Tracker):
     "Scalars, learning rates, augmented pictures, confusion matrices, and histograms on demand, below the run's `tensorboard`"
+
     word = 'tensorboard'
-    def __init__(self,
-        folder:Path,           # of the run
-        recipe,                # a `Recipe`
-        histograms:bool=False, # of each layer's weights, after each epoch
-        pictures:int=16,       # in the grid
+
+    def __init__(
+        self,
+        folder: Path,  # of the run
+        recipe,  # a `Recipe`
+        histograms: bool = False,  # of each layer's weights, after each epoch
+        pictures: int = 16,  # in the grid
     ):
         super().__init__(folder, recipe)
         _package('tensorboard', self.word)
-        self.place, self.histograms, self.pictures, self.writers = self.folder/'tensorboard', histograms, pictures, []
+        self.place, self.histograms, self.pictures, self.writers = self.folder / 'tensorboard', histograms, pictures, []
 
     def begin(self, rows):
         from torch.utils.tensorboard import SummaryWriter
+
         known = rows[-1]['epoch'] if rows and any(self.place.glob('events.*')) else -1
-        self.writers = [SummaryWriter(str(self.place), purge_step=known+1 if known >= 0 else None),
-                        SummaryWriter(str(self.place/'steps'), purge_step=max(known, 0)*len(self.dls.train) if known >= 0 else None)]
-        if known < 0: self.writers[0].add_text('recipe', f'```json\n{self.settings_of_run.to_json()}\n```', 0)
-        else: self.pictures = 0
+        self.writers = [
+            SummaryWriter(str(self.place), purge_step=known + 1 if known >= 0 else None),
+            SummaryWriter(
+                str(self.place / 'steps'), purge_step=max(known, 0) * len(self.dls.train) if known >= 0 else None
+            ),
+        ]
+        if known < 0:
+            self.writers[0].add_text('recipe', f'```json\n{self.settings_of_run.to_json()}\n```', 0)
+        else:
+            self.pictures = 0
         self.by_epoch, self.by_step = self.writers
         return known
 
     def step(self):
-        if self.pictures: self._show_pictures()
-        if self.iter % max(self.n_iter//20, 1): return
-        now = round(self.epochs_done*self.n_iter)-1   # the first step is 0
+        if self.pictures:
+            self._show_pictures()
+        if self.iter % max(self.n_iter // 20, 1):
+            return
+        now = round(self.epochs_done * self.n_iter) - 1  # the first step is 0
         for i, group in enumerate(self.opt.hypers):
-            name = 'head' if i == len(self.opt.hypers)-1 else f'body {i+1}'
-            if i >= self.opt.frozen_idx: self.by_step.add_scalar(f'learning rate/{name}', float(group['lr']), now)
+            name = 'head' if i == len(self.opt.hypers) - 1 else f'body {i + 1}'
+            if i >= self.opt.frozen_idx:
+                self.by_step.add_scalar(f'learning rate/{name}', float(group['lr']), now)
 
     def _show_pictures(self):
         loader = getattr(self.dls, 'pictures', self.dls).train
-        if not isinstance(loader, TfmdDL): return   # the head trains on features; pictures come later
+        if not isinstance(loader, TfmdDL):
+            return  # the head trains on features; pictures come later
         count, self.pictures = self.pictures, 0
         with own_randomness(self.settings_of_run.seed):
             batch = next(iter(loader.new(shuffle=True, bs=min(count, len(loader.dataset)), drop_last=False)))
-            shown = loader.after_batch.decode(batch)[0].as_subclass(torch.Tensor).cpu()   # the normalisation taken back, and 0-255 again
+            shown = (
+                loader.after_batch.decode(batch)[0].as_subclass(torch.Tensor).cpu()
+            )  # the normalisation taken back, and 0-255 again
         columns = math.ceil(math.sqrt(len(shown)))
         self.by_epoch.add_images('augmented pictures', _grid(shown.float().div(255).clamp(0, 1), columns)[None], 0)
 
     def row(self, row):
-        now, groups = int(row['epoch']), dict(train_loss='loss/training', valid_loss='loss/validation', accuracy='score/accuracy', macro_f1='score/macro-F1',
-                                              seconds='speed/seconds', images_per_second='speed/images per second')
+        now, groups = (
+            int(row['epoch']),
+            dict(
+                train_loss='loss/training',
+                valid_loss='loss/validation',
+                accuracy='score/accuracy',
+                macro_f1='score/macro-F1',
+                seconds='speed/seconds',
+                images_per_second='speed/images per second',
+            ),
+        )
         for key, value in numbers(row).items():
-            if key in groups: self.by_epoch.add_scalar(groups[key], value, now)
+            if key in groups:
+                self.by_epoch.add_scalar(groups[key], value, now)
         score = next((m for m in self.learn.metrics if isinstance(m, ValidationScore)), None)
         if score is not None and score.called and row is self.rows[-1]:
-            self._confusion('confusion on the validation part', np.concatenate(score.called), np.concatenate(score.said), now)
+            self._confusion(
+                'confusion on the validation part', np.concatenate(score.called), np.concatenate(score.said), now
+            )
         if self.histograms and now:
             for name, weight in self.model.named_parameters():
-                if weight.requires_grad: self.by_epoch.add_histogram(f'weights/{name}', weight.detach().float().cpu(), now)
-        for writer in self.writers: writer.flush()
+                if weight.requires_grad:
+                    self.by_epoch.add_histogram(f'weights/{name}', weight.detach().float().cpu(), now)
+        for writer in self.writers:
+            writer.flush()
 
     def _confusion(self, title, called, said, now):
-        classes = list(self.dls.vocab) if hasattr(self.dls, 'vocab') else [str(i) for i in range(max(called.max(), said.max())+1)]
-        counts = np.bincount(called*len(classes)+said, minlength=len(classes)**2).reshape(len(classes), -1)
+        classes = (
+            list(self.dls.vocab)
+            if hasattr(self.dls, 'vocab')
+            else [str(i) for i in range(max(called.max(), said.max()) + 1)]
+        )
+        counts = np.bincount(called * len(classes) + said, minlength=len(classes) ** 2).reshape(len(classes), -1)
         self._draw(title, counts, classes, now)
 
     def _draw(self, title, counts, classes, now):
@@ -241,23 +343,32 @@ class TensorBoard(Tracker):
 
     def result(self, metrics):
         now = self.rows[-1]['epoch']
-        for key in ('accuracy', 'macro_f1', 'balanced_accuracy', 'log_loss'): self.by_epoch.add_scalar(f'test/{key}', metrics[key], now)
+        for key in ('accuracy', 'macro_f1', 'balanced_accuracy', 'log_loss'):
+            self.by_epoch.add_scalar(f'test/{key}', metrics[key], now)
         self._draw('confusion on the test part', np.array(metrics['confusion']), metrics['classes'], now)
 
     def end(self, how):
         writers, self.writers = self.writers, []
-        for writer in writers: writer.close()
+        for writer in writers:
+            writer.close()
+
 
 def _grid(pictures, columns):
     "(pictures, 3, side, side) → (3, rows·side, columns·side), black where there are none left"
     n, channels, height, width = pictures.shape
-    rows = math.ceil(n/columns)
-    filled = torch.cat([pictures, torch.zeros(rows*columns-n, channels, height, width)])
-    return filled.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4).reshape(channels, rows*height, columns*width)
+    rows = math.ceil(n / columns)
+    filled = torch.cat([pictures, torch.zeros(rows * columns - n, channels, height, width)])
+    return (
+        filled.view(rows, columns, channels, height, width)
+        .permute(2, 0, 3, 1, 4)
+        .reshape(channels, rows * height, columns * width)
+    )
+
 
 def _pixels(figure):
     "A matplotlib figure as (height, width, 3) uint8, on white"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     figure.set_facecolor('white')
     figure.set_dpi(80)
     canvas = FigureCanvasAgg(figure)
@@ -267,153 +378,230 @@ def _pixels(figure):
 # %% ../../nbs/training/trackers.ipynb #c6c0415d
 class WeightsAndBiases(Tracker):
     "Epochs, recipe and test scores at wandb.ai or another server of theirs; offline where that cannot be reached"
+
     word = 'wandb'
-    def __init__(self,
-        folder:Path, # of the run; the files are in its `wandb`
-        recipe,      # a `Recipe`, the config
+
+    def __init__(
+        self,
+        folder: Path,  # of the run; the files are in its `wandb`
+        recipe,  # a `Recipe`, the config
     ):
         super().__init__(folder, recipe)
         os.environ.setdefault('WANDB_ERROR_REPORTING', 'false')
         self.wandb, self.logged = _package('wandb', self.word), None
         self.mode, self.reason = os.environ.get('WANDB_MODE', ''), 'WANDB_MODE says so'
-        if self.mode not in ('offline', 'disabled') and (missing := self._missing()): self.mode, self.reason = 'offline', missing
+        if self.mode not in ('offline', 'disabled') and (missing := self._missing()):
+            self.mode, self.reason = 'offline', missing
         self.mode = self.mode or 'online'
 
     def _missing(self):
         "What is not there to be online, in words"
         from requests.utils import get_netrc_auth
+
         url = os.environ.get('WANDB_BASE_URL') or 'https://api.wandb.ai'
         if not (os.environ.get('WANDB_API_KEY') or os.environ.get('WANDB_IDENTITY_TOKEN_FILE') or get_netrc_auth(url)):
             return 'there is no API key; `wandb login` asks for it'
-        try: _answers(url)
-        except Exception: return f'{urlsplit(url).hostname} cannot be reached'
+        try:
+            _answers(url)
+        except Exception:
+            return f'{urlsplit(url).hostname} cannot be reached'
 
     def begin(self, rows):
         self.folder.mkdir(parents=True, exist_ok=True)
-        earlier = sorted((self.folder/'wandb').glob('*run-*-*'))   # called [offline-]run-TIME-ID, and -1 where two began in one second
+        earlier = sorted(
+            (self.folder / 'wandb').glob('*run-*-*')
+        )  # called [offline-]run-TIME-ID, and -1 where two began in one second
         same = dict(id=earlier[-1].name.partition('run-')[2].split('-')[1]) if earlier else {}
-        try: self.logged = self._init(self.mode, **same)
+        try:
+            self.logged = self._init(self.mode, **same)
         except Exception as error:
-            if self.mode == 'offline': raise
+            if self.mode == 'offline':
+                raise
             self.mode, self.reason = 'offline', f'it could not begin online: {str(error).strip().splitlines()[0]}'
             self.logged = self._init('offline', **same)
-        if self.mode == 'offline': _say(f'wandb is offline, since {self.reason}. Upload the run with: wandb sync {self.upload}')
+        if self.mode == 'offline':
+            _say(f'wandb is offline, since {self.reason}. Upload the run with: wandb sync {self.upload}')
         return rows[-1]['epoch'] if rows and earlier else -1
 
     def _init(self, mode, **same):
-        if same and mode == 'online': same['resume'] = 'allow'
-        return self.wandb.init(project=os.environ.get('WANDB_PROJECT') or 'fungi_fastai', name=self.folder.name, dir=self.folder, mode=mode,
-                               config=json.loads(self.settings_of_run.to_json()), group=self.settings_of_run.name, **same,
-                               settings=self.wandb.Settings(init_timeout=15, finish_timeout=60, console='off', silent=True))
+        if same and mode == 'online':
+            same['resume'] = 'allow'
+        return self.wandb.init(
+            project=os.environ.get('WANDB_PROJECT') or 'fungi_fastai',
+            name=self.folder.name,
+            dir=self.folder,
+            mode=mode,
+            config=json.loads(self.settings_of_run.to_json()),
+            group=self.settings_of_run.name,
+            **same,
+            settings=self.wandb.Settings(init_timeout=15, finish_timeout=60, console='off', silent=True),
+        )
 
     @property
-    def upload(self): return Path(self.logged.settings.sync_dir)
-    def row(self, row): self.logged.log(numbers(row) | dict(phase=row['phase']), step=int(row['epoch']))
-    def result(self, metrics): self.logged.summary.update({f'test_{k}': v for k, v in numbers(metrics).items()})
+    def upload(self):
+        return Path(self.logged.settings.sync_dir)
+
+    def row(self, row):
+        self.logged.log(numbers(row) | dict(phase=row['phase']), step=int(row['epoch']))
+
+    def result(self, metrics):
+        self.logged.summary.update({f'test_{k}': v for k, v in numbers(metrics).items()})
+
     def end(self, how):
         logged, self.logged = self.logged, None
-        if logged is not None: logged.finish(exit_code=0 if how == 'finished' else 1)
+        if logged is not None:
+            logged.finish(exit_code=0 if how == 'finished' else 1)
 
-def _say(text): print(text, file=sys.stderr, flush=True)
+
+def _say(text):
+    print(text, file=sys.stderr, flush=True)
 
 # %% ../../nbs/training/trackers.ipynb #0dff3d9a
 class MLflow(Tracker):
     "Recipe as parameters, epochs as metrics, in a tracking server or database"
+
     word = 'mlflow'
-    def __init__(self,
-        folder:Path, # of the run
-        recipe,      # a `Recipe`
+
+    def __init__(
+        self,
+        folder: Path,  # of the run
+        recipe,  # a `Recipe`
     ):
         super().__init__(folder, recipe)
         # it reports use to its makers, and asks a silent server again for four minutes, unless told otherwise
-        for key, value in dict(MLFLOW_DISABLE_TELEMETRY='true', MLFLOW_ALLOW_FILE_STORE='true', MLFLOW_HTTP_REQUEST_MAX_RETRIES='1',
-                               MLFLOW_HTTP_REQUEST_TIMEOUT='10').items(): os.environ.setdefault(key, value)
+        for key, value in dict(
+            MLFLOW_DISABLE_TELEMETRY='true',
+            MLFLOW_ALLOW_FILE_STORE='true',
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES='1',
+            MLFLOW_HTTP_REQUEST_TIMEOUT='10',
+        ).items():
+            os.environ.setdefault(key, value)
         mlflow = _package('mlflow', self.word)
         beside = self.folder.absolute().parent
-        self.uri, self.id = os.environ.get('MLFLOW_TRACKING_URI') or f'sqlite:///{beside/"mlflow.db"}', None
+        self.uri, self.id = os.environ.get('MLFLOW_TRACKING_URI') or f'sqlite:///{beside / "mlflow.db"}', None
         scheme = urlsplit(self.uri).scheme
         try:
-            if scheme in ('http', 'https'): _answers(self.uri)
-            if scheme.startswith('sqlite'): beside.mkdir(parents=True, exist_ok=True)
+            if scheme in ('http', 'https'):
+                _answers(self.uri)
+            if scheme.startswith('sqlite'):
+                beside.mkdir(parents=True, exist_ok=True)
             connect = lambda: self._connect(mlflow)
-            with _hushed('mlflow', 'alembic'): connect() if scheme.startswith('sqlite') else _within(30, connect)
-        except UserError: raise
+            with _hushed('mlflow', 'alembic'):
+                connect() if scheme.startswith('sqlite') else _within(30, connect)
+        except UserError:
+            raise
         except Exception as error:
-            raise UserError(f"MLflow cannot be used at {self.uri}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}. "
-                            'Mend MLFLOW_TRACKING_URI, or leave it unset for a file beside the run.') from None
+            raise UserError(
+                f'MLflow cannot be used at {self.uri}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}. '
+                'Mend MLFLOW_TRACKING_URI, or leave it unset for a file beside the run.'
+            ) from None
 
     def _connect(self, mlflow):
         self.client = mlflow.MlflowClient(tracking_uri=self.uri)
         name = os.environ.get('MLFLOW_EXPERIMENT_NAME') or self.settings_of_run.name
         known = self.client.get_experiment_by_name(name)
-        local = dict(artifact_location=(self.folder.absolute().parent/'mlflow').as_uri()) if self.uri.startswith('sqlite') else {}
+        local = (
+            dict(artifact_location=(self.folder.absolute().parent / 'mlflow').as_uri())
+            if self.uri.startswith('sqlite')
+            else {}
+        )
         self.experiment = known.experiment_id if known else self.client.create_experiment(name, **local)
 
     def begin(self, rows):
         from mlflow.entities import Param
-        file, recipe = self.folder/'mlflow.json', self.settings_of_run
+
+        file, recipe = self.folder / 'mlflow.json', self.settings_of_run
         if file.exists() and (kept := json.loads(file.read_text('utf8')))['uri'] == self.uri:
             self.id = kept['run']
             self.client.update_run(self.id, status='RUNNING')
             known = self.client.get_metric_history(self.id, 'valid_loss')
             return max((m.step for m in known), default=-1)
         from fungi_fastai import __version__
-        tags = {'mlflow.source.name': f'fungi train {recipe.name}', 'recipe': recipe.name, 'folder': str(self.folder.absolute()), 'fungi_fastai': __version__}
+
+        tags = {
+            'mlflow.source.name': f'fungi train {recipe.name}',
+            'recipe': recipe.name,
+            'folder': str(self.folder.absolute()),
+            'fungi_fastai': __version__,
+        }
         self.id = self.client.create_run(self.experiment, tags=tags, run_name=self.folder.name).info.run_id
         params = [Param(k, str(v)[:6000]) for k, v in flat(asdict(recipe)).items()]
-        for i in range(0, len(params), 100): self.client.log_batch(self.id, params=params[i:i+100])   # their limit
+        for i in range(0, len(params), 100):
+            self.client.log_batch(self.id, params=params[i : i + 100])  # their limit
         write_text(file, json.dumps(dict(uri=self.uri, experiment=self.experiment, run=self.id)))
         return -1
 
-    def row(self, row): self._log({k: v for k, v in numbers(row).items() if k != 'epoch'}, int(row['epoch']))
-    def result(self, metrics): self._log({f'test_{k}': v for k, v in numbers(metrics).items()}, self.rows[-1]['epoch'])
+    def row(self, row):
+        self._log({k: v for k, v in numbers(row).items() if k != 'epoch'}, int(row['epoch']))
+
+    def result(self, metrics):
+        self._log({f'test_{k}': v for k, v in numbers(metrics).items()}, self.rows[-1]['epoch'])
+
     def _log(self, values, epoch):
         from mlflow.entities import Metric
-        now = int(time.time()*1000)
+
+        now = int(time.time() * 1000)
         self.client.log_batch(self.id, metrics=[Metric(k, v, now, int(epoch)) for k, v in values.items()])
 
     def end(self, how):
-        if self.id: self.client.set_terminated(self.id, dict(finished='FINISHED', failed='FAILED', stopped='KILLED')[how])
+        if self.id:
+            self.client.set_terminated(self.id, dict(finished='FINISHED', failed='FAILED', stopped='KILLED')[how])
+
 
 @contextmanager
 def _hushed(*names):
     "A block in which these packages' loggers only warn"
     import logging
+
     loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split('.')[0] in names]
     levels = [one.level for one in loggers]
-    for one in loggers: one.setLevel(logging.WARNING)
-    try: yield
+    for one in loggers:
+        one.setLevel(logging.WARNING)
+    try:
+        yield
     finally:
-        for one, level in zip(loggers, levels, strict=True): one.setLevel(level)
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
 
 # %% ../../nbs/training/trackers.ipynb #d5050e00
 kinds = dict(tensorboard=TensorBoard, wandb=WeightsAndBiases, mlflow=MLflow, curves=LiveCurves)
 
+
 def trackers(
-    names:str,       # '' or some of tensorboard, wandb, mlflow and curves, with commas; tensorboard:histograms
-    folder:str|Path, # of the run
-    recipe,          # a `Recipe`
-) -> list[Callback]: # for `fit`; none in the further processes of a training on many devices
+    names: str,  # '' or some of tensorboard, wandb, mlflow and curves, with commas; tensorboard:histograms
+    folder: str | Path,  # of the run
+    recipe,  # a `Recipe`
+) -> list[Callback]:  # for `fit`; none in the further processes of a training on many devices
     "The trackers of a training. Raises `UserError` for an unknown one, one that is not installed, and a server that does not answer"
     made = {}
     for said in filter(None, (n.strip() for n in names.split(','))):
         word, _, option = said.partition(':')
         if word not in kinds or option not in ('', 'histograms') or option and word != 'tensorboard':
-            raise UserError(f"There is no tracker {said!r}. {meant(said, [*kinds, 'tensorboard:histograms'])} Several are given with commas between.")
+            raise UserError(
+                f'There is no tracker {said!r}. {meant(said, [*kinds, "tensorboard:histograms"])} Several are given with commas between.'
+            )
         made.setdefault(word, {}).update({option: True} if option else {})
-    if rank_distrib(): return []
+    if rank_distrib():
+        return []
     return [kinds[word](Path(folder), recipe, **options) for word, options in made.items()]
+
 
 @contextmanager
 def tracked(
-    names:str,       # as of `trackers`
-    folder:str|Path, # of the run
-    recipe,          # a `Recipe`
-): # the trackers
+    names: str,  # as of `trackers`
+    folder: str | Path,  # of the run
+    recipe,  # a `Recipe`
+):  # the trackers
     "A block with trackers, which are closed at its end, however it ends. Raises `UserError`"
     made, how = trackers(names, folder, recipe), 'finished'
-    try: yield made
-    except Exception: how = 'failed'; raise
-    except BaseException: how = 'stopped'; raise
+    try:
+        yield made
+    except Exception:
+        how = 'failed'
+        raise
+    except BaseException:
+        how = 'stopped'
+        raise
     finally:
-        for one in made: one.close(how)
+        for one in made:
+            one.close(how)

@@ -25,13 +25,20 @@ from .distributed import is_first, world_size
 # %% ../../nbs/training/tracking.ipynb #c625a064
 class ValidationScore(Metric):
     "A score over all validation predictions of an epoch"
-    def __init__(self,
-        name:str, # accuracy or macro_f1
-    ): self._name = name
+
+    def __init__(
+        self,
+        name: str,  # accuracy or macro_f1
+    ):
+        self._name = name
 
     @property
-    def name(self): return self._name
-    def reset(self): self.called, self.said = [], []
+    def name(self):
+        return self._name
+
+    def reset(self):
+        self.called, self.said = [], []
+
     def accumulate(self, learn):
         self.called.append(learn.y.detach().cpu().numpy())
         self.said.append(learn.pred.detach().argmax(-1).cpu().numpy())
@@ -39,86 +46,132 @@ class ValidationScore(Metric):
     @property
     def value(self):
         from sklearn.metrics import f1_score
-        if not self.called: return None
+
+        if not self.called:
+            return None
         called, said = np.concatenate(self.called), np.concatenate(self.said)
-        if self.name == 'accuracy': return float((called == said).mean())
+        if self.name == 'accuracy':
+            return float((called == said).mean())
         return float(f1_score(called, said, average='macro', zero_division=0))
 
-def training_metrics(): return [ValidationScore('accuracy'), ValidationScore('macro_f1')]
+
+def training_metrics():
+    return [ValidationScore('accuracy'), ValidationScore('macro_f1')]
 
 # %% ../../nbs/training/tracking.ipynb #5fdd8221
 class EpochCallback(Callback):
     "Calls `epoch_done` after each epoch that was trained and validated; not after skipped ones, nor in lr_find or get_preds"
+
     fitting = False
-    def before_train(self): self.fitting = not hasattr(self.learn, 'lr_finder')   # `before_fit` fires in get_preds too
-    def after_fit(self): self.fitting = False
+
+    def before_train(self):
+        self.fitting = not hasattr(self.learn, 'lr_finder')  # `before_fit` fires in get_preds too
+
+    def after_fit(self):
+        self.fitting = False
+
     def after_epoch(self):
-        if self.fitting and len(self.recorder.values[-1]): self.epoch_done()
+        if self.fitting and len(self.recorder.values[-1]):
+            self.epoch_done()
+
 
 class _SmoothLoss(AvgSmoothLoss):
     "fastai's smoothed loss, which stays on its device until somebody looks"
+
     def accumulate(self, learn):
         loss = learn.loss.detach().mean()
         self.count += 1
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
+
 class History(EpochCallback):
     "Keeps a row an epoch, and writes them to `file` as they come; stops where the loss is not a number"
-    order = Recorder.order+5
-    def __init__(self,
-        file:Path|None=None,  # the CSV; None keeps the rows only
-        rows:list|None=None,  # rows of earlier phases, or of the run that is continued
-        every:int|None=None,  # steps after which the loss is looked at (default: each on a CPU, 20 elsewhere)
-    ): self.file, self.rows, self.every, self.phase = file, rows or [], every, 'all layers'
 
-    def after_create(self): self.recorder.smooth_loss = _SmoothLoss(beta=self.recorder.smooth_loss.beta)
-    def before_epoch(self): self.started = time.perf_counter()
+    order = Recorder.order + 5
+
+    def __init__(
+        self,
+        file: Path | None = None,  # the CSV; None keeps the rows only
+        rows: list | None = None,  # rows of earlier phases, or of the run that is continued
+        every: int | None = None,  # steps after which the loss is looked at (default: each on a CPU, 20 elsewhere)
+    ):
+        self.file, self.rows, self.every, self.phase = file, rows or [], every, 'all layers'
+
+    def after_create(self):
+        self.recorder.smooth_loss = _SmoothLoss(beta=self.recorder.smooth_loss.beta)
+
+    def before_epoch(self):
+        self.started = time.perf_counter()
+
     def before_train(self):
         super().before_train()
-        self.seen, self.judged = 0, 0.
-        self.recorder.smooth_loss.reset()   # an epoch's own loss, whatever came before it
+        self.seen, self.judged = 0, 0.0
+        self.recorder.smooth_loss.reset()  # an epoch's own loss, whatever came before it
 
     def after_batch(self):
-        if not self.training: return
+        if not self.training:
+            return
         self.seen += len(self.y)
-        if not self.fitting: return
+        if not self.fitting:
+            return
         loss = self.learn.loss.detach()
-        self.judged = loss.float()*0 + self.judged   # 0 stays 0 in a sum; what is not finite becomes NaN and stays that
-        if (self.iter+1) % (self.every or (1 if loss.device.type == 'cpu' else 20)) == 0: self._check(self.judged)
+        self.judged = (
+            loss.float() * 0 + self.judged
+        )  # 0 stays 0 in a sum; what is not finite becomes NaN and stays that
+        if (self.iter + 1) % (self.every or (1 if loss.device.type == 'cpu' else 20)) == 0:
+            self._check(self.judged)
 
     def after_train(self):
-        if self.fitting: self._check(self.judged)
+        if self.fitting:
+            self._check(self.judged)
         self.recorder.losses = [loss.cpu() for loss in self.recorder.losses]
-        self.train_seconds = time.perf_counter()-self.started
+        self.train_seconds = time.perf_counter() - self.started
 
     def _check(self, loss):
-        if np.isfinite(float(loss)): return
-        self.learn.failure = nan_advice.format(self.opt.hypers[-1]['lr'])   # an exception would arrive with fastai's words around it
+        if np.isfinite(float(loss)):
+            return
+        self.learn.failure = nan_advice.format(
+            self.opt.hypers[-1]['lr']
+        )  # an exception would arrive with fastai's words around it
         raise CancelFitException
 
     def epoch_done(self):
         values, names = self.recorder.values[-1], [n for n in self.recorder.metric_names[1:] if n != 'time']
-        scores = dict(zip(names[-len(values):], values, strict=True))   # no training loss where a callback cut the epoch short
+        scores = dict(
+            zip(names[-len(values) :], values, strict=True)
+        )  # no training loss where a callback cut the epoch short
         self._check(scores['valid_loss'])
-        self.add(phase=self.phase, **scores, lr=float(self.opt.hypers[-1]['lr']),
-                 seconds=round(time.perf_counter()-self.started, 3), images_per_second=round(self.seen*world_size()/self.train_seconds, 2))
+        self.add(
+            phase=self.phase,
+            **scores,
+            lr=float(self.opt.hypers[-1]['lr']),
+            seconds=round(time.perf_counter() - self.started, 3),
+            images_per_second=round(self.seen * world_size() / self.train_seconds, 2),
+        )
 
     def add(self, **row):
         "Append a row and write the file"
-        self.rows.append(dict(epoch=self.rows[-1]['epoch']+1 if self.rows else row.pop('epoch', 1), **row))
-        if self.file is None or not is_first(): return
+        self.rows.append(dict(epoch=self.rows[-1]['epoch'] + 1 if self.rows else row.pop('epoch', 1), **row))
+        if self.file is None or not is_first():
+            return
         write_table(self.file, pd.DataFrame(self.rows))
 
-nan_advice = ('The loss is no longer a number, at a learning rate of {:.2g}. Try a tenth of it (--lr), or --precision fp32; '
-              'what was reached before is kept in the run folder.')
+
+nan_advice = (
+    'The loss is no longer a number, at a learning rate of {:.2g}. Try a tenth of it (--lr), or --precision fp32; '
+    'what was reached before is kept in the run folder.'
+)
 
 # %% ../../nbs/training/tracking.ipynb #40ba5272
 class ProgressLine(EpochCallback):
     "Loss, rate and time left: one rewritten line in a terminal, a plain line every `every` seconds in a log"
-    order = History.order+1
-    def __init__(self,
-        stream=None,    # where to (default: standard error)
-        every:float=30, # seconds between lines where the stream is no terminal
+
+    order = History.order + 1
+
+    def __init__(
+        self,
+        stream=None,  # where to (default: standard error)
+        every: float = 30,  # seconds between lines where the stream is no terminal
     ):
         self.stream, self.every = stream or sys.stderr, every
         self.live = self.stream.isatty()
@@ -127,33 +180,46 @@ class ProgressLine(EpochCallback):
         self.begun, self.images, self.batches, self.said = time.perf_counter(), 0, 0, time.perf_counter()
 
     def after_batch(self):
-        if not (self.training and self.fitting): return
-        self.images += len(self.y)*world_size(); self.batches += 1
+        if not (self.training and self.fitting):
+            return
+        self.images += len(self.y) * world_size()
+        self.batches += 1
         now = time.perf_counter()
-        if now-self.said < (.2 if self.live else self.every): return
+        if now - self.said < (0.2 if self.live else self.every):
+            return
         self.said = now
-        spent = now-self.begun
+        spent = now - self.begun
         done = self.pct_train
         on_time = getattr(self.learn, 'on_time', None)
-        left = on_time.left if on_time else spent/max(self.batches, 1)*(self.n_iter*self.n_epoch*(1-done))
-        self.say(f'epoch {self.epoch+1}/{self.n_epoch}  batch {self.iter+1}/{self.n_iter}  loss {float(self.learn.smooth_loss):.4f}'
-                  f'  {self.images/spent:.1f} images/s  {clock(left)} left', end='')
+        left = on_time.left if on_time else spent / max(self.batches, 1) * (self.n_iter * self.n_epoch * (1 - done))
+        self.say(
+            f'epoch {self.epoch + 1}/{self.n_epoch}  batch {self.iter + 1}/{self.n_iter}  loss {float(self.learn.smooth_loss):.4f}'
+            f'  {self.images / spent:.1f} images/s  {clock(left)} left',
+            end='',
+        )
 
     def epoch_done(self):
         row = self.history.rows[-1]
-        scores = '  '.join(f'{k} {row[k]:.4f}' for k in ('train_loss', 'valid_loss', 'accuracy', 'macro_f1') if k in row)
-        rate = f"  {row['images_per_second']:.1f} images/s" if 'images_per_second' in row else ''
-        self.say(f"epoch {row['epoch']} ({row['phase']})  {scores}{rate}  {clock(row['seconds'])}")
+        scores = '  '.join(
+            f'{k} {row[k]:.4f}' for k in ('train_loss', 'valid_loss', 'accuracy', 'macro_f1') if k in row
+        )
+        rate = f'  {row["images_per_second"]:.1f} images/s' if 'images_per_second' in row else ''
+        self.say(f'epoch {row["epoch"]} ({row["phase"]})  {scores}{rate}  {clock(row["seconds"])}')
 
     def say(self, text, end='\n'):
         "A line of text"
-        if self.live: self.stream.write(f'\r{text}\033[K{end}')
-        else: self.stream.write(text+'\n')
+        if self.live:
+            self.stream.write(f'\r{text}\033[K{end}')
+        else:
+            self.stream.write(text + '\n')
         self.stream.flush()
+
 
 def show_progress(learn):
     "Give a Learner the progress that fits where it runs: fastai's bar in a notebook, a line elsewhere"
-    if in_notebook(): return learn
-    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
-    learn.logger = lambda *_: None   # the line says it
+    if in_notebook():
+        return learn
+    if hasattr(learn, 'progress'):
+        learn.remove_cb(learn.progress)
+    learn.logger = lambda *_: None  # the line says it
     return learn.add_cb(ProgressLine())
