@@ -5,7 +5,7 @@ Both train on the same pictures and validate on the same ones: the split of ours
 from child import asked, clock, report
 
 who, given = asked()
-from fungi_fastai.recipes import MUSHROOMS  # noqa: E402
+from fungi_fastai.training.recipes import MUSHROOMS  # noqa: E402
 
 recipe = MUSHROOMS.but(
     source=given['source'],
@@ -41,8 +41,8 @@ def plain():
 
 
 def ours():
-    from fungi_fastai.experiments.runs import train
-    from fungi_fastai.training.tracking import History
+    from fungi_fastai.runs.run import train
+    from fungi_fastai.training.callbacks import History
 
     history, add = [], History.add
 

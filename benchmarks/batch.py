@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fungi_fastai.deploy.batch import engines, predict_to
+from fungi_fastai.runs.batch_prediction import engines, predict_to
 
 
 def seconds(bundle, folder, times, out, **options):

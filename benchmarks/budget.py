@@ -69,7 +69,7 @@ def plain(run_folder: Path, size: int, seconds: float, out: Path):
     from fastai.vision.all import set_seed
     from plain import plain_learner, plain_loaders
 
-    from fungi_fastai.experiments.runs import Run
+    from fungi_fastai.runs.run import Run
 
     run = Run.load(run_folder)
     recipe, items = run.recipe, run.items
@@ -105,7 +105,7 @@ def plain(run_folder: Path, size: int, seconds: float, out: Path):
 def write_judged(out: Path, recipe, run_folder: Path, held, probs, classes: list[str], **told):
     "What somebody else says of a run's test pictures, as a folder that `fungi compare` takes for a run"
     from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
-    from fungi_fastai.settings import write_json, write_table
+    from fungi_fastai.core.settings import write_json, write_table
 
     predictions = predictions_table(held, probs, classes)
     out.mkdir(parents=True)
@@ -150,7 +150,7 @@ def table(out: Path) -> dict:
     "Each side's scores, and how much better ours are, with 95 % intervals over pictures (by specimen) and seeds"
     from run import machine
 
-    from fungi_fastai.experiments.compare import compare
+    from fungi_fastai.runs.compare import compare
 
     rows, differences = [json.loads(line) for line in (out / 'rows.jsonl').read_text().splitlines()], []
     for folder in sorted(p for p in out.glob('*m') if p.is_dir()):

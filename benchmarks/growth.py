@@ -5,7 +5,7 @@ from child import asked, clock, report
 _, given = asked()
 from fungi_fastai.data.cache import build_cache  # noqa: E402
 from fungi_fastai.data.images import canvas_size  # noqa: E402
-from fungi_fastai.data.items import exclude, has_problem, judge, scan  # noqa: E402
+from fungi_fastai.data.scan import exclude, has_problem, judge, scan  # noqa: E402
 from fungi_fastai.data.loaders import make_loaders  # noqa: E402
 from fungi_fastai.data.sources import Source  # noqa: E402
 from fungi_fastai.data.splits import split  # noqa: E402

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from fungi_fastai.data.items import scan
+from fungi_fastai.data.scan import scan
 from fungi_fastai.training.recipe import Recipe
 
 

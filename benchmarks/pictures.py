@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image, ImageEnhance
 
-from fungi_fastai.data.samples import draw, kinds
+from fungi_fastai.samples.datasets import draw, kinds
 
 KIND = 'mushrooms'
 LABELS = kinds[KIND].labels

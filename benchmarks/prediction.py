@@ -23,7 +23,7 @@ if who.startswith('fastai'):
 else:
     from ours import our_items, our_recipe
 
-    from fungi_fastai.experiments import runs
+    from fungi_fastai.runs import run as runs
     from fungi_fastai.training.fit import make_learner
 
     learn = make_learner(our_recipe(given, cache=False), our_items(given['table']), progress=False)

@@ -70,7 +70,7 @@ class Bench:
         if quick:
             self.folder = Path(tempfile.mkdtemp(prefix='fungi-bench-'))
         else:
-            from fungi_fastai.settings import settings
+            from fungi_fastai.core.settings import settings
 
             self.folder = Path(os.environ.get('BENCH_DIR', settings(ROOT).data_dir / 'bench'))
         self.work = self.folder / 'work'

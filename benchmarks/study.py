@@ -65,10 +65,10 @@ settings |= {
 
 def runs(shared: Path, out: Path, name: str, wanted: list[str]):
     "Train and judge what is not there yet"
-    from fungi_fastai.experiments.runs import Run, train
-    from fungi_fastai.experiments.tta import predict_tta
+    from fungi_fastai.runs.run import Run, train
+    from fungi_fastai.evaluation.tta import predict_tta
     from fungi_fastai.models.weights import weights_in
-    from fungi_fastai.recipes import recipes
+    from fungi_fastai.training.recipes import recipes
     from fungi_fastai.training.fit import prepare_items
 
     name, _, other = (place := name).partition('@')
@@ -110,8 +110,8 @@ def runs(shared: Path, out: Path, name: str, wanted: list[str]):
 
 def table(out: Path) -> list[dict]:
     "A row a set and setting: scores, what is better than `base` and by how much, with 95 % intervals, and seconds"
-    from fungi_fastai.experiments.compare import compare
-    from fungi_fastai.experiments.runs import Run
+    from fungi_fastai.runs.compare import compare
+    from fungi_fastai.runs.run import Run
 
     rows = []
     for folder in sorted(p for p in out.iterdir() if p.is_dir()):

@@ -3,18 +3,18 @@ __version__ = "0.1.0"
 
 # where each public name lives; a name is imported when first asked for, so that `import fungi_fastai` stays light
 _homes = {
-    "settings": ["UserError", "MissingFileError", "TrainingError", "settings"],
+    "core.settings": ["UserError", "MissingFileError", "TrainingError", "settings"],
     "data.sources": ["Source"],
     "training.recipe": ["Recipe"],
     "training.fit": ["prepare_items", "make_learner", "find_lr"],
-    "experiments.runs": ["Run", "train", "trainer"],
-    "experiments.folds": ["cross_validate"],
-    "experiments.curves": ["learning_curve"],
-    "experiments.compare": ["compare"],
-    "experiments.sweeps": ["sweep"],
-    "published": ["run_experiment"],
+    "runs.run": ["Run", "train", "trainer"],
+    "studies.folds": ["cross_validate"],
+    "studies.curves": ["learning_curve"],
+    "runs.compare": ["compare"],
+    "studies.sweeps": ["sweep"],
+    "studies.published": ["run_experiment"],
     "deploy.predictor": ["Predictor"],
-    "recipes": ["MUSHROOMS", "DEFUNGI", "FLOWERS", "SEEDLINGS",
+    "training.recipes": ["MUSHROOMS", "DEFUNGI", "FLOWERS", "SEEDLINGS",
                 "train_mushrooms", "train_defungi", "train_flowers", "train_seedlings"],
 }
 _home = {name: module for module, names in _homes.items() for name in names}

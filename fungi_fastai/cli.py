@@ -23,8 +23,8 @@ import tyro
 from fastcore.docments import docments
 from tyro.conf import CascadeSubcommandArgs, Positional, UseAppendAction, arg
 
-from .recipes import recipes
-from .settings import TrainingError, UserError, check_place, meant, settings, write_table
+from .training.recipes import recipes
+from .core.settings import TrainingError, UserError, check_place, meant, settings, write_table
 from .training.recipe import Recipe, as_seconds, is_sample, source_of
 
 # %% ../nbs/cli.ipynb #5cb6c370
@@ -97,7 +97,7 @@ def _resume(
 ) -> int:
     "Continue an interrupted run, as its own recipe says"
     began = time.monotonic()
-    from fungi_fastai.experiments.runs import Run
+    from fungi_fastai.runs.run import Run
     from fungi_fastai.training.launch import launch
 
     return _trained(launch(processes, _train_run, Run(resume).asked, resume, tracker, began), json)
@@ -105,7 +105,7 @@ def _resume(
 
 def _train_run(recipe, out, tracker, began):
     "Train, in each of the processes; the first one gives back what there is to say"
-    from fungi_fastai.experiments.runs import train as train_run
+    from fungi_fastai.runs.run import train as train_run
     from fungi_fastai.training.distributed import is_first
 
     warnings.showwarning = _show_warning
@@ -145,7 +145,7 @@ def evaluate(
     "Score a run on its test pictures, or on others; or look for leaks between training and test"
     given = _given(arch=arch, weights=weights or None, size=size, group=group)
     if leakage:
-        from fungi_fastai.experiments.leakage import leakage_report
+        from fungi_fastai.studies.leakage import leakage_report
 
         if source:
             raise UserError(
@@ -157,7 +157,7 @@ def evaluate(
         return 0
     if wrong := [*given, *(['retrain'] if retrain else [])]:
         raise UserError(f'--{wrong[0]} is for --leakage; a run is scored with what it was trained with.')
-    from fungi_fastai.experiments.runs import Run
+    from fungi_fastai.runs.run import Run
 
     if out:
         _check_file(out, '.csv', '.parquet')
@@ -200,7 +200,7 @@ def predict(
     json: bool = False,  # print JSON: a list of the rows, or with --out how many pictures there were
 ) -> int:
     "Classify pictures by a bundle or a run"
-    from fungi_fastai.deploy.batch import predict_to
+    from fungi_fastai.runs.batch_prediction import predict_to
 
     done = predict_to(
         model,
@@ -230,8 +230,8 @@ def check(
     json: bool = False,  # print JSON
 ) -> int:
     "Look for problems in a set of pictures; nothing is changed"
-    from fungi_fastai.data.items import check as check_source
-    from fungi_fastai.data.items import summary_text
+    from fungi_fastai.data.scan import check as check_source
+    from fungi_fastai.data.scan import summary_text
 
     items, found = check_source(source, label=label, group=group)
     if json:
@@ -268,7 +268,7 @@ def probe(
     json: bool = False,  # print JSON
 ) -> int:
     "The first number: how well a linear classifier does on what a network sees"
-    from fungi_fastai.experiments.probe import probe as probe_source
+    from fungi_fastai.studies.probe import probe as probe_source
 
     if out:
         _check_file(out, '.csv', '.parquet')
@@ -307,7 +307,7 @@ def labels(
     json: bool = False,  # print JSON
 ) -> int:
     "Rank the labels that are likely wrong; nothing is changed"
-    from fungi_fastai.experiments.labels import label_errors
+    from fungi_fastai.studies.labels import label_errors
 
     given = _given(arch=arch, size=size, label=label, group=group, pretrained=None if pretrained else False)
     found = label_errors(_base(source, recipe).but(weights=weights, **given), folds, out=out)
@@ -323,7 +323,7 @@ def explore(
 ) -> int:
     "Make a page of figures about a set of pictures"
     from fungi_fastai.data.explore import explore as explore_items
-    from fungi_fastai.data.items import check as check_source
+    from fungi_fastai.data.scan import check as check_source
 
     check_place(out / 'index.html')
     items, _ = check_source(source, label=label, group=group)
@@ -377,11 +377,11 @@ def report(
             raise UserError(
                 f'The report of one run is the report.html in its folder; --out {out} is for a page of several.'
             )
-        from fungi_fastai.experiments.runs import Run
+        from fungi_fastai.runs.run import Run
 
         print(Run.load(runs[0]).report())
     else:
-        from fungi_fastai.experiments.compare import compare as compare_runs
+        from fungi_fastai.runs.compare import compare as compare_runs
 
         _check_file(out := out or Path('comparison.html'), '.html')
         print(compare_runs(runs, common=True).write_page(out))
@@ -395,7 +395,7 @@ def watch(
     once: bool = False,  # look once, instead of until the training ends
 ) -> int:
     "Show a training of another process while it runs"
-    from fungi_fastai.experiments.watch import watch as watch_run
+    from fungi_fastai.runs.watch import watch as watch_run
 
     return watch_run(run, every, out, once)
 
@@ -412,7 +412,7 @@ def folds(
     json: CascadeSubcommandArgs[bool] = False,  # print JSON
 ) -> int:
     "Cross-validate: each picture is tested on once, by a network that has not seen its specimen"
-    from fungi_fastai.experiments.folds import cross_validate
+    from fungi_fastai.studies.folds import cross_validate
 
     found = cross_validate(recipe, k, out, grouped=not naive)
     _show(found, json, f'In {found.folder}')
@@ -434,7 +434,7 @@ def curve(
     json: CascadeSubcommandArgs[bool] = False,  # print JSON
 ) -> int:
     "Learning curves: would more pictures, more epochs, or another test share help?"
-    from fungi_fastai.experiments.curves import learning_curve
+    from fungi_fastai.studies.curves import learning_curve
 
     found = learning_curve(recipe, fractions or None, seeds, out, across)
     _show(found, json, f'In {found.folder}')
@@ -465,7 +465,7 @@ def sweep(
     json: CascadeSubcommandArgs[bool] = False,  # print JSON
 ) -> int:
     "Train a recipe with many settings and compare them"
-    from fungi_fastai.experiments.sweeps import sweep as sweep_recipe
+    from fungi_fastai.studies.sweeps import sweep as sweep_recipe
 
     if wrong := [v for v in vary if '=' not in v]:
         raise UserError(f'--vary {wrong[0]}: expected FIELD=VALUES, such as bs=16,32,64.')
@@ -506,7 +506,7 @@ def compare(
     json: bool = False,  # print JSON
 ) -> int:
     "Is one run better than another, on the same test pictures?"
-    from fungi_fastai.experiments.compare import compare as compare_runs
+    from fungi_fastai.runs.compare import compare as compare_runs
 
     _show(compare_runs(runs, out, common=common), json)
     return 0
@@ -523,7 +523,7 @@ def experiment(
     | None = None,  # its folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
 ) -> int:
     "Run an experiment of one of the four published projects"
-    from fungi_fastai.published import published, run_experiment
+    from fungi_fastai.studies.published import published, run_experiment
 
     if name == 'list':
         for key, one in published.items():

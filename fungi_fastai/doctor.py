@@ -19,7 +19,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from .settings import UserError, check_place, find_config, settings
+from .core.settings import UserError, check_place, find_config, settings
 
 # %% ../nbs/doctor.ipynb #0a2da341
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def ready():
     "fastai imported, whose own import warns with today's torch"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        import fungi_fastai.experiments.runs  # noqa: F401
+        import fungi_fastai.runs.run  # noqa: F401
 
 
 @pytest.fixture(scope='session')
@@ -78,7 +78,7 @@ def fungi(place, ready, capsys):
 @pytest.fixture(scope='session')
 def photos(tmp_path_factory):
     "Five classes of six flowers, two photos each: a folder, not to be changed"
-    from fungi_fastai.data.samples import make_sample
+    from fungi_fastai.samples.datasets import make_sample
 
     return make_sample('flowers', tmp_path_factory.mktemp('photos') / 'set', specimens=6, photos=2, size=64, workers=1)
 
@@ -108,7 +108,7 @@ def small_bundle(home, small_run):
 
 children = multiprocessing.get_context('forkserver')  # a process that has all imported, and forks one for each call
 children.set_forkserver_preload(
-    ['torch', 'optuna', 'sqlalchemy', 'fungi_fastai.experiments.sweeps', 'fungi_fastai.cli']
+    ['torch', 'optuna', 'sqlalchemy', 'fungi_fastai.studies.sweeps', 'fungi_fastai.cli']
 )
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import flags, tiny, wait_for
 
-from fungi_fastai.experiments.watch import is_training, watch
-from fungi_fastai.settings import TrainingError
+from fungi_fastai.runs.watch import is_training, watch
+from fungi_fastai.core.settings import TrainingError
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')

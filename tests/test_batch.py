@@ -17,21 +17,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fungi_fastai.deploy import batch
-from fungi_fastai.deploy.batch import predict_to
-from fungi_fastai.experiments import predictions
-from fungi_fastai.experiments.predictions import iter_predictions, stream_predictions
-from fungi_fastai.settings import UserError
+from fungi_fastai.runs import batch_prediction as batch
+from fungi_fastai.runs.batch_prediction import predict_to
+from fungi_fastai.deploy import streaming as predictions
+from fungi_fastai.deploy.streaming import iter_predictions, stream_predictions
+from fungi_fastai.core.settings import UserError
 
 processes = multiprocessing.get_context('forkserver')  # a process that has the imports, and forks one for each call
 processes.set_forkserver_preload(
     [
         'fungi_fastai.cli',
-        'fungi_fastai.deploy.batch',
+        'fungi_fastai.runs.batch_prediction',
         'fungi_fastai.deploy.predictor',
         'onnxruntime',
         'fungi_fastai.evaluation.decisions',
-        'fungi_fastai.experiments.predictions',
+        'fungi_fastai.deploy.streaming',
     ]
 )
 endings = ('csv', 'jsonl', 'parquet')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import flags, tiny, wait_for
 
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 from fungi_fastai.training.recipe import Recipe, as_seconds
 
 small = {k: v for k, v in tiny.items() if k != 'epochs'}
@@ -83,7 +83,7 @@ def test_too_little_for_an_epoch_leaves_the_probe(photos, ready, tmp_path):
 
 
 def test_killed_and_continued_it_keeps_its_budget(process, photos, tmp_path):
-    from fungi_fastai.experiments.runs import Run
+    from fungi_fastai.runs.run import Run
     from fungi_fastai.training.checkpoints import read_state
 
     state = tmp_path / 'run' / 'checkpoint' / 'state.safetensors'
@@ -125,7 +125,7 @@ def test_the_best_network_at_hand(fungi, photos, tmp_path):
     import timm
     from safetensors.torch import save_file
 
-    from fungi_fastai.experiments.runs import Run
+    from fungi_fastai.runs.run import Run
 
     (tmp_path / 'weights').mkdir()
     for arch in ('mobilenetv3_small_050', 'mobilenetv2_035'):
@@ -226,7 +226,7 @@ def test_a_head_that_is_too_sure_of_itself_stays_before_one_that_says_nothing(ph
     import torch
 
     from fungi_fastai.models.networks import body_head
-    from fungi_fastai.recipes import FLOWERS
+    from fungi_fastai.training.recipes import FLOWERS
     from fungi_fastai.training import fit as fitting
 
     learn = fitting.make_learner(FLOWERS.but(source=photos, **tiny), progress=False)
@@ -258,9 +258,9 @@ def test_a_head_with_an_aim_of_its_own_stays(photos, ready, tmp_path, changes):
 def test_mirror_images_are_what_the_body_sees_in_them(photos, ready):
     from PIL import Image, ImageOps
 
-    from fungi_fastai.recipes import FLOWERS
+    from fungi_fastai.training.recipes import FLOWERS
     from fungi_fastai.training.fit import make_learner
-    from fungi_fastai.training.frozen import body_features, known_features
+    from fungi_fastai.training.features import body_features, known_features
 
     learn = make_learner(FLOWERS.but(source=photos, **tiny, cache=False), progress=False)
     seen, _ = known_features(learn, mirrored=True)
@@ -273,7 +273,7 @@ def test_mirror_images_are_what_the_body_sees_in_them(photos, ready):
 
 @pytest.mark.parametrize('seconds, mirrored', ((600, 1.0), (0.01, 0.0)))
 def test_a_probe_sees_mirror_images_only_where_there_is_time(photos, small_run, tmp_path, seconds, mirrored):
-    from fungi_fastai.recipes import FLOWERS
+    from fungi_fastai.training.recipes import FLOWERS
     from fungi_fastai.training.budget import OnTime, Plan
     from fungi_fastai.training.fit import fit, make_learner
 
@@ -287,9 +287,9 @@ def test_a_probe_sees_mirror_images_only_where_there_is_time(photos, small_run, 
 
 
 def test_a_part_of_the_mirror_images_goes_with_its_classes(photos, ready):
-    from fungi_fastai.recipes import FLOWERS
+    from fungi_fastai.training.recipes import FLOWERS
     from fungi_fastai.training.fit import make_learner
-    from fungi_fastai.training.frozen import forget_features, known_features
+    from fungi_fastai.training.features import forget_features, known_features
 
     learn = make_learner(FLOWERS.but(source=photos, **tiny, cache=False), progress=False)
     some, codes = known_features(learn, mirrored=0.5)

@@ -31,7 +31,7 @@ print(len(made))
 @pytest.fixture
 def scanned(photos, tmp_path):
     "A folder with settings of its own, and the photos as items"
-    from fungi_fastai.data.items import check
+    from fungi_fastai.data.scan import check
 
     (tmp_path / 'settings.ini').write_text('[DEFAULT]\ncache_dir = cache\nnum_workers = 1\n')
     items, _ = check(photos, progress=False)

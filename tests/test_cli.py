@@ -266,7 +266,7 @@ def test_evaluate_shows_what_was_measured(fungi, small_run):
 
 
 def test_evaluate_on_another_zip(fungi, small_run, zipped, tmp_path):
-    from fungi_fastai.data.samples import make_sample
+    from fungi_fastai.samples.datasets import make_sample
 
     other = make_sample('flowers', tmp_path / 'other', specimens=2, photos=1, size=64, seed=5, workers=1)
     archive = zipped('OTHER.zip', {f'any name/{f.parent.name}/{f.name}': f for f in sorted(other.rglob('*.jpg'))})
@@ -398,8 +398,8 @@ def test_a_command_says_the_whole_recipe(fungi, monkeypatch, name, change):
     "Also where a recipe has the plain value of what its own default differs in"
     import shlex
 
-    from fungi_fastai.experiments.runs import command_of
-    from fungi_fastai.recipes import recipes
+    from fungi_fastai.runs.run import command_of
+    from fungi_fastai.training.recipes import recipes
 
     got, recipe = [], change(recipes[name])
     monkeypatch.setattr('fungi_fastai.training.launch.launch', lambda processes, train, recipe, *_: got.append(recipe))

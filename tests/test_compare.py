@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import tiny
 
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures('place', 'ready')
 
 
 def test_mcnemar_is_the_sum_of_a_binomial():
-    from fungi_fastai.experiments.compare import mcnemar
+    from fungi_fastai.runs.compare import mcnemar
 
     rng = np.random.default_rng(0)
     for b, c in [(0, 0), (0, 1), (5, 5), *rng.integers(0, 40, (30, 2)).tolist()]:
@@ -32,7 +32,7 @@ def test_mcnemar_is_the_sum_of_a_binomial():
 
 def random_sides(rng, units=30, pictures=120, classes=4, runs=1):
     "Counts of two sides at random, and the pictures they came from"
-    from fungi_fastai.experiments.compare import unit_counts
+    from fungi_fastai.runs.compare import unit_counts
 
     found, told = [], []
     for _ in range(runs):
@@ -48,7 +48,7 @@ def random_sides(rng, units=30, pictures=120, classes=4, runs=1):
 def test_weighted_scores_are_scikit_learns():
     from sklearn.metrics import f1_score
 
-    from fungi_fastai.experiments.compare import draw_weights, weighted_scores
+    from fungi_fastai.runs.compare import draw_weights, weighted_scores
 
     rng = np.random.default_rng(1)
     for classes in (2, 7, 30):
@@ -65,7 +65,7 @@ def test_weighted_scores_are_scikit_learns():
 
 def test_the_bootstrap_is_the_plain_one_of_whole_specimens():
     "Against a loop over resamples, and against the textbook's standard error of a ratio"
-    from fungi_fastai.experiments.compare import bootstrap_difference
+    from fungi_fastai.runs.compare import bootstrap_difference
 
     rng = np.random.default_rng(2)
     pairs, ((label, (first, second), unit),) = random_sides(rng)
@@ -85,7 +85,7 @@ def test_the_bootstrap_is_the_plain_one_of_whole_specimens():
 
 
 def test_several_seeds_scatter_as_seeds_and_specimens_do():
-    from fungi_fastai.experiments.compare import bootstrap_difference, weighted_scores
+    from fungi_fastai.runs.compare import bootstrap_difference, weighted_scores
 
     rng = np.random.default_rng(3)
     pairs, _ = random_sides(rng, units=400, pictures=800, runs=3)
@@ -99,7 +99,7 @@ def test_several_seeds_scatter_as_seeds_and_specimens_do():
 
 
 def test_the_exchange_test_is_exact_mcnemar_for_single_pictures():
-    from fungi_fastai.experiments.compare import exchange_test, mcnemar, unit_counts
+    from fungi_fastai.runs.compare import exchange_test, mcnemar, unit_counts
 
     rng = np.random.default_rng(4)
     for _ in range(5):
@@ -131,7 +131,7 @@ class Made:
 
 @pytest.fixture
 def made(monkeypatch):
-    from fungi_fastai.experiments import runs
+    from fungi_fastai.runs import run as runs
 
     monkeypatch.setattr(runs, 'Run', Made)
     return Made
@@ -156,7 +156,7 @@ def answers(rng, items, chance, alike):
 @pytest.mark.parametrize('alike', [0, 1])
 def test_equal_runs_are_seldom_called_different(made, alike):
     "In 5 of 100 cases at most, also where the photos of a specimen are one witness (which McNemar's test does not see)"
-    from fungi_fastai.experiments.compare import compare
+    from fungi_fastai.runs.compare import compare
 
     rng, items, claimed, naive = np.random.default_rng(5), specimens(25, 4), 0, 0
     for _ in range(70):
@@ -172,7 +172,7 @@ def test_equal_runs_are_seldom_called_different(made, alike):
 
 
 def test_a_better_run_is_called_better(made, tmp_path):
-    from fungi_fastai.experiments.compare import compare
+    from fungi_fastai.runs.compare import compare
 
     rng, items = np.random.default_rng(6), specimens(150, 2)
     runs = [
@@ -204,7 +204,7 @@ def test_a_better_run_is_called_better(made, tmp_path):
 
 
 def test_seeds_are_one_side(made):
-    from fungi_fastai.experiments.compare import compare
+    from fungi_fastai.runs.compare import compare
 
     rng, items, runs = np.random.default_rng(7), specimens(80, 2), []
     for seed in (3, 1, 2):
@@ -230,7 +230,7 @@ def test_seeds_are_one_side(made):
 
 
 def test_sides_are_called_by_what_tells_them_apart(made):
-    from fungi_fastai.experiments.compare import compare
+    from fungi_fastai.runs.compare import compare
 
     items = specimens(20, 2)
     of_curve = [made(f'c/seed-{s}-fraction-{f}', items, items.label, s, fraction=f) for f in (0.5, 1.0) for s in (1, 2)]
@@ -252,7 +252,7 @@ def test_sides_are_called_by_what_tells_them_apart(made):
 
 
 def test_only_what_both_were_tested_on(made):
-    from fungi_fastai.experiments.compare import compare
+    from fungi_fastai.runs.compare import compare
 
     items = specimens(20, 2)
     half = items.assign(split=np.where(items.group.isin([f's{n}' for n in range(10)]), 'train', 'test'))
@@ -290,7 +290,7 @@ def test_only_what_both_were_tested_on(made):
 
 
 def test_copies_are_one_witness_even_if_only_one_side_knows(made):
-    from fungi_fastai.experiments.compare import compare
+    from fungi_fastai.runs.compare import compare
 
     items = specimens(6, 1)
     linked = items.assign(cluster=['x', 'x', '', '', 'y', 'y'])
@@ -317,7 +317,7 @@ def other_run(home, ready, photos):
 
 
 def test_two_runs(small_run, other_run, tmp_path):
-    from fungi_fastai.experiments.compare import compare
+    from fungi_fastai.runs.compare import compare
 
     found = compare([small_run.folder, other_run], samples=500)
     both = [r.predictions[r.predictions.split == 'test'].set_index('path') for r in (small_run, other_run)]
@@ -345,8 +345,8 @@ def test_two_runs(small_run, other_run, tmp_path):
 
 
 def test_two_cross_validations(photos, tmp_path):
-    from fungi_fastai.experiments.compare import compare
-    from fungi_fastai.experiments.folds import cross_validate
+    from fungi_fastai.runs.compare import compare
+    from fungi_fastai.studies.folds import cross_validate
 
     recipe = Recipe(name='flowers', group=r'([^/]+)_[^_]+$', **tiny).but(source=photos, epochs=0)
     one, two = (

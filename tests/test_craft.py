@@ -210,7 +210,7 @@ def test_classes_are_drawn_in_balance_and_no_validation_twin_is_trained_on(photo
 
 
 def test_balanced_on_features_too(photos):
-    from fungi_fastai.training.frozen import on_features
+    from fungi_fastai.training.features import on_features
 
     learn = uneven(photos, balance='oversample')
     with on_features(learn):
@@ -255,7 +255,7 @@ craft = dict(
 @pytest.mark.parametrize('epochs', [1, 2, 4])
 def test_continued_with_every_tool_in_use(photos, tmp_path, epochs):
     "Stopped after an epoch, as by a kill, and continued by another Learner: the weights are bitwise those of the uninterrupted run"
-    from fungi_fastai.experiments.runs import train
+    from fungi_fastai.runs.run import train
 
     recipe = Recipe(name='flowers', source=str(photos), **tiny | craft)
     whole = train(recipe, tmp_path / 'whole', progress=False)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import tiny
 
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
@@ -22,7 +22,7 @@ def recipe(photos):
 @pytest.fixture(scope='session')
 def curve(home, ready, recipe):
     "Two fractions, two seeds; not to be changed"
-    from fungi_fastai.experiments.curves import learning_curve
+    from fungi_fastai.studies.curves import learning_curve
 
     before = os.getcwd()
     os.chdir(home)
@@ -57,7 +57,7 @@ def test_the_test_pictures_are_the_same_at_every_point_and_the_training_parts_ne
 
 
 def test_each_run_is_the_one_that_train_makes(curve, recipe, tmp_path):
-    from fungi_fastai.experiments.runs import Run, train
+    from fungi_fastai.runs.run import Run, train
 
     alone = train(recipe.but(fraction=0.4, seed=2), tmp_path / 'alone', progress=False)
     there = Run.load(curve.folder / 'seed-2-fraction-0.4')
@@ -65,7 +65,7 @@ def test_each_run_is_the_one_that_train_makes(curve, recipe, tmp_path):
 
 
 def test_the_rows_are_the_runs_scores(curve):
-    from fungi_fastai.experiments.runs import Run
+    from fungi_fastai.runs.run import Run
 
     assert len(curve.table) == 12
     for (seed, share), rows in curve.table.groupby(['seed', 'fraction']):
@@ -89,8 +89,8 @@ def test_the_rows_are_the_runs_scores(curve):
 
 
 def test_the_same_call_goes_on_and_seeds_can_be_added(curve, recipe, tmp_path, monkeypatch):
-    from fungi_fastai.experiments import folds
-    from fungi_fastai.experiments.curves import Curve, learning_curve
+    from fungi_fastai.studies import folds
+    from fungi_fastai.studies.curves import Curve, learning_curve
 
     shutil.copytree(curve.folder, tmp_path / 'curve')
     for gone in ('curve.json', 'curve.csv', 'seed-2-fraction-1/metrics.json'):
@@ -118,7 +118,7 @@ def test_the_same_call_goes_on_and_seeds_can_be_added(curve, recipe, tmp_path, m
 
 
 def test_across_epochs_is_the_mean_of_the_histories(recipe, tmp_path):
-    from fungi_fastai.experiments.curves import learning_curve
+    from fungi_fastai.studies.curves import learning_curve
 
     found = learning_curve(recipe.but(epochs=2), seeds=(1, 2), out=tmp_path / 'curve', across='epochs', progress=False)
     histories = [pd.read_csv(tmp_path / f'curve/seed-{s}/history.csv') for s in (1, 2)]
@@ -132,7 +132,7 @@ def test_across_epochs_is_the_mean_of_the_histories(recipe, tmp_path):
 
 
 def test_across_split(recipe, photos, tmp_path):
-    from fungi_fastai.experiments.curves import learning_curve
+    from fungi_fastai.studies.curves import learning_curve
 
     found = learning_curve(recipe.but(epochs=0), (0.2, 0.5), (1, 2), tmp_path / 'curve', 'split', progress=False)
     tested = found.summary[found.summary.part == 'test']
@@ -165,7 +165,7 @@ def test_across_split(recipe, photos, tmp_path):
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_done(recipe, tmp_path, options, match):
-    from fungi_fastai.experiments.curves import learning_curve
+    from fungi_fastai.studies.curves import learning_curve
 
     with pytest.raises(UserError, match=match):
         learning_curve(recipe, out=tmp_path / 'out', **options)
@@ -197,7 +197,7 @@ def points(before, after, part='test'):
     ],
 )
 def test_the_sentence_claims_no_more_than_there_is(before, after, said):
-    from fungi_fastai.experiments.curves import _said_of_data
+    from fungi_fastai.studies.curves import _said_of_data
 
     assert said in _said_of_data(points(before, after))
 
@@ -205,7 +205,7 @@ def test_the_sentence_claims_no_more_than_there_is(before, after, said):
 def test_the_last_step_is_a_paired_t_interval():
     from scipy.stats import ttest_rel
 
-    from fungi_fastai.experiments.curves import paired_step
+    from fungi_fastai.studies.curves import paired_step
 
     rng = np.random.default_rng(0)
     for n in (2, 3, 10):

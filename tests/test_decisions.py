@@ -26,7 +26,7 @@ from fungi_fastai.evaluation.decisions import (
     risk_coverage,
     threshold_for,
 )
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 

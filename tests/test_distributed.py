@@ -18,13 +18,13 @@ import pandas as pd
 import pytest
 from conftest import flags, tiny
 
-from fungi_fastai.settings import TrainingError, UserError
+from fungi_fastai.core.settings import TrainingError, UserError
 from fungi_fastai.training.launch import launch
 
 pytestmark = pytest.mark.usefixtures('place', 'few_threads')
 # a process that has fastai imported, and forks one for each call
 multiprocessing.get_context('forkserver').set_forkserver_preload(
-    ['torch', 'fungi_fastai.experiments.runs', 'fungi_fastai.cli']
+    ['torch', 'fungi_fastai.runs.run', 'fungi_fastai.cli']
 )
 two = partial(launch, 2, method='forkserver')
 plain = tiny | dict(
@@ -97,7 +97,7 @@ def train_and_compare(recipe, folder, reference):
 
 
 def train_on_budget(recipe, folder):
-    from fungi_fastai.experiments.runs import train
+    from fungi_fastai.runs.run import train
     from fungi_fastai.training.distributed import rank
 
     run = train(recipe, folder / 'run', progress=False)
@@ -163,7 +163,7 @@ def learn_from_numbers(folder, steps):
     from fungi_fastai.training.accumulation import Accumulate
     from fungi_fastai.training.distributed import distributed, rank
     from fungi_fastai.training.precision import Precision
-    from fungi_fastai.training.tracking import training_metrics
+    from fungi_fastai.training.callbacks import training_metrics
 
     def learner():
         torch.manual_seed(0)
@@ -247,7 +247,7 @@ def test_equal_weights_whatever_is_trained(photos, tmp_path):
 
 def train_watched(recipe, out, folder, cbs=()):
     "`train`, and a list of what this process writes"
-    from fungi_fastai.experiments.runs import train
+    from fungi_fastai.runs.run import train
     from fungi_fastai.training.distributed import rank
 
     written = []
@@ -293,7 +293,7 @@ def test_only_the_first_writes(photos, home, tmp_path):
 
 def killer():
     from fungi_fastai.training.checkpoints import SaveState
-    from fungi_fastai.training.tracking import EpochCallback
+    from fungi_fastai.training.callbacks import EpochCallback
 
     class Killed(EpochCallback):
         order = SaveState.order + 1
@@ -307,13 +307,13 @@ def killer():
 
 
 def train_and_die(recipe, out):
-    from fungi_fastai.experiments.runs import train
+    from fungi_fastai.runs.run import train
 
     train(recipe, out, progress=False, cbs=[killer()])
 
 
 def train_on(recipe, out):
-    from fungi_fastai.experiments.runs import train
+    from fungi_fastai.runs.run import train
 
     return train(recipe, out, progress=False)
 

@@ -97,8 +97,8 @@ def test_every_notebook_is_a_page(site):
 
 @needs_docs
 def test_field_comments_and_lazy_names_are_shown(site):
-    assert 'one folder a run' in (site / 'settings.html').read_text()  # a dataclass field's comment
-    assert 'id="train_mushrooms"' in (site / 'recipes.html').read_text()  # not in the module's __all__
+    assert 'one folder a run' in (site / 'core/settings.html').read_text()  # a dataclass field's comment
+    assert 'id="train_mushrooms"' in (site / 'training/recipes.html').read_text()  # not in the module's __all__
 
 
 @needs_docs
@@ -284,7 +284,7 @@ def test_comments_beside_parameters():
     'width, height, phone, dark',
     [(390, 844, True, False), (390, 844, True, True), (1280, 900, False, False), (1280, 900, False, True)],
 )
-@pytest.mark.parametrize('page', ['index.html', 'data/items.html', 'data/explore.html', 'recipes.html', 'names.html'])
+@pytest.mark.parametrize('page', ['index.html', 'data/scan.html', 'data/explore.html', 'training/recipes.html', 'names.html'])
 def test_pages_in_a_browser(address, browser, tmp_path, page, width, height, phone, dark):
     browser.size(width, height, phone, dark)
     browser.open(address + page)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from fungi_fastai.evaluation.errors import _compare_rates, error_table, holm, sharpness, strata, traits
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 
 
 def made_up(n=600, seed=0, blurred=0.3):
@@ -112,7 +112,7 @@ def test_strata():
 
 
 def test_blur_is_seen_at_any_size_and_contrast(tmp_path):
-    from fungi_fastai.data.samples import draw
+    from fungi_fastai.samples.datasets import draw
 
     image = draw('flowers', 'roses', 1, 1, size=512)
     dull = Image.blend(image, Image.new('RGB', image.size, 'gray'), 0.5)

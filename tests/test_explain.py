@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fungi_fastai.settings import MissingFileError, UserError
+from fungi_fastai.core.settings import MissingFileError, UserError
 
 with warnings.catch_warnings():  # fastai's own import warns with today's torch and pandas
     warnings.simplefilter('ignore')
@@ -20,7 +20,7 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fungi_fastai.models.networks import make_body
     from fungi_fastai.training.fit import make_learner
 from fungi_fastai.evaluation import evidence
-from fungi_fastai.evaluation.evidence import FeatureIndex, class_maps, gallery, overlay, thumbnail, top_losses
+from fungi_fastai.evaluation.saliency import FeatureIndex, class_maps, gallery, overlay, thumbnail, top_losses
 from fungi_fastai.evaluation.explain import as_seen, feature_index, grad_cam, hide, nearest, prototypes, shortcut_check
 from fungi_fastai.training.recipe import Recipe
 
@@ -373,7 +373,7 @@ def test_overlay_has_the_pictures_square():
 
 def test_the_overlays_lightness_rises():
     "So that it is read with any colour vision, and in grey"
-    from fungi_fastai.data.pages import colours
+    from fungi_fastai.core.figures import colours
 
     strip = np.asarray(
         overlay(np.full((8, 64, 3), 128, np.uint8), np.tile(np.linspace(0, 1, 64, dtype=np.float32), (8, 1)))
@@ -476,7 +476,7 @@ def test_nearest_against_brute_force(learn, squares):
         and index.about['arch'] == network['arch']
     )
     found = nearest(index, queries, k=4, learn=learn)
-    from fungi_fastai.training.frozen import body_features
+    from fungi_fastai.training.features import body_features
 
     a, b = (body_features(learn, t).astype(float) for t in (queries, squares[squares.split == 'train']))
     distance = 1 - (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
@@ -523,7 +523,7 @@ def test_evidence_is_light():
     import subprocess
     import sys
 
-    code = 'import sys, json, fungi_fastai.evaluation.evidence; print(json.dumps(sorted(sys.modules)))'
+    code = 'import sys, json, fungi_fastai.evaluation.saliency; print(json.dumps(sorted(sys.modules)))'
     loaded = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
     assert not {'torch', 'fastai', 'captum', 'matplotlib', 'fungi_fastai.training'} & set(loaded)
 

@@ -19,8 +19,8 @@ from fungi_fastai.data.explore import (
     sample_grid,
     sizes,
 )
-from fungi_fastai.data.items import Checks, judge
-from fungi_fastai.settings import UserError
+from fungi_fastai.data.scan import Checks, judge
+from fungi_fastai.core.settings import UserError
 
 figures = (
     class_counts,

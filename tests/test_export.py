@@ -19,7 +19,7 @@ import pytest
 
 from fungi_fastai.data.images import canvas_size, open_image, read_pixels, square
 from fungi_fastai.deploy.bundle import Bundle, code_in
-from fungi_fastai.settings import TrainingError, UserError
+from fungi_fastai.core.settings import TrainingError, UserError
 
 quick = dict(examples=0, references=2, pictures=8, progress=False)
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny, wait_for
 
 from fungi_fastai.data.splits import units
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
@@ -25,7 +25,7 @@ def recipe(photos):
 @pytest.fixture(scope='session')
 def honest(home, ready, recipe):
     "Three folds of `photos`, not to be changed"
-    from fungi_fastai.experiments.folds import cross_validate
+    from fungi_fastai.studies.folds import cross_validate
 
     before = os.getcwd()
     os.chdir(home)
@@ -70,7 +70,7 @@ def test_its_numbers_are_those_of_its_predictions(honest):
 
 
 def test_naive_folds_leak_and_say_so(recipe, tmp_path):
-    from fungi_fastai.experiments.folds import CrossValidation, cross_validate
+    from fungi_fastai.studies.folds import CrossValidation, cross_validate
 
     naive = cross_validate(recipe, 2, tmp_path / 'naive', grouped=False, progress=False)
     leaks = []
@@ -89,7 +89,7 @@ def test_naive_folds_leak_and_say_so(recipe, tmp_path):
 
 
 def test_divided_as_train_divides(recipe):
-    from fungi_fastai.experiments.folds import divide
+    from fungi_fastai.studies.folds import divide
     from fungi_fastai.training.fit import prepare_items
 
     items = prepare_items(recipe, progress=False)
@@ -99,7 +99,7 @@ def test_divided_as_train_divides(recipe):
 
 
 def test_a_fraction_takes_from_training_only(recipe, tmp_path):
-    from fungi_fastai.experiments.folds import divide, fold_items
+    from fungi_fastai.studies.folds import divide, fold_items
 
     items = fold_items(recipe, 3, progress=False)
     whole, part = (divide(items, recipe.but(fraction=share), items.fold == 0) for share in (1.0, 0.5))
@@ -109,7 +109,7 @@ def test_a_fraction_takes_from_training_only(recipe, tmp_path):
 
 
 def test_more_folds_than_specimens(recipe, photos, tmp_path):
-    from fungi_fastai.experiments.folds import cross_validate
+    from fungi_fastai.studies.folds import cross_validate
 
     with pytest.raises(
         UserError, match=r'7 folds need 7 specimens of each class.*\(6\).*at most 6 folds are possible.*--k 6'
@@ -127,7 +127,7 @@ def test_more_folds_than_specimens(recipe, photos, tmp_path):
 
 
 def test_what_is_refused_is_left_alone(honest, recipe, tmp_path):
-    from fungi_fastai.experiments.folds import CrossValidation, cross_validate
+    from fungi_fastai.studies.folds import CrossValidation, cross_validate
 
     before = {f.name: f.stat().st_mtime_ns for f in honest.folder.rglob('*')}
     for changes, match in (
@@ -150,7 +150,7 @@ def test_what_is_refused_is_left_alone(honest, recipe, tmp_path):
 
 
 def test_a_mistake_can_be_mended_with_the_same_out(recipe, tmp_path):
-    from fungi_fastai.experiments.folds import cross_validate
+    from fungi_fastai.studies.folds import cross_validate
 
     with pytest.raises(UserError):
         cross_validate(recipe.but(arch='resnet1815'), 2, tmp_path / 'out', progress=False)
@@ -159,7 +159,7 @@ def test_a_mistake_can_be_mended_with_the_same_out(recipe, tmp_path):
 
 
 def test_it_says_which_training_it_is_and_how_long_they_take(recipe, tmp_path, capsys):
-    from fungi_fastai.experiments.folds import cross_validate
+    from fungi_fastai.studies.folds import cross_validate
 
     cross_validate(recipe.but(epochs=0), 2, tmp_path / 'out')
     said = capsys.readouterr().err
@@ -172,14 +172,14 @@ def test_it_says_which_training_it_is_and_how_long_they_take(recipe, tmp_path, c
 
 
 def _validate(recipe, out):
-    from fungi_fastai.experiments.folds import cross_validate
+    from fungi_fastai.studies.folds import cross_validate
 
     cross_validate(recipe, 3, out)
 
 
 def test_killed_and_continued_with_the_same_folds(started, recipe, photos, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    from fungi_fastai.experiments.folds import CrossValidation, cross_validate
+    from fungi_fastai.studies.folds import CrossValidation, cross_validate
 
     shutil.copytree(photos, tmp_path / 'photos')
     recipe = recipe.but(source=tmp_path / 'photos', epochs=6)

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from fungi_fastai.data.groups import bursts, closeness, declared, name_shapes, propose_groups, read_exif, write_groups
-from fungi_fastai.data.items import check, scan
-from fungi_fastai.settings import UserError
+from fungi_fastai.data.scan import check, scan
+from fungi_fastai.core.settings import UserError
 
 
 @pytest.fixture(scope='module')
 def flowers(tmp_path_factory):
-    from fungi_fastai.data.samples import make_sample
+    from fungi_fastai.samples.datasets import make_sample
 
     return make_sample('flowers', tmp_path_factory.mktemp('flowers'), specimens=12, photos=3, size=64, workers=1)
 
@@ -53,7 +53,7 @@ def test_the_pattern_does_as_an_option_what_the_proposal_says(items, flowers):
 
 
 def test_crops_of_all_photos_of_a_specimen_are_one_group(tmp_path):
-    from fungi_fastai.data.samples import make_sample
+    from fungi_fastai.samples.datasets import make_sample
 
     crops, _ = check(
         make_sample('defungi', tmp_path, specimens=6, photos=2, size=64, workers=1), progress=False, workers=1

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from fungi_fastai.data.items import (
+from fungi_fastai.data.scan import (
     Checks,
     check,
     default_policy,
@@ -30,7 +30,7 @@ from fungi_fastai.data.items import (
     summary,
     summary_text,
 )
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 
 real = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2] / 'shared/data'))
 
@@ -333,7 +333,7 @@ def test_an_empty_table():
 
 
 def test_a_second_scan_reads_only_what_changed(tmp_path, monkeypatch):
-    import fungi_fastai.data.items as module
+    import fungi_fastai.data.scan as module
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'settings.ini').write_text('[DEFAULT]\ncache_dir = cache\n')
@@ -394,7 +394,7 @@ def test_a_script_without_a_main_guard_beside_torch(photos):
 
 def test_import_is_light():
     script = (
-        "import sys, fungi_fastai.data.items; print([m for m in ('torch', 'scipy', 'imagehash') if m in sys.modules])"
+        "import sys, fungi_fastai.data.scan; print([m for m in ('torch', 'scipy', 'imagehash') if m in sys.modules])"
     )
     assert run_python(script) == '[]'
 

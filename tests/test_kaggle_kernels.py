@@ -13,8 +13,8 @@ from test_kaggle import competition, kaggle, machine, signed_in  # noqa: F401
 from fungi_fastai.data import downloads
 from fungi_fastai.deploy import kaggle as deploy
 from fungi_fastai.deploy.kaggle import push_notebook, requirements, submissions, submit_file, write_notebook
-from fungi_fastai.recipes import FLOWERS, MUSHROOMS, SEEDLINGS
-from fungi_fastai.settings import MissingFileError, TrainingError, UserError
+from fungi_fastai.training.recipes import FLOWERS, MUSHROOMS, SEEDLINGS
+from fungi_fastai.core.settings import MissingFileError, TrainingError, UserError
 
 rows = 'file,species\n' + ''.join(f'{n:09}.png,Sugar beet\n' for n in range(9000))
 
@@ -190,7 +190,7 @@ def test_the_dataset_holds_all_that_is_imported_but_pytorch():
 
 def test_a_notebook_runs_with_everything_attached(machine, ready, monkeypatch):
     "As Kaggle would, cell by cell, from its working folder; the library is there already"
-    from fungi_fastai.data.samples import make_sample
+    from fungi_fastai.samples.datasets import make_sample
 
     inputs, work = machine / 'input', machine / 'working'
     make_sample('seedlings', inputs / 'competitions' / competition, specimens=6, photos=1, size=32, workers=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 
@@ -37,7 +37,7 @@ def made_up(n=300, wrong=0.05, sure=3.0, seed=0):
 
 
 def test_planted_errors_are_found(tmp_path):
-    from fungi_fastai.experiments.labels import label_errors
+    from fungi_fastai.studies.labels import label_errors
 
     table, planted, truth = made_up()
     found = label_errors(table, out=tmp_path / 'out')
@@ -69,8 +69,8 @@ def test_planted_errors_are_found(tmp_path):
 
 
 def test_five_percent_planted_in_the_sample(tmp_path):
-    from fungi_fastai.data.samples import make_sample
-    from fungi_fastai.experiments.labels import label_errors
+    from fungi_fastai.samples.datasets import make_sample
+    from fungi_fastai.studies.labels import label_errors
 
     folder = make_sample('flowers', tmp_path / 'set', specimens=16, photos=2, size=64, workers=1)
     files, rng, planted = sorted(folder.rglob('*.jpg')), np.random.default_rng(0), set()
@@ -92,7 +92,7 @@ def test_five_percent_planted_in_the_sample(tmp_path):
 
 
 def test_clean_labels_are_left_alone():
-    from fungi_fastai.experiments.labels import label_errors
+    from fungi_fastai.studies.labels import label_errors
 
     table, _, _ = made_up(wrong=0, sure=9.0)
     found = label_errors(table)
@@ -105,14 +105,14 @@ def test_clean_labels_are_left_alone():
 
 
 def test_a_judge_that_knows_nothing_is_told(tmp_path):
-    from fungi_fastai.experiments.labels import label_errors
+    from fungi_fastai.studies.labels import label_errors
 
     assert 'do not trust it' in ' '.join(label_errors(made_up(sure=0.0)[0]).notes)
 
 
 @pytest.mark.parametrize('score', ['self_confidence', 'normalized_margin'])
 def test_unlabelled_and_repeated_rows_are_left_out(score):
-    from fungi_fastai.experiments.labels import label_errors
+    from fungi_fastai.studies.labels import label_errors
 
     table, _, _ = made_up()
     again = label_errors(pd.concat([table, table.head(5), table.head(3).assign(label=None, path='x')]), score=score)
@@ -120,7 +120,7 @@ def test_unlabelled_and_repeated_rows_are_left_out(score):
 
 
 def test_mistakes(monkeypatch):
-    from fungi_fastai.experiments.labels import label_errors
+    from fungi_fastai.studies.labels import label_errors
 
     table, _, _ = made_up()
     with pytest.raises(UserError, match="labelled 'd'"):

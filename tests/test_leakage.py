@@ -8,14 +8,14 @@ import pytest
 from conftest import tiny
 from PIL import Image
 
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 small = dict(arch='convmixer_16_1', pretrained=False, size=32)
 
 
 def leak(source, **changes):
-    from fungi_fastai.experiments.leakage import leakage_report
+    from fungi_fastai.studies.leakage import leakage_report
 
     return leakage_report(source, k=3, progress=False, **{**small, **changes})
 
@@ -180,7 +180,7 @@ def test_one_class_is_too_few(photos, tmp_path):
 
 
 def test_full_trainings(planted, tmp_path):
-    from fungi_fastai.experiments.leakage import leakage_report
+    from fungi_fastai.studies.leakage import leakage_report
     from fungi_fastai.training.recipe import Recipe
 
     recipe = Recipe(group=r'^(?P<group>\d+)-', **tiny).but(source=planted)
@@ -200,7 +200,7 @@ def test_full_trainings(planted, tmp_path):
 def test_full_trainings_with_copies_in_a_table_that_has_groups(photos, tmp_path):
     import shutil
 
-    from fungi_fastai.experiments.leakage import leakage_report
+    from fungi_fastai.studies.leakage import leakage_report
     from fungi_fastai.training.recipe import Recipe
 
     folder = shutil.copytree(photos, tmp_path / 'photos')

@@ -36,7 +36,7 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
         summary,
     )
     from fungi_fastai.models.weights import load_weights, read_weights
-from fungi_fastai.settings import MissingFileError, UserError
+from fungi_fastai.core.settings import MissingFileError, UserError
 
 shared = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2] / 'shared' / 'data')).parent / 'weights'
 real_weights = pytest.mark.skipif(

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import tiny
 
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures('place', 'ready')
 
 @pytest.fixture(scope='module')
 def found(photos, home, ready, tmp_path_factory):
-    from fungi_fastai.experiments.openset import open_set
+    from fungi_fastai.studies.ood import open_set
 
     recipe = Recipe(name='flowers', source=str(photos), group=r'([^/]+)_[^_]+$', **tiny)
     return open_set(recipe, 2, tmp_path_factory.mktemp('open set') / 'run', progress=False), recipe
@@ -62,7 +62,7 @@ def test_what_is_kept(found):
 
 
 def test_the_same_call_continues_and_another_is_refused(found):
-    from fungi_fastai.experiments.openset import open_set
+    from fungi_fastai.studies.ood import open_set
 
     found, recipe = found
     again = open_set(recipe, found.held_out, found.run.folder, progress=False)
@@ -76,13 +76,13 @@ def test_the_same_call_continues_and_another_is_refused(found):
     [(4, 'two have to be left'), (0, 'one at least'), (['unicorn'], "no class 'unicorn'"), ([], 'one at least')],
 )
 def test_what_cannot_be_held_out(found, held_out, said):
-    from fungi_fastai.experiments.openset import choose_held_out
+    from fungi_fastai.studies.ood import choose_held_out
 
     with pytest.raises(UserError, match=said):
         choose_held_out(found[0].run.items.assign(split='train'), held_out, 0)
 
 
 def test_the_figure(found):
-    from fungi_fastai.experiments.openset import plot_open_set
+    from fungi_fastai.studies.ood import plot_open_set
 
     assert len(plot_open_set(found[0]).axes) == 4

@@ -21,7 +21,7 @@ from PIL import Image
 
 from fungi_fastai.deploy.page import about_mushrooms, answer_html, evidence_html, explain
 from fungi_fastai.evaluation.costs import safety_note
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 
 here = Path(__file__).parent
 missing = [name for name in ('gradio', 'fastapi', 'uvicorn', 'prometheus_client') if find_spec(name) is None]

@@ -16,14 +16,14 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fastai.optimizer import Adam
     from fastai.vision.data import ImageDataLoaders
 
-    from fungi_fastai.data.samples import make_sample
+    from fungi_fastai.samples.datasets import make_sample
     from fungi_fastai.models.folding import Folding, folded_pairs
     from fungi_fastai.models.learners import learner
     from fungi_fastai.training import precision
     from fungi_fastai.training.checkpoints import read_state, restore_state, save_weights
     from fungi_fastai.training.optimizers import FusedAdam
     from fungi_fastai.training.precision import Precision, pick_precision, work_per_number
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 
 cpu = torch.device('cpu')
 
@@ -410,7 +410,7 @@ def test_its_state_survives_the_layout_of_the_weights():
 
 def test_a_resumed_fit_is_the_same_bit_by_bit(dls, tmp_path):
     from fungi_fastai.training.checkpoints import KeepBest, SaveState
-    from fungi_fastai.training.tracking import History
+    from fungi_fastai.training.callbacks import History
 
     def start(name):
         (tmp_path / name).mkdir()

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from fungi_fastai.data.sources import Source
-from fungi_fastai.experiments import predictions
-from fungi_fastai.experiments.predictions import fingerprint, iter_predictions, stream_predictions, walk_pictures
-from fungi_fastai.settings import TrainingError, UserError
+from fungi_fastai.deploy import streaming as predictions
+from fungi_fastai.deploy.streaming import fingerprint, iter_predictions, stream_predictions, walk_pictures
+from fungi_fastai.core.settings import TrainingError, UserError
 
 classes = ['Boletus', 'Amanita, "red"', '菌']
 processes = multiprocessing.get_context('forkserver')  # a process that has the imports, and forks one for each call
-processes.set_forkserver_preload(['fungi_fastai.experiments.predictions'])
+processes.set_forkserver_preload(['fungi_fastai.deploy.streaming'])
 
 
 def classify(paths):
@@ -532,7 +532,7 @@ def test_a_second_process_is_refused(many, expected, tmp_path):
 _measured = """
 import resource, sys
 import numpy as np
-from fungi_fastai.experiments.predictions import stream_predictions
+from fungi_fastai.deploy.streaming import stream_predictions
 probs = np.random.default_rng(0).random((512, 20), np.float32)
 stream_predictions(sys.argv[1], lambda paths: (probs[:len(paths)], ['']*len(paths)), [f'c{i}' for i in range(20)], sys.argv[2], most=512, progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10))
@@ -573,7 +573,7 @@ def test_it_needs_neither_fastai_nor_torch():
         [
             sys.executable,
             '-c',
-            'import sys, fungi_fastai.experiments.predictions; print({m.split(".")[0] for m in sys.modules})',
+            'import sys, fungi_fastai.deploy.streaming; print({m.split(".")[0] for m in sys.modules})',
         ],
         capture_output=True,
         text=True,
@@ -597,7 +597,7 @@ def test_a_run_that_is_interrupted_goes_on(fungi, small_run, photos, tmp_path, m
     import shutil
 
     from fungi_fastai import Run
-    from fungi_fastai.data.samples import make_sample
+    from fungi_fastai.samples.datasets import make_sample
 
     folder = make_sample('flowers', tmp_path / 'flowers', specimens=4, photos=2, size=64, workers=1)
     (folder / 'flowers/daisy/bad.jpg').write_text('no picture')
@@ -632,7 +632,7 @@ def test_a_run_that_is_interrupted_goes_on(fungi, small_run, photos, tmp_path, m
 
 
 def test_what_a_run_says_of_files_is_what_it_says_of_pictures(place, ready, small_run, photos, tmp_path):
-    from fungi_fastai.deploy.batch import predict_to
+    from fungi_fastai.runs.batch_prediction import predict_to
 
     tally = predict_to(small_run.folder, photos, tmp_path / 'p.parquet', progress=False)
     found, table = pd.read_parquet(tmp_path / 'p.parquet'), small_run.predict(photos)

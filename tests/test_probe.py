@@ -24,7 +24,7 @@ def cache(place):
 @pytest.fixture
 def made(place, ready):
     "Makes a probe that is quiet"
-    from fungi_fastai.experiments.probe import probe
+    from fungi_fastai.studies.probe import probe
 
     return lambda source, k=3, **changes: probe(source, k, progress=False, **{**network, **changes})
 
@@ -63,7 +63,7 @@ def test_no_specimen_and_no_copy_is_in_two_folds(made, photos, tmp_path):
 
 def test_a_fold_is_predicted_without_its_labels(ready):
     "Whatever the labels of a fold are said to be, and whatever its features, nothing else's prediction hears of its labels"
-    from fungi_fastai.experiments.probe import cross_predict
+    from fungi_fastai.studies.probe import cross_predict
 
     rng = np.random.default_rng(0)
     items = pd.DataFrame(
@@ -86,7 +86,7 @@ def test_a_fold_is_predicted_without_its_labels(ready):
 
 
 def test_the_strength_is_chosen_on_specimens_apart(ready):
-    from fungi_fastai.experiments import probe
+    from fungi_fastai.studies import probe
 
     items = pd.DataFrame(
         dict(
@@ -153,7 +153,7 @@ def test_pictures_are_looked_at_once(made, photos, cache, opened, tmp_path):
     'change', [dict(size=48), dict(fit='squish'), dict(arch='convmixer_16_2'), dict(seed=1), dict(precision='fp32')]
 )
 def test_another_network_or_picture_is_another_key(change, ready):
-    from fungi_fastai.experiments.probe import FeatureStore, feature_key
+    from fungi_fastai.studies.probe import FeatureStore, feature_key
     from fungi_fastai.training.recipe import Recipe
 
     plain = Recipe(**network)
@@ -165,7 +165,7 @@ def test_another_network_or_picture_is_another_key(change, ready):
 
 
 def test_weights_are_known_by_their_content(ready, tmp_path):
-    from fungi_fastai.experiments.probe import feature_key
+    from fungi_fastai.studies.probe import feature_key
     from fungi_fastai.training.recipe import Recipe
 
     files = [tmp_path / name for name in ('a.safetensors', 'b.safetensors', 'c.safetensors')]
@@ -261,7 +261,7 @@ def test_two_pictures_a_class(made, tmp_path):
 
 
 def test_features_that_are_no_numbers(made, photos, cache):
-    from fungi_fastai.settings import TrainingError
+    from fungi_fastai.core.settings import TrainingError
     from fungi_fastai.training import frozen
 
     with (
@@ -311,7 +311,7 @@ def test_progress_is_shown_and_no_library_warns(fungi, photos, cache):
 
 
 def test_a_recipe_lends_its_settings(fungi, place, ready):
-    from fungi_fastai.data.samples import make_sample
+    from fungi_fastai.samples.datasets import make_sample
 
     crops = make_sample('defungi', place / 'crops', specimens=4, photos=1, size=48, workers=1)
     call = ('--folds', '2', '--json', *flags(**network))

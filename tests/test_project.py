@@ -43,7 +43,7 @@ def test_unknown_name_is_an_attribute_error():
 
 
 def test_settings_file_of_the_project_is_valid():
-    from fungi_fastai.settings import settings
+    from fungi_fastai.core.settings import settings
 
     assert settings(root).workers >= 1
 

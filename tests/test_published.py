@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from conftest import tiny
 
-from fungi_fastai.data.samples import make_sample
-from fungi_fastai.published import plan, published, run_experiment, weights_for
-from fungi_fastai.settings import UserError
+from fungi_fastai.samples.datasets import make_sample
+from fungi_fastai.studies.published import plan, published, run_experiment, weights_for
+from fungi_fastai.core.settings import UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 quick = {k: v for k, v in tiny.items() if k not in ('lr', 'size')}  # `size` says full or small here
@@ -45,7 +45,7 @@ def test_the_ladder_changes_one_thing_at_a_time():
 
 def test_settings_continued(fungi, slides, tmp_path, monkeypatch):
     "Interrupted after the first of two trainings; the same call goes on with the second"
-    import fungi_fastai.experiments.folds as folds
+    import fungi_fastai.studies.folds as folds
 
     real, calls = folds.train, []
 

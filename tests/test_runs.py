@@ -15,8 +15,8 @@ import pytest
 from conftest import call_command, flags, shared, tiny, wait_for
 from PIL import Image
 
-from fungi_fastai.data.samples import make_sample
-from fungi_fastai.settings import UserError
+from fungi_fastai.samples.datasets import make_sample
+from fungi_fastai.core.settings import UserError
 
 files = {
     'recipe.json',

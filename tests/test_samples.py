@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fungi_fastai.data import samples
-from fungi_fastai.data.samples import draw, jobs, make_sample, sample_folder, sample_kinds
-from fungi_fastai.settings import UserError
+from fungi_fastai.samples import datasets as samples
+from fungi_fastai.samples.datasets import draw, jobs, make_sample, sample_folder, sample_kinds
+from fungi_fastai.core.settings import UserError
 
 counts = dict(mushrooms=324, defungi=592, flowers=200, seedlings=360)
 
@@ -141,7 +141,7 @@ def test_unknown_names_are_a_users_error(tmp_path):
 
 ask = """
 from dataclasses import replace
-from fungi_fastai.data import samples
+from fungi_fastai.samples import datasets as samples
 samples.kinds['flowers'] = replace(samples.kinds['flowers'], specimens={specimens})
 print(samples.sample_folder('flowers'))
 """

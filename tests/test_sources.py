@@ -16,7 +16,7 @@ from PIL import Image
 
 from fungi_fastai.data import archives
 from fungi_fastai.data.sources import Source, read_table
-from fungi_fastai.settings import MissingFileError, UserError
+from fungi_fastai.core.settings import MissingFileError, UserError
 
 real = Path(os.environ.get('FUNGI_DATA') or Path(__file__).parents[2] / 'shared' / 'data').resolve()
 
@@ -474,7 +474,7 @@ def test_a_read_table_is_a_source_again():
 
 
 def test_the_sample(monkeypatch):
-    from fungi_fastai.data import samples
+    from fungi_fastai.samples import datasets as samples
 
     def small(kind):
         return samples.make_sample(kind, f'small/{kind}', specimens=2, photos=2, size=64)

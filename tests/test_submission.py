@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from conftest import tiny
 
-from fungi_fastai.settings import MissingFileError, UserError
+from fungi_fastai.core.settings import MissingFileError, UserError
 
 
 @pytest.fixture(scope='session')
 def plants(tmp_path_factory):
     "A competition of twelve seedlings whose folders hold underscores; its sample says Sugar beet throughout, in no order"
-    from fungi_fastai.data.samples import make_sample
+    from fungi_fastai.samples.datasets import make_sample
 
     folder = tmp_path_factory.mktemp('plants') / 'set'
     make_sample('seedlings', folder, specimens=4, photos=1, size=32, workers=1)
@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused_before_the_work(submit, plants, tmp_path, 
     out = submit().file
     before = out.read_bytes()
     change(pd.read_csv(plants / 'sample_submission.csv', dtype=str)).to_csv(tmp_path / 'sample.csv', index=False)
-    monkeypatch.setattr('fungi_fastai.experiments.tta.predict_tta', None)
+    monkeypatch.setattr('fungi_fastai.evaluation.tta.predict_tta', None)
     with pytest.raises(UserError, match=says):
         submit(sample=tmp_path / 'sample.csv')
     assert out.read_bytes() == before

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import children
 
-from fungi_fastai.settings import TrainingError, UserError
+from fungi_fastai.core.settings import TrainingError, UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 
@@ -35,7 +35,7 @@ def recipe(photos):
 
 
 def sweep(*arguments, **options):
-    from fungi_fastai.experiments.sweeps import sweep
+    from fungi_fastai.studies.sweeps import sweep
 
     return sweep(*arguments, **dict(progress=False) | options)
 
@@ -47,7 +47,7 @@ def parts(folder):
 @pytest.fixture
 def pretend(monkeypatch):
     "Trials whose score is worked out instead of trained: pretend(lambda recipe, epoch: score); the recipes that were trained"
-    from fungi_fastai.experiments import sweeps
+    from fungi_fastai.studies import sweeps
 
     trained = []
 
@@ -92,7 +92,7 @@ def pretend(monkeypatch):
 
 def test_a_grid_of_real_trainings(recipe, tmp_path):
     from fungi_fastai import Run
-    from fungi_fastai.experiments.sweeps import Sweep
+    from fungi_fastai.studies.sweeps import Sweep
 
     found = sweep(recipe, {'lr': [1e-3, 1e-1], 'augment.strength': '0..1 step 1'}, tmp_path / 'sweep')
     table = found.table
@@ -196,7 +196,7 @@ def test_two_stages_of_real_trainings(recipe, tmp_path):
 
 
 def _sweep(recipe, space, out, **options):
-    from fungi_fastai.experiments import sweeps
+    from fungi_fastai.studies import sweeps
 
     sweeps.poll = 0.1
     sweeps.sweep(recipe, space, out, **options)
@@ -274,8 +274,8 @@ def test_a_killed_sweep_continues_from_its_trials_checkpoint(process, recipe, tm
 
 
 def _take(folder, names, start, results):
-    from fungi_fastai.experiments.sweeps import _open
-    from fungi_fastai.experiments.workers import Worker
+    from fungi_fastai.studies.sweeps import _open
+    from fungi_fastai.studies.workers import Worker
 
     worker = Worker(folder, _open(folder, None))
     study = worker.study('queue', 'maximize', None)
@@ -302,7 +302,7 @@ def test_each_of_a_queue_is_taken_once(tmp_path):
 
 
 def test_a_worker_elsewhere_without_a_sign_of_life_is_replaced(recipe, tmp_path, pretend, monkeypatch):
-    from fungi_fastai.experiments import sweeps, workers
+    from fungi_fastai.studies import sweeps; from fungi_fastai.studies import workers
 
     pretend(lambda recipe, epoch: recipe.lr)
     monkeypatch.setattr(workers, 'grace', 1)
@@ -462,7 +462,7 @@ def test_wrong_places_and_pictures_are_refused(recipe, tmp_path):
     with pytest.raises(UserError, match='photoz'):
         sweep(recipe.but(source=tmp_path / 'photoz'), dict(lr=[0.1]), tmp_path / 'sweep')
     assert not (tmp_path / 'sweep').exists() and parts(tmp_path / 'thesis') == {'chapter.txt'}
-    from fungi_fastai.experiments.sweeps import Sweep
+    from fungi_fastai.studies.sweeps import Sweep
 
     with pytest.raises(UserError, match='sweep.csv'):
         Sweep.load(tmp_path)

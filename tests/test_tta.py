@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fungi_fastai.settings import UserError
+from fungi_fastai.core.settings import UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 
@@ -23,7 +23,7 @@ def said(label, probs, group):
 
 
 def test_views_are_those_that_the_policy_allows():
-    from fungi_fastai.experiments.tta import View, make_views
+    from fungi_fastai.evaluation.tta import View, make_views
 
     assert make_views('flips', 'none') == [View()] and make_views('flips', 'field') == [View(), View(mirror=True)]
     every = make_views('flips', 'above')
@@ -39,7 +39,7 @@ def test_views_are_those_that_the_policy_allows():
 def test_the_eight_views_are_the_eight_symmetries_of_a_square():
     import torch
 
-    from fungi_fastai.experiments.tta import View, make_views
+    from fungi_fastai.evaluation.tta import View, make_views
 
     x = torch.rand(2, 3, 5, 5)
     seen = {tuple(view(x).flatten().tolist()) for view in make_views('flips', 'above')}
@@ -54,7 +54,7 @@ def test_the_eight_views_are_the_eight_symmetries_of_a_square():
 
 
 def test_one_view_is_what_the_run_says(small_run):
-    from fungi_fastai.experiments.tta import predict_tta, predict_views
+    from fungi_fastai.evaluation.tta import predict_tta, predict_views
 
     items = small_run.items.head(11)
     plain = small_run.probabilities(items)
@@ -72,7 +72,7 @@ def test_one_view_is_what_the_run_says(small_run):
 def test_a_mirrored_picture_has_the_same_answer(small_run, tmp_path):
     from PIL import Image, ImageOps
 
-    from fungi_fastai.experiments.tta import predict_tta
+    from fungi_fastai.evaluation.tta import predict_tta
 
     with Image.open(small_run.items['path'][0]) as image:
         image, mirrored = image.convert('RGB'), ImageOps.mirror(image.convert('RGB'))
@@ -84,7 +84,7 @@ def test_a_mirrored_picture_has_the_same_answer(small_run, tmp_path):
 
 def test_unreadable_pictures(small_run, tmp_path):
     from fungi_fastai.data.images import ImageError
-    from fungi_fastai.experiments.tta import predict_tta
+    from fungi_fastai.evaluation.tta import predict_tta
 
     (tmp_path / 'bad.jpg').write_text('no picture')
     items, told = pd.DataFrame(dict(path=[small_run.items['path'][0], str(tmp_path / 'bad.jpg')])), []
@@ -96,7 +96,7 @@ def test_unreadable_pictures(small_run, tmp_path):
 
 def test_pooling_by_hand():
     from fungi_fastai.evaluation.metrics import Evaluation
-    from fungi_fastai.experiments.tta import pool, pool_groups
+    from fungi_fastai.evaluation.tta import pool, pool_groups
 
     table = said(list('aabc'), [[0.9, 0.1, 0], [0.3, 0.7, 0], [0.2, 0.6, 0.2], [0, 0.5, 0.5]], ['x', 'x', '', ''])
     pooled = pool_groups(table)
@@ -134,7 +134,7 @@ def many(n=80, photos=3, seed=0):
 
 
 def test_the_gain_of_more_photos():
-    from fungi_fastai.experiments.tta import pool_groups, pooling_gain
+    from fungi_fastai.evaluation.tta import pool_groups, pooling_gain
 
     table = many()
     gain, pooled = pooling_gain(table), pool_groups(table)
@@ -157,7 +157,7 @@ def test_the_gain_of_more_photos():
 
 
 def test_the_gain_of_views_is_paired_by_picture():
-    from fungi_fastai.experiments.tta import views_gain
+    from fungi_fastai.evaluation.tta import views_gain
 
     table = many()
     better = table.assign(

@@ -13,8 +13,8 @@ import pytest
 from conftest import flags, tiny
 from PIL import Image
 
-from fungi_fastai.experiments.watch import best_row, is_training, look, screen, sparkline, ticks, time_left, watch
-from fungi_fastai.settings import MissingFileError, UserError
+from fungi_fastai.runs.watch import best_row, is_training, look, screen, sparkline, ticks, time_left, watch
+from fungi_fastai.core.settings import MissingFileError, UserError
 
 call = 'import sys; from fungi_fastai.cli import main; sys.exit(main(sys.argv[1:]))'
 
@@ -142,7 +142,7 @@ def test_killed_while_watched(training, tmp_path):
 
 def test_watching_does_not_disturb(place, tmp_path):
     "Others may begin to train at any moment while somebody looks"
-    from fungi_fastai.settings import only_process
+    from fungi_fastai.core.settings import only_process
 
     stop, seen = threading.Event(), []
 
@@ -232,5 +232,5 @@ def test_no_unicode_no_unicode(small_run):
 
 def test_it_is_light():
     "Neither torch nor fastai, nor pandas before a figure is asked for"
-    code = 'import sys, fungi_fastai.experiments.watch; sys.exit(bool({"torch", "fastai", "pandas", "matplotlib"} & set(sys.modules)))'
+    code = 'import sys, fungi_fastai.runs.watch; sys.exit(bool({"torch", "fastai", "pandas", "matplotlib"} & set(sys.modules)))'
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .images import image_extensions, is_image_name
-from ..settings import TrainingError, UserError, settings
+from ..core.settings import TrainingError, UserError, settings
 
 # %% ../../nbs/data/archives.ipynb #92c37f56
 def walk_files(

@@ -22,8 +22,8 @@ import pandas as pd
 
 from .archives import say_size
 from .images import kept_size, read_pixels
-from .items import follow, in_threads
-from ..settings import UserError, atomic, settings
+from .scan import follow, in_threads
+from ..core.settings import UserError, atomic, settings
 
 # %% ../../nbs/data/cache.ipynb #83130931
 _row = np.dtype([('sha', 'S32'), ('start', '<u8'), ('height', '<u4'), ('width', '<u4'), ('sum', '<u4')])

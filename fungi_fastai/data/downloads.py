@@ -20,7 +20,7 @@ from io import StringIO
 from pathlib import Path
 
 from .archives import ArchiveError, bar_of_bytes, disk_error, is_whole, locked, say_size, unpack
-from ..settings import UserError, settings
+from ..core.settings import UserError, settings
 
 # %% ../../nbs/data/downloads.ipynb #5a302b17
 kaggle_input = Path(os.environ.get('FUNGI_KAGGLE_INPUT', '/kaggle/input'))  # where Kaggle attaches data to a notebook

@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image, ImageOps
 
 from .images import ImageError, open_image
-from fungi_fastai.data.items import (
+from fungi_fastai.data.scan import (
     Checks,
     check,
     default_checks,
@@ -37,8 +37,8 @@ from fungi_fastai.data.items import (
     remark,
     summary,
 )
-from .pages import as_svg, chart, colours, page
-from ..settings import MissingFileError, atomic, check_place, write_table, write_text
+from ..core.figures import as_svg, chart, colours, page
+from ..core.settings import MissingFileError, atomic, check_place, write_table, write_text
 
 # %% ../../nbs/data/explore.ipynb #f43b847d
 def _short(text, most):

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .items import duration, in_threads
+from .scan import duration, in_threads
 from .sources import _pattern, _with_label
-from ..settings import UserError, write_table
+from ..core.settings import UserError, write_table
 
 # %% ../../nbs/data/groups.ipynb #446275e8
 name_shapes = {  # a pattern for `--group`: what it takes for the specimen

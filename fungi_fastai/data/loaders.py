@@ -28,9 +28,9 @@ from PIL import Image
 from .augment import batch_transforms
 from .cache import PhotoCache
 from .images import ImageError, canvas_size, fit_methods, read_pixels, square
-from .items import in_threads
+from .scan import in_threads
 from .policies import Augment, policy
-from ..settings import MissingFileError, UserError, settings
+from ..core.settings import MissingFileError, UserError, settings
 
 # %% ../../nbs/data/loaders.ipynb #8d2a43f2
 class OpenPhoto(Transform):

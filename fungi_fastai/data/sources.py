@@ -25,7 +25,7 @@ import pandas as pd
 from .archives import archive_extensions, is_visible, nothing_found, say_count, unpack, walk_files
 from .downloads import Remote, fetch
 from .images import is_image_name, unread_extensions
-from ..settings import MissingFileError, UserError, settings, write_text
+from ..core.settings import MissingFileError, UserError, settings, write_text
 
 # %% ../../nbs/data/sources.ipynb #cb174a6e
 split_names = {
@@ -366,7 +366,7 @@ class Source:
         if self.kind in ('kaggle', 'competition'):
             return fetch(Remote.of(self.kind, self.location), progress)
         if self.kind == 'sample':
-            from fungi_fastai.data.samples import sample_folder
+            from fungi_fastai.samples.datasets import sample_folder
 
             return Path(sample_folder(self.location))
         if not path.exists():
@@ -462,7 +462,7 @@ def _file_kind(path):
 
 
 def _sample_kind(kind):
-    from fungi_fastai.data.samples import sample_kinds
+    from fungi_fastai.samples.datasets import sample_kinds
 
     if kind in sample_kinds:
         return kind

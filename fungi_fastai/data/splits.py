@@ -13,8 +13,8 @@ from hashlib import blake2b
 import numpy as np
 import pandas as pd
 
-from .items import components
-from ..settings import UserError
+from .scan import components
+from ..core.settings import UserError
 
 # %% ../../nbs/data/splits.ipynb #1c0783ba
 def units(

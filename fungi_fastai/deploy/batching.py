@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from ..settings import UserError
+from ..core.settings import UserError
 
 # %% ../../nbs/deploy/batching.ipynb #7d98d3fc
 class Busy(RuntimeError):

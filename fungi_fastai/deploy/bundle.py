@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..data.images import fit_methods
-from ..settings import MissingFileError, UserError, write_json
+from ..core.settings import MissingFileError, UserError, write_json
 
 # %% ../../nbs/deploy/bundle.ipynb #8847e03e
 def code_in(

@@ -27,7 +27,7 @@ import torch
 
 from .. import __version__
 from ..data.images import ImageError, canvas_size, open_image, read_pixels, square
-from ..data.items import in_threads
+from ..data.scan import in_threads
 from .bundle import Bundle
 from fungi_fastai.deploy.onnx import (
     Shipped,
@@ -42,11 +42,11 @@ from fungi_fastai.deploy.onnx import (
 )
 from .predictor import OnnxEngine, OpenVinoEngine
 from ..evaluation.calibration import apply_temperature
-from ..evaluation.evidence import FeatureIndex, thumbnail
+from ..evaluation.saliency import FeatureIndex, thumbnail
 from ..evaluation.report import guarantee, verdict
 from ..models.networks import find_arch, make_network
 from ..models.weights import read_weights
-from fungi_fastai.settings import (
+from fungi_fastai.core.settings import (
     MissingFileError,
     TrainingError,
     UserError,
@@ -373,7 +373,7 @@ def export(
 ) -> Path:  # `out`
     "Make a bundle of a run. Raises `UserError`; `TrainingError` where the graph does not say what torch says, and then writes nothing"
     if isinstance(run, (str, Path)):
-        from fungi_fastai.experiments.runs import Run
+        from fungi_fastai.runs.run import Run
 
         run = Run.load(run)
     needs_onnx()

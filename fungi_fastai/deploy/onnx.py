@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from ..data.images import canvas_size
-from ..settings import TrainingError, UserError, atomic
+from ..core.settings import TrainingError, UserError, atomic
 
 # %% ../../nbs/deploy/onnx.ipynb #b389b211
 class Shipped(nn.Module):

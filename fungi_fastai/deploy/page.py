@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from ..evaluation.costs import safety_note
-from ..evaluation.evidence import data_uri, thumbnail
-from ..settings import UserError
+from ..evaluation.saliency import data_uri, thumbnail
+from ..core.settings import UserError
 
 # %% ../../nbs/deploy/page.ipynb #2730d8ac
 likelihoods = (

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ..data.images import ImageError, max_pixels, read_pixels, square
 from .bundle import Bundle
-from ..settings import MissingFileError, TrainingError, UserError
+from ..core.settings import MissingFileError, TrainingError, UserError
 
 # %% ../../nbs/deploy/predictor.ipynb #ec7f1ccd
 backends = ('auto', 'onnx', 'torch', 'int8', 'openvino')
@@ -135,7 +135,7 @@ class _Torch:
     def maps(self, pixels, number):
         "Grad-CAM of one class"
         import torch
-        from fungi_fastai.evaluation.evidence import class_maps
+        from fungi_fastai.evaluation.saliency import class_maps
 
         x = (
             torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2).float() * self.model.scale
@@ -434,7 +434,7 @@ class Predictor:
     @cached_property
     def _examples(self):
         "The index, and a JPEG for each name: `thumbnails` holds them one after the other, `ends` where each ends"
-        from fungi_fastai.evaluation.evidence import FeatureIndex
+        from fungi_fastai.evaluation.saliency import FeatureIndex
         from safetensors.numpy import load_file
 
         file = self.bundle.file('examples.safetensors')

@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..data.archives import say_count, walk_files
 from ..data.sources import Source
-from ..settings import MissingFileError, UserError, check_place, write_table
+from ..core.settings import MissingFileError, UserError, check_place, write_table
 
 # %% ../../nbs/deploy/submission.ipynb #6750d55a
 def read_sample(
@@ -171,8 +171,8 @@ def average(
 
 def _networks(runs, weights):
     "Runs, folders of runs and of cross-validations as a list of runs, with the weight of each. Raises `UserError`"
-    from fungi_fastai.experiments.folds import CrossValidation
-    from fungi_fastai.experiments.runs import Run
+    from fungi_fastai.studies.folds import CrossValidation
+    from fungi_fastai.runs.run import Run
 
     runs = [runs] if isinstance(runs, (str, Path, Run, CrossValidation)) else list(runs)
     if not runs:
@@ -272,7 +272,7 @@ def submission(
     progress: bool = True,  # show it
 ) -> Submission:
     "Predict a competition's test pictures and write what it wants to be sent, checked. Raises `MissingFileError`, `UserError`"
-    from fungi_fastai.experiments.tta import make_views, predict_tta
+    from fungi_fastai.evaluation.tta import make_views, predict_tta
 
     out = Path(out)
     if out.suffix.lower() != '.csv' or out.is_dir():

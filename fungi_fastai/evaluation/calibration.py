@@ -15,7 +15,7 @@ import warnings
 
 import numpy as np
 
-from ..settings import UserError
+from ..core.settings import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -275,7 +275,7 @@ def plot_reliability(
     groups=None,  # (images,) any values: pictures of one specimen share one; for the intervals
 ):  # a matplotlib Figure
     "Accuracy against confidence, with intervals: the reliability diagram. Raises `UserError`"
-    from fungi_fastai.data.pages import chart, colours
+    from fungi_fastai.core.figures import chart, colours
 
     both = {'as the model says it': probs} | ({} if calibrated is None else {'after calibration': calibrated})
     figure, axes = chart(3.4 * len(both), 3.2, len(both), sharey=True)

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.pages import chart, colours
+from ..core.figures import chart, colours
 from .calibration import checked, group_numbers, interval_of
 from .decisions import not_sure
 from .metrics import draw_weights
-from ..settings import MissingFileError, UserError
+from ..core.settings import MissingFileError, UserError
 
 # %% ../../nbs/evaluation/costs.ipynb #dc6eae44
 safety_note = (

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from .calibration import apply_temperature, checked, group_numbers, interval_of
-from ..settings import UserError
+from ..core.settings import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,7 +185,7 @@ def plot_risk_coverage(
 ):  # a matplotlib Figure
     "Share of wrong answers against the share of pictures that are answered; the best ordering below it. Raises `UserError`"
     curve = risk_coverage(probs, targets)
-    from fungi_fastai.data.pages import chart, colours
+    from fungi_fastai.core.figures import chart, colours
 
     figure, (ax,) = chart(4.6, 2.8)
     error = curve.risk[-1]

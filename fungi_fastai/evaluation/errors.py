@@ -17,12 +17,12 @@ import pandas as pd
 
 from ..data.groups import read_exif
 from ..data.images import ImageError, open_image
-from ..data.items import in_threads
-from ..data.pages import as_svg, chart, colours
-from ..data.pages import table as table_html
+from ..data.scan import in_threads
+from ..core.figures import as_svg, chart, colours
+from ..core.figures import table as table_html
 from .calibration import interval_of
 from .metrics import picture_units
-from ..settings import MissingFileError, UserError
+from ..core.settings import MissingFileError, UserError
 
 # %% ../../nbs/evaluation/errors.ipynb #667ca8ed
 def sharpness(

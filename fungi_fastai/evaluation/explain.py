@@ -19,10 +19,10 @@ from fastai.learner import Learner
 from PIL import Image
 
 from ..data.loaders import PhotoLoader, make_test_loader
-from .evidence import FeatureIndex, class_maps, left_as_it_was
+from .saliency import FeatureIndex, class_maps, left_as_it_was
 from .metrics import draw_weights, picture_units
-from ..settings import UserError
-from ..training.frozen import body_features
+from ..core.settings import UserError
+from ..training.features import body_features
 
 # %% ../../nbs/evaluation/explain.ipynb #3b9e271f
 def grad_cam(

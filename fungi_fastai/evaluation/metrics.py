@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..data.splits import units
 from .calibration import checked, share_interval
-from ..settings import UserError
+from ..core.settings import UserError
 
 # %% ../../nbs/evaluation/metrics.ipynb #fb630c25
 def predictions_table(

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.items import has_problem, problem_names
-from ..data.pages import as_svg, facts, page, table
+from ..data.scan import has_problem, problem_names
+from ..core.figures import as_svg, facts, page, table
 from ..data.splits import leaks
 from .calibration import apply_temperature, calibrate, plot_reliability
 from .costs import safety_note
 from .decisions import Threshold, plot_risk_coverage, threshold_for
 from .metrics import Evaluation, score_names
-from ..settings import write_text
+from ..core.settings import write_text
 from ..training.plots import plot_confusion, plot_history
 
 # %% ../../nbs/evaluation/report.ipynb #66ec5b06

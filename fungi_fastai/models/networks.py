@@ -21,7 +21,7 @@ from torch import nn
 
 from .convmixer import convmixer_body, linear_head, parse_convmixer
 from .weights import WeightReport, downloads, load_weights
-from ..settings import UserError
+from ..core.settings import UserError
 
 # %% ../../nbs/models/networks.ipynb #41816d14
 @lru_cache

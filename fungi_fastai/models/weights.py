@@ -22,7 +22,7 @@ import timm
 import torch
 from torch import nn
 
-from ..settings import MissingFileError, UserError
+from ..core.settings import MissingFileError, UserError
 
 # %% ../../nbs/models/weights.ipynb #b6c63d9f
 def read_weights(

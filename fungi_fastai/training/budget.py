@@ -20,14 +20,14 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
 
 from ..data.images import canvas_size, read_pixels
-from ..data.items import in_threads
+from ..data.scan import in_threads
 from ..data.splits import fraction
 from ..models.backbones import at_hand
 from ..models.networks import is_fixed_size
-from ..settings import clock
+from ..core.settings import clock
 from .distributed import detach_here, from_first, world_size
 from .fit import make_learner
-from .frozen import FeatureLoader, begins_with_probe
+from .features import FeatureLoader, begins_with_probe
 from .recipe import Recipe
 
 # %% ../../nbs/training/budget.ipynb #aece083b

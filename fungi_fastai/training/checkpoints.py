@@ -21,9 +21,9 @@ from fastai.callback.core import CancelFitException
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..settings import UserError, atomic
+from ..core.settings import UserError, atomic
 from .distributed import is_first, share_weights
-from .tracking import EpochCallback, ProgressLine
+from .callbacks import EpochCallback, ProgressLine
 
 # %% ../../nbs/training/checkpoints.ipynb #cbdf8a34
 def save_weights(

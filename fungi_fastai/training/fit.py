@@ -25,17 +25,17 @@ from torch.nn.functional import cross_entropy
 
 from ..data.cache import build_cache
 from ..data.images import ImageError, canvas_size
-from ..data.items import check, exclude
+from ..data.scan import check, exclude
 from ..data.loaders import make_loaders
-from ..data.pages import chart, colours
+from ..core.figures import chart, colours
 from ..data.splits import fraction, split
 from ..models.learners import learner
 from ..models.networks import body_head, is_fixed_size
-from ..settings import MissingFileError, TrainingError, UserError
+from ..core.settings import MissingFileError, TrainingError, UserError
 from .accumulation import Accumulate
 from .checkpoints import KeepBest, SaveState, read_state, restore_state, standard_error
 from .distributed import everywhere, from_first
-from fungi_fastai.training.frozen import (
+from fungi_fastai.training.features import (
     begins_with_probe,
     forget_features,
     has_frozen_features,
@@ -51,7 +51,7 @@ from .recipe import Recipe, source_of
 from .regularization import AverageWeights, mixing
 from .resizing import GrowPictures
 from .schedules import scheduler
-from .tracking import History, show_progress, training_metrics
+from .callbacks import History, show_progress, training_metrics
 
 # %% ../../nbs/training/fit.ipynb #905f196f
 def prepare_items(

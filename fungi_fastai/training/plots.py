@@ -11,7 +11,7 @@ __all__ = ['plot_history', 'plot_confusion']
 import numpy as np
 import pandas as pd
 
-from ..data.pages import chart, colours
+from ..core.figures import chart, colours
 
 # %% ../../nbs/training/plots.ipynb #0f3d2250
 def plot_history(

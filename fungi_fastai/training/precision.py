@@ -24,7 +24,7 @@ from fastai.torch_core import to_float
 from torch import nn
 
 from ..models.folding import Folding
-from ..settings import UserError, settings
+from ..core.settings import UserError, settings
 
 # %% ../../nbs/training/precision.ipynb #72a4d815
 def pick_device(

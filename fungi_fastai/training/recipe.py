@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from ..settings import MissingFileError, UserError, meant
+from ..core.settings import MissingFileError, UserError, meant
 
 # %% ../../nbs/training/recipe.ipynb #e2dba096
 from ..data.policies import Augment, policies
@@ -284,7 +284,7 @@ def source_of(
     recipe: Recipe,
 ):  # a `Source`
     "Where a recipe's pictures come from"
-    from fungi_fastai.data.samples import sample_kinds  # here, since these bring pandas
+    from fungi_fastai.samples.datasets import sample_kinds  # here, since these bring pandas
     from fungi_fastai.data.sources import Source
 
     return Source.of(

@@ -13,8 +13,8 @@ import math
 import numpy as np
 from fastai.callback.schedule import ParamScheduler, combined_cos
 
-from ..data.pages import chart, colours
-from ..settings import UserError
+from ..core.figures import chart, colours
+from ..core.settings import UserError
 from .recipe import Recipe, choices
 
 # %% ../../nbs/training/schedules.ipynb #95dac544
@@ -196,7 +196,7 @@ class RateSchedule(ParamScheduler):
             )
         if self.recipe.schedule == 'plateau' and not hasattr(self.learn, 'history'):
             raise UserError(
-                'The plateau schedule reads the scores of a `History` (fungi_fastai.training.tracking); add it to the Learner.'
+                'The plateau schedule reads the scores of a `History` (fungi_fastai.training.callbacks); add it to the Learner.'
             )
         self.largest = np.resize(self.rates, groups)
         cycle = _one_cycle(self.largest)  # as fastai computes it, to the last bit

@@ -31,11 +31,11 @@ from fastai.torch_core import rank_distrib
 from fastai.vision.core import PILImage  # noqa: F401  registers how fastai's pictures are decoded
 from fastcore.imports import in_notebook
 
-from ..data.pages import as_svg
-from ..settings import UserError, meant, write_text
-from .frozen import own_randomness
+from ..core.figures import as_svg
+from ..core.settings import UserError, meant, write_text
+from .features import own_randomness
 from .plots import plot_confusion, plot_history
-from .tracking import EpochCallback, ProgressLine, ValidationScore
+from .callbacks import EpochCallback, ProgressLine, ValidationScore
 
 # %% ../../nbs/training/trackers.ipynb #e07c3572
 class Tracker(EpochCallback):
