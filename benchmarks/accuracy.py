@@ -1,8 +1,8 @@
 """How long until a validation accuracy is reached, from pretrained weights: plain `fine_tune`, and ours.   run.py starts it
 
-Both train on the same pictures and validate on the same ones: the split of ours for the round's seed."""
+Both train on the same images and validate on the same ones: the split of ours for the round's seed."""
 
-from child import asked, clock, report
+from child import asked, format_duration, report
 
 who, given = asked()
 from fungi_fastai.training.recipes import MUSHROOMS  # noqa: E402
@@ -28,16 +28,16 @@ def plain():
         order, history = 90, []
 
         def after_epoch(self):
-            self.history.append((clock() - began, float(self.recorder.values[-1][-1])))
+            self.history.append((format_duration() - began, float(self.recorder.values[-1][-1])))
 
     set_seed(given['seed'])
-    began = clock()
+    began = format_duration()
     learn = plain_learner(
         plain_loaders(items, given['size'], workers=given['workers']), given['arch'], given['weights'], metrics=accuracy
     )
     with learn.no_bar(), learn.no_logging():
         learn.fine_tune(given['epochs'], cbs=Reached())
-    return Reached.history, clock() - began
+    return Reached.history, format_duration() - began
 
 
 def ours():
@@ -48,12 +48,12 @@ def ours():
 
     def noted(self, **row):
         add(self, **row)
-        history.append((clock() - began, self.rows[-1]['accuracy']))
+        history.append((format_duration() - began, self.rows[-1]['accuracy']))
 
     History.add = noted
-    began = clock()
+    began = format_duration()
     train(recipe, out='run', progress=False)
-    return history, clock() - began
+    return history, format_duration() - began
 
 
 history, total = (ours if who == 'ours' else plain)()

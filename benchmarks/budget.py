@@ -1,10 +1,10 @@
-"""The same minutes for this library and for plain fastai, on the same pictures, split and weights.
+"""The same minutes for this library and for plain fastai, on the same images, split and weights.
 
     python benchmarks/budget.py ../shared OUT --minutes 5 --seeds 1 2 3 --sets mushrooms flowers
 
 For each set and seed `fungi train --budget` is called, and then plain fastai (plain.py: what its tutorials teach) in a process of its own:
 as many epochs of `fine_tune` as fit into the same seconds, by the speed that a few batches of each kind have. Both are scored on the run's
-test part, which neither has seen, and each leaves a folder in OUT, which `fungi compare` takes. One that is there is not made again."""
+test set, which neither has seen, and each leaves a folder in OUT, which `fungi compare` takes. One that is there is not made again."""
 
 import argparse
 import json
@@ -103,7 +103,7 @@ def plain(run_folder: Path, size: int, seconds: float, out: Path):
 
 
 def write_judged(out: Path, recipe, run_folder: Path, held, probs, classes: list[str], **told):
-    "What somebody else says of a run's test pictures, as a folder that `fungi compare` takes for a run"
+    "What somebody else says of a run's test images, as a folder that `fungi compare` takes for a run"
     from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
     from fungi_fastai.core.settings import write_json, write_table
 
@@ -147,7 +147,7 @@ def ours(name: str, data: Path, minutes: float, seed: int, out: Path):
 
 
 def table(out: Path) -> dict:
-    "Each side's scores, and how much better ours are, with 95 % intervals over pictures (by specimen) and seeds"
+    "Each side's scores, and how much better ours are, with 95 % intervals over images (by specimen) and seeds"
     from run import machine
 
     from fungi_fastai.runs.compare import compare

@@ -36,7 +36,7 @@ def report(**found):
     os._exit(0)  # threads and worker processes that still wait have nothing to say
 
 
-def clock() -> float:
+def format_duration() -> float:
     "Seconds, once the accelerator has done what it was told"
     torch = sys.modules.get('torch')
     if torch is not None and torch.cuda.is_available():

@@ -4,7 +4,7 @@ Runs in an environment of its own (.venv-bench), so it imports neither fastai no
 
 import csv
 
-from child import asked, clock, report
+from child import asked, format_duration, report
 
 who, given = asked()
 import timm  # noqa: E402
@@ -18,8 +18,8 @@ with open(given['table']) as file:
 classes = sorted({row['label'] for row in rows})
 
 
-class Pictures(torch.utils.data.Dataset):
-    "What the examples of torchvision and of Trainer do to a training picture"
+class Images(torch.utils.data.Dataset):
+    "What the examples of torchvision and of Trainer do to a training image"
 
     change = transforms.Compose(
         [
@@ -49,7 +49,7 @@ def loop():
     model = network().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loader = torch.utils.data.DataLoader(
-        Pictures(), given['bs'], shuffle=True, num_workers=given['workers'], drop_last=True
+        Images(), given['bs'], shuffle=True, num_workers=given['workers'], drop_last=True
     )
     model.train()
 
@@ -60,10 +60,10 @@ def loop():
         optimizer.zero_grad()
 
     step(next(iter(loader)))  # does not count
-    began = clock()
+    began = format_duration()
     for batch in loader:
         step(batch)
-    return clock() - began
+    return format_duration() - began
 
 
 class Classifier(torch.nn.Module):
@@ -83,10 +83,10 @@ def trainer():
 
     class Stopwatch(TrainerCallback):
         def on_epoch_begin(self, *_, **__):
-            self.began = clock()
+            self.began = format_duration()
 
         def on_epoch_end(self, *_, **__):
-            self.seconds = clock() - self.began
+            self.seconds = format_duration() - self.began
 
     def arguments(**more):
         return TrainingArguments(
@@ -104,11 +104,11 @@ def trainer():
         )
 
     model, watch = Classifier(), Stopwatch()
-    Trainer(model, arguments(max_steps=1), train_dataset=Pictures()).train()  # does not count
-    Trainer(model, arguments(num_train_epochs=1), train_dataset=Pictures(), callbacks=[watch]).train()
+    Trainer(model, arguments(max_steps=1), train_dataset=Images()).train()  # does not count
+    Trainer(model, arguments(num_train_epochs=1), train_dataset=Images(), callbacks=[watch]).train()
     return watch.seconds
 
 
 seconds = dict(torch=loop, hf=trainer)[who]()
 count = len(rows) // given['bs'] * given['bs']
-report(seconds=seconds, rate=count / seconds, pictures=count)
+report(seconds=seconds, rate=count / seconds, images=count)

@@ -1,6 +1,6 @@
-"""What a picture costs before and beside training, as there are more of them.   run.py starts it once for each number"""
+"""What an image costs before and beside training, as there are more of them.   run.py starts it once for each number"""
 
-from child import asked, clock, report
+from child import asked, format_duration, report
 
 _, given = asked()
 from fungi_fastai.data.cache import build_cache  # noqa: E402
@@ -14,9 +14,9 @@ found = {}
 
 
 def timed(name, work):
-    began = clock()
+    began = format_duration()
     result = work()
-    found[name] = clock() - began
+    found[name] = format_duration() - began
     return result
 
 
@@ -45,7 +45,7 @@ counts = dict(
     epoch=seen,
 )
 report(
-    pictures=len(table),
+    images=len(table),
     near_duplicates=int(has_problem(used, 'near_duplicate').sum()),
     seconds=found,
     **{f'{name}_ms': 1000 * found[name] / counts[name] for name in counts},

@@ -7,7 +7,7 @@ from fungi_fastai.training.recipe import Recipe
 
 
 def our_items(file) -> pd.DataFrame:
-    "Items from a CSV with the columns path, label and split: looked at as `prepare_items` does, but not split anew"
+    "Items from a CSV with the columns path, label and split: looked at as `prepare_items` does, but not split again"
     table = pd.read_csv(file)
     return scan(table, progress=False, cache=False).assign(split=table.split)
 

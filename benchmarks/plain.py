@@ -29,7 +29,7 @@ def plain_loaders(table, size: int, bs: int = 64, workers: int = 0) -> DataLoade
 
 
 def plain_learner(dls, arch: str, weights: str = '', **options) -> Learner:
-    "A `vision_learner`, all of it trainable; with the body frozen where there are weights for it, as `fine_tune` wants it"
+    "A `vision_learner`, all of it trainable; with the backbone frozen where there are weights for it, as `fine_tune` wants it"
     if network := convmixer(arch, len(dls.vocab)):
         return Learner(dls, network, CrossEntropyLossFlat(), **options)
     learn = vision_learner(dls, arch, pretrained=False, normalize=False, **options)

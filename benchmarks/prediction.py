@@ -1,6 +1,6 @@
 """Predicting JPEGs that were never seen before: `learn.get_preds` of plain fastai, and ours.   run.py starts it"""
 
-from child import asked, clock, report
+from child import asked, format_duration, report
 
 who, given = asked()
 import pandas as pd  # noqa: E402
@@ -33,8 +33,8 @@ else:
 
 
 predict(wanted[: learn.dls.valid.bs])  # does not count
-began = clock()
+began = format_duration()
 probabilities = predict(wanted)
-seconds = clock() - began
+seconds = format_duration() - began
 assert len(probabilities) == len(wanted)
-report(seconds=seconds, rate=len(wanted) / seconds, pictures=len(wanted))
+report(seconds=seconds, rate=len(wanted) / seconds, images=len(wanted))

@@ -3,7 +3,7 @@
     python benchmarks/run.py                      everything: `make bench`, about an hour on two cores
     python benchmarks/run.py epoch accuracy       some parts
     python benchmarks/run.py epoch --only resnet50_224
-    python benchmarks/run.py --quick              all of it on tiny pictures, in minutes: it proves that it works, and keeps nothing
+    python benchmarks/run.py --quick              all of it on tiny images, in minutes: it proves that it works, and keeps nothing
 
 Each measurement is a process of its own, contenders take turns, and of at least three rounds the median counts. A part's numbers
 are written to benchmarks/results/PART.json when the part ends. Stopped half-way, the same call goes on where it was."""
@@ -61,9 +61,9 @@ def say(text):
     print(f'{time.strftime("%H:%M:%S")}  {text}', flush=True)
 
 
-# --- places and pictures -----------------------------------------------------------------------------------------
+# --- places and images -----------------------------------------------------------------------------------------
 class Bench:
-    "Where pictures and measurements are kept, and how large all is"
+    "Where images and measurements are kept, and how large all is"
 
     def __init__(self, quick: bool):
         self.quick = quick
@@ -78,13 +78,13 @@ class Bench:
         self.skipped = {}
         self.work.mkdir(parents=True, exist_ok=True)
 
-    def pictures(self, kind: str, folder: str, count: int) -> list[list]:
-        "The first `count` pictures of a kind: path and label"
+    def images(self, kind: str, folder: str, count: int) -> list[list]:
+        "The first `count` images of a kind: path and label"
         table = self.folder / folder / 'table.csv'
         if not table.exists() or sum(1 for _ in open(table)) <= count:
-            say(f'drawing {count:,} pictures')
+            say(f'drawing {count:,} images')
             subprocess.run(
-                [sys.executable, HERE / 'pictures.py', kind, self.folder / folder, str(count)],
+                [sys.executable, HERE / 'images.py', kind, self.folder / folder, str(count)],
                 check=True,
                 env=environment(),
                 stdout=subprocess.DEVNULL,
@@ -95,7 +95,7 @@ class Bench:
 
     def photos(self, **parts) -> str:
         "A CSV with path, label and split of so many photos: photos(train=480, valid=8)"
-        rows = self.pictures('photos', 'photos', sum(parts.values()))
+        rows = self.images('photos', 'photos', sum(parts.values()))
         splits = [part for part, count in parts.items() for _ in range(count)]
         name = self.folder / ('-'.join(f'{part}{count}' for part, count in parts.items()) + '.csv')
         with open(name, 'w', newline='') as file:
@@ -226,13 +226,13 @@ def loader(bench):
             'ours ÷ fastai': (('ours', 'rate'), (PLAIN, 'rate')),
         },
         dict(table=bench.photos(train=count, valid=8), size=size, bs=bs, passes=2),
-        dict(pictures=count, size=size, batch=bs),
+        dict(images=count, size=size, batch=bs),
     )
 
 
 def epoch(
     bench,
-):  # network, size, pictures, epochs of ours (the first with the cache's making), plain fastai also with worker processes
+):  # network, size, images, epochs of ours (the first with the cache's making), plain fastai also with worker processes
     nets = (
         [('convmixer_16_1', 32, 16, 2, True)]
         if bench.quick
@@ -269,7 +269,7 @@ def epochs(bench, nets):
             contenders,
             epoch_ratios(plain),
             dict(table=bench.photos(train=count, valid=8), arch=arch, size=size, bs=bs),
-            dict(pictures=count, arch=arch, size=size, batch=bs),
+            dict(images=count, arch=arch, size=size, batch=bs),
         )
 
 
@@ -297,15 +297,15 @@ def prediction(bench):
         contenders,
         {'fastai ÷ ours': ((PLAIN, 'seconds'), ('ours', 'seconds'))},
         dict(table=bench.photos(train=64, valid=8), wanted=wanted, arch=arch, size=size),
-        dict(pictures=count, arch=arch, size=size, batch=64),
+        dict(images=count, arch=arch, size=size, batch=64),
     )
 
 
 def accuracy(bench):
     if bench.quick:
-        bench.pictures('small', 'few', 90)
+        bench.images('small', 'few', 90)
         given = dict(source=str(bench.folder / 'few'), arch='resnet18', weights='', size=32, epochs=1)
-        what = 'drawn pictures'
+        what = 'drawn images'
     else:
         archive, weights = (
             shared('mushrooms.zip'),
@@ -337,16 +337,16 @@ def accuracy(bench):
             'memory: ours ÷ fastai': (('ours', 'peak_mb'), ('fastai', 'peak_mb')),
         },
         given,
-        dict(pictures=what, arch=given['arch'], size=given['size']),
+        dict(images=what, arch=given['arch'], size=given['size']),
     )
 
 
 def growth(bench):
     for count in (60,) if bench.quick else (1_000, 10_000, 100_000):
-        bench.pictures('small', f'growth/{count}', count)
+        bench.images('small', f'growth/{count}', count)
         given = dict(folder=str(bench.folder / 'growth' / str(count)), size=64)
         yield Case(
-            str(count), f'{count:,} files', dict(ours=Contender('ours', 'growth.py')), {}, given, dict(pictures=count)
+            str(count), f'{count:,} files', dict(ours=Contender('ours', 'growth.py')), {}, given, dict(images=count)
         )
     bench.forget('growth')
 
@@ -376,7 +376,7 @@ def gpu(bench):
             ),
             {'ours ÷ ready batches': (('ours', 'rate'), ('limit', 'rate'))},
             dict(table=bench.photos(train=count, valid=8), arch=arch, size=224, bs=bs),
-            dict(pictures=count, arch=arch, size=224, batch=bs, device=there),
+            dict(images=count, arch=arch, size=224, batch=bs, device=there),
         )
 
 
@@ -605,7 +605,7 @@ def refresh_page():
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('parts', nargs='*', metavar='PART', help=f'of {", ".join(PARTS)} (default: all)')
-    parser.add_argument('--quick', action='store_true', help='tiny pictures and networks, nothing kept')
+    parser.add_argument('--quick', action='store_true', help='tiny images and networks, nothing kept')
     parser.add_argument('--repeat', type=int, help='rounds (default: 3; 1 with --quick)')
     parser.add_argument('--only', default='', metavar='CASE', help='one case, such as resnet50_224: shown, not written')
     given = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
-"""A bundle's server beside the limit that onnxruntime sets: how much of a bare loop over decoded pictures is left when they come as
-JPEGs over HTTP, from many clients, one picture a request. Prints ratios.
+"""A bundle's server beside the limit that onnxruntime sets: how much of a bare loop over decoded images is left when they come as
+JPEGs over HTTP, from many clients, one image a request. Prints ratios.
 
-    python benchmarks/serving.py BUNDLE --pictures FOLDER        as they are in FOLDER; default: drawn, 640×480
+    python benchmarks/serving.py BUNDLE --images FOLDER        as they are in FOLDER; default: drawn, 640×480
     python benchmarks/serving.py BUNDLE --requests 200 --rounds 1 --flat 0      a try of a minute
 
-`bare` is `session.run` in a loop, nothing else, on pictures that are in memory as arrays of the network's size; of several batch
+`bare` is `session.run` in a loop, nothing else, on images that are in memory as arrays of the network's size; of several batch
 sizes the one with the largest median counts. `bare, reading` decodes the same JPEGs first, in as many threads as there are cores, while the network
 runs. Server and clients share the machine, as the bare loop has it for itself; what the clients cost is said."""
 
@@ -23,13 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CORES = os.cpu_count() or 1
-MOST = 256  # different pictures
+MOST = 256  # different images
 
 
 def files_of(folder):
     found = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))
     if not found:
-        sys.exit(f'There are no pictures in {folder}.')
+        sys.exit(f'There are no images in {folder}.')
     return found[:: max(1, len(found) // MOST)][:MOST]
 
 
@@ -41,7 +41,7 @@ def bare(given):
     from fungi_fastai.deploy.predictor import Predictor
 
     predictor = Predictor.load(given['bundle'])
-    files = [p.read_bytes() for p in files_of(given['pictures'])]
+    files = [p.read_bytes() for p in files_of(given['images'])]
     squares = np.stack([predictor.read(f) for f in files])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = CORES
@@ -50,7 +50,7 @@ def bare(given):
     )
 
     def run(pixels):
-        return session.run(['probabilities'], {'pictures': pixels})[0]
+        return session.run(['probabilities'], {'images': pixels})[0]
 
     def rate(batches, total):
         began, used, count = time.perf_counter(), time.process_time(), 0
@@ -106,8 +106,8 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data):
         self.got += data
-        head, blank, body = self.got.partition(b'\r\n\r\n')
-        if not blank or len(body) < int(re.search(rb'content-length: (\d+)', head)[1]):
+        head, blank, backbone = self.got.partition(b'\r\n\r\n')
+        if not blank or len(backbone) < int(re.search(rb'content-length: (\d+)', head)[1]):
             return
         self.got = b''
         self.state.seconds.append(time.perf_counter() - self.began)
@@ -131,16 +131,16 @@ class State:
 
 def clients(given):
     def request(file):
-        body = (
+        backbone = (
             b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
             + file.read_bytes()
             + b'\r\n--x--\r\n'
         )
-        head = f'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}\r\n\r\n'
-        return [head.encode(), body]
+        head = f'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(backbone)}\r\n\r\n'
+        return [head.encode(), backbone]
 
     async def work():
-        requests = [request(p) for p in files_of(given['pictures'])]
+        requests = [request(p) for p in files_of(given['images'])]
         state = State(requests, given['requests'], given['clients'])
         began, used = time.perf_counter(), time.process_time()
         loop = asyncio.get_running_loop()
@@ -192,7 +192,7 @@ def memory(pid):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('bundle', type=Path)
-    parser.add_argument('--pictures', type=Path, help='a folder (default: 256 drawn ones)')
+    parser.add_argument('--images', type=Path, help='a folder (default: 256 drawn ones)')
     parser.add_argument('--clients', type=int, default=32)
     parser.add_argument('--requests', type=int, default=2000, help='a round')
     parser.add_argument('--rounds', type=int, default=5)
@@ -200,17 +200,17 @@ def main():
     parser.add_argument('--json', type=Path, help='where to write the numbers')
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as drawn:
-        if asked.pictures is None:
-            from pictures import make, photo
+        if asked.images is None:
+            from images import make, photo
 
-            asked.pictures = make(photo, Path(drawn), MOST)
+            asked.images = make(photo, Path(drawn), MOST)
         found = measure(asked)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=2))
 
 
 def measure(asked):
-    given = dict(bundle=str(asked.bundle), pictures=str(asked.pictures), clients=asked.clients, requests=asked.requests)
+    given = dict(bundle=str(asked.bundle), images=str(asked.images), clients=asked.clients, requests=asked.requests)
     code = 'import sys; from fungi_fastai.deploy.server import serve; sys.exit(serve(sys.argv[1], port=0, page=False, drain=0))'
     server = subprocess.Popen(
         [sys.executable, '-c', code, given['bundle']], stdout=subprocess.PIPE, text=True, env=environment()
@@ -261,10 +261,10 @@ def measure(asked):
     )
     print(f'| server ÷ bare onnxruntime that reads the JPEGs too | {middle["ratio_reading"]:.2f} |')
     print(
-        f'| pictures a second: server, bare, bare and reading | {middle["rate"]:.0f}, {middle["bare"]:.0f}, {middle["reading"]:.0f} |'
+        f'| images a second: server, bare, bare and reading | {middle["rate"]:.0f}, {middle["bare"]:.0f}, {middle["reading"]:.0f} |'
     )
     print(
-        f'| ms of a core a picture: server, bare, bare and reading | {middle["server_cpu"]:.1f}, {middle["bare_cpu"]:.1f}, {middle["reading_cpu"]:.1f} |'
+        f'| ms of a core an image: server, bare, bare and reading | {middle["server_cpu"]:.1f}, {middle["bare_cpu"]:.1f}, {middle["reading_cpu"]:.1f} |'
     )
     print(f'| latency p50, p99 | {middle["p50"]:.0f} ms, {middle["p99"]:.0f} ms |')
     print(f'| cores that the clients used | {middle["cpu_of_clients"]:.2f} of {CORES} |')

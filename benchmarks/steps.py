@@ -1,6 +1,6 @@
 """fastai callbacks that time training: of ours and of plain fastai alike"""
 
-from child import clock
+from child import format_duration
 from fastai.callback.core import Callback, CancelTrainException
 
 
@@ -15,7 +15,7 @@ class OneStep(Callback):
 
 
 class Stopwatch(Callback):
-    "Seconds of the training part of each epoch: all batches, loading included; no validation"
+    "Seconds of the training set of each epoch: all batches, loading included; no validation"
 
     order = -90
 
@@ -23,13 +23,13 @@ class Stopwatch(Callback):
         self.seconds, self.count = [], 0
 
     def before_train(self):
-        self.began, self.count = clock(), 0
+        self.began, self.count = format_duration(), 0
 
     def after_batch(self):
         self.count += len(self.y) if self.training else 0
 
     def after_train(self):
-        self.seconds.append(clock() - self.began)
+        self.seconds.append(format_duration() - self.began)
 
 
 def one_step(learn):

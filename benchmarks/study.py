@@ -1,12 +1,12 @@
-"""Which settings of fine-tuning are worth it? One factor at a time, on the training parts of four sets, specimens apart, three seeds.
+"""Which settings of fine-tuning are worth it? One factor at a time, on the training sets of four sets, specimens apart, three seeds.
 
     python benchmarks/study.py ../shared OUT mushrooms base ema mixup    train what is not in OUT yet (default: every setting)
     python benchmarks/study.py ../shared OUT                             compare what is in OUT with `base`, as JSON
     python benchmarks/study.py ../shared OUT flowers@mobilenetv2_035     with another network than the usual one
     python benchmarks/study.py ../shared OUT seedlings 'resnet18 0.002'  (networks from scratch are named by arch and learning rate)
 
-The pictures that a recipe with seed 0 tests on are left alone; of the others each seed tests on a third, drawn anew. Each training is a run of
-`fungi train`, and each comparison one of `fungi compare`: paired by picture, drawn by specimen and by seed."""
+The images that a recipe with seed 0 tests on are left alone; of the others each seed tests on a third, drawn again. Each training is a run of
+`fungi train`, and each comparison one of `fungi compare`: paired by image, drawn by specimen and by seed."""
 
 import json
 import sys
@@ -25,13 +25,13 @@ given = dict(
 settings = dict(
     base={},
     probe=dict(epochs=0),
-    random=dict(start='random'),
-    trained=dict(finish='trained'),
+    random=dict(head_init='random'),
+    trained=dict(refit_head=False),
     concat=dict(head='fastai'),
     batchnorm=dict(freeze_batchnorm=False),
     decay=dict(layer_decay=0.7),
-    body02=dict(body_lr=0.02),
-    body50=dict(body_lr=0.5),
+    body02=dict(backbone_lr=0.02),
+    body50=dict(backbone_lr=0.5),
     lr5e4=dict(lr=5e-4),
     lr5e3=dict(lr=5e-3),
     ema=dict(ema=0.98),
@@ -51,10 +51,10 @@ settings = dict(
     loss=dict(balance='loss'),
     weighted=dict(balance='weighted'),
     long=dict(epochs=20),
-    folds=dict(folds=5),
+    folds=dict(average_folds=5),
     whole=dict(epochs=0, fraction=1.0),
     even=dict(epochs=0, fraction=1.0, balance='loss'),
-)  # the last two: probes on all pictures
+)  # the last two: probes on all images
 from_scratch = [('convmixer_64_4', 1e-2), ('convmixer_128_8', 2e-3), ('convmixer_128_8', 1e-2), ('resnet18', 2e-3)]
 settings['five minutes'] = dict(fraction=1.0, size=224, budget=300.0)  # pretrained, and five minutes each from scratch
 settings |= {
@@ -125,7 +125,7 @@ def table(out: Path) -> list[dict]:
                 for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')
             }
             row = (
-                dict(set=folder.name, setting=setting, seeds=len(found), pictures=sum(one['n_test'] for one in judged))
+                dict(set=folder.name, setting=setting, seeds=len(found), images=sum(one['n_test'] for one in judged))
                 | mean
             )
             beside = [one.with_name(one.name.replace(setting, 'base')) for one in found]

@@ -178,7 +178,7 @@ def _epochs(cases):
             )
         texts.append(
             grid(
-                [f'{case["title"]}, {case["pictures"]} pictures', 'images/s', 'an epoch', 'beside ours', 'peak memory'],
+                [f'{case["title"]}, {case["images"]} images', 'images/s', 'an epoch', 'beside ours', 'peak memory'],
                 rows,
             )
         )
@@ -222,7 +222,7 @@ def _ratios(case):
 def _growth(cases):
     sizes = sorted(cases, key=int)
     figures = {size: cases[size]['contenders']['ours']['median'] for size in sizes}
-    head = ['milliseconds a picture', *(f'{int(size):,} files' for size in sizes), 'most files ÷ fewest']
+    head = ['milliseconds an image', *(f'{int(size):,} files' for size in sizes), 'most files ÷ fewest']
     stages = {**STAGES, 'scan': '**open, hash and find duplicates**'}
 
     def row(said, figure, unit=''):

@@ -343,7 +343,7 @@ def build(site, work):
         for name, content in {f'{page.name}.md': text.encode(), **page.files}.items():
             (texts / name).parent.mkdir(parents=True, exist_ok=True)
             (texts / name).write_bytes(content)
-    for path in nbs.rglob('*'):  # pictures that the prose shows
+    for path in nbs.rglob('*'):  # images that the prose shows
         if path.suffix.lower() in ('.png', '.jpg', '.jpeg', '.gif', '.svg', '.webp') and not hidden.search(
             path.relative_to(nbs).as_posix()
         ):
@@ -389,7 +389,7 @@ def build(site, work):
     shutil.rmtree(site, ignore_errors=True)
     site.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(rendered, site)
-    return dict(pages=len(pages), names=len(symbols), pictures=sum(len(page.files) for page in pages))
+    return dict(pages=len(pages), names=len(symbols), images=sum(len(page.files) for page in pages))
 
 
 def main():
@@ -437,7 +437,7 @@ def main():
         print(error, file=sys.stderr)
         return 1
     print(
-        f'{given.out}: {counts["pages"]} pages, {counts["names"]} names, {counts["pictures"]} pictures, no dead link ({time.monotonic() - start:.0f} s)'
+        f'{given.out}: {counts["pages"]} pages, {counts["names"]} names, {counts["images"]} images, no dead link ({time.monotonic() - start:.0f} s)'
     )
     return 0
 

@@ -42,7 +42,7 @@ class Page:
     summary: str = ''
     module: str = ''  # fungi_fastai.data.sources, '' for a tutorial
     markdown: str = ''
-    files: dict[str, bytes] = field(default_factory=dict)  # pictures, beside the page
+    files: dict[str, bytes] = field(default_factory=dict)  # images, beside the page
 
     def to(self, other, anchor=''):
         "The link from this page to another"
@@ -138,7 +138,7 @@ def read_page(path, nbs):
 
 
 def write_page(page, module, link, package_names=()):
-    "Fill in the Markdown and the pictures of a page"
+    "Fill in the Markdown and the images of a page"
     notebook = read_nb(page.notebook)
     procs = [
         FrontmatterProc,
@@ -182,7 +182,7 @@ def escape(text):
 
 # --- prose -------------------------------------------------------------------------------------------------------
 def prose(page, cell, link):
-    "A Markdown cell as Python-Markdown wants it: callouts, lists, links, formulas and attached pictures"
+    "A Markdown cell as Python-Markdown wants it: callouts, lists, links, formulas and attached images"
     source = cell.source
     for name, data in (cell.get('attachments') or {}).items():
         kind, content = next(iter(data.items()))
@@ -295,7 +295,7 @@ def code(page, cell, number):
     last = next(
         (line for line in reversed(source.splitlines()) if line.strip() and not line.strip().startswith('#')), 'code'
     )
-    alt = options.get('fig-alt', '').strip('"') or caption or f'Picture made by {last.strip().rstrip(";")}'
+    alt = options.get('fig-alt', '').strip('"') or caption or f'Image made by {last.strip().rstrip(";")}'
     for position, output in enumerate(cell.get('outputs') or []):
         blocks.append(show_output(page, output, f'{cell.id}_{position}', alt, caption))
     return [block for block in blocks if block]
@@ -335,21 +335,21 @@ def show_output(page, output, name, alt, caption):
 
 
 def show_picture(page, content, name, alt, caption):
-    "A picture as a file beside the page, with its size so that the text does not jump"
+    "An image as a file beside the page, with its size so that the text does not jump"
     folder = f'{page.name}_files'
     page.files[f'{folder}/{name}'] = content
     size = ''
     if not name.endswith('.svg'):
         from PIL import Image
 
-        with Image.open(io.BytesIO(content)) as picture:
-            size = ' width="{}" height="{}"'.format(*picture.size)
+        with Image.open(io.BytesIO(content)) as image:
+            size = ' width="{}" height="{}"'.format(*image.size)
     img = f'<img src="{Path(folder).name}/{name}" alt="{html.escape(alt)}"{size} loading="lazy">'
     return f'<figure class="doc-figure">{img}{f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""}</figure>'
 
 
 def show_html(page, text, name):
-    "HTML without scripts and styles, its embedded pictures as files"
+    "HTML without scripts and styles, its embedded images as files"
     text = re.sub(r'<(script|style)\b.*?</\1\s*>', '', text, flags=re.DOTALL | re.IGNORECASE)
 
     def to_file(found):

@@ -24,7 +24,7 @@ from fastcore.docments import docments
 from tyro.conf import CascadeSubcommandArgs, Positional, UseAppendAction, arg
 
 from .training.recipes import recipes
-from .core.settings import TrainingError, UserError, check_place, meant, settings, write_table
+from .core.settings import TrainingError, UserError, check_writable, did_you_mean, settings, write_table
 from .training.recipe import Recipe, as_seconds, is_sample, source_of
 
 # %% ../nbs/cli.ipynb #5cb6c370
@@ -128,9 +128,9 @@ def _trained(done, json):
 
 
 def evaluate(
-    run: Positional[Path],  # a finished run's folder; with --leakage also a folder, zip, CSV or slug of pictures
-    source: str | None = None,  # labelled pictures: folder, zip, CSV, Kaggle slug (default: the run's own test part)
-    leakage: bool = False,  # instead of a score: by how much a random split of these pictures flatters, and which pictures are at fault
+    run: Positional[Path],  # a finished run's folder; with --leakage also a folder, zip, CSV or slug of images
+    source: str | None = None,  # labelled images: folder, zip, CSV, Kaggle slug (default: the run's own test set)
+    leakage: bool = False,  # instead of a score: by how much a random split of these images flatters, and which images are at fault
     retrain: bool = False,  # with --leakage: full trainings instead of a probe on frozen features; needs --out
     arch: str
     | None = None,  # with --leakage: the network whose features are used (default: the run's, else resnet50; sample: convmixer_64_4)
@@ -142,7 +142,7 @@ def evaluate(
     out: Path | None = None,  # where the predictions go, .csv or .parquet; with --leakage a folder for page and tables
     json: bool = False,  # print JSON
 ) -> int:
-    "Score a run on its test pictures, or on others; or look for leaks between training and test"
+    "Score a run on its test images, or on others; or look for leaks between training and test"
     given = _given(arch=arch, weights=weights or None, size=size, group=group)
     if leakage:
         from fungi_fastai.studies.leakage import leakage_report
@@ -182,13 +182,13 @@ def evaluate(
             print(f'{key:>18}  {found[key]:.4f}' + (f'  ({low:.4f} to {high:.4f})' if low is not None else ''))
         print(f'{"n_test":>18}  {found["n_test"]}  (in brackets, 95 % intervals)')
     if seen := found.get('n_seen_in_training'):
-        _say(f'{seen} of these {found["n_test"]} pictures were seen in training; the scores are too good by that.')
+        _say(f'{seen} of these {found["n_test"]} images were seen in training; the scores are too good by that.')
     return 0
 
 
 def predict(
     model: Positional[Path],  # the folder of a bundle or of a finished run
-    paths: Positional[list[Path]],  # pictures, or folders of pictures
+    paths: Positional[list[Path]],  # images, or folders of images
     out: Path
     | None = None,  # .csv, .jsonl or .parquet; the same call goes on where one was interrupted (default: CSV on standard output)
     engine: Literal['local', 'ray'] = 'local',  # ray: many processes, on many machines; for bundles
@@ -197,9 +197,9 @@ def predict(
     backend: Literal['auto', 'onnx', 'torch', 'int8', 'openvino'] = 'auto',  # of a bundle (auto: onnx)
     address: str
     | None = None,  # of a Ray cluster, such as 10.0.0.1:6379 (default: RAY_ADDRESS, else one is started on this machine)
-    json: bool = False,  # print JSON: a list of the rows, or with --out how many pictures there were
+    json: bool = False,  # print JSON: a list of the rows, or with --out how many images there were
 ) -> int:
-    "Classify pictures by a bundle or a run"
+    "Classify images by a bundle or a run"
     from fungi_fastai.runs.batch_prediction import predict_to
 
     done = predict_to(
@@ -213,23 +213,23 @@ def predict(
         form='json' if json else 'csv',
     )
     if json and out:
-        _print_json(dict(out=str(out), pictures=done.pictures, unreadable=done.failed, errors=done.errors))
+        _print_json(dict(out=str(out), images=done.images, unreadable=done.failed, errors=done.errors))
     for error in done.errors:
         _say(error)
     if done.failed:
-        _say(f'{done.failed:,} of {done.pictures:,} files could not be read; their rows say why, in the column error.')
+        _say(f'{done.failed:,} of {done.images:,} files could not be read; their rows say why, in the column error.')
     elif out and not json:
-        _say(f'{done.pictures:,} picture{"s" if done.pictures != 1 else ""} classified: {out}')
+        _say(f'{done.images:,} image{"s" if done.images != 1 else ""} classified: {out}')
     return 1 if done.failed else 0
 
 
 def check(
     source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
-    label: str = 'folder',  # where a picture's class is read: folder, a CSV's column, or a regular expression
+    label: str = 'folder',  # where an image's class is read: folder, a CSV's column, or a regular expression
     group: str = '',  # regular expression or CSV column that reads the specimen
     json: bool = False,  # print JSON
 ) -> int:
-    "Look for problems in a set of pictures; nothing is changed"
+    "Look for problems in a set of images; nothing is changed"
     from fungi_fastai.data.scan import check as check_source
     from fungi_fastai.data.scan import summary_text
 
@@ -256,15 +256,15 @@ def probe(
     pretrained: bool = True,  # weights learned on ImageNet; the sample is probed without, as it is trained, unless there are `weights`
     size: int
     | None = None,  # side of the square that the network sees, pixels (default: the recipe's, else 224; sample: 96)
-    folds: int = 5,  # parts that the pictures are cut into; fewer where a class has fewer specimens
+    folds: int = 5,  # parts that the images are cut into; fewer where a class has fewer specimens
     seed: int = 42,  # of how the folds are drawn
     label: str
-    | None = None,  # where a picture's class is read: folder, a CSV's column, or a regular expression (default: the recipe's, else folder)
+    | None = None,  # where an image's class is read: folder, a CSV's column, or a regular expression (default: the recipe's, else folder)
     group: str
     | None = None,  # regular expression or CSV column that reads the specimen (default: the recipe's, else none known)
     device: str = 'auto',  # auto (this machine's settings), cpu, cuda, cuda:1 or mps
     out: Path
-    | None = None,  # where the predictions go, .csv or .parquet: of each picture, by a probe that has not seen it
+    | None = None,  # where the predictions go, .csv or .parquet: of each image, by a probe that has not seen it
     json: bool = False,  # print JSON
 ) -> int:
     "The first number: how well a linear classifier does on what a network sees"
@@ -298,12 +298,12 @@ def labels(
     pretrained: bool = True,  # weights learned on ImageNet; the sample is judged without, unless there are `weights`
     size: int
     | None = None,  # side of the square that the network sees, pixels (default: the recipe's, else 224; sample: 96)
-    folds: int = 5,  # parts that the pictures are cut into; each is judged by what was learned from the others
+    folds: int = 5,  # parts that the images are cut into; each is judged by what was learned from the others
     label: str
-    | None = None,  # where a picture's class is read: folder, a CSV's column, or a regular expression (default: the recipe's, else folder)
+    | None = None,  # where an image's class is read: folder, a CSV's column, or a regular expression (default: the recipe's, else folder)
     group: str
     | None = None,  # regular expression or CSV column that reads the specimen (default: the recipe's, else none known)
-    out: Path | None = None,  # a folder for a page of the pictures, and tables
+    out: Path | None = None,  # a folder for a page of the images, and tables
     json: bool = False,  # print JSON
 ) -> int:
     "Rank the labels that are likely wrong; nothing is changed"
@@ -318,14 +318,14 @@ def labels(
 def explore(
     source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
     out: Path,  # the folder for page, figures and table
-    label: str = 'folder',  # where a picture's class is read: folder, a CSV's column, or a regular expression
+    label: str = 'folder',  # where an image's class is read: folder, a CSV's column, or a regular expression
     group: str = '',  # regular expression or CSV column that reads the specimen
 ) -> int:
-    "Make a page of figures about a set of pictures"
+    "Make a page of figures about a set of images"
     from fungi_fastai.data.explore import explore as explore_items
     from fungi_fastai.data.scan import check as check_source
 
-    check_place(out / 'index.html')
+    check_writable(out / 'index.html')
     items, _ = check_source(source, label=label, group=group)
     print(explore_items(items, out))
     return 0
@@ -335,8 +335,8 @@ def cache(
     action: Positional[Literal['list', 'clear']],  # list what is kept, or delete all of it
     json: bool = False,  # print JSON
 ) -> int:
-    "Show or clear the decoded pictures, features and scans that are kept to save time"
-    from fungi_fastai.data.archives import say_size
+    "Show or clear the decoded images, features and scans that are kept to save time"
+    from fungi_fastai.data.archives import format_size
     from fungi_fastai.data.cache import clear_cache, list_cache
 
     if action == 'clear':
@@ -349,17 +349,17 @@ def cache(
     if json:
         _print_json(found)
     elif action == 'clear':
-        print(f'{say_size(found["freed"])} freed.')
+        print(f'{format_size(found["freed"])} freed.')
     else:
         for row in table.itertuples():
             what = (
-                f'{row.pictures:,.0f} pictures at {row.side:.0f} px of {row[6]}'
-                if row.kind == 'pixels' and row.pictures > 0
+                f'{row.images:,.0f} images at {row.side:.0f} px of {row[6]}'
+                if row.kind == 'pixels' and row.images > 0
                 else row[6]
             )
-            print(f'{say_size(row.bytes):>8}  {row.kind:<8}  last used {row.last_used:%Y-%m-%d %H:%M}  {what}'.rstrip())
+            print(f'{format_size(row.bytes):>8}  {row.kind:<8}  last used {row.last_used:%Y-%m-%d %H:%M}  {what}'.rstrip())
         print(
-            f'{say_size(found["bytes"]):>8}  in all, in {settings().cache_dir}'
+            f'{format_size(found["bytes"]):>8}  in all, in {settings().cache_dir}'
             if len(table)
             else f'Nothing is kept in {settings().cache_dir}.'
         )
@@ -371,7 +371,7 @@ def report(
     out: Path
     | None = None,  # the page of several, .html (default: comparison.html); that of one is the report.html in its folder
 ) -> int:
-    "Write a run's report.html anew, or compare several on one page"
+    "Write a run's report.html again, or compare several on one page"
     if len(runs) == 1:
         if out:
             raise UserError(
@@ -391,7 +391,7 @@ def report(
 def watch(
     run: Positional[Path],  # the run's folder
     every: float = 2.0,  # seconds between two looks
-    out: Path | None = None,  # .svg or .png, drawn anew with each epoch
+    out: Path | None = None,  # .svg or .png, drawn again with each epoch
     once: bool = False,  # look once, instead of until the training ends
 ) -> int:
     "Show a training of another process while it runs"
@@ -405,13 +405,13 @@ def folds(
     k: CascadeSubcommandArgs[int] = 3,  # folds, each a training
     naive: CascadeSubcommandArgs[
         bool
-    ] = False,  # draw picture by picture, whatever specimen they show: to see by how much that flatters
+    ] = False,  # draw image by image, whatever specimen they show: to see by how much that flatters
     out: CascadeSubcommandArgs[
         Path | None
     ] = None,  # the experiment's folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
     json: CascadeSubcommandArgs[bool] = False,  # print JSON
 ) -> int:
-    "Cross-validate: each picture is tested on once, by a network that has not seen its specimen"
+    "Cross-validate: each image is tested on once, by a network that has not seen its specimen"
     from fungi_fastai.studies.folds import cross_validate
 
     found = cross_validate(recipe, k, out, grouped=not naive)
@@ -423,7 +423,7 @@ def curve(
     recipe: Recipe,
     across: CascadeSubcommandArgs[
         Literal['data', 'epochs', 'split']
-    ] = 'data',  # what is varied: the share of the training part, epochs, or the share tested on
+    ] = 'data',  # what is varied: the fraction of the training set, epochs, or the fraction tested on
     fractions: CascadeSubcommandArgs[
         tuple[float, ...]
     ] = (),  # the shares (default: .1 .2 .4 .7 1, or .1 .2 .3 .4 .5 for split)
@@ -433,7 +433,7 @@ def curve(
     ] = None,  # the experiment's folder (default: a new one in runs/, or as settings.ini says); an existing one is continued
     json: CascadeSubcommandArgs[bool] = False,  # print JSON
 ) -> int:
-    "Learning curves: would more pictures, more epochs, or another test share help?"
+    "Learning curves: would more images, more epochs, or another test share help?"
     from fungi_fastai.studies.curves import learning_curve
 
     found = learning_curve(recipe, fractions or None, seeds, out, across)
@@ -461,7 +461,7 @@ def sweep(
     ] = None,  # a database that all machines reach, such as postgresql://user@host/name (default: sweep.db in the folder)
     stages: CascadeSubcommandArgs[
         tuple[float, ...]
-    ] = (),  # shares of the training part: 0.2 1 searches with a fifth of it, then the best third with all
+    ] = (),  # fractions of the training set: 0.2 1 searches with a fifth of it, then the best third with all
     json: CascadeSubcommandArgs[bool] = False,  # print JSON
 ) -> int:
     "Train a recipe with many settings and compare them"
@@ -502,10 +502,10 @@ def compare(
         list[Path]
     ],  # finished runs, or cross-validations; the first is what the others are measured against
     out: Path | None = None,  # a folder for tables and figure
-    common: bool = False,  # where test parts differ, compare on the pictures that they share
+    common: bool = False,  # where test sets differ, compare on the images that they share
     json: bool = False,  # print JSON
 ) -> int:
-    "Is one run better than another, on the same test pictures?"
+    "Is one run better than another, on the same test images?"
     from fungi_fastai.runs.compare import compare as compare_runs
 
     _show(compare_runs(runs, out, common=common), json)
@@ -549,11 +549,11 @@ def export(
     run: Positional[Path],  # a finished run's folder
     out: Path
     | None = None,  # the bundle's folder; a bundle that is there is replaced when the new one is whole (default: `bundle` in the run's)
-    int8: bool = False,  # also a network of 8-bit integers, calibrated on training pictures, with its measured loss and speed
+    int8: bool = False,  # also a network of 8-bit integers, calibrated on training images, with its measured loss and speed
     openvino: bool = False,  # also OpenVINO's format
-    examples: int = 500,  # training pictures whose features and thumbnails go along; 0: none leaves this machine
-    references: int = 8,  # pictures with torch's answers, by which a bundle is checked elsewhere; 0: none
-    licence: str = 'not stated by who made it',  # of pictures and network, for the model card
+    examples: int = 500,  # training images whose features and thumbnails go along; 0: none leaves this machine
+    references: int = 8,  # images with torch's answers, by which a bundle is checked elsewhere; 0: none
+    licence: str = 'not stated by who made it',  # of images and network, for the model card
     push: str | None = None,  # also to the Hugging Face Hub, as OWNER/NAME
     public: bool = False,  # with --push: for everybody to see
     json: bool = False,  # print bundle.json
@@ -584,11 +584,11 @@ def serve(
     port: int = 8000,  # 0: any that is free
     backend: Literal['auto', 'onnx', 'torch', 'int8', 'openvino'] = 'auto',  # what computes
     page: bool = True,  # the page for people at /
-    max_batch: int = 16,  # pictures at most that the network is given together
-    max_wait: float = 0.01,  # seconds at most that a picture waits for others
-    places: int = 256,  # pictures that may be waiting or worked on; the next is told to come again
+    max_batch: int = 16,  # images at most that the network is given together
+    max_wait: float = 0.01,  # seconds at most that an image waits for others
+    places: int = 256,  # images that may be waiting or worked on; the next is told to come again
     max_bytes: int = 2**24,  # the largest file, bytes
-    max_pixels: int = 50_000_000,  # the largest picture, pixels
+    max_pixels: int = 50_000_000,  # the largest image, pixels
     max_files: int = 64,  # files in one request
     max_memory: int = 2**28,  # bytes that uploads in flight may hold together; a request a quarter of it
     timeout: float = 30.0,  # seconds for an upload, and again for its answer
@@ -607,15 +607,15 @@ def serve(
 def submit(
     runs: Positional[list[Path]],  # finished runs or cross-validations; several are averaged
     out: Path,  # the competition's .csv
-    sample: Path | None = None,  # sample_submission.csv (default: the one that lies with the pictures)
-    test: str | None = None,  # the pictures: folder, zip or CSV (default: `test/` of what the first run was trained on)
-    tta: bool = False,  # average over all flips of each picture that the recipe allows
+    sample: Path | None = None,  # sample_submission.csv (default: the one that lies with the images)
+    test: str | None = None,  # the images: folder, zip or CSV (default: `test/` of what the first run was trained on)
+    tta: bool = False,  # average over all flips of each image that the recipe allows
     probabilities: bool = False,  # write the probabilities beside it, as .parquet
     competition: str | None = None,  # send it to this competition, and wait for the score
     message: str = '',  # what distinguishes this submission from the others (default: the runs' names)
     json: bool = False,  # print JSON
 ) -> int:
-    "Predict a competition's test pictures, write the file it wants, and send it"
+    "Predict a competition's test images, write the file it wants, and send it"
     from fungi_fastai.deploy.submission import submission
 
     found = submission(runs, out, test, sample, tta, probabilities=probabilities)
@@ -637,7 +637,7 @@ def submit(
 def fetch(
     source: Positional[str],  # a recipe, or whatever --source takes: a Kaggle slug, competition:NAME, an address
 ) -> int:
-    "Download and unpack pictures, once, and print where they are"
+    "Download and unpack images, once, and print where they are"
     from fungi_fastai.data.sources import Source
 
     print(Source.of(recipes[source].source if source in recipes else source).prepare())
@@ -725,7 +725,7 @@ def _check_file(file, *kinds):
         raise UserError(f'{file} should end in {" or ".join(kinds)}.')
     if file.is_dir():
         raise UserError(f'{file} is a folder; expected the name of a file.')
-    check_place(file)
+    check_writable(file)
 
 
 def _misspelt(arguments):
@@ -738,7 +738,7 @@ def _misspelt(arguments):
         what, word, known = 'command', command, named
     if word.startswith('-') or word in known:
         return ''
-    return f'There is no {what} {word!r}. {meant(word, known)}'
+    return f'There is no {what} {word!r}. {did_you_mean(word, known)}'
 
 
 def _show_warning(message, category, filename, *_):

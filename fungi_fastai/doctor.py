@@ -19,7 +19,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from .core.settings import UserError, check_place, find_config, settings
+from .core.settings import UserError, check_writable, find_config, settings
 
 # %% ../nbs/doctor.ipynb #0a2da341
 @dataclass(frozen=True)
@@ -87,21 +87,21 @@ def packages() -> list[Finding]:
 
 # %% ../nbs/doctor.ipynb #e6e8865c
 def device() -> list[Finding]:
-    "What is trained on, in which number format, with how many threads"
+    "What is trained on, in which precision, with how many threads"
     try:
         import torch
     except ImportError as error:
         return [
             Finding('device', 'wrong', f'torch cannot be imported: {error}', 'pip install torch torchvision, as a pair')
         ]
-    from fungi_fastai.data.archives import say_count
+    from fungi_fastai.data.archives import format_count
     from fungi_fastai.training.precision import pick_device, pick_precision
 
     try:
         chosen = pick_device()
     except UserError as error:
         return [Finding('device', 'wrong', str(error), 'mend settings.ini; device = auto always works')]
-    number_format, why = pick_precision(device=chosen)
+    mode, why = pick_precision(device=chosen)
     if chosen.type == 'cuda':
         free, memory = torch.cuda.mem_get_info(chosen)
         return [
@@ -109,21 +109,21 @@ def device() -> list[Finding]:
                 'device',
                 'fine',
                 f'{torch.cuda.get_device_name(chosen)} ({torch.cuda.device_count()} there), '
-                f'{free / 1e9:.0f} of {memory / 1e9:.0f} GB free; {number_format}: {why}',
+                f'{free / 1e9:.0f} of {memory / 1e9:.0f} GB free; {mode}: {why}',
             )
         ]
     if chosen.type == 'mps':
-        return [Finding('device', 'fine', f"Apple's GPU; {number_format}: {why}")]
+        return [Finding('device', 'fine', f"Apple's GPU; {mode}: {why}")]
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     few = 'OMP_NUM_THREADS' in os.environ and threads * 2 <= cores
     return [
         Finding(
             'device',
             'note',
-            f'no GPU: CPU with {say_count(cores, "core")}, {say_count(threads, "thread")}; {number_format}: {why}',
+            f'no GPU: CPU with {format_count(cores, "core")}, {format_count(threads, "thread")}; {mode}: {why}',
             'unset OMP_NUM_THREADS, unless several trainings run side by side'
             if few
-            else 'small networks and pictures: --arch mobilenetv2_100 --size 160; Kaggle lends a GPU (fungi kaggle notebook)',
+            else 'small networks and images: --arch mobilenetv2_100 --size 160; Kaggle lends a GPU (fungi kaggle notebook)',
         )
     ]
 
@@ -146,7 +146,7 @@ def folders(
     for name in ('runs_dir', 'data_dir', 'cache_dir'):
         place = getattr(machine, name).absolute()
         try:
-            check_place(place)
+            check_writable(place)
         except UserError as error:
             found.append(
                 Finding(name, 'wrong', str(error), f'set {name} in settings.ini to a place that can be written')

@@ -159,7 +159,7 @@ class Chromium:
     def type(self, text):
         self.call('Input.insertText', text=text)
 
-    def picture(self, path):
+    def make_image(self, path):
         "A PNG of what is shown"
         path.write_bytes(base64.b64decode(self.call('Page.captureScreenshot', format='png')['data']))
 

@@ -1,4 +1,4 @@
-"What the tests of the command and of runs share: a place of their own, small pictures, one small trained run"
+"What the tests of the command and of runs share: a place of their own, small images, one small trained run"
 
 import multiprocessing
 import os
@@ -101,7 +101,7 @@ def small_bundle(home, small_run):
     "The bundle of `small_run`, with all its engines; not to be changed"
     from fungi_fastai.deploy.export import export
 
-    return export(small_run, home / 'small bundle', int8=True, openvino=True, pictures=16, progress=False)
+    return export(small_run, home / 'small bundle', int8=True, openvino=True, images=16, progress=False)
 
 
 # --- calls in processes of their own, which can be killed

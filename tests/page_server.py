@@ -26,7 +26,7 @@ def coloured(*colour, side=32):
 
 
 class Specimens(Colours):
-    "Sure of red pictures, unsure of grey ones; has known pictures of red; has no map for green, and breaks at white"
+    "Sure of red images, unsure of grey ones; has known images of red; has no map for green, and breaks at white"
 
     classes = names
 
@@ -37,9 +37,9 @@ class Specimens(Colours):
             data=dict(source='sample'),
             classes=names,
             files=['examples.safetensors'],
-            conformal=Conformal('lac', 0.9, 0.8, pictures=200),
+            conformal=Conformal('lac', 0.9, 0.8, images=200),
             threshold=Threshold(
-                0.7, 0.8, 0.95, 0.08, 0.95, '95% of the answers right', True, 200, 'chosen on 200 pictures'
+                0.7, 0.8, 0.95, 0.08, 0.95, '95% of the answers right', True, 200, 'chosen on 200 images'
             ),
         )
         super().__init__(bundle=bundle)

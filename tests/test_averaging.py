@@ -1,4 +1,4 @@
-"Folds that end as one network: what is averaged, who said what of which picture, and that a kill or a budget changes nothing of it"
+"Folds that end as one network: what is averaged, who said what of which image, and that a kill or a budget changes nothing of it"
 
 import io
 import json
@@ -25,14 +25,14 @@ def weights_in(folder):
 
 @pytest.fixture(scope='module')
 def begun(photos, ready, home, tmp_path_factory):
-    "What the recipes of this file begin with: a network that has seen the same pictures, made larger"
+    "What the recipes of this file begin with: a network that has seen the same images, made larger"
     from fungi_fastai import train_flowers
 
     run = train_flowers(
         photos, out=tmp_path_factory.mktemp('begun') / 'run', progress=False, **tiny | dict(epochs=4), test=0.0
     )
     return tiny | dict(
-        pretrained=True, weights=str(run.folder / 'model.safetensors'), folds=3, epochs=2, group=r'([^/]+)_[^_]+$'
+        pretrained=True, weights=str(run.folder / 'model.safetensors'), average_folds=3, epochs=2, group=r'([^/]+)_[^_]+$'
     )
 
 
@@ -91,12 +91,12 @@ def test_what_it_says_of_itself(averaged, fungi):
     assert (
         'mean of 3 networks' in averaged.verdict
         and 'mean of 3 networks' in page
-        and f'{taken} pictures in 3 folds' in page
+        and f'{taken} images in 3 folds' in page
     )
     assert averaged.history.epoch.tolist() == [0, 1, 2] and averaged.history.valid_loss.notna().all()
     assert not (averaged.folder / 'fold-1' / 'report.html').exists()
     command = json.loads((averaged.folder / 'fold-2' / 'environment.json').read_text())['command']
-    assert command.startswith('fungi train flowers') and command.endswith('# network 2') and '--folds 3' in command
+    assert command.startswith('fungi train flowers') and command.endswith('# network 2') and '--average-folds 3' in command
     shown = fungi('predict', averaged.folder, averaged.items.path.iloc[0]).out
     assert averaged.items.path.iloc[0] in shown
 
@@ -104,11 +104,11 @@ def test_what_it_says_of_itself(averaged, fungi):
 def test_it_is_shipped_as_one_network(averaged, tmp_path):
     from fungi_fastai.deploy.predictor import Predictor
 
-    bundle = averaged.export(tmp_path / 'bundle', pictures=64, progress=False)  # more than are tested on
+    bundle = averaged.export(tmp_path / 'bundle', images=64, progress=False)  # more than are tested on
     held = averaged.items[averaged.items.split == 'test']
     said = Predictor.load(bundle).predict(held['path'].tolist())
     assert [one.label for one in said] == averaged.predictions.set_index('path').predicted[held['path']].tolist()
-    assert f'{averaged.metrics["n_train"]} pictures in 3 folds' in (bundle / 'README.md').read_text('utf8')
+    assert f'{averaged.metrics["n_train"]} images in 3 folds' in (bundle / 'README.md').read_text('utf8')
 
 
 def test_the_same_call_continues_after_a_kill(process, photos, begun, averaged, tmp_path):
@@ -148,7 +148,7 @@ def test_a_budget_is_for_all_of_them(photos, begun, tmp_path):
     assert len({part.recipe.size for part in parts}) == 1 and all(
         (part.history.phase == 'all layers').any() for part in parts
     )
-    assert run.asked.budget == 24 and run.asked.folds == 3
+    assert run.asked.budget == 24 and run.asked.average_folds == 3
 
 
 def test_two_processes_make_one_network_together(process, photos, begun, tmp_path):
@@ -159,7 +159,7 @@ def test_two_processes_make_one_network_together(process, photos, begun, tmp_pat
         'flowers',
         '--source',
         str(photos),
-        *flags(**begun | dict(folds=2, epochs=1)),
+        *flags(**begun | dict(average_folds=2, epochs=1)),
         '--out',
         tmp_path / 'run',
         '--processes',
@@ -200,10 +200,10 @@ def test_weights_that_went_apart_are_found_out(photos, begun, averaged, tmp_path
 @pytest.mark.parametrize(
     'changes, said',
     [
-        (dict(folds=1), 'folds is 1'),
-        (dict(folds=9), '9 folds need'),
+        (dict(average_folds=1), 'average_folds is 1'),
+        (dict(average_folds=9), '9 folds need'),
         (dict(pretrained=False), 'From scratch'),
-        (dict(folds=-2), 'folds is -2'),
+        (dict(average_folds=-2), 'average_folds is -2'),
     ],
 )
 def test_what_cannot_be_averaged_is_told_at_once(fungi, photos, begun, tmp_path, changes, said):
@@ -224,4 +224,4 @@ def test_without_a_test_part_the_folds_are_the_measure(photos, begun, tmp_path):
 
 
 def test_folds_are_a_field_like_others():
-    assert Recipe().folds == 0 and Recipe().but(folds=5).differences(Recipe()) == dict(folds=(5, 0))
+    assert Recipe().average_folds == 0 and Recipe().but(average_folds=5).differences(Recipe()) == dict(average_folds=(5, 0))

@@ -88,7 +88,7 @@ def test_a_class_of_which_all_pictures_are_for_testing(train, photos, tmp_path):
             place = tmp_path / 'parts' / ('train' if i < trained else 'test') / label
             place.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, place)
-    assert "All pictures of 'tulips' stand in given valid or test folders" in train(tmp_path / 'parts', 2).err
+    assert "All images of 'tulips' stand in given valid or test folders" in train(tmp_path / 'parts', 2).err
 
 
 def test_a_pattern_that_makes_one_specimen_of_each_class(train, own):
@@ -108,7 +108,7 @@ def test_one_picture_of_each_class(train, own):
 
 
 def test_a_single_picture_and_a_text_as_source(train, own, tmp_path):
-    assert 'single picture' in train(next((own / 'daisy').iterdir()), 2).err
+    assert 'single image' in train(next((own / 'daisy').iterdir()), 2).err
     (tmp_path / 'notes.txt').write_text('x')
     assert 'notes.txt' in train(tmp_path / 'notes.txt', 2).err
 
@@ -126,7 +126,7 @@ def test_a_zip_that_is_cut_off(train, own, tmp_path):
         ('name,species\na.jpg,x\n', 'expected path and label'),
         ('path\nown/daisy/gone.jpg\n', 'is there'),
         ('', 'CSV'),
-        ('path,label\n', 'names no pictures'),
+        ('path,label\n', 'names no images'),
         ('path,weight\nown/daisy/000_0.jpg,3\n', 'label'),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_csv_with_some_pictures_missing_trains(train, own, tmp_path):
     assert problem(tmp_path / 'run', 'gone.jpg')[0][0] == 'unreadable'
 
 
-# --- single pictures: the rest trains
+# --- single images: the rest trains
 
 
 def test_bad_pictures_among_good_ones(train, own, tmp_path):
@@ -221,7 +221,7 @@ def test_names_that_need_care(train, own, tmp_path):
         (dict(device='cuda:77'), 'cuda'),
         (dict(monitor='loss'), 'valid_loss'),
         (dict(precision='int8'), 'precision'),
-        (dict(fit='stretch'), 'squish'),
+        (dict(resize='stretch'), 'squish'),
         (dict(label='('), 'regular expression'),
         (dict(label='daisy'), 'no group'),
         (dict(group='[a-'), 'regular expression'),

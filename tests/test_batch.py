@@ -44,14 +44,14 @@ def bundle(small_bundle):
 
 @pytest.fixture(scope='module')
 def many(photos, tmp_path_factory):
-    "180 pictures, of which 60 are different, and three files that are none"
-    folder = tmp_path_factory.mktemp('many') / 'pictures'
+    "180 images, of which 60 are different, and three files that are none"
+    folder = tmp_path_factory.mktemp('many') / 'images'
     files = sorted(photos.rglob('*.jpg'))
     for copy in 'abc':
         (folder / copy).mkdir(parents=True)
         for i, file in enumerate(files):
             os.link(file, folder / copy / f'{i:03}.jpg')
-    (folder / 'b/text.jpg').write_text('no picture')
+    (folder / 'b/text.jpg').write_text('no image')
     (folder / 'b/empty.png').write_bytes(b'')
     (folder / 'c/cut.jpg').write_bytes(files[0].read_bytes()[:700])
     return folder
@@ -152,7 +152,7 @@ def test_the_command(fungi, bundle, many, tmp_path):
     said = fungi('predict', bundle, many, '--out', tmp_path / 'p.jsonl', '--json', code=1)
     assert (
         json.loads(said.out) | dict(errors=0)
-        == dict(out=str(tmp_path / 'p.jsonl'), pictures=183, unreadable=3, errors=0)
+        == dict(out=str(tmp_path / 'p.jsonl'), images=183, unreadable=3, errors=0)
         and '3 of 183 files' in said.err
     )
     assert len(json.loads(fungi('predict', bundle, many / 'a/000.jpg', '--json').out)) == 1
@@ -293,7 +293,7 @@ def test_a_model_that_was_changed_meanwhile(fungi, bundle, many, expected, tmp_p
     (own / 'model.onnx').write_bytes(graph)
     (own / 'bundle.json').write_text(
         about.replace('"temperature": ', '"temperature": 1'), 'utf8'
-    )  # a bundle exported anew
+    )  # a bundle exported again
     assert 'other models' in fungi('predict', own, many, '--out', out, code=2).err
     (own / 'bundle.json').write_text(about, 'utf8')
     assert 'other models' in fungi('predict', own, many, '--out', out, '--backend', 'torch', code=2).err

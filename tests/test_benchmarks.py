@@ -58,7 +58,7 @@ def test_aims_beside_what_was_measured(tables, tmp_path):
         ours=contender('ours', 10.0, first_seconds=12.0, first_rate=13.0),
         limit=contender('the limit', 7.6),
     )
-    case = dict(title='resnet50 at 224 px', pictures=160, ratios=ratios, contenders=contenders)
+    case = dict(title='resnet50 at 224 px', images=160, ratios=ratios, contenders=contenders)
     (tmp_path / 'epoch.json').write_text(json.dumps(result(resnet50_224=case)))
     rows = tables.goals(tmp_path).splitlines()
     assert next(r for r in rows if 'plain fastai ÷ ours' in r).endswith('| ≥ 5 | 6.20 (6.00–6.50) | yes |')

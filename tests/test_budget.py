@@ -15,9 +15,9 @@ small = {k: v for k, v in tiny.items() if k != 'epochs'}
 @pytest.mark.parametrize(
     'said, meant', {'300': 300, '5m': 300, '90s': 90, '1h30m': 5400, '2.5m': 150, '1 min': 60}.items()
 )
-def test_time_as_people_write_it(said, meant):
-    assert as_seconds(said) == meant
-    assert Recipe().but(budget=said).budget == meant
+def test_time_as_people_write_it(said, did_you_mean):
+    assert as_seconds(said) == did_you_mean
+    assert Recipe().but(budget=said).budget == did_you_mean
 
 
 @pytest.mark.parametrize('said', ('5x', 'soon', '-1m', 'nan', 'inf', ''))
@@ -59,7 +59,7 @@ def test_the_schedule_is_completed_on_the_clock(timed):
 def test_what_was_asked_and_what_was_planned(timed, fungi, photos):
     run, _ = timed
     assert run.asked.epochs == Recipe().epochs and run.recipe.budget == run.asked.budget == 12
-    assert run.recipe.epochs > Recipe().epochs, 'tiny pictures are quick'
+    assert run.recipe.epochs > Recipe().epochs, 'tiny images are quick'
     same = ('train', 'flowers', '--source', photos, '--out', run.folder, '--budget', '12s', *flags(**small))
     before = run.folder.joinpath('metrics.json').stat().st_mtime_ns
     fungi(*same)
@@ -104,7 +104,7 @@ def test_killed_and_continued_it_keeps_its_budget(process, photos, tmp_path):
     assert run.history.epoch.tolist() == list(range(1, len(run.history) + 1)) and len(run.history) > done
     assert run.history.lr.iat[-1] < 1e-3 * run.history.lr.max()
     assert plan.split('"ends"')[0] == (tmp_path / 'run' / 'plan.json').read_text().split('"ends"')[0], (
-        'continued, not planned anew'
+        'continued, not planned again'
     )
 
 
@@ -188,18 +188,18 @@ def test_nothing_at_hand(fungi, photos, tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore::fungi_fastai.evaluation.calibration.CalibrationWarning')
-def test_the_head_is_solved_once_more_where_that_validates_better(photos, ready, tmp_path):
+def test_the_head_is_refit_where_that_validates_better(photos, ready, tmp_path):
     from fungi_fastai import train_flowers
     from fungi_fastai.evaluation.calibration import apply_temperature, fit_temperature
     from fungi_fastai.evaluation.metrics import Evaluation
     from fungi_fastai.training.checkpoints import read_weights
 
     runs = {
-        finish: train_flowers(photos, out=tmp_path / finish, progress=False, finish=finish, **tiny | dict(epochs=3))
-        for finish in ('trained', 'probe')
+        refit: train_flowers(photos, out=tmp_path / f'refit {refit}', progress=False, refit_head=refit, **tiny | dict(epochs=3))
+        for refit in (False, True)
     }
     validated = {
-        finish: Evaluation.of(run.predictions[run.predictions.split == 'valid']) for finish, run in runs.items()
+        refit: Evaluation.of(run.predictions[run.predictions.split == 'valid']) for refit, run in runs.items()
     }
 
     def loss(one):
@@ -209,28 +209,28 @@ def test_the_head_is_solved_once_more_where_that_validates_better(photos, ready,
             ]
         ).mean()
 
-    losses = {finish: loss(one) for finish, one in validated.items()}
+    losses = {refit: loss(one) for refit, one in validated.items()}
     again, weights = (
-        runs['probe'].metrics['head_solved_again'],
-        {finish: read_weights(run.folder / 'model.safetensors')[0] for finish, run in runs.items()},
+        runs[True].metrics['head_refit'],
+        {refit: read_weights(run.folder / 'model.safetensors')[0] for refit, run in runs.items()},
     )
-    same = {k: bool((weights['trained'][k] == v).all()) for k, v in weights['probe'].items()}
-    assert all(equal for k, equal in same.items() if 'linear' not in k), 'the body stays as it was trained'
-    assert not runs['trained'].metrics['head_solved_again']
+    same = {k: bool((weights[False][k] == v).all()) for k, v in weights[True].items()}
+    assert all(equal for k, equal in same.items() if 'linear' not in k), 'the backbone stays as it was trained'
+    assert not runs[False].metrics['head_refit']
     assert again == (not all(same.values())) and (
-        losses['probe'] < losses['trained'] + 0.005 if again else losses['probe'] == losses['trained']
+        losses[True] < losses[False] + 0.005 if again else losses[True] == losses[False]
     )
 
 
 def test_a_head_that_is_too_sure_of_itself_stays_before_one_that_says_nothing(photos, ready, monkeypatch):
     import torch
 
-    from fungi_fastai.models.networks import body_head
+    from fungi_fastai.models.networks import backbone_head
     from fungi_fastai.training.recipes import FLOWERS
     from fungi_fastai.training import fit as fitting
 
     learn = fitting.make_learner(FLOWERS.but(source=photos, **tiny), progress=False)
-    head = body_head(learn.model)[1]
+    head = backbone_head(learn.model)[1]
     fitting.probe_head(learn)
     for one in head.parameters():
         one.data.mul_(100)
@@ -243,7 +243,7 @@ def test_a_head_that_is_too_sure_of_itself_stays_before_one_that_says_nothing(ph
 
     monkeypatch.setattr(fitting, 'probe_head', silent)
     fitting._finish(learn)
-    assert not learn.solved_again and all(torch.equal(sure[k], v) for k, v in head.state_dict().items())
+    assert not learn.head_refit and all(torch.equal(sure[k], v) for k, v in head.state_dict().items())
 
 
 @pytest.mark.parametrize('changes', (dict(loss='focal'), dict(hidden=8), dict(head='fastai')))
@@ -251,7 +251,7 @@ def test_a_head_with_an_aim_of_its_own_stays(photos, ready, tmp_path, changes):
     from fungi_fastai import train_flowers
 
     assert not train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny | changes).metrics[
-        'head_solved_again'
+        'head_refit'
     ]
 
 
@@ -260,19 +260,19 @@ def test_mirror_images_are_what_the_body_sees_in_them(photos, ready):
 
     from fungi_fastai.training.recipes import FLOWERS
     from fungi_fastai.training.fit import make_learner
-    from fungi_fastai.training.features import body_features, known_features
+    from fungi_fastai.training.features import backbone_features, known_features
 
     learn = make_learner(FLOWERS.but(source=photos, **tiny, cache=False), progress=False)
-    seen, _ = known_features(learn, mirrored=True)
+    seen, _ = known_features(learn, flipped=True)
     rows = learn.items[learn.items.split == 'train']
     few = rows.assign(path=[ImageOps.mirror(Image.open(path)) for path in rows.path])
-    assert np.allclose(seen['mirrored'][0], body_features(learn, few), atol=2e-2) and not np.allclose(
+    assert np.allclose(seen['mirrored'][0], backbone_features(learn, few), atol=2e-2) and not np.allclose(
         seen['mirrored'], seen['train'], atol=2e-2
     )
 
 
 @pytest.mark.parametrize('seconds, mirrored', ((600, 1.0), (0.01, 0.0)))
-def test_a_probe_sees_mirror_images_only_where_there_is_time(photos, small_run, tmp_path, seconds, mirrored):
+def test_a_probe_sees_mirror_images_only_where_there_is_time(photos, small_run, tmp_path, seconds, flipped):
     from fungi_fastai.training.recipes import FLOWERS
     from fungi_fastai.training.budget import OnTime, Plan
     from fungi_fastai.training.fit import fit, make_learner
@@ -283,7 +283,7 @@ def test_a_probe_sees_mirror_images_only_where_there_is_time(photos, small_run, 
     )
     plan = Plan(tiny['arch'], weights, True, 0.01, 32, 0, 1.0, 0.0, 0.0, '')
     fit(learn, tmp_path, on_time=OnTime(time.monotonic(), seconds, plan))
-    assert ('mirrored' in learn.seen_by_body) == bool(mirrored)
+    assert ('mirrored' in learn.seen_by_backbone) == bool(flipped)
 
 
 def test_a_part_of_the_mirror_images_goes_with_its_classes(photos, ready):
@@ -292,14 +292,14 @@ def test_a_part_of_the_mirror_images_goes_with_its_classes(photos, ready):
     from fungi_fastai.training.features import forget_features, known_features
 
     learn = make_learner(FLOWERS.but(source=photos, **tiny, cache=False), progress=False)
-    some, codes = known_features(learn, mirrored=0.5)
+    some, codes = known_features(learn, flipped=0.5)
     trained = learn.items[learn.items.split == 'train']
     part = trained.sample(round(0.5 * len(trained)), random_state=learn.recipe.seed)
     assert codes['mirrored'].tolist() == part.label.map(learn.dls.vocab.o2i).tolist() and len(
         some['mirrored'][0]
     ) == len(part)
     forget_features(learn)
-    every, _ = known_features(learn, mirrored=1.0)
+    every, _ = known_features(learn, flipped=1.0)
     assert np.allclose(
         some['mirrored'][0], every['mirrored'][0][[trained.index.get_loc(i) for i in part.index]], atol=1e-5
     )

@@ -1,4 +1,4 @@
-"The cache of decoded pictures, as processes that share it, a failing disk and a careless user find it"
+"The cache of decoded images, as processes that share it, a failing disk and a careless user find it"
 
 import json
 import os
@@ -106,7 +106,7 @@ def test_a_read_only_place_is_said_once_and_the_training_goes_on(photos, tmp_pat
         warnings.simplefilter('always')
         run = train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny)
     assert run.finished
-    ours = [str(w.message) for w in said if 'decoded pictures are not kept' in str(w.message)]
+    ours = [str(w.message) for w in said if 'decoded images are not kept' in str(w.message)]
     assert len(ours) == 1, said
 
 
@@ -151,9 +151,9 @@ def test_the_command_lists_and_clears_what_is_ours(fungi, scanned, tmp_path, mon
     assert 'Nothing is kept' in fungi('cache', 'list').out
     made = build_cache(scanned, 40, progress=False)
     (tmp_path / 'cache/mine.txt').write_text('not yours')
-    assert f'{len(scanned)} pictures at 40 px' in fungi('cache', 'list').out
+    assert f'{len(scanned)} images at 40 px' in fungi('cache', 'list').out
     found = json.loads(fungi('cache', 'list', '--json').out)
-    assert found['files'][0]['pictures'] == len(scanned) and found['bytes'] == made.file.stat().st_size
+    assert found['files'][0]['images'] == len(scanned) and found['bytes'] == made.file.stat().st_size
     assert os.path.isdir(found['files'][0]['from'])
     assert 'freed' in fungi('cache', 'clear').out
     assert not made.file.exists() and (tmp_path / 'cache/mine.txt').exists()

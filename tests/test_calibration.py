@@ -102,7 +102,7 @@ def test_mapie_and_we_agree():
 def test_bins_of_equal_mass_hold_equally_many():
     probs, targets = sample(1000)
     table = reliability(probs, targets, 10, 'mass')
-    assert table.pictures.between(99, 101).all() and table.pictures.sum() == 1000
+    assert table.images.between(99, 101).all() and table.images.sum() == 1000
     assert (table.low.to_numpy()[1:] == table.high.to_numpy()[:-1]).all()
     one = np.full((30, 4), 0.25)  # one confidence: one bin, whatever was asked for
     assert len(reliability(one, np.zeros(30, int), 10, 'mass')) == 1
@@ -112,7 +112,7 @@ def test_bins_of_equal_mass_hold_equally_many():
 def test_one_picture_and_many_classes():
     assert expected_calibration_error(np.eye(1000)[:1], np.array([0])) == 0
     assert expected_calibration_error(np.eye(1000)[:1], np.array([1]), equal='mass') == 1
-    assert reliability(np.array([[1.0]]), np.array([0])).pictures.tolist() == [1]
+    assert reliability(np.array([[1.0]]), np.array([0])).images.tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_one_picture_and_many_classes():
         ([[0.5, 0.5]], [2], 'from 0 to 1'),
         ([[0.5, 0.5]], [0, 1], '1 rows'),
         ([[0.5, 0.5]], [0.5], 'whole numbers'),
-        (np.zeros((0, 3)), [], 'no picture'),
+        (np.zeros((0, 3)), [], 'no image'),
         ([0.5], [0], 'shape'),
     ],
 )
@@ -175,7 +175,7 @@ def test_pictures_without_a_group_are_their_own():
     assert len(set(group_numbers(['', None, 'a', 'a', np.nan, ''], 6))) == 5
     assert group_numbers(['', ''], 2).tolist() == [0, 1] and group_numbers(None, 3) is None
     assert checked([[0.5, 0.5]] * 2, [0, 1], pd.Series(['x', 'x'], index=[7, 9]))[2].tolist() == [0, 0]
-    with pytest.raises(UserError, match='2 pictures and 3 groups'):
+    with pytest.raises(UserError, match='2 images and 3 groups'):
         group_numbers(list('abc'), 2)
 
 
@@ -244,9 +244,9 @@ def test_a_single_zero_does_not_decide_alone():
 @pytest.mark.parametrize(
     'probs, targets, said',
     [
-        (sample(19)[0], sample(19)[1], '19 pictures are too few'),
+        (sample(19)[0], sample(19)[1], '19 images are too few'),
         (sample(50)[0], np.zeros(50, int), 'one class'),
-        (np.eye(4)[np.arange(40) % 4] * 0.6 + 0.1, np.arange(40) % 4, 'right about every picture'),
+        (np.eye(4)[np.arange(40) % 4] * 0.6 + 0.1, np.arange(40) % 4, 'right about every image'),
         (np.full((40, 4), 0.25), np.arange(40) % 4, 'the same of every class'),
     ],
 )

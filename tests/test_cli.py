@@ -19,8 +19,8 @@ commands = ('train', 'evaluate', 'predict', 'check', 'explore', 'probe', 'cache'
 command = Path(sys.executable).with_name('fungi')
 
 
-def picture(seed, size=(160, 120)):
-    "A photo-like picture: coarse and fine structure, different for each seed"
+def make_image(seed, size=(160, 120)):
+    "A photo-like image: coarse and fine structure, different for each seed"
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     fine = Image.fromarray(rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)).resize(size)
@@ -52,7 +52,7 @@ def test_from_training_to_prediction(home, photos, tmp_path):
     out, err = fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'run', *flags(**tiny), '--json')
     assert json.loads(out) == json.loads((tmp_path / 'run/metrics.json').read_text('utf8'))
     assert (
-        'epoch 1' in err and 'pictures to train on' in err and '\r' not in err and '\x1b' not in err
+        'epoch 1' in err and 'images to train on' in err and '\r' not in err and '\x1b' not in err
     )  # a log, no terminal
     fungi('predict', tmp_path / 'run', photos, '--out', tmp_path / 'predictions.csv')
     assert len(pd.read_csv(tmp_path / 'predictions.csv')) == len(list(photos.rglob('*.jpg')))
@@ -115,7 +115,7 @@ def test_every_field_of_a_recipe_is_a_flag_with_its_meaning(fungi):
     [
         (('train', 'flowers'), "the run's folder"),
         (('evaluate',), "a finished run's folder"),
-        (('predict',), 'pictures, or folders of pictures'),
+        (('predict',), 'images, or folders of images'),
         (('check',), 'folder, zip, CSV'),
         (('explore',), 'the folder for page'),
         (('report',), "a finished run's folder"),
@@ -178,19 +178,19 @@ def nasty(tmp_path_factory):
     for i, species in enumerate((one, two, lonely)):
         species.mkdir(parents=True)
         for n in range(8 if i < 2 else 1):
-            picture(100 * i + n).save(species / f'Foto №{n} & mehr.jpg', quality=92)
+            make_image(100 * i + n).save(species / f'Foto №{n} & mehr.jpg', quality=92)
     whole = (one / 'Foto №0 & mehr.jpg').read_bytes()
     (one / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
-    (one / 'text.jpg').write_text('this is no picture')
+    (one / 'text.jpg').write_text('this is no image')
     (one / 'empty.png').touch()
     (one / 'copy.jpg').write_bytes(whole)
     with Image.open(one / 'Foto №1 & mehr.jpg') as image:
         image.resize((80, 60), Image.Resampling.LANCZOS).filter(ImageFilter.SMOOTH).save(one / 'small.jpg')
-    picture(900).save(one / 'really a png.jpg', 'png')
+    make_image(900).save(one / 'really a png.jpg', 'png')
     Image.new('RGB', (1, 1), 'red').save(one / 'pixel.png')
     Image.new('RGB', (160, 120), (90, 120, 60)).save(one / 'blank.jpg')
     for species in (one, two):
-        picture(901).save(species / 'which one.jpg')
+        make_image(901).save(species / 'which one.jpg')
     (folder / 'notes.txt').write_text('notes')
     (one / '.hidden.jpg').write_bytes(whole)
     (folder / '__MACOSX').mkdir()
@@ -247,11 +247,11 @@ def test_explore_writes_a_page(fungi, nasty, tmp_path):
 
 @pytest.fixture
 def zipped(photos, tmp_path):
-    "Makes a zip of some of the pictures: names → a file"
+    "Makes a zip of some of the images: names → a file"
 
-    def make(name, pictures):
+    def make(name, images):
         with zipfile.ZipFile(tmp_path / name, 'w') as z:
-            for inside, file in pictures.items():
+            for inside, file in images.items():
                 z.write(file, inside)
         return tmp_path / name
 
@@ -287,7 +287,7 @@ def test_evaluate_counts_pictures_seen_in_training(fungi, small_run, zipped):
     )
     done = fungi('evaluate', small_run.folder, '--source', archive, '--json')
     assert json.loads(done.out)['n_seen_in_training'] == 5 and json.loads(done.out)['n_test'] == 9
-    assert '5 of these 9 pictures were seen in training' in done.err
+    assert '5 of these 9 images were seen in training' in done.err
 
 
 def test_evaluate_on_a_subset_of_the_classes(fungi, small_run, zipped):
@@ -309,7 +309,7 @@ def test_evaluate_on_unknown_and_missing_classes(fungi, small_run, zipped):
 
 
 def test_evaluate_counts_the_unreadable(fungi, small_run, zipped, tmp_path):
-    (tmp_path / 'bad.jpg').write_text('no picture')
+    (tmp_path / 'bad.jpg').write_text('no image')
     some = small_run.items.head(4)
     archive = zipped(
         'bad.zip',
@@ -332,7 +332,7 @@ def test_predict_files_and_folders(fungi, small_run, photos, tmp_path, ending):
     for name, file in zip(names, some, strict=False):
         shutil.copy(file, folder / name)
     Image.new('L', (1, 1)).save(folder / 'pixel.png')
-    (folder / 'notes.txt').write_text('no picture, and not named like one')
+    (folder / 'notes.txt').write_text('no image, and not named like one')
     out = tmp_path / f'out.{ending}'
     said = fungi('predict', small_run.folder, folder, some[0], '--out', out)
     table = pd.read_csv(out, keep_default_na=False) if ending == 'csv' else pd.read_parquet(out)
@@ -342,7 +342,7 @@ def test_predict_files_and_folders(fungi, small_run, photos, tmp_path, ending):
     assert not said.out
     assert 'no file' in fungi('predict', small_run.folder, folder / 'gone.jpg', code=1).out  # none of them can be read
 
-    (folder / 'kaputt.jpg').write_text('no picture')
+    (folder / 'kaputt.jpg').write_text('no image')
     said = fungi(
         'predict', small_run.folder, folder, folder / 'gone.jpg', '--out', out, code=1
     )  # the rest is done all the same
@@ -462,7 +462,7 @@ def test_several_runs_on_one_page(fungi, small_run, photos, tmp_path):
     fungi('report', small_run.folder, tmp_path / 'other', '--out', tmp_path / 'both.html')
     page = (tmp_path / 'both.html').read_text('utf8')
     assert 'compared' in page and '<svg' in page
-    assert 'test pictures' in fungi('watch', tmp_path / 'other', '--once').out
+    assert 'test images' in fungi('watch', tmp_path / 'other', '--once').out
     said = fungi('compare', small_run.folder, tmp_path / 'other').out
     assert 'No difference' in said or 'is better' in said
     assert (

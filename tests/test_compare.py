@@ -30,17 +30,17 @@ def test_mcnemar_is_the_sum_of_a_binomial():
     assert mcnemar(6, 16) == pytest.approx(0.0524787, abs=1e-6)  # R: binom.test(6, 22)
 
 
-def random_sides(rng, units=30, pictures=120, classes=4, runs=1):
-    "Counts of two sides at random, and the pictures they came from"
-    from fungi_fastai.runs.compare import unit_counts
+def random_sides(rng, groups=30, images=120, classes=4, runs=1):
+    "Counts of two sides at random, and the images they came from"
+    from fungi_fastai.runs.compare import group_counts
 
     found, told = [], []
     for _ in range(runs):
-        label, unit = rng.integers(0, classes, pictures), rng.integers(0, units, pictures)
+        label, unit = rng.integers(0, classes, images), rng.integers(0, groups, images)
         said = [
-            np.where(rng.random(pictures) < chance, label, rng.integers(0, classes, pictures)) for chance in (0.4, 0.6)
+            np.where(rng.random(images) < chance, label, rng.integers(0, classes, images)) for chance in (0.4, 0.6)
         ]
-        found.append(tuple(unit_counts(label, s, unit, units, classes) for s in said))
+        found.append(tuple(group_counts(label, s, unit, groups, classes) for s in said))
         told.append((label, said, unit))
     return found, told
 
@@ -88,7 +88,7 @@ def test_several_seeds_scatter_as_seeds_and_specimens_do():
     from fungi_fastai.runs.compare import bootstrap_difference, weighted_scores
 
     rng = np.random.default_rng(3)
-    pairs, _ = random_sides(rng, units=400, pictures=800, runs=3)
+    pairs, _ = random_sides(rng, groups=400, images=800, runs=3)
     whole = np.ones((1, 400), np.float32)
     each = np.array([(weighted_scores(b, whole) - weighted_scores(a, whole))[:, 0] for a, b in pairs])
     found = bootstrap_difference(pairs, 4000)
@@ -99,14 +99,14 @@ def test_several_seeds_scatter_as_seeds_and_specimens_do():
 
 
 def test_the_exchange_test_is_exact_mcnemar_for_single_pictures():
-    from fungi_fastai.runs.compare import exchange_test, mcnemar, unit_counts
+    from fungi_fastai.runs.compare import exchange_test, mcnemar, group_counts
 
     rng = np.random.default_rng(4)
     for _ in range(5):
         n = 60
         label = np.zeros(n, int)
         first, second = (rng.random((2, n)) < rng.uniform(0.2, 0.6, (2, 1))).astype(int)
-        pair = tuple(unit_counts(label, s, np.arange(n), n, 2) for s in (first, second))
+        pair = tuple(group_counts(label, s, np.arange(n), n, 2) for s in (first, second))
         expected = mcnemar(int(((first == 0) & (second == 1)).sum()), int(((first == 1) & (second == 0)).sum()))
         assert exchange_test([pair], 20_000)[0] == pytest.approx(expected, abs=0.012)
         assert exchange_test([pair[::-1]], 20_000)[0] == pytest.approx(expected, abs=0.012)
@@ -145,7 +145,7 @@ def specimens(count, photos, classes=3):
 
 
 def answers(rng, items, chance, alike):
-    "Predictions that are right by `chance`, the same for a whole specimen in a share `alike` of them"
+    "Predictions that are right by `chance`, the same for a whole specimen in a fraction `alike` of them"
     right = rng.random(len(items)) < chance
     whole = pd.Series(rng.random(items.group.nunique()) < chance, items.group.unique())
     copied = pd.Series(rng.random(len(whole)) < alike, whole.index)
@@ -219,7 +219,7 @@ def test_seeds_are_one_side(made):
         and found.sides.runs.tolist() == [3, 3]
         and 'wide is better than narrow' in found.said[0]
     )
-    assert sorted(found.pairs.seed) == [1, 2, 3] and (found.pairs.units == 40).all() and ', 3 seeds' in found.said[0]
+    assert sorted(found.pairs.seed) == [1, 2, 3] and (found.pairs.groups == 40).all() and ', 3 seeds' in found.said[0]
     wide = [(r.predictions.predicted == r.predictions.label).mean() for r in runs[::2]]
     narrow = [(r.predictions.predicted == r.predictions.label).mean() for r in runs[1::2]]
     assert found.sides.accuracy_mean.tolist() == pytest.approx([np.mean(wide), np.mean(narrow)])
@@ -248,7 +248,7 @@ def test_sides_are_called_by_what_tells_them_apart(made):
         for n in (0, 1)
     ]
     found = compare(of_folds, samples=100)
-    assert found.sides.side.tolist() == ['a', 'b'] and found.pairs.pictures.tolist() == [20, 20]
+    assert found.sides.side.tolist() == ['a', 'b'] and found.pairs.images.tolist() == [20, 20]
 
 
 def test_only_what_both_were_tested_on(made):
@@ -260,24 +260,24 @@ def test_only_what_both_were_tested_on(made):
         made('whole', items, items.label, lr=0.1),
         made('part', half, half.label[half.split == 'test'], lr=0.2),
     )
-    with pytest.raises(UserError, match=r'not tested on the same pictures: 40 and 20, 20 of them shared.*--common'):
+    with pytest.raises(UserError, match=r'not tested on the same images: 40 and 20, 20 of them shared.*--common'):
         compare([whole, part])
     found = compare([whole, part], common=True)
-    assert found.pairs.pictures[0] == 20 and any('20 shared pictures of 40 and 20' in n for n in found.notes)
+    assert found.pairs.images[0] == 20 and any('20 shared images of 40 and 20' in n for n in found.notes)
     moved = items.assign(
         path='/elsewhere/' + items['path'], name=[f'{n}.jpg' for n in range(40)]
     )  # the same contents, other names and order
-    assert compare([whole, made('moved', moved[::-1], moved.label[::-1], lr=0.3)]).pairs.pictures[0] == 40
+    assert compare([whole, made('moved', moved[::-1], moved.label[::-1], lr=0.3)]).pairs.images[0] == 40
     other = items.assign(sha='x' + items.sha)
     with pytest.raises(UserError, match='0 of them shared') as error:
         compare([whole, made('other', other, other.label, lr=0.3)], common=True)
     assert '--common' not in str(error.value)
     seen = pd.concat([items, items.head(3).assign(path='copy', split='valid')])
-    with pytest.raises(UserError, match='3 of the 40 pictures.*trained on in seen'):
+    with pytest.raises(UserError, match='3 of the 40 images.*trained on in seen'):
         compare([whole, made('seen', seen, items.label, lr=0.3)])
     mates = pd.concat([items, items.head(1).assign(path='mate', sha='mate', split='train')])
     assert any(
-        '2 of 40 test pictures' in n and 'mates' in n
+        '2 of 40 test images' in n and 'mates' in n
         for n in compare([whole, made('mates', mates, items.label, lr=0.3)]).notes
     )
     renamed = items.assign(label=items.label.replace('c0', 'c9'))
@@ -285,8 +285,8 @@ def test_only_what_both_were_tested_on(made):
         compare([whole, made('renamed', renamed, items.label, lr=0.3)])
     twice = pd.concat(
         [items, items.head(2).assign(path='again', name='again')]
-    )  # the same picture twice in the test part
-    assert compare([made('one', twice, twice.label), made('two', twice, twice.label, lr=0.3)]).pairs.pictures[0] == 42
+    )  # the same image twice in the test set
+    assert compare([made('one', twice, twice.label), made('two', twice, twice.label, lr=0.3)]).pairs.images[0] == 42
 
 
 def test_copies_are_one_witness_even_if_only_one_side_knows(made):
@@ -296,7 +296,7 @@ def test_copies_are_one_witness_even_if_only_one_side_knows(made):
     linked = items.assign(cluster=['x', 'x', '', '', 'y', 'y'])
     grouped = items.assign(group=['a', 'b', 'b', 'c', 'd', 'e'])
     found = compare([made('one', linked, items.label), made('two', grouped, items.label, lr=0.3)])
-    assert found.pairs.units[0] == 3  # 0-1-2, 3, 4-5
+    assert found.pairs.groups[0] == 3  # 0-1-2, 3, 4-5
     assert any('few' in note for note in found.notes)
 
 
@@ -328,10 +328,10 @@ def test_two_runs(small_run, other_run, tmp_path):
     )
     assert (
         row.macro_f1_first == pytest.approx(small_run.metrics['macro_f1'])
-        and row.pictures == small_run.metrics['n_test']
+        and row.images == small_run.metrics['n_test']
     )
     assert row.only_first == (right[0] & ~right[1]).sum() and row.only_second == (right[1] & ~right[0]).sum()
-    assert 1 < row.units <= row.pictures and any('One seed' in note for note in found.notes)
+    assert 1 < row.groups <= row.images and any('One seed' in note for note in found.notes)
     with pytest.raises(UserError, match='given twice'):
         compare([small_run.folder, small_run])
     with pytest.raises(UserError, match='at least 2'):
@@ -354,5 +354,5 @@ def test_two_cross_validations(photos, tmp_path):
         for arch in ('convmixer_16_1', 'convmixer_8_1')
     )
     found = compare([one.folder, two], samples=300)
-    assert found.pairs.pictures.sum() == 60 and len(found.pairs) == 2 and np.isfinite(found.differences.p_mcnemar).all()
+    assert found.pairs.images.sum() == 60 and len(found.pairs) == 2 and np.isfinite(found.differences.p_mcnemar).all()
     assert found.differences.difference[0] == pytest.approx(np.mean(two.folds.accuracy - one.folds.accuracy))

@@ -158,8 +158,8 @@ def test_the_account_is_the_sum_of_its_cells():
     )
     assert (
         told['dearest'] == 101
-        and told['dearest_pictures'] == by_hand.count(101)
-        and told['dearest_pictures'] / 300 < told['dearest_share_high'] < 1
+        and told['costliest_images'] == by_hand.count(101)
+        and told['costliest_images'] / 300 < told['dearest_share_high'] < 1
     )
     assert told['low'] < told['mean'] < told['high']
     assert told['high'] - told['low'] == pytest.approx(2 * 1.96 * np.std(by_hand) / np.sqrt(300), rel=0.1)
@@ -188,7 +188,7 @@ def test_ways_side_by_side():
 
 
 def reference_scores(targets, answers, poisonous):
-    "The challenge's tracks in plain words, picture by picture"
+    "The challenge's tracks in plain words, image by image"
     error = unknown = confusion = 0.0
     for t, a in zip(targets, answers, strict=True):
         error += t != a
@@ -223,13 +223,13 @@ def test_the_dangerous_cells_are_marked():
     random = np.random.default_rng(0)
     targets, answers = random.integers(-1, 5, 400), random.integers(-1, 5, 400)
     table = attribute_confusion(targets, answers, costs)
-    assert table.pictures.sum() == 400 and len(table) == 4 * 4
+    assert table.images.sum() == 400 and len(table) == 4 * 4
     assert {(r.truth, r.answer) for r in table[table.dangerous].itertuples()} == {
         (t, a) for t in ('poisonous', 'unknown') for a in ('edible', 'unknown') if (t, a) != ('unknown', 'unknown')
     }
-    assert (table.pictures * table.mean_cost).sum() == pytest.approx(total_cost(targets, answers, costs)['total'])
+    assert (table.images * table.mean_cost).sum() == pytest.approx(total_cost(targets, answers, costs)['total'])
     for _, part in table.groupby('truth'):
-        assert part.share.sum() == pytest.approx(1)
+        assert part.fraction.sum() == pytest.approx(1)
     known = targets >= 0
     assert 'none of these' not in set(attribute_confusion(targets[known], answers[known], costs).truth)
     axis = plot_attribute_confusion(table).axes[0]

@@ -1,4 +1,4 @@
-"Accumulated gradients, averaged weights, mixed pictures and balanced classes, where they could go wrong unseen"
+"Accumulated gradients, averaged weights, mixed images and balanced classes, where they could go wrong unseen"
 
 import random
 import warnings
@@ -20,7 +20,7 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fastai.optimizer import SGD, Adam
 
     from fungi_fastai.data.loaders import balanced_order
-    from fungi_fastai.data.splits import units
+    from fungi_fastai.data.splits import split_groups
     from fungi_fastai.training.accumulation import Accumulate
     from fungi_fastai.training.checkpoints import read_weights
     from fungi_fastai.training.fit import make_learner, prepare_items
@@ -52,10 +52,10 @@ class Watched(Callback):
 
 
 def trained(bs, *cbs, n=12, epochs=1, precision='fp32', opt_func=SGD, lr=0.5):
-    "A small network without BatchNorm after `n` pictures in a given order; one that learns quickly, so that a wrong step shows"
+    "A small network without BatchNorm after `n` images in a given order; one that learns quickly, so that a wrong step shows"
     torch.manual_seed(0)
-    pictures, classes = torch.randn(n, 3, 8, 8), torch.arange(n) % 3
-    loader = DataLoader(list(zip(pictures, classes, strict=True)), bs=bs, device='cpu')
+    images, classes = torch.randn(n, 3, 8, 8), torch.arange(n) % 3
+    loader = DataLoader(list(zip(images, classes, strict=True)), bs=bs, device='cpu')
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
     learn = Learner(
         DataLoaders(loader, loader),
@@ -76,7 +76,7 @@ def apart(one, other):
 
 @pytest.mark.parametrize(
     'n', [12, 13, 10, 7]
-)  # whole, one picture too many, an incomplete step, an incomplete batch in it
+)  # whole, one image too many, an incomplete step, an incomplete batch in it
 @pytest.mark.parametrize('steps', [2, 3])
 def test_accumulation_equals_the_large_batch(n, steps):
     ours, large = trained(2, Accumulate(steps), n=n, epochs=2), trained(2 * steps, n=n, epochs=2)
@@ -105,8 +105,8 @@ def test_the_loss_that_is_shown_is_that_of_each_batch():
 @pytest.mark.parametrize(
     'n, bs, theirs',
     [
-        (7, 2, 4),  # the pictures that are left over: never applied, carried into the next epoch
-        (6, 3, 4),  # counts pictures: 4 are reached with the second batch only, and a mean of 3 is divided by 4/3
+        (7, 2, 4),  # the images that are left over: never applied, carried into the next epoch
+        (6, 3, 4),  # counts images: 4 are reached with the second batch only, and a mean of 3 is divided by 4/3
         (9, 4, 8),  # the smaller last batch
     ],
 )
@@ -147,7 +147,7 @@ def test_the_average_is_what_is_validated_and_the_weights_go_on():
 def test_a_run_keeps_the_average(photos, tmp_path):
     from fungi_fastai import train_flowers
 
-    changes = tiny | dict(epochs=2, finish='trained')
+    changes = tiny | dict(epochs=2, refit_head=False)
     one, other = (
         train_flowers(photos, out=tmp_path / name, progress=False, ema=ema, **changes)
         for name, ema in (('a', 0.0), ('b', 0.9))
@@ -160,7 +160,7 @@ def test_a_run_keeps_the_average(photos, tmp_path):
     )
 
 
-# --- mixed pictures
+# --- mixed images
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_run_on_mixed_pictures(photos, tmp_path, changes):
 
 
 def uneven(photos, **changes):
-    "A learner of a set in which the classes have 12, 12, 12, 4 and 4 pictures"
+    "A learner of a set in which the classes have 12, 12, 12, 4 and 4 images"
     recipe = Recipe(source=str(photos), group=r'(\d+)_\d', **tiny | dict(bs=4) | changes)
     items = prepare_items(recipe, progress=False)
     few = items[items.label.isin(['roses', 'tulips']) & (items.split == 'train')]
@@ -196,13 +196,13 @@ def test_classes_are_drawn_in_balance_and_no_validation_twin_is_trained_on(photo
     read, drawn = opener.read, []
     opener.read = lambda source: drawn.append(source) or read(source)
     codes = torch.cat([y for _ in range(6) for _, y in learn.dls.train])
-    shares = np.bincount(codes) / len(codes)
-    assert abs(shares - 0.2).max() < (0.03 if how == 'oversample' else 0.1), shares
-    rows = learn.items.assign(unit=units(learn.items)).set_index('path')
+    fractions = np.bincount(codes) / len(codes)
+    assert abs(fractions - 0.2).max() < (0.03 if how == 'oversample' else 0.1), fractions
+    rows = learn.items.assign(split_group=split_groups(learn.items)).set_index('path')
     assert drawn and set(drawn) <= set(rows.index[rows.split == 'train'])
     held = rows[rows.split.isin(['valid', 'test'])]
-    assert len(held) and not set(held.unit) & set(rows.unit[drawn]) and not set(held.sha) & set(rows.sha[drawn])
-    repeated = [x for x in learn.dls.train]  # a picture that comes twice is not the same picture twice
+    assert len(held) and not set(held.split_group) & set(rows.split_group[drawn]) and not set(held.sha) & set(rows.sha[drawn])
+    repeated = [x for x in learn.dls.train]  # an image that comes twice is not the same image twice
     assert sum(len(x) for x, _ in repeated) == len(learn.dls.train) * learn.dls.train.bs
     assert (
         len(learn.dls.train.new(shuffle=False, drop_last=False).get_idxs()) == (learn.items.split == 'train').sum()

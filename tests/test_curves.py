@@ -1,4 +1,4 @@
-"Learning curves: the same test pictures at every point, numbers that can be recomputed, sentences that claim no more than there is"
+"Learning curves: the same test images at every point, numbers that can be recomputed, sentences that claim no more than there is"
 
 import os
 import shutil
@@ -68,8 +68,8 @@ def test_the_rows_are_the_runs_scores(curve):
     from fungi_fastai.runs.run import Run
 
     assert len(curve.table) == 12
-    for (seed, share), rows in curve.table.groupby(['seed', 'fraction']):
-        run, rows = Run.load(curve.folder / f'seed-{seed}-fraction-{share:g}'), rows.set_index('part')
+    for (seed, fraction), rows in curve.table.groupby(['seed', 'fraction']):
+        run, rows = Run.load(curve.folder / f'seed-{seed}-fraction-{fraction:g}'), rows.set_index('part')
         for key in ('accuracy', 'macro_f1'):
             assert rows[key]['test'] == pytest.approx(run.metrics[key]) and rows[key]['valid'] == pytest.approx(
                 run.metrics['valid'][key]
@@ -77,7 +77,7 @@ def test_the_rows_are_the_runs_scores(curve):
         trained = run.items[run.items.split == 'train']
         said = run.predict(trained['path'].tolist())
         assert rows.accuracy['train'] == pytest.approx((said.predicted.to_numpy() == trained.label.to_numpy()).mean())
-        assert rows.pictures['train'] == len(trained) == rows.n_train['test']
+        assert rows.images['train'] == len(trained) == rows.n_train['test']
     tested = curve.table[(curve.table.part == 'test') & (curve.table.fraction == 1)]
     row = curve.summary[(curve.summary.part == 'test') & (curve.summary.fraction == 1)].iloc[0]
     assert (
@@ -137,15 +137,15 @@ def test_across_split(recipe, photos, tmp_path):
     found = learning_curve(recipe.but(epochs=0), (0.2, 0.5), (1, 2), tmp_path / 'curve', 'split', progress=False)
     tested = found.summary[found.summary.part == 'test']
     assert tested.test.tolist() == [0.2, 0.5] and tested.n_train_mean.is_monotonic_decreasing
-    sizes = found.table[found.table.part == 'test'].groupby('test').pictures.mean()
+    sizes = found.table[found.table.part == 'test'].groupby('test').images.mean()
     assert sizes[0.5] > 1.5 * sizes[0.2]
-    assert 'largest test part within one standard error' in found.said
+    assert 'largest test set within one standard error' in found.said
     given = tmp_path / 'given'
     for i, file in enumerate(sorted(photos.rglob('*.jpg'))):
         place = given / ('test' if i % 3 == 0 else 'train') / file.parent.name
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, place)
-    with pytest.raises(UserError, match='test part of its own'):
+    with pytest.raises(UserError, match='test set of its own'):
         learning_curve(
             recipe.but(source=given, group=''), (0.2, 0.5), (1,), tmp_path / 'other', 'split', progress=False
         )

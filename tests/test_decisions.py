@@ -1,4 +1,4 @@
-"Decisions: what is promised is kept on new pictures; sets are MAPIE's; strangers are scored as others score them; every answer says why"
+"Decisions: what is promised is kept on new images; sets are MAPIE's; strangers are scored as others score them; every answer says why"
 
 import json
 import warnings
@@ -19,7 +19,7 @@ from fungi_fastai.evaluation.decisions import (
     coverage_table,
     decide,
     fpr_at_tpr,
-    misfit,
+    nonconformity,
     open_set_scores,
     open_set_table,
     plot_risk_coverage,
@@ -80,7 +80,7 @@ def test_the_curve_drawn():
 
 @pytest.mark.parametrize('accuracy, sharpness', [(0.9, 0.1), (0.7, 0.3), (0.95, 0.03)])
 def test_the_promise_is_kept(accuracy, sharpness):
-    "Over many validation parts, the accuracy of the answers on new pictures is below the wish in at most 1 of 20"
+    "Over many validation sets, the accuracy of the answers on new images is below the wish in at most 1 of 20"
     probs, targets = sample(40_000, 99, sharpness=sharpness)
     confidence, right = probs.max(1), probs.argmax(1) == targets
     order = np.argsort(-confidence)
@@ -115,11 +115,11 @@ def test_no_threshold_is_an_answer():
     probs, targets = sample(100, 2, sharpness=2.0)
     none = threshold_for(probs, targets, accuracy=0.99)
     assert not none.found and none.confidence is None and none.coverage == 0 and not none.accepts(probs).any()
-    assert 'No threshold keeps the wish' in none.why and '100 validation pictures' in none.why
+    assert 'No threshold keeps the wish' in none.why and '100 validation images' in none.why
     told = none.on(probs, targets)
     assert told['answered'] == 0 and told['accuracy'] is None
     perfect = np.eye(3)[np.arange(57) % 3], np.arange(57) % 3
-    assert threshold_for(*perfect, accuracy=0.9).coverage == 1  # 57 pictures without an error are just enough
+    assert threshold_for(*perfect, accuracy=0.9).coverage == 1  # 57 images without an error are just enough
     assert not threshold_for(perfect[0][:56], perfect[1][:56], accuracy=0.9).found
     assert threshold_for(perfect[0][:1], perfect[1][:1], accuracy=0.9, guaranteed=False).found
 
@@ -236,13 +236,13 @@ def test_lac_and_aps_are_mapies(score, classes, n, coverage):
 
 
 def test_raps_is_mapies():
-    "Given the penalty and rank that MAPIE chose, and the pictures that it kept for the quantile"
+    "Given the penalty and rank that MAPIE chose, and the images that it kept for the quantile"
     from sklearn.model_selection import StratifiedShuffleSplit
 
     for seed in range(4):
         (probs, targets), (test, _) = sample(500, seed, 20, 0.5), sample(300, seed + 50, 20, 0.5)
         theirs, inside, _ = mapie('raps', probs, targets, test, 0.9, seed=seed)
-        # its scores are of the kept pictures in its own shuffled order, with its own draws: ours have to follow it there
+        # its scores are of the kept images in its own shuffled order, with its own draws: ours have to follow it there
         chosen = next(StratifiedShuffleSplit(1, test_size=len(inside.X_raps), random_state=seed).split(probs, targets))[
             0
         ]
@@ -295,7 +295,7 @@ def test_one_picture_a_specimen_keeps_the_promise_for_new_specimens():
     grouped, naive = np.mean(held, axis=0)
     assert grouped >= 0.885 and naive < grouped - 0.05
     assert (
-        conformal(np.repeat(p, size, 0), np.repeat(t, size), 0.9, groups=np.repeat(np.arange(60), size)).pictures == 60
+        conformal(np.repeat(p, size, 0), np.repeat(t, size), 0.9, groups=np.repeat(np.arange(60), size)).images == 60
     )
 
 
@@ -339,11 +339,11 @@ def test_too_few_pictures_promise_by_naming_every_class():
 
 def test_scores_by_hand():
     p = np.array([[0.5, 0.2, 0.3]])
-    assert misfit(p, 'lac')[0] == pytest.approx([0.5, 0.8, 0.7])
-    assert misfit(p, 'aps')[0] == pytest.approx([0.5, 1, 0.8])
-    assert misfit(p, 'aps', draws=np.array([0.5]))[0] == pytest.approx([0.25, 0.9, 0.65])
-    assert misfit(p, 'raps', 0.1, 1)[0] == pytest.approx([0.5, 1.2, 0.9])
-    assert misfit(np.array([[0.4, 0.2, 0.4]]), 'aps')[0] == pytest.approx([0.8, 1, 0.8])
+    assert nonconformity(p, 'lac')[0] == pytest.approx([0.5, 0.8, 0.7])
+    assert nonconformity(p, 'aps')[0] == pytest.approx([0.5, 1, 0.8])
+    assert nonconformity(p, 'aps', draws=np.array([0.5]))[0] == pytest.approx([0.25, 0.9, 0.65])
+    assert nonconformity(p, 'raps', 0.1, 1)[0] == pytest.approx([0.5, 1.2, 0.9])
+    assert nonconformity(np.array([[0.4, 0.2, 0.4]]), 'aps')[0] == pytest.approx([0.8, 1, 0.8])
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_sets_that_cannot_be(options, said):
 def test_the_table_of_sets():
     sets = np.array([[True, False], [True, True], [False, False], [True, True]])
     table = coverage_table(sets, np.array([1, 1, 0, 0]))
-    assert table.index.tolist() == ['0', '1', '2', 'all'] and table.pictures.tolist() == [1, 1, 2, 4]
+    assert table.index.tolist() == ['0', '1', '2', 'all'] and table.images.tolist() == [1, 1, 2, 4]
     assert table.coverage.tolist() == [0, 0, 1, 0.5] and table.loc['all', 'mean_size'] == 1.25
 
 
@@ -410,7 +410,7 @@ def test_scores_of_strangeness_are_what_they_say():
     assert open_set_scores(probs, None, x * scale, train * scale, kinds).mahalanobis.to_numpy() == pytest.approx(
         found.mahalanobis.to_numpy(), rel=1e-6
     )
-    # fewer pictures than features, a feature that never changes, a class of one picture
+    # fewer images than features, a feature that never changes, a class of one image
     odd = open_set_scores(
         probs,
         None,

@@ -119,8 +119,8 @@ def test_two_processes_on_one_clock(photos, tmp_path):
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_two_processes_train_as_one(photos, tmp_path, accumulate):
-    "The same pictures, cropped alike, in the same steps; with accumulation, those of one large batch"
-    recipe = recipe_of(photos, **plain, augment='none', accumulate=accumulate, monitor='valid_loss', finish='trained')
+    "The same images, cropped alike, in the same steps; with accumulation, those of one large batch"
+    recipe = recipe_of(photos, **plain, augment='none', accumulate=accumulate, monitor='valid_loss', refit_head=False)
     reference = recipe.but(bs=10 * accumulate, accumulate=1)
     items, alone, together, apart = two(start, train_and_compare, recipe, tmp_path, reference)
     first, second = ranks(tmp_path)
@@ -151,7 +151,7 @@ def test_two_processes_train_as_one(photos, tmp_path, accumulate):
 
 
 def learn_from_numbers(folder, steps):
-    "A batch that does not divide, and a last one with fewer pictures than processes"
+    "A batch that does not divide, and a last one with fewer images than processes"
     import fastai.callback.progress  # noqa: F401  (gives a Learner `no_bar`)
     import torch
     from fastai.data.core import DataLoaders
@@ -232,8 +232,8 @@ def test_equal_weights_whatever_is_trained(photos, tmp_path):
     ways = [
         dict(ema=0.9, mixup=0.4, accumulate=2, clip=0.1),
         dict(balance='oversample', start_size=16, epochs=3, patience=1, lr=1e-9),
-        pretrained | dict(frozen_epochs=1, views=2),
-        pretrained | dict(frozen_epochs=1, views=0, dropout=0.2, freeze_batchnorm=False),
+        pretrained | dict(frozen_epochs=1, feature_views=2),
+        pretrained | dict(frozen_epochs=1, feature_views=0, dropout=0.2, freeze_batchnorm=False),
         dict(epochs=0),
     ]
     two(start, train_in_many_ways, [recipe_of(photos, **tiny | way) for way in ways], tmp_path)

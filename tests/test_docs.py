@@ -170,7 +170,7 @@ def _shown(**data):
     )
 
 
-picture = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
+image = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
 
 
 @needs_docs
@@ -196,7 +196,7 @@ def test_a_tutorial_with_everything(tmp_path, monkeypatch):
                     'print(1)',
                     dict(output_type='stream', name='stdout', text='\x1b[31mred\x1b[0m\nslow\rdone\n'),
                 ),
-                ('code', 'plot()', _shown(image_png=picture, text_plain='<Figure>')),
+                ('code', 'plot()', _shown(image_png=image, text_plain='<Figure>')),
                 (
                     'code',
                     'table',
@@ -205,7 +205,7 @@ def test_a_tutorial_with_everything(tmp_path, monkeypatch):
                         text_plain='7',
                     ),
                 ),
-                ('code', 'drawing', _shown(text_html=f'<img src="data:image/png;base64,{picture}">', text_plain='x')),
+                ('code', 'drawing', _shown(text_html=f'<img src="data:image/png;base64,{image}">', text_plain='x')),
                 ('code', '#| echo: false\nunechoed = 1'),
                 ('code', '#| hide\nkept_back = 1'),
             ],
@@ -230,7 +230,7 @@ def test_a_tutorial_with_everything(tmp_path, monkeypatch):
         ('[gone](gone.html)', 'gone.html'),
         ('[gone](gone.ipynb)', 'gone.ipynb'),
         ('[here](#nowhere)', 'nowhere'),
-        ('![picture](gone.png)', 'gone.png'),
+        ('![image](gone.png)', 'gone.png'),
         ('<img src="https://example.com/x.png">', 'must be on the site itself'),
         ('[full](https://fungi-fastai.github.io/fungi_fastai/gone.html)', 'gone.html'),
         ('::: {.callout-note}\nopen', 'never closed'),
@@ -296,7 +296,7 @@ def test_pages_in_a_browser(address, browser, tmp_path, page, width, height, pho
     assert browser.run('[...document.images].filter(img => !img.naturalWidth).map(img => img.src)') == []
     brightness = 'getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)'
     assert (browser.run(brightness) < 380) == dark
-    browser.picture(tmp_path / 'page.png')
+    browser.make_image(tmp_path / 'page.png')
     assert (tmp_path / 'page.png').stat().st_size > 10_000  # something was drawn
 
 

@@ -33,12 +33,12 @@ def test_confusions_are_counted():
     found = error_table(said)
     assert (
         found.errors == wrong.sum() == found.pairs.errors.sum()
-        and found.pairs.share_of_errors.sum() == pytest.approx(1)
+        and found.pairs.fraction_of_errors.sum() == pytest.approx(1)
     )
     assert found.pairs.errors.is_monotonic_decreasing and (found.pairs.label != found.pairs.predicted).all()
     top = found.pairs.iloc[0]
     mine = said[said.label == top.label]
-    assert top.errors == (mine.predicted == top.predicted).sum() and top.share_of_label == pytest.approx(
+    assert top.errors == (mine.predicted == top.predicted).sum() and top.fraction_of_label == pytest.approx(
         top.errors / len(mine)
     )
     assert not len(found.strata) and f'Most often {top.label} is taken for {top.predicted}' in found.verdict
@@ -52,10 +52,10 @@ def test_a_planted_weakness_is_marked_and_nothing_else():
     for row in found.strata.itertuples():
         assert (
             row.low <= row.rate <= row.high
-            and row.errors == round(row.rate * row.pictures)
-            and row.units <= row.pictures
+            and row.errors == round(row.rate * row.images)
+            and row.groups <= row.images
         )
-    assert found.strata[found.strata.trait == 'camera'].pictures.sum() == 600
+    assert found.strata[found.strata.trait == 'camera'].images.sum() == 600
     assert '<svg' in found.html() and found.metrics['errors'] == found.errors
 
 
@@ -72,7 +72,7 @@ def test_what_classes_explain_is_said():
 
 
 def test_false_alarms_are_as_rare_as_promised():
-    "Half of the specimens are all wrong, the others all right: whoever counts their pictures one by one finds something everywhere"
+    "Half of the specimens are all wrong, the others all right: whoever counts their images one by one finds something everywhere"
     rng, alarms, naive = np.random.default_rng(0), 0, 0
     for _ in range(300):
         unit = np.repeat(np.arange(60), 5)
@@ -116,11 +116,11 @@ def test_blur_is_seen_at_any_size_and_contrast(tmp_path):
 
     image = draw('flowers', 'roses', 1, 1, size=512)
     dull = Image.blend(image, Image.new('RGB', image.size, 'gray'), 0.5)
-    pictures = dict(
+    images = dict(
         sharp=image, blurred=image.filter(ImageFilter.GaussianBlur(6)), large=image.resize((1024, 1024)), dull=dull
     )
     found = {}
-    for name, one in pictures.items():
+    for name, one in images.items():
         one.save(tmp_path / f'{name}.png')
         found[name] = sharpness(tmp_path / f'{name}.png')
     assert found['blurred'] < found['sharp'] / 2 and found['large'] == pytest.approx(found['sharp'], rel=0.3)
@@ -149,11 +149,11 @@ def test_all_right_and_nothing():
     said = pd.DataFrame(dict(name=list('abcd'), label=list('xxyy'), predicted=list('xxyy')))
     found = error_table(said, extra=pd.DataFrame(dict(kind=list('uuvv'))), least=1)
     assert (
-        found.verdict == 'All of 4 pictures are right.'
+        found.verdict == 'All of 4 images are right.'
         and not found.strata.worse.any()
         and (found.strata.rate == 0).all()
         and not len(found.pairs)
     )
     assert 'All of 4' in found.html()
-    with pytest.raises(UserError, match='no labelled picture'):
+    with pytest.raises(UserError, match='no labelled image'):
         error_table(said.assign(label=None))

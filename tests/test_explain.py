@@ -17,9 +17,9 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     warnings.simplefilter('ignore')
     import fungi_fastai.evaluation.explain  # noqa: F401
     from fungi_fastai.models.convmixer import linear_head
-    from fungi_fastai.models.networks import make_body
+    from fungi_fastai.models.networks import make_backbone
     from fungi_fastai.training.fit import make_learner
-from fungi_fastai.evaluation import evidence
+from fungi_fastai.evaluation import saliency as evidence
 from fungi_fastai.evaluation.saliency import FeatureIndex, class_maps, gallery, overlay, thumbnail, top_losses
 from fungi_fastai.evaluation.explain import as_seen, feature_index, grad_cam, hide, nearest, prototypes, shortcut_check
 from fungi_fastai.training.recipe import Recipe
@@ -39,18 +39,18 @@ network = dict(
 
 
 def built(arch, size=64, maps=False):
-    "A network of body and head whose head knows something"
+    "A network of backbone and head whose head knows something"
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of making it
-        body, _ = make_body(arch, pretrained=False, maps=maps, size=size)
-    model = nn.Sequential(body, linear_head(body.features, 3, pool=body.maps))
+        backbone, _ = make_backbone(arch, pretrained=False, maps=maps, size=size)
+    model = nn.Sequential(backbone, linear_head(backbone.features, 3, pool=backbone.maps))
     nn.init.normal_(model[1].linear.weight)
     return model
 
 
 def drawn(folder, draw, count=96, copies=1):
-    "An items table of drawn pictures of two classes, with a split"
+    "An items table of drawn images of two classes, with a split"
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -170,7 +170,7 @@ def test_maps_of_many_networks(arch):
     assert [p.stride() for p in model.parameters()] == strides and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     model.eval()
-    with evidence.left_as_it_was(model):
+    with evidence.preserve_state(model):
         place = evidence._find_place(model, x[:1], 0)
     assert next(n for n, m in model.named_modules() if m is place.layer) == '.'.join(
         filter(None, ['0', places[arch] and 'model', places[arch]])
@@ -214,7 +214,7 @@ def test_grad_cam_by_its_definition():
 def test_where_cells_lie(arch, first):
     "By hand, from the strides and paddings of each"
     model, x = built(arch, 224).eval(), torch.zeros(1, 3, 224, 224)
-    with evidence.left_as_it_was(model):
+    with evidence.preserve_state(model):
         place = evidence._find_place(model, x, 0)
     assert place.rulers == ((first, 32), (first, 32))
 
@@ -233,7 +233,7 @@ def test_a_spot_is_seen_where_it_is(arch, at):
                     m.bias.zero_()
     x = torch.zeros(1, 3, size, size, dtype=torch.double)
     x[:, :, at[0] - 5 : at[0] + 5, at[1] - 5 : at[1] + 5] = 1
-    with evidence.left_as_it_was(model):
+    with evidence.preserve_state(model):
         place = evidence._find_place(model, torch.rand_like(x), 0)
     kept = []
     hook = place.layer.register_forward_hook(lambda _m, _i, out: kept.append(place.split(out).sum(1).abs()))
@@ -271,7 +271,7 @@ def test_a_layer_called_twice():
 
     torch.manual_seed(0)
     model, x = Shared().eval(), torch.randn(2, 3, 32, 32)
-    with evidence.left_as_it_was(model):
+    with evidence.preserve_state(model):
         place = evidence._find_place(model, x[:1], 0)
     assert place.layer is model.act and place.call == 2
     assert class_maps(model, x).max() == 1
@@ -282,7 +282,7 @@ def test_networks_without_maps_are_refused():
         class_maps(
             nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 3, 8, 8)
         )
-    with pytest.raises(UserError, match='3 targets for 2 pictures'):
+    with pytest.raises(UserError, match='3 targets for 2 images'):
         class_maps(built('convmixer_16_1'), torch.randn(2, 3, 63, 63), [0, 1, 2])
 
 
@@ -290,12 +290,12 @@ def test_the_map_lies_on_what_decides(learn, squares):
     tested = squares[squares.split == 'test']
     cams = grad_cam(learn, tested)
     assert cams.shape == (len(tested), 48, 48) and cams.dtype == np.float32
-    shares = []
+    fractions = []
     for cam, (top, left) in zip(cams, tested['at'], strict=True):
         inside = np.zeros_like(cam, bool)
         inside[max(0, top - 4) : top + 18, max(0, left - 4) : left + 18] = True  # a patch's width around it
-        shares.append(cam[inside].sum() / cam.sum())
-    assert np.median(shares) > 0.6 and min(shares) > 0.3, shares  # of 21 % of the area, or less at an edge
+        fractions.append(cam[inside].sum() / cam.sum())
+    assert np.median(fractions) > 0.6 and min(fractions) > 0.3, fractions  # of 21 % of the area, or less at an edge
 
 
 def test_the_map_changes_with_the_head(learn, squares):
@@ -363,12 +363,12 @@ def test_a_learner_of_plain_fastai(squares, tmp_path):
 
 
 def test_overlay_has_the_pictures_square():
-    picture = Image.new('RGB', (120, 80), (120, 130, 140))
+    image = Image.new('RGB', (120, 80), (120, 130, 140))
     cam = np.zeros((32, 32), np.float32)
     cam[:8, :8] = 1
-    shown = np.asarray(overlay(picture, cam, size=64)).astype(int)
+    shown = np.asarray(overlay(image, cam, size=64)).astype(int)
     assert shown.shape == (64, 64, 3) and shown[5, 5].sum() > shown[50, 50].sum() + 60
-    assert overlay(picture, cam).size == (32, 32) and overlay(np.asarray(picture), np.zeros((8, 12))).size == (12, 8)
+    assert overlay(image, cam).size == (32, 32) and overlay(np.asarray(image), np.zeros((8, 12))).size == (12, 8)
 
 
 def test_the_overlays_lightness_rises():
@@ -401,14 +401,14 @@ def test_thumbnails_are_small_and_say_nothing(tmp_path):
 
 def test_gallery(tmp_path):
     Image.new('RGB', (30, 20), 'red').save(tmp_path / 'a.png')
-    (tmp_path / 'b.jpg').write_text('no picture')
+    (tmp_path / 'b.jpg').write_text('no image')
     items = pd.DataFrame(dict(path=[str(tmp_path / 'a.png'), str(tmp_path / 'b.jpg'), str(tmp_path / 'c.jpg')]))
     page = gallery(items, ['<i>a</i>\nis b', 'broken "one"', 'gone'], [np.zeros((8, 8)), None, None])
     assert (
         page.count('<figure') == 3
         and page.count('<img') == 2
         and '<i>' not in page
-        and 'is not a picture' in page
+        and 'is not an image' in page
         and 'There is no file' in page
     )
     for part in page.split('base64,')[1:]:
@@ -429,7 +429,7 @@ def test_top_losses(small_run):
     assert len(top_losses(held.head(1))) == 1
     with pytest.raises(UserError, match='does not know'):
         top_losses(held.assign(label='toadstool'))
-    with pytest.raises(UserError, match='No picture'):
+    with pytest.raises(UserError, match='No image'):
         top_losses(held.assign(label=None))
     with pytest.raises(UserError, match='p_<class>'):
         top_losses(held[['label', 'split']])
@@ -445,7 +445,7 @@ def test_fastais_own_top_losses_still_work(small_run):
     assert len(losses) == len(places) == 3 and losses[0] >= losses[1]
 
 
-# --- typical and nearest pictures
+# --- typical and nearest images
 
 
 def test_prototypes_are_the_medoids_of_specimens(learn, squares):
@@ -476,9 +476,9 @@ def test_nearest_against_brute_force(learn, squares):
         and index.about['arch'] == network['arch']
     )
     found = nearest(index, queries, k=4, learn=learn)
-    from fungi_fastai.training.features import body_features
+    from fungi_fastai.training.features import backbone_features
 
-    a, b = (body_features(learn, t).astype(float) for t in (queries, squares[squares.split == 'train']))
+    a, b = (backbone_features(learn, t).astype(float) for t in (queries, squares[squares.split == 'train']))
     distance = 1 - (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
     assert np.allclose(found.distance.to_numpy().reshape(5, 4), np.sort(distance, 1)[:, :4], atol=2e-3)
     assert found.equals(nearest(learn, queries.path.tolist(), k=4)) and found.equals(nearest(index, a, k=4))
@@ -537,7 +537,7 @@ def test_a_planted_shortcut_is_found(tmp_path, place):
     found = shortcut_check(learn, items[items.split == 'test'])
     accuracy = found.set_index('view').accuracy
     assert found.attrs['shortcut'] == 'yes' and 'background' in found.attrs['sentence'], found.attrs
-    assert accuracy['whole picture'] > 0.9 and accuracy['centre hidden'] > 0.9 and accuracy['border hidden'] < 0.75
+    assert accuracy['whole image'] > 0.9 and accuracy['centre hidden'] > 0.9 and accuracy['border hidden'] < 0.75
     assert accuracy['always the commonest class'] == found.attrs['chance'] == 0.5
 
 
@@ -548,7 +548,7 @@ def test_where_none_is_planted_none_is_found(tmp_path, place):
     found = shortcut_check(learn, items[items.split == 'test'])
     accuracy = found.set_index('view').accuracy
     assert found.attrs['shortcut'] == 'no' and 'middle' in found.attrs['sentence'], found.attrs
-    assert accuracy['whole picture'] > 0.9 and accuracy['border hidden'] > 0.9 and accuracy['centre hidden'] < 0.75
+    assert accuracy['whole image'] > 0.9 and accuracy['border hidden'] > 0.9 and accuracy['centre hidden'] < 0.75
     assert [m.training for m in learn.model.modules()] == modes
     assert shortcut_check(learn, items[items.split == 'test']).equals(found)
 
@@ -603,16 +603,16 @@ def test_photos_of_one_specimen_count_as_one(learn, squares):
         for group in ('', [f'{i % 4}' for i in range(len(tested))])
     )
     assert (alone.accuracy == together.accuracy).all()
-    assert together.low['whole picture'] < alone.low['whole picture'] <= alone.accuracy['whole picture']
+    assert together.low['whole image'] < alone.low['whole image'] <= alone.accuracy['whole image']
     bare = shortcut_check(learn, tested[['path', 'label']])  # a table that knows of no specimens
     assert (bare.low.to_numpy() == alone.low.to_numpy()).all()
 
 
 def test_hiding(learn, squares):
     x = torch.rand(2, 3, 48, 64)
-    for part, share in (('centre', 0.5), ('border', 0.5), ('centre', 0.2), ('border', 0.8)):
-        hidden = hide(x, part, share)
-        assert float((hidden == 0).float().mean()) == pytest.approx(share, abs=0.03)
+    for part, fraction in (('centre', 0.5), ('border', 0.5), ('centre', 0.2), ('border', 0.8)):
+        hidden = hide(x, part, fraction)
+        assert float((hidden == 0).float().mean()) == pytest.approx(fraction, abs=0.03)
         assert (hidden[:, :, 0, 0] == 0).all() == (part == 'border') and (hidden[:, :, 24, 32] == 0).all() == (
             part == 'centre'
         )
@@ -620,7 +620,7 @@ def test_hiding(learn, squares):
     assert not (blurred == 0).any() and torch.equal(blurred[:, :, 24, 32], x[:, :, 24, 32])
     for wrong, match in (
         (dict(part='middle'), 'centre'),
-        (dict(part='centre', share=1), 'share'),
+        (dict(part='centre', fraction=1), 'share'),
         (dict(part='centre', fill='pink'), 'fill'),
     ):
         with pytest.raises(UserError, match=match):

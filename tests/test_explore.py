@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_items import picture, run_python, scanned
+from test_items import make_image, run_python, scanned
 
 from fungi_fastai.data.explore import (
     brightness_variance,
@@ -15,7 +15,7 @@ from fungi_fastai.data.explore import (
     duplicates_gallery,
     explore,
     low_variance_gallery,
-    mean_pictures,
+    mean_images,
     sample_grid,
     sizes,
 )
@@ -27,7 +27,7 @@ figures = (
     sizes,
     brightness_variance,
     sample_grid,
-    mean_pictures,
+    mean_images,
     duplicates_gallery,
     low_variance_gallery,
 )
@@ -37,7 +37,7 @@ def made(root, classes, each=2, size=(60, 45)):
     for c, name in enumerate(classes):
         (root / name).mkdir()
         for n in range(each):
-            picture(c * 100 + n, size).save(root / name / f'{n}.png')
+            make_image(c * 100 + n, size).save(root / name / f'{n}.png')
     return root
 
 
@@ -48,7 +48,7 @@ def troubled(tmp_path):
     a, b, c = (root / name for name in ('Röhrling & <Söhne>', '$x_1$ "und" $y', '鳳尾菇'))
     (b / '<script>alert(1)<⁄script>.png').write_bytes((b / '0.png').read_bytes())
     (b / 'from a.png').write_bytes((a / '1.png').read_bytes())
-    picture(2, (60, 45)).resize((120, 90)).save(a / 'larger.jpg', 'png')
+    make_image(2, (60, 45)).resize((120, 90)).save(a / 'larger.jpg', 'png')
     (c / 'broken & <b>.jpg').write_text('x')
     Image.new('RGB', (60, 45), 'grey').save(c / 'empty.png')
     Image.new('RGB', (1, 1)).save(c / 'pixel.png')

@@ -21,7 +21,7 @@ from fungi_fastai.data.images import canvas_size, open_image, read_pixels, squar
 from fungi_fastai.deploy.bundle import Bundle, code_in
 from fungi_fastai.core.settings import TrainingError, UserError
 
-quick = dict(examples=0, references=2, pictures=8, progress=False)
+quick = dict(examples=0, references=2, images=8, progress=False)
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +45,7 @@ def test_what_is_written(small_run, small_bundle):
     assert (
         list(bundle.classes) == small_run.classes == (small_bundle / 'classes.txt').read_text('utf8').split('\n')[:-1]
     )
-    assert (bundle.size, bundle.fit, bundle.canvas) == (32, 'crop', canvas_size(32)) and bundle.network[
+    assert (bundle.size, bundle.resize, bundle.canvas) == (32, 'crop', canvas_size(32)) and bundle.network[
         'arch'
     ] == 'convmixer_16_1'
     known = small_run.metrics
@@ -108,8 +108,8 @@ def test_a_graph_that_says_something_else_is_not_shipped(small_run, small_bundle
     monkeypatch.setattr(ship, 'network_graph', swapped)
     before = everything(copy)
     for out in (copy, copy.with_name('new')):
-        with pytest.raises(TrainingError, match='does not say what torch says: on 64 pictures'):
-            ship.export(small_run, out, **quick | dict(pictures=64))
+        with pytest.raises(TrainingError, match='does not say what torch says: on 64 images'):
+            ship.export(small_run, out, **quick | dict(images=64))
     assert everything(copy) == before and os.listdir(copy.parent) == ['copy']
 
 
@@ -130,7 +130,7 @@ def test_pictures_that_changed_since_the_evaluation_are_noticed(small_run, ship,
             predictions=small_run.predictions,
         )
     )
-    with pytest.raises(UserError, match='None of the 8 pictures .* can be read any more'):
+    with pytest.raises(UserError, match='None of the 8 images .* can be read any more'):
         ship.export(gone, tmp_path / 'out', **quick)
     assert os.listdir(tmp_path) == []
 
@@ -209,9 +209,9 @@ def test_int8_and_openvino_say_what_they_cost(small_bundle):
     bundle, card = Bundle.load(small_bundle), (small_bundle / 'README.md').read_text('utf8')
     for name, file in dict(int8='model.int8.onnx', openvino='model.openvino.xml').items():
         cost = bundle.engines[name]
-        assert bundle.file(file).exists() and cost['pictures'] == bundle.data['split']['test'] and cost['speed'] > 0
+        assert bundle.file(file).exists() and cost['images'] == bundle.data['split']['test'] and cost['speed'] > 0
         assert cost['accuracy'] == pytest.approx(bundle.metrics['accuracy'] - cost['accuracy_loss'])
-        assert f'{name}: accuracy {cost["accuracy"]:.3f} on {cost["pictures"]} held-out pictures' in card
+        assert f'{name}: accuracy {cost["accuracy"]:.3f} on {cost["images"]} held-out images' in card
     assert bundle.engines['openvino']['max_difference'] < 1e-4 and bundle.engines['int8']['max_difference'] < 0.2
 
 
@@ -228,7 +228,7 @@ def test_the_card(small_run, small_bundle):
     for said in (
         f'| accuracy | {small_run.metrics["accuracy"]:.3f} | {low:.3f} to {high:.3f} |',
         '## Data',
-        '60 pictures of 5 classes',
+        '60 images of 5 classes',
         '## Limits',
         'names anything else as one of them',
         'No specimens were declared',
@@ -238,9 +238,9 @@ def test_the_card(small_run, small_bundle):
     ):
         assert said in text, said
     parity = Bundle.load(small_bundle).parity
-    assert 0 <= parity['raw_pictures'] < 0.2 and f'(here {parity["raw_pictures"]:.1g})' in text
+    assert 0 <= parity['raw_images'] < 0.2 and f'(here {parity["raw_images"]:.1g})' in text
     assert (
-        f'{parity["mirrored"]} of them are mirror images' in text if parity['mirrored'] else 'mirror images' not in text
+        f'{parity["flipped"]} of them are horizontal flips' in text if parity['mirrored'] else 'horizontal flips' not in text
     )
 
 
@@ -397,16 +397,16 @@ class Hub(BaseHTTPRequestHandler):
     "As much of the Hugging Face Hub as an upload needs; small files and large go the same way"
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        backbone = self.rfile.read(int(self.headers.get('Content-Length') or 0))
         said = dict(error='no') if self.server.code != 200 else {}
         if self.server.code != 200:
             pass
         elif self.path == '/api/repos/create':
             said = dict(url=f'{self.server.address}/me/flowers', id='me/flowers')
         elif '/preupload/' in self.path:
-            said = dict(files=[dict(f, uploadMode='regular', shouldIgnore=False) for f in json.loads(body)['files']])
+            said = dict(files=[dict(f, uploadMode='regular', shouldIgnore=False) for f in json.loads(backbone)['files']])
         elif '/commit/' in self.path:
-            for line in map(json.loads, body.splitlines()):
+            for line in map(json.loads, backbone.splitlines()):
                 if line['key'] == 'file':
                     self.server.files[line['value']['path']] = base64.b64decode(line['value']['content'])
             said = dict(

@@ -1,4 +1,4 @@
-"Cross-validation: every picture tested on once, nothing shared between the sides, and a killed one goes on with the same folds"
+"Cross-validation: every image tested on once, nothing shared between the sides, and a killed one goes on with the same folds"
 
 import json
 import os
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import tiny, wait_for
 
-from fungi_fastai.data.splits import units
+from fungi_fastai.data.splits import split_groups
 from fungi_fastai.core.settings import UserError
 from fungi_fastai.training.recipe import Recipe
 
@@ -42,8 +42,8 @@ def test_each_picture_is_tested_on_once_by_a_network_that_has_not_seen_its_speci
     for number, run in zip(honest.folds.fold, honest.runs, strict=True):
         used = run.items[run.items.split != '']
         assert set(used.split) == {'train', 'valid', 'test'} and len(used) == len(said)
-        assert (used.groupby(units(used).to_numpy()).split.nunique() == 1).all()
-        assert (used.groupby('group').split.nunique() == 1).all()  # the specimens, without `units`
+        assert (used.groupby(split_groups(used).to_numpy()).split.nunique() == 1).all()
+        assert (used.groupby('group').split.nunique() == 1).all()  # the specimens, without `split_groups`
         assert set(used['path'][used.split == 'test']) == set(said['path'][said.fold == number])
         assert set(used.label[used.split == 'train']) == set(used.label)
     assert honest.metrics['leaked'] == 0 and honest.metrics['n_specimens'] == 30
@@ -74,7 +74,7 @@ def test_naive_folds_leak_and_say_so(recipe, tmp_path):
 
     naive = cross_validate(recipe, 2, tmp_path / 'naive', grouped=False, progress=False)
     leaks = []
-    for run in naive.runs:  # counted anew
+    for run in naive.runs:  # counted again
         tested, made = (run.items[run.items.split.isin(parts)] for parts in (['test'], ['train', 'valid']))
         leaks.append((tested.group.isin(made.group) | tested.cluster.isin(set(made.cluster) - {''})).to_numpy())
     assert naive.metrics['leaked'] == pytest.approx(np.concatenate(leaks).mean()) and naive.metrics['leaked'] > 0.3
@@ -102,7 +102,7 @@ def test_a_fraction_takes_from_training_only(recipe, tmp_path):
     from fungi_fastai.studies.folds import divide, fold_items
 
     items = fold_items(recipe, 3, progress=False)
-    whole, part = (divide(items, recipe.but(fraction=share), items.fold == 0) for share in (1.0, 0.5))
+    whole, part = (divide(items, recipe.but(fraction=fraction), items.fold == 0) for fraction in (1.0, 0.5))
     for held in ('valid', 'test'):
         assert ((whole.split == held) == (part.split == held)).all()
     assert 0 < (part.split == 'train').sum() < (whole.split == 'train').sum()

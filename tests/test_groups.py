@@ -25,7 +25,7 @@ def items(flowers):
 
 
 def photograph(path, number, taken=None, model='Camera A'):
-    "A picture of its own, with what a camera writes"
+    "An image of its own, with what a camera writes"
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(number)
     pixels = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((64, 64))
@@ -40,7 +40,7 @@ def photograph(path, number, taken=None, model='Camera A'):
 def test_specimens_are_read_from_names(items):
     best = propose_groups(items)[0]
     found = pd.Series([re.search(best.pattern, name.rsplit('/', 1)[-1])['group'] for name in items['name']])
-    assert best.kind == 'name' and best.n_groups == 60 and best.n_pictures == len(items)
+    assert best.kind == 'name' and best.n_groups == 60 and best.n_images == len(items)
     assert (best.groups.groupby(items.label + found.to_numpy()).nunique() == 1).all() and best.groups.nunique() == 60
     assert f"--group '{best.pattern}'" in best.words and best.closeness > 0.55
 
@@ -140,7 +140,7 @@ def test_bursts_of_a_camera(tmp_path):
 def test_headers_that_are_broken_say_nothing(tmp_path):
     photograph(tmp_path / 'dated.jpg', 1, '0000:00:00 00:00:00')
     photograph(tmp_path / 'plain.png', 1, model='')
-    (tmp_path / 'text.jpg').write_text('no picture')
+    (tmp_path / 'text.jpg').write_text('no image')
     exif = read_exif([tmp_path / n for n in ('dated.jpg', 'plain.png', 'text.jpg', 'missing.jpg')], 1)
     assert exif.camera.tolist() == ['Camera A', '', '', ''] and exif.taken.isna().all()
 

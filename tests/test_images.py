@@ -10,7 +10,7 @@ from fungi_fastai.data.images import ImageError, image_extensions, open_image
 def test_postscript_is_not_run_whatever_it_is_called(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: pytest.fail('Ghostscript was started'))
     (tmp_path / 'photo.jpg').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n')
-    with pytest.raises(ImageError, match='is not a picture .no format that is read here'):
+    with pytest.raises(ImageError, match='is not an image .no format that is read here'):
         open_image(tmp_path / 'photo.jpg')
 
 

@@ -35,8 +35,8 @@ from fungi_fastai.core.settings import UserError
 real = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2] / 'shared/data'))
 
 
-def picture(seed, size=(320, 240)):
-    "A photo-like picture: coarse and fine structure, different for each seed"
+def make_image(seed, size=(320, 240)):
+    "A photo-like image: coarse and fine structure, different for each seed"
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     fine = Image.fromarray(rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)).resize(size)
@@ -62,11 +62,11 @@ def scanned(root, **options):
 
 @pytest.fixture
 def photos(tmp_path):
-    "Two classes of eight different pictures, with names that need care"
+    "Two classes of eight different images, with names that need care"
     for species in ('Röhrling & Co', 'b c'):
         (tmp_path / species).mkdir()
         for n in range(8):
-            picture(len(species) * 100 + n).save(tmp_path / species / f'Foto №{n} & mehr.jpg', quality=92)
+            make_image(len(species) * 100 + n).save(tmp_path / species / f'Foto №{n} & mehr.jpg', quality=92)
     return tmp_path
 
 
@@ -86,7 +86,7 @@ def test_a_clean_set_has_no_problems(photos):
 def test_a_truncated_file_is_unreadable(photos, format, options, missing):
     "Also where a large JPEG is decoded at a fraction of its size"
     buffer = io.BytesIO()
-    picture(1, (900, 700)).save(buffer, format, **options)
+    make_image(1, (900, 700)).save(buffer, format, **options)
     content = buffer.getvalue()
     (photos / 'b c' / f'cut.{format}').write_bytes(content[: int(len(content) * (1 - missing))])
     row = scanned(photos).loc[f'b c/cut.{format}']
@@ -103,17 +103,17 @@ def test_what_is_no_picture(photos):
     items = scan(frame, progress=False).set_index('name')
     bad = items.loc[['b c/text.jpg', 'b c/empty.jpg', 'b c/empty too.jpg', 'gone.jpg']]
     assert (bad.problem == 'unreadable').all() and (bad.cluster == '').all()
-    assert [next(word for word in ('not a picture', '0 bytes', 'no file') if word in error) for error in bad.error] == [
-        'not a picture',
+    assert [next(word for word in ('not an image', '0 bytes', 'no file') if word in error) for error in bad.error] == [
+        'not an image',
         '0 bytes',
         '0 bytes',
         'no file',
     ]
-    assert problems(items)['duplicate'] == 0  # two empty files are not two copies of a picture
+    assert problems(items)['duplicate'] == 0  # two empty files are not two copies of an image
 
 
 def test_odd_modes_are_read(photos):
-    rgb = picture(77)
+    rgb = make_image(77)
     grey16 = np.asarray(rgb.convert('L')).astype(np.uint16) * 16
     odd = {
         'cmyk.jpg': rgb.convert('CMYK'),
@@ -140,7 +140,7 @@ def test_odd_modes_are_read(photos):
 
 
 def test_exif_rotation_is_applied(photos):
-    upright = picture(5, (400, 300))
+    upright = make_image(5, (400, 300))
     upright.save(photos / 'b c/upright.jpg', quality=95)
     turns = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     for orientation, turn in turns.items():
@@ -154,9 +154,9 @@ def test_exif_rotation_is_applied(photos):
 
 
 def test_wrong_extensions(photos):
-    picture(9).save(photos / 'b c/png.jpg', 'png')
-    picture(10).save(photos / 'b c/jpeg.JPEG', 'jpeg')
-    picture(11).save(photos / 'b c/jpeg.tif', 'jpeg')
+    make_image(9).save(photos / 'b c/png.jpg', 'png')
+    make_image(10).save(photos / 'b c/jpeg.JPEG', 'jpeg')
+    make_image(11).save(photos / 'b c/jpeg.tif', 'jpeg')
     items = scanned(photos)
     assert set(items.index[items.problem == 'extension']) == {'b c/png.jpg', 'b c/jpeg.tif'}
     assert len(exclude(items)) == len(items)
@@ -170,7 +170,7 @@ def test_sizes_from_one_pixel_to_too_many(photos):
     header = b'IHDR' + struct.pack('>II', 20_000, 20_000) + content[24:29]
     (photos / 'b c/huge.png').write_bytes(content[:12] + header + struct.pack('>I', zlib.crc32(header)) + content[33:])
     Image.new('L', (20_000, 100), 90).save(photos / 'b c/strip.png')
-    picture(3, (300, 20)).save(photos / 'b c/label.png')
+    make_image(3, (300, 20)).save(photos / 'b c/label.png')
     items = scanned(photos)
     assert items.loc['b c/pixel.png', 'problem'] == 'tiny low_variance'
     assert items.loc['b c/label.png', 'problem'] == 'tiny'
@@ -185,7 +185,7 @@ def test_sizes_from_one_pixel_to_too_many(photos):
 def test_a_set_of_small_pictures_is_not_tiny(tmp_path):
     (tmp_path / 'a').mkdir()
     for n in range(10):
-        picture(n, (28, 28)).save(tmp_path / f'a/{n}.png')
+        make_image(n, (28, 28)).save(tmp_path / f'a/{n}.png')
     assert problems(scanned(tmp_path))['tiny'] == 0
 
 
@@ -218,7 +218,7 @@ def test_the_same_picture_under_two_labels(photos):
 
 
 def test_an_unlabelled_copy_is_no_conflict_and_stays(photos):
-    "A competition's test picture that is also in the training set still has to be predicted"
+    "A competition's test image that is also in the training set still has to be predicted"
     frame = table(photos)
     frame.loc[len(frame)] = [frame.path[0], 'test/1.jpg', None, '', 'test']
     frame = frame.iloc[::-1].reset_index(drop=True)
@@ -249,8 +249,8 @@ def test_of_two_copies_the_one_in_the_given_test_set_stays(photos):
 )
 def test_a_changed_copy_is_a_near_duplicate(tmp_path, change):
     for n in range(20):
-        picture(n).save(tmp_path / f'{n}.jpg', quality=92)
-        change(picture(n)).save(tmp_path / f'{n} changed.jpg', quality=75)
+        make_image(n).save(tmp_path / f'{n}.jpg', quality=92)
+        change(make_image(n)).save(tmp_path / f'{n} changed.jpg', quality=75)
     items = scanned(tmp_path)
     for n in range(20):
         assert items.loc[f'{n}.jpg', 'cluster'] == items.loc[f'{n} changed.jpg', 'cluster'] != ''
@@ -277,7 +277,7 @@ def test_noise_does_not_cluster(tmp_path):
 def test_small_classes(photos):
     (photos / 'rare').mkdir()
     for n in range(3):
-        picture(900 + n).save(photos / f'rare/{n}.jpg')
+        make_image(900 + n).save(photos / f'rare/{n}.jpg')
     (photos / 'broken').mkdir()
     (photos / 'broken/1.jpg').write_text('x')
     items = scanned(photos)
@@ -322,14 +322,14 @@ def test_workers_do_not_change_the_result(photos):
 def test_cluster_names_stay_when_files_come(photos):
     (photos / 'b c/copy.jpg').write_bytes((photos / 'b c/Foto №3 & mehr.jpg').read_bytes())
     before = scanned(photos)
-    picture(4711).save(photos / 'b c/0 new.jpg')
+    make_image(4711).save(photos / 'b c/0 new.jpg')
     assert scanned(photos).loc[before.index, 'cluster'].equals(before.cluster)
 
 
 def test_an_empty_table():
     items = scan(pd.DataFrame(columns=['path', 'name', 'label', 'group', 'given']), progress=False)
     assert not len(items) and problems(items)['duplicate'] == 0 and summary(items)['images'] == 0
-    assert summary_text(items).startswith('0 pictures')
+    assert summary_text(items).startswith('0 images')
 
 
 def test_a_second_scan_reads_only_what_changed(tmp_path, monkeypatch):
@@ -339,15 +339,15 @@ def test_a_second_scan_reads_only_what_changed(tmp_path, monkeypatch):
     (tmp_path / 'settings.ini').write_text('[DEFAULT]\ncache_dir = cache\n')
     (tmp_path / 'set').mkdir()
     for n in range(1000):
-        (tmp_path / f'set/{n:04}.jpg').write_bytes(b'no picture %d' % n)
-    picture(1).save(tmp_path / 'set/0000.jpg')
+        (tmp_path / f'set/{n:04}.jpg').write_bytes(b'no image %d' % n)
+    make_image(1).save(tmp_path / 'set/0000.jpg')
     first = scan(table(tmp_path / 'set'), progress=False)
     seen, look = [], module.look
     monkeypatch.setattr(module, 'look', lambda path, name: seen.append(name) or look(path, name))
     pd.testing.assert_frame_equal(scan(table(tmp_path / 'set'), progress=False), first)
     assert not seen
-    picture(2).save(tmp_path / 'set/0001.jpg')
-    picture(3).save(tmp_path / 'set/1001.jpg')
+    make_image(2).save(tmp_path / 'set/0001.jpg')
+    make_image(3).save(tmp_path / 'set/1001.jpg')
     (tmp_path / 'set/0002.jpg').unlink()
     items = scan(table(tmp_path / 'set'), progress=False)
     assert sorted(seen) == ['0001.jpg', '1001.jpg'] and len(items) == 1000
@@ -362,8 +362,8 @@ def test_progress_in_a_log_and_in_a_terminal(monkeypatch):
     assert not set(log.getvalue()) & set('\r\x1b\b') and '200 of 300 images' in log.getvalue()
     terminal = io.StringIO()
     terminal.isatty = lambda: True
-    clock = iter(range(100))
-    monkeypatch.setattr(time, 'monotonic', lambda: next(clock))
+    format_duration = iter(range(100))
+    monkeypatch.setattr(time, 'monotonic', lambda: next(format_duration))
     list(follow([100] * 3, 300, out=terminal))
     assert (
         terminal.getvalue().endswith('\r\x1b[K')
@@ -374,7 +374,7 @@ def test_progress_in_a_log_and_in_a_terminal(monkeypatch):
 
 def test_warnings_of_pillow_do_not_stop_a_scan(photos):
     "A palette with transparency as bytes makes Pillow warn"
-    image = picture(6).convert('P')
+    image = make_image(6).convert('P')
     image.info['transparency'] = bytes(range(256))
     image.save(photos / 'b c/glass.png', transparency=bytes(range(256)))
     with warnings.catch_warnings():
@@ -440,7 +440,7 @@ def test_many_equal_and_many_crowded_hashes():
     assert set(pairs.reshape(-1)) == set(range(3_000))
 
 
-@pytest.mark.skipif(not (real / 'mushrooms.zip').exists(), reason=f'the real pictures are not in {real} (FUNGI_DATA)')
+@pytest.mark.skipif(not (real / 'mushrooms.zip').exists(), reason=f'the real images are not in {real} (FUNGI_DATA)')
 def test_the_real_mushrooms(tmp_path):
     import zipfile
 

@@ -21,12 +21,12 @@ dataset, competition = 'maysee/mushrooms', 'plant-seedlings-classification'
 
 
 def archive(*names, noise=0):
-    "The bytes of a zip with a small picture under each name, and an incompressible one where bytes are wanted"
-    out, picture = io.BytesIO(), io.BytesIO()
-    Image.new('RGB', (8, 8)).save(picture, 'jpeg')
+    "The bytes of a zip with a small image under each name, and an incompressible one where bytes are wanted"
+    out, image = io.BytesIO(), io.BytesIO()
+    Image.new('RGB', (8, 8)).save(image, 'jpeg')
     with zipfile.ZipFile(out, 'w') as z:
         for name in names:
-            z.writestr(name, picture.getvalue() + random.Random(0).randbytes(noise))
+            z.writestr(name, image.getvalue() + random.Random(0).randbytes(noise))
     return out.getvalue()
 
 
@@ -325,11 +325,11 @@ def test_two_at_once_download_once(kaggle, machine, signed_in):
 )
 def test_on_kaggle_the_attached_folder_is_used(machine, monkeypatch, source, place):
     monkeypatch.setattr(downloads, 'kaggle_input', machine / 'input')
-    picture = machine / 'input' / place / 'train' / 'Amanita' / '1.jpg'
-    picture.parent.mkdir(parents=True)
-    Image.new('RGB', (8, 8)).save(picture)
+    image = machine / 'input' / place / 'train' / 'Amanita' / '1.jpg'
+    image.parent.mkdir(parents=True)
+    Image.new('RGB', (8, 8)).save(image)
     table = Source.of(source).read()
-    assert table.path.tolist() == [str(picture)] and table.label.tolist() == ['Amanita']
+    assert table.path.tolist() == [str(image)] and table.label.tolist() == ['Amanita']
 
 
 def test_on_kaggle_what_is_not_attached_says_so(kaggle, monkeypatch):

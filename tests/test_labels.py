@@ -83,9 +83,9 @@ def test_five_percent_planted_in_the_sample(tmp_path):
     hits = found.found['path'].isin(planted)
     precision, recall = hits.mean(), hits.sum() / len(planted)
     assert recall >= 0.6 and precision >= 2 * 0.05  # the judge is a random network: it doubts much, but not at random
-    assert found.about['n_pictures'] == 160 and found.about['judge'].startswith('a probe of convmixer_128_2')
+    assert found.about['n_images'] == 160 and found.about['judge'].startswith('a probe of convmixer_128_2')
     assert any('random' in note for note in found.notes) and any(
-        'hard pictures' in note or 'do not trust' in note for note in found.notes
+        'hard images' in note or 'do not trust' in note for note in found.notes
     )
     assert sorted((str(p), p.read_bytes()) for p in folder.rglob('*.jpg')) == before
     assert found.page().count('<img') == min(len(found.found), 120)

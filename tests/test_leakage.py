@@ -92,8 +92,8 @@ def test_scores_are_those_of_the_predictions(found):
         assert row.accuracy == pytest.approx((said.label == said.predicted).groupby(said.draw).mean().mean())
         assert said.groupby('draw')['name'].nunique().eq(90).all() and said.fold.nunique() == 3
     safe = found.predictions['groups']
-    assert safe.groupby(['draw', 'unit']).fold.nunique().max() == 1
-    assert found.predictions['naive'].groupby(['draw', 'unit']).fold.nunique().max() > 1
+    assert safe.groupby(['draw', 'split_group']).fold.nunique().max() == 1
+    assert found.predictions['naive'].groupby(['draw', 'split_group']).fold.nunique().max() > 1
 
 
 def test_what_is_written(found, tmp_path):
@@ -116,7 +116,7 @@ def test_proposed_groups_are_taken_and_said(planted):
     report = leak(planted, repeats=1)
     assert (
         report.about['group_proposed']
-        and report.about['n_units'] == 30
+        and report.about['n_groups'] == 30
         and report.scores.set_index('way').leaked['groups'] == 0
     )
     assert (
@@ -148,7 +148,7 @@ def test_exact_copies_take_part_and_are_named(tmp_path, photos):
         shutil.copy(file, file.with_name(file.stem + '-copy.jpg'))
     report = leak(folder, group=r'^(?P<group>.*?)(-copy)?\.jpg', repeats=1)
     rows = report.scores.set_index('way')
-    assert report.about['n_pictures'] == 90 and rows.leaked['naive'] > 0.3 and rows.leaked['copies'] == 0
+    assert report.about['n_images'] == 90 and rows.leaked['naive'] > 0.3 and rows.leaked['copies'] == 0
     assert set(report.at_fault.kind) <= {'copy'}
 
 
@@ -191,7 +191,7 @@ def test_full_trainings(planted, tmp_path):
     ).exists()  # there are no copies, so it would be the naive training again
     assert (
         report.about['retrained']
-        and report.about['n_pictures'] == 90
+        and report.about['n_images'] == 90
         and report.scores.set_index('way').leaked['groups'] == 0
     )
     assert report.scores.accuracy[0] == report.scores.accuracy[1] and len(report.at_fault.columns) == 13
@@ -216,7 +216,7 @@ def test_full_trainings_with_copies_in_a_table_that_has_groups(photos, tmp_path)
     assert (
         rows.leaked['naive'] > rows.leaked['copies'] > 0.3
         and rows.leaked['groups'] == 0
-        and report.about['n_pictures'] == 75
+        and report.about['n_images'] == 75
     )
     said = report.predictions['copies']
     assert (

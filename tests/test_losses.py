@@ -1,4 +1,4 @@
-"Losses: where formulas meet rounding, fastai's tensors, mixed pictures and interrupted fits"
+"Losses: where formulas meet rounding, fastai's tensors, mixed images and interrupted fits"
 
 import warnings
 
@@ -119,7 +119,7 @@ def test_even_classes_need_no_correction(loss):
 
 @pytest.mark.parametrize('wrong', [[], [5], [5, -1], [0, 0], [[5, 5]], [5, float('nan')]])
 def test_wrong_counts(wrong):
-    with pytest.raises(UserError, match='pictures of each class'):
+    with pytest.raises(UserError, match='images of each class'):
         make_loss(Recipe(), wrong)
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from fungi_fastai.evaluation.calibration import share_interval
+from fungi_fastai.evaluation.calibration import proportion_interval
 from fungi_fastai.evaluation.metrics import Evaluation, draw_weights, predictions_table, score_names
 from fungi_fastai.core.settings import UserError
 
@@ -22,7 +22,7 @@ order = {'roc_auc', 'average_precision'}
 
 
 def make(n, classes, seed, levels=None, present=None):
-    "Random probabilities, better than chance; few `levels` make ties, `present` leaves classes without a picture"
+    "Random probabilities, better than chance; few `levels` make ties, `present` leaves classes without an image"
     random = np.random.default_rng(seed)
     targets = random.choice(classes if present is None else present, n)
     scores = random.gumbel(size=(n, classes)) + 1.5 * np.eye(classes)[targets]
@@ -62,7 +62,7 @@ def expected(probs, targets):
 
 def agree(probs, targets):
     found = Evaluation(probs, targets, [f'c{i}' for i in range(probs.shape[1])]).metrics()
-    assert set(found) == set(score_names) | {'n_test', 'n_classes', 'n_units'}
+    assert set(found) == set(score_names) | {'n_test', 'n_classes', 'n_groups'}
     for name, value in expected(probs, targets).items():
         if np.isnan(value):
             assert found[name] is None, name
@@ -84,7 +84,7 @@ def agree(probs, targets):
     data=st.data(),
 )
 def test_every_score_is_scikit_learns(n, classes, seed, levels, data):
-    "Few pictures, classes without a picture, ties"
+    "Few images, classes without an image, ties"
     present = data.draw(st.lists(st.integers(0, classes - 1), min_size=1, unique=True))
     agree(*make(n, classes, seed, levels, present))
 
@@ -198,7 +198,7 @@ def test_one_who_knows_nothing_scores_what_chance_does():
         and scores['mcc'] == scores['cohen_kappa'] == 0
         and scores['average_precision'] == pytest.approx(1 / 3)
     )
-    assert bounds['roc_auc'] == (0.5, 0.5) and bounds['mcc'] == (0, 0)  # whatever the pictures
+    assert bounds['roc_auc'] == (0.5, 0.5) and bounds['mcc'] == (0, 0)  # whatever the images
     assert bounds['accuracy'][0] < 1 / 3 < bounds['accuracy'][1]
 
 
@@ -218,7 +218,7 @@ def test_one_who_knows_nothing_scores_what_chance_does():
         (lambda p, t: (p, t + 1), '0 to 2; given int64 from 1 to 3'),
         (lambda p, t: (p, t - 1), 'from -1'),
         (lambda p, t: (p, t / 2), 'float64'),
-        (lambda p, t: (p[:0], t[:0]), 'no labelled picture'),
+        (lambda p, t: (p[:0], t[:0]), 'no labelled image'),
         (lambda p, t: (p.astype(str), t), 'not numbers'),
     ],
 )
@@ -240,8 +240,8 @@ def test_one_nan_anywhere_is_refused(n, classes, where):
 
 def test_other_mistakes():
     probs, targets = make(10, 3, 0)
-    with pytest.raises(UserError, match='10 pictures and 4 groups'):
-        Evaluation(probs, targets, list('abc'), unit=np.arange(4))
+    with pytest.raises(UserError, match='10 images and 4 groups'):
+        Evaluation(probs, targets, list('abc'), groups=np.arange(4))
     with pytest.raises(UserError, match='at least 100'):
         Evaluation(probs, targets, list('abc')).intervals(10)
     table = predictions_table(
@@ -257,7 +257,7 @@ def test_other_mistakes():
 
 
 def clustered(units, per_unit, seed, spread=2.0, classes=3):
-    "Pictures of a unit are alike: what is hard about one is hard about all"
+    "Images of a unit are alike: what is hard about one is hard about all"
     random = np.random.default_rng(seed)
     unit = np.repeat(np.arange(units), per_unit)
     targets = random.integers(0, classes, units)[unit]
@@ -272,8 +272,8 @@ def clustered(units, per_unit, seed, spread=2.0, classes=3):
 def test_units_that_agree_make_wider_intervals():
     probs, targets, classes, unit = clustered(40, 8, 0)
     by_unit, by_picture = Evaluation(probs, targets, classes, unit), Evaluation(probs, targets, classes)
-    assert by_unit.n_units == 40 and by_unit.metrics() == pytest.approx(
-        by_picture.metrics() | dict(n_units=40), abs=1e-12
+    assert by_unit.n_groups == 40 and by_unit.metrics() == pytest.approx(
+        by_picture.metrics() | dict(n_groups=40), abs=1e-12
     )
     wide, narrow = by_unit.intervals(1000), by_picture.intervals(1000)
     for name in set(score_names) - {'top3_accuracy', 'top5_accuracy'}:  # which is 1 with three classes
@@ -281,11 +281,11 @@ def test_units_that_agree_make_wider_intervals():
     rows, plain = by_unit.per_class(True, 1000), by_picture.per_class(True, 1000)
     assert (
         (rows.recall_high - rows.recall_low) > 1.5 * (plain.recall_high - plain.recall_low)
-    ).all() and rows.units.sum() == 40
+    ).all() and rows.groups.sum() == 40
 
 
 def test_an_interval_holds_the_truth_as_often_as_it_says():
-    "Of accuracy, macro-F1 and ROC-AUC, with few specimens; drawn by pictures it does so far less often"
+    "Of accuracy, macro-F1 and ROC-AUC, with few specimens; drawn by images it does so far less often"
     truth = Evaluation(*clustered(20000, 3, 99)).metrics()
     held = {name: [] for name in ('accuracy', 'macro_f1', 'roc_auc', 'log_loss')}
     naive = {name: [] for name in held}
@@ -307,7 +307,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
 
 
 def test_a_resample_scores_what_scikit_learn_says_of_its_pictures():
-    "Weights are pictures that are there several times"
+    "Weights are images that are there several times"
     probs, targets, _, unit = clustered(15, 3, 4)
     probs = np.round(probs, 1)  # ties
     probs /= probs.sum(1, keepdims=True)
@@ -342,7 +342,7 @@ def test_weights_draw_as_many_units_as_there_are():
 
 @pytest.mark.parametrize('units', [1, 4, 20, 200])
 def test_perfection_is_not_certain(units):
-    "All right: the exact bound for the number of units, however many pictures they have"
+    "All right: the exact bound for the number of units, however many images they have"
     targets = np.repeat(np.arange(units) % 2, 5)
     found = Evaluation(np.eye(2)[targets], targets, ['a', 'b'], np.repeat(np.arange(units), 5))
     bounds = found.intervals(200)
@@ -372,7 +372,7 @@ def test_exact_intervals_are_scipys():
 
     for right, n in ((0, 7), (7, 7), (3, 7), (199, 200)):
         found = binomtest(right, n).proportion_ci(0.95, 'exact')
-        assert share_interval(right / n, n) == pytest.approx((found.low, found.high), abs=1e-9)
+        assert proportion_interval(right / n, n) == pytest.approx((found.low, found.high), abs=1e-9)
 
 
 def test_an_interval_holds_its_score_and_grows_with_its_level():
@@ -425,18 +425,18 @@ def test_units_are_those_that_splits_keep_together():
     assert list(table)[:6] == ['path', 'name', 'label', 'group', 'cluster', 'split']
     found = Evaluation.of(table)
     assert (
-        pd.factorize(found.unit)[0].tolist() == [0, 0, 0, 1, 2, 2, 3, 4] and found.n_units == 5
+        pd.factorize(found.groups)[0].tolist() == [0, 0, 0, 1, 2, 2, 3, 4] and found.n_groups == 5
     )  # by a group and a copy
-    assert Evaluation.of(table.drop(columns='cluster')).n_units == 7
-    assert Evaluation.of(table.drop(columns=['group', 'cluster'])).n_units == 8
-    assert Evaluation.of(table.drop(columns='group')).n_units == 6
+    assert Evaluation.of(table.drop(columns='cluster')).n_groups == 7
+    assert Evaluation.of(table.drop(columns=['group', 'cluster'])).n_groups == 8
+    assert Evaluation.of(table.drop(columns='group')).n_groups == 6
     assert (
         Evaluation.of(
             table.assign(group=table.group.replace('', None), cluster=table.cluster.replace('', None))
-        ).n_units
+        ).n_groups
         == 5
     )
-    assert Evaluation.of(table.assign(name='same').drop(columns='cluster')).n_units == 7
+    assert Evaluation.of(table.assign(name='same').drop(columns='cluster')).n_groups == 7
     assert (
-        Evaluation.of(table.assign(label=table.label.where(table.index > 0, None))).n_units == 5
+        Evaluation.of(table.assign(label=table.label.where(table.index > 0, None))).n_groups == 5
     )  # unlabelled ones are left out

@@ -24,13 +24,13 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
 
     from fungi_fastai.models import learners, networks, weights
     from fungi_fastai.models.convmixer import convmixer, from_timm
-    from fungi_fastai.models.learners import convmixer_learner, freeze_body, learner, unfreeze
+    from fungi_fastai.models.learners import convmixer_learner, freeze_backbone, learner, unfreeze
     from fungi_fastai.models.networks import (
-        body_head,
+        backbone_head,
         features,
         find_arch,
         layer_groups,
-        make_body,
+        make_backbone,
         make_network,
         set_linear_head,
         summary,
@@ -45,8 +45,8 @@ real_weights = pytest.mark.skipif(
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp('pictures'), np.random.default_rng(0)
+def images(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
     for label, colour in dict(blue=(50, 60, 200), green=(60, 160, 70), red=(200, 60, 40)).items():
         (folder / label).mkdir()
         for i in range(8):
@@ -56,8 +56,8 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def dls(pictures):
-    return ImageDataLoaders.from_folder(pictures, valid_pct=0.25, seed=1, bs=6, num_workers=0, device='cpu')
+def dls(images):
+    return ImageDataLoaders.from_folder(images, valid_pct=0.25, seed=1, bs=6, num_workers=0, device='cpu')
 
 
 def small(dls, **kwargs):
@@ -97,37 +97,37 @@ def test_a_body_gives_the_features_it_says(arch):
     for maps in (False, True):
         if maps and arch == 'shufflenet_v2_x0_5':
             with pytest.raises(UserError, match="use head='linear'"):
-                make_body(arch, False, maps=True)
+                make_backbone(arch, False, maps=True)
             continue
-        body, _ = make_body(arch, pretrained=False, maps=maps, size=archs[arch])
+        backbone, _ = make_backbone(arch, pretrained=False, maps=maps, size=archs[arch])
         with torch.no_grad():
-            y = body.eval()(x)
-        assert y.shape[:2] == (2, body.features) and y.ndim == (4 if body.maps else 2)
-        assert maps or not body.maps or 'convmixer' in arch
-        groups = layer_groups(nn.Sequential(body, nn.Linear(body.features, 2)), 4)
+            y = backbone.eval()(x)
+        assert y.shape[:2] == (2, backbone.features) and y.ndim == (4 if backbone.maps else 2)
+        assert maps or not backbone.maps or 'convmixer' in arch
+        groups = layer_groups(nn.Sequential(backbone, nn.Linear(backbone.features, 2)), 4)
         assert len(groups) == 4
-        assert sorted(id(p) for g in groups for p in g) == sorted([*map(id, body.parameters()), *map(id, groups[-1])])
+        assert sorted(id(p) for g in groups for p in g) == sorted([*map(id, backbone.parameters()), *map(id, groups[-1])])
 
 
 @pytest.mark.parametrize('arch', ['mobilenetv3_small_050', 'convnext_atto', 'vit_tiny_patch16_224'])
 def test_the_features_are_what_the_classifier_saw(arch):
     size = dict(img_size=64) if 'vit' in arch else {}
     whole = timm.create_model(arch, num_classes=5, **size).eval()
-    body, report = make_body(arch, weights=whole.state_dict(), size=64)
+    backbone, report = make_backbone(arch, weights=whole.state_dict(), size=64)
     assert not report.missing and not report.unexpected and report.left_out
     with torch.no_grad():
         x = torch.randn(2, 3, 64, 64)
-        assert torch.allclose(whole.get_classifier()(body.eval()(x)), whole(x), atol=1e-5)
+        assert torch.allclose(whole.get_classifier()(backbone.eval()(x)), whole(x), atol=1e-5)
 
 
 def test_networks_of_2014_normalise_inside():
-    body, _ = make_body('torchvision:googlenet', pretrained=False)
-    assert body.model.transform_input and body.model.aux1 is None
+    backbone, _ = make_backbone('torchvision:googlenet', pretrained=False)
+    assert backbone.model.transform_input and backbone.model.aux1 is None
 
 
 def test_a_size_that_a_transformer_cannot_take():
-    with pytest.raises(UserError, match='vit_tiny_patch16_224 cannot take pictures of 8 pixels.*its own size, 224'):
-        make_body('vit_tiny_patch16_224', False, size=8)
+    with pytest.raises(UserError, match='vit_tiny_patch16_224 cannot take images of 8 pixels.*its own size, 224'):
+        make_backbone('vit_tiny_patch16_224', False, size=8)
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ def test_batchnorm_trains_where_wanted(dls):
     learn = small(dls, weights=state(), freeze_batchnorm=False, train_bn=True)  # fastai's own rule
     changed = train(learn)
     assert '0.model.bn1.weight' in changed and '0.model.conv_stem.weight' not in changed
-    freeze_body(learn)
+    freeze_backbone(learn)
     assert train(learn) == {'1.linear.weight', '1.linear.bias'}
 
 
 def test_heads(dls):
-    names = lambda **k: [n for n, _ in body_head(small(dls, pretrained=False, **k))[1].named_children()]
+    names = lambda **k: [n for n, _ in backbone_head(small(dls, pretrained=False, **k))[1].named_children()]
     assert names() == ['linear']
     assert names(dropout=0.3, hidden=16) == ['hidden', 'activation', 'dropout', 'linear']
     head = small(dls, pretrained=False, head='fastai', hidden=16).model[1]
@@ -284,7 +284,7 @@ def test_summary():
     assert table.set_index('name').output['head'] == (3,)
     assert model.training and not model.blocks[0].training and not model.blocks[0]._forward_hooks
     with pytest.raises(UserError, match='two parts'):
-        body_head(model)
+        backbone_head(model)
 
 
 # --- weights
@@ -323,7 +323,7 @@ def test_the_pretrained_files(dls, file, arch, matched, left_out):
 )
 def test_a_file_for_another_network_is_refused(file, arch, message):
     with pytest.raises(UserError, match=message):
-        make_body(arch, weights=shared / f'{file}.safetensors')
+        make_backbone(arch, weights=shared / f'{file}.safetensors')
 
 
 @pytest.mark.parametrize('prefix', ['module.', 'model.', 'backbone.', '0.model.', 'module.0.model.', 'student.net.'])
@@ -360,9 +360,9 @@ def test_a_smaller_and_a_deeper_relative_are_refused():
 
 def test_position_embeddings_are_resized():
     large = timm.create_model('test_vit', num_classes=0)
-    body, report = make_body('test_vit', weights=large.state_dict(), size=64)
+    backbone, report = make_backbone('test_vit', weights=large.state_dict(), size=64)
     assert report.counts['matched'] == len(large.state_dict()) and not report.wrong_shape
-    assert body.model.blocks[0].attn.qkv.weight.equal(large.blocks[0].attn.qkv.weight)
+    assert backbone.model.blocks[0].attn.qkv.weight.equal(large.blocks[0].attn.qkv.weight)
 
 
 def test_a_hostile_pickle_never_runs(tmp_path):
@@ -433,7 +433,7 @@ def test_without_a_network_the_error_is_quick_and_clear(dls, offline, monkeypatc
 def test_an_architecture_without_pretrained_weights():
     name = next(n for n in timm.list_models('resnet*') if not timm.is_model_pretrained(n))
     with pytest.raises(UserError, match='no pretrained weights'):
-        make_body(name)
+        make_backbone(name)
 
 
 def test_public_names_are_whole():

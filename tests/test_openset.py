@@ -29,10 +29,10 @@ def test_what_is_held_out_is_seen_by_nothing(found):
         set(run.items.split[run.items.label.isin(found.held_out)]) == {''}
         and not run.predictions.label.isin(found.held_out).any()
     )
-    known = found.pictures[found.pictures.known]
+    known = found.images[found.images.known]
     assert known['name'].tolist() == run.items['name'][run.items.split == 'test'].tolist()
-    assert (~found.pictures.known).sum() == run.items.label.isin(found.held_out).sum()
-    assert found.pictures.predicted.isin(run.classes).all() and found.pictures.groupby('unit').size().max() == 2
+    assert (~found.images.known).sum() == run.items.label.isin(found.held_out).sum()
+    assert found.images.predicted.isin(run.classes).all() and found.images.groupby('split_group').size().max() == 2
     saved = run.predictions[run.predictions.split == 'test']
     assert known.confidence.to_numpy() == pytest.approx(saved.confidence.to_numpy(), abs=1e-4)
     assert known.max_softmax.to_numpy() == pytest.approx(1 - known.confidence.to_numpy(), abs=1e-6)
@@ -42,8 +42,8 @@ def test_the_energy_is_of_the_logits(found):
     "Probabilities follow from logits, so the energy must not be that of probabilities, which is 0"
     found, _ = found
     assert (
-        found.pictures.energy.abs().max() > 1e-3
-        and np.isfinite(found.pictures[['energy', 'neighbours', 'mahalanobis']].to_numpy()).all()
+        found.images.energy.abs().max() > 1e-3
+        and np.isfinite(found.images[['energy', 'neighbours', 'mahalanobis']].to_numpy()).all()
     )
 
 
@@ -56,8 +56,8 @@ def test_what_is_kept(found):
         'neighbours',
         'mahalanobis',
     ]
-    assert sum(sum(c.values()) for c in told['called'].values()) == (~found.pictures.known).sum()
-    assert len(pd.read_csv(found.run.folder / 'openset.csv')) == len(found.pictures)
+    assert sum(sum(c.values()) for c in told['called'].values()) == (~found.images.known).sum()
+    assert len(pd.read_csv(found.run.folder / 'openset.csv')) == len(found.images)
     assert ((found.table.auroc_low <= found.table.auroc) & (found.table.auroc <= found.table.auroc_high)).all()
 
 
@@ -66,7 +66,7 @@ def test_the_same_call_continues_and_another_is_refused(found):
 
     found, recipe = found
     again = open_set(recipe, found.held_out, found.run.folder, progress=False)
-    pd.testing.assert_frame_equal(again.pictures, found.pictures, atol=1e-4)
+    pd.testing.assert_frame_equal(again.images, found.images, atol=1e-4)
     with pytest.raises(UserError, match='should be held out'):
         open_set(recipe, found.run.classes[:1], found.run.folder, progress=False)
 

@@ -72,8 +72,8 @@ def browser():
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('pictures')
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('images')
     for name, content in dict(
         red=coloured(250, 9, 9, side=300),
         green=coloured(9, 250, 9, side=300),
@@ -181,7 +181,7 @@ def test_strange_questions_are_answered_in_words(server):
     whole = coloured(250, 9, 9, side=900)
     for data, status, words in (
         (b'', 422, 'empty'),
-        (b'text', 415, 'not a picture'),
+        (b'text', 415, 'not an image'),
         (whole[:700], 422, 'read to its end'),
         (bytes(4) + b'ftypheic' + bytes(9), 415, 'HEIC.*iPhone'),
         (bytes(200_001), 413, 'bytes'),
@@ -194,9 +194,9 @@ def test_strange_questions_are_answered_in_words(server):
 
 
 @needs_server
-def test_what_breaks_inside_stays_inside(server, pictures):
+def test_what_breaks_inside_stays_inside(server, images):
     address, _, log = server
-    status, told = ask(address, (pictures / 'white.jpg').read_bytes())
+    status, told = ask(address, (images / 'white.jpg').read_bytes())
     assert status == 500 and 'A fault of the server' in told['error'] and 'secret' not in str(told)
     assert 'a secret of the inside' in log.read_text()
 
@@ -227,7 +227,7 @@ def test_reasons_that_cannot_be_given_are_said_where_they_would_be():
 @needs_server
 @needs_browser
 @pytest.mark.parametrize('width, dark', [(1280, False), (390, True)])
-def test_a_picture_is_answered(server, browser, pictures, width, dark):
+def test_a_picture_is_answered(server, browser, images, width, dark):
     address, temporary, _ = server
     browser.size(width, 844, phone=width < 800, dark=dark)
     browser.open(address)
@@ -239,7 +239,7 @@ def test_a_picture_is_answered(server, browser, pictures, width, dark):
     channel = browser.run('Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])')
     assert channel < 60 if dark else channel > 200
 
-    browser.choose(pictures / 'red.jpg')
+    browser.choose(images / 'red.jpg')
     browser.wait("document.querySelector('.said h2')")
     assert (
         text('.said h2') == 'Russula'
@@ -254,7 +254,7 @@ def test_a_picture_is_answered(server, browser, pictures, width, dark):
     assert browser.run("document.querySelector('.shown').naturalWidth") == 300
     assert browser.run('document.documentElement.scrollWidth') <= width
 
-    browser.choose(pictures / 'grey.jpg', '.camera input')
+    browser.choose(images / 'grey.jpg', '.camera input')
     browser.wait("document.querySelector('.unsure')")
     assert (
         text('.said h2') == 'Not sure'
@@ -264,33 +264,33 @@ def test_a_picture_is_answered(server, browser, pictures, width, dark):
     assert browser.complaints() == []
     outside = [u for u in browser.fetched() if not u.startswith((address, 'data:', 'blob:' + address))]
     assert outside == []
-    assert [p for p in temporary.rglob('*') if p.is_file()] == []  # no picture is left behind
+    assert [p for p in temporary.rglob('*') if p.is_file()] == []  # no image is left behind
 
 
 @needs_server
 @needs_browser
-def test_what_is_no_picture_is_refused_kindly_and_the_next_is_answered(server, browser, pictures):
+def test_what_is_no_picture_is_refused_kindly_and_the_next_is_answered(server, browser, images):
     address, _, _ = server
     browser.size(1280, 900)
     browser.open(address)
     browser.wait("document.querySelector('.drop')")
     for name, words in (
-        ('letter', 'not a picture'),
+        ('letter', 'not an image'),
         ('large', 'at most 0.191 MB'),
         ('cut', 'cannot be read|damaged|cut'),
     ):
         browser.run("document.querySelector('.said').innerHTML = ''")
-        browser.choose(pictures / f'{name}.jpg')
+        browser.choose(images / f'{name}.jpg')
         browser.wait("document.querySelector('.said .wrong')")
         told = browser.run("document.querySelector('.said').innerText")
         assert re.search(words, told) and len(told) < 300, told
         assert browser.run("document.querySelector('.shown').hidden") == (name != 'cut')
-    browser.choose(pictures / 'green.jpg')
+    browser.choose(images / 'green.jpg')
     browser.wait("document.querySelector('.said h2') && document.querySelector('.evidence h3')")
     assert browser.run("document.querySelector('.said h2').innerText") == names[1]
     assert 'There is no map of this.' in browser.run("document.querySelector('.evidence').innerText")
     browser.drop(
-        pictures / 'red.tif', '.drop'
+        images / 'red.tif', '.drop'
     )  # which no browser shows: the square that the network saw stands in for it
     browser.wait("document.querySelector('.said h2')?.innerText == 'Russula'")
     browser.wait("!document.querySelector('.shown').hidden && document.querySelector('.shown').naturalWidth == 16")
@@ -316,6 +316,6 @@ def test_a_real_bundle_gives_all_that_the_page_shows(small_bundle):
     known = model.nearest(features[0], 6)
     shown = evidence_html(pixels, model.classes[0], model.explain(pixels[None], [0])[0], known)
     assert (
-        shown.count('<img') == len(known) + 2 * ('what speaks for' in shown) and 'The nearest known pictures' in shown
+        shown.count('<img') == len(known) + 2 * ('what speaks for' in shown) and 'The nearest known images' in shown
     )
     assert not about_mushrooms(model.bundle)

@@ -1,4 +1,4 @@
-"Number formats, folding and the optimizer: that what is faster is also right"
+"Precisions, folding and the optimizer: that what is faster is also right"
 
 import copy
 import warnings
@@ -202,7 +202,7 @@ def test_the_format_follows_processor_and_network(monkeypatch):
 
 def test_a_network_of_one_size_is_counted_with_its_own_pictures():
     assert work_per_number(timm.create_model('vit_tiny_patch16_224', num_classes=3)) > 100
-    assert work_per_number(nn.Sequential(nn.Flatten(), nn.Linear(7, 3))) is None  # takes no picture that is tried
+    assert work_per_number(nn.Sequential(nn.Flatten(), nn.Linear(7, 3))) is None  # takes no image that is tried
 
 
 def test_formats_of_other_devices(monkeypatch):
@@ -237,7 +237,7 @@ def make(dls, arch='mobilenetv2_035', opt_func=FusedAdam, seed=0, **kwargs):
 
 
 def loss_of_all(learn):
-    "Over the validation and the training pictures: the former alone are 36, and their loss mostly noise"
+    "Over the validation and the training images: the former alone are 36, and their loss mostly noise"
     with learn.no_bar(), learn.no_logging():
         return sum(learn.validate(dl=dl.new(shuffle=False, drop_last=False))[0] * dl.n for dl in learn.dls) / 120
 
@@ -388,7 +388,7 @@ def test_frozen_groups_are_left_alone():
     optimized(FusedAdam, between=look)
     assert torch.equal(seen[3], seen[6]) and not torch.equal(seen[6], seen[7])
 
-    def batchnorm_trains(opt, i):  # fastai's rule for frozen bodies
+    def batchnorm_trains(opt, i):  # fastai's rule for frozen backbones
         if i == 0:
             for p in opt.param_lists[0][1:]:
                 opt.state[p]['force_train'] = True

@@ -17,7 +17,7 @@ import pytest
 
 from fungi_fastai.data.sources import Source
 from fungi_fastai.deploy import streaming as predictions
-from fungi_fastai.deploy.streaming import fingerprint, iter_predictions, stream_predictions, walk_pictures
+from fungi_fastai.deploy.streaming import fingerprint, iter_predictions, stream_predictions, walk_images
 from fungi_fastai.core.settings import TrainingError, UserError
 
 classes = ['Boletus', 'Amanita, "red"', '菌']
@@ -30,7 +30,7 @@ def classify(paths):
     probs, errors = np.zeros((len(paths), len(classes)), np.float32), []
     for i, path in enumerate(paths):
         bad = not os.path.exists(path) or 'bad' in path or b'bad' in Path(path).read_bytes()
-        errors.append(f'There is no picture {path}.' if bad else '')
+        errors.append(f'There is no image {path}.' if bad else '')
         numbers = (
             np.random.default_rng(list(Path(path).name.encode())).random(len(classes)) + 0.1
             if not bad
@@ -49,7 +49,7 @@ def make(folder, names):
 
 @pytest.fixture
 def many(tmp_path):
-    "60 pictures in five folders"
+    "60 images in five folders"
     return make(tmp_path / 'photos', [f'set/{c}/{i:03}.jpg' for c in 'abcde' for i in range(12)])
 
 
@@ -85,7 +85,7 @@ def begin(many, out, chunks, **options):
 
 
 def go_on(many, out, **options):
-    "The pictures that a second call classified"
+    "The images that a second call classified"
     seen = []
 
     def noted(paths):
@@ -130,7 +130,7 @@ def test_the_same_pictures_and_names_as_a_source(tmp_path, names):
     wanted = Source.of(tmp_path / 'set').read(labels=False)
     for block in (1, 2, 100):
         assert [
-            os.path.join(tmp_path / 'set', *p) for p in walk_pictures(tmp_path / 'set', block)
+            os.path.join(tmp_path / 'set', *p) for p in walk_images(tmp_path / 'set', block)
         ] == wanted.path.tolist()
     stream_predictions(tmp_path / 'set', classify, classes, tmp_path / 'p.csv', progress=False)
     found = pd.read_csv(tmp_path / 'p.csv', keep_default_na=False)
@@ -145,7 +145,7 @@ def test_links(tmp_path):
     (folder / 'a/gone.jpg').symlink_to(folder / 'nowhere.jpg')
     (folder / 'a/2.jpg').symlink_to(folder / 'a/1.jpg')
     os.mkfifo(folder / 'a/pipe.jpg')
-    found = ['/'.join(p) for p in walk_pictures(folder)]
+    found = ['/'.join(p) for p in walk_images(folder)]
     assert found == ['a/1.jpg', 'a/2.jpg', 'a/gone.jpg', 'b/1.jpg', 'b/deep/2.jpg', 'z/1.jpg']
 
 
@@ -187,7 +187,7 @@ def test_rows(many, tmp_path, ending):
         else pd.read_csv(tmp_path / 'p.csv').fillna({'predicted': '', 'error': ''})
     )
     assert list(found.columns) == ['path', 'name', 'predicted', 'confidence', *(f'p_{c}' for c in classes), 'error']
-    assert tally.pictures == len(found) == 2 * 61 + 12 + 2 and tally.failed == (found.error != '').sum() == 5
+    assert tally.images == len(found) == 2 * 61 + 12 + 2 and tally.failed == (found.error != '').sum() == 5
     assert tally.errors == found.error[found.error != ''].tolist()
     assert found['name'].iloc[[0, 61, 62, 63, 75]].tolist() == [
         'a/000.jpg',
@@ -232,7 +232,7 @@ def test_standard_output_comes_in_pieces(many, tmp_path, capsys):
         return classify(paths)
 
     tally = stream_predictions(many, watching, classes, step=8, most=8)
-    assert lines == [0, 9, *[8] * 6] and tally.pictures == 60
+    assert lines == [0, 9, *[8] * 6] and tally.images == 60
 
 
 def test_standard_output_is_the_file(many, expected, capsys):
@@ -261,8 +261,8 @@ def test_progress_has_rate_and_time_left(many, tmp_path, capsys, monkeypatch):
     begin(many, tmp_path / 'p.csv', 3)
     stream_predictions(many, classify, classes, tmp_path / 'p.csv', step=8, most=8)
     said = capsys.readouterr()
-    assert not said.out and '24 pictures of 60 had been classified before.' in said.err
-    assert '8 of 36 pictures' in said.err and '/s · ' in said.err and '36 of 36 pictures' in said.err
+    assert not said.out and '24 images of 60 had been classified before.' in said.err
+    assert '8 of 36 images' in said.err and '/s · ' in said.err and '36 of 36 images' in said.err
 
 
 # --- mistakes
@@ -274,9 +274,9 @@ def test_places_that_cannot_be(many, tmp_path):
     for name in ('p.txt', 'p', 'folder.csv', 'file/p.csv'):
         with pytest.raises(UserError, match=name.split('/')[0]):
             stream_predictions(many, classify, classes, tmp_path / name)
-    with pytest.raises(UserError, match='No picture was given'):
+    with pytest.raises(UserError, match='No image was given'):
         stream_predictions([], classify, classes, tmp_path / 'p.csv')
-    with pytest.raises(UserError, match='holds no pictures: 1 file, of which 1 .txt'):
+    with pytest.raises(UserError, match='holds no images: 1 file, of which 1 .txt'):
         stream_predictions(make(tmp_path / 'texts', ['a.txt']), classify, classes, tmp_path / 'p.csv')
     assert left_over(tmp_path) == [] and not (tmp_path / 'p.csv').exists()
 
@@ -301,8 +301,8 @@ def test_another_job_is_refused(many, expected, tmp_path):
     for says, changes in (
         ('other models', dict(model='two')),
         ('other models', dict(classes=classes[::-1])),
-        ('other pictures', dict(paths=many / 'set')),
-        ('other pictures', dict(paths=[many, many])),
+        ('other images', dict(paths=many / 'set')),
+        ('other images', dict(paths=[many, many])),
     ):
         call = dict(paths=many, classify=classify, classes=classes, out=out, model='one') | changes
         with pytest.raises(UserError, match=says) as told:
@@ -369,8 +369,8 @@ def test_a_damaged_part_is_done_again(many, expected, tmp_path, how):
     parts = sorted(begin(many, out, 5).glob('*.parquet'))
     damage(parts[0], how)
     damage(parts[3], how if how != 'bit' else 'cut')
-    pictures = sorted(map(str, many.rglob('*.jpg')))
-    assert go_on(many, out) == pictures[:8] + pictures[24:32] + pictures[40:]
+    images = sorted(map(str, many.rglob('*.jpg')))
+    assert go_on(many, out) == images[:8] + images[24:32] + images[40:]
     assert out.read_text('utf8') == expected
 
 
@@ -541,7 +541,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform 
 
 @pytest.mark.parametrize('ending', ['csv', 'parquet'])
 def test_memory_is_flat(tmp_path, ending):
-    "Peak memory of 40,000 pictures, half of them in one folder, beside 2,000"
+    "Peak memory of 40,000 images, half of them in one folder, beside 2,000"
     peaks = {}
     for count in (2000, 40_000):
         folder = tmp_path / str(count)
@@ -600,7 +600,7 @@ def test_a_run_that_is_interrupted_goes_on(fungi, small_run, photos, tmp_path, m
     from fungi_fastai.samples.datasets import make_sample
 
     folder = make_sample('flowers', tmp_path / 'flowers', specimens=4, photos=2, size=64, workers=1)
-    (folder / 'flowers/daisy/bad.jpg').write_text('no picture')
+    (folder / 'flowers/daisy/bad.jpg').write_text('no image')
     fungi('predict', small_run.folder, folder, '--out', tmp_path / 'expected.csv', code=1)
     seen, usual = [], Run.classify
 
@@ -636,7 +636,7 @@ def test_what_a_run_says_of_files_is_what_it_says_of_pictures(place, ready, smal
 
     tally = predict_to(small_run.folder, photos, tmp_path / 'p.parquet', progress=False)
     found, table = pd.read_parquet(tmp_path / 'p.parquet'), small_run.predict(photos)
-    assert tally.pictures == len(table) and tally.failed == 0
+    assert tally.images == len(table) and tally.failed == 0
     for column in ('path', 'name', 'predicted'):
         assert found[column].tolist() == table[column].tolist()  # calibration changes no order
     assert {*found.columns} == {*table.columns, 'answer', 'set', 'error'}

@@ -113,7 +113,7 @@ def test_every_way_to_give_a_picture(load, files, photos):
     ]
     found = predictor.predict(ways)
     assert len({p.probabilities.tobytes() for p in found}) == 1
-    assert [p.source for p in found] == [str(file), str(file), *(f'picture {i}' for i in range(3, 8))]
+    assert [p.source for p in found] == [str(file), str(file), *(f'image {i}' for i in range(3, 8))]
     assert [one.probabilities.tobytes() for one in predictor.predict(file)] == [found[0].probabilities.tobytes()]
     assert [p.source for p in predictor.predict(photos)] == [str(file) for file in files]
     assert predictor.predict([]) == []
@@ -155,11 +155,11 @@ def test_what_is_no_picture(load, tmp_path, files):
     (tmp_path / 'empty.jpg').touch()
     (tmp_path / 'none').mkdir()
     for given, error, words in [
-        (b'', ImageError, 'The file is not a picture'),
+        (b'', ImageError, 'The file is not an image'),
         (b'GIF89a', ImageError, 'The file'),
         (whole[: len(whole) // 2], ImageError, 'The file cannot be read to its end'),
         (opened, ImageError, 'cannot be read to its end'),
-        (tmp_path / 'empty.jpg', ImageError, 'empty.jpg is not a picture'),
+        (tmp_path / 'empty.jpg', ImageError, 'empty.jpg is not an image'),
         (tmp_path / 'gone.jpg', MissingFileError, 'There is no file .*gone.jpg'),
         (tmp_path / 'none', UserError, 'is empty'),
         (np.full((9, 9, 3), np.nan), ImageError, r'uint8, 0 to 255; this one is \(9, 9, 3\) of float64'),
@@ -187,10 +187,10 @@ def test_what_is_no_picture(load, tmp_path, files):
 
 @pytest.mark.parametrize('backend', ['onnx', 'torch'])
 def test_classify_goes_on_where_a_file_cannot_be_read(load, files, tmp_path, backend):
-    (tmp_path / 'broken.jpg').write_bytes(b'no picture')
+    (tmp_path / 'broken.jpg').write_bytes(b'no image')
     asked = [files[0], tmp_path / 'broken.jpg', files[1], tmp_path / 'gone.jpg']
     probs, errors = load(backend).classify([str(a) for a in asked])
-    assert [bool(e) for e in errors] == [False, True, False, True] and 'broken.jpg is not a picture' in errors[1]
+    assert [bool(e) for e in errors] == [False, True, False, True] and 'broken.jpg is not an image' in errors[1]
     assert not probs[[1, 3]].any()
     assert probs[[0, 2]].tobytes() == np.stack([p.probabilities for p in load(backend).predict(files[:2])]).tobytes()
     assert load(backend).classify([])[0].shape == (0, 5)
@@ -206,7 +206,7 @@ def test_evidence(load, pixels, small_run):
             assert example.label in predictor.classes and Image.open(io.BytesIO(example.thumbnail)).format == 'JPEG'
     known = small_run.items[small_run.items.split == 'train'].iloc[0]
     _, own = predictor.run_with_features(predictor.read(small_run.items.path[known.name])[None])
-    assert predictor.nearest(own[0], 1)[0].distance < 1e-3  # a training picture finds itself
+    assert predictor.nearest(own[0], 1)[0].distance < 1e-3  # a training image finds itself
     maps = predictor.explain(pixels[:3])
     assert maps.shape == pixels[:3].shape[:3] and maps.min() >= 0 and maps.max() <= 1
     assert np.array_equal(maps, predictor.explain(pixels[:3], list(probs.argmax(1))))
@@ -223,7 +223,7 @@ def test_evidence(load, pixels, small_run):
     for wrong in ('nothing', 5, -1):
         with pytest.raises(UserError, match='The bundle knows: '):
             predictor.explain(pixels[:1], wrong)
-    with pytest.raises(UserError, match='There are 1 classes for 2 pictures'):
+    with pytest.raises(UserError, match='There are 1 classes for 2 images'):
         predictor.explain(pixels[:2], [0])
 
 
@@ -259,7 +259,7 @@ def test_engines_that_are_not_there(small_bundle, copy, monkeypatch):
     with pytest.raises(UserError, match='model.onnx is not the file that was exported'):
         Predictor.load(copy)
     rewrite(copy)
-    with pytest.raises(UserError, match=r'model.onnx cannot be opened .*Export the bundle anew'):
+    with pytest.raises(UserError, match=r'model.onnx cannot be opened .*Export the bundle again'):
         Predictor.load(copy)
 
 

@@ -31,16 +31,16 @@ def made(place, ready):
 
 @pytest.fixture
 def opened(ready):
-    "The pictures that go through the network, by name"
+    "The images that go through the network, by name"
     from fungi_fastai.training import frozen
 
-    seen, real = [], frozen.body_features
+    seen, real = [], frozen.backbone_features
 
     def count(learn, items, *rest):
         seen.extend(items['name'])
         return real(learn, items, *rest)
 
-    with patch.object(frozen, 'body_features', count):
+    with patch.object(frozen, 'backbone_features', count):
         yield seen
 
 
@@ -48,7 +48,7 @@ def test_no_specimen_and_no_copy_is_in_two_folds(made, photos, tmp_path):
     folder = shutil.copytree(photos, tmp_path / 'photos')
     first = sorted(folder.rglob('*.jpg'))[0]
     with Image.open(first) as image:
-        image.save(first.with_name('900_0.jpg'), quality=70)  # the same picture as another specimen's
+        image.save(first.with_name('900_0.jpg'), quality=70)  # the same image as another specimen's
     found = made(folder, group=specimens)
     table = found.predictions
     assert table.groupby('group').fold.nunique().max() == 1
@@ -57,7 +57,7 @@ def test_no_specimen_and_no_copy_is_in_two_folds(made, photos, tmp_path):
     assert (
         found.metrics['n_specimens'] == 31
         and found.metrics['n_clusters'] >= 1
-        and found.metrics['n_pictures'] == len(table) == 61
+        and found.metrics['n_images'] == len(table) == 61
     )
 
 
@@ -123,7 +123,7 @@ def test_scores_are_those_of_the_predictions(made, photos):
     assert metrics['accuracy_sd'] == pytest.approx(right.groupby(table.fold).mean().std())
     assert metrics['chance'] == pytest.approx(table.label.value_counts().max() / len(table))
     assert table[[f'p_{c}' for c in found.classes]].sum(axis=1).to_numpy() == pytest.approx(1)
-    assert [f['fold'] for f in metrics['folds']] == [0, 1, 2] and sum(f['pictures'] for f in metrics['folds']) == len(
+    assert [f['fold'] for f in metrics['folds']] == [0, 1, 2] and sum(f['images'] for f in metrics['folds']) == len(
         table
     )
     pd.testing.assert_frame_equal(table, made(photos, group=specimens).predictions)
@@ -150,7 +150,7 @@ def test_pictures_are_looked_at_once(made, photos, cache, opened, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'change', [dict(size=48), dict(fit='squish'), dict(arch='convmixer_16_2'), dict(seed=1), dict(precision='fp32')]
+    'change', [dict(size=48), dict(resize='squish'), dict(arch='convmixer_16_2'), dict(seed=1), dict(precision='fp32')]
 )
 def test_another_network_or_picture_is_another_key(change, ready):
     from fungi_fastai.studies.probe import FeatureStore, feature_key
@@ -206,7 +206,7 @@ def test_a_damaged_file_is_made_again(made, photos, cache, opened, damage):
 def test_what_was_computed_before_an_interruption_is_kept(made, photos, cache):
     from fungi_fastai.training import frozen
 
-    real, calls = frozen.body_features, []
+    real, calls = frozen.backbone_features, []
 
     def weary(learn, items, *rest):
         if calls:
@@ -214,7 +214,7 @@ def test_what_was_computed_before_an_interruption_is_kept(made, photos, cache):
         calls.append(len(items))
         return real(learn, items, *rest)
 
-    with patch.object(frozen, 'body_features', weary), pytest.raises(KeyboardInterrupt):
+    with patch.object(frozen, 'backbone_features', weary), pytest.raises(KeyboardInterrupt):
         made(photos, bs=4)
     asked = []
 
@@ -222,7 +222,7 @@ def test_what_was_computed_before_an_interruption_is_kept(made, photos, cache):
         asked.append(len(items))
         return real(learn, items, *rest)
 
-    with patch.object(frozen, 'body_features', count):
+    with patch.object(frozen, 'backbone_features', count):
         made(photos, bs=4)
     assert calls == [8] and sum(asked) == 52
 
@@ -230,7 +230,7 @@ def test_what_was_computed_before_an_interruption_is_kept(made, photos, cache):
 # --- small and odd sets
 
 
-def pictures(folder, **classes):
+def images(folder, **classes):
     "Noise, so and so many of each class"
     for label, count in classes.items():
         (folder / label).mkdir(parents=True)
@@ -241,22 +241,22 @@ def pictures(folder, **classes):
 
 
 def test_fewer_folds_where_a_class_is_small(made, tmp_path):
-    found = made(pictures(tmp_path / 'few', plenty=9, few=3), k=5)
+    found = made(images(tmp_path / 'few', plenty=9, few=3), k=5)
     assert len(found.folds) == 3 and any('3 folds instead of 5' in note and 'few has 3' in note for note in found.notes)
     assert found.metrics['chance'] == 0.75
 
 
 def test_a_class_with_one_specimen_is_left_out(made, tmp_path):
-    found = made(pictures(tmp_path / 'lonely', one=6, two=6, lonely=1), k=2)
+    found = made(images(tmp_path / 'lonely', one=6, two=6, lonely=1), k=2)
     assert (
         found.classes == ['one', 'two']
         and any('lonely' in note for note in found.notes)
-        and found.metrics['n_pictures'] == 12
+        and found.metrics['n_images'] == 12
     )
 
 
 def test_two_pictures_a_class(made, tmp_path):
-    found = made(pictures(tmp_path / 'least', one=2, two=2))
+    found = made(images(tmp_path / 'least', one=2, two=2))
     assert len(found.folds) == 2 and len(found.predictions) == 4 and np.isfinite(found.metrics['log_loss'])
 
 
@@ -265,7 +265,7 @@ def test_features_that_are_no_numbers(made, photos, cache):
     from fungi_fastai.training import frozen
 
     with (
-        patch.object(frozen, 'body_features', lambda learn, items, *_: np.full((len(items), 4), np.nan, np.float32)),
+        patch.object(frozen, 'backbone_features', lambda learn, items, *_: np.full((len(items), 4), np.nan, np.float32)),
         pytest.raises(TrainingError, match='not finite'),
     ):
         made(photos)
@@ -280,7 +280,7 @@ def test_the_command(fungi, photos, tmp_path):
     said = fungi(*call)
     assert all(
         word in said.out
-        for word in ('60 pictures, 30 specimens, 5 classes', 'accuracy', 'macro-F1', 'chance', '±', 'It took')
+        for word in ('60 images, 30 specimens, 5 classes', 'accuracy', 'macro-F1', 'chance', '±', 'It took')
     )
     done = fungi(*call, '--json', '--out', tmp_path / 'predictions.csv')
     found = json.loads(done.out)
@@ -290,7 +290,7 @@ def test_the_command(fungi, photos, tmp_path):
         'accuracy_mean',
         'accuracy_sd',
         'chance',
-        'n_pictures',
+        'n_images',
         'n_specimens',
         'seconds',
         'folds',
@@ -304,7 +304,7 @@ def test_the_command(fungi, photos, tmp_path):
 def test_progress_is_shown_and_no_library_warns(fungi, photos, cache):
     said = fungi('probe', photos, '--folds', '3', *flags(**network))
     assert (
-        'convmixer_16_1 looks at 60 pictures at 32 px' in said.err
+        'convmixer_16_1 looks at 60 images at 32 px' in said.err
         and 'Warning' not in said.err
         and '\x1b' not in said.err
     )

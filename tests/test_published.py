@@ -32,12 +32,12 @@ def test_every_experiment_can_be_planned(name, size):
 def test_the_ladder_changes_one_thing_at_a_time():
     for size in ('full', 'small'):
         rows = [one for _, one in plan('flowers-ladder', size)[1]]
-        assert not rows[0].pretrained and rows[0].augment.strength == 0 and rows[-1].start == 'probe'
+        assert not rows[0].pretrained and rows[0].augment.strength == 0 and rows[-1].head_init == 'probe'
         assert [set(b.differences(a)) for a, b in zip(rows, rows[1:], strict=False)] == [
             {'augment'},
             {'pretrained'},
             {'arch'},
-            {'schedule', 'lr', 'body_lr'},
+            {'schedule', 'lr', 'backbone_lr'},
             {'wd', 'label_smoothing', 'mixup', 'freeze_batchnorm'},
             {'start'},
         ]

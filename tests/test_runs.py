@@ -1,4 +1,4 @@
-"From pictures to a finished run: what it holds, what it keeps apart, and that a killed one ends as if nothing had happened"
+"From images to a finished run: what it holds, what it keeps apart, and that a killed one ends as if nothing had happened"
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_each_trainer_ends_in_a_whole_run(kind, tmp_path):
     import fungi_fastai
 
     specimens, per_specimen = samples[kind]
-    folder = make_sample(kind, tmp_path / 'pictures', specimens=specimens, photos=per_specimen, size=64, workers=1)
+    folder = make_sample(kind, tmp_path / 'images', specimens=specimens, photos=per_specimen, size=64, workers=1)
     train = getattr(fungi_fastai, f'train_{kind}')
     run = train(source=folder, out=tmp_path / 'run', progress=False, **tiny)
 
@@ -116,7 +116,7 @@ def test_each_trainer_ends_in_a_whole_run(kind, tmp_path):
 def test_seedlings_without_labels_stay_out_of_training(tmp_path):
     from fungi_fastai import train_seedlings
 
-    folder = make_sample('seedlings', tmp_path / 'pictures', specimens=5, size=64, workers=1)
+    folder = make_sample('seedlings', tmp_path / 'images', specimens=5, size=64, workers=1)
     items = train_seedlings(folder, out=tmp_path / 'run', progress=False, **tiny).items
     unlabelled = items[items.label.isna()]
     assert len(unlabelled) == len(list((folder / 'test').iterdir())) and (unlabelled.split == '').all()
@@ -133,7 +133,7 @@ def test_no_defungi_specimen_on_two_sides(tmp_path):
     )
     items = pd.read_parquet(run.folder / 'items.parquet')
     used = items[items.split != '']
-    specimen = used['name'].str.extract(r'([^/]+?_\d+)[a-z]?_\d+\.jpg$')[0]  # read anew, not from the column `group`
+    specimen = used['name'].str.extract(r'([^/]+?_\d+)[a-z]?_\d+\.jpg$')[0]  # read again, not from the column `group`
     assert specimen.notna().all() and specimen.nunique() > 100
     assert (used.groupby(specimen.to_numpy()).split.nunique() == 1).all()
     assert one_side(items, 'group') and one_side(items, 'cluster')
@@ -188,7 +188,7 @@ def test_predict_takes_what_people_have(small_run, photos, tmp_path):
     assert numbers(by_image)[0] == pytest.approx(numbers(by_path)[0], abs=1e-4)
     assert numbers(small_run.predict(some[1]))[0] == pytest.approx(numbers(by_path)[1], abs=1e-3)
     assert len(small_run.predict(photos)) == len(list(photos.rglob('*.jpg')))
-    (tmp_path / 'bad.jpg').write_text('no picture')
+    (tmp_path / 'bad.jpg').write_text('no image')
     with pytest.raises(UserError, match='bad.jpg'):
         small_run.predict([some[0], tmp_path / 'bad.jpg'])
     with pytest.raises(UserError, match='gone.jpg'):
@@ -271,8 +271,8 @@ def test_fractions_are_nested_and_leave_the_test_part_alone(photos, small_run, t
     from fungi_fastai.training.fit import prepare_items
 
     recipe = FLOWERS.but(source=photos)
-    parts = {share: prepare_items(recipe.but(fraction=share), progress=False) for share in (0.3, 0.6, 1.0)}
-    trained = {share: set(items['name'][items.split == 'train']) for share, items in parts.items()}
+    parts = {fraction: prepare_items(recipe.but(fraction=fraction), progress=False) for fraction in (0.3, 0.6, 1.0)}
+    trained = {fraction: set(items['name'][items.split == 'train']) for fraction, items in parts.items()}
     assert trained[0.3] < trained[0.6] < trained[1.0]
     for part in ('valid', 'test'):
         assert len({tuple(items['name'][items.split == part]) for items in parts.values()}) == 1
@@ -287,9 +287,9 @@ def test_fractions_are_nested_and_leave_the_test_part_alone(photos, small_run, t
         dict(test=0.0),
         dict(arch='resnet18'),
         dict(epochs=3, patience=1, lr=1e-9, monitor='accuracy'),
-        dict(fit='pad', precision='bf16'),
-        dict(epochs=3, frozen_epochs=1, views=3, start_size=16, cache=False),
-        dict(epochs=2, frozen_epochs=2, views=0),
+        dict(resize='pad', precision='bf16'),
+        dict(epochs=3, frozen_epochs=1, feature_views=3, start_size=16, cache=False),
+        dict(epochs=2, frozen_epochs=2, feature_views=0),
     ],
 )
 def test_every_way_to_train_ends(photos, tmp_path, changes):
@@ -389,7 +389,7 @@ def test_an_unfinished_or_damaged_run_says_so(fungi, photos, small_run, tmp_path
 @pytest.fixture
 def long_call(photos):
     "A training of two phases and eight epochs, or so many, to a folder"
-    changes = tiny | dict(epochs=8, frozen_epochs=2, views=2)
+    changes = tiny | dict(epochs=8, frozen_epochs=2, feature_views=2)
     return lambda out, **more: ('train', 'flowers', '--source', photos, '--out', out, *flags(**changes | more))
 
 
@@ -556,7 +556,7 @@ def test_the_report_and_its_numbers(small_run):
         'How far its confidence',
         'not sure',
         'worst and best',
-        'What kind of picture',
+        'What kind of image',
         'class="sortable"',
         'Do not eat',
     ):

@@ -1,4 +1,4 @@
-"The built-in pictures: repeatable, laid out like the downloads, and made once whoever asks"
+"The built-in images: repeatable, laid out like the downloads, and made once whoever asks"
 
 import hashlib
 import os
@@ -175,7 +175,7 @@ def test_a_killed_process_leaves_no_half_sample(tmp_path):
 
 
 def test_speed(capsys):
-    "Not a test of the clock: it prints how many pictures a second one core makes"
+    "Not a test of the clock: it prints how many images a second one core makes"
     for kind in sample_kinds:
         some = list(jobs(kind))[::13]
         draw(kind, some[0].label, *some[0].key)
@@ -183,4 +183,4 @@ def test_speed(capsys):
         for job in some:
             assert draw(kind, job.label, *job.key).size == (256, 256)
         with capsys.disabled():
-            print(f'\n{kind}: {len(some) / (time.process_time() - start):.0f} pictures a second and core', end='')
+            print(f'\n{kind}: {len(some) / (time.process_time() - start):.0f} images a second and core', end='')

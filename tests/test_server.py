@@ -184,32 +184,32 @@ def scans(count):
 
 damaged = {
     'zero bytes': (b'', 422, 'empty'),
-    'a letter': (b'Dear Sir or Madam,', 415, 'not a picture'),
-    'zeros': (bytes(1000), 415, 'not a picture'),
-    'a PDF': (b'%PDF-1.7\n1 0 obj', 415, 'not a picture'),
-    'HTML': (b'<html><script>alert(1)</script>', 415, 'not a picture'),
-    'SVG': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, 'not a picture'),
+    'a letter': (b'Dear Sir or Madam,', 415, 'not an image'),
+    'zeros': (bytes(1000), 415, 'not an image'),
+    'a PDF': (b'%PDF-1.7\n1 0 obj', 415, 'not an image'),
+    'HTML': (b'<html><script>alert(1)</script>', 415, 'not an image'),
+    'SVG': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, 'not an image'),
     'HEIC': (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 415, 'HEIC'),
     'EPS, which Pillow would start Ghostscript for': (
         b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n',
         415,
-        'not a picture',
+        'not an image',
     ),
-    'a pickle': (b'\x80\x04\x95\x10\0\0\0\0\0\0\0\x8c\x05posix\x94', 415, 'not a picture'),
+    'a pickle': (b'\x80\x04\x95\x10\0\0\0\0\0\0\0\x8c\x05posix\x94', 415, 'not an image'),
     'a JPEG cut short': (photo(side=200, kind='JPEG')[:500], 422, 'cut short|read to its end'),
     'a JPEG cut in its pixels': (photo(side=200, kind='JPEG')[:-40], 422, 'cut short|read to its end'),
     'a PNG cut short': (photo(side=200)[:90], 422, 'cut short|read to its end'),
     'a PNG of which a byte is wrong': (photo(side=200)[:60] + b'\0\xff' + photo(side=200)[62:], 422, 'read to its end'),
-    'only a signature': (b'\x89PNG\r\n\x1a\n', 415, 'not a picture'),
+    'only a signature': (b'\x89PNG\r\n\x1a\n', 415, 'not an image'),
     'a decompression bomb': (bomb(), 413, 'At most 50,000,000 pixels'),
-    'a picture a little too large': (bomb(7072, 7072), 413, '7072×7072 pixels. At most 50,000,000'),
+    'an image a little too large': (bomb(7072, 7072), 413, '7072×7072 pixels. At most 50,000,000'),
     'a thousand scans': (scans(1000), 422, 'more than 100 scans'),
     'transparency, which takes several times the memory': (
         bomb(3600, 3600, 6),
         413,
         '3600×3600 pixels of RGBA. At most 12,500,000',
     ),
-    'a picture written as text': (b'P3 2 1 255 ' + b'255 0 0 ' * 2, 415, 'written as text'),
+    'an image written as text': (b'P3 2 1 255 ' + b'255 0 0 ' * 2, 415, 'written as text'),
     'filling between the parts of a JPEG': (b'\xff\xd8\xff' + b'\xff' * 40_000, 422, 'too many parts'),
     'zeros between them': (b'\xff\xd8\xff\xfe\0\2' + bytes(40_000), 422, 'too many parts'),
     'empty parts of a PNG': (bomb(9, 9)[:33] + chunk(b'teXt', b'') * 20_000, 422, 'too many parts'),
@@ -414,14 +414,14 @@ def test_what_was_refused_is_let_go_at_once():
         pass
 
     def read(source):
-        raise UserError('no picture')
+        raise UserError('no image')
 
     source, batcher = Source(), Batcher(read, None)
     seen = weakref.ref(source)
     gc.disable()
     try:
         (future,) = batcher.submit([source])
-        assert 'no picture' in str(future.exception())
+        assert 'no image' in str(future.exception())
         batcher.close()
         del future, source
         assert seen() is None
@@ -676,7 +676,7 @@ def bundle(tmp_path):
         name='colours',
         classes=Colours.classes,
         network=dict(arch='none', head='linear', hidden=0, n_out=3, features=1),
-        preprocessing=dict(size=16, canvas=16, fit='crop', mean=[0, 0, 0], std=[1, 1, 1], resampling='bicubic'),
+        preprocessing=dict(size=16, canvas=16, resize='crop', mean=[0, 0, 0], std=[1, 1, 1], resampling='bicubic'),
         temperature=1.0,
         threshold=None,
         conformal=None,

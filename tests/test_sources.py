@@ -29,7 +29,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def picture():
+def make_image():
     out = io.BytesIO()
     Image.new('RGB', (8, 8)).save(out, 'jpeg')
     return out.getvalue()
@@ -39,14 +39,14 @@ def write(*names, under='photos'):
     for name in names:
         path = Path(under) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture())
+        path.write_bytes(make_image())
     return under
 
 
 def pack(file, *names, extra=()):
     with zipfile.ZipFile(file, 'w') as z:
         for name in names:
-            z.writestr(name, picture())
+            z.writestr(name, make_image())
         for info, content in extra:
             z.writestr(info, content)
     return file
@@ -79,7 +79,7 @@ layouts = {
         'train/A/1.jpg': ('train/A/1.jpg', 'A', 'train'),
         'test/2.jpg': ('test/2.jpg', None, 'test'),
     },
-    'pictures of trains': {'train/1.jpg': ('train/1.jpg', 'train', ''), 'bus/2.jpg': ('bus/2.jpg', 'bus', '')},
+    'images of trains': {'train/1.jpg': ('train/1.jpg', 'train', ''), 'bus/2.jpg': ('bus/2.jpg', 'bus', '')},
     'a cover beside': {
         'A/1.jpg': ('A/1.jpg', 'A', ''),
         'B/1.jpg': ('B/1.jpg', 'B', ''),
@@ -130,10 +130,10 @@ def test_linked_folders_are_followed_and_loops_end():
 def test_names_that_are_no_text():
     write('A/1.jpg')
     try:
-        Path(os.fsdecode(b'photos/A/\xff.jpg')).write_bytes(picture())
+        Path(os.fsdecode(b'photos/A/\xff.jpg')).write_bytes(make_image())
     except OSError:
         pytest.skip('this disk takes only UTF-8 names')
-    with pytest.raises(UserError, match=r'1 picture with a name that is not UTF-8'):
+    with pytest.raises(UserError, match=r'1 image with a name that is not UTF-8'):
         Source.of('photos').read()
 
 
@@ -175,11 +175,11 @@ def test_a_bad_pattern(pattern, says, what):
 
 
 def test_a_wrong_path_names_the_nearest():
-    write('A/1.jpg', under='my pictures/mushrooms')
+    write('A/1.jpg', under='my images/mushrooms')
     with pytest.raises(
-        MissingFileError, match=r'my pictures is there, but holds no mushroms \(did you mean mushrooms\?\)'
+        MissingFileError, match=r'my images is there, but holds no mushroms \(did you mean mushrooms\?\)'
     ):
-        Source.of('my pictures/mushroms')
+        Source.of('my images/mushroms')
     with pytest.raises(MissingFileError, match='holds no nowhere'):
         Source.of('/nowhere/at/all')
     with pytest.raises(FileNotFoundError):
@@ -201,14 +201,14 @@ def test_places_without_pictures():
     Path('texts/A').mkdir(parents=True)
     for name in ('1.txt', '2.txt', 'b.docx'):
         Path('texts/A', name).write_text('x')
-    with pytest.raises(UserError, match=r'no pictures: 3 files, of which 2 \.txt, 1 \.docx'):
+    with pytest.raises(UserError, match=r'no images: 3 files, of which 2 \.txt, 1 \.docx'):
         Source.of('texts').read()
     with zipfile.ZipFile('texts.zip', 'w') as z:
         z.writestr('a.txt', 'x')
-    with pytest.raises(UserError, match=r'no pictures: 1 file, of which 1 \.txt'):
+    with pytest.raises(UserError, match=r'no images: 1 file, of which 1 \.txt'):
         Source.of('texts.zip').read()
     write('1.jpg', '2.jpg', under='loose')
-    with pytest.raises(UserError, match='holds 2 pictures .* but no folders to take labels from'):
+    with pytest.raises(UserError, match='holds 2 images .* but no folders to take labels from'):
         Source.of('loose').read()
     assert Source.of('loose').read(labels=False).label.tolist() == [None, None]
 
@@ -233,7 +233,7 @@ def test_what_is_no_source(x, says):
 
 def test_a_file_that_is_no_source():
     write('A/1.jpg')
-    with pytest.raises(UserError, match='single picture'):
+    with pytest.raises(UserError, match='single image'):
         Source.of('photos/A/1.jpg')
     Path('notes.pdf').write_text('x')
     with pytest.raises(UserError, match='Expected a folder, an archive'):
@@ -254,8 +254,8 @@ def test_archives_that_climb_out_are_refused(name, home):
         Source.of('climbs.zip').read()
     with tarfile.open('climbs.tar.gz', 'w:gz') as t:
         info = tarfile.TarInfo(name)
-        info.size = len(picture())
-        t.addfile(info, io.BytesIO(picture()))
+        info.size = len(make_image())
+        t.addfile(info, io.BytesIO(make_image()))
     with pytest.raises(UserError, match='would write outside its folder'):
         Source.of('climbs.tar.gz').read()
     assert unpacked() == [] and not list(home.parent.glob('out.jpg'))
@@ -427,9 +427,9 @@ def test_rows_said_twice_and_two_labels():
     'text,says',
     [
         ('', 'cannot be read as a CSV'),
-        ('path,label\n', 'names no pictures'),
-        ('path,label\nnowhere.jpg,A\n', 'None of the 1 picture named'),
-        ('path,label\nphotos/1.jpg,\n', 'No picture in t.csv has a label'),
+        ('path,label\n', 'names no images'),
+        ('path,label\nnowhere.jpg,A\n', 'None of the 1 image named'),
+        ('path,label\nphotos/1.jpg,\n', 'No image in t.csv has a label'),
     ],
 )
 def test_bad_tables(text, says):
@@ -499,7 +499,7 @@ def test_the_sample(monkeypatch):
 
 # the real sets
 
-sets = {  # classes, pictures, unlabelled, given, pattern and number of groups
+sets = {  # classes, images, unlabelled, given, pattern and number of groups
     'mushrooms': (10, 800, 0, {'': 800}, r'^(?P<group>.*\d.*)_', 628),
     'defungi': (5, 7687, 0, {'': 7687}, r'^(?P<group>H\d+_\d+)', 380),
     'plant-seedlings-classification': (12, 4750, 723, {'train': 4027, 'test': 723}, '', 1),
@@ -512,13 +512,13 @@ def test_real_sets(name):
     file = real / f'{name}.zip'
     if not file.exists():
         pytest.skip(f'{file} is not there; set FUNGI_DATA to the folder with the real sets')
-    classes, pictures, unlabelled, given, group, groups = sets[name]
+    classes, images, unlabelled, given, group, groups = sets[name]
     start = time.time()
     table = Source.of(file, group=group).read()
     first, start = time.time() - start, time.time()
     assert Source.of(file, group=group).read().equals(table)
-    print(f'{name}: {pictures} pictures unpacked and read in {first:.2f} s, again in {time.time() - start:.2f} s')
-    assert (table.label.nunique(), len(table), int(table.label.isna().sum())) == (classes, pictures, unlabelled)
+    print(f'{name}: {images} images unpacked and read in {first:.2f} s, again in {time.time() - start:.2f} s')
+    assert (table.label.nunique(), len(table), int(table.label.isna().sum())) == (classes, images, unlabelled)
     assert table.given.value_counts().to_dict() == given
     assert table.group.nunique() == groups and table.name.is_unique
     labelled = table.dropna(subset='label')
@@ -532,5 +532,5 @@ def test_pictures_in_formats_that_are_not_read_are_told_of(tmp_path):
     for name in ('a/1.jpg', 'a/2.HEIC', 'b/3.jpg', 'b/4.cr2', 'b/notes.txt'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b'x')
-    with pytest.warns(UserWarning, match=r'2 pictures .* are not read \(1 .cr2, 1 .heic\): save them as JPEG'):
+    with pytest.warns(UserWarning, match=r'2 images .* are not read \(1 .cr2, 1 .heic\): save them as JPEG'):
         assert Source.of(tmp_path).read().name.tolist() == ['a/1.jpg', 'b/3.jpg']

@@ -124,8 +124,8 @@ def test_probabilities_where_the_sample_asks_for_them(submit, plants, grown, tmp
         (lambda s: s[2:], r'has 2 files \(.*\), which the sample submission does not ask for'),
         (lambda s: pd.concat([s, s[:1]]), r'The sample submission has 1 file \(.*jpg\) more than once'),
         (lambda s: s.assign(species='Triffid'), r'names 1 class \(Triffid\), which the runs do not know'),
-        (lambda s: s[:0], 'expected an id and a label for each picture'),
-        (lambda s: s[['file']], 'expected an id and a label for each picture'),
+        (lambda s: s[:0], 'expected an id and a label for each image'),
+        (lambda s: s[['file']], 'expected an id and a label for each image'),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_work(submit, plants, tmp_path, monkeypatch, change, says):
@@ -162,11 +162,11 @@ def test_an_unreadable_picture_is_answered_and_told_of(submit, plants, tmp_path)
     assert (
         len(found.table) == 9
         and found.unread == [broken.name]
-        and f'1 picture ({broken.name}) could not be read' in str(found)
+        and f'1 image ({broken.name}) could not be read' in str(found)
     )
     for one in (tmp_path / 'some').iterdir():
         one.write_bytes(b'')
-    with pytest.raises(UserError, match='None of the 9 pictures can be read'):
+    with pytest.raises(UserError, match='None of the 9 images can be read'):
         submit(test=tmp_path / 'some')
 
 
@@ -186,7 +186,7 @@ def test_runs_that_cannot_be_averaged(submit, grown, small_run, tmp_path):
 def test_a_source_without_test_pictures(place, small_run, photos, plants, tmp_path):
     from fungi_fastai.deploy.submission import submission
 
-    with pytest.raises(UserError, match='no unlabelled pictures in a folder test. .*--test'):
+    with pytest.raises(UserError, match='no unlabelled images in a folder test. .*--test'):
         submission(small_run, tmp_path / 'out.csv')
     with pytest.raises(UserError, match='holds no sample_submission.csv. .*--sample'):
         submission(small_run, tmp_path / 'out.csv', test=photos)

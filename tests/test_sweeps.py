@@ -128,7 +128,7 @@ def test_a_grid_of_real_trainings(recipe, tmp_path):
         'heat_map.svg',
         'parallel.svg',
     } <= parts(tmp_path / 'sweep')
-    assert 'test part' in str(found) and 'accuracy' in (tmp_path / 'sweep/summary.txt').read_text()
+    assert 'test set' in str(found) and 'accuracy' in (tmp_path / 'sweep/summary.txt').read_text()
     loaded = Sweep.load(tmp_path / 'sweep')
     assert loaded.best == found.best and str(loaded) == str(found) and loaded.space == found.space
     pd.testing.assert_frame_equal(

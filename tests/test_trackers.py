@@ -38,7 +38,7 @@ def recipe(photos):
 
 
 @pytest.fixture(scope='session')
-def pictures(home, ready, recipe):
+def images(home, ready, recipe):
     "Its items, checked and split once for all tests"
     from fungi_fastai.training.fit import prepare_items
 
@@ -51,7 +51,7 @@ def pictures(home, ready, recipe):
 
 
 @pytest.fixture
-def train(recipe, pictures):
+def train(recipe, images):
     "Train with trackers: train('tensorboard', folder) → the Learner"
     from fungi_fastai.training.fit import fit, make_learner
     from fungi_fastai.training.trackers import tracked
@@ -59,7 +59,7 @@ def train(recipe, pictures):
     def call(names, folder, cbs=(), metrics=None, **changes):
         used = recipe.but(**changes)
         with tracked(names, folder, used) as watching:
-            learn = make_learner(used, pictures, progress=False)
+            learn = make_learner(used, images, progress=False)
             with learn.no_bar():
                 fit(learn, folder, [*watching, *cbs])
             for one in watching:
@@ -97,7 +97,7 @@ def steps(found):
     return [e.step for e in found]
 
 
-def picture(event):
+def make_image(event):
     import io
 
     from PIL import Image
@@ -206,13 +206,13 @@ def test_tensorboard(train, tmp_path, scores):
         found.Tensors('recipe/text_summary')[0].tensor_proto.string_val[0].decode().strip('`json\n')
     ) == json.loads(learn.recipe.to_json())
 
-    (grid,) = found.Images('augmented pictures')
-    pixels = picture(grid)
+    (grid,) = found.Images('augmented images')
+    pixels = make_image(grid)
     assert grid.step == 0 and pixels.shape == (4 * 32, 4 * 32, 3)
-    assert 40 < pixels.mean() < 215 and pixels.std() > 20  # pictures, not what normalisation makes of them
-    confusions = found.Images('confusion on the validation part')
-    assert steps(confusions) == [1, 2, 3] and picture(confusions[-1]).std() > 10
-    assert len(found.Images('confusion on the test part')) == 1
+    assert 40 < pixels.mean() < 215 and pixels.std() > 20  # images, not what normalisation makes of them
+    confusions = found.Images('confusion on the validation set')
+    assert steps(confusions) == [1, 2, 3] and make_image(confusions[-1]).std() > 10
+    assert len(found.Images('confusion on the test set')) == 1
 
     rates = events(tmp_path / 'run/tensorboard/steps')
     assert rates.Tags()['scalars'][-1] == 'learning rate/head'
@@ -229,9 +229,9 @@ def test_tensorboard_continues_without_doubles(train, tmp_path):
     learn = train('tensorboard', tmp_path / 'run')
     found = events(tmp_path / 'run/tensorboard')
     assert (
-        steps(found.Scalars('loss/validation')) == [1, 2, 3] == steps(found.Images('confusion on the validation part'))
+        steps(found.Scalars('loss/validation')) == [1, 2, 3] == steps(found.Images('confusion on the validation set'))
     )
-    assert steps(found.Images('augmented pictures')) == [0]
+    assert steps(found.Images('augmented images')) == [0]
     assert steps(events(tmp_path / 'run/tensorboard/steps').Scalars('learning rate/head')) == list(
         range(3 * len(learn.dls.train))
     )
@@ -252,11 +252,11 @@ def test_histograms_on_demand_and_a_frozen_body(train, tmp_path):
     )
     assert sorted(found.Tags()['histograms']) == sorted(f'weights/{n}' for n in names)
     assert steps(found.Histograms(f'weights/{names[-1]}')) == [1, 2, 3]
-    assert len(found.Images('augmented pictures')) == 1  # although the head alone trains on features
+    assert len(found.Images('augmented images')) == 1  # although the head alone trains on features
     rates = events(tmp_path / 'run/tensorboard/steps')
     n = len(learn.dls.train)
     assert steps(rates.Scalars('learning rate/head')) == list(range(3 * n))
-    assert steps(rates.Scalars('learning rate/body 1')) == list(range(n, 3 * n))  # while it is frozen it has none
+    assert steps(rates.Scalars('learning rate/backbone 1')) == list(range(n, 3 * n))  # while it is frozen it has none
 
 
 # --- W&B
@@ -435,7 +435,7 @@ def test_curves_outside_a_notebook(train, tmp_path):
     assert {p.name for p in (tmp_path / 'run').iterdir()} == {'curves.svg', 'history.csv', 'checkpoint'}
 
 
-def test_curves_in_a_notebook(recipe, pictures, tmp_path, monkeypatch):
+def test_curves_in_a_notebook(recipe, images, tmp_path, monkeypatch):
     import IPython.display
 
     from fungi_fastai.training.fit import fit, make_learner
@@ -453,7 +453,7 @@ def test_curves_in_a_notebook(recipe, pictures, tmp_path, monkeypatch):
         return Handle()
 
     monkeypatch.setattr(IPython.display, 'display', display)
-    learn = make_learner(recipe, pictures, progress=False)
+    learn = make_learner(recipe, images, progress=False)
     with learn.no_bar():
         fit(learn, tmp_path / 'run', [LiveCurves(tmp_path / 'run', recipe, notebook=True, every=0)])
     assert len(shown) >= 3 + 3 and len(set(shown)) == len(shown)  # within epochs too, one figure that changes

@@ -75,9 +75,9 @@ def test_a_mirrored_picture_has_the_same_answer(small_run, tmp_path):
     from fungi_fastai.evaluation.tta import predict_tta
 
     with Image.open(small_run.items['path'][0]) as image:
-        image, mirrored = image.convert('RGB'), ImageOps.mirror(image.convert('RGB'))
+        image, flipped = image.convert('RGB'), ImageOps.mirror(image.convert('RGB'))
     image.save(tmp_path / 'a.png')
-    mirrored.save(tmp_path / 'b.png')
+    flipped.save(tmp_path / 'b.png')
     both = predict_tta(small_run, pd.DataFrame(dict(path=[str(tmp_path / 'a.png'), str(tmp_path / 'b.png')])))
     assert both[0] == pytest.approx(both[1], abs=1e-3)
 
@@ -86,7 +86,7 @@ def test_unreadable_pictures(small_run, tmp_path):
     from fungi_fastai.data.images import ImageError
     from fungi_fastai.evaluation.tta import predict_tta
 
-    (tmp_path / 'bad.jpg').write_text('no picture')
+    (tmp_path / 'bad.jpg').write_text('no image')
     items, told = pd.DataFrame(dict(path=[small_run.items['path'][0], str(tmp_path / 'bad.jpg')])), []
     found = predict_tta(small_run, items, on_error=lambda place, error: told.append(place))
     assert told == [1] and np.isnan(found[1]).all() and np.isfinite(found[0]).all()
@@ -102,7 +102,7 @@ def test_pooling_by_hand():
     pooled = pool_groups(table)
     assert (
         pooled.group.tolist()[0] == 'x'
-        and pooled.pictures.tolist() == [2, 1, 1]
+        and pooled.images.tolist() == [2, 1, 1]
         and pooled.label.tolist() == list('abc')
     )
     assert pooled[['p_a', 'p_b', 'p_c']].to_numpy()[0] == pytest.approx(
@@ -169,5 +169,5 @@ def test_the_gain_of_views_is_paired_by_picture():
     assert gain.after == 1 and gain.n == 80 and gain.before == pytest.approx((table.label == table.predicted).mean())
     none = views_gain(table, table)
     assert none.gain == 0 and none.gain_interval == (0, 0) and 'could be told from chance' in none.verdict
-    with pytest.raises(UserError, match='3 pictures'):
+    with pytest.raises(UserError, match='3 images'):
         views_gain(table, table.iloc[3:])

@@ -110,16 +110,16 @@ def test_to_the_end(training, tmp_path):
         '4',
     ]  # drawn over, not below one another
     assert (
-        'test pictures' in terminal.shown and 'report.html' in terminal.shown and ticks['unicode'][-1] in terminal.shown
+        'test images' in terminal.shown and 'report.html' in terminal.shown and ticks['unicode'][-1] in terminal.shown
     )
     xml.dom.minidom.parse(str(tmp_path / 'live.svg'))
     assert (tmp_path / 'live.svg').read_text().count('<use') > 4 * 4  # a mark an epoch and curve
 
     assert '\x1b' not in log.getvalue() and '\r' not in log.getvalue()
     assert re.findall(r'^ +(\d) +all layers', log.getvalue(), re.M) == ['1', '2', '3', '4']
-    assert 'test pictures' in log.getvalue()
+    assert 'test images' in log.getvalue()
     again = io.StringIO()
-    assert watch(folder, stream=again) == 0 and 'test pictures' in again.getvalue()  # one that has ended
+    assert watch(folder, stream=again) == 0 and 'test images' in again.getvalue()  # one that has ended
 
 
 def test_killed_while_watched(training, tmp_path):

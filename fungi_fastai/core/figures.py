@@ -55,7 +55,7 @@ def as_svg(
 # %% ../../nbs/core/figures.ipynb #5456d27b
 @dataclass(frozen=True)
 class Jpeg:
-    "A picture that notebooks show as the JPEG it is"
+    "An image that notebooks show as the JPEG it is"
 
     width: int  # pixels
     height: int  # pixels
@@ -66,16 +66,16 @@ class Jpeg:
 
 
 def as_jpeg(
-    picture,  # a matplotlib Figure, or a Pillow image
+    image,  # a matplotlib Figure, or a Pillow image
     quality: int = 80,  # of the JPEG, 1 to 95
     dpi: float | None = None,  # of a figure (default: its own)
 ) -> Jpeg:  # shown by a notebook where it is a cell's last line
-    "A figure or a picture as a JPEG, on white; a figure with all that sticks out of it, as a notebook shows it"
+    "A figure or an image as a JPEG, on white; a figure with all that sticks out of it, as a notebook shows it"
     file = io.BytesIO()
-    if isinstance(picture, Image.Image):
-        picture.convert('RGB').save(file, 'JPEG', quality=quality)
+    if isinstance(image, Image.Image):
+        image.convert('RGB').save(file, 'JPEG', quality=quality)
     else:
-        picture.savefig(
+        image.savefig(
             file,
             format='jpeg',
             dpi=dpi or 'figure',

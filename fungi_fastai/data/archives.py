@@ -6,8 +6,8 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/archives.html.md"""
 
 # %% auto #0
 __all__ = ['archive_extensions', 'text_extensions', 'max_ratio', 'max_ratio_bytes', 'max_members', 'walk_files', 'is_visible',
-           'say_count', 'nothing_found', 'say_size', 'ArchiveError', 'disk_error', 'is_whole', 'locked', 'bar_of_bytes',
-           'unpack']
+           'format_count', 'nothing_found', 'format_size', 'ArchiveError', 'disk_error', 'is_complete', 'locked',
+           'bar_of_bytes', 'unpack']
 
 # %% ../../nbs/data/archives.ipynb #29c7ae8f
 import hashlib
@@ -53,7 +53,7 @@ def is_visible(
     return not name.startswith('.') and name != '__MACOSX'
 
 # %% ../../nbs/data/archives.ipynb #dd660e0b
-def say_count(
+def format_count(
     number: int,  # how many
     noun: str,  # of what, in the singular
 ) -> str:
@@ -65,24 +65,24 @@ def nothing_found(
     root,  # a folder or archive
     files: list,  # the paths in it, each a tuple of parts
 ) -> str:
-    "What to say of a place without pictures"
+    "What to say of a place without images"
     if not files:
-        return f'{root} is empty. Expected a folder with a folder of pictures for each class.'
+        return f'{root} is empty. Expected a folder with a folder of images for each class.'
     kinds = Counter(PurePosixPath(f[-1]).suffix.lower() or 'no extension' for f in files).most_common(3)
     return (
-        f'{root} holds no pictures: {say_count(len(files), "file")}, of which '
+        f'{root} holds no images: {format_count(len(files), "file")}, of which '
         + ', '.join(f'{n:,} {kind}' for kind, n in kinds)
-        + '. Expected a folder of pictures for each class, in one of '
+        + '. Expected a folder of images for each class, in one of '
         f'the formats {" ".join(sorted(e[1:] for e in image_extensions))}.'
     )
 
 
-def say_size(
+def format_size(
     number: float,  # bytes
 ) -> str:
     "`999 bytes`, `1.5 KB`, `27 MB`"
     if number < 1000:
-        return say_count(number, 'byte')
+        return format_count(number, 'byte')
     power = min(4, (len(str(int(number))) - 1) // 3)
     amount = number / 1000**power
     return f'{amount:,.0f} {" KMGT"[power]}B' if amount >= 10 else f'{amount:.1f} {" KMGT"[power]}B'
@@ -96,7 +96,7 @@ max_members = 5_000_000  # files in an archive
 
 
 class ArchiveError(UserError):
-    "An archive that is broken, dangerous or without pictures"
+    "An archive that is broken, dangerous or without images"
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ def _check_members(
         total += size
         if total > max_ratio_bytes and total > max_ratio * packed:
             raise ArchiveError(
-                f'{file} has {say_size(packed)} and would unpack to {say_size(total)} or more, over {max_ratio} '
-                'times as much. Pictures do not shrink like that; it was not unpacked.'
+                f'{file} has {format_size(packed)} and would unpack to {format_size(total)} or more, over {max_ratio} '
+                'times as much. Images do not shrink like that; it was not unpacked.'
             )
         if is_folder or not all(is_visible(p) for p in parts):
             continue
@@ -213,7 +213,7 @@ def disk_error(
     return TrainingError(f'Reading or writing failed at {error.filename or place}: {error.strerror}.')
 
 # %% ../../nbs/data/archives.ipynb #07f896d3
-def is_whole(
+def is_complete(
     folder: Path,  # unpacked earlier, perhaps
     key: str | None = None,  # of the archive, if known
 ) -> bool:
@@ -269,7 +269,7 @@ def bar_of_bytes(
         total=total or None,
         initial=start,
         desc=what,
-        unit='B',
+        groups='B',
         unit_scale=True,
         delay=2,
         leave=False,
@@ -282,23 +282,23 @@ def unpack(
     file: Path,  # zip or tar
     target: Path | None = None,  # the folder to make (default: below `data_dir`, named after the content)
     progress: bool = True,  # a line with rate and time left on a terminal, when it takes longer than two seconds
-) -> Path:  # the folder with the archive's pictures, whole
+) -> Path:  # the folder with the archive's images, whole
     "Unpack an archive once. Raises `ArchiveError` for one that cannot be used, `UserError` or `TrainingError` for a full disk"
     file = Path(file)
     with _open_archive(file) as (key, members, opened):
         if target is None:
             stem = re.sub(r'(\.tar)?\.[^.]+$', '', file.name) or 'archive'
             target = settings().data_dir / 'unpacked' / f'{stem}-{key}'
-        if is_whole(target, key):
+        if is_complete(target, key):
             return target
         with locked(target):
-            if is_whole(target, key):
+            if is_complete(target, key):
                 return target
             total = sum(m.size for m in members)
             free = shutil.disk_usage(target.parent).free
             if total > free * 0.98:
                 raise UserError(
-                    f'{file} unpacks to {say_size(total)}, but {target.parent} has {say_size(free)} free. Make room, or set data_dir '
+                    f'{file} unpacks to {format_size(total)}, but {target.parent} has {format_size(free)} free. Make room, or set data_dir '
                     'in settings.ini to a larger disk.'
                 )
             part = target.with_name(f'.{target.name}.{os.getpid()}.part')

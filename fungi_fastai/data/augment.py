@@ -1,4 +1,4 @@
-"""A policy as fastai's batch transforms, and pictures under it
+"""A policy as fastai's batch transforms, and images under it
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/augment.html.md"""
 
@@ -78,10 +78,10 @@ def batch_transforms(
         shapes += Rotate(min(a['rotate'], 180), p=0.75).aff_fs
     if a['stretch']:
         shapes.append(partial(_stretch_mat, largest=a['stretch']))
-    # the smallest crop keeps a share 1-crop of the area, so the zoom goes up to the root of its inverse
+    # the smallest crop keeps a fraction 1-crop of the area, so the zoom goes up to the root of its inverse
     if a['crop']:
         shapes.append(partial(zoom_mat, min_zoom=1.0, max_zoom=(1 - min(a['crop'], 0.95)) ** -0.5, p=1.0))
-    # always there: it also brings a training picture from its larger canvas to `size`
+    # always there: it also brings a training image from its larger canvas to `size`
     transforms = [TrainOnlyAffine(shapes, size=size, pad_mode=PadMode.Reflection, align_corners=False)]
     for kind, name in ((Brightness, 'brightness'), (Contrast, 'contrast'), (Saturation, 'saturation')):
         if a[name]:
@@ -101,11 +101,11 @@ def show_policy(
     image,  # a Pillow image
     augment: str | Augment = 'field',  # policy, or its name
     strengths=(0.0, 0.5, 1.0, 2.0),  # settings of the dial, a row each
-    columns: int = 6,  # pictures a row
+    columns: int = 6,  # images a row
     size: int = 128,  # side of what the network sees, pixels
     seed: int = 0,
 ):  # a matplotlib Figure
-    "A picture under a policy: one row a strength, one column a draw"
+    "An image under a policy: one row a strength, one column a draw"
     from fasttransform import Pipeline
     from matplotlib.figure import Figure
 

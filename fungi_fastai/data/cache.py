@@ -1,4 +1,4 @@
-"""Each picture is decoded and scaled down once; after that it is read from one memory-mapped file
+"""Each image is decoded and scaled down once; after that it is read from one memory-mapped file
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/cache.html.md"""
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .archives import say_size
+from .archives import format_size
 from .images import kept_size, read_pixels
 from .scan import follow, in_threads
 from ..core.settings import UserError, atomic, settings
@@ -35,7 +35,7 @@ class DamagedCache(Exception):
 
 
 class PhotoCache:
-    "Pictures of a set at one scale, by the path they were read from"
+    "Images of a set at one scale, by the path they were read from"
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class PhotoCache:
         self,
         path: str,
     ) -> np.ndarray:  # (height, width, 3) uint8, as `read_pixels` gives it; read-only
-        "The picture that a path had when the cache was made"
+        "The image that a path had when the cache was made"
         row = self._table[i := self._place[path]]
         start, height, width = int(row['start']), int(row['height']), int(row['width'])
         pixels = self._bytes[start : start + height * width * 3].reshape(height, width, 3)
@@ -73,11 +73,11 @@ class PhotoCache:
         return pixels
 
     def _mend(self, path, start, expected):
-        "Decode a damaged picture anew, and put it back where that is possible"
+        "Decode a damaged image again, and put it back where that is possible"
         pixels = np.ascontiguousarray(read_pixels(path, self.about['side'], self.about['method']))
         if zlib.crc32(pixels) != expected:
             raise UserError(
-                f'{path} is damaged in {self.file} and has changed on disk since. Run `fungi cache clear` and check the pictures again.'
+                f'{path} is damaged in {self.file} and has changed on disk since. Run `fungi cache clear` and check the images again.'
             )
         try:
             with open(self.file, 'r+b') as file:
@@ -92,11 +92,11 @@ def _read_table(file):
     try:
         with open(file, 'rb') as f:
             if f.readline() != _magic:
-                raise DamagedCache(f'{file} is no cache of pictures.')
+                raise DamagedCache(f'{file} is no cache of images.')
             about = json.loads(f.readline())
             f.seek(-4, os.SEEK_END)
             expected, end = int.from_bytes(f.read(4), 'little'), f.tell() - 4
-            f.seek(start := end - _row.itemsize * about['pictures'])
+            f.seek(start := end - _row.itemsize * about['images'])
             table = np.frombuffer(f.read(end - start), _row)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCache(f'{file} cannot be read ({error}).') from None
@@ -112,7 +112,7 @@ def build_cache(
     method: str = 'crop',  # crop, squish or pad
     progress: bool = True,  # show it
 ) -> PhotoCache | None:  # None where there is no room for it
-    "The cache of these pictures: opened where it is there, else built. Raises `ImageError` where a picture cannot be read"
+    "The cache of these images: opened where it is there, else built. Raises `ImageError` where an image cannot be read"
     from filelock import FileLock
 
     paths = dict(zip(items['path'].astype(str), items['sha'], strict=True))
@@ -135,7 +135,7 @@ def build_cache(
         if isinstance(error, UserError):
             raise
         warnings.warn(
-            f'The decoded pictures are not kept ({error.strerror or error}); each epoch reads the files again.',
+            f'The decoded images are not kept ({error.strerror or error}); each epoch reads the files again.',
             stacklevel=2,
         )
         return None
@@ -143,7 +143,7 @@ def build_cache(
 
 
 def cache_folder() -> Path:
-    "Where the caches of decoded pictures are kept"
+    "Where the caches of decoded images are kept"
     return settings().cache_dir / 'pixels'
 
 
@@ -165,18 +165,18 @@ def _no_room(items, side, method, folder):
     "What stands against a cache, in words, or nothing"
     sizes = [kept_size(w, h, side, method) for w, h in zip(items['width'], items['height'], strict=True)]
     needed, free = 3 * sum(w * h for w, h in sizes), shutil.disk_usage(folder).free
-    return f'they take {say_size(needed)} and {folder} has {say_size(free)} free' if needed > free / 2 else ''
+    return f'they take {format_size(needed)} and {folder} has {format_size(free)} free' if needed > free / 2 else ''
 
 
 def _write(file, examples, side, method, progress):
     table = np.zeros(len(examples), _row)
 
-    def pictures():
+    def images():
         with atomic(file) as part, open(part, 'wb') as out:
             out.write(_magic)
             folder = os.path.commonpath([os.path.dirname(path) for path in examples.values()] or [''])
             out.write(
-                json.dumps(dict(pictures=len(examples), side=side, method=method, folder=folder)).encode() + b'\n'
+                json.dumps(dict(images=len(examples), side=side, method=method, folder=folder)).encode() + b'\n'
             )
             read = in_threads(lambda path: np.ascontiguousarray(read_pixels(path, side, method)), examples.values())
             for i, (sha, pixels) in enumerate(zip(examples, read, strict=True)):
@@ -186,7 +186,7 @@ def _write(file, examples, side, method, progress):
             out.write(table)
             out.write(zlib.crc32(table).to_bytes(4, 'little'))
 
-    for _ in follow(pictures(), len(examples), 'pictures decoded') if progress else pictures():
+    for _ in follow(images(), len(examples), 'images decoded') if progress else images():
         pass
 
 # %% ../../nbs/data/cache.ipynb #76481e67
@@ -195,7 +195,7 @@ _kinds = dict(
 )  # folders in `cache_dir`, and what they hold
 
 
-def list_cache() -> pd.DataFrame:  # a row a file: kind, pictures, side, bytes, last_used, from, file
+def list_cache() -> pd.DataFrame:  # a row a file: kind, images, side, bytes, last_used, from, file
     "All that is kept in the settings' `cache_dir`, the latest first"
     rows = []
     for kind, pattern in _kinds.items():
@@ -206,11 +206,11 @@ def list_cache() -> pd.DataFrame:  # a row a file: kind, pictures, side, bytes, 
                     about, _ = _read_table(file)
                 except DamagedCache:
                     about = dict(folder='damaged: it will be built again')
-                row |= {'pictures': about.get('pictures'), 'side': about.get('side'), 'from': about['folder']}
+                row |= {'images': about.get('images'), 'side': about.get('side'), 'from': about['folder']}
             rows.append(row)
-    table = pd.DataFrame(rows, columns=['kind', 'pictures', 'side', 'bytes', 'last_used', 'from', 'file'])
+    table = pd.DataFrame(rows, columns=['kind', 'images', 'side', 'bytes', 'last_used', 'from', 'file'])
     table['from'] = table['from'].fillna('')
-    table['last_used'] = pd.to_datetime(table.last_used, unit='s').dt.floor('s')
+    table['last_used'] = pd.to_datetime(table.last_used, groups='s').dt.floor('s')
     return table.sort_values('last_used', ascending=False, ignore_index=True)
 
 

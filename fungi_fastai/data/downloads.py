@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from .archives import ArchiveError, bar_of_bytes, disk_error, is_whole, locked, say_size, unpack
+from .archives import ArchiveError, bar_of_bytes, disk_error, is_complete, locked, format_size, unpack
 from ..core.settings import UserError, settings
 
 # %% ../../nbs/data/downloads.ipynb #5a302b17
@@ -100,16 +100,16 @@ class Remote:
 def fetch(
     remote: Remote,  # what to download
     progress: bool = True,  # a line with rate and time left on a terminal
-) -> Path:  # the folder with its pictures, whole
+) -> Path:  # the folder with its images, whole
     "Find or download a Kaggle data set, once. Raises `UserError`, which says how to go on without Kaggle"
     if folder := remote.attached():
         return folder
     target = settings().data_dir / 'kaggle' / (remote.place + (f'-version-{remote.version}' if remote.version else ''))
-    if is_whole(target):
+    if is_complete(target):
         return target
     archive = target.with_name(f'.{target.name}.zip')
     with locked(archive):
-        if is_whole(target):
+        if is_complete(target):
             return target
         if not archive.exists():
             _download(remote, archive, progress)
@@ -173,7 +173,7 @@ def _stream(response, part, progress, what):
         tag = response.headers.get('ETag') or response.headers.get('Last-Modified') or ''
         if (room := shutil.disk_usage(part.parent).free) < size:
             raise UserError(
-                f'{what} has {say_size(size)}, but {part.parent} has {say_size(room)} free. Make room, or set '
+                f'{what} has {format_size(size)}, but {part.parent} has {format_size(room)} free. Make room, or set '
                 'data_dir in settings.ini to a larger disk.'
             )
         part.unlink(missing_ok=True)
@@ -290,7 +290,7 @@ def unreachable(
     "The error for no network, or one that keeps breaking"
     if part is not None and part.exists() and (kept := part.stat().st_size):
         return UserError(
-            f'The download of {remote.slug} from Kaggle broke off. {say_size(kept)} are kept; the '
+            f'The download of {remote.slug} from Kaggle broke off. {format_size(kept)} are kept; the '
             f'same call goes on from there. {remote.way_round}'
         )
     reason = getattr(error, 'strerror', None) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Which pictures show the same specimen, where nobody has said so: proposals from names, copies and cameras
+"""Which images show the same specimen, where nobody has said so: proposals from names, copies and cameras
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/groups.html.md"""
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .scan import duration, in_threads
+from .scan import about_duration, in_threads
 from .sources import _pattern, _with_label
 from ..core.settings import UserError, write_table
 
@@ -29,7 +29,7 @@ name_shapes = {  # a pattern for `--group`: what it takes for the specimen
     r'(?P<group>\d{5,})': 'the first long number',
     r'^(?P<group>.*?\d+)[A-Za-z](?![A-Za-z0-9])': 'everything up to a number, without the letter behind it',
     r'^(?P<group>.+?)(?:[ _-]+copy|[ _-]*\(\d+\))': 'the name without (1), (2) or copy',
-    r'^(?:[^/]+/)*(?P<group>[^/]+/[^/]+)/[^/]+$': 'the two folders that a picture lies in',
+    r'^(?:[^/]+/)*(?P<group>[^/]+/[^/]+)/[^/]+$': 'the two folders that an image lies in',
 }
 
 # %% ../../nbs/data/groups.ipynb #53f94f4f
@@ -39,7 +39,7 @@ def read_exif(
 ) -> (
     pd.DataFrame
 ):  # a row a path: camera ('' where it is not known), taken (seconds since 1970, local time; NaN where not known)
-    "Camera and time of pictures. A file that cannot be read has neither"
+    "Camera and time of images. A file that cannot be read has neither"
     return pd.DataFrame(list(in_threads(_exif, list(paths), workers)), columns=['camera', 'taken'])
 
 
@@ -64,7 +64,7 @@ def bursts(
     items: pd.DataFrame,  # with the columns path, name and label
     exif: pd.DataFrame,  # from `read_exif`, in the same order
     seconds: float = 60.0,  # between two photos of a burst, at most
-) -> pd.Series:  # (images,) the name of each picture's burst, after its first photo; '' for what has no time
+) -> pd.Series:  # (images,) the name of each image's burst, after its first photo; '' for what has no time
     "Photos by one camera of one class, each taken within `seconds` of the one before"
     table = pd.DataFrame(
         dict(
@@ -90,7 +90,7 @@ def closeness(
     shuffles: int = 99,
     seed: int = 0,
 ) -> tuple[float, float]:  # chance that a pair inside a group is closer than a pair outside; p of no difference
-    "Whether pictures of one group are closer than others of the same class. (NaN, 1) where there are no pairs to compare"
+    "Whether images of one group are closer than others of the same class. (NaN, 1) where there are no pairs to compare"
     places = np.flatnonzero((items.error.to_numpy() == '') & items.label.notna().to_numpy())
     rng = np.random.default_rng(seed)
     label, group = (pd.factorize(s.iloc[places])[0] for s in (items.label, groups))
@@ -138,7 +138,7 @@ def _pairs(codes, rng, most=20_000, each=6):
 
 
 def _distances(items):
-    "A function of two arrays of places that gives how different the pictures are"
+    "A function of two arrays of places that gives how different the images are"
     hashes = [np.array([int(h, 16) for h in items[c]], np.uint64) for c in ('phash', 'dhash')]
     light = np.stack([items.brightness.to_numpy(float), 20 * np.log(items.variance.to_numpy(float) + 1)], 1)
     light = (light - light.mean(0)) / (light.std(0) + 1e-9)
@@ -157,27 +157,27 @@ def _distances(items):
 # %% ../../nbs/data/groups.ipynb #b07194a3
 @dataclass(frozen=True)
 class Proposal:
-    "A way to put pictures into groups that nobody declared"
+    "A way to put images into groups that nobody declared"
 
     kind: str  # name (a pattern reads it from names), burst (camera and time) or copies (near duplicates)
     pattern: str  # to pass as `--group`; '' where it is no pattern
     what: str  # what is taken for the specimen, in words
-    n_groups: int  # groups of two and more pictures
-    n_pictures: int  # pictures in them
-    closeness: float  # chance that two pictures of a group are closer than two others of their class; 0.5 means nothing; NaN: not known
-    example: str  # a group and its pictures
+    n_groups: int  # groups of two and more images
+    n_images: int  # images in them
+    closeness: float  # chance that two images of a group are closer than two others of their class; 0.5 means nothing; NaN: not known
+    example: str  # a group and its images
     groups: pd.Series = field(
         repr=False, compare=False
-    )  # (images,) the group of each picture, '' for none; named after class and group
+    )  # (images,) the group of each image, '' for none; named after class and group
 
     @property
     def words(self) -> str:
         "What is proposed, why, and what to do about it"
         many = (
-            f'{self.n_groups:,} groups of two or more pictures ({self.n_pictures:,} pictures), such as {self.example}'
+            f'{self.n_groups:,} groups of two or more images ({self.n_images:,} images), such as {self.example}'
         )
         alike = (
-            f' Two pictures of a group are closer than two others of their class in {self.closeness:.0%} of cases (by chance in 50%).'
+            f' Two images of a group are closer than two others of their class in {self.closeness:.0%} of cases (by chance in 50%).'
             if np.isfinite(self.closeness)
             else ''
         )
@@ -188,7 +188,7 @@ class Proposal:
                 f'Camera and time of the photos ({self.what}) make {many}.{alike} '
                 'To use them: write_groups(items, proposal, FILE.csv), then --source FILE.csv.'
             )
-        return f'Near-identical pictures make {many}. They are kept on one side in any case; there is nothing to pass.'
+        return f'Near-identical images make {many}. They are kept on one side in any case; there is nothing to pass.'
 
     def __str__(self):
         return self.words
@@ -199,19 +199,19 @@ def propose_groups(
     seconds: float = 60.0,  # between two photos of a burst, at most
     exif: bool = True,  # look into the files' headers for camera and time
     workers: int | None = None,  # threads (default: the settings' `num_workers`)
-    seed: int = 0,  # of the pictures that are compared
+    seed: int = 0,  # of the images that are compared
 ) -> list[Proposal]:  # the most likely first; empty where nothing fits
-    "How the pictures may belong together, from names, from cameras, and from near-identical pictures"
+    "How the images may belong together, from names, from cameras, and from near-identical images"
     used = items[items.label.notna() & (items.error == '')]
     if not len(used):
         return []
     names, burst = _by_name(used, seed), _by_burst(used, seconds, workers, seed) if exif else None
     found = (
-        sorted([*names[:1], *([burst] if burst else [])], key=lambda p: -p.n_pictures * (p.closeness - 0.5)) + names[1:]
+        sorted([*names[:1], *([burst] if burst else [])], key=lambda p: -p.n_images * (p.closeness - 0.5)) + names[1:]
     )
     copies = used.cluster.where(used.groupby('cluster')['name'].transform('size') > 1, '')
     if (copies != '').any():
-        found.append(_proposal('copies', '', 'near-identical pictures', used, copies, np.nan))
+        found.append(_proposal('copies', '', 'near-identical images', used, copies, np.nan))
     return found
 
 
@@ -227,7 +227,7 @@ def write_groups(
     proposal: Proposal,
     file: str | Path,  # a CSV: path, label, group
 ) -> Path:  # to be used as `--source`
-    "Write a table of pictures with the proposed groups. Raises `UserError`"
+    "Write a table of images with the proposed groups. Raises `UserError`"
     file = Path(file)
     if file.suffix.lower() != '.csv':
         raise UserError(f'{file} is no name for the table; expected one that ends in .csv.')
@@ -273,7 +273,7 @@ def _read_names(items, pattern):
 
 
 def _plausible(items, groups):
-    "Enough pictures in groups, and enough groups in each class"
+    "Enough images in groups, and enough groups in each class"
     size = groups.map(groups[groups != ''].value_counts()).fillna(1)
     unit = groups.where(groups != '', items['name'])
     per_class = unit.groupby(items.label).nunique()
@@ -296,7 +296,7 @@ def _by_burst(items, seconds, workers, seed):
     near, p = closeness(items, groups, seed=seed)
     if not (near >= 0.55 and p <= 0.01):
         return None
-    return _proposal('burst', '', f'one camera, one class, at most {duration(seconds)} apart', items, groups, near)
+    return _proposal('burst', '', f'one camera, one class, at most {about_duration(seconds)} apart', items, groups, near)
 
 
 def _proposal(kind, pattern, what, items, groups, near):

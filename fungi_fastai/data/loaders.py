@@ -27,20 +27,20 @@ from PIL import Image
 
 from .augment import batch_transforms
 from .cache import PhotoCache
-from .images import ImageError, canvas_size, fit_methods, read_pixels, square
+from .images import ImageError, canvas_size, resize_methods, read_pixels, square
 from .scan import in_threads
 from .policies import Augment, policy
 from ..core.settings import MissingFileError, UserError, settings
 
 # %% ../../nbs/data/loaders.ipynb #8d2a43f2
 class OpenPhoto(Transform):
-    "A path, or a picture that is open already, as fastai's `PILImage`, at the scale that is kept"
+    "A path, or an image that is open already, as fastai's `PILImage`, at the scale that is kept"
 
     def __init__(
         self,
         side: int,  # of the canvas, pixels
         method: str = 'crop',  # crop, squish or pad
-        cache: PhotoCache | None = None,  # decoded pictures
+        cache: PhotoCache | None = None,  # decoded images
     ):
         super().__init__()
         self.side, self.method, self.cache = side, method, cache
@@ -49,7 +49,7 @@ class OpenPhoto(Transform):
         self,
         source,  # a path, or a Pillow image
     ) -> np.ndarray:  # (height, width, 3) uint8
-        "The picture's pixels: see `read_pixels`"
+        "The image's pixels: see `read_pixels`"
         return (
             self.cache[source]
             if self.cache is not None and isinstance(source, str) and source in self.cache
@@ -61,7 +61,7 @@ class OpenPhoto(Transform):
 
 
 class FitSquare(RandTransform):
-    "Make a picture square: a random place on the larger canvas for training, the middle at final size for validation"
+    "Make an image square: a random place on the larger canvas for training, the middle at final size for validation"
 
     order, split_idx = 1, None
 
@@ -71,8 +71,8 @@ class FitSquare(RandTransform):
         method: str = 'crop',  # crop, squish or pad
     ):
         super().__init__()
-        if method not in fit_methods:
-            raise UserError(f'fit is {method!r}; expected {", ".join(fit_methods)}.')
+        if method not in resize_methods:
+            raise UserError(f'resize is {method!r}; expected {", ".join(resize_methods)}.')
         self.size, self.method = size, method
 
     def side(self, split_idx):
@@ -131,16 +131,16 @@ class Balanced:
 
 # %% ../../nbs/data/loaders.ipynb #904998f0
 class PhotoLoader(Balanced, TfmdDL):
-    "fastai's `TfmdDL`, which loads pictures of an items table a batch at a time"
+    "fastai's `TfmdDL`, which loads images of an items table a batch at a time"
 
     on_error = (
-        None  # called with a picture's place and the `ImageError`, instead of raising it; the picture is black then
+        None  # called with an image's place and the `ImageError`, instead of raising it; the image is black then
     )
 
     def __init__(
         self,
         *args,
-        num_workers: int | None = None,  # threads that read pictures (default: this machine's settings)
+        num_workers: int | None = None,  # threads that read images (default: this machine's settings)
         **kwargs,  # of fastai's `TfmdDL`
     ):
         self.threads = num_workers or settings().workers
@@ -152,7 +152,7 @@ class PhotoLoader(Balanced, TfmdDL):
         return made
 
     def _steps(self):
-        "The two transforms that make a picture; nothing where there are others besides"
+        "The two transforms that make an image; nothing where there are others besides"
         first, then = list(self.dataset.tls[0].tfms.fs), [t for t in self.after_item.fs if not isinstance(t, ToTensor)]
         found = [t for t in first if isinstance(t, OpenPhoto)], [t for t in then if isinstance(t, FitSquare)]
         plain = len(then) == 1 and all(isinstance(t, (ColReader, OpenPhoto)) for t in first)
@@ -185,17 +185,17 @@ class PhotoLoader(Balanced, TfmdDL):
             where = [
                 (0.5, 0.5) if split_idx else (self.rng.random(), self.rng.random()) for _ in places
             ]  # its own: it may run in a thread
-            pictures = torch.empty(len(places), side, side, 3, dtype=torch.uint8)
-            rows = zip(places, pictures.numpy(), where, strict=True)
+            images = torch.empty(len(places), side, side, 3, dtype=torch.uint8)
+            rows = zip(places, images.numpy(), where, strict=True)
             # copying out of the cache is quicker than telling another thread to
             copied = not split_idx and opener.cache is not None
             for _ in in_threads(lambda row: put(*row), rows, 1 if copied else self.threads):
                 pass
-            x = TensorImage(pictures.permute(0, 3, 1, 2))
+            x = TensorImage(images.permute(0, 3, 1, 2))
             yield (x,) if codes is None else (x, TensorCategory(codes[places]))
 
     def _codes(self):
-        "The class number of each picture, where labels are loaded"
+        "The class number of each image, where labels are loaded"
         if len(self.dataset.tls) == 1:
             return None
         return torch.tensor([self.vocab.o2i[label] for label in self.dataset.items['label']])
@@ -217,19 +217,19 @@ def photo_block(
     size: int,  # side of the square that the network sees, pixels
     augment: str | Augment = 'field',  # augmentation policy, or its name
     vocab: list | None = None,  # class names in order (default: those of the items, sorted)
-    fit: str = 'crop',  # how a picture becomes square: crop, squish or pad
-    cache: PhotoCache | None = None,  # decoded pictures: see `build_cache`
+    resize: str = 'crop',  # how an image becomes square: crop, squish or pad
+    cache: PhotoCache | None = None,  # decoded images: see `build_cache`
 ) -> DataBlock:  # takes items with the columns path, label and split
     "The fastai `DataBlock` of an items table"
     photo = TransformBlock(
-        type_tfms=OpenPhoto(canvas_size(size), fit, cache), batch_tfms=IntToFloatTensor, dl_type=PhotoLoader
+        type_tfms=OpenPhoto(canvas_size(size), resize, cache), batch_tfms=IntToFloatTensor, dl_type=PhotoLoader
     )
     return DataBlock(
         blocks=(photo, CategoryBlock(vocab=vocab)),
         get_x=ColReader('path'),
         get_y=ColReader('label'),
         splitter=_by_split,
-        item_tfms=FitSquare(size, fit),
+        item_tfms=FitSquare(size, resize),
         batch_tfms=batch_transforms(policy(augment), size),
     )
 
@@ -242,30 +242,30 @@ def _by_split(items):
 def make_loaders(
     items: pd.DataFrame,  # with the columns path, label and split
     size: int = 224,  # side of the square that the network sees, pixels
-    bs: int = 32,  # pictures a batch; fewer where the training part holds fewer
+    bs: int = 32,  # images a batch; fewer where the training set holds fewer
     augment: str | Augment = 'field',  # augmentation policy, or its name
     vocab: list | None = None,  # class names in order (default: those of the items, sorted)
-    fit: str = 'crop',  # how a picture becomes square: crop, squish or pad
-    workers: int | None = None,  # threads that read pictures (default: this machine's settings)
+    resize: str = 'crop',  # how an image becomes square: crop, squish or pad
+    workers: int | None = None,  # threads that read images (default: this machine's settings)
     device=None,  # torch device the batches go to
-    cache: PhotoCache | None = None,  # decoded pictures: see `build_cache`
-    balance: str = 'none',  # how training pictures are drawn: none, oversample or weighted; see `Balanced.balance`
+    cache: PhotoCache | None = None,  # decoded images: see `build_cache`
+    balance: str = 'none',  # how training images are drawn: none, oversample or weighted; see `Balanced.balance`
 ) -> DataLoaders:  # `.train` and `.valid`
     "Train and validation loaders of an items table. Raises `UserError` where there is nothing to learn from"
     used = items[items.split.isin(['train', 'valid'])].reset_index(drop=True)
     classes, counts = sorted(used.label.unique()), used.split.value_counts()
     if len(classes) < 2:
         raise UserError(
-            f'There is {f"only the class {classes[0]!r}" if classes else "no labelled picture"}; '
-            'a classifier needs pictures of at least two classes, in a folder each.'
+            f'There is {f"only the class {classes[0]!r}" if classes else "no labelled image"}; '
+            'a classifier needs images of at least two classes, in a folder each.'
         )
     if vocab and (unknown := sorted({*classes} - {*vocab})):
         raise UserError(f'The classes {", ".join(vocab)} lack {", ".join(unknown)}, which the items have.')
     if len(counts) < 2:
         raise UserError(
-            f'All {len(used)} usable pictures are in {counts.index[0]}; at least one each is needed to train and to validate on.'
+            f'All {len(used)} usable images are in {counts.index[0]}; at least one each is needed to train and to validate on.'
         )
-    block = photo_block(size, augment, vocab, fit, cache)
+    block = photo_block(size, augment, vocab, resize, cache)
     dls = block.dataloaders(used, bs=min(bs, int(counts['train'])), val_bs=2 * bs, num_workers=workers, device=device)
     dls.train.balance(balance, dls.train._codes().numpy())
     return dls
@@ -275,9 +275,9 @@ def make_test_loader(
     dls: DataLoaders,  # whose transforms and classes are used
     items: pd.DataFrame,  # with the column path, and label where labelled
     labelled: bool = False,  # whether to load the labels too
-    on_error=None,  # called with the place and the `ImageError` of a picture that cannot be read, and is black then (default: raise it)
+    on_error=None,  # called with the place and the `ImageError` of an image that cannot be read, and is black then (default: raise it)
 ) -> PhotoLoader:
-    "A loader of further pictures, opened and made square as validation pictures are, in the order of `items`"
+    "A loader of further images, opened and made square as validation images are, in the order of `items`"
     loader = dls.test_dl(items, with_labels=labelled)
     loader.on_error = on_error
     return loader

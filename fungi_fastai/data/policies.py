@@ -1,4 +1,4 @@
-"""What a picture may look like and still show the same specimen
+"""What an image may look like and still show the same specimen
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/policies.html.md"""
 
@@ -15,16 +15,16 @@ from ..core.settings import UserError
 # %% ../../nbs/data/policies.ipynb #7972f56e
 @dataclass(frozen=True)
 class Augment:
-    "How far a training picture may be changed; 0 switches a change off"
+    "How far a training image may be changed; 0 switches a change off"
 
-    flip: str = 'horizontal'  # none, horizontal, or all (the 8 flips and quarter turns, for pictures with no up)
-    crop: float = 0.4  # largest share of the area that a random crop may leave out, in [0, 1)
-    stretch: float = 0.15  # largest change of the aspect ratio, as a share
+    flip: str = 'horizontal'  # none, horizontal, or all (the 8 flips and quarter turns, for images with no up)
+    crop: float = 0.4  # largest fraction of the area that a random crop may leave out, in [0, 1)
+    stretch: float = 0.15  # largest change of the aspect ratio, as a fraction
     rotate: float = 15.0  # largest rotation, degrees
     brightness: float = 0.2  # largest change of brightness, in fastai's logit scale: 0.2 ≈ ±20 %
     contrast: float = 0.2  # largest change of contrast, likewise
     saturation: float = 0.15  # largest change of saturation, likewise
-    hue: float = 0.0  # largest shift of the hue, as a share of the colour circle
+    hue: float = 0.0  # largest shift of the hue, as a fraction of the colour circle
     erase: float = 0.0  # chance that a rectangle is replaced by noise
     strength: float = 1.0  # the dial: multiplies every number above
 

@@ -6,8 +6,8 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/scan.html.md"""
 
 # %% auto #0
 __all__ = ['problem_names', 'default_policy', 'default_checks', 'problem_meaning', 'Checks', 'look', 'in_threads', 'follow',
-           'duration', 'look_at_all', 'file_stamp', 'near_pairs', 'components', 'variance_limit', 'judge', 'scan',
-           'problems', 'has_problem', 'exclude', 'summary', 'check', 'fate', 'summary_text', 'remark']
+           'about_duration', 'inspect_images', 'file_stamp', 'near_pairs', 'components', 'variance_limit', 'judge',
+           'scan', 'problems', 'has_problem', 'exclude', 'summary', 'check', 'action', 'summary_text', 'remark']
 
 # %% ../../nbs/data/scan.ipynb #45d2a53a
 import hashlib
@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .archives import say_count
+from .archives import format_count
 from .images import max_pixels, open_image
 from ..core.settings import UserError, atomic, settings
 
@@ -56,12 +56,12 @@ class Checks:
         10  # bits of 64 by which two perceptual hashes may differ in near duplicates; None: do not search
     )
     shape: int = 16  # bits of 64 by which their difference hashes may differ as well
-    same: int = 2  # bits of either up to which two pictures are one, so that two labels for it are a conflict
+    same: int = 2  # bits of either up to which two images are one, so that two labels for it are a conflict
     low_variance: float | None = (
-        None  # grey-level variance (0-255 scale) below which a picture is empty; None: from the set
+        None  # grey-level variance (0-255 scale) below which an image is empty; None: from the set
     )
-    tiny: int | None = None  # pixels on the shorter side below which a picture is tiny; None: from the set, 8 to 32
-    small_class: int = 5  # usable pictures that a class needs
+    tiny: int | None = None  # pixels on the shorter side below which an image is tiny; None: from the set, 8 to 32
+    small_class: int = 5  # usable images that a class needs
 
     def variance_limit(
         self,
@@ -79,7 +79,7 @@ _columns = dict(
 )
 _large = (
     threading.Lock()
-)  # only one picture of more than 2**26 pixels is decoded at a time, whatever the number of workers
+)  # only one image of more than 2**26 pixels is decoded at a time, whatever the number of workers
 
 
 class _File(io.BytesIO):
@@ -119,14 +119,14 @@ def look(
             image = open_image(file, size=128)
         grey = image.convert('L')
         grey.thumbnail((256, 256), Image.Resampling.BOX)
-        share = np.asarray(grey.histogram(), float) / (grey.width * grey.height)
-        brightness = share @ np.arange(256)
+        fraction = np.asarray(grey.histogram(), float) / (grey.width * grey.height)
+        brightness = fraction @ np.arange(256)
         # imagehash scales to 32×32 and 9×8 with a wide filter: from 96×96 that is quicker, and nearly the same
         small = grey.resize((96, 96), Image.Resampling.BILINEAR) if min(grey.size) > 160 else grey
         return {
             **found,
             'brightness': float(brightness),
-            'variance': float(share @ (np.arange(256) - brightness) ** 2),
+            'variance': float(fraction @ (np.arange(256) - brightness) ** 2),
             'phash': str(imagehash.phash(small)),
             'dhash': str(imagehash.dhash(small)),
         }
@@ -138,7 +138,7 @@ def look(
 # %% ../../nbs/data/scan.ipynb #357a5e8b
 @lru_cache
 def _pool(workers):
-    return ThreadPoolExecutor(workers, thread_name_prefix='pictures')
+    return ThreadPoolExecutor(workers, thread_name_prefix='images')
 
 
 if hasattr(os, 'register_at_fork'):
@@ -185,7 +185,7 @@ def follow(
         now = time.monotonic()
         if now - last >= (0.2 if live else every):
             rate = done / max(now - begin, 1e-9)
-            line = f'{done:,} of {total:,} {what} · {rate:,.0f}/s · {duration((total - done) / rate)} left'
+            line = f'{done:,} of {total:,} {what} · {rate:,.0f}/s · {about_duration((total - done) / rate)} left'
             print(f'\r{line}\x1b[K' if live else line, end='' if live else '\n', file=out, flush=True)
             last = now
         yield step
@@ -193,7 +193,7 @@ def follow(
         print('\r\x1b[K', end='', file=out, flush=True)
 
 
-def duration(
+def about_duration(
     seconds: float,  # how long
 ) -> str:  # 8 s, 3 min, 2 h 10 min
     "A time span in the words one would use"
@@ -203,7 +203,7 @@ def duration(
     return f'{minutes} min' if minutes < 90 else f'{minutes // 60} h {minutes % 60} min'
 
 # %% ../../nbs/data/scan.ipynb #329831e4
-def look_at_all(
+def inspect_images(
     paths: list,  # the files
     names: list | None = None,  # how messages call them
     workers: int | None = None,  # threads (default: the settings' `num_workers`)
@@ -249,7 +249,7 @@ def _measure(frame, workers, progress, cache):
     todo = np.flatnonzero(~known)
     names = frame['name'].tolist() if 'name' in frame else paths
     new = pd.DataFrame(
-        look_at_all([paths[i] for i in todo], [names[i] for i in todo], workers, progress),
+        inspect_images([paths[i] for i in todo], [names[i] for i in todo], workers, progress),
         columns=list(_columns),
         index=todo,
     )
@@ -359,7 +359,7 @@ def components(
 def variance_limit(
     variance,  # (images,) grey-level variances on the 0-255 scale; NaN for what could not be read
 ) -> float:  # between 1 and 25
-    "The variance below which a picture of this set counts as empty: Tukey's lower fence of the logarithms"
+    "The variance below which an image of this set counts as empty: Tukey's lower fence of the logarithms"
     known = np.asarray(variance, float)
     known = np.log(np.maximum(known[~np.isnan(known)], 1e-3))
     if not len(known):
@@ -399,7 +399,7 @@ def judge(
     flags['duplicate'] = readable.copy()
     flags['duplicate'][kept] = False
 
-    # near duplicates among contents; a picture without any structure has no meaningful hash
+    # near duplicates among contents; an image without any structure has no meaningful hash
     alike, same = rows[: len(contents)], rows[: len(contents)]
     textured = np.flatnonzero(items['variance'].to_numpy(float)[kept] >= 1) if len(contents) else kept
     if checks.near is not None and len(textured):
@@ -417,7 +417,7 @@ def judge(
         place = np.argsort(np.lexsort((kept, -pixels[kept], rank[kept])))  # the largest stands for the others
         flags['near_duplicate'][kept] = place != pd.Series(place).groupby(alike).transform('min').to_numpy()
 
-    # one picture, several labels
+    # one image, several labels
     known = pd.DataFrame({'same': np.append(same, -1)[content], 'label': label})[labelled & readable]
     many = known.groupby('same')['label'].nunique()
     flags['label_conflict'] = labelled & readable & np.isin(np.append(same, -1)[content], many.index[many > 1])
@@ -439,8 +439,8 @@ def judge(
 
 def _misnamed(path, format):
     "Whether the extension belongs to another format than the real one. A phone's MPO is called .jpg and may be"
-    meant = Image.registered_extensions().get(Path(path).suffix.lower())
-    return bool(format and meant) and meant != format and {meant, format} != {'JPEG', 'MPO'}
+    did_you_mean = Image.registered_extensions().get(Path(path).suffix.lower())
+    return bool(format and did_you_mean) and did_you_mean != format and {did_you_mean, format} != {'JPEG', 'MPO'}
 
 # %% ../../nbs/data/scan.ipynb #5acc5f58
 def scan(
@@ -543,10 +543,10 @@ problem_meaning = dict(
     extension='named as another format',
     tiny='too small to show anything',
     duplicate='extra copies of the same file',
-    near_duplicate='nearly the same as another picture',
-    label_conflict='one picture under several labels',
+    near_duplicate='nearly the same as another image',
+    label_conflict='one image under several labels',
     low_variance='hardly anything to be seen',
-    small_class='in a class with too few pictures',
+    small_class='in a class with too few images',
 )
 _kept = dict(
     extension='used: the real format is read',
@@ -556,7 +556,7 @@ _kept = dict(
 )
 
 
-def fate(
+def action(
     problem: str,  # one of `problem_names`
     policy: Iterable[str],  # what is left out
 ) -> str:
@@ -571,11 +571,11 @@ def summary_text(
 ) -> str:  # lines, to print
     "A report to read: what there is, what is wrong, which files, and what will be done with them"
     facts, policy = summary(items, policy), set(policy)
-    line = f'{say_count(facts["images"], "picture")}, {say_count(facts["classes"], "class")}'
+    line = f'{format_count(facts["images"], "image")}, {format_count(facts["classes"], "class")}'
     if facts['unlabelled']:
         line += f', {facts["unlabelled"]:,} unlabelled'
     if facts['groups']:
-        line += f', {say_count(facts["groups"], "group")}'
+        line += f', {format_count(facts["groups"], "group")}'
     lines = [line]
     if facts['width']:
         wide, high = (f'{facts[side]["min"]:,} to {facts[side]["max"]:,} px' for side in ('width', 'height'))
@@ -589,7 +589,7 @@ def summary_text(
     found = {name: count for name, count in facts['problems'].items() if count}
     lines += ['', 'No problems found.'] if not found else ['']
     for name, count in found.items():
-        lines.append(f'{count:>7,} {name:<15} {problem_meaning[name]}; {fate(name, policy)}')
+        lines.append(f'{count:>7,} {name:<15} {problem_meaning[name]}; {action(name, policy)}')
         rows = items[has_problem(items, name)]
         if name == 'small_class':
             count = len(facts['small_classes'])
@@ -600,7 +600,7 @@ def summary_text(
         if count > show:
             lines.append(' ' * 8 + f'… and {count - show:,} more')
     labelled = facts['images'] - facts['unlabelled']
-    lines += ['', f'{facts["used"]:,} of {say_count(labelled, "labelled picture")} used. Files are never changed.']
+    lines += ['', f'{facts["used"]:,} of {format_count(labelled, "labelled image")} used. Files are never changed.']
     return '\n'.join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Where pictures and labels come from: a folder, a zip, a table, Kaggle, or the built-in sample
+"""Where images and labels come from: a folder, a zip, a table, Kaggle, or the built-in sample
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/sources.html.md"""
 
@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from .archives import archive_extensions, is_visible, nothing_found, say_count, unpack, walk_files
+from .archives import archive_extensions, is_visible, nothing_found, format_count, unpack, walk_files
 from .downloads import Remote, fetch
 from .images import is_image_name, unread_extensions
 from ..core.settings import MissingFileError, UserError, settings, write_text
@@ -40,9 +40,9 @@ split_names = {
 
 
 def _layout(
-    names: list,  # the pictures, each a tuple of path parts
+    names: list,  # the images, each a tuple of path parts
 ) -> tuple[int, int, bool]:  # folders to take off every name, depth of the splits or classes, whether there are splits
-    "How the folders around the pictures are meant"
+    "How the folders around the images are meant"
     depth, prefix = 0, ()
     while True:
         inside = [n for n in names if len(n) > depth + 1 and n[:depth] == prefix]
@@ -86,11 +86,11 @@ def _pattern(
 
 
 def _groups(
-    names: list,  # of pictures, with `/`
+    names: list,  # of images, with `/`
     labels: list,  # of the same length; None where there is none
     pattern: str,  # '' for no groups
 ) -> list[str]:  # the group of each; '' throughout without a pattern
-    "The group each picture belongs to; warns when the pattern matches no name at all"
+    "The group each image belongs to; warns when the pattern matches no name at all"
     if not pattern:
         return [''] * len(names)
     find = _pattern(pattern, 'group')
@@ -98,7 +98,7 @@ def _groups(
     if names and not any(found):
         warnings.warn(
             f"The group pattern '{pattern}' matches none of the {len(names):,} names (the first is {names[0]}): "
-            'each picture counts as a specimen of its own.',
+            'each image counts as a specimen of its own.',
             stacklevel=4,
         )
     return [
@@ -119,48 +119,48 @@ def read_folder(
     group: str = '',  # a pattern; '' for none
     labels: bool = True,  # whether a folder with no label at all is an error
 ) -> pd.DataFrame:  # path name label group given
-    "The pictures below `root`. Raises `UserError` where there are none, or none has a label"
+    "The images below `root`. Raises `UserError` where there are none, or none has a label"
     files = walk_files(root)
-    pictures = sorted(f for f in files if is_image_name(f[-1]))
+    images = sorted(f for f in files if is_image_name(f[-1]))
     unread = Counter(suffix for f in files if (suffix := PurePosixPath(f[-1]).suffix.lower()) in unread_extensions)
-    if pictures and unread:
+    if images and unread:
         kinds = ', '.join(f'{n:,} {suffix}' for suffix, n in sorted(unread.items()))
         warnings.warn(
-            f'{unread.total():,} pictures in {root} are in formats that are not read ({kinds}): save them as JPEG.',
+            f'{unread.total():,} images in {root} are in formats that are not read ({kinds}): save them as JPEG.',
             stacklevel=3,
         )
-    if not pictures:
+    if not images:
         raise UserError(nothing_found(root, files))
-    if odd := [p for p in pictures if not _is_text('/'.join(p))]:
+    if odd := [p for p in images if not _is_text('/'.join(p))]:
         raise UserError(
-            f'{root} holds {say_count(len(odd), "picture")} with a name that is not UTF-8, such as '
+            f'{root} holds {format_count(len(odd), "image")} with a name that is not UTF-8, such as '
             f'{"/".join(odd[0])!r}. Rename them (convmv does it for whole folders).'
         )
-    wrapping, depth, splits = _layout(pictures)
-    given = [split_names.get(p[depth].lower(), '') if splits and len(p) > depth + 1 else '' for p in pictures]
-    names = [_plain('/'.join(p[wrapping:])) for p in pictures]
+    wrapping, depth, splits = _layout(images)
+    given = [split_names.get(p[depth].lower(), '') if splits and len(p) > depth + 1 else '' for p in images]
+    names = [_plain('/'.join(p[wrapping:])) for p in images]
     if label == 'folder':
-        classes = any(len(p) > depth + 1 for p in pictures)
-        found = [_folder_label(p, depth, splits, classes) for p in pictures]
+        classes = any(len(p) > depth + 1 for p in images)
+        found = [_folder_label(p, depth, splits, classes) for p in images]
     else:
         find = _pattern(label, 'label')
         found = [find(name) for name in names]
     if labels and not any(found):
         if label == 'folder':
             raise UserError(
-                f'{root} holds {say_count(len(pictures), "picture")} ({names[0]}…) but no folders to take labels from. Put the '
-                'pictures of each class into a folder of its own, or give a CSV with the columns path and label, or a pattern '
+                f'{root} holds {format_count(len(images), "image")} ({names[0]}…) but no folders to take labels from. Put the '
+                'images of each class into a folder of its own, or give a CSV with the columns path and label, or a pattern '
                 'that finds the label in the name.'
             )
         raise UserError(
             f'The label pattern {label!r} matches none of the {len(names):,} names in {root}. The first is {names[0]}.'
         )
-    paths = [os.path.join(os.path.abspath(root), *p) for p in pictures]
+    paths = [os.path.join(os.path.abspath(root), *p) for p in images]
     return _table(paths, names, found, _groups(names, found, group), given)
 
 
 def _folder_label(parts, depth, splits, classes):
-    "The name of the folder a picture lies in, unless that is a wrapping or a `train/`"
+    "The name of the folder an image lies in, unless that is a wrapping or a `train/`"
     if len(parts) < 2:
         return None
     if splits:
@@ -186,7 +186,7 @@ def _table(paths, names, labels, groups, given):
 
 # %% ../../nbs/data/sources.ipynb #7625cf98
 usual_columns = {
-    'path': 'path file filename file_name filepath file_path image image_path image_name img photo picture'.split(),
+    'path': 'path file filename file_name filepath file_path image image_path image_name img photo image'.split(),
     'label': 'label labels class class_name category species genus target'.split(),
     'group': 'group specimen observation specimen_id observation_id'.split(),
     'split': 'split given set subset fold_name'.split(),
@@ -206,7 +206,7 @@ def read_table(
     column: str = '',  # the column with the paths; '': the one that looks like it
     labels: bool = True,  # whether a table with no label at all is an error
 ) -> pd.DataFrame:  # path name label group given
-    "The pictures named in a CSV. Raises `UserError`; a few missing pictures are left for the check to report"
+    "The images named in a CSV. Raises `UserError`; a few missing images are left for the check to report"
     file = Path(file)
     table = _read_csv(file)
     columns = list(table.columns)
@@ -217,7 +217,7 @@ def read_table(
         raise UserError(f'{wrong}. Its columns are {listed}; expected path and label.')
     table = table[table[paths_in] != '']
     if not len(table):
-        raise UserError(f'{file} names no pictures. Expected a row for each, with the columns path and label.')
+        raise UserError(f'{file} names no images. Expected a row for each, with the columns path and label.')
     labels_in = label if label in columns else _column(columns, 'label') if label == 'folder' else None
     splits_in = _column(columns, 'split')
     groups_in = group if group in columns else _column(columns, 'group')
@@ -226,7 +226,7 @@ def read_table(
     paths = [os.path.abspath(os.path.join(file.parent, os.path.expanduser(p))) for p in given_paths]
     if not any(os.path.exists(p) for p in paths):
         raise MissingFileError(
-            f'None of the {say_count(len(paths), "picture")} named in {file} is there. The first would be '
+            f'None of the {format_count(len(paths), "image")} named in {file} is there. The first would be '
             f"{paths[0]}; relative paths are taken from the CSV's own folder."
         )
     names = _table_names(paths, file.parent)
@@ -244,7 +244,7 @@ def read_table(
         find = _pattern(label, 'label')
         found = [find(n) for n in names]
     if labels and not any(found):
-        raise UserError(f'No picture in {file} has a label. Its columns are {listed}.')
+        raise UserError(f'No image in {file} has a label. Its columns are {listed}.')
     if groups_in:
         values = [v.strip() for v in table[groups_in]]
         groups = [_with_label(v, l) if v else n for v, l, n in zip(values, found, names, strict=True)]
@@ -290,7 +290,7 @@ def _table_names(paths, folder):
 
 
 def _distinct(table):
-    "Rows said twice only once; a picture with two labels keeps both rows, the second under a name of its own"
+    "Rows said twice only once; an image with two labels keeps both rows, the second under a name of its own"
     table = table.drop_duplicates(['path', 'label'], ignore_index=True)
     again = table.groupby('name').cumcount()
     return table.assign(name=table.name.where(again == 0, table.name + '#' + (again + 1).astype(str)))
@@ -308,7 +308,7 @@ _kinds = dict(
 
 @dataclass(frozen=True)
 class Source:
-    "Where pictures come from, and how a label and a group are read from their paths. Made with `Source.of`"
+    "Where images come from, and how a label and a group are read from their paths. Made with `Source.of`"
 
     location: str  # a path; owner/name on Kaggle; a competition's name; the kind of sample
     kind: str  # folder, zip (any archive), csv, kaggle, competition or sample
@@ -360,7 +360,7 @@ class Source:
     def prepare(
         self,
         progress: bool = True,  # a line with rate and time left on a terminal
-    ) -> Path:  # the folder with the pictures, or the CSV
+    ) -> Path:  # the folder with the images, or the CSV
         "Download and unpack, unless that was done before. Raises `UserError`"
         path = Path(self.location)
         if self.kind in ('kaggle', 'competition'):
@@ -375,10 +375,10 @@ class Source:
 
     def read(
         self,
-        labels: bool = True,  # whether it is an error when no picture has a label; False for pictures to be predicted
+        labels: bool = True,  # whether it is an error when no image has a label; False for images to be predicted
         progress: bool = True,  # as in `prepare`
     ) -> pd.DataFrame:  # path name label group given
-        """One row a picture: `path` absolute, `name` unique and with `/`, `label` None for unlabelled, `group` '' for none,
+        """One row an image: `path` absolute, `name` unique and with `/`, `label` None for unlabelled, `group` '' for none,
         `given` the split of a `train/` `valid/` `test/` layout or ''. Raises `UserError`"""
         place = self.prepare(progress)
         if self.kind == 'csv':
@@ -453,7 +453,7 @@ def _file_kind(path):
         return 'zip'
     if is_image_name(path):
         raise UserError(
-            f'{path} is a single picture. A source is a folder with a folder for each class, a zip or a CSV.'
+            f'{path} is a single image. A source is a folder with a folder for each class, a zip or a CSV.'
         )
     raise UserError(
         f'{path} is no source. Expected a folder, an archive ({" ".join(archive_extensions)}) or a .csv with the '

@@ -1,4 +1,4 @@
-"""Many clients, one model: pictures are read in a few threads and pass the network in batches, and there is a limit to how many wait
+"""Many clients, one model: images are read in a few threads and pass the network in batches, and there is a limit to how many wait
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/batching.html.md"""
 
@@ -29,20 +29,20 @@ class Busy(RuntimeError):
 
 # %% ../../nbs/deploy/batching.ipynb #ba59115c
 class Batcher:
-    "Sources in, rows of probabilities out. Thread-safe; never more than `places` pictures at a time"
+    "Sources in, rows of probabilities out. Thread-safe; never more than `places` images at a time"
 
     def __init__(
         self,
-        read,  # source -> (size, size, 3) uint8; called in several threads. What it raises becomes its picture's error
+        read,  # source -> (size, size, 3) uint8; called in several threads. What it raises becomes its image's error
         run,  # (n, size, size, 3) uint8 -> (n, classes); called in two threads, so that no core waits for the end of a batch
-        places: int = 256,  # pictures that may be waiting, being read or in the network
-        max_batch: int = 16,  # pictures at most that the network is given together
-        max_wait: float = 0.01,  # seconds at most that a picture waits for others that are being read
-        readers: int | None = None,  # threads that read pictures (default: one a core, at most 16)
-        seen=None,  # called as seen('read', seconds, 1) and seen('run', seconds, pictures)
+        places: int = 256,  # images that may be waiting, being read or in the network
+        max_batch: int = 16,  # images at most that the network is given together
+        max_wait: float = 0.01,  # seconds at most that an image waits for others that are being read
+        readers: int | None = None,  # threads that read images (default: one a core, at most 16)
+        seen=None,  # called as seen('read', seconds, 1) and seen('run', seconds, images)
     ):
         self.read, self.run, self.places, self.max_batch, self.max_wait = read, run, places, max_batch, max_wait
-        self.seen = seen or (lambda stage, seconds, pictures: None)
+        self.seen = seen or (lambda stage, seconds, images: None)
         self.taken = self._reading = 0
         self._pace, self._closed, self._lock, self._ready = 0.0, False, threading.Lock(), SimpleQueue()
         self._readers = ThreadPoolExecutor(readers or min(16, os.cpu_count() or 1), thread_name_prefix='read')
@@ -52,14 +52,14 @@ class Batcher:
 
     def check(
         self,
-        pictures: int = 1,  # that want a place each
+        images: int = 1,  # that want a place each
     ):
         "Raises `Busy` where there are not so many places"
         if self._closed:
             raise Busy('The server is stopping.', 5)
-        if self.taken + pictures > self.places:
+        if self.taken + images > self.places:
             raise Busy(
-                f'{self.taken} of {self.places} places are taken and {pictures} more are wanted. Try again later.',
+                f'{self.taken} of {self.places} places are taken and {images} more are wanted. Try again later.',
                 self.retry_after,
             )
 
@@ -115,7 +115,7 @@ class Batcher:
             future.set_result(outcome)
 
     def _batch(self):
-        "Wait for a picture, and then for others while some are being read; None when all is over"
+        "Wait for an image, and then for others while some are being read; None when all is over"
         batch = [self._ready.get()]
         until = time.perf_counter() + self.max_wait
         while batch[-1] is not None and len(batch) < self.max_batch:
@@ -141,12 +141,12 @@ class Batcher:
             if last:
                 return self._ready.put(None)  # for the other runner
 
-    def _run(self, pictures, futures):
+    def _run(self, images, futures):
         began = time.perf_counter()
         try:
-            rows = self.run(np.stack(pictures))
+            rows = self.run(np.stack(images))
             if len(rows) != len(futures):
-                raise ValueError(f'The network answered {len(rows)} of {len(futures)} pictures.')
+                raise ValueError(f'The network answered {len(rows)} of {len(futures)} images.')
         except BaseException as error:
             rows = [error] * len(futures)
         seconds = time.perf_counter() - began

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
-from ..data.images import fit_methods
+from ..data.images import resize_methods
 from ..core.settings import MissingFileError, UserError, write_json
 
 # %% ../../nbs/deploy/bundle.ipynb #8847e03e
@@ -60,7 +60,7 @@ def _is_pickle(f):
     return False
 
 # %% ../../nbs/deploy/bundle.ipynb #f331de28
-schema = 1
+schema = 2
 required = ('model.safetensors', 'model.onnx', 'classes.txt')
 
 
@@ -86,14 +86,14 @@ class Bundle:
     network: (
         dict  # arch head hidden n_out features, and classifier: timm's name of it, where the weights go by timm's names
     )
-    preprocessing: dict  # size canvas fit mean std resampling
+    preprocessing: dict  # size canvas resize mean std resampling
     temperature: float  # inside the ONNX graph; torch's logits are divided by it
     decisions: dict  # threshold and conformal as plain values, or None
-    metrics: dict  # of the test part: scores, intervals, n_test
-    data: dict  # source, pictures, split, groups, fingerprint, licence
+    metrics: dict  # of the test set: scores, intervals, n_test
+    data: dict  # source, images, split, groups, fingerprint, licence
     recipe: dict  # what was trained
     files: dict  # name → bytes and blake2b
-    parity: dict  # how far torch and ONNX are apart on real pictures
+    parity: dict  # how far torch and ONNX are apart on real images
     engines: dict  # onnx, int8, openvino: what each costs in accuracy and takes in time
     created: str  # ISO date and time
     version: str  # of fungi_fastai
@@ -116,7 +116,7 @@ class Bundle:
         if hostile := next(((p, what) for p in _all_files(folder) if (what := code_in(p))), None):
             raise UserError(
                 f'{hostile[0]} is {hostile[1]}, which can run code when it is opened. A bundle never holds one; this folder is not opened. '
-                'Get the bundle anew from where it was made.'
+                'Get the bundle again from where it was made.'
             )
         bundle._compare(checksum if check else lambda file: dict(bytes=file.stat().st_size))
         return bundle
@@ -144,19 +144,19 @@ class Bundle:
             file = self.folder / name
             if not file.is_file():
                 raise UserError(
-                    f'{self.folder} lacks {name}. The bundle is not whole: copy it again, or export it anew.'
+                    f'{self.folder} lacks {name}. The bundle is incomplete: copy it again, or export it again.'
                 )
             if wrong := [k for k, v in look(file).items() if v != expected.get(k)]:
                 raise UserError(
                     f'{file} is not the file that was exported: its {"size" if "bytes" in wrong else "checksum"} differs from bundle.json. '
-                    'Copy the bundle again, or export it anew.'
+                    'Copy the bundle again, or export it again.'
                 )
 
     def verify(self):
         "Read all files again. Raises `UserError` where one is not what it was when the bundle was opened"
         if _digest(self.folder / 'bundle.json') != self.fingerprint:
             raise UserError(
-                f'{self.folder}/bundle.json is not what it was when the bundle was opened. Open the bundle anew.'
+                f'{self.folder}/bundle.json is not what it was when the bundle was opened. Open the bundle again.'
             )
         self._compare(checksum)
 
@@ -178,8 +178,8 @@ class Bundle:
         return self.preprocessing['canvas']
 
     @property
-    def fit(self) -> str:
-        return self.preprocessing['fit']
+    def resize(self) -> str:
+        return self.preprocessing['resize']
 
     @cached_property
     def threshold(self):
@@ -196,7 +196,7 @@ class Bundle:
         return _revived(Conformal, self.decisions['conformal'], self.folder)
 
     def torch_network(self):
-        "The torch network, body and head, with its weights, in evaluation mode; whatever names `model.safetensors` has them under"
+        "The torch network, backbone and head, with its weights, in evaluation mode; whatever names `model.safetensors` has them under"
         from safetensors.torch import load_file
         from fungi_fastai.models.networks import make_network
 
@@ -238,7 +238,7 @@ def _revived(kind, value, folder):
 
 def _invalid(folder, why):
     return UserError(
-        f'{folder}/bundle.json cannot be used: {why}. Export the bundle anew, with: fungi export RUN --out {folder}'
+        f'{folder}/bundle.json cannot be used: {why}. Export the bundle again, with: fungi export RUN --out {folder}'
     )
 
 
@@ -266,7 +266,7 @@ def _read(folder):
             f'{folder} is a bundle of schema {said.get("schema")!r}; this version of fungi_fastai reads schema {schema}. '
             'Install the version that made it'
             + (f' ({said["fungi_fastai"]})' if said.get('fungi_fastai') else '')
-            + ', or export it anew.'
+            + ', or export it again.'
         )
     said = said | dict(version=said.get('fungi_fastai'), decisions={k: said.get(k) for k in ('threshold', 'conformal')})
     names = [f.name for f in fields(Bundle) if f.name not in ('folder', 'fingerprint')]
@@ -316,8 +316,8 @@ def _wrong(said):
         return f'the network gives {network.get("n_out")} numbers for {len(classes)} classes'
     if not whole(seen.get('size')) or not whole(seen.get('canvas')):
         return 'preprocessing does not say size and canvas in pixels'
-    if seen.get('fit') not in fit_methods:
-        return f'preprocessing makes squares by {seen.get("fit")!r}; expected one of {", ".join(fit_methods)}'
+    if seen.get('resize') not in resize_methods:
+        return f'preprocessing makes squares by {seen.get("resize")!r}; expected one of {", ".join(resize_methods)}'
     if not three(seen.get('mean')) or not three(seen.get('std')) or min(seen['std']) <= 0:
         return 'mean and std are not three numbers each'
     if not number(said['temperature']) or said['temperature'] <= 0:

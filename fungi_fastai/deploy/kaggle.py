@@ -25,7 +25,7 @@ from textwrap import dedent
 import fungi_fastai
 from ..data.downloads import Remote, kaggle_api, patience, pauses, quiet, reachable, refused, unreachable
 from ..data.sources import Source
-from ..core.settings import MissingFileError, TrainingError, UserError, check_place, write_json, write_text
+from ..core.settings import MissingFileError, TrainingError, UserError, check_writable, write_json, write_text
 from ..training.recipe import Recipe, source_of
 
 # %% ../../nbs/deploy/kaggle.ipynb #cbb28029
@@ -91,7 +91,7 @@ class Status:
     file: str = ''
     message: str = ''  # as it was sent with
     date: str = ''  # ISO
-    public: float | None = None  # score on the public part of the test pictures
+    public: float | None = None  # score on the public part of the test images
     private: float | None = None  # on the private part, once the competition is over
     error: str = ''  # why it has no score
 
@@ -406,12 +406,12 @@ def save_pretrained(
     file: str | Path,  # .safetensors
 ):
     "Write a network's pretrained weights into a file. Raises `UserError` where they cannot be downloaded"
-    from fungi_fastai.models.networks import make_body
+    from fungi_fastai.models.networks import make_backbone
     from fungi_fastai.models.weights import fetch_weights
     from safetensors.torch import save_file
 
-    check_place(file)
-    state = fetch_weights(name) if name.startswith(('hf-hub:', 'hf_hub:')) else make_body(name)[0].state_dict()
+    check_writable(file)
+    state = fetch_weights(name) if name.startswith(('hf-hub:', 'hf_hub:')) else make_backbone(name)[0].state_dict()
     save_file({k: v.contiguous() for k, v in state.items()}, file)
 
 # %% ../../nbs/deploy/kaggle.ipynb #3a93051b
@@ -430,7 +430,7 @@ def write_notebook(
     out, source = Path(out), source_of(recipe)
     if source.kind not in ('kaggle', 'competition', 'sample'):
         raise UserError(
-            f'A notebook on Kaggle has no {source.location}. Upload the pictures as a dataset and give its name: '
+            f'A notebook on Kaggle has no {source.location}. Upload the images as a dataset and give its name: '
             '--source OWNER/NAME, or competition:NAME.'
         )
     if out.exists() and not (out / 'kernel-metadata.json').exists() and (not out.is_dir() or any(out.iterdir())):
@@ -442,7 +442,7 @@ def write_notebook(
     title = title or f'{recipe.name} with fungi fastai'
     if not 5 <= len(title) <= 50 or not _slug(title):
         raise UserError(f'The title {title!r} has {len(title)} characters; Kaggle wants 5 to 50.')
-    check_place(out / 'notebook.ipynb')
+    check_writable(out / 'notebook.ipynb')
     if Path(recipe.weights).suffix in ('.safetensors', '.pth', '.pt', '.bin'):
         weights = Path(recipe.weights).name
     else:

@@ -30,7 +30,7 @@ class Shipped(nn.Module):
 
     def __init__(
         self,
-        network: nn.Sequential,  # body and head
+        network: nn.Sequential,  # backbone and head
         mean,  # of red, green, blue in [0, 1]
         std,  # their standard deviation
         temperature: float = 1.0,  # logits are divided by it
@@ -43,10 +43,10 @@ class Shipped(nn.Module):
 
     def forward(
         self,
-        pictures,  # (n, size, size, 3) uint8, RGB
+        images,  # (n, size, size, 3) uint8, RGB
     ):  # (n, classes) probabilities, (n, features)
-        body, head = self.network
-        seen = body(pictures.permute(0, 3, 1, 2).float() * self.scale + self.offset)
+        backbone, head = self.network
+        seen = backbone(images.permute(0, 3, 1, 2).float() * self.scale + self.offset)
         return (head(seen) / self.temperature).softmax(1), seen.mean((2, 3)) if seen.ndim == 4 else seen
 
 # %% ../../nbs/deploy/onnx.ipynb #c5ded4e7
@@ -66,7 +66,7 @@ def needs_onnx():
 def network_graph(
     shipped: Shipped,
     size: int,  # side of the square, pixels
-):  # an onnx ModelProto: pictures (n, size, size, 3) uint8 → probabilities, features
+):  # an onnx ModelProto: images (n, size, size, 3) uint8 → probabilities, features
     "The graph of a network for squares of its size. Raises `TrainingError` where an operation has no counterpart in ONNX"
     needs_onnx()
     example, said = torch.zeros(2, size, size, 3, dtype=torch.uint8), io.StringIO()
@@ -76,7 +76,7 @@ def network_graph(
                 shipped.eval(),
                 (example,),
                 dynamo=True,
-                input_names=['pictures'],
+                input_names=['images'],
                 output_names=['probabilities', 'features'],
                 dynamic_shapes=({0: torch.export.Dim('n')},),
                 verbose=False,
@@ -112,13 +112,13 @@ def _quiet():
 _resize = 'Resize <mode = "cubic", antialias = 1, cubic_coeff_a = -0.5, axes = [1, 2]>'  # Pillow's BICUBIC
 
 
-def _scaled(fit):  # `kept_size`: nothing is enlarged; Python's round, to even, is ONNX's
-    if fit == 'squish':
+def _scaled(resize):  # `kept_size`: nothing is enlarged; Python's round, to even, is ONNX's
+    if resize == 'squish':
         return 'kept = Min (sides, canvas)'
     return f"""
             one = Constant <value = int64[1] {{1}}> ()
             unity = Constant <value = double[1] {{1.0}}> ()
-            end = {'ReduceMin' if fit == 'crop' else 'ReduceMax'} <keepdims = 0> (sides)
+            end = {'ReduceMin' if resize == 'crop' else 'ReduceMax'} <keepdims = 0> (sides)
             wish = Cast <to = 11> (canvas)
             edge = Cast <to = 11> (end)
             ratio = Div (wish, edge)
@@ -172,28 +172,28 @@ _cut = dict(
 
 def resizing_graph(
     size: int,  # side of the square, pixels
-    canvas: int,  # of the square that a picture is kept on
-    fit: str = 'crop',  # crop, squish or pad
+    canvas: int,  # of the square that an image is kept on
+    resize: str = 'crop',  # crop, squish or pad
     opset: int = 20,  # of ONNX
     ir_version: int = 10,
-):  # an onnx ModelProto: pictures (n, height, width, 3) uint8 → squares (n, size, size, 3) uint8
-    "`read_pixels` and `square` as a graph, for pictures of any size"
+):  # an onnx ModelProto: images (n, height, width, 3) uint8 → squares (n, size, size, 3) uint8
+    "`read_pixels` and `square` as a graph, for images of any size"
     onnx, _ = needs_onnx()
     return onnx.parser.parse_model(f"""<ir_version: {ir_version}, opset_import: ["" : {opset}]>
-    resizing (uint8[n, height, width, 3] pictures) => (uint8[n, {size}, {size}, 3] squares) {{
+    resizing (uint8[n, height, width, 3] images) => (uint8[n, {size}, {size}, 3] squares) {{
         wanted = Constant <value = int64[2] {{{size}, {size}}}> ()
-        sides = Shape <start = 1, end = 3> (pictures)
+        sides = Shape <start = 1, end = 3> (images)
         same = Equal (sides, wanted)
         same_number = Cast <to = 7> (same)
         all_same = ReduceMin <keepdims = 0> (same_number)
         ready = Cast <to = 9> (all_same)
         squares = If (ready) <
-            then_branch = as_it_is () => (uint8[n, {size}, {size}, 3] given) {{ given = Identity (pictures) }},
+            then_branch = as_it_is () => (uint8[n, {size}, {size}, 3] given) {{ given = Identity (images) }},
             else_branch = resized () => (uint8[n, {size}, {size}, 3] made) {{
                 canvas = Constant <value = int64[1] {{{canvas}}}> ()
-                {_scaled(fit)}
-                small = {_resize} (pictures, , , kept)
-                {_cut[fit]}
+                {_scaled(resize)}
+                small = {_resize} (images, , , kept)
+                {_cut[resize]}
                 made = {_resize} (cut, , , wanted)
             }}>
     }}""")
@@ -202,16 +202,16 @@ def resizing_graph(
 def with_resizing(
     graph,  # of `network_graph`
     size: int,  # side of its squares, pixels
-    fit: str,  # crop, squish or pad
-):  # an onnx ModelProto: pictures (n, height, width, 3) uint8 → probabilities, features
-    "A network's graph that takes pictures of any size"
+    resize: str,  # crop, squish or pad
+):  # an onnx ModelProto: images (n, height, width, 3) uint8 → probabilities, features
+    "A network's graph that takes images of any size"
     onnx, _ = needs_onnx()
     opset = next(o.version for o in graph.opset_import if o.domain in ('', 'ai.onnx'))
-    before = resizing_graph(size, canvas_size(size), fit, opset, graph.ir_version)
+    before = resizing_graph(size, canvas_size(size), resize, opset, graph.ir_version)
     joined = onnx.compose.merge_models(
         onnx.compose.add_prefix(before, 'resizing/', rename_inputs=False, rename_outputs=False),
         onnx.compose.add_prefix(graph, 'network/', rename_outputs=False),
-        io_map=[('squares', 'network/pictures')],
+        io_map=[('squares', 'network/images')],
     )
     joined.producer_name = 'fungi_fastai'
     return joined
@@ -231,28 +231,28 @@ def save_graph(
 def agreement(
     reference: np.ndarray,  # (n, classes) probabilities of torch
     found: np.ndarray,  # (n, classes) of a graph
-) -> dict:  # pictures max_difference same_top1
+) -> dict:  # images max_difference same_top1
     "How far the probabilities of a graph are from those of torch"
     return dict(
-        pictures=len(reference),
+        images=len(reference),
         max_difference=float(np.abs(reference - found).max()) if np.isfinite(found).all() else float('inf'),
         same_top1=float((reference.argmax(1) == found.argmax(1)).mean()),
     )
 
 # %% ../../nbs/deploy/onnx.ipynb #87f2c5ac
 class _Squares:
-    "What the quantiser asks for its ranges, a few pictures at a time"
+    "What the quantiser asks for its ranges, a few images at a time"
 
     def __init__(self, squares, bs=8):
         self.parts = iter([squares[i : i + bs] for i in range(0, len(squares), bs)])
 
     def get_next(self):
-        return None if (part := next(self.parts, None)) is None else {'pictures': part}
+        return None if (part := next(self.parts, None)) is None else {'images': part}
 
 
 def quantized(
     graph,  # of `network_graph`
-    squares: np.ndarray,  # (n, size, size, 3) uint8: training pictures to measure ranges on
+    squares: np.ndarray,  # (n, size, size, 3) uint8: training images to measure ranges on
 ):  # an onnx ModelProto of the same inputs and outputs
     "A graph whose convolutions and products work with 8-bit numbers (static, QDQ, a range for each channel). Raises `TrainingError`"
     onnx, _ = needs_onnx()
@@ -297,17 +297,17 @@ def write_openvino(
 
 
 def seconds_each(
-    runners: dict,  # name → function of pictures that works in one thread
-    pictures: np.ndarray,  # (n, size, size, 3) uint8
+    runners: dict,  # name → function of images that works in one thread
+    images: np.ndarray,  # (n, size, size, 3) uint8
     rounds: int = 5,  # in turn
-) -> dict:  # name → seconds of one core for a picture, the fastest round
-    "What each of several engines takes for the same pictures, in processor time: a busy machine does not change it much"
+) -> dict:  # name → seconds of one core for an image, the fastest round
+    "What each of several engines takes for the same images, in processor time: a busy machine does not change it much"
     times = {name: [] for name in runners}
     for run in runners.values():
-        run(pictures[:1])
+        run(images[:1])
     for _ in range(rounds):
         for name, run in runners.items():
             began = time.process_time()
-            run(pictures)
-            times[name].append((time.process_time() - began) / len(pictures))
+            run(images)
+            times[name].append((time.process_time() - began) / len(images))
     return {name: min(found) for name, found in times.items()}

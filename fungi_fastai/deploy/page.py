@@ -1,4 +1,4 @@
-"""The page of a server: a picture goes in, and what comes back is an answer with its reasons
+"""The page of a server: an image goes in, and what comes back is an answer with its reasons
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/page.html.md"""
 
@@ -56,20 +56,20 @@ def answer_html(
     bundle,  # whose `threshold` and `conformal` it follows
     top: int = 5,  # classes shown with a bar
 ) -> str:
-    "What the picture is, how sure that is, and what else it could be"
+    "What the image is, how sure that is, and what else it could be"
     order = np.argsort(-np.asarray(probs), kind='stable')
     sure = percent(decision.confidence)
     if decision.sure:
         said = [
             f'<h2>{_say(decision.label)}</h2><p class="sure"><b>{_say(sure)}</b> {in_words(decision.confidence)}</p>',
             f'<p>Of 100 answers that are given with this confidence, about {min(99, round(100 * decision.confidence))} are right, '
-            'for pictures like those it was tested on.</p>',
+            'for images like those it was tested on.</p>',
             f'<p>{_say(decision.why)}</p>' if bundle.threshold else '',
         ]
     else:
         said = [
             f'<h2 class="unsure">Not sure</h2><p>{_say(decision.why)}</p>',
-            '<p>What helps: come closer, let one specimen fill the picture, hold still, and show it in daylight and from another side. '
+            '<p>What helps: come closer, let one specimen fill the image, hold still, and show it in daylight and from another side. '
             'It may also be something that this model never learnt.</p>',
         ]
     bars = ''.join(
@@ -92,7 +92,7 @@ def _set(decision, bundle, n, most=12):
         return ''
     often = f'{bundle.conformal.coverage:.0%}'
     if not decision.set:
-        return f'<h3>None fits well</h3><p>At {often} coverage no class is left: this picture is unlike those it was tested on.</p>'
+        return f'<h3>None fits well</h3><p>At {often} coverage no class is left: this image is unlike those it was tested on.</p>'
     if len(decision.set) == n:
         return f'<h3>No class can be ruled out</h3><p>At {often} coverage all {n} classes are left.</p>'
     more = f'<li>and {len(decision.set) - most} more</li>' if len(decision.set) > most else ''
@@ -113,7 +113,7 @@ def evidence_html(
     pixels,  # (size, size, 3) uint8, as the network sees it
     label: str,  # the class it is about
     cam=None,  # (h, w) in [0, 1]: what spoke for the class; None where it cannot be known
-    near=(),  # known pictures, nearest first: each with label, distance and thumbnail (a JPEG)
+    near=(),  # known images, nearest first: each with label, distance and thumbnail (a JPEG)
     why: str = '',  # there is no `cam`
 ) -> str:
     "Where the network looked, and what it knows that is alike"
@@ -124,20 +124,20 @@ def evidence_html(
     parts = []
     if cam is not None and np.any(cam):
         parts.append(
-            '<section><h3>Where it looked</h3><p>Where it glows, the picture spoke for this class. If it glows beside the specimen, '
-            f'distrust the answer.</p><div class="pair">{figure("what the network sees", "Your picture, cut to the square that the network sees")}'
+            '<section><h3>Where it looked</h3><p>Where it glows, the image spoke for this class. If it glows beside the specimen, '
+            f'distrust the answer.</p><div class="pair">{figure("what the network sees", "Your image, cut to the square that the network sees")}'
             f'{figure(f"what speaks for {label}", f"The same in grey; places that speak for {label} glow", cam)}</div></section>'
         )
     elif cam is not None or why:
         parts.append(
-            f'<section><h3>Where it looked</h3><p>{_say(why or f"No place in the picture speaks for {label} by itself.")}</p></section>'
+            f'<section><h3>Where it looked</h3><p>{_say(why or f"No place in the image speaks for {label} by itself.")}</p></section>'
         )
     if near := list(near):
         same = sum(one.label == label for one in near)
         shown = ''.join(
             f'<li{"" if one.label == label else " class=other"}>'
             + (
-                f'<img src="{data_uri(one.thumbnail)}" alt="Known picture of {_say(one.label)}">'
+                f'<img src="{data_uri(one.thumbnail)}" alt="Known image of {_say(one.label)}">'
                 if one.thumbnail
                 else ''
             )
@@ -145,7 +145,7 @@ def evidence_html(
             for one in near
         )
         parts.append(
-            f'<section><h3>The nearest known pictures</h3><p>{same} of these {len(near)} are {_say(label)}.</p>'
+            f'<section><h3>The nearest known images</h3><p>{same} of these {len(near)} are {_say(label)}.</p>'
             f'<ul class="near">{shown}</ul></section>'
         )
     return ''.join(parts)
@@ -239,16 +239,16 @@ footer { margin: 2.4rem 0 1rem; font-size: .86rem; border-top: 1px solid var(--l
 """
 _around = '.gradio-container .app { padding: .5rem !important } .gradio-container main { padding: 0 !important }\n@keyframes turn { to { rotate: 1turn } }'
 
-_body = """<header><h1>What is in this picture?</h1><p>{lead}</p><details><summary>The {n} classes it knows</summary><p>{names}</p></details></header>
-<div class="stage"><div class="given"><img class="shown" alt="Your picture" hidden><label class="drop">
+_body = """<header><h1>What is in this image?</h1><p>{lead}</p><details><summary>The {n} classes it knows</summary><p>{names}</p></details></header>
+<div class="stage"><div class="given"><img class="shown" alt="Your image" hidden><label class="drop">
 <svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.4" stroke-linecap="round" stroke-linejoin="round" aria-hidden="true">
 <path d="M3 12c0-5 4-8.5 9-8.5s9 3.5 9 8.5c-2.5 1.3-5.5 2-9 2s-6.5-.7-9-2z"/><path d="M9.5 14c.5 2.5.2 4.5-.8 6.5h6.6c-1-2-1.3-4-.8-6.5"/>
 <path d="M8 8.5h.01M12.5 7h.01M16 10h.01" stroke-width="2"/></svg>
-<strong>Choose a picture</strong><span>or drop or paste one here</span><span>at most {most}</span>
-<input type="file" accept="image/*" aria-label="Choose a picture"></label>
+<strong>Choose an image</strong><span>or drop or paste one here</span><span>at most {most}</span>
+<input type="file" accept="image/*" aria-label="Choose an image"></label>
 <label class="camera">Take a photo<input type="file" accept="image/*" capture="environment" aria-label="Take a photo with the camera"></label></div>
 {note}<div class="said" role="status" aria-live="polite" hidden></div></div><div class="evidence" aria-live="polite"></div>
-<footer>Your picture is read in the server's memory, answered and forgotten; no file is kept. For programs: <a href="docs">the API</a>.</footer>"""
+<footer>Your image is read in the server's memory, answered and forgotten; no file is kept. For programs: <a href="docs">the API</a>.</footer>"""
 
 # %% ../../nbs/deploy/page.ipynb #2effadb7
 _script = """
@@ -262,11 +262,11 @@ async function look(file) {
   if (!file) return
   const mine = ++turn, late = () => mine !== turn
   stage.classList.add('answered', 'seen'); said.hidden = false; shown.hidden = true; evidence.innerHTML = ''
-  find('.drop strong').textContent = 'Choose another picture'
+  find('.drop strong').textContent = 'Choose another image'
   if (file.size > most) { said.innerHTML = wrong('This file has ' + mega(file.size) + '; at most ' + mega(most) + ' are read. Save it smaller.'); return }
   URL.revokeObjectURL(shown.src); shown.src = URL.createObjectURL(file)
   shown.onload = () => shown.hidden = false
-  said.innerHTML = busy('Looking at the picture …')
+  said.innerHTML = busy('Looking at the image …')
   const got = await ask('look', file).catch(() => ({error: 'The server did not answer. Perhaps it is busy or was stopped; wait a moment and try again.'}))
   if (late()) return
   said.innerHTML = got.html ?? wrong(got.error)
@@ -293,8 +293,8 @@ def look(
     pixels,  # (size, size, 3) uint8, as the network sees it
     probs,  # (classes,) calibrated
     top: int = 5,  # classes shown with a bar
-) -> dict:  # html, and the picture itself as a URL: `explain` is asked about it, and a browser that cannot show the file shows this
-    "What the script puts beside the picture"
+) -> dict:  # html, and the image itself as a URL: `explain` is asked about it, and a browser that cannot show the file shows this
+    "What the script puts beside the image"
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, 'PNG', compress_level=1)
     return dict(
@@ -307,7 +307,7 @@ def explain(
     predictor,  # a `Predictor`, or what has its methods
     pixels,  # (size, size, 3) uint8
     probs,  # (classes,)
-    known: int = 6,  # nearest known pictures shown
+    known: int = 6,  # nearest known images shown
 ) -> dict:  # html
     "What it puts below: the reasons, or in words why there are none"
     best, cam, near, why = int(np.argmax(probs)), None, (), ''
@@ -322,7 +322,7 @@ def explain(
 
 def make_page(
     bundle,  # what the page is about
-    max_bytes: int,  # of a picture's file
+    max_bytes: int,  # of an image's file
 ):  # a `gradio.Blocks`; `mount_page` puts it into a server
     "The page of a bundle; its script asks the addresses `look` and `explain` beside it. Raises `UserError` where gradio is missing"
     try:
@@ -331,9 +331,9 @@ def make_page(
         raise UserError("The page needs gradio. Install it with: pip install 'fungi_fastai[serve]'") from None
     right = (bundle.metrics or {}).get('accuracy')
     low, high = (bundle.metrics or {}).get('intervals', {}).get('accuracy') or (None, None)
-    sure = f' (for all such pictures, {low:.0%} to {high:.0%})' if low is not None else ''
+    sure = f' (for all such images, {low:.0%} to {high:.0%})' if low is not None else ''
     tested = (
-        f' On {bundle.metrics["n_test"]} test pictures {right:.0%} of its answers were right{sure}.'
+        f' On {bundle.metrics["n_test"]} test images {right:.0%} of its answers were right{sure}.'
         if right is not None
         else ''
     )

@@ -1,4 +1,4 @@
-"""A bundle that answers: what is on this picture, how sure is that, and why
+"""A bundle that answers: what is on this image, how sure is that, and why
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/predictor.html.md"""
 
@@ -62,7 +62,7 @@ class OnnxEngine:
         pixels: np.ndarray,  # (n, height, width, 3) uint8, RGB
         features: bool = True,  # asked for
     ):  # (n, classes) probabilities, and (n, features) or None, float32
-        found = self.session.run(['probabilities', 'features'] if features else ['probabilities'], {'pictures': pixels})
+        found = self.session.run(['probabilities', 'features'] if features else ['probabilities'], {'images': pixels})
         return found if features else (*found, None)
 
 
@@ -92,12 +92,12 @@ class OpenVinoEngine:
     ):  # (n, classes) probabilities, and (n, features) or None, float32
         if not hasattr(self.own, 'request'):
             self.own.request = self.model.create_infer_request()
-        found = self.own.request.infer({'pictures': pixels})
+        found = self.own.request.infer({'images': pixels})
         return found['probabilities'].copy(), found['features'].copy() if features else None
 
 
 def _broken(file, error):
-    return UserError(f'{file} cannot be opened ({str(error).splitlines()[0]}). Export the bundle anew.')
+    return UserError(f'{file} cannot be opened ({str(error).splitlines()[0]}). Export the bundle again.')
 
 # %% ../../nbs/deploy/predictor.ipynb #8e8a2077
 class _Torch:
@@ -152,9 +152,9 @@ def _one_thread():
 # %% ../../nbs/deploy/predictor.ipynb #0109d915
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    "What a bundle says of one picture"
+    "What a bundle says of one image"
 
-    source: str  # the file, or 'picture 1' for what has no name
+    source: str  # the file, or 'image 1' for what has no name
     label: str  # the likeliest class
     confidence: float  # its probability, calibrated
     probabilities: np.ndarray = field(repr=False)  # (classes,) float32, calibrated, in the order of `classes`
@@ -178,7 +178,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Example:
-    "A picture that the network was trained on"
+    "An image that the network was trained on"
 
     label: str  # its class
     name: str  # its place in the data
@@ -207,14 +207,14 @@ def _as_source(given):
         given = Image.fromarray(given[..., 0] if given.ndim == 3 and given.shape[2] == 1 else given)
     if isinstance(given, Image.Image):
         if given.width * given.height > max_pixels:
-            raise ImageError(f'The picture has {given.width}×{given.height} pixels; at most {max_pixels:,} are read.')
+            raise ImageError(f'The image has {given.width}×{given.height} pixels; at most {max_pixels:,} are read.')
         return given
     if isinstance(given, (bytes, bytearray, memoryview)):
         return _Upload(given)
     if isinstance(given, (str, os.PathLike)) or hasattr(given, 'read'):
         return given
     raise ImageError(
-        f'A picture is a path, bytes, a Pillow image or an array (height, width, 3) of uint8, not {type(given).__name__}.'
+        f'An image is a path, bytes, a Pillow image or an array (height, width, 3) of uint8, not {type(given).__name__}.'
     )
 
 
@@ -227,7 +227,7 @@ class Predictor:
         folder: str | Path,  # of a bundle
         backend: str = 'auto',  # onnx, torch, int8 or openvino; auto: onnx, or torch where there is no onnxruntime or `device` is no cpu
         threads: int
-        | None = None,  # pictures that are read and looked at side by side (default: one a core that this process may use)
+        | None = None,  # images that are read and looked at side by side (default: one a core that this process may use)
         device: str = 'cpu',  # where torch computes: cpu, cuda, cuda:1, mps
     ) -> 'Predictor':
         "Open a bundle. Raises `UserError` where it is none, was changed, or lacks what the backend needs"
@@ -257,8 +257,8 @@ class Predictor:
         else:
             self._engine = OnnxEngine(
                 bundle.file('model.int8.onnx' if backend == 'int8' else 'model.onnx'), 1, backend
-            )  # a picture a thread
-        self._step, self._lock = 64 if on_gpu else 1, threading.Lock()  # pictures a call
+            )  # an image a thread
+        self._step, self._lock = 64 if on_gpu else 1, threading.Lock()  # images a call
         self._pool = ThreadPoolExecutor(
             threads,
             thread_name_prefix='predict',
@@ -273,30 +273,30 @@ class Predictor:
         source,  # a path, bytes, an open binary file, a Pillow image, or an array (height, width, 3) of uint8. Of the last two a probability may differ
         # by 0.01 from that of their JPEG file, which the decoder scales down as it unpacks it
     ) -> np.ndarray:  # (size, size, 3) uint8: what the network sees
-        "A picture as validation saw its own. Raises `ImageError`, `MissingFileError`"
-        size, canvas, fit = self.bundle.size, self.bundle.canvas, self.bundle.fit
+        "An image as validation saw its own. Raises `ImageError`, `MissingFileError`"
+        size, canvas, resize = self.bundle.size, self.bundle.canvas, self.bundle.resize
         source = _as_source(source)
         try:
-            return square(read_pixels(source, canvas, fit), size, fit)
+            return square(read_pixels(source, canvas, resize), size, resize)
         except (UserError, MemoryError):
             raise
         except Exception as error:
             raise ImageError(
-                f'The picture cannot be read to its end: {error}.'
+                f'The image cannot be read to its end: {error}.'
             ) from None  # a Pillow image that was opened only
 
     def run(
         self,
         pixels: np.ndarray,  # (n, size, size, 3) uint8, from `read`
     ) -> np.ndarray:  # (n, classes) float32, calibrated probabilities
-        "What the network says; the same for a picture alone and in any batch. Raises `UserError`"
+        "What the network says; the same for an image alone and in any batch. Raises `UserError`"
         return self._run(pixels, False)[0]
 
     def run_with_features(
         self,
         pixels: np.ndarray,  # (n, size, size, 3) uint8
     ) -> tuple[np.ndarray, np.ndarray]:  # probabilities, and (n, features) float32 for `nearest`
-        "Probabilities, and what the body saw. Raises `UserError`"
+        "Probabilities, and what the backbone saw. Raises `UserError`"
         return self._run(pixels, True)
 
     def _run(self, pixels, features):
@@ -319,17 +319,17 @@ class Predictor:
         probs, seen = self._engine(np.ascontiguousarray(pixels), features)
         if not np.isfinite(probs).all():
             raise TrainingError(
-                f'The network of {self.bundle.folder} gave no numbers ({self.backend}). Try another backend, or export it anew.'
+                f'The network of {self.bundle.folder} gave no numbers ({self.backend}). Try another backend, or export it again.'
             )
         return probs, seen
 
     def predict(
         self,
-        pictures,  # one picture, as `read` takes it, a folder, or a list of them
+        images,  # one image, as `read` takes it, a folder, or a list of them
         top: int | None = None,  # classes that each prediction's `top()` gives (default: 3)
     ) -> list[Prediction]:  # always a list, in order
-        "Answers. Raises `ImageError` or `MissingFileError` for the first picture that cannot be read, with its name"
-        named = list(_named(pictures))
+        "Answers. Raises `ImageError` or `MissingFileError` for the first image that cannot be read, with its name"
+        named = list(_named(images))
         if self._step > 1:
             probs = self.run(np.stack([*self._pool.map(self.read, [p for _, p in named])])) if named else []
         else:
@@ -351,11 +351,11 @@ class Predictor:
 
     def classify(
         self,
-        paths: list,  # pictures, as `read` takes them
+        paths: list,  # images, as `read` takes them
     ) -> tuple[
         np.ndarray, list[str]
     ]:  # (paths, classes) probabilities, 0 where there is an error, and for each '' or why it could not be read
-        "What `stream_predictions` asks of a network: a picture that cannot be read is no reason to stop"
+        "What `stream_predictions` asks of a network: an image that cannot be read is no reason to stop"
 
         def read(path):
             try:
@@ -379,7 +379,7 @@ class Predictor:
         self,
         probs: Sequence[np.ndarray],  # (n, classes) from `run`
     ) -> list:  # a `Decision` for each
-        "Answers that may be 'not sure', by the bundle's threshold and sets; each picture by itself"
+        "Answers that may be 'not sure', by the bundle's threshold and sets; each image by itself"
         from fungi_fastai.evaluation.decisions import decide
 
         threshold, sets = self.bundle.threshold, self.bundle.conformal
@@ -388,7 +388,7 @@ class Predictor:
     def explain(
         self,
         pixels: np.ndarray,  # (n, size, size, 3) uint8
-        classes=None,  # a class, by name or number, or one a picture (default: the likeliest)
+        classes=None,  # a class, by name or number, or one an image (default: the likeliest)
     ) -> np.ndarray:  # (n, size, size) float32 in [0, 1]: 1 where most speaks for the class
         "Where the network looked (Grad-CAM). Needs PyTorch and captum, imported at the first call. Raises `UserError`"
         asked = (
@@ -396,7 +396,7 @@ class Predictor:
         )
         if len(asked) != len(pixels):
             raise UserError(
-                f'There are {len(asked)} classes for {len(pixels)} pictures; expected one, or one a picture.'
+                f'There are {len(asked)} classes for {len(pixels)} images; expected one, or one an image.'
             )
         if any(c is None for c in asked):
             asked = [int(p.argmax()) if c is None else c for c, p in zip(asked, self.run(pixels), strict=True)]
@@ -419,10 +419,10 @@ class Predictor:
 
     def nearest(
         self,
-        features: np.ndarray,  # (features,) of one picture, from `run_with_features`
+        features: np.ndarray,  # (features,) of one image, from `run_with_features`
         k: int = 5,  # examples; fewer where the bundle holds fewer
     ) -> list[Example]:  # nearest first
-        "Training pictures in which the network sees the same. Raises `UserError` where the bundle holds none"
+        "Training images in which the network sees the same. Raises `UserError` where the bundle holds none"
         index, thumbnails = self._examples
         return [
             Example(label, name, distance, thumbnails.get(name, b''))
@@ -439,16 +439,16 @@ class Predictor:
 
         file = self.bundle.file('examples.safetensors')
         self.bundle.verify()
-        index, pictures = FeatureIndex.load(file), load_file(file)
-        if 'thumbnails' not in pictures:
+        index, images = FeatureIndex.load(file), load_file(file)
+        if 'thumbnails' not in images:
             return index, {}
-        data, ends = pictures['thumbnails'].tobytes(), pictures['ends'].tolist()
+        data, ends = images['thumbnails'].tobytes(), images['ends'].tolist()
         return index, {
             name: data[begin:end] for name, begin, end in zip(index.names, [0, *ends[:-1]], ends, strict=True)
         }
 
     def check(self) -> float:  # largest difference of a probability
-        "Answer the bundle's reference pictures again, and compare with what PyTorch said when the bundle was made. Raises `UserError`"
+        "Answer the bundle's reference images again, and compare with what PyTorch said when the bundle was made. Raises `UserError`"
         from safetensors.numpy import load_file
 
         known = load_file(self.bundle.file('references.safetensors'))
@@ -459,23 +459,23 @@ class Predictor:
         self._pool.shutdown()
 
 
-def _named(pictures):
-    "(name, picture) of each"
-    if isinstance(pictures, (str, os.PathLike)) and os.path.isdir(pictures):
+def _named(images):
+    "(name, image) of each"
+    if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
         from fungi_fastai.data.archives import nothing_found, walk_files
         from fungi_fastai.data.images import is_image_name
 
-        found = walk_files(pictures)
-        files = [os.path.join(pictures, *parts) for parts in found if is_image_name(parts[-1])]
+        found = walk_files(images)
+        files = [os.path.join(images, *parts) for parts in found if is_image_name(parts[-1])]
         if not files:
-            raise UserError(nothing_found(pictures, found))
+            raise UserError(nothing_found(images, found))
         yield from zip(files, files, strict=True)
-    elif isinstance(pictures, (list, tuple)):
-        for i, one in enumerate(pictures, 1):
-            for name, picture in _named(one):
-                yield (f'picture {i}' if name == 'picture 1' else name), picture
+    elif isinstance(images, (list, tuple)):
+        for i, one in enumerate(images, 1):
+            for name, image in _named(one):
+                yield (f'image {i}' if name == 'image 1' else name), image
     else:
-        yield (str(pictures) if isinstance(pictures, (str, os.PathLike)) else 'picture 1'), pictures
+        yield (str(images) if isinstance(images, (str, os.PathLike)) else 'image 1'), images
 
 
 def _cores():

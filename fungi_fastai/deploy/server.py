@@ -50,9 +50,9 @@ statuses = {  # what /predict may answer, and what it means; the API's documenta
     400: 'The form cannot be read, or it has no field `files`.',
     401: 'An API key is asked for, and the one sent is missing or wrong.',
     408: 'The upload took too long.',
-    413: 'Too large: a file, the whole request, the number of files, or the number of pixels of a picture.',
-    415: 'Not a picture in a format that is read here, or a content type that cannot be one.',
-    422: 'An empty or damaged picture; files that fail for different reasons; or a parameter that makes no sense.',
+    413: 'Too large: a file, the whole request, the number of files, or the number of pixels of an image.',
+    415: 'Not an image in a format that is read here, or a content type that cannot be one.',
+    422: 'An empty or damaged image; files that fail for different reasons; or a parameter that makes no sense.',
     500: 'A fault of the server. Its log says more.',
     503: 'Busy or stopping: nothing was done. Come again after `Retry-After` seconds.',
     504: 'No answer in time.',
@@ -93,7 +93,7 @@ def read_upload(
     file: Upload,
     read,  # an open binary file -> (size, size, 3) uint8
     max_bytes: int,  # a file may have
-    max_pixels: int,  # a picture may have; a quarter of them where it has transparency or more than 8 bits
+    max_pixels: int,  # an image may have; a quarter of them where it has transparency or more than 8 bits
 ) -> np.ndarray:  # (size, size, 3) uint8
     "Read a file that nothing is known of. Raises `Refused`"
     if (
@@ -101,14 +101,14 @@ def read_upload(
         and not file.kind.startswith('image/')
         and file.kind not in ('application/octet-stream', 'binary/octet-stream')
     ):
-        raise Refused(415, f'It is declared as {file.kind}, which is no picture. Send {_named}.')
+        raise Refused(415, f'It is declared as {file.kind}, which is no image. Send {_named}.')
     if file.size > max_bytes:
         raise Refused(413, f'It has {file.size:,} bytes; at most {max_bytes:,} are read. Save it smaller.')
     if not file.size:
         raise Refused(422, 'It is empty (0 bytes).')
     data = bytes(file.data)
     if data[:2] in (b'P1', b'P2', b'P3'):
-        raise Refused(415, f'It is a picture written as text. Send {_named}.')  # Pillow reads it in Python
+        raise Refused(415, f'It is an image written as text. Send {_named}.')  # Pillow reads it in Python
     content = _Content(data)
     try:
         with Image.open(content, formats=formats) as image:
@@ -118,7 +118,7 @@ def read_upload(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Refused(413, _too_many(max_pixels)) from None
     except UnidentifiedImageError:
-        raise Refused(415, f'It is not a picture{_heif(data)}. Send {_named}.') from None
+        raise Refused(415, f'It is not an image{_heif(data)}. Send {_named}.') from None
     except Exception as error:
         raise Refused(
             422, f'It is cut short or damaged: {error}.'
@@ -154,11 +154,11 @@ class Limits:
 
     max_bytes: int = 2**24  # of a file: 16 MiB
     max_pixels: int = (
-        50_000_000  # of a picture, before anything is unpacked: a photo of 50 megapixels takes 200 to 400 MB then
+        50_000_000  # of an image, before anything is unpacked: a photo of 50 megapixels takes 200 to 400 MB then
     )
     max_files: int = 64  # of a request
     max_memory: int = 2**28  # bytes that uploads in flight may hold together, 256 MiB; a request may hold a quarter
-    places: int = 256  # pictures that may be waiting, being read or in the network
+    places: int = 256  # images that may be waiting, being read or in the network
     timeout: float = 30.0  # seconds for an upload, and again for its answer
 
     def __post_init__(self):
@@ -198,7 +198,7 @@ class _Body:
             raise Refused(
                 415,
                 f'The content type is {kind or "missing"}. Send multipart/form-data with the field files (curl -F files=@photo.jpg), '
-                'or one picture as the body, as image/jpeg (curl -H "content-type: image/jpeg" --data-binary @photo.jpg).',
+                'or one image as the body, as image/jpeg (curl -H "content-type: image/jpeg" --data-binary @photo.jpg).',
             )
         if not self.files:
             raise Refused(
@@ -357,28 +357,28 @@ class _Numbers:
         self.seconds = Histogram(
             'fungi_request_seconds', 'From the request to its answer', ['path'], buckets=fast, **made
         )
-        self.pictures = Counter('fungi_pictures', 'Files of requests, by what became of them', ['status'], **made)
+        self.images = Counter('fungi_images', 'Files of requests, by what became of them', ['status'], **made)
         self.stages = {
             k: Histogram(f'fungi_{k}_seconds', what, buckets=fast, **made)
-            for k, what in dict(read='Reading and scaling a picture', run='The network, a batch').items()
+            for k, what in dict(read='Reading and scaling an image', run='The network, a batch').items()
         }
         self.batch = Histogram(
-            'fungi_batch_pictures',
-            'Pictures that the network was given together',
+            'fungi_batch_images',
+            'Images that the network was given together',
             buckets=(1, 2, 4, 8, 16, 32, 64),
             **made,
         )
-        Gauge('fungi_places_taken', 'Pictures waiting, being read or in the network', **made).set_function(
+        Gauge('fungi_places_taken', 'Images waiting, being read or in the network', **made).set_function(
             lambda: batcher.taken
         )
-        Gauge('fungi_places', 'Pictures that may be so', **made).set(batcher.places)
+        Gauge('fungi_places', 'Images that may be so', **made).set(batcher.places)
         Gauge('fungi_ready', '1 where /ready says 200', **made).set_function(lambda: is_ready())
         Info('fungi_model', 'What is served', **made).info(model)
 
-    def seen(self, stage, seconds, pictures):
+    def seen(self, stage, seconds, images):
         self.stages[stage].observe(seconds)
         if stage == 'run':
-            self.batch.observe(pictures)
+            self.batch.observe(images)
 
 # %% ../../nbs/deploy/server.ipynb #6bb0ec89
 _open_paths = ('/health', '/ready')
@@ -471,8 +471,8 @@ def make_app(
     bundle,  # a bundle's folder, or a `Predictor`
     *,
     backend: str = 'auto',  # auto, onnx, torch, int8 or openvino
-    max_batch: int = 16,  # pictures at most that the network is given together
-    max_wait: float = 0.01,  # seconds at most that a picture waits for others that are being read
+    max_batch: int = 16,  # images at most that the network is given together
+    max_wait: float = 0.01,  # seconds at most that an image waits for others that are being read
     limits: Limits = Limits(),
     api_key: str | None = None,  # that requests must send (default: none is asked for)
     page: bool = True,  # the page for people at /, where gradio is installed
@@ -528,7 +528,7 @@ def make_app(
             problem = await asyncio.to_thread(watch.check) if watch else ''
             if problem != said:
                 print(
-                    f'{problem} Until it is started anew it answers with what it has in memory.'
+                    f'{problem} Until it is started again it answers with what it has in memory.'
                     if problem
                     else 'The bundle is whole again.',
                     file=sys.stderr,
@@ -579,11 +579,11 @@ def make_app(
     async def predict(
         request: Request, top: int = Query(5, ge=1, description='how many of the likeliest classes each answer lists')
     ):
-        "Classify one or several pictures"
+        "Classify one or several images"
         files, outcomes = await answered(request)
         results = _results(predictor, files, outcomes, top)
         for result in results:
-            numbers.pictures.labels(str(result.get('status', 200))).inc()
+            numbers.images.labels(str(result.get('status', 200))).inc()
         failed = {r.get('status', 200) for r in results}
         status = 200 if 200 in failed else failed.pop() if len(failed) == 1 else 422
         extra = (
@@ -727,7 +727,7 @@ def _outcome(future, timeout):
     error = future.exception()
     if error is None or isinstance(error, Refused):
         return error or future.result()
-    logging.getLogger('uvicorn.error').error('A picture failed', exc_info=error)
+    logging.getLogger('uvicorn.error').error('An image failed', exc_info=error)
     return Refused(500, statuses[500])
 
 
@@ -825,7 +825,7 @@ def _documented(model):
                 set=['a'],
                 top=[dict(label='a', probability=0.91)],
             ),
-            dict(file='letter.txt', error='It is not a picture.', status=415),
+            dict(file='letter.txt', error='It is not an image.', status=415),
         ],
     )
     found = {

@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ..data.archives import say_count, walk_files
+from ..data.archives import format_count, walk_files
 from ..data.sources import Source
-from ..core.settings import MissingFileError, UserError, check_place, write_table
+from ..core.settings import MissingFileError, UserError, check_writable, write_table
 
 # %% ../../nbs/deploy/submission.ipynb #6750d55a
 def read_sample(
@@ -36,7 +36,7 @@ def read_sample(
         raise UserError(f'{file} cannot be read as a CSV: {error}.') from None
     if len(sample.columns) < 2 or not len(sample):
         raise UserError(
-            f'{file} has the columns {", ".join(sample.columns)} and {say_count(len(sample), "row")}; expected an id and a label for each picture.'
+            f'{file} has the columns {", ".join(sample.columns)} and {format_count(len(sample), "row")}; expected an id and a label for each image.'
         )
     return sample
 
@@ -72,7 +72,7 @@ def check_submission(
     missing, extra = wanted[~wanted.isin(set(given))], given[~given.isin(set(wanted))]
     if len(missing):
         raise UserError(
-            f'{what} lacks {_some(missing, key)}, of {say_count(len(wanted), "row")} in the sample submission.'
+            f'{what} lacks {_some(missing, key)}, of {format_count(len(wanted), "row")} in the sample submission.'
         )
     if len(extra):
         raise UserError(f'{what} has {_some(extra, key)}, which the sample submission does not ask for.')
@@ -127,7 +127,7 @@ def _bare(text):
 
 # %% ../../nbs/deploy/submission.ipynb #14dc78fc
 def _place(test, sample, recipe):
-    "The test pictures (path, name) and the sample submission's file. Raises `UserError`"
+    "The test images (path, name) and the sample submission's file. Raises `UserError`"
     from fungi_fastai.training.recipe import source_of
 
     source = source_of(recipe) if test is None else Source.of(test)
@@ -135,7 +135,7 @@ def _place(test, sample, recipe):
     unlabelled = found[found.given.eq('test') & found.label.isna()]
     if test is None and not len(unlabelled):
         raise UserError(
-            f'{source} has no unlabelled pictures in a folder test. Say where the pictures to be predicted are: --test FOLDER.'
+            f'{source} has no unlabelled images in a folder test. Say where the images to be predicted are: --test FOLDER.'
         )
     if sample is None:
         for one in (source,) if test is None else (source, source_of(recipe)):
@@ -155,7 +155,7 @@ _ways = (
 
 
 def _identify(names, wanted):
-    "The identifier of each picture, in the way in which most of those wanted are found"
+    "The identifier of each image, in the way in which most of those wanted are found"
     wanted = set(wanted)
     return max(([way(name) for name in names] for way in _ways), key=lambda ids: len(wanted.intersection(ids)))
 
@@ -212,11 +212,11 @@ class Submission:
     table: pd.DataFrame  # what is in it
     sample: Path  # what it was held against
     networks: int  # averaged
-    views: int  # of each picture
+    views: int  # of each image
     labels: dict  # class → the label in the file
     unread: list = field(
         default_factory=list
-    )  # names of pictures that could not be read; they got the mean of the others
+    )  # names of images that could not be read; they got the mean of the others
     unsure: list = field(default_factory=list)  # classes with underscores whose spelling the sample does not show
 
     @property
@@ -237,10 +237,10 @@ class Submission:
 
     def __str__(self):
         facts, respelled = self.facts, self.facts['respelled']
-        views = f' and {self.views} views of each picture' if self.views > 1 else ''
+        views = f' and {self.views} views of each image' if self.views > 1 else ''
         lines = [
             f'{self.file}: {facts["rows"]:,} rows in the order of {self.sample.name}, {len(self.labels)} classes, '
-            f'from {say_count(self.networks, "network")}{views}.'
+            f'from {format_count(self.networks, "network")}{views}.'
         ]
         if respelled:
             first, label = next(iter(respelled.items()))
@@ -252,7 +252,7 @@ class Submission:
                 'whether the competition has underscores there. Compare with its page.'
             )
         if self.unread:
-            lines.append(f'{_some(self.unread, "picture")} could not be read, and got the mean answer of the others.')
+            lines.append(f'{_some(self.unread, "image")} could not be read, and got the mean answer of the others.')
         return '\n'.join(lines)
 
     __repr__ = __str__
@@ -261,23 +261,23 @@ class Submission:
 def submission(
     runs,  # a run, or several that are averaged: folders, or opened; a cross-validation counts as its folds
     out: str | Path,  # the .csv to write
-    test=None,  # the pictures: whatever `Source.of` takes (default: `test/` of the first run's source)
-    sample: str | Path | None = None,  # sample_submission.csv (default: the one that lies with the pictures)
+    test=None,  # the images: whatever `Source.of` takes (default: `test/` of the first run's source)
+    sample: str | Path | None = None,  # sample_submission.csv (default: the one that lies with the images)
     tta: bool
     | int
-    | str = False,  # views of each picture that are averaged: a number; flips or True for all flips that the recipe allows
+    | str = False,  # views of each image that are averaged: a number; flips or True for all flips that the recipe allows
     weights=None,  # of each run (default: all networks count the same)
     labels: dict | None = None,  # class → label, as the competition wants it (default: read from the sample)
     probabilities: bool = False,  # write the probabilities beside it, as .parquet
     progress: bool = True,  # show it
 ) -> Submission:
-    "Predict a competition's test pictures and write what it wants to be sent, checked. Raises `MissingFileError`, `UserError`"
+    "Predict a competition's test images and write what it wants to be sent, checked. Raises `MissingFileError`, `UserError`"
     from fungi_fastai.evaluation.tta import make_views, predict_tta
 
     out = Path(out)
     if out.suffix.lower() != '.csv' or out.is_dir():
         raise UserError(f'{out} should be a file that ends in .csv.')
-    check_place(out)
+    check_writable(out)
     networks, weights = _networks(runs, weights)
     n = {True: 'flips', False: 1}.get(tta, tta) if isinstance(tta, bool) else tta
     views = max(len(make_views(n, run.recipe.augment)) for run in networks)
@@ -297,7 +297,7 @@ def submission(
     check_submission(
         table,
         wanted,
-        what=f'The folder of test pictures, {os.path.commonpath([os.path.dirname(p) for p in items["path"]])},',
+        what=f'The folder of test images, {os.path.commonpath([os.path.dirname(p) for p in items["path"]])},',
     )  # before the work
     said, unread = [], set()
     for number, run in enumerate(networks, 1):
@@ -310,7 +310,7 @@ def submission(
     probs = average(np.stack(said), weights)
     if len(unread) == len(items):
         raise UserError(
-            f'None of the {say_count(len(items), "picture")} can be read, the first is {items["path"].iloc[0]}.'
+            f'None of the {format_count(len(items), "image")} can be read, the first is {items["path"].iloc[0]}.'
         )
     probs[sorted(unread)] = np.nanmean(probs, axis=0)
     names = np.array([spelled[c] for c in classes], object)

@@ -25,7 +25,7 @@ from ..core.settings import MissingFileError, UserError
 
 # %% ../../nbs/evaluation/costs.ipynb #dc6eae44
 safety_note = (
-    'These are guesses of a program about pictures, not determinations. Do not eat, taste, touch or treat anything because of them: '
+    'These are guesses of a program about images, not determinations. Do not eat, taste, touch or treat anything because of them: '
     'look-alikes that differ in smell, spores or what lies under the ground cannot be told from a photo. Attributes of classes, '
     'such as toxicity, are labels from a file of the user and were not checked. Ask an expert who holds the find in hand.'
 )
@@ -86,7 +86,7 @@ _stranger = 'none of these'
 def equal_costs(
     classes: list[str],
     wrong: float = 1.0,  # cost of a wrong class
-    abstain: float = 0.3,  # cost of "not sure" about a picture of a known class
+    abstain: float = 0.3,  # cost of "not sure" about an image of a known class
     stranger: float = 1.0,  # cost of calling what is no class of the model by a class
 ) -> Costs:
     "All mistakes alike. The cheapest answer is then the likeliest class, where its confidence is above 1 − abstain/wrong (Chow 1970)"
@@ -147,7 +147,7 @@ def _some(names, most=5):
 def expected_costs(
     probs: np.ndarray,  # (images, classes) probabilities, calibrated
     costs: Costs,
-    stranger=0.0,  # chance that a picture is of no class of the model: a number, or one a picture
+    stranger=0.0,  # chance that an image is of no class of the model: a number, or one an image
 ) -> np.ndarray:  # (images, classes+1): of each answer, the last being not sure
     "What each answer costs on average. Raises `UserError`"
     probs, _, _ = checked(probs)
@@ -162,7 +162,7 @@ def expected_costs(
 def cheapest(
     probs: np.ndarray,  # (images, classes) probabilities, calibrated
     costs: Costs,
-    stranger=0.0,  # chance that a picture is of no class of the model: a number, or one a picture
+    stranger=0.0,  # chance that an image is of no class of the model: a number, or one an image
     abstain: bool = True,  # whether "not sure" is allowed
 ) -> np.ndarray:  # (images,) class indices, -1: not sure
     "The answer with the least expected cost; of equally cheap ones the likeliest class. Raises `UserError`"
@@ -211,7 +211,7 @@ def attribute_costs(
     attributes: list[str],  # of each class
     pairs: dict,  # {(attribute of the truth, attribute of the answer): cost}; pairs that are not named cost nothing
     wrong: float = 1.0,  # cost of a wrong class, added to that
-    abstain: float = 0.1,  # cost of "not sure" about a picture of a known class
+    abstain: float = 0.1,  # cost of "not sure" about an image of a known class
     stranger: float = 10.0,  # cost of calling what is no class of the model by a class
 ) -> Costs:
     "Costs by the attributes of truth and answer. Raises `UserError`"
@@ -288,10 +288,10 @@ def total_cost(
     targets: np.ndarray,  # (images,) class indices, -1: no class of the model
     answers: np.ndarray,  # (images,) class indices, -1: not sure
     costs: Costs,
-    groups=None,  # (images,) any values: pictures of one specimen share one
+    groups=None,  # (images,) any values: images of one specimen share one
     samples: int = 2000,  # bootstrap resamples
     seed: int = 0,
-) -> dict:  # mean low high total pictures answered dearest dearest_pictures dearest_share_high
+) -> dict:  # mean low high total images answered dearest costliest_images dearest_share_high
     "What answers cost: the mean with its 95 % bootstrap interval (of whole specimens), and how many mistakes of the dearest kind. Raises `UserError`"
     targets, answers = _answers(targets, answers, len(costs.classes))
     paid, groups = costs.matrix[targets, answers], group_numbers(groups, len(targets))
@@ -305,10 +305,10 @@ def total_cost(
         low=float(low),
         high=float(high),
         total=float(paid.sum()),
-        pictures=len(paid),
+        images=len(paid),
         answered=int((answers >= 0).sum()),
         dearest=float(costs.matrix.max()),
-        dearest_pictures=int(worst.sum()),
+        costliest_images=int(worst.sum()),
         dearest_share_high=interval_of(worst, groups=groups)[1],
     )
 
@@ -317,26 +317,26 @@ def cost_table(
     targets: np.ndarray,  # (images,) class indices, -1: no class of the model
     ways: dict,  # name → (images,) answers: class indices, -1: not sure
     costs: Costs,
-    groups=None,  # (images,) any values: pictures of one specimen share one
-) -> pd.DataFrame:  # a row a way: mean low high total answered right dearest_pictures
-    "Several ways of answering the same pictures, side by side. Raises `UserError`"
+    groups=None,  # (images,) any values: images of one specimen share one
+) -> pd.DataFrame:  # a row a way: mean low high total answered right costliest_images
+    "Several ways of answering the same images, side by side. Raises `UserError`"
     rows = {}
     for name, answers in ways.items():
         told = total_cost(targets, answers, costs, groups)
         answered = np.asarray(answers) >= 0
         right = float((np.asarray(answers) == targets)[answered].mean()) if answered.any() else np.nan
         rows[name] = {k: told[k] for k in ('mean', 'low', 'high', 'total', 'answered')} | dict(
-            right=right, dearest_pictures=told['dearest_pictures']
+            right=right, costliest_images=told['costliest_images']
         )
-    return pd.DataFrame(rows).T.rename_axis('answers').astype(dict(answered=int, dearest_pictures=int))
+    return pd.DataFrame(rows).T.rename_axis('answers').astype(dict(answered=int, costliest_images=int))
 
 # %% ../../nbs/evaluation/costs.ipynb #29018168
 def attribute_confusion(
     targets: np.ndarray,  # (images,) class indices, -1: no class of the model
     answers: np.ndarray,  # (images,) class indices, -1: not sure
     costs: Costs,  # with attributes
-) -> pd.DataFrame:  # a row a true and answered attribute: truth answer pictures share mean_cost dangerous; shares of the truth's pictures
-    "Pictures by the attribute of truth and answer. A cell is dangerous where it can cost as much as the dearest mistake. Raises `UserError`"
+) -> pd.DataFrame:  # a row a true and answered attribute: truth answer images share mean_cost dangerous; fractions of the truth's images
+    "Images by the attribute of truth and answer. A cell is dangerous where it can cost as much as the dearest mistake. Raises `UserError`"
     if costs.attributes is None:
         raise UserError('These costs were made without attributes. Use `attribute_costs` or `fungiclef_costs`.')
     targets, answers = _answers(targets, answers, len(costs.classes))
@@ -351,8 +351,8 @@ def attribute_confusion(
                 dict(
                     truth=one,
                     answer=other,
-                    pictures=int(mine.sum()),
-                    share=mine.sum() / max(1, (truth[targets] == one).sum()),
+                    images=int(mine.sum()),
+                    fraction=mine.sum() / max(1, (truth[targets] == one).sum()),
                     mean_cost=paid[mine].mean() if mine.any() else 0.0,
                     dangerous=bool(here.max() == costs.matrix.max()),
                 )
@@ -372,14 +372,14 @@ def plot_attribute_confusion(
         x, y = columns.index(one.answer), rows.index(one.truth)
         colour = colours['warn'] if one.dangerous else colours['main']
         ax.add_patch(
-            Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, facecolor=colour, alpha=0.06 + 0.5 * one.share, linewidth=0)
+            Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, facecolor=colour, alpha=0.06 + 0.5 * one.fraction, linewidth=0)
         )
         if one.dangerous:
             ax.add_patch(Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, fill=False, edgecolor=colour, linewidth=1.6))
         ax.text(
             x,
             y,
-            f'{one.pictures}\n{one.share:.0%}',
+            f'{one.images}\n{one.fraction:.0%}',
             ha='center',
             va='center',
             fontsize=9,

@@ -6,7 +6,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/evaluation/decisions.html.md""
 
 # %% auto #0
 __all__ = ['candidates', 'conformal_scores', 'not_sure', 'RiskCoverage', 'risk_coverage', 'Threshold', 'threshold_for',
-           'plot_risk_coverage', 'misfit', 'conformal_quantile', 'Conformal', 'conformal', 'coverage_table',
+           'plot_risk_coverage', 'nonconformity', 'conformal_quantile', 'Conformal', 'conformal', 'coverage_table',
            'open_set_scores', 'auroc', 'fpr_at_tpr', 'open_set_table', 'Decision', 'decide']
 
 # %% ../../nbs/evaluation/decisions.ipynb #a194b5ce
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 # %% ../../nbs/evaluation/decisions.ipynb #3c5f2978
 @dataclass(frozen=True)
 class RiskCoverage:
-    "Errors among the answers, when only the most confident pictures are answered"
+    "Errors among the answers, when only the most confident images are answered"
 
-    coverage: np.ndarray  # (steps,) share of pictures answered, rising to 1
-    risk: np.ndarray  # (steps,) share of those answers that is wrong
+    coverage: np.ndarray  # (steps,) fraction of images answered, rising to 1
+    risk: np.ndarray  # (steps,) fraction of those answers that is wrong
     confidence: np.ndarray  # (steps,) the least confidence that is answered
     area: float  # AURC: mean risk over all coverages
     excess: float  # E-AURC: the area minus that of the best ordering of the same answers
@@ -41,12 +41,12 @@ def risk_coverage(
     probs, targets, _ = checked(probs, targets)
     confidence, wrong, n = probs.max(1), probs.argmax(1) != targets, len(targets)
     steps, place = np.unique(-confidence, return_inverse=True)
-    pictures, errors = np.bincount(place), np.bincount(place, wrong)
-    answered, mistaken = pictures.cumsum(), errors.cumsum()
-    # within a step of equal confidence the order is chance: its k-th picture adds the step's mean error
+    images, errors = np.bincount(place), np.bincount(place, wrong)
+    answered, mistaken = images.cumsum(), errors.cumsum()
+    # within a step of equal confidence the order is chance: its k-th image adds the step's mean error
     position = np.arange(1, n + 1)
     step = np.searchsorted(answered, position)
-    expected = mistaken[step] - (answered[step] - position) * (errors / pictures)[step]
+    expected = mistaken[step] - (answered[step] - position) * (errors / images)[step]
     area, best = (expected / position).mean(), (np.maximum(0, position - (n - wrong.sum())) / position).mean()
     return RiskCoverage(answered / n, mistaken / answered, -steps, float(area), float(max(0, area - best)))
 
@@ -59,13 +59,13 @@ class Threshold:
     "The least confidence that is answered, and what is known of it from validation"
 
     confidence: float | None  # answers at or above this; None: no threshold keeps the wish, nothing is answered
-    coverage: float  # share of validation pictures that are answered
-    accuracy: float | None  # share of those answers that is right
-    error_bound: float | None  # at most this share of answers on unseen pictures is wrong, with certainty `sure`
-    sure: float  # certainty of the bound, over the choice of validation pictures
+    coverage: float  # fraction of validation images that are answered
+    accuracy: float | None  # fraction of those answers that is right
+    error_bound: float | None  # at most this fraction of answers on unseen images is wrong, with certainty `sure`
+    sure: float  # certainty of the bound, over the choice of validation images
     wish: str  # what was asked for
-    guaranteed: bool  # whether the bound, and not only the validation part, keeps the wish
-    pictures: int  # validation pictures
+    guaranteed: bool  # whether the bound, and not only the validation set, keeps the wish
+    images: int  # validation images
     why: str  # in words
 
     @property
@@ -76,17 +76,17 @@ class Threshold:
         self,
         probs: np.ndarray,  # (images, classes) probabilities, calibrated as those of validation were
     ) -> np.ndarray:  # (images,) true where there is an answer
-        "Which pictures are answered"
+        "Which images are answered"
         probs = np.asarray(probs, float)
         return probs.max(1) >= self.confidence if self.found else np.zeros(len(probs), bool)
 
     def on(
         self,
-        probs: np.ndarray,  # (images, classes) probabilities of other pictures
+        probs: np.ndarray,  # (images, classes) probabilities of other images
         targets: np.ndarray,  # (images,) class indices
-        groups=None,  # (images,) any values: pictures of one specimen share one; for the interval
-    ) -> dict:  # coverage answered accuracy (None where nothing is answered) accuracy_low accuracy_high pictures
-        "What the threshold does on other pictures, the test part say. Raises `UserError`"
+        groups=None,  # (images,) any values: images of one specimen share one; for the interval
+    ) -> dict:  # coverage answered accuracy (None where nothing is answered) accuracy_low accuracy_high images
+        "What the threshold does on other images, the test set say. Raises `UserError`"
         probs, targets, groups = checked(probs, targets, groups)
         answered, right = self.accepts(probs), probs.argmax(1) == targets
         low, high = interval_of(right[answered], groups=None if groups is None else groups[answered])
@@ -96,7 +96,7 @@ class Threshold:
             accuracy=float(right[answered].mean()) if answered.any() else None,
             accuracy_low=low,
             accuracy_high=high,
-            pictures=len(targets),
+            images=len(targets),
         )
 
     def to_dict(self) -> dict:
@@ -105,13 +105,13 @@ class Threshold:
 
 # %% ../../nbs/evaluation/decisions.ipynb #81a243c2
 def threshold_for(
-    probs: np.ndarray,  # (images, classes) probabilities of the validation part, calibrated
+    probs: np.ndarray,  # (images, classes) probabilities of the validation set, calibrated
     targets: np.ndarray,  # (images,) class indices
-    accuracy: float | None = None,  # wished share of right answers, as many answers as that allows; or
-    coverage: float | None = None,  # wished share of pictures that are answered
+    accuracy: float | None = None,  # wished fraction of right answers, as many answers as that allows; or
+    coverage: float | None = None,  # wished fraction of images that are answered
     sure: float = 0.95,  # certainty of the bound on the error
     guaranteed: bool = True,  # whether the bound has to keep the wished accuracy, or validation only
-    groups=None,  # (images,) any values: pictures of one specimen share one
+    groups=None,  # (images,) any values: images of one specimen share one
 ) -> Threshold:
     """A confidence below which the answer is "not sure" (Geifman and El-Yaniv 2017, arXiv:1705.08500). Raises `UserError`"""
     probs, targets, groups = checked(probs, targets, groups)
@@ -119,30 +119,30 @@ def threshold_for(
         raise UserError('Wish for an accuracy or for a coverage: one of the two.')
     for name, value in dict(accuracy=accuracy, coverage=coverage, sure=sure).items():
         if value is not None and not (0 < value < 1 or (name, value) == ('coverage', 1)):
-            raise UserError(f'The wished {name} is {value}; expected a share between 0 and 1.')
+            raise UserError(f'The wished {name} is {value}; expected a fraction between 0 and 1.')
     order = np.argsort(-probs.max(1), kind='stable')
     confidence, wrong, n = probs.max(1)[order], (probs.argmax(1) != targets)[order], len(targets)
     groups = groups if groups is None else groups[order]
     certain = sure if coverage is not None else 1 - (1 - sure) / candidates  # one candidate, or all of them at once
     shared = groups is not None and groups.max() + 1 < n
-    told = f'of {n} validation pictures' + (f' ({groups.max() + 1} specimens)' if shared else '')
+    told = f'of {n} validation images' + (f' ({groups.max() + 1} specimens)' if shared else '')
     certainly = f'with {"about " if shared else ""}{sure:.0%} certainty'
 
-    def at(least, share, right, bound, wish, guaranteed):
+    def at(least, fraction, right, bound, wish, guaranteed):
         return Threshold(
             least,
-            share,
+            fraction,
             right,
             bound,
             sure,
             wish,
             guaranteed,
             n,
-            f'At confidence {least:.3f} and above, {share:.0%} {told} are answered and {right:.1%} of the answers are right; '
-            f'on unseen pictures at most {bound:.1%} are wrong, {certainly}.',
+            f'At confidence {least:.3f} and above, {fraction:.0%} {told} are answered and {right:.1%} of the answers are right; '
+            f'on unseen images at most {bound:.1%} are wrong, {certainly}.',
         )
 
-    def look(least):  # coverage, accuracy, bound on the error; of the pictures from this confidence upwards
+    def look(least):  # coverage, accuracy, bound on the error; of the images from this confidence upwards
         answered = confidence >= least
         if not answered.any():
             return 0.0, None, 1.0
@@ -152,8 +152,8 @@ def threshold_for(
     if coverage is not None:
         rank = int(np.ceil(round(coverage * (n + 1), 9)))
         least = float(confidence[rank - 1]) if rank <= n else 0.0
-        return at(least, *look(least), f'{coverage:.0%} of the pictures answered', False)
-    # the i-th candidate lies just above a picture that is not counted: those above it are a fair sample of what is above it
+        return at(least, *look(least), f'{coverage:.0%} of the images answered', False)
+    # the i-th candidate lies just above an image that is not counted: those above it are a fair sample of what is above it
     counts = dict.fromkeys(int(np.ceil(i * n / candidates)) for i in range(1, candidates + 1))
     seen = [
         (least, *look(least)) for least in (float(np.nextafter(confidence[k], 2)) if k < n else 0.0 for k in counts)
@@ -183,16 +183,16 @@ def plot_risk_coverage(
     targets: np.ndarray,  # (images,) class indices
     threshold: Threshold | None = None,  # marked where given
 ):  # a matplotlib Figure
-    "Share of wrong answers against the share of pictures that are answered; the best ordering below it. Raises `UserError`"
+    "Fraction of wrong answers against the fraction of images that are answered; the best ordering below it. Raises `UserError`"
     curve = risk_coverage(probs, targets)
     from fungi_fastai.core.figures import chart, colours
 
     figure, (ax,) = chart(4.6, 2.8)
     error = curve.risk[-1]
-    shares = np.linspace(0.001, 1, 200)
+    fractions = np.linspace(0.001, 1, 200)
     ax.plot(
-        shares,
-        np.maximum(0, shares - (1 - error)) / shares,
+        fractions,
+        np.maximum(0, fractions - (1 - error)) / fractions,
         color=colours['faint'],
         linewidth=1,
         linestyle='--',
@@ -220,8 +220,8 @@ def plot_risk_coverage(
     ax.set(
         xlim=(0, 1.01),
         ylim=(0, max(0.05, 1.15 * curve.risk[curve.coverage >= 0.02].max())),
-        xlabel='share of pictures answered',
-        ylabel='share of answers wrong',
+        xlabel='fraction of images answered',
+        ylabel='fraction of answers wrong',
     )
     ax.legend(frameon=False, fontsize=8, labelcolor=colours['ink'], loc='upper left')
     return figure
@@ -244,7 +244,7 @@ def _ordered(probs, score, penalty, rank):
     return order, ordered, np.take_along_axis(sums, last, 1), before
 
 
-def misfit(
+def nonconformity(
     probs: np.ndarray,  # (images, classes) probabilities
     score: str = 'lac',  # lac, aps or raps
     penalty: float = 0.0,  # raps: for each class after `rank`
@@ -268,7 +268,7 @@ def _lots(n, seed):
 def _members(probs, limit, score, penalty, rank, draws=None):
     "Which classes are in the set: (images, classes)"
     if score == 'lac' or draws is not None:
-        return misfit(probs, score, penalty, rank, draws) <= limit + _hair
+        return nonconformity(probs, score, penalty, rank, draws) <= limit + _hair
     order, _, _, before = _ordered(probs, score, penalty, rank)
     found = np.empty(probs.shape, bool)
     np.put_along_axis(found, order, before <= limit, 1)  # up to the class that reaches the limit
@@ -279,7 +279,7 @@ def conformal_quantile(
     scores: np.ndarray,  # (images,) of the true classes
     coverage: float,  # wished
 ) -> float | None:  # the ⌈(n+1)·coverage⌉-th smallest score; None where that is more than there are
-    "The value that the score of one more exchangeable picture stays below with the wished probability"
+    "The value that the score of one more exchangeable image stays below with the wished probability"
     rank = int(np.ceil(round((len(scores) + 1) * coverage, 9)))
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else None
 
@@ -290,18 +290,18 @@ class Conformal:
 
     score: str  # lac, aps or raps
     coverage: float  # wished
-    quantile: float | None  # a class is in the set up to this misfit; None: validation is too small, every class is
+    quantile: float | None  # a class is in the set up to this nonconformity; None: validation is too small, every class is
     penalty: float = 0.0  # raps
     rank: int = 0  # raps
     randomised: bool = False
     seed: int = 0  # of the lots, where randomised
-    pictures: int = 0  # validation pictures, or specimens, that the quantile is taken of
+    images: int = 0  # validation images, or specimens, that the quantile is taken of
 
     def sets(
         self,
         probs: np.ndarray,  # (images, classes) probabilities, calibrated as those of validation were
     ) -> np.ndarray:  # (images, classes) true for the classes in the set
-        "The set of each picture. Raises `UserError`"
+        "The set of each image. Raises `UserError`"
         probs, _, _ = checked(probs)
         if self.quantile is None:
             return np.ones(probs.shape, bool)
@@ -320,14 +320,14 @@ class Conformal:
 
 # %% ../../nbs/evaluation/decisions.ipynb #0299a4b6
 def conformal(
-    probs: np.ndarray,  # (images, classes) probabilities of the validation part, calibrated
+    probs: np.ndarray,  # (images, classes) probabilities of the validation set, calibrated
     targets: np.ndarray,  # (images,) class indices
-    coverage: float = 0.9,  # wished share of sets that hold the true class
+    coverage: float = 0.9,  # wished fraction of sets that hold the true class
     score: str = 'lac',  # lac, aps or raps
     randomised: bool = False,  # aps and raps: sets by lot, which cover exactly as wished
     seed: int = 0,  # of all lots
-    groups=None,  # (images,) any values: pictures of one specimen share one, of which one picture is used
-    penalty: float | None = None,  # raps: for each class after `rank` (default: chosen on a fifth of the pictures)
+    groups=None,  # (images,) any values: images of one specimen share one, of which one image is used
+    penalty: float | None = None,  # raps: for each class after `rank` (default: chosen on a fifth of the images)
     rank: int | None = None,  # raps: so many classes cost nothing (default: chosen on the same)
 ) -> Conformal:
     "Split-conformal sets from validation. Raises `UserError`"
@@ -351,7 +351,7 @@ def conformal(
         penalty, rank = _regularisation(probs[tuning], targets[tuning], coverage, seed)
         probs, targets = probs[kept], targets[kept]
     penalty, rank = (float(penalty), int(rank)) if score == 'raps' else (0.0, 0)
-    own = misfit(probs, score, penalty, rank, _lots(len(probs), seed))[np.arange(len(targets)), targets]
+    own = nonconformity(probs, score, penalty, rank, _lots(len(probs), seed))[np.arange(len(targets)), targets]
     return Conformal(score, coverage, conformal_quantile(own, coverage), penalty, rank, randomised, seed, len(targets))
 
 
@@ -363,7 +363,7 @@ def _regularisation(probs, targets, coverage, seed):
     rank = conformal_quantile(ranks, coverage) or probs.shape[1]
 
     def size(penalty):
-        scores = misfit(probs, 'raps', penalty, int(rank), _lots(len(probs), seed))
+        scores = nonconformity(probs, 'raps', penalty, int(rank), _lots(len(probs), seed))
         limit = conformal_quantile(scores[np.arange(len(targets)), targets], coverage)
         return probs.shape[1] if limit is None else _members(probs, limit, 'raps', penalty, int(rank)).sum(1).mean()
 
@@ -373,15 +373,15 @@ def _regularisation(probs, targets, coverage, seed):
 def coverage_table(
     sets: np.ndarray,  # (images, classes) from `Conformal.sets`
     targets: np.ndarray,  # (images,) class indices
-    groups=None,  # (images,) any values: pictures of one specimen share one; for the intervals
-) -> 'pd.DataFrame':  # a row a size of set, and 'all': pictures share coverage coverage_low coverage_high mean_size
+    groups=None,  # (images,) any values: images of one specimen share one; for the intervals
+) -> 'pd.DataFrame':  # a row a size of set, and 'all': images share coverage coverage_low coverage_high mean_size
     "How often sets hold the true class, by size. Raises `UserError`"
     import pandas as pd
 
     sets, targets = np.asarray(sets, bool), np.asarray(targets)
     if sets.ndim != 2 or not len(sets) or targets.shape != (len(sets),):
         raise UserError(
-            f'There are sets {sets.shape} and targets {targets.shape}; expected (images, classes) and (images,), of one picture or more.'
+            f'There are sets {sets.shape} and targets {targets.shape}; expected (images, classes) and (images,), of one image or more.'
         )
     held, size = sets[np.arange(len(targets)), targets], sets.sum(1)
     groups = None if groups is None else np.asarray(groups, dtype=object)
@@ -389,27 +389,27 @@ def coverage_table(
     for name, mine in {**{str(s): size == s for s in np.unique(size)}, 'all': np.ones(len(size), bool)}.items():
         low, high = interval_of(held[mine], groups=None if groups is None else groups[mine])
         rows[name] = dict(
-            pictures=int(mine.sum()),
-            share=mine.mean(),
+            images=int(mine.sum()),
+            fraction=mine.mean(),
             coverage=held[mine].mean(),
             coverage_low=low,
             coverage_high=high,
             mean_size=size[mine].mean(),
         )
-    return pd.DataFrame(rows).T.rename_axis('size').astype(dict(pictures=int))
+    return pd.DataFrame(rows).T.rename_axis('size').astype(dict(images=int))
 
 # %% ../../nbs/evaluation/decisions.ipynb #fbc6a413
 def open_set_scores(
     probs: np.ndarray,  # (images, classes) probabilities
     logits: np.ndarray | None = None,  # (images, classes) before softmax, for the energy
     features: np.ndarray | None = None,  # (images, features), for the distances
-    train_features: np.ndarray | None = None,  # (training pictures, features)
-    train_targets: np.ndarray | None = None,  # (training pictures,) class indices, for the distance to class centres
-    neighbours: int = 10,  # the distance is to this nearest training picture
+    train_features: np.ndarray | None = None,  # (training images, features)
+    train_targets: np.ndarray | None = None,  # (training images,) class indices, for the distance to class centres
+    neighbours: int = 10,  # the distance is to this nearest training image
 ) -> (
     'pd.DataFrame'
 ):  # (images) rows; columns max_softmax energy neighbours mahalanobis, as far as there is what they need
-    "How strange each picture is, by several scores; higher is stranger. Raises `UserError`"
+    "How strange each image is, by several scores; higher is stranger. Raises `UserError`"
     import pandas as pd
 
     probs, _, _ = checked(probs)
@@ -424,7 +424,7 @@ def open_set_scores(
         features, train = _rows(features, len(probs), 'features'), _rows(train_features, None, 'train_features')
         if features.shape[1] != train.shape[1]:
             raise UserError(
-                f'Features have {features.shape[1]} numbers, those of the training pictures {train.shape[1]}.'
+                f'Features have {features.shape[1]} numbers, those of the training images {train.shape[1]}.'
             )
         found['neighbours'] = _nearest(features, train, min(neighbours, len(train)))
         if train_targets is not None:
@@ -435,14 +435,14 @@ def open_set_scores(
 def _rows(values, n, name):
     values = np.asarray(values, float)
     if values.ndim != 2 or not len(values) or n not in (None, len(values)):
-        raise UserError(f'Expected {name} of the shape ({n or "pictures"}, numbers), not {values.shape}.')
+        raise UserError(f'Expected {name} of the shape ({n or "images"}, numbers), not {values.shape}.')
     if not np.isfinite(values).all():
         raise UserError(f'Some {name} are not numbers.')
     return values
 
 
 def _nearest(features, train, k):
-    "Distance of unit vectors to the k-th nearest training picture, in pieces that fit the memory"
+    "Distance of unit vectors to the k-th nearest training image, in pieces that fit the memory"
     unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     features, train = unit(features), unit(train)
     step = max(1, int(2e7 // len(train)))
@@ -458,7 +458,7 @@ def _nearest(features, train, k):
 def _mahalanobis(features, train, targets):
     "Squared distance to the nearest class centre, less that to the centre of all; covariances shrunk towards the diagonal"
 
-    def shrunk(residuals):  # Ledoit and Wolf 2004: invertible with fewer pictures than features too
+    def shrunk(residuals):  # Ledoit and Wolf 2004: invertible with fewer images than features too
         from sklearn.covariance import ledoit_wolf
 
         return np.linalg.pinv(ledoit_wolf(residuals, assume_centered=True)[0], hermitian=True)
@@ -473,10 +473,10 @@ def _mahalanobis(features, train, targets):
 
 # %% ../../nbs/evaluation/decisions.ipynb #2104f209
 def auroc(
-    known: np.ndarray,  # (images,) scores of pictures of known classes
+    known: np.ndarray,  # (images,) scores of images of known classes
     unknown: np.ndarray,  # (images,) scores of strangers
 ) -> float:  # in [0, 1]; ties count a half
-    "Chance that a stranger is scored above a known picture. Raises `UserError`"
+    "Chance that a stranger is scored above a known image. Raises `UserError`"
     from scipy.stats import rankdata
 
     known, unknown = _scores(known, unknown)
@@ -485,28 +485,28 @@ def auroc(
 
 
 def fpr_at_tpr(
-    known: np.ndarray,  # (images,) scores of pictures of known classes
+    known: np.ndarray,  # (images,) scores of images of known classes
     unknown: np.ndarray,  # (images,) scores of strangers
-    tpr: float = 0.95,  # at least this share of known pictures passes
-) -> float:  # in [0, 1]: share of strangers that pass too
-    "False positives, strangers taken for known, where the wished share of known pictures is taken for known. Raises `UserError`"
+    tpr: float = 0.95,  # at least this fraction of known images passes
+) -> float:  # in [0, 1]: fraction of strangers that pass too
+    "False positives, strangers taken for known, where the wished fraction of known images is taken for known. Raises `UserError`"
     known, unknown = _scores(known, unknown)
     if not 0 < tpr <= 1:
-        raise UserError(f'The share of known pictures is {tpr}; expected above 0, at most 1.')
+        raise UserError(f'The fraction of known images is {tpr}; expected above 0, at most 1.')
     return float((unknown <= np.sort(known)[int(np.ceil(round(tpr * len(known), 9))) - 1]).mean())
 
 
 def _scores(*both):
     both = [np.asarray(scores, float) for scores in both]
     if any(s.ndim != 1 or not len(s) or not np.isfinite(s).all() for s in both):
-        raise UserError('Expected scores, finite numbers, of known pictures and of strangers.')
+        raise UserError('Expected scores, finite numbers, of known images and of strangers.')
     return both
 
 
 def open_set_table(
-    known: 'pd.DataFrame',  # from `open_set_scores`, pictures of known classes
+    known: 'pd.DataFrame',  # from `open_set_scores`, images of known classes
     unknown: 'pd.DataFrame',  # from `open_set_scores`, strangers
-    known_groups=None,  # (known,) any values: pictures of one specimen share one; for the intervals
+    known_groups=None,  # (known,) any values: images of one specimen share one; for the intervals
     unknown_groups=None,  # (unknown,) the same
     samples: int = 500,  # bootstrap resamples
     seed: int = 0,
@@ -552,7 +552,7 @@ not_sure = 'not sure'
 
 @dataclass(frozen=True)
 class Decision:
-    "An answer about one picture, and why"
+    "An answer about one image, and why"
 
     label: str  # a class, or 'not sure'
     confidence: float  # probability of the likeliest class, after calibration
@@ -571,7 +571,7 @@ def decide(
     threshold: Threshold | None = None,  # chosen on calibrated probabilities
     conformal: Conformal
     | None = None,  # chosen on calibrated probabilities; decides alone where there is no threshold: one class, or "not sure"
-) -> list[Decision]:  # one for each picture
+) -> list[Decision]:  # one for each image
     "Answers that may be 'not sure', with their reasons. Raises `UserError`"
     if not len(probs):
         return []

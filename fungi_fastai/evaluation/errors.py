@@ -1,4 +1,4 @@
-"""Which classes are confused, and in what kind of picture: size, sharpness, light, camera, file
+"""Which classes are confused, and in what kind of image: size, sharpness, light, camera, file
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/evaluation/errors.html.md"""
 
@@ -21,15 +21,15 @@ from ..data.scan import in_threads
 from ..core.figures import as_svg, chart, colours
 from ..core.figures import table as table_html
 from .calibration import interval_of
-from .metrics import picture_units
+from .metrics import image_groups
 from ..core.settings import MissingFileError, UserError
 
 # %% ../../nbs/evaluation/errors.ipynb #667ca8ed
 def sharpness(
-    path,  # a picture file
+    path,  # an image file
     side: int = 256,  # of the shorter side, pixels, at which it is measured
-) -> float:  # variance of the Laplacian ÷ grey-level variance; NaN where the picture cannot be read
-    "How much of a picture's contrast is in its finest detail"
+) -> float:  # variance of the Laplacian ÷ grey-level variance; NaN where the image cannot be read
+    "How much of an image's contrast is in its finest detail"
     try:
         grey = open_image(path, size=side).convert('L')
     except (ImageError, MissingFileError):
@@ -47,9 +47,9 @@ def sharpness(
 def traits(
     items: pd.DataFrame,  # with the column path, and what there is of width height format variance brightness
     workers: int | None = None,  # threads (default: the settings' `num_workers`)
-    read: bool = True,  # open the pictures for sharpness and camera
-) -> pd.DataFrame:  # a row a picture: size contrast brightness sharpness shape camera file
-    "What kind of picture each is"
+    read: bool = True,  # open the images for sharpness and camera
+) -> pd.DataFrame:  # a row an image: size contrast brightness sharpness shape camera file
+    "What kind of image each is"
     found = pd.DataFrame(index=items.index)
     if {'width', 'height'} <= set(items):
         found['size'] = np.sqrt(items.width.astype(float) * items.height)
@@ -70,12 +70,12 @@ def traits(
 
 
 def strata(
-    values: pd.Series,  # a trait of each picture: numbers, or words
-    bins: int = 4,  # of equal numbers of pictures, for numbers
+    values: pd.Series,  # a trait of each image: numbers, or words
+    bins: int = 4,  # of equal numbers of images, for numbers
     most: int = 8,  # kinds, for words: the rarer ones are called others
-    least: int = 10,  # pictures that a kind of its own needs
-) -> pd.Series:  # (images,) the kind of each picture, in words; None where it is not known
-    "Kinds of picture by one trait; all None where there is one kind only"
+    least: int = 10,  # images that a kind of its own needs
+) -> pd.Series:  # (images,) the kind of each image, in words; None where it is not known
+    "Kinds of image by one trait; all None where there is one kind only"
     none = pd.Series(None, values.index, dtype=object)
     if values.dtype.kind in 'iuf':
         edges = np.unique(np.nanquantile(values, np.linspace(0, 1, bins + 1))) if values.notna().any() else []
@@ -96,7 +96,7 @@ def strata(
 
 # %% ../../nbs/evaluation/errors.ipynb #c460576b
 def _compare_rates(wrong, inside, unit):
-    "Error rate of the pictures inside, its interval, and the one-sided p of not being worse than the others"
+    "Error rate of the images inside, its interval, and the one-sided p of not being worse than the others"
     from scipy.special import stdtr
 
     n_in, n_out = inside.sum(), (~inside).sum()
@@ -105,10 +105,10 @@ def _compare_rates(wrong, inside, unit):
     if not n_out:
         return *found, 1.0
     shift = np.bincount(unit, np.where(inside, (wrong - common) / n_in, -(wrong - common) / n_out))
-    n_units = [len(np.unique(unit[part])) for part in (inside, ~inside, slice(None))]
-    spread = np.sqrt((shift**2).sum() * n_units[2] / max(n_units[2] - 1, 1))
+    n_groups = [len(np.unique(unit[part])) for part in (inside, ~inside, slice(None))]
+    spread = np.sqrt((shift**2).sum() * n_groups[2] / max(n_groups[2] - 1, 1))
     score = (rate - wrong[~inside].mean()) / spread if spread > 0 else 0.0
-    return *found, float(stdtr(max(min(n_units[:2]) - 1, 1), -score))
+    return *found, float(stdtr(max(min(n_groups[:2]) - 1, 1), -score))
 
 
 def holm(
@@ -129,21 +129,21 @@ class ErrorAnalysis:
 
     pairs: (
         pd.DataFrame
-    )  # a row a confusion, the most frequent first: label predicted errors share_of_label share_of_errors
-    strata: pd.DataFrame  # a row a kind of picture: trait kind pictures units errors rate low high by_classes p worse
-    n: int  # pictures
+    )  # a row a confusion, the most frequent first: label predicted errors fraction_of_label fraction_of_errors
+    strata: pd.DataFrame  # a row a kind of image: trait kind images groups errors rate low high by_classes p worse
+    n: int  # images
     errors: int  # of them wrong
 
     @property
     def verdict(self) -> str:
-        "In words: the most frequent confusion, and the kinds of picture that are worse"
+        "In words: the most frequent confusion, and the kinds of image that are worse"
         if not self.errors:
-            return f'All of {self.n:,} pictures are right.'
-        said = [f'{self.errors:,} of {self.n:,} pictures are wrong ({self.errors / self.n:.1%}).']
+            return f'All of {self.n:,} images are right.'
+        said = [f'{self.errors:,} of {self.n:,} images are wrong ({self.errors / self.n:.1%}).']
         top = self.pairs.iloc[0]
         said.append(
-            f'Most often {top.label} is taken for {top.predicted}: {top.errors:,} times, {top.share_of_label:.0%} of its pictures '
-            f'and {top.share_of_errors:.0%} of all errors.'
+            f'Most often {top.label} is taken for {top.predicted}: {top.errors:,} times, {top.fraction_of_label:.0%} of its images '
+            f'and {top.fraction_of_errors:.0%} of all errors.'
         )
         worse = self.strata[self.strata.worse]
         for row in worse.itertuples():
@@ -153,11 +153,11 @@ class ErrorAnalysis:
                 else f'its classes alone would make it {row.by_classes:.0%}'
             )
             said.append(
-                f'Pictures with {row.trait} {row.kind} are worse than the others: {row.rate:.0%} wrong '
-                f'({row.low:.0%}–{row.high:.0%}, {row.pictures:,} pictures), {why}.'
+                f'Images with {row.trait} {row.kind} are worse than the others: {row.rate:.0%} wrong '
+                f'({row.low:.0%}–{row.high:.0%}, {row.images:,} images), {why}.'
             )
         if not len(worse):
-            said.append('No kind of picture that was looked at is worse than the others beyond chance.')
+            said.append('No kind of image that was looked at is worse than the others beyond chance.')
         return ' '.join(said)
 
     @property
@@ -175,9 +175,9 @@ class ErrorAnalysis:
 
     def figure(
         self,
-        most: int = 28,  # kinds of picture that are drawn
+        most: int = 28,  # kinds of image that are drawn
     ):
-        "Error rate of each kind of picture with its interval, as a matplotlib Figure"
+        "Error rate of each kind of image with its interval, as a matplotlib Figure"
         rows = self.strata.head(most)
         figure, (axis,) = chart(7.5, max(1.2, 0.5 + 0.24 * len(rows)))
         place = np.arange(len(rows))
@@ -189,11 +189,11 @@ class ErrorAnalysis:
         if self.n:
             axis.axvline(self.errors / self.n, color=colours['faint'], linewidth=1, zorder=0)
         axis.set_yticks(
-            place, [f'{row.trait}: {row.kind}  ({row.pictures:,})' for row in rows.itertuples()], parse_math=False
+            place, [f'{row.trait}: {row.kind}  ({row.images:,})' for row in rows.itertuples()], parse_math=False
         )
         axis.set(
             ylim=(len(rows) - 0.4, -0.6),
-            xlabel='share of wrong pictures, 95 % interval; | what their classes alone would make it',
+            xlabel='fraction of wrong images, 95 % interval; | what their classes alone would make it',
         )
         return figure
 
@@ -220,17 +220,17 @@ class ErrorAnalysis:
 def error_table(
     predictions: pd.DataFrame,  # labelled: path name label predicted, and where known group and cluster
     items: pd.DataFrame | None = None,  # with what the check wrote down (default: only what is read from the files)
-    extra: pd.DataFrame | None = None,  # further traits: a row a picture, in the order of the predictions
+    extra: pd.DataFrame | None = None,  # further traits: a row an image, in the order of the predictions
     bins: int = 4,  # into which numbers are cut
-    least: int = 10,  # pictures that a kind needs to be tested
-    read: bool = True,  # open the pictures for sharpness and camera
+    least: int = 10,  # images that a kind needs to be tested
+    read: bool = True,  # open the images for sharpness and camera
     workers: int | None = None,  # threads (default: the settings' `num_workers`)
 ) -> ErrorAnalysis:
-    "Which classes are confused, and in what kind of picture. Raises `UserError`"
+    "Which classes are confused, and in what kind of image. Raises `UserError`"
     keep = predictions.label.notna().to_numpy()
     table = predictions[keep].reset_index(drop=True)
     if not len(table):
-        raise UserError('There is no labelled picture to look for errors in.')
+        raise UserError('There is no labelled image to look for errors in.')
     wrong = (table.label != table.predicted).to_numpy(float)
     kinds, unit = _kinds(table, items, read, workers)
     if extra is not None:
@@ -250,8 +250,8 @@ def error_table(
                 dict(
                     trait=trait,
                     kind=str(name),
-                    pictures=int(inside.sum()),
-                    units=len(np.unique(unit[inside])),
+                    images=int(inside.sum()),
+                    groups=len(np.unique(unit[inside])),
                     errors=int(wrong[inside].sum()),
                     rate=float(rate),
                     low=low,
@@ -260,15 +260,15 @@ def error_table(
                     p=p,
                 )
             )
-    columns = 'trait kind pictures units errors rate low high by_classes p'.split()
+    columns = 'trait kind images groups errors rate low high by_classes p'.split()
     found = pd.DataFrame(rows, columns=columns)
     found['p'] = holm(found.p)
-    found['worse'] = (found.p < 0.05) & (found.units >= 5)
+    found['worse'] = (found.p < 0.05) & (found.groups >= 5)
     return ErrorAnalysis(_pairs(table, wrong), found, len(table), int(wrong.sum()))
 
 
 def _kinds(table, items, read, workers):
-    "Traits of each picture, and the number of its unit"
+    "Traits of each image, and the number of its unit"
     known = pd.DataFrame(index=table.index)
     if items is not None:
         key = 'path' if 'path' in items and 'path' in table else 'name'
@@ -276,7 +276,7 @@ def _kinds(table, items, read, workers):
         known = known.drop(columns=[c for c in ('path', 'name', 'label') if c in known])
     both = pd.concat([table[[c for c in ('path', 'name') if c in table]], known], axis=1)
     return traits(both, workers, read), pd.factorize(
-        picture_units(pd.concat([table, known.drop(columns=table.columns, errors='ignore')], axis=1))
+        image_groups(pd.concat([table, known.drop(columns=table.columns, errors='ignore')], axis=1))
     )[0]
 
 
@@ -284,8 +284,8 @@ def _pairs(table, wrong):
     "Confusions, the most frequent first"
     missed = table[wrong > 0]
     found = missed.groupby(['label', 'predicted']).size().reset_index(name='errors')
-    found['share_of_label'] = found.errors / table.label.value_counts().reindex(found.label).to_numpy(float)
-    found['share_of_errors'] = found.errors / max(len(missed), 1)
+    found['fraction_of_label'] = found.errors / table.label.value_counts().reindex(found.label).to_numpy(float)
+    found['fraction_of_errors'] = found.errors / max(len(missed), 1)
     return found.sort_values(
         ['errors', 'label', 'predicted'], ascending=[False, True, True], kind='stable', ignore_index=True
     )

@@ -19,27 +19,27 @@ from fastai.learner import Learner
 from PIL import Image
 
 from ..data.loaders import PhotoLoader, make_test_loader
-from .saliency import FeatureIndex, class_maps, left_as_it_was
-from .metrics import draw_weights, picture_units
+from .saliency import FeatureIndex, class_maps, preserve_state
+from .metrics import draw_weights, image_groups
 from ..core.settings import UserError
-from ..training.features import body_features
+from ..training.features import backbone_features
 
 # %% ../../nbs/evaluation/explain.ipynb #3b9e271f
 def grad_cam(
     learn: Learner,
-    pictures,  # items with the column path; paths or Pillow images; or a tensor (n, 3, height, width), normalised as the network takes it
-    target=None,  # class name or index, or one a picture (default: the class that is predicted)
+    images,  # items with the column path; paths or Pillow images; or a tensor (n, 3, height, width), normalised as the network takes it
+    target=None,  # class name or index, or one an image (default: the class that is predicted)
 ) -> np.ndarray:  # (images, height, width) float32 in [0, 1], of the square that the network sees
-    "Where the network looks for a class. Raises `UserError` for a network without maps, and what opening pictures raises"
+    "Where the network looks for a class. Raises `UserError` for a network without maps, and what opening images raises"
     target = _class_numbers(learn, target)
     found, done = [], 0
     with _plain(learn):
-        for x in _batches(learn, pictures):
+        for x in _batches(learn, images):
             own = target[done : done + len(x)] if isinstance(target, list) else target
             found.append(class_maps(learn.model, x, own))
             done += len(x)
     if isinstance(target, list) and len(target) != done:
-        raise UserError(f'There are {len(target)} targets for {done} pictures; expected one, or one a picture.')
+        raise UserError(f'There are {len(target)} targets for {done} images; expected one, or one an image.')
     return np.concatenate(found) if found else np.zeros((0, 1, 1), np.float32)
 
 
@@ -73,27 +73,27 @@ def _plain(learn):
             folding.on()
 
 
-def _batches(learn, pictures):
-    "Pictures as the network takes them, on its device, a batch at a time"
-    if isinstance(pictures, torch.Tensor):
-        if pictures.ndim != 4:
-            raise UserError(f'The tensor has the shape {tuple(pictures.shape)}; expected (n, 3, height, width).')
-        yield from pictures.split(learn.dls.bs)
+def _batches(learn, images):
+    "Images as the network takes them, on its device, a batch at a time"
+    if isinstance(images, torch.Tensor):
+        if images.ndim != 4:
+            raise UserError(f'The tensor has the shape {tuple(images.shape)}; expected (n, 3, height, width).')
+        yield from images.split(learn.dls.bs)
         return
-    if isinstance(pictures, (str, Path, Image.Image)):
-        pictures = [pictures]
-    if not len(pictures):
+    if isinstance(images, (str, Path, Image.Image)):
+        images = [images]
+    if not len(images):
         return
     if isinstance(learn.dls.valid, PhotoLoader):
         items = (
-            pictures
-            if isinstance(pictures, pd.DataFrame)
-            else pd.DataFrame(dict(path=[p if isinstance(p, Image.Image) else str(p) for p in pictures]))
+            images
+            if isinstance(images, pd.DataFrame)
+            else pd.DataFrame(dict(path=[p if isinstance(p, Image.Image) else str(p) for p in images]))
         )
         loader = make_test_loader(learn.dls, items)
     else:
         loader = learn.dls.test_dl(
-            list(pictures['path'] if isinstance(pictures, pd.DataFrame) else pictures)
+            list(images['path'] if isinstance(images, pd.DataFrame) else images)
         )  # of fastai's own loaders
     for x, *_ in loader:
         yield x.as_subclass(torch.Tensor)
@@ -101,12 +101,12 @@ def _batches(learn, pictures):
 
 def as_seen(
     learn: Learner,
-    pictures,  # whatever `grad_cam` takes
+    images,  # whatever `grad_cam` takes
 ) -> np.ndarray:  # (images, height, width, 3) uint8
-    "Pictures as the network sees them, cut and scaled, in their colours"
+    "Images as the network sees them, cut and scaled, in their colours"
     norm = _normalize(learn)
     found = []
-    for x in _batches(learn, pictures):
+    for x in _batches(learn, images):
         if norm is not None:
             x = x * norm.std.to(x.device) + norm.mean.to(x.device)
         found.append((x.float() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
@@ -119,14 +119,14 @@ def _normalize(learn):
 # %% ../../nbs/evaluation/explain.ipynb #9e1fabdb
 def prototypes(
     learn: Learner,
-    items: pd.DataFrame,  # labelled pictures: path, label, and where known name, group, cluster and split; of a split table the training part is used
-    per_class: int = 3,  # pictures, of as many specimens
+    items: pd.DataFrame,  # labelled images: path, label, and where known name, group, cluster and split; of a split table the training set is used
+    per_class: int = 3,  # images, of as many specimens
     seen: np.ndarray | None = None,  # (images, features) of `items`, where they are known already
 ) -> pd.DataFrame:  # label rank path name distance (cosine, to the middle of the class), in the order of the classes
-    "The most typical pictures of each class. Raises `UserError` where there is none"
+    "The most typical images of each class. Raises `UserError` where there is none"
     items, seen = _training(learn, items, seen)
     directions = FeatureIndex.of(seen, items.name, items.label).features.astype(np.float32)
-    unit, rows = picture_units(items), []
+    unit, rows = image_groups(items), []
     for label in sorted(items.label.unique()):
         places = np.flatnonzero(items.label == label)
         middle = directions[places].mean(0)
@@ -141,26 +141,26 @@ def prototypes(
 
 
 def _training(learn, items, seen=None):
-    "The labelled pictures of a table's training part, or of all of it where it has none, named; and what the body sees in them"
+    "The labelled images of a table's training set, or of all of it where it has none, named; and what the backbone sees in them"
     kept = items.label.notna()
     if 'split' in items and (items.split == 'train').any():
         kept &= items.split == 'train'
     if not kept.any():
-        raise UserError('There is no labelled picture among these items.')
+        raise UserError('There is no labelled image among these items.')
     if seen is not None and len(seen) != len(items):
-        raise UserError(f'There are features of {len(seen)} pictures for {len(items)} items.')
+        raise UserError(f'There are features of {len(seen)} images for {len(items)} items.')
     used = items[kept].reset_index(drop=True)
     if 'name' not in used:
         used['name'] = used.path.map(lambda p: Path(p).name)
-    return used, body_features(learn, used) if seen is None else np.asarray(seen)[kept.to_numpy()]
+    return used, backbone_features(learn, used) if seen is None else np.asarray(seen)[kept.to_numpy()]
 
 # %% ../../nbs/evaluation/explain.ipynb #c8832f7c
 def feature_index(
     learn: Learner,
     items: pd.DataFrame
-    | None = None,  # labelled pictures; of a split table the training part is used (default: the Learner's own)
+    | None = None,  # labelled images; of a split table the training set is used (default: the Learner's own)
 ) -> FeatureIndex:
-    "The training pictures by what the Learner's body sees in them"
+    "The training images by what the Learner's backbone sees in them"
     used, seen = _training(learn, learn.items if items is None else items)
     return FeatureIndex.of(
         seen,
@@ -172,40 +172,40 @@ def feature_index(
 
 
 def nearest(
-    known,  # a `FeatureIndex`, or a Learner whose training pictures are meant (their index is then made on each call)
-    query,  # pictures (items, paths or Pillow images), or with an index features (pictures, features)
+    known,  # a `FeatureIndex`, or a Learner whose training images are meant (their index is then made on each call)
+    query,  # images (items, paths or Pillow images), or with an index features (images, features)
     k: int = 5,  # neighbours of each
-    learn: Learner | None = None,  # what sees the pictures of `query`, where `known` is an index
+    learn: Learner | None = None,  # what sees the images of `query`, where `known` is an index
 ) -> pd.DataFrame:  # query rank name label distance
-    "The training pictures nearest to others, by cosine distance of features. Raises `UserError`"
+    "The training images nearest to others, by cosine distance of features. Raises `UserError`"
     if isinstance(known, Learner):
         known, learn = feature_index(known), known
     if isinstance(query, np.ndarray) and query.ndim <= 2:
         return known.nearest(query, k)
     if learn is None:
         raise UserError(
-            'An index compares features; pass learn=, which makes them of pictures, or the features themselves.'
+            'An index compares features; pass learn=, which makes them of images, or the features themselves.'
         )
     if isinstance(query, (str, Path, Image.Image)):
         query = [query]
     if not isinstance(query, pd.DataFrame):
         query = pd.DataFrame(dict(path=[p if isinstance(p, Image.Image) else str(p) for p in query]))
-    return known.nearest(body_features(learn, query), k)
+    return known.nearest(backbone_features(learn, query), k)
 
 # %% ../../nbs/evaluation/explain.ipynb #207febd9
 def hide(
-    x: torch.Tensor,  # (n, channels, height, width) pictures as the network takes them
+    x: torch.Tensor,  # (n, channels, height, width) images as the network takes them
     part: str,  # centre or border
-    share: float = 0.5,  # of the picture's area that is hidden
+    fraction: float = 0.5,  # of the image's area that is hidden
     fill: str | float = 0.0,  # what is painted over it: a number, or blur (which leaves its colours to be seen)
 ) -> torch.Tensor:
-    "Pictures without their centre, or without their border. Raises `UserError`"
+    "Images without their centre, or without their border. Raises `UserError`"
     if part not in ('centre', 'border'):
         raise UserError(f"part is {part!r}; expected 'centre' or 'border'.")
-    if not 0 < share < 1:
-        raise UserError(f'share is {share}; expected above 0 and below 1.')
+    if not 0 < fraction < 1:
+        raise UserError(f'share is {fraction}; expected above 0 and below 1.')
     height, width = x.shape[2:]
-    side = (share if part == 'centre' else 1 - share) ** 0.5
+    side = (fraction if part == 'centre' else 1 - fraction) ** 0.5
     tall, wide = max(1, min(height - 1, round(height * side))), max(1, min(width - 1, round(width * side)))
     top, left = (height - tall) // 2, (width - wide) // 2
     centre = torch.zeros(height, width, dtype=torch.bool, device=x.device)
@@ -222,18 +222,18 @@ def hide(
 # %% ../../nbs/evaluation/explain.ipynb #eb94f47e
 def shortcut_check(
     learn: Learner,
-    items: pd.DataFrame,  # labelled pictures that were not trained on: path, label, and where known name, group and cluster
-    share: float = 0.5,  # of the picture's area that is hidden
-    fill: str = 'mean',  # what hides it: mean (the mean colour that pictures are normalised by) or blur
+    items: pd.DataFrame,  # labelled images that were not trained on: path, label, and where known name, group and cluster
+    fraction: float = 0.5,  # of the image's area that is hidden
+    fill: str = 'mean',  # what hides it: mean (the mean colour that images are normalised by) or blur
     draws: int = 1000,  # of specimens, for the intervals
     seed: int = 0,
 ) -> pd.DataFrame:  # view accuracy low high images (95 % interval over specimens); `.attrs`: sentence, shortcut (yes, partly, no, unclear), chance
-    "How often it is right with the centre or the border of pictures hidden, beside the whole picture and chance. Raises `UserError`"
+    "How often it is right with the centre or the border of images hidden, beside the whole image and chance. Raises `UserError`"
     if fill not in ('mean', 'blur'):
         raise UserError(f"fill is {fill!r}; expected 'mean' or 'blur'.")
     items = items[items.label.notna()].reset_index(drop=True)
     if not len(items):
-        raise UserError('There is no labelled picture to check on.')
+        raise UserError('There is no labelled image to check on.')
     classes = {c: i for i, c in enumerate(learn.dls.vocab)}
     if unknown := sorted(set(items.label) - set(classes)):
         raise UserError(
@@ -242,14 +242,14 @@ def shortcut_check(
     paint = 'blur' if fill == 'blur' else 0.5 if _normalize(learn) is None else 0.0
     views = dict(
         whole=lambda x: x,
-        centre=lambda x: hide(x, 'centre', share, paint),
-        border=lambda x: hide(x, 'border', share, paint),
+        centre=lambda x: hide(x, 'centre', fraction, paint),
+        border=lambda x: hide(x, 'border', fraction, paint),
     )
     said = _answers(learn, items, views)
     right = {view: answers == items.label.map(classes).to_numpy() for view, answers in said.items()}
     chance = float(items.label.value_counts(normalize=True).max())
-    drawn, scores = _resample(picture_units(items), right, draws, seed)
-    names = dict(whole='whole picture', centre='centre hidden', border='border hidden')
+    drawn, scores = _resample(image_groups(items), right, draws, seed)
+    names = dict(whole='whole image', centre='centre hidden', border='border hidden')
     rows = [
         (names[view], float(right[view].mean()), *_interval(drawn[view], scores[view]), len(items)) for view in views
     ]
@@ -262,10 +262,10 @@ def shortcut_check(
 
 
 def _answers(learn, items, views):
-    "The class number that is said of each picture, in each view"
+    "The class number that is said of each image, in each view"
     said, precision = {view: [] for view in views}, getattr(learn, 'precision', None)
     device = next((p.device for p in learn.model.parameters()), torch.device('cpu'))
-    with left_as_it_was(learn.model), torch.no_grad():
+    with preserve_state(learn.model), torch.no_grad():
         for x in _batches(learn, items):
             for view, change in views.items():
                 shown = change(x.to(device))
@@ -275,7 +275,7 @@ def _answers(learn, items, views):
 
 
 def _resample(unit, right, draws, seed):
-    "Accuracies when specimens are drawn anew, the same draws for all views; and the share that is right of each specimen"
+    "Accuracies when specimens are drawn again, the same draws for all views; and the fraction that is right of each specimen"
     codes = pd.factorize(unit)[0]
     counts = np.bincount(codes)
     sums = {view: np.bincount(codes, weights=values) for view, values in right.items()}
@@ -285,13 +285,13 @@ def _resample(unit, right, draws, seed):
     }
 
 
-def _interval(drawn, shares):
-    "95 %; where all specimens are right, or all are wrong, drawing anew tells nothing, and the exact binomial bound does (.025^(1/n))"
+def _interval(drawn, fractions):
+    "95 %; where all specimens are right, or all are wrong, drawing again tells nothing, and the exact binomial bound does (.025^(1/n))"
     low, high = np.quantile(drawn, [0.025, 0.975])
-    if (shares == 1).all():
-        low = 0.025 ** (1 / len(shares))
-    if (shares == 0).all():
-        high = 1 - 0.025 ** (1 / len(shares))
+    if (fractions == 1).all():
+        low = 0.025 ** (1 / len(fractions))
+    if (fractions == 0).all():
+        high = 1 - 0.025 ** (1 / len(fractions))
     return float(low), float(high)
 
 
@@ -300,8 +300,8 @@ def _verdict(found, differences, chance):
     whole, centre, border = found.head(3).itertuples(index=False)
     span = lambda row: f'{row.accuracy:.0%} ({row.low:.0%} to {row.high:.0%})'
     facts = (
-        f'With the centre hidden it is still right on {span(centre)} of {whole.images} pictures, with the border hidden on {span(border)}; '
-        f'with the whole picture on {span(whole)}, and always naming the commonest class on {chance:.0%}'
+        f'With the centre hidden it is still right on {span(centre)} of {whole.images} images, with the border hidden on {span(border)}; '
+        f'with the whole image on {span(whole)}, and always naming the commonest class on {chance:.0%}'
     )
     still = centre.low > chance and centre.accuracy - chance > 0.5 * (whole.accuracy - chance)
     if whole.low <= chance:
@@ -311,10 +311,10 @@ def _verdict(found, differences, chance):
     elif still:
         shortcut, word = (
             'partly',
-            'much of what it knows it reads from the border, where the background is, or specimens that fill their pictures',
+            'much of what it knows it reads from the border, where the background is, or specimens that fill their images',
         )
     elif np.quantile(differences, 0.975) < 0:
-        shortcut, word = 'no', 'it needs the middle of the picture, where the specimen is'
+        shortcut, word = 'no', 'it needs the middle of the image, where the specimen is'
     else:
-        shortcut, word = 'unclear', 'it needs all of the picture, or is disturbed by whatever hides a part'
+        shortcut, word = 'unclear', 'it needs all of the image, or is disturbed by whatever hides a part'
     return dict(shortcut=shortcut, sentence=f'{facts}: {word}.')

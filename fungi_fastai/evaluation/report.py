@@ -44,13 +44,13 @@ def verdict(
     folds = metrics.get('folds', ())
     alone = [one['accuracy'] for one in folds]
     made = (
-        f' It is the mean of {len(folds)} networks, each trained without another part of the pictures; alone they reach '
+        f' It is the mean of {len(folds)} networks, each trained without another part of the images; alone they reach '
         f'{sum(alone) / len(alone):.1%} on average ({min(alone):.1%} to {max(alone):.1%}).'
         if folds
         else ''
     )
     return (
-        f'Of {n} test pictures, none of which was seen in training, {n - wrong} were named rightly: accuracy {_with_interval(metrics, "accuracy")}, '
+        f'Of {n} test images, none of which was seen in training, {n - wrong} were classified correctly: accuracy {_with_interval(metrics, "accuracy")}, '
         f'macro-F1 {_with_interval(metrics, "macro_f1", False)}{sure}. Best known is {best} (F1 {per_class[best]["f1"]:.2f}), '
         f'least {worst} (F1 {per_class[worst]["f1"]:.2f}).{made}'
     )
@@ -64,12 +64,12 @@ def guarantee(
     groups, clusters = used.group[used.group.ne('')], used.cluster[used.cluster.ne('')]
     clusters = clusters[clusters.duplicated(keep=False)]  # the other copies may have been left out
     words = [
-        f'{(used.split == p).sum()} pictures to {w}'
+        f'{(used.split == p).sum()} images to {w}'
         for p, w in (('train', 'train on'), ('valid', 'validate on'), ('test', 'test on'))
     ]
     if 'left_out' in used:  # networks that were averaged
         words = [
-            f'{used.split.ne("test").sum()} pictures in {used.left_out.max() + 1} folds, each without another of which one network was trained',
+            f'{used.split.ne("test").sum()} images in {used.left_out.max() + 1} folds, each without another of which one network was trained',
             words[-1],
         ]
     said = f'{", ".join(words)}. '
@@ -81,7 +81,7 @@ def guarantee(
         else 'No specimens are known: photos of one specimen may stand on both sides unless they are near copies. '
     )
     if len(clusters):
-        said += f'{len(clusters)} pictures in {clusters.nunique()} clusters of copies{kept}. '
+        said += f'{len(clusters)} images in {clusters.nunique()} clusters of copies{kept}. '
     if len(crossing):
         said += (
             f'{len(crossing)} specimens or clusters stand on two sides, as given folders or naive folds have it; '
@@ -91,10 +91,10 @@ def guarantee(
 
 # %% ../../nbs/evaluation/report.ipynb #fcb12f17
 def judge(
-    predictions: pd.DataFrame,  # of the validation and the test part, from `predictions_table`
+    predictions: pd.DataFrame,  # of the validation and the test set, from `predictions_table`
     classes: list[str],
     wish: float = 0.9,  # accuracy that answers should have, for the threshold below which nothing is answered
-) -> dict:  # intervals; and where there are a validation and a test part, calibration and abstention
+) -> dict:  # intervals; and where there are a validation and a test set, calibration and abstention
     "What can be told of a run from its saved probabilities, besides the scores, ready for JSON"
     valid, test = (predictions[predictions.split == part] for part in ('valid', 'test'))
     found = dict(intervals=Evaluation.of(test if len(test) else valid, classes).intervals())
@@ -103,9 +103,9 @@ def judge(
     found['calibration'] = calibrate(valid, test, classes)
     known, asked = (Evaluation.of(p, classes) for p in (valid, test))
     at = partial(apply_temperature, temperature=found['calibration']['temperature'])
-    threshold = threshold_for(at(known.probs), known.targets, accuracy=wish, guaranteed=False, groups=known.unit)
+    threshold = threshold_for(at(known.probs), known.targets, accuracy=wish, guaranteed=False, groups=known.groups)
     found['abstention'] = dict(
-        wish=wish, threshold=threshold.to_dict(), test=threshold.on(at(asked.probs), asked.targets, asked.unit)
+        wish=wish, threshold=threshold.to_dict(), test=threshold.on(at(asked.probs), asked.targets, asked.groups)
     )
     return found
 
@@ -133,7 +133,7 @@ def _calibration(metrics, evaluation):
     return [
         '<h2>How far its confidence can be trusted</h2>',
         '<p>Of the answers given with 80 % confidence, 80 % should be right. The expected calibration error (ECE) is the mean distance from that. '
-        f'A temperature of {found["temperature"]:.2f}, fitted on the {found["n_valid"]} validation pictures alone, changes no answer, only how sure it sounds. '
+        f'A temperature of {found["temperature"]:.2f}, fitted on the {found["n_valid"]} validation images alone, changes no answer, only how sure it sounds. '
         f'{html.escape(found["note"])}</p>',
         table(rows),
         as_svg(
@@ -151,7 +151,7 @@ def _abstention(metrics, evaluation):
     said = f'Wished were answers of which {found["wish"]:.0%} are right. {threshold.why} '
     if threshold.found and on['answered']:
         said += (
-            f'On the test part it answers {on["coverage"]:.0%} of the pictures, and {on["accuracy"]:.1%} of those answers are right '
+            f'On the test set it answers {on["coverage"]:.0%} of the images, and {on["accuracy"]:.1%} of those answers are right '
             f'({on["accuracy_low"]:.1%} to {on["accuracy_high"]:.1%}).'
         )
     shown = apply_temperature(evaluation.probs, metrics['calibration']['temperature'])
@@ -166,17 +166,17 @@ def write_report(
     file: str | Path,  # where the page goes
     title: str,
     metrics: dict,  # as in metrics.json; with what `judge` adds
-    evaluation: Evaluation,  # of the test part
+    evaluation: Evaluation,  # of the test set
     items: pd.DataFrame,  # as in items.parquet
     history: pd.DataFrame,  # as in history.csv
     settings: dict,  # words → text, for the last section: the recipe, the environment, the command
-    pictures: str = '',  # HTML: best and worst pictures
-    errors: str = '',  # HTML: what kind of picture is named wrongly
+    images: str = '',  # HTML: best and worst images
+    errors: str = '',  # HTML: what kind of image is misclassified
 ) -> Path:  # `file`
     "A run's report as one self-contained HTML page"
     problems = pd.DataFrame(
         [
-            dict(problem=p.replace('_', ' '), pictures=int(n))
+            dict(problem=p.replace('_', ' '), images=int(n))
             for p in problem_names
             if (n := has_problem(items, p).sum())
         ]
@@ -188,7 +188,7 @@ def write_report(
             k: [_span(*row) for row in per_class[[k, f'{k}_low', f'{k}_high']].to_numpy()]
             for k in ('precision', 'recall', 'f1')
         }
-        | dict(pictures=per_class.images, specimens=per_class.units)
+        | dict(images=per_class.images, specimens=per_class.groups)
     )
     scores = evaluation.summary().reset_index()
     parts = [
@@ -199,39 +199,39 @@ def write_report(
                 'accuracy': f'{metrics["accuracy"]:.1%}',
                 'macro-F1': f'{metrics["macro_f1"]:.3f}',
                 'among the first three': f'{metrics["top3_accuracy"]:.1%}',
-                'test pictures': metrics['n_test'],
+                'test images': metrics['n_test'],
                 'classes': metrics['n_classes'],
                 'seconds of training': f'{history.seconds.sum():.0f}',
             }
         ),
         '<h2>What the split guarantees</h2>',
         f'<p>{html.escape(guarantee(items))}</p>',
-        '<h2>The pictures</h2>',
+        '<h2>The images</h2>',
         f'<p>{len(items)} files, {(items.split != "").sum()} of them used.</p>',
         table(problems) if len(problems) else '<p>No problem was found in them.</p>',
         '<h2>Training</h2>',
         as_svg(plot_history(history), 'curves'),
         '<h2>Class by class</h2>',
-        '<p>Precision: of the pictures given this name, how many deserved it. Recall: of the pictures of this class, how many were '
+        '<p>Precision: of the images given this name, how many deserved it. Recall: of the images of this class, how many were '
         'given its name. F1: their harmonic mean. Behind each its 95 % interval, drawn by specimen. A click on a column sorts by it.</p>',
         table(shown, sortable=True),
         '<details><summary>All scores, with intervals</summary>',
         table(scores.assign(metric=scores.metric.map(score_names))),
         '</details>',
         '<h2>What is taken for what</h2>',
-        '<p>Rows are the true classes, columns the answers; numbers are pictures, colour is the share of the row.</p>',
+        '<p>Rows are the true classes, columns the answers; numbers are images, colour is the fraction of the row.</p>',
         as_svg(plot_confusion(evaluation.confusion(), evaluation.classes), 'confusion'),
         *(_calibration(metrics, evaluation) if 'calibration' in metrics else []),
         *(_abstention(metrics, evaluation) if 'abstention' in metrics else []),
-        *(['<h2>What kind of picture is named wrongly</h2>', errors] if errors else []),
+        *(['<h2>What kind of image is misclassified</h2>', errors] if errors else []),
         *(
             [
                 '<h2>Its worst and best answers</h2>',
                 '<p>By the probability that it gave to the true class. '
-                'Beside each picture what spoke for the answer (Grad-CAM).</p>',
-                pictures,
+                'Beside each image what spoke for the answer (Grad-CAM).</p>',
+                images,
             ]
-            if pictures
+            if images
             else []
         ),
         '<h2>How to repeat it</h2>',

@@ -16,18 +16,18 @@ import pandas as pd
 from ..data.scan import follow
 from ..core.figures import chart, colours
 from ..data.policies import Augment, policy
-from ..data.splits import units
+from ..data.splits import split_groups
 from .metrics import Evaluation, draw_weights
 from ..core.settings import UserError
 
 # %% ../../nbs/evaluation/tta.ipynb #8c462571
 @dataclass(frozen=True)
 class View:
-    "What is done to a picture"
+    "What is done to an image"
 
     mirror: bool = False  # left and right exchanged
     turns: int = 0  # quarter turns
-    side: float = 1.0  # share of the side that a crop keeps
+    side: float = 1.0  # fraction of the side that a crop keeps
     across: float = 0.5  # where the crop stands on what is left over, 0…1
     down: float = 0.5
 
@@ -67,7 +67,7 @@ def make_views(
     if n <= len(found):
         return found[:n]
     left_out, rng = min(augment.crop * augment.strength, 0.95) or 0.2, np.random.default_rng(seed)
-    least = (1 - left_out / 2) ** 0.5  # half of what a training crop may leave out, as a share of the side
+    least = (1 - left_out / 2) ** 0.5  # half of what a training crop may leave out, as a fraction of the side
     for i in range(n - len(found)):
         like = found[i % (len(mirrors) * len(turns))]
         found.append(
@@ -88,10 +88,10 @@ def predict_tta(
     n: int | str = 'flips',  # views, the plain one among them; or flips: all that the policy allows
     seed: int = 42,  # of the crops
     how: str = 'mean',  # of pooling: mean or geometric
-    on_error=None,  # called with the place and the `ImageError` of a picture that cannot be read (default: raise it)
+    on_error=None,  # called with the place and the `ImageError` of an image that cannot be read (default: raise it)
     progress: bool = False,  # show it
 ) -> np.ndarray:  # (images, classes) probabilities; NaN for what could not be read
-    "Probabilities pooled over several views of each picture, which is read once. Raises `UserError`, `ImageError`"
+    "Probabilities pooled over several views of each image, which is read once. Raises `UserError`, `ImageError`"
     each = predict_views(learn, items, n, seed, on_error, progress)
     return pool(each.swapaxes(0, 1), how) if len(items) else each[0]
 
@@ -133,7 +133,7 @@ def predict_views(
                 found.append(whole(torch.stack([activation(one) for one in said], 1), i).cpu())
                 yield len(found[-1])
 
-    for _ in follow(batches(), loader.n, 'pictures') if progress else batches():
+    for _ in follow(batches(), loader.n, 'images') if progress else batches():
         pass
     probs = torch.cat(found).float().numpy().swapaxes(0, 1)
     probs[:, failed] = np.nan
@@ -157,8 +157,8 @@ def pool_groups(
     predictions: pd.DataFrame,  # as from `predictions_table`
     by: str = 'group',  # the column that names the specimen
     how: str = 'mean',  # mean or geometric
-) -> pd.DataFrame:  # a row a specimen: group name label pictures predicted confidence p_<class>…
-    "One prediction a specimen, from all of its pictures. Raises `UserError`"
+) -> pd.DataFrame:  # a row a specimen: group name label images predicted confidence p_<class>…
+    "One prediction a specimen, from all of its images. Raises `UserError`"
     table, columns, key = _specimens(predictions, by)
     each, (codes, names) = table[columns].to_numpy(float), pd.factorize(key)
     counts = np.bincount(codes, minlength=len(names))
@@ -171,7 +171,7 @@ def pool_groups(
         dict(
             group=np.asarray(names, object),
             name=first['name'].to_numpy() if 'name' in first else names,
-            pictures=counts,
+            images=counts,
         )
     )
     if 'label' in table:
@@ -193,7 +193,7 @@ def _specimens(predictions, by):
     table = predictions.reset_index(drop=True)
     columns = [c for c in table if str(c).startswith('p_')]
     key = table[by].fillna('').astype(str)
-    return table, columns, key.where(key != '', 'picture ' + table.index.astype(str).to_series(index=table.index))
+    return table, columns, key.where(key != '', 'image ' + table.index.astype(str).to_series(index=table.index))
 
 # %% ../../nbs/evaluation/tta.ipynb #ca10d10b
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Gain:
     after_interval: tuple
     gain: float  # after minus before
     gain_interval: tuple  # 95 %, of the same specimens
-    n: int  # specimens, or pictures where none are known
+    n: int  # specimens, or images where none are known
     curve: tuple = ()  # (photos of a specimen, accuracy, specimens that have so many), where photos are pooled
 
     @property
@@ -251,7 +251,7 @@ def pooling_gain(
     table, columns, key = _specimens(predictions[predictions.label.notna()], by)
     size = key.map(key.value_counts())
     if not (size > 1).any():
-        raise UserError(f'No specimen has several pictures, by the column {by!r}: there is nothing to pool.')
+        raise UserError(f'No specimen has several images, by the column {by!r}: there is nothing to pool.')
     if only_several:
         table, key = table[size > 1].reset_index(drop=True), key[size > 1].reset_index(drop=True)
     classes = [c[2:] for c in columns]
@@ -289,28 +289,28 @@ def _curve(probs, codes, specimen, how, seed, most=8, tries=20):
 
 def views_gain(
     before: pd.DataFrame,  # labelled predictions, as from `predictions_table`
-    after: pd.DataFrame,  # of the same pictures
-    what: str = 'Several views of each picture',
+    after: pd.DataFrame,  # of the same images
+    what: str = 'Several views of each image',
     samples: int = 5000,  # bootstrap resamples
     seed: int = 0,
 ) -> Gain:
-    "Two predictions of the same pictures against each other, with whole specimens resampled. Raises `UserError`"
+    "Two predictions of the same images against each other, with whole specimens resampled. Raises `UserError`"
     key = 'path' if 'path' in before and 'path' in after else 'name'
     one, two = (t[t.label.notna()].drop_duplicates(key).set_index(key) for t in (before, after))
     if set(one.index) != set(two.index):
         raise UserError(
-            f'{len(set(one.index) ^ set(two.index))} pictures are in one of the two tables only; both must be of the same pictures.'
+            f'{len(set(one.index) ^ set(two.index))} images are in one of the two tables only; both must be of the same images.'
         )
     two = two.loc[one.index]
     named = pd.DataFrame({'name': one.index, 'group': one.group.fillna('').to_numpy() if 'group' in one else ''})
-    unit = pd.factorize(units(named))[0]
+    groups = pd.factorize(split_groups(named))[0]
     right = [(Evaluation.of(t).predicted == Evaluation.of(t).targets).astype(float) for t in (one, two)]
-    return _gain(what, *right, samples, seed, unit=unit)
+    return _gain(what, *right, samples, seed, groups=groups)
 
 
-def _gain(what, before, after, samples, seed, curve=(), unit=None):
-    unit = np.arange(len(before)) if unit is None else unit
-    total, sums = np.bincount(unit), [np.bincount(unit, side) for side in (before, after)]
+def _gain(what, before, after, samples, seed, curve=(), groups=None):
+    groups = np.arange(len(before)) if groups is None else groups
+    total, sums = np.bincount(groups), [np.bincount(groups, side) for side in (before, after)]
     drawn = draw_weights(len(total), samples, np.random.default_rng(seed)).astype(float)
     one, two = (drawn @ side / (drawn @ total) for side in sums)
     ends = lambda values: tuple(float(v) for v in np.quantile(values, [0.025, 0.975]))

@@ -19,7 +19,7 @@ from torch import nn
 # %% ../../nbs/models/folding.ipynb #ee255b5e
 def folded_pairs(
     model: nn.Module,
-    x: torch.Tensor,  # (n, channels, height, width) a few pictures that it can take
+    x: torch.Tensor,  # (n, channels, height, width) a few images that it can take
 ) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     "The convolutions of a network whose output goes to a BatchNorm and, as far as its modules show, nowhere else"
     seen, x = _copied(model, x)
@@ -145,7 +145,7 @@ class Folding:
     def __init__(
         self,
         model: nn.Module,
-        x: torch.Tensor,  # (n, channels, height, width) two or more pictures to find out with
+        x: torch.Tensor,  # (n, channels, height, width) two or more images to find out with
         tolerance: float = 1e-3,  # largest difference by which outputs may differ, relative to the largest output
     ):
         self.model, self.pairs, self._forwards, self.is_on = model, [], [], False

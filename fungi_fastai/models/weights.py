@@ -169,7 +169,7 @@ class WeightReport:
     unexpected: tuple[str, ...] = ()  # the file's tensors that the network has no place for
     wrong_shape: tuple[str, ...] = ()  # in both, of another shape
     left_out: tuple[str, ...] = ()  # the file's own classifier
-    head: tuple[str, ...] = ()  # the network's own classifier, which starts anew
+    head: tuple[str, ...] = ()  # the network's own classifier, which starts again
     shapes: tuple[str, ...] = ()  # `wrong_shape` in words: name (file's shape, network's shape)
 
     @property
@@ -209,7 +209,7 @@ def _is_head(
 
 
 def _own_prefix(model):
-    "What the names of a network's body begin with: '' alone, '0.' in a pair of body and head, '0.model.' in fastai's"
+    "What the names of a network's backbone begin with: '' alone, '0.' in a pair of backbone and head, '0.model.' in fastai's"
     pair = (
         isinstance(model, nn.Sequential)
         and len(model) == 2
@@ -222,19 +222,19 @@ def _own_prefix(model):
 
 def _its_prefix(
     state,  # the file's tensors
-    body,  # the network's own, names without prefix
+    backbone,  # the network's own, names without prefix
 ):
-    "What the file puts before the body's names: the beginning under which most of them, and of their shapes, are found"
+    "What the file puts before the backbone's names: the beginning under which most of them, and of their shapes, are found"
     found = {
         key[: len(key) - len(name)]
-        for name in list(body)[:3]
+        for name in list(backbone)[:3]
         for key in state
         if key == name or key.endswith('.' + name)
     }
 
     def score(prefix):
-        names = [n for n in body if prefix + n in state]
-        return sum(state[prefix + n].shape == body[n].shape for n in names), len(names), -len(prefix), prefix
+        names = [n for n in backbone if prefix + n in state]
+        return sum(state[prefix + n].shape == backbone[n].shape for n in names), len(names), -len(prefix), prefix
 
     return max(found | {''}, key=score)
 
@@ -244,7 +244,7 @@ def load_weights(
     weights: str
     | Path
     | dict,  # a file, a folder with model.safetensors, 'hf-hub:owner/name', a timm name, or tensors by name
-    tolerance: float = 0.1,  # share of names that may be missing from the file, or unknown to the network
+    tolerance: float = 0.1,  # fraction of names that may be missing from the file, or unknown to the network
     name: str = '',  # what to call the network in messages (default: its class)
 ) -> WeightReport:
     "Read `weights` into `model` and say what fitted. Raises `UserError`, and changes nothing, where they are for another network"
@@ -254,14 +254,14 @@ def load_weights(
     target = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
     own = _own_prefix(model)
     inner = model.get_submodule(own.rstrip('.'))
-    body = {k[len(own) :]: v for k, v in target.items() if k.startswith(own)}
-    its = _its_prefix(state, body)
-    if any(its + n not in state or state[its + n].shape != v.shape for n, v in body.items()):
+    backbone = {k[len(own) :]: v for k, v in target.items() if k.startswith(own)}
+    its = _its_prefix(state, backbone)
+    if any(its + n not in state or state[its + n].shape != v.shape for n, v in backbone.items()):
         converted = _convert(inner, {k[len(its) :]: v for k, v in state.items() if k.startswith(its)})
-        plain = {n: state[its + n] for n in body if its + n in state}
-        if converted and _fit(converted, body) > _fit(plain, body):
+        plain = {n: state[its + n] for n in backbone if its + n in state}
+        if converted and _fit(converted, backbone) > _fit(plain, backbone):
             state, its = converted, ''
-    names = {own + n: its + n for n in body if its + n in state}  # the network's name → the file's
+    names = {own + n: its + n for n in backbone if its + n in state}  # the network's name → the file's
     mine, theirs = _head_prefix(own), _head_prefix(its)
     if mine and theirs:
         names |= {k: theirs + k[len(mine) :] for k in target if k.startswith(mine) and theirs + k[len(mine) :] in state}
@@ -286,10 +286,10 @@ def load_weights(
 
 
 def _head_prefix(prefix):
-    "Of a pair of body and head, what the head's names begin with, given the body's: '0.model.' → '1.'"
-    for body in ('0.model.', '0.'):
-        if prefix.endswith(body):
-            return prefix.removesuffix(body) + '1.'
+    "Of a pair of backbone and head, what the head's names begin with, given the backbone's: '0.model.' → '1.'"
+    for backbone in ('0.model.', '0.'):
+        if prefix.endswith(backbone):
+            return prefix.removesuffix(backbone) + '1.'
     return ''
 
 
@@ -327,8 +327,8 @@ def _convert(model, state):
         return None  # it is written for files of this architecture; another's may break it in any way
 
 
-def _fit(state, body):
-    return sum(k in body and body[k].shape == v.shape for k, v in state.items())
+def _fit(state, backbone):
+    return sum(k in backbone and backbone[k].shape == v.shape for k, v in state.items())
 
 
 def _report(state, target, names, is_own_head, is_its_head, source, name):

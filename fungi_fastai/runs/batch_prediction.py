@@ -34,7 +34,7 @@ class Classifier:
         Callable | None
     )  # calibrated probabilities → a `Decision` each; None where the model knows no threshold and no sets
     fingerprint: str  # of the files and the backend: what another one says does not belong into the same file
-    step: int = 64  # pictures at a time
+    step: int = 64  # images at a time
 
 
 def open_classifier(
@@ -74,9 +74,9 @@ def open_classifier(
 def _of_run(run):
     "With the temperature, threshold and sets that a bundle of it would have"
     from fungi_fastai.evaluation.decisions import decide
-    from fungi_fastai.runs.run import read_kept
+    from fungi_fastai.runs.run import read_saved
 
-    model = read_kept(
+    model = read_saved(
         run.folder / 'model.safetensors',
         lambda file: fingerprint(run.folder / 'recipe.json', file, run.folder / 'metrics.json'),
     )
@@ -117,7 +117,7 @@ class _Worker:
 
 def _believed(answer, n_classes):
     "Probabilities and errors that a worker sent. Raises `UserError` where it saw other files than there are here"
-    same = 'Keep pictures and bundle where all machines of the cluster find them under the same path.'
+    same = 'Keep images and bundle where all machines of the cluster find them under the same path.'
     if answer['trouble']:
         raise UserError(f'{answer["machine"]}: {answer["trouble"]} {same}')
     if answer['unseen'] and os.path.exists(answer['unseen']):
@@ -231,8 +231,8 @@ def predict_to(
     | None = None,  # of a Ray cluster, such as 10.0.0.1:6379 or auto (default: RAY_ADDRESS, else a cluster of this machine's cores)
     form: str = 'csv',  # of standard output: csv, jsonl, or json, which is one list
     progress: bool = True,  # show it
-) -> Tally:  # how many pictures, how many unreadable, and why
-    """Classify any number of pictures into a file with the columns path name predicted confidence (answer set) p_<class>… error. The same
+) -> Tally:  # how many images, how many unreadable, and why
+    """Classify any number of images into a file with the columns path name predicted confidence (answer set) p_<class>… error. The same
     call continues one that was interrupted, with the other engine too. Raises `UserError`, `TrainingError`"""
     if engine not in engines:
         raise UserError(f'There is no engine {engine!r}. Known: {", ".join(engines)}.')

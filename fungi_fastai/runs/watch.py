@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..core.settings import MissingFileError, UserError, atomic, check_place, clock
+from ..core.settings import MissingFileError, UserError, atomic, check_writable, format_duration
 from ..training.recipe import Recipe
 
 # %% ../../nbs/runs/watch.ipynb #4af78f68
@@ -90,9 +90,9 @@ def look(
         )
     history, network, rows, written = folder / 'history.csv', '', [], None
     if (
-        recipe.get('folds')
+        recipe.get('average_folds')
         and not history.exists()
-        and (number := sum((folder / f'fold-{n + 1}').exists() for n in range(recipe['folds'])))
+        and (number := sum((folder / f'fold-{n + 1}').exists() for n in range(recipe['average_folds'])))
     ):
         history, network = folder / f'fold-{number}' / 'history.csv', f'network {number} of {recipe["folds"]}'
     if history.exists():
@@ -208,7 +208,7 @@ def _line(row):
 def _title(state):
     r = state.recipe
     start = '' if r.pretrained else ' from scratch'
-    length = f'{clock(r.budget)} in all' if r.budget else f'{r.epochs} epochs'
+    length = f'{format_duration(r.budget)} in all' if r.budget else f'{r.epochs} epochs'
     each = f', {state.network}' if state.network else ''
     return f'{r.name}: {r.arch}{start} at {r.size} px, {length}, batches of {r.bs}, lr {r.lr:g}{each}'
 
@@ -250,21 +250,21 @@ def _now(state, now=None):
     if done >= state.recipe.epochs and not state.ends:
         return 'all epochs are done; testing and writing the report'
     each, left = time_left(state, now)
-    said = f'epoch {done + 1}{known}' if state.rows else 'reading pictures, or in the first epoch'
+    said = f'epoch {done + 1}{known}' if state.rows else 'reading images, or in the first epoch'
     if state.written:
-        said += f' for {clock((now or time.time()) - state.written)}'
+        said += f' for {format_duration((now or time.time()) - state.written)}'
     if each:
-        said += f', {clock(each)} an epoch'
+        said += f', {format_duration(each)} an epoch'
     of = ' for this network' if state.network and not state.ends else ''
     if left is not None:
-        said += f', {"at most " if state.recipe.patience else ""}{clock(left)} left{of}'
+        said += f', {"at most " if state.recipe.patience else ""}{format_duration(left)} left{of}'
     return said
 
 # %% ../../nbs/runs/watch.ipynb #8045e4fc
 def watch(
     folder: str | Path,  # of a run
     every: float = 2.0,  # seconds between two looks
-    out: str | Path | None = None,  # .svg or .png that is drawn anew with each epoch
+    out: str | Path | None = None,  # .svg or .png that is drawn again with each epoch
     once: bool = False,  # look once, instead of until the end
     stream=None,  # where to (default: standard output)
 ) -> int:  # 0, or 1 where the training has ended unfinished
@@ -276,7 +276,7 @@ def watch(
             raise UserError(f'{out} should end in .svg or .png.')
         if out.is_dir():
             raise UserError(f'{out} is a folder; expected the name of a file.')
-        check_place(out)
+        check_writable(out)
     if not every > 0:
         raise UserError(f'every is {every}; expected seconds, above 0.')
     state, told, shown, drawn, height = look(folder), -1, '', None, 0

@@ -1,4 +1,4 @@
-"""Pictures that the library draws itself, so that all of it runs anywhere with no download
+"""Images that the library draws itself, so that all of it runs anywhere with no download
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/samples/datasets.html.md"""
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import drawing as sample_drawing; from fungi_fastai.samples import microscopy as sample_microscopy; from fungi_fastai.samples import mushrooms as sample_mushrooms; from fungi_fastai.samples import plants as sample_plants
-from ..core.settings import UserError, check_place, settings
+from ..core.settings import UserError, check_writable, settings
 
 # %% ../../nbs/samples/datasets.ipynb #34dd03dd
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Kind:
 
     draw: object  # (label, generators, size) -> PIL image
     labels: tuple  # the classes
-    specimens: int  # of each class, by default; of the rarest, where `shares` are given
+    specimens: int  # of each class, by default; of the rarest, where `fractions` are given
     photos: int  # of each specimen, by default
-    crops: int = 0  # of each photo; 0: the photo itself is the picture
+    crops: int = 0  # of each photo; 0: the photo itself is the image
     folder: str = ''  # that holds the class folders
-    shares: dict | None = None  # how frequent the classes are, relative to the rarest
-    unlabelled: int = 0  # pictures of unknown class for each five specimens of a class
+    fractions: dict | None = None  # how frequent the classes are, relative to the rarest
+    unlabelled: int = 0  # images of unknown class for each five specimens of a class
 
 
 kinds = dict(
@@ -50,7 +50,7 @@ kinds = dict(
         specimens=14,
         photos=2,
         crops=2,
-        shares={name: s.share for name, s in sample_microscopy.structures.items()},
+        fractions={name: s.fraction for name, s in sample_microscopy.structures.items()},
     ),
     flowers=Kind(sample_plants.draw_flower, tuple(sample_plants.flowers), specimens=20, photos=2, folder='flowers'),
     seedlings=Kind(sample_plants.draw_seedling, tuple(sample_plants.seedlings), specimens=25, photos=1, unlabelled=12),
@@ -71,13 +71,13 @@ def draw(
     size: int = 256,  # pixels a side
     seed: int = 0,  # another seed, another sample
 ) -> Image.Image:
-    "Draw one picture; what it shows depends on the arguments alone. Raises `UserError`"
+    "Draw one image; what it shows depends on the arguments alone. Raises `UserError`"
     known = _kind(kind)
     if label not in known.labels:
         raise UserError(f'{kind} has no class {label!r}. Known: {", ".join(known.labels)}.')
     wanted = 3 if known.crops else 1 if known.unlabelled else 2
     if len(key) != wanted:
-        raise UserError(f'A picture of {kind} has {wanted} number(s); {len(key)} given.')
+        raise UserError(f'An image of {kind} has {wanted} number(s); {len(key)} given.')
     return known.draw(label, sample_drawing.generators(seed, kind, label, *key), size)
 
 # %% ../../nbs/samples/datasets.ipynb #17b83260
@@ -106,7 +106,7 @@ def jobs(
     known = _kind(kind)
     specimens, photos = known.specimens if specimens is None else specimens, known.photos if photos is None else photos
     for label in known.labels:
-        for specimen in range(round(specimens * (known.shares or {}).get(label, 1))):
+        for specimen in range(round(specimens * (known.fractions or {}).get(label, 1))):
             if kind == 'seedlings':
                 yield Job(kind, label, (specimen,), f'train/{label}/{_hidden_name(seed, label, specimen)}.jpg')
                 continue
@@ -122,7 +122,7 @@ def jobs(
                     )
     for k in range(
         known.unlabelled * specimens // 5
-    ):  # of all classes in turn, numbered far from the training pictures
+    ):  # of all classes in turn, numbered far from the training images
         label, number = known.labels[k % len(known.labels)], 1_000_000 + k // len(known.labels)
         yield Job(kind, label, (number,), f'test/{_hidden_name(seed, label, number)}.jpg')
 
@@ -169,7 +169,7 @@ def make_sample(
 
 # %% ../../nbs/samples/datasets.ipynb #24bd2c81
 def sample_version() -> str:
-    "Of the drawing, from the text of its modules: where a line of them changes, samples are drawn anew beside the old ones"
+    "Of the drawing, from the text of its modules: where a line of them changes, samples are drawn again beside the old ones"
     texts = sorted(Path(sample_drawing.__file__).parent.glob('sample*.py'))
     return hashlib.sha1(b''.join(text.read_bytes() for text in texts)).hexdigest()[:8]
 
@@ -182,7 +182,7 @@ def sample_folder(
     final = settings().data_dir / 'samples' / f'{kind}-{sample_version()}'
     if final.is_dir():
         return final
-    check_place(final)
+    check_writable(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     for left in final.parent.glob(f'.{final.name}.*.part'):  # of a process that was killed
         if time.time() - left.stat().st_mtime > 3600:

@@ -1,4 +1,4 @@
-"""The pencils of the built-in pictures: chance, noise, leaves and solids of revolution
+"""The pencils of the built-in images: chance, noise, leaves and solids of revolution
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/samples/drawing.html.md"""
 
@@ -24,7 +24,7 @@ def generators(
     label: str,  # the class
     *key: int,  # specimen, photo, crop …
 ) -> list[np.random.Generator]:  # one for each member of `key`: the specimen's, the photo's …
-    "Independent random generators that depend on the path to a picture and nothing else"
+    "Independent random generators that depend on the path to an image and nothing else"
     path = [seed, zlib.crc32(kind.encode()), zlib.crc32(label.encode())]
     return [np.random.default_rng(path + list(key[: depth + 1])) for depth in range(len(key))]
 
@@ -46,8 +46,8 @@ def colour(
     )
 
 
-def mix(one, other, share):
-    return colour(one) * (1 - share) + colour(other) * share
+def mix(one, other, fraction):
+    return colour(one) * (1 - fraction) + colour(other) * fraction
 
 
 def vary(
@@ -118,7 +118,7 @@ def tiled(
 
 # %% ../../nbs/samples/drawing.ipynb #a6004cdf
 class Canvas:
-    "A square picture in the making: `pixels` is (3, size, size) float32 in [0, 1]"
+    "A square image in the making: `pixels` is (3, size, size) float32 in [0, 1]"
 
     def __init__(self, size: int, fill='black'):
         self.size = size
@@ -155,7 +155,7 @@ def soften(
     mask,  # (h, w) in [0, 1]
     radius: float,  # pixels
 ) -> np.ndarray:
-    "A blur by way of a smaller picture: the wider, the cheaper"
+    "A blur by way of a smaller image: the wider, the cheaper"
     h, w = mask.shape
     image, step = Image.fromarray((mask * 255).astype(np.uint8)), max(1, int(radius))
     if step > 1:
@@ -238,7 +238,7 @@ class Sketch:
 # %% ../../nbs/samples/drawing.ipynb #58084e10
 @dataclass(frozen=True)
 class Sheet:
-    "Pictures side by side"
+    "Images side by side"
 
     image: Image.Image
 
@@ -254,21 +254,21 @@ class Sheet:
 
 
 def contact_sheet(
-    pictures,  # PIL images
+    images,  # PIL images
     columns: int = 6,
     size: int = 112,  # pixels each is scaled to
 ) -> Sheet:
-    "Small pictures in rows"
-    pictures = list(pictures)
-    image = Image.new('RGB', (columns * size, -(-len(pictures) // columns) * size), 'white')
-    for k, picture in enumerate(pictures):
-        image.paste(picture.resize((size, size), Image.LANCZOS), (k % columns * size, k // columns * size))
+    "Small images in rows"
+    images = list(images)
+    image = Image.new('RGB', (columns * size, -(-len(images) // columns) * size), 'white')
+    for k, one in enumerate(images):
+        image.paste(one.resize((size, size), Image.LANCZOS), (k % columns * size, k // columns * size))
     return Sheet(image)
 
 # %% ../../nbs/samples/drawing.ipynb #1a291e7c
 def towards(
     at,  # (x, y)
-    angle: float,  # radians, clockwise on the picture
+    angle: float,  # radians, clockwise on the image
     length: float,
 ) -> np.ndarray:  # (x, y)
     "The point at a distance in a direction"
@@ -281,10 +281,10 @@ def outline(
     width: float,  # the greatest, in pixels
     belly: float = 0.5,  # where along the midrib it is widest, 0 base … 1 tip
     blunt: float = 1.0,  # >1 round ends, <1 pointed ones
-    bend: float = 0.0,  # sideways bow of the midrib, as a share of its length
-    teeth: float = 0.0,  # depth of the margin's teeth or lobes, as a share of the width
+    bend: float = 0.0,  # sideways bow of the midrib, as a fraction of its length
+    teeth: float = 0.0,  # depth of the margin's teeth or lobes, as a fraction of the width
     lobes: float = 6.0,  # teeth on each side
-    notch: float = 0.0,  # depth of the cut at the tip, as a share of the length
+    notch: float = 0.0,  # depth of the cut at the tip, as a fraction of the length
     points: int = 12,  # on each side
 ) -> tuple:  # midrib, left and right margin: (points, 2) each
     "The outline of a leaf"
@@ -347,13 +347,13 @@ def leaf(
 # %% ../../nbs/samples/drawing.ipynb #ed95a285
 @dataclass(frozen=True)
 class View:
-    "Where a solid stands on the picture, and how it is seen and lit"
+    "Where a solid stands on the image, and how it is seen and lit"
 
     x: float  # column of its origin, pixels
     y: float  # row of its origin, pixels
     scale: float  # pixels a unit
     elevation: float = 0.3  # radians above the horizon; negative looks from below
-    roll: float = 0.0  # radians it leans to the left in the picture
+    roll: float = 0.0  # radians it leans to the left in the image
     light: tuple = (-0.5, 0.6, 0.62)  # direction to the light: right, up, towards the camera
 
     def project(self, x, y, z) -> tuple:
@@ -365,7 +365,7 @@ class View:
 # %% ../../nbs/samples/drawing.ipynb #ce309b9e
 @dataclass(frozen=True)
 class Surface:
-    "The visible part of a solid of revolution: arrays (h, w) over a box of the picture"
+    "The visible part of a solid of revolution: arrays (h, w) over a box of the image"
 
     row: int
     column: int  # the box's upper left corner
@@ -384,12 +384,12 @@ class Surface:
 
 def lathe(
     view: View,
-    size: int,  # of the picture, pixels
+    size: int,  # of the image, pixels
     radii,  # profile: radius of each ring, units, from the ground up or from the rim inwards:
     heights,  # … and its height. Its outside is on the right of one who walks along it (an underside: from the middle out)
     bend=None,  # sideways shift of each ring, units
     rim=None,  # (40,) factor on the radius by angle, for wavy rims
-) -> Surface | None:  # None where nothing of it is in the picture
+) -> Surface | None:  # None where nothing of it is in the image
     "Turn a profile into a surface, seen and lit"
     radii, heights = np.asarray(radii, np.float32), np.asarray(heights, np.float32)
     length = np.concatenate([[0], np.cumsum(np.hypot(np.diff(radii), np.diff(heights)))])

@@ -34,7 +34,7 @@ from .scenes import backdrop, dapple, develop, floor, grass_blades
 # %% ../../nbs/samples/mushrooms.ipynb #694347c5
 @dataclass(frozen=True)
 class Genus:
-    "What can be seen of a genus; chances are shares of its specimens"
+    "What can be seen of a genus; chances are fractions of its specimens"
 
     caps: tuple  # colours of the cap
     shapes: tuple  # of the cap: convex bell conical flat depressed umbonate
@@ -233,14 +233,14 @@ class Mushroom:
             int(rng.integers(1 << 16)),
         )
 
-    def young(self, share: float):  # 0 grown … 1 a button
+    def young(self, fraction: float):  # 0 grown … 1 a button
         "A younger one of the same troop: higher cap, shorter stem, not yet hollow"
-        shape = self.shape if share < 0.35 or self.shape in ('conical', 'bell') else 'convex'
+        shape = self.shape if fraction < 0.35 or self.shape in ('conical', 'bell') else 'convex'
         return replace(
             self,
             shape=shape,
-            height=max(self.height, 0.45 + 0.5 * share),
-            length=self.length * (1 - 0.3 * share),
+            height=max(self.height, 0.45 + 0.5 * fraction),
+            length=self.length * (1 - 0.3 * fraction),
             seed=self.seed + 77,
         )
 
@@ -531,17 +531,17 @@ def draw_mushroom(
         view = View(size * rng.uniform(0.38, 0.62), foot, scale, elevation, rng.normal(0, 0.09), light)
         group = [(view, body)]
         for _ in range(troop):
-            share, near = rng.uniform(0.3, 0.9), rng.uniform(-0.5, 0.35)
+            fraction, near = rng.uniform(0.3, 0.9), rng.uniform(-0.5, 0.35)
             side = pick(rng, (-1, 1)) * rng.uniform(1.1, 1.7)
             where = View(
                 view.x + side * scale,
                 foot + near * 0.35 * scale,
-                scale * (1 - 0.5 * share),
+                scale * (1 - 0.5 * fraction),
                 elevation,
                 rng.normal(0, 0.15),
                 light,
             )
-            group.append((where, body.young(share)))
+            group.append((where, body.young(fraction)))
         for where, one in sorted(group, key=lambda g: g[0].y):
             _shadow(canvas, one, where, True)
             place(canvas, one, where, ambient)

@@ -44,7 +44,7 @@ class Flower:
     rim: str | None = None  # colour of the disc's outer part
     cup: tuple = (0.0, 0.3)  # how far the petals' tips rise
     habit: str = 'rays'  # rays, cup or spiral
-    head: tuple = (0.24, 0.36)  # radius of the head, in picture widths
+    head: tuple = (0.24, 0.36)  # radius of the head, in image widths
     leaf: tuple = (0.9, 0.3, 0.0)  # length, width and teeth of a foliage leaf
 
 
@@ -106,7 +106,7 @@ flowers = dict(
 # %% ../../nbs/samples/plants.ipynb #615cff52
 def petal_ring(
     sketch: Sketch,
-    place,  # points in the head's plane (…, 2), height (…) -> points on the picture
+    place,  # points in the head's plane (…, 2), height (…) -> points on the image
     rng,
     count: int,
     length: float,
@@ -266,7 +266,7 @@ def draw_flower(
     kind = flowers[name]
     shade, disc_shade = vary(grow, pick(grow, kind.petals), 0.06), vary(grow, pick(grow, kind.disc_colours), 0.08)
     green = vary(grow, pick(grow, ('#4f7d35', '#5f8a3f', '#3f6a35', '#6f8f4a')), 0.08)
-    cup, open_, clock = grow.uniform(*kind.cup), grow.uniform(0.85, 1.08), name == 'dandelion' and chance(grow, 0.12)
+    cup, open_, format_duration = grow.uniform(*kind.cup), grow.uniform(0.85, 1.08), name == 'dandelion' and chance(grow, 0.12)
     ground, heads = (
         pick(grow, ('grass', 'moss', 'litter', 'soil', 'grass')),
         1 + int(grow.choice(3, p=(0.65, 0.22, 0.13))),
@@ -318,7 +318,7 @@ def draw_flower(
             )
         sketch.onto(canvas, shadow=0.3, defocus=int(rng.integers(0, 2)))
         view = View(x, y, radius, elevation, roll, light)
-        if clock:
+        if format_duration:
             _clock(rng, canvas, x, y, radius * 0.85)
         elif side is not None:
             _tulip(
@@ -358,7 +358,7 @@ class Seedling:
     greens: tuple
     habit: str = 'rosette'  # rosette, grass, whorl, feather or round
     seed_leaf: tuple = (0.45, 0.5, 1.2, 0.0)  # of the pair of seed leaves: width / length, belly, bluntness, notch
-    stalk: float = 0.25  # of leaves, share of their length
+    stalk: float = 0.25  # of leaves, fraction of their length
     leaf: tuple = (0.5, 0.5, 1.0, 0.0, 4)  # of true leaves: width / length, belly, bluntness, teeth, lobes
     leaves: tuple = (0, 4)  # true leaves, by age
     growth: float = 1.1  # length of true leaves
@@ -430,15 +430,15 @@ def _round_leaf(sketch, centre, radius, angle, shade, depth=0.2, lobes=6):
     "A kidney, cut into lobes, its notch towards the stalk"
     turn = np.linspace(-np.pi * 0.93, np.pi * 0.93, 60)
     edge = radius * (1 - depth * np.abs(np.sin(turn * lobes / 2)) ** 3) * (1 - 0.25 * (np.abs(turn) / np.pi) ** 8)
-    for share, gain in ((1, 0.9), (0.82, 1), (0.5, 1.1)):
+    for fraction, gain in ((1, 0.9), (0.82, 1), (0.5, 1.1)):
         sketch.polygon(
             np.concatenate(
                 [
                     [towards(centre, angle, -radius * 0.2)],
                     np.stack(
                         [
-                            centre[0] + share * edge * np.cos(turn + angle),
-                            centre[1] + share * edge * np.sin(turn + angle),
+                            centre[0] + fraction * edge * np.cos(turn + angle),
+                            centre[1] + fraction * edge * np.sin(turn + angle),
                         ],
                         1,
                     ),
@@ -467,7 +467,7 @@ def _feather(sketch, base, angle, length, shade):
 
 
 def _label(rng, canvas):
-    "The pot's rim or a bar code that came into the picture"
+    "The pot's rim or a bar code that came into the image"
     size, w = canvas.size, int(rng.uniform(0.06, 0.2) * canvas.size)
     strip = np.full((3, w, size), 0.86, np.float32) * (1 - 0.1 * rng.random())
     if chance(rng, 0.6):

@@ -1,4 +1,4 @@
-"""Grounds, light and camera of the built-in pictures
+"""Grounds, light and camera of the built-in images
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/samples/scenes.html.md"""
 
@@ -88,7 +88,7 @@ def _pebbles(rng, canvas, count, radius, shades):
 def ground(
     name: str,  # litter, moss, grass, soil, wood, cloth or gravel
 ) -> Image.Image:
-    "A large picture of a ground"
+    "A large image of a ground"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     canvas = Canvas(
         ground_size,
@@ -148,7 +148,7 @@ def floor(
     rng,
     name: str,
     size: int,
-    zoom=(0.45, 1.1),  # ground pixels a picture pixel, from and to
+    zoom=(0.45, 1.1),  # ground pixels an image pixel, from and to
     height: int | None = None,  # rows wanted (default: `size`), the ground squeezed into them
     squeeze: float = 1.0,  # how many times more rows than columns of the ground go in a pixel: foreshortening
 ) -> np.ndarray:  # (3, height, size)
@@ -203,7 +203,7 @@ def develop(
     canvas: Canvas,
     colour_cast: float = 0.05,  # deviation of the white balance
     exposure: float = 0.14,  # deviation of the brightness, relative
-    blurred: float = 0.08,  # share of photos out of focus
+    blurred: float = 0.08,  # fraction of photos out of focus
     grain: float = 0.013,  # deviation of the sensor's noise, at most
 ) -> Image.Image:
     "What the camera makes of the scene"

@@ -1,4 +1,4 @@
-"""What more pictures, more epochs or a larger test part would bring, measured rather than guessed
+"""What more images, more epochs or a larger test set would bring, measured rather than guessed
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/studies/curves.html.md"""
 
@@ -19,7 +19,7 @@ from ..core.figures import as_svg, chart, colours
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..runs.compare import in_points
 from .folds import Job, divide, experiment, finished, train_all
-from ..runs.run import Run, next_folder, read_json, read_kept
+from ..runs.run import Run, next_folder, read_json, read_saved
 from ..core.settings import UserError, write_json, write_table, write_text
 from ..training.fit import prepare_items
 from ..training.recipe import Recipe
@@ -43,15 +43,15 @@ def _points(recipe, across, fractions, seeds):
         raise UserError(f'There are {len(values)} fractions and {len(seeds)} seeds; expected one of each at least.')
     for value in values if field else ():
         if field == 'test' and value == 0:
-            raise UserError('A test share of 0 leaves nothing to test on; expected above 0.')
+            raise UserError('A test fraction of 0 leaves nothing to test on; expected above 0.')
         recipe.but(**{field: value})  # raises where it is out of range
     return field, values, seeds
 
 # %% ../../nbs/studies/curves.ipynb #63e32515
 def part_scores(
     run: Run,  # finished
-    file: Path,  # where the predictions for the training part are kept (.parquet)
-) -> list[dict]:  # for train, valid and test: part pictures accuracy macro_f1
+    file: Path,  # where the predictions for the training set are kept (.parquet)
+) -> list[dict]:  # for train, valid and test: part images accuracy macro_f1
     "A run's scores on each part"
     if not file.exists():
         items = run.items[run.items.split == 'train']
@@ -61,7 +61,7 @@ def part_scores(
     for part in ('train', 'valid', 'test'):
         if len(mine := both[both.split == part]):
             found = Evaluation.of(mine, run.classes).metrics()
-            rows.append(dict(part=part, pictures=len(mine), accuracy=found['accuracy'], macro_f1=found['macro_f1']))
+            rows.append(dict(part=part, images=len(mine), accuracy=found['accuracy'], macro_f1=found['macro_f1']))
     return rows
 
 # %% ../../nbs/studies/curves.ipynb #c9aebdc7
@@ -88,16 +88,16 @@ def _said_of_data(table):
     values, seeds = sorted(tested.fraction.unique()), tested.seed.nunique()
     last = tested[tested.fraction == values[-1]]
     learned = table[(table.part == 'train') & (table.fraction == values[-1])]
-    gap = f'With all that was given, accuracy is {learned.accuracy.mean():.3f} on the training pictures and {last.accuracy.mean():.3f} on the test pictures.'
+    gap = f'With all that was given, accuracy is {learned.accuracy.mean():.3f} on the training images and {last.accuracy.mean():.3f} on the test images.'
     if len(values) < 2:
         return gap
     mean, low, high = paired_step(tested, 'fraction', *values[-2:])
-    step = f'From {values[-2]:g} to {values[-1]:g} of the training part, accuracy changes by {in_points(mean)} points'
+    step = f'From {values[-2]:g} to {values[-1]:g} of the training set, accuracy changes by {in_points(mean)} points'
     if not np.isfinite(low):
         return f'{step}, in one seed: more seeds would say whether this is more than noise. {gap}'
     step += f' (95 % interval {in_points(low)} to {in_points(high)}, {seeds} seeds): '
     if low > 0:
-        return f'{step}still rising, so more pictures will likely help. {gap}'
+        return f'{step}still rising, so more images will likely help. {gap}'
     if high < 0:
         return f'{step}falling; look at the labels of what was added, and at the number of epochs. {gap}'
     return f'{step}within the noise. {_within(mean, low, high)} {gap}'
@@ -107,7 +107,7 @@ def _within(mean, low, high):
     return (
         'The curve is flat there, to within two points.'
         if max(abs(low), abs(high)) <= 0.02
-        else 'A rise as well as a fall would fit; more seeds, or a larger test part, would tell.'
+        else 'A rise as well as a fall would fit; more seeds, or a larger test set, would tell.'
     )
 
 
@@ -115,14 +115,14 @@ def _said_of_split(table):
     tested = table[table.part == 'test']
     of = tested.groupby('test').accuracy.agg(['mean', 'std', 'count'])
     best = of['mean'].idxmax()
-    said = f'Accuracy is highest with {best:g} of the pictures tested on ({of["mean"][best]:.3f})'
+    said = f'Accuracy is highest with {best:g} of the images tested on ({of["mean"][best]:.3f})'
     if of['count'].min() < 2:
         return said + '; with one seed nothing can be said about its spread.'
     error = of['std'][best] / np.sqrt(of['count'][best])
     good = of.index[of['mean'] >= of['mean'][best] - error].max()
     steady = of['std'].idxmin()
     return (
-        f'{said}, and steadiest with {steady:g} (± {of["std"][steady]:.3f} over the seeds). The largest test part within one standard '
+        f'{said}, and steadiest with {steady:g} (± {of["std"][steady]:.3f} over the seeds). The largest test set within one standard '
         f'error of the best is {good:g}: {of["mean"][good]:.3f} ± {of["std"][good]:.3f}.'
     )
 
@@ -139,7 +139,7 @@ def _said_of_epochs(table):
         said += 'it still falls at the end, so more epochs may help. '
     else:
         sure = len(rise) > 1 and rise.mean() > 2 * rise.std() / np.sqrt(len(rise))
-        said += f'after the last it is {of[last]:.3f}: {"the network learns by heart" if sure else "nothing more is gained"}. '
+        said += f'after the last it is {of[last]:.3f}: {"the network overfits" if sure else "nothing more is gained"}. '
     spread = f' ± {scores["std"][last]:.3f} over the seeds' if np.isfinite(scores['std'][last]) else ' (one seed)'
     return f'{said}Validation accuracy ends at {scores["mean"][last]:.3f}{spread}.'
 
@@ -171,11 +171,11 @@ class Curve:
 
     @cached_property
     def metrics(self) -> dict:
-        return read_kept(self.folder / 'curve.json', read_json)
+        return read_saved(self.folder / 'curve.json', read_json)
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        return read_kept(self.folder / 'curve.csv', pd.read_csv)
+        return read_saved(self.folder / 'curve.csv', pd.read_csv)
 
     @property
     def said(self) -> str:
@@ -223,7 +223,7 @@ class Curve:
                 color=colour,
                 label=part or key.replace('_', ' ').replace('macro f1', 'macro-F1'),
             )
-        words = dict(fraction='share of the training part', test='share of the pictures tested on', epoch='epoch')[
+        words = dict(fraction='fraction of the training set', test='fraction of the images tested on', epoch='epoch')[
             self.x
         ]
         for axis in (left, right):
@@ -232,12 +232,12 @@ class Curve:
                 axis.xaxis.get_major_locator().set_params(integer=True)
             axis.legend(frameon=False, fontsize=8, labelcolor=colours['ink'])
         left.set_ylabel('loss' if self.x == 'epoch' else 'accuracy')
-        right.set_ylabel('on the validation part' if self.x == 'epoch' else 'macro-F1')
+        right.set_ylabel('on the validation set' if self.x == 'epoch' else 'macro-F1')
         return figure
 
     def __str__(self):
-        shown = self.summary.rename(columns=dict(n_train_mean='pictures'))
-        text = shown.round(3).to_string(index=False, na_rep='', formatters=dict(pictures='{:.0f}'.format))
+        shown = self.summary.rename(columns=dict(n_train_mean='images'))
+        text = shown.round(3).to_string(index=False, na_rep='', formatters=dict(images='{:.0f}'.format))
         return f'{text}\n{self.said}'
 
     __repr__ = __str__
@@ -245,7 +245,7 @@ class Curve:
 # %% ../../nbs/studies/curves.ipynb #5446aa16
 def learning_curve(
     recipe: Recipe,
-    fractions=None,  # of the training part, or test shares for `across='split'` (default: .1 .2 .4 .7 1, or .1 .2 .3 .4 .5)
+    fractions=None,  # of the training set, or test shares for `across='split'` (default: .1 .2 .4 .7 1, or .1 .2 .3 .4 .5)
     seeds=(1, 2, 3),  # each a training of every point: of the split, the fraction, the weights
     out: str | Path | None = None,  # the experiment's folder (default: a new one under the settings' runs_dir)
     across: str = 'data',  # data, epochs or split
@@ -263,7 +263,7 @@ def learning_curve(
             write_table(folder / 'items.parquet', prepare_items(recipe.but(fraction=1.0), progress))
         items = pd.read_parquet(folder / 'items.parquet')
         if field == 'test' and (items.given[items.split.ne('')] == 'test').any():
-            raise UserError(f'{recipe.source} comes with a test part of its own, so that its share cannot be varied.')
+            raise UserError(f'{recipe.source} comes with a test set of its own, so that its share cannot be varied.')
         jobs = []
         for seed in seeds:  # the first seed's curve is there first
             for value in values:

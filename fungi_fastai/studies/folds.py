@@ -1,4 +1,4 @@
-"""Every picture tested on once, by a network that has not seen its specimen
+"""Every image tested on once, by a network that has not seen its specimen
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/studies/folds.html.md"""
 
@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.scan import duration
+from ..data.scan import about_duration
 from ..core.figures import as_svg, chart, colours
-from ..data.splits import folds, fraction, split, units
+from ..data.splits import folds, fraction, split, split_groups
 from ..evaluation.metrics import Evaluation
-from ..runs.run import Run, command_of, next_folder, read_json, read_kept, train
+from ..runs.run import Run, command_of, next_folder, read_json, read_saved, train
 from fungi_fastai.core.settings import (
     MissingFileError,
     UserError,
-    check_place,
+    check_writable,
     only_process,
     write_json,
     write_table,
@@ -60,7 +60,7 @@ def experiment(
             )
     elif not fresh and (not folder.is_dir() or any(not p.name.startswith('.') for p in folder.iterdir())):
         raise UserError(f'{folder} is there and is no experiment. Choose another --out; nothing in it was touched.')
-    check_place(folder)
+    check_writable(folder)
     try:
         with only_process(
             folder / '.lock', f'Another process is working in {folder}. Wait for it, or choose another --out.'
@@ -119,7 +119,7 @@ def train_all(
         if progress and todo:
             left = sum(one.cost for one in jobs if one.name not in runs)
             seconds, cost = map(sum, zip(*pace, strict=True)) if pace else (0, 0)
-            when = f', about {duration(left * seconds / cost)} left' if cost else ''
+            when = f', about {about_duration(left * seconds / cost)} left' if cost else ''
             print(f'Training {number} of {len(jobs)}: {job.name}{when}', file=sys.stderr, flush=True)
         run = train(job.recipe, folder / job.name, progress, items=job.items() if todo else None, command=job.command)
         if todo:
@@ -134,7 +134,7 @@ def divide(
     tested: pd.Series | None = None,  # (images,) bool: those tested on (default: drawn)
     grouped: bool = True,  # specimens and copies stay on one side
 ) -> pd.DataFrame:  # the same, `split` is train, valid, test or ''
-    "Pictures to train on, to validate on and to test on. Raises `UserError` where a class would not be trained on"
+    "Images to train on, to validate on and to test on. Raises `UserError` where a class would not be trained on"
     used = items[items.split.ne('')]
     if not grouped:
         used = used.assign(group='', cluster='')
@@ -151,7 +151,7 @@ def divide(
             )
         if not (part == 'valid').any():
             raise UserError(
-                'No class has a specimen to spare, to choose the best epoch by. Choose fewer folds, or add pictures.'
+                'No class has a specimen to spare, to choose the best epoch by. Choose fewer folds, or add images.'
             )
     trained = used[part == 'train']
     dropped = trained.index.difference(fraction(trained, recipe.fraction, recipe.seed).index)
@@ -166,23 +166,23 @@ def fold_items(
 ) -> (
     pd.DataFrame
 ):  # as from `prepare_items`, with the columns unit ('' for what is left out) and fold (0…k-1, -1 for those)
-    """Read and check a recipe's pictures and put them into folds; parts given by folders are not looked at.
+    """Read and check a recipe's images and put them into folds; parts given by folders are not looked at.
     Raises `UserError` where a class has too few specimens, with what is possible"""
     if k < 2:
         raise UserError(f'{k} folds were asked for; expected at least 2.')
     items = prepare_items(recipe.but(fraction=1.0), progress)
     used = items[items.split.ne('')]
-    unit = units(used)
+    unit = split_groups(used)
     drawn = used if grouped else used.assign(group='', cluster='')
-    counts = drawn.groupby(units(drawn)).label.agg(lambda labels: labels.mode().iat[0]).value_counts()
+    counts = drawn.groupby(split_groups(drawn)).label.agg(lambda labels: labels.mode().iat[0]).value_counts()
     counts = counts.reindex(sorted(used.label.unique()), fill_value=0)
-    few, what = counts[counts < k], 'specimens' if grouped and used.group.ne('').any() else 'separate pictures'
+    few, what = counts[counts < k], 'specimens' if grouped and used.group.ne('').any() else 'separate images'
     if len(few):
         named = ', '.join(f'{label} ({count})' for label, count in few.sort_values().head(5).items()) + (
             f' and {len(few) - 5} more' if len(few) > 5 else ''
         )
         able = (
-            f'at most {few.min()} folds are possible with these pictures (--k {few.min()})'
+            f'at most {few.min()} folds are possible with these images (--k {few.min()})'
             if few.min() > 1
             else 'no folds are possible with such a class'
         )
@@ -190,13 +190,13 @@ def fold_items(
             f'{k} folds need {k} {what} of each class. There are fewer of {named}: {able}. Or leave those classes out.'
         )
     return items.assign(
-        unit=unit.reindex(items.index, fill_value=''),
+        groups=unit.reindex(items.index, fill_value=''),
         fold=folds(drawn, k, recipe.seed).reindex(items.index, fill_value=-1),
     )
 
 # %% ../../nbs/studies/folds.ipynb #50716ab3
 class CrossValidation:
-    "A cross-validation's folder, opened: every picture predicted by a network that was not trained on it"
+    "A cross-validation's folder, opened: every image predicted by a network that was not trained on it"
 
     def __init__(
         self,
@@ -206,15 +206,15 @@ class CrossValidation:
 
     @cached_property
     def metrics(self) -> dict:
-        return read_kept(self.folder / 'metrics.json', read_json)
+        return read_saved(self.folder / 'metrics.json', read_json)
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        return read_kept(self.folder / 'predictions.parquet', pd.read_parquet)
+        return read_saved(self.folder / 'predictions.parquet', pd.read_parquet)
 
     @cached_property
     def folds(self) -> pd.DataFrame:
-        return read_kept(self.folder / 'folds.csv', pd.read_csv)
+        return read_saved(self.folder / 'folds.csv', pd.read_csv)
 
     @property
     def runs(self) -> list[Run]:
@@ -257,8 +257,8 @@ class CrossValidation:
         found = self.metrics
         kind = 'folds; no specimen and no copy is on two sides' if found['grouped'] else 'NAIVE folds'
         lines = [
-            f'{found["k"]} {kind}. {found["n_test"]:,} pictures, '
-            f'{found["n_specimens"] or found["n_units"]:,} {"specimens" if found["n_specimens"] else "separate"}, {found["n_classes"]} classes'
+            f'{found["k"]} {kind}. {found["n_test"]:,} images, '
+            f'{found["n_specimens"] or found["n_groups"]:,} {"specimens" if found["n_specimens"] else "separate"}, {found["n_classes"]} classes'
         ]
         for name, key in (('accuracy', 'accuracy'), ('macro-F1', 'macro_f1')):
             lines.append(
@@ -271,9 +271,9 @@ class CrossValidation:
 
 def _leak(metrics):
     return (
-        f'{metrics["leaked"]:.0%} of the test pictures have a copy or another picture of their specimen among those trained on.'
+        f'{metrics["leaked"]:.0%} of the test images have a copy or another image of their specimen among those trained on.'
         if metrics['leaked']
-        else 'pictures were drawn one by one, whatever specimen they show.'
+        else 'images were drawn one by one, whatever specimen they show.'
     )
 
 # %% ../../nbs/studies/folds.ipynb #c54cdf1c
@@ -281,7 +281,7 @@ def cross_validate(
     recipe: Recipe,
     k: int = 3,  # folds, each a training
     out: str | Path | None = None,  # the experiment's folder (default: a new one under the settings' runs_dir)
-    grouped: bool = True,  # False: naive folds, drawn picture by picture, to show by how much they flatter
+    grouped: bool = True,  # False: naive folds, drawn image by image, to show by how much they flatter
     progress: bool = True,  # show it
 ) -> CrossValidation:
     """Train `k` times and test each time on another fold. The recipe's `test` is not used. The same call with the same `out`
@@ -306,15 +306,15 @@ def cross_validate(
         for job, run in train_all(jobs, folder, progress):
             number = int(job.name.rpartition('-')[2])
             tested = run.predictions[run.predictions.split == 'test'].drop(columns='split')
-            made_with = set(run.items.unit[run.items.split.isin(['train', 'valid'])])
-            leaked = run.items.unit[run.items.split == 'test'].isin(made_with).mean()
+            made_with = set(run.items.split_group[run.items.split.isin(['train', 'valid'])])
+            leaked = run.items.split_group[run.items.split == 'test'].isin(made_with).mean()
             tested.insert(tested.columns.get_loc('predicted'), 'fold', number)
             predicted.append(tested)
             rows.append(
                 dict(
                     fold=number,
                     folds='grouped' if grouped else 'NAIVE',
-                    pictures=len(tested),
+                    images=len(tested),
                     accuracy=run.metrics['accuracy'],
                     macro_f1=run.metrics['macro_f1'],
                     leaked=float(leaked),
@@ -340,7 +340,7 @@ def _pool(folder, recipe, k, grouped, items, predictions, by_fold):
         for what, of in (('mean', 'mean'), ('sd', 'std'))
     }
     used = items[items.fold >= 0]
-    leaked = float(np.average(by_fold.leaked, weights=by_fold.pictures))
+    leaked = float(np.average(by_fold.leaked, weights=by_fold.images))
     found = (
         evaluation.metrics()
         | spread
@@ -350,7 +350,7 @@ def _pool(folder, recipe, k, grouped, items, predictions, by_fold):
             folds='grouped' if grouped else 'NAIVE: specimens and copies are on both sides, the scores are too good',
             leaked=leaked,
             n_specimens=int(used.group[used.group.ne('')].nunique()),
-            n_units=int(used.unit.nunique()),
+            n_groups=int(used.split_group.nunique()),
             recipe=recipe.name,
             arch=recipe.arch,
             size=recipe.size,

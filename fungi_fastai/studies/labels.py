@@ -1,4 +1,4 @@
-"""Which pictures are probably called by a wrong name, ranked, with a gallery to decide by eye
+"""Which images are probably called by a wrong name, ranked, with a gallery to decide by eye
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/studies/labels.html.md"""
 
@@ -21,30 +21,30 @@ from ..core.figures import facts as facts_html
 from ..core.figures import page
 from ..core.figures import table as table_html
 from ..evaluation.metrics import Evaluation
-from .leakage import gallery_style, picture_html
+from .leakage import gallery_style, image_html
 from .probe import probe
-from ..core.settings import UserError, check_place, write_json, write_table, write_text
+from ..core.settings import UserError, check_writable, write_json, write_table, write_text
 
 # %% ../../nbs/studies/labels.ipynb #94c77abe
 @dataclass(frozen=True)
 class LabelErrors:
-    "Pictures that are probably called by a wrong name"
+    "Images that are probably called by a wrong name"
 
     found: pd.DataFrame  # the likeliest first: path name label suggested quality p_label p_suggested
-    quality: pd.DataFrame  # every picture: path name label predicted quality
-    about: dict  # where the probabilities are from, numbers of pictures and classes, accuracy of what judged
+    quality: pd.DataFrame  # every image: path name label predicted quality
+    about: dict  # where the probabilities are from, numbers of images and classes, accuracy of what judged
     notes: tuple  # what is worth knowing, in words
 
     @property
     def by_class(self) -> pd.DataFrame:
-        "A row a class: class pictures suspected share usually (what is suggested most often instead)"
+        "A row a class: class images suspected share usually (what is suggested most often instead)"
         rows = []
         for label, total in self.quality.label.value_counts().sort_index().items():
             mine = self.found[self.found.label == label].suggested.value_counts()
             rows.append(
                 {
                     'class': label,
-                    'pictures': int(total),
+                    'images': int(total),
                     'suspected': int(mine.sum()),
                     'share': float(mine.sum() / total),
                     'usually': f'{mine.index[0]} ({mine.iloc[0]})' if len(mine) else '',
@@ -55,12 +55,12 @@ class LabelErrors:
     @property
     def verdict(self) -> str:
         "One sentence"
-        share = len(self.found) / max(len(self.quality), 1)
+        fraction = len(self.found) / max(len(self.quality), 1)
         if not len(self.found):
             return f'No label of {len(self.quality):,} is doubted.'
         return (
-            f'{len(self.found):,} of {len(self.quality):,} labels ({share:.1%}) are doubted. '
-            'Look at them before you train: each may be a mistake, or a hard picture.'
+            f'{len(self.found):,} of {len(self.quality):,} labels ({fraction:.1%}) are doubted. '
+            'Look at them before you train: each may be a mistake, or a hard image.'
         )
 
     @property
@@ -90,17 +90,17 @@ class LabelErrors:
 
     def page(
         self,
-        most: int = 120,  # pictures that are shown
+        most: int = 120,  # images that are shown
     ) -> str:  # HTML
-        "The doubted pictures, each with its name and the one that is suggested"
+        "The doubted images, each with its name and the one that is suggested"
         shown, escape = self.found.head(most), html.escape
-        body = [
+        backbone = [
             gallery_style,
             f'<h1>Labels: {escape(str(self.about["source"]))}</h1>',
             f'<p class="verdict">{escape(self.verdict)}</p>',
             facts_html(
                 {
-                    'pictures': f'{len(self.quality):,}',
+                    'images': f'{len(self.quality):,}',
                     'doubted': f'{len(self.found):,}',
                     'accuracy of the judge': f'{self.about["accuracy"]:.3f}',
                 }
@@ -109,21 +109,21 @@ class LabelErrors:
             table_html(self.by_class),
         ]
         if len(shown):
-            body.append(
+            backbone.append(
                 f'<h2>Doubted labels</h2><p>{len(shown):,} of {len(self.found):,}, the most doubtful first.</p>'
                 '<div class="gallery" style="--cell: 9.4rem">'
             )
             for row in shown.to_dict('records'):
                 words = f'<p><b>{escape(row["label"])}</b> → <b>{escape(row["suggested"])}</b>?<br>{row["p_label"]:.2f} against {row["p_suggested"]:.2f}</p>'
-                body.append(f'<div>{picture_html(row["path"], caption=row["name"])}{words}</div>')
-            body.append('</div>')
-        return page('Labels', '\n'.join(body))
+                backbone.append(f'<div>{image_html(row["path"], caption=row["name"])}{words}</div>')
+            backbone.append('</div>')
+        return page('Labels', '\n'.join(backbone))
 
     def write(
         self,
         out: str | Path,  # a folder
     ) -> Path:  # the page
-        "Write labels.html, label_errors.csv (the doubted), quality.csv (all pictures) and labels.json"
+        "Write labels.html, label_errors.csv (the doubted), quality.csv (all images) and labels.json"
         out = Path(out)
         for name, table in (('label_errors.csv', self.found), ('quality.csv', self.quality)):
             write_table(out / name, table)
@@ -144,14 +144,14 @@ def label_errors(
     "Likely label errors, ranked. Raises `UserError`, also where cleanlab is not installed"
     find_label_issues, get_label_quality_scores = _cleanlab()
     if out is not None:
-        check_place(Path(out) / 'labels.html')
+        check_writable(Path(out) / 'labels.html')
     table, about, notes = _out_of_fold(source, k, progress, changes)
     table = table[table.label.notna()].drop_duplicates('path' if 'path' in table else 'name').reset_index(drop=True)
     evaluation = Evaluation.of(table)
     classes, codes = list(evaluation.classes), evaluation.targets
     if missing := sorted(set(classes) - set(table.label)):
         raise UserError(
-            f'No picture is labelled {missing[0]!r}, which the probabilities are about. Leave that column out.'
+            f'No image is labelled {missing[0]!r}, which the probabilities are about. Leave that column out.'
         )
     if len(classes) < 2:
         raise UserError(f'There is only the class {classes[0]!r}; labels can be doubted where there are two.')
@@ -171,7 +171,7 @@ def label_errors(
     )
     found = every[wrong].sort_values('quality', kind='stable', ignore_index=True)
     about = about | dict(
-        n_pictures=len(table), n_classes=len(classes), accuracy=float((evaluation.predicted == codes).mean())
+        n_images=len(table), n_classes=len(classes), accuracy=float((evaluation.predicted == codes).mean())
     )
     chance = np.bincount(codes).max() / len(codes)
     if about['accuracy'] < chance + 0.1:
@@ -181,7 +181,7 @@ def label_errors(
         )
     elif wrong.mean() > 0.15:
         notes.append(
-            f'What judges the labels is right in {about["accuracy"]:.0%} of cases only: most of what it doubts are hard pictures, with right labels. '
+            f'What judges the labels is right in {about["accuracy"]:.0%} of cases only: most of what it doubts are hard images, with right labels. '
             'A network that sees more (--arch, --weights, --size) doubts fewer.'
         )
     every_one = every.drop(columns=['suggested', 'p_suggested']).assign(
@@ -205,12 +205,12 @@ def _cleanlab():
 
 
 def _out_of_fold(source, k, progress, changes):
-    "Predictions of pictures by what has not seen them; what they are from; notes"
+    "Predictions of images by what has not seen them; what they are from; notes"
     if isinstance(source, pd.DataFrame) and any(str(c).startswith('p_') for c in source):
         return source, dict(source='predictions', judge='given probabilities'), []
     if not hasattr(source, 'predictions') or hasattr(
         source, 'recipe'
-    ):  # a run's own predictions cover its test part only
+    ):  # a run's own predictions cover its test set only
         source = probe(source, k, progress, **changes)
     if hasattr(source, 'about'):
         judge = f'a probe of {source.about["arch"]} ({source.about["weights"]})'

@@ -18,19 +18,19 @@ import pandas as pd
 
 from ..data.loaders import make_test_loader
 from ..core.figures import chart, colours
-from ..data.splits import units
+from ..data.splits import split_groups
 from ..evaluation.decisions import open_set_scores, open_set_table
 from ..runs.run import Run, train
 from ..core.settings import UserError, write_json, write_table
 from ..training.fit import prepare_items
-from ..training.features import body_features
+from ..training.features import backbone_features
 from ..training.recipe import Recipe
 
 # %% ../../nbs/studies/ood.ipynb #4463abfd
 score_words = dict(
     max_softmax='max-softmax',
     energy='energy',
-    neighbours='distance to the nearest pictures',
+    neighbours='distance to the nearest images',
     mahalanobis='distance to the classes',
 )
 
@@ -41,21 +41,21 @@ class OpenSet:
 
     run: Run  # trained without them
     held_out: list  # classes that were left out
-    pictures: (
+    images: (
         pd.DataFrame
-    )  # a row a picture: name label group known predicted confidence, and a column a score (higher is stranger)
+    )  # a row an image: name label group known predicted confidence, and a column a score (higher is stranger)
 
     @cached_property
     def table(self) -> pd.DataFrame:  # a row a score: auroc fpr95 with intervals, known, unknown
-        "How well each score tells strangers from known pictures, with intervals from whole specimens"
-        known, unknown = self.pictures[self.pictures.known], self.pictures[~self.pictures.known]
-        names = [s for s in score_words if s in self.pictures]
-        return open_set_table(known[names], unknown[names], known.unit, unknown.unit)
+        "How well each score tells strangers from known images, with intervals from whole specimens"
+        known, unknown = self.images[self.images.known], self.images[~self.images.known]
+        names = [s for s in score_words if s in self.images]
+        return open_set_table(known[names], unknown[names], known.groups, unknown.groups)
 
     def to_dict(self) -> dict:
         "For JSON"
         rows = self.table.reset_index().to_dict('records')
-        strangers = self.pictures[~self.pictures.known]
+        strangers = self.images[~self.images.known]
         called = strangers.groupby('label').predicted.agg(lambda said: said.value_counts().to_dict())
         return dict(
             held_out=list(self.held_out),
@@ -93,9 +93,9 @@ def open_set(
     | Path
     | None = None,  # the run's folder (default: a new one); `openset.json` and `openset.csv` are added to it
     progress: bool = True,  # show it
-    items: pd.DataFrame | None = None,  # pictures with a column `split` (default: those of `prepare_items`)
+    items: pd.DataFrame | None = None,  # images with a column `split` (default: those of `prepare_items`)
 ) -> OpenSet:
-    "Train without some classes, and see how their pictures are met. Raises `UserError`, `TrainingError`"
+    "Train without some classes, and see how their images are met. Raises `UserError`, `TrainingError`"
     items = prepare_items(recipe, progress) if items is None else items
     held_out = choose_held_out(items, held_out, recipe.seed)
     strange = items.label.isin(held_out)
@@ -112,17 +112,17 @@ def open_set(
         )
     found = OpenSet(run, held_out, meet(run, items[strange & items.split.ne('')]))
     write_json(run.folder / 'openset.json', json.loads(json.dumps(found.to_dict(), default=float)))
-    write_table(run.folder / 'openset.csv', found.pictures)
+    write_table(run.folder / 'openset.csv', found.images)
     return found
 
 
 def meet(
     run: Run,
-    strangers: pd.DataFrame,  # pictures of classes that the run does not know: path name label group
+    strangers: pd.DataFrame,  # images of classes that the run does not know: path name label group
 ) -> (
     pd.DataFrame
-):  # a row a picture, known ones (test part) first: name label group unit known predicted confidence, and the scores
-    "Score the run's test pictures and strangers by probabilities, logits and features"
+):  # a row an image, known ones (test set) first: name label group split_group known predicted confidence, and the scores
+    "Score the run's test images and strangers by probabilities, logits and features"
     from fastcore.basics import getcallable, noop
 
     learn = run.learner
@@ -132,9 +132,9 @@ def meet(
         logits = learn.get_preds(dl=make_test_loader(learn.dls, both), act=noop)[0].float()
     probs, logits = getcallable(learn.loss_func, 'activation')(logits).numpy(), logits.numpy()
     targets = trained.label.map({c: i for i, c in enumerate(run.classes)}).to_numpy(int)
-    scores = open_set_scores(probs, logits, body_features(learn, both), body_features(learn, trained), targets)
+    scores = open_set_scores(probs, logits, backbone_features(learn, both), backbone_features(learn, trained), targets)
     table = both[['name', 'label', 'group']].assign(
-        unit=units(both),
+        split_group=split_groups(both),
         known=np.arange(len(both)) < len(known),
         predicted=np.array(run.classes, object)[probs.argmax(1)],
         confidence=probs.max(1),
@@ -145,12 +145,12 @@ def meet(
 def plot_open_set(
     found: OpenSet,
 ):  # a matplotlib Figure
-    "For each score, how known pictures and strangers are spread; the line is what 95 % of the known ones stay below"
-    names, table = [s for s in score_words if s in found.pictures], found.table
+    "For each score, how known images and strangers are spread; the line is what 95 % of the known ones stay below"
+    names, table = [s for s in score_words if s in found.images], found.table
     figure, axes = chart(2.4 * len(names), 2.2, len(names))
-    known = found.pictures.known
+    known = found.images.known
     for ax, name in zip(axes, names, strict=True):
-        values = found.pictures[name]
+        values = found.images[name]
         edges = np.linspace(*np.quantile(values, [0.005, 0.995]), 21)
         if edges[0] == edges[-1]:
             edges = np.linspace(edges[0] - 0.5, edges[0] + 0.5, 21)
@@ -168,6 +168,6 @@ def plot_open_set(
         )
         ax.set_title(f'{score_words[name]}\nAUROC {table.auroc[name]:.2f}', fontsize=8, color=colours['ink'])
         ax.set(yticks=[])
-    axes[0].set_ylabel('share of pictures')
+    axes[0].set_ylabel('fraction of images')
     axes[-1].legend(frameon=False, fontsize=8, labelcolor=colours['ink'])
     return figure

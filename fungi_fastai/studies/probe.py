@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.archives import say_count
-from ..data.scan import check, duration, exclude, follow
-from ..data.splits import folds, fraction, split, units
+from ..data.archives import format_count
+from ..data.scan import check, about_duration, exclude, follow
+from ..data.splits import folds, fraction, split, split_groups
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..core.settings import TrainingError, UserError, atomic, settings
 from ..training.recipe import Recipe, is_sample, source_of
@@ -51,17 +51,17 @@ def recipe_of(
 
 
 def with_several(
-    used: pd.DataFrame,  # usable pictures, with the columns name, label, group and cluster
+    used: pd.DataFrame,  # usable images, with the columns name, label, group and cluster
     k: int,  # folds that are wished for
     what: str,  # where they are from, in words
 ) -> tuple[
     pd.DataFrame, int, list
 ]:  # with the column unit, without classes of one specimen; folds that are possible; notes
     "The classes that can be learned and tested on at once. Raises `UserError` where there are not two of them"
-    used, lonely, counts = used.assign(unit=units(used) if len(used) else ''), [], None
+    used, lonely, counts = used.assign(split_group=split_groups(used) if len(used) else ''), [], None
     while len(used) and (counts is None or counts.min() < 2):
         counts = (
-            used.groupby('unit')
+            used.groupby('split_group')
             .label.agg(lambda labels: labels.mode().iat[0])
             .value_counts()
             .reindex(sorted(used.label.unique()), fill_value=0)
@@ -87,8 +87,8 @@ def probe_items(
     progress: bool = True,  # show it
 ) -> tuple[
     pd.DataFrame, list
-]:  # the pictures that take part, with the columns unit and fold; what is worth knowing about them, in words
-    "Read and check a recipe's pictures, and put them into folds that share no specimen and no copy. Raises `UserError`"
+]:  # the images that take part, with the columns unit and fold; what is worth knowing about them, in words
+    "Read and check a recipe's images, and put them into folds that share no specimen and no copy. Raises `UserError`"
     if k < 2:
         raise UserError(f'{k} folds were asked for; expected at least 2.')
     items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
@@ -100,7 +100,7 @@ def probe_items(
     used, k, notes = with_several(used, k, what)
     if not used.group.ne('').any():
         notes.append(
-            'No specimens are known, only copies are kept on one side. Where several pictures show one specimen, '
+            'No specimens are known, only copies are kept on one side. Where several images show one specimen, '
             'these scores are too good: say how a specimen is read from a name (--group PATTERN).'
         )
     return used.assign(fold=folds(used, k, recipe.seed)), notes
@@ -110,7 +110,7 @@ _version = 1  # of the features: another number, and none that were kept before 
 
 
 def feature_key(recipe: Recipe) -> dict:  # plain values
-    "What a network's features depend on, besides the picture"
+    "What a network's features depend on, besides the image"
 
     def of(package):
         try:
@@ -123,7 +123,7 @@ def feature_key(recipe: Recipe) -> dict:  # plain values
         arch=recipe.arch,
         weights=_weights_key(recipe),
         size=recipe.size,
-        fit=recipe.fit,
+        resize=recipe.resize,
         precision=recipe.precision,
         packages={p: of(p) for p in ('fungi_fastai', 'timm', 'torch', 'torchvision')},
     )
@@ -143,7 +143,7 @@ def _weights_key(recipe):
 
 
 class FeatureStore:
-    "Features kept on disk by the content of pictures: one safetensors file for each batch of pictures that was new"
+    "Features kept on disk by the content of images: one safetensors file for each batch of images that was new"
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class FeatureStore:
         names = np.array([list(sha.encode()) for sha in shas], np.uint8)
         number = hashlib.blake2b(names.tobytes(), digest_size=6).hexdigest()
         about = {k: str(v) for k, v in self.key.items()} | dict(
-            pictures=str(len(shas)), sum=str(_checksum(names, seen))
+            images=str(len(shas)), sum=str(_checksum(names, seen))
         )
         try:
             with atomic(self.folder / f'{self.name}-{number}.safetensors') as part:
@@ -218,7 +218,7 @@ def set_features(
     items: pd.DataFrame,  # with the columns path, sha and label
     progress: bool = True,  # show it
 ) -> np.ndarray:  # (images, features) float32
-    "What a recipe's body sees in each picture; from disk what is known. Raises `UserError`, `TrainingError`"
+    "What a recipe's backbone sees in each image; from disk what is known. Raises `UserError`, `TrainingError`"
     store = FeatureStore(feature_key(recipe))
     known = store.read(items.sha)
     todo = items[~items.sha.isin(known)].drop_duplicates('sha')
@@ -226,7 +226,7 @@ def set_features(
         if progress:
             before = f', {len(items) - len(todo):,} were seen before' if known else ''
             print(
-                f'{recipe.arch} looks at {say_count(len(todo), "picture")} at {recipe.size} px{before}',
+                f'{recipe.arch} looks at {format_count(len(todo), "image")} at {recipe.size} px{before}',
                 file=sys.stderr,
                 flush=True,
             )
@@ -237,10 +237,10 @@ def set_features(
 
 
 def _network(recipe, items):
-    "A Learner for its body and the way it opens pictures"
+    "A Learner for its backbone and the way it opens images"
     from fungi_fastai.training.fit import make_learner  # with fastai, which takes seconds to import
 
-    two = items.drop_duplicates('label').head(2)  # a Learner wants classes; its body knows none
+    two = items.drop_duplicates('label').head(2)  # a Learner wants classes; its backbone knows none
     return make_learner(
         recipe.but(cache=False),
         pd.concat([two.assign(split='train'), two.head(1).assign(split='valid')]),
@@ -249,8 +249,8 @@ def _network(recipe, items):
 
 
 def _look(learn, todo, store, known):
-    "Compute the features of `todo` into `known`, and keep them; yields how many pictures were done"
-    from fungi_fastai.training.features import body_features
+    "Compute the features of `todo` into `known`, and keep them; yields how many images were done"
+    from fungi_fastai.training.features import backbone_features
 
     size, fresh, kept = 2 * learn.recipe.bs, [], time.monotonic()
 
@@ -262,7 +262,7 @@ def _look(learn, todo, store, known):
     try:
         while len(todo):
             block, todo, began = todo[:size], todo[size:], time.monotonic()
-            seen = body_features(learn, block)
+            seen = backbone_features(learn, block)
             if not (good := np.isfinite(seen).all(1)).all():
                 raise TrainingError(
                     f'{learn.recipe.arch} gives features that are not finite numbers, first of {block["name"][~good].iloc[0]}. '
@@ -300,7 +300,7 @@ def cross_predict(
     progress: bool = True,  # show it
 ) -> tuple[
     np.ndarray, pd.DataFrame
-]:  # (images, classes) probabilities, classes sorted; a row a fold: fold pictures accuracy macro_f1 strength
+]:  # (images, classes) probabilities, classes sorted; a row a fold: fold images accuracy macro_f1 strength
     "Predict each fold by a probe of the others"
     classes = sorted(items.label.unique())
     codes, fold = items.label.map(classes.index).to_numpy(), items.fold.to_numpy()
@@ -314,7 +314,7 @@ def cross_predict(
             rows.append(
                 dict(
                     fold=int(number),
-                    pictures=int(held.sum()),
+                    images=int(held.sum()),
                     accuracy=scores['accuracy'],
                     macro_f1=scores['macro_f1'],
                     strength=strength,
@@ -328,7 +328,7 @@ def cross_predict(
 
 
 def _probe_fold(seen, codes, items, held, n_classes, seed):
-    "Probabilities for the pictures `held` out, from the others; and the strength that was chosen"
+    "Probabilities for the images `held` out, from the others; and the strength that was chosen"
     from sklearn.metrics import log_loss
     from sklearn.preprocessing import StandardScaler
 
@@ -374,9 +374,9 @@ def _probabilities(model, x, n_classes):
 class Probe:
     "What a linear probe found"
 
-    predictions: pd.DataFrame  # a row a picture, predicted by a probe of the other folds: path name label group fold predicted confidence p_<class>…
-    folds: pd.DataFrame  # a row a fold: fold pictures accuracy macro_f1 strength
-    about: dict  # arch, weights, size, numbers of pictures, specimens, copies, …
+    predictions: pd.DataFrame  # a row an image, predicted by a probe of the other folds: path name label group fold predicted confidence p_<class>…
+    folds: pd.DataFrame  # a row a fold: fold images accuracy macro_f1 strength
+    about: dict  # arch, weights, size, numbers of images, specimens, copies, …
     seconds: dict  # check, features, folds
     notes: tuple  # what is worth knowing, in words
 
@@ -413,9 +413,9 @@ class Probe:
 
     def __str__(self):
         found = self.metrics
-        known = f'{say_count(found["n_specimens"], "specimen")}, ' if found['n_specimens'] else ''
+        known = f'{format_count(found["n_specimens"], "specimen")}, ' if found['n_specimens'] else ''
         lines = [
-            f'{say_count(found["n_pictures"], "picture")}, {known}{found["n_classes"]:,} classes; '
+            f'{format_count(found["n_images"], "image")}, {known}{found["n_classes"]:,} classes; '
             f'{found["arch"]} at {found["size"]} px, {found["weights"]}'
         ]
         for name, key in (('accuracy', 'accuracy'), ('macro-F1', 'macro_f1')):
@@ -423,7 +423,7 @@ class Probe:
                 f'  {name:<9} {found[key]:.3f}   {found[key + "_mean"]:.3f} ± {found[key + "_sd"]:.3f} over {len(self.folds)} folds'
             )
         lines.append(
-            f'  {"chance":<9} {found["chance"]:.3f}   the share of the largest class, {found["largest_class"]}'
+            f'  {"chance":<9} {found["chance"]:.3f}   the fraction of the largest class, {found["largest_class"]}'
         )
         return '\n'.join([*lines, *self.notes])
 
@@ -435,9 +435,9 @@ class Probe:
         return (
             'It took '
             + ', '.join(
-                f'{duration(self.seconds[k])} {what}'
+                f'{about_duration(self.seconds[k])} {what}'
                 for k, what in dict(
-                    check='to check the pictures', features='for the features', folds='for the folds'
+                    check='to check the images', features='for the features', folds='for the folds'
                 ).items()
             )
             + '.'
@@ -450,7 +450,7 @@ def probe(
     progress: bool = True,  # show it
     **changes,  # any field of `Recipe`: arch='convnext_tiny', weights=FILE, size=160, group='^(.*)_', …
 ) -> Probe:
-    """Cross-validated scores of a logistic regression on the frozen body's features; no specimen and no copy is on two sides.
+    """Cross-validated scores of a logistic regression on the frozen backbone's features; no specimen and no copy is on two sides.
     Raises `UserError`, `TrainingError`"""
     recipe, _ = recipe_of(source, **changes)
     times = [time.perf_counter()]
@@ -475,10 +475,10 @@ def probe(
         size=recipe.size,
         seed=recipe.seed,
         weights=Path(recipe.weights).name or ('pretrained' if recipe.pretrained else 'random weights'),
-        n_pictures=len(items),
+        n_images=len(items),
         n_specimens=int(groups.nunique()),
         n_clusters=int((clusters.value_counts() > 1).sum()),
-        n_units=int(items.unit.nunique()),
+        n_groups=int(items.split_group.nunique()),
         n_features=int(seen.shape[1]),
     )
     return Probe(

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from ..training.recipes import DEFUNGI, FLOWERS, MUSHROOMS, SEEDLINGS
-from ..core.settings import UserError, check_place, write_table, write_text
+from ..core.settings import UserError, check_writable, write_table, write_text
 from ..training.recipe import Recipe, is_sample
 
 # %% ../../nbs/studies/published.ipynb #9f346f60
@@ -29,7 +29,7 @@ class Published:
     small: dict = field(default_factory=dict)  # changes at small size
     small_settings: tuple = ()  # settings at small size (default: the same)
     numbers: tuple = ()  # what was published: (setting in words, scores)
-    train_score: bool = False  # also score the pictures that were trained on
+    train_score: bool = False  # also score the images that were trained on
 
 
 def _grid(**values):
@@ -46,9 +46,9 @@ def _ladder(*steps):
 
 
 _quick = dict(arch='mobilenetv2_035', size=128, epochs=5)
-_theirs = dict(start='random', finish='trained')  # a head as the projects trained theirs
+_theirs = dict(head_init='random', refit_head=False)  # a head as the projects trained theirs
 _slide = DEFUNGI.but(**_theirs, epochs=20, patience=5)
-_above = SEEDLINGS.but(**_theirs, body_lr=1.0, freeze_batchnorm=False, epochs=30)
+_above = SEEDLINGS.but(**_theirs, backbone_lr=1.0, freeze_batchnorm=False, epochs=30)
 _mixer = DEFUNGI.but(
     **_theirs, arch='convmixer_256_8', pretrained=False, epochs=30, lr=1e-2, wd=0.05, freeze_batchnorm=False
 )
@@ -66,7 +66,7 @@ def _improvements(small, large):
                 arch=small,
                 pretrained=False,
                 lr=1e-3,
-                body_lr=1.0,
+                backbone_lr=1.0,
                 freeze_batchnorm=False,
                 **_plain,
                 **{f'augment.{k}': v for k, v in _nothing.items()},
@@ -75,9 +75,9 @@ def _improvements(small, large):
         ('+ augmentation', {'augment.flip': 'horizontal', 'augment.strength': 1.0}),
         ('+ pretrained', dict(pretrained=True)),
         ('+ larger network', dict(arch=large)),
-        ('+ schedule', dict(schedule='one-cycle', lr=2e-3, body_lr=0.1)),
+        ('+ schedule', dict(schedule='one-cycle', lr=2e-3, backbone_lr=0.1)),
         ('+ regularisation', dict(wd=0.05, label_smoothing=0.1, mixup=0.2, freeze_batchnorm=True)),
-        ('+ start from a probe', dict(start='probe')),
+        ('+ start from a probe', dict(head_init='probe')),
     )
 
 
@@ -116,7 +116,7 @@ published = {
         numbers=(('ResNet-34', dict(accuracy=0.77, precision=0.78, recall=0.79, f1=0.79)),),
     ),
     'defungi-folds': Published(
-        'How good is it on each third, by specimen and picture by picture?',
+        'How good is it on each third, by specimen and image by image?',
         _slide,
         kind='folds',
         small=_quick | dict(epochs=3),
@@ -237,7 +237,7 @@ def run_experiment(
     from fungi_fastai.runs.run import next_folder
 
     recipe, rows = plan(name, size, source, weights, **changes)
-    folder, seeds = check_place(Path(out) if out else next_folder(name)), tuple(dict.fromkeys(int(s) for s in seeds))
+    folder, seeds = check_writable(Path(out) if out else next_folder(name)), tuple(dict.fromkeys(int(s) for s in seeds))
     if not seeds:
         raise UserError('No seed was given; expected one at least, such as 1.')
     about = published[name]
@@ -301,15 +301,15 @@ def _settings(folder, name, recipe, rows, seeds, progress):
             )
     table = pd.DataFrame(found)
     valid = table.groupby('setting', sort=False).valid_accuracy.mean().sort_values(ascending=False, kind='stable')
-    said = f'Best on the validation part: {valid.index[0]}.'
+    said = f'Best on the validation set: {valid.index[0]}.'
     if len(valid) > 1:  # and is it better than the next?
         found = compare([folder / f for setting in valid.index[1::-1] for f in table.folder[table.setting == setting]])
         setting_of = lambda match: f'"{_setting_name(rows[int(match[1]) - 1][0])}"'  # instead of its folder's name
-        said += ' On the test part: ' + re.sub(r'\b(\d\d)-seed(-\d+)?\b', setting_of, found.said[0])
+        said += ' On the test set: ' + re.sub(r'\b(\d\d)-seed(-\d+)?\b', setting_of, found.said[0])
     if about.train_score:
         over = table.groupby('setting', sort=False)[['train_accuracy', 'accuracy']].mean()
         gap = over.train_accuracy - over.accuracy
-        said += f' The gap between training and test pictures is widest at {gap.idxmax()} ({gap.max():.3f}) and narrowest at {gap.idxmin()} ({gap.min():.3f}).'
+        said += f' The gap between training and test images is widest at {gap.idxmax()} ({gap.max():.3f}) and narrowest at {gap.idxmin()} ({gap.min():.3f}).'
     return table, said, _chart(table)
 
 
@@ -325,7 +325,7 @@ def _folds(folder, recipe, seeds, progress):
         ).metrics
         rows.append(
             dict(
-                setting='by specimen' if grouped else 'NAIVE, picture by picture',
+                setting='by specimen' if grouped else 'NAIVE, image by image',
                 seed=seed,
                 **{k: found[k] for k in (*_scores, 'accuracy_sd', 'macro_f1_sd', 'leaked', 'n_test')},
                 seconds=sum(fold['seconds'] for fold in found['by_fold']),
@@ -336,7 +336,7 @@ def _folds(folder, recipe, seeds, progress):
     accuracy, f1 = means.iloc[1] - means.iloc[0]
     said = (
         f'Naive folds promise {in_points(accuracy)} points of accuracy and {in_points(f1)} of macro-F1 beyond what new specimens give: '
-        f'{table.leaked.iloc[1]:.0%} of their test pictures have another picture of their specimen in training.'
+        f'{table.leaked.iloc[1]:.0%} of their test images have another image of their specimen in training.'
     )
     return table, said, _chart(table)
 
@@ -349,7 +349,7 @@ def _curve(folder, recipe, across, seeds, progress):
 
 
 def _chart(table):
-    "Each setting's accuracy on the test part, on the validation part, and that of each seed, as a matplotlib Figure"
+    "Each setting's accuracy on the test set, on the validation set, and that of each seed, as a matplotlib Figure"
     from fungi_fastai.core.figures import chart, colours
 
     of = table.groupby('setting', sort=False)

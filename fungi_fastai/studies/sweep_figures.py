@@ -135,13 +135,13 @@ def plot_parallel(
             )
         axis.axvline(place, color=colours['faint'], lw=1, zorder=1)
     for i in order.sort_values().index:
-        best, share = order[i] == len(rows), (order[i] - 1) / max(len(rows) - 1, 1)
+        best, fraction = order[i] == len(rows), (order[i] - 1) / max(len(rows) - 1, 1)
         axis.plot(
             range(len(names) + 1),
             [heights[n][i] for n in (*names, metric)],
             color=colours['warn' if best else 'main'],
             lw=2 if best else 1.2,
-            alpha=1 if best else 0.15 + 0.6 * share,
+            alpha=1 if best else 0.15 + 0.6 * fraction,
             zorder=3 if best else 2,
         )
     axis.set_xticks(range(len(names) + 1), [*names, metric.replace('_', ' ')])
@@ -152,13 +152,13 @@ def plot_parallel(
 
 # %% ../../nbs/studies/sweep_figures.ipynb #1c9b6238
 def plot_importance(
-    shares: dict,  # field → share, from `Sweep.importance`
+    fractions: dict,  # field → share, from `Sweep.importance`
 ):  # a matplotlib Figure
     "How much each field has to do with the score"
-    figure, (axis,) = chart(5, 0.8 + 0.35 * len(shares))
-    names = list(shares)[::-1]
-    bars = axis.barh(names, [shares[n] for n in names], color=colours['main'], height=0.6)
-    axis.bar_label(bars, [f'{shares[n]:.0%}' for n in names], padding=4, fontsize=8, color=colours['ink'])
-    axis.set(xlim=(0, max(shares.values()) * 1.15), xticks=[])
+    figure, (axis,) = chart(5, 0.8 + 0.35 * len(fractions))
+    names = list(fractions)[::-1]
+    bars = axis.barh(names, [fractions[n] for n in names], color=colours['main'], height=0.6)
+    axis.bar_label(bars, [f'{fractions[n]:.0%}' for n in names], padding=4, fontsize=8, color=colours['ink'])
+    axis.set(xlim=(0, max(fractions.values()) * 1.15), xticks=[])
     axis.spines['bottom'].set_visible(False)
     return figure

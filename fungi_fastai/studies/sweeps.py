@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.archives import say_count
-from ..data.scan import duration
+from ..data.archives import format_count
+from ..data.scan import about_duration
 from ..core.figures import as_svg
 from ..evaluation.metrics import Evaluation
-from ..runs.run import Run, read_json, read_kept, train
+from ..runs.run import Run, read_json, read_saved, train
 from fungi_fastai.studies.spaces import (
     Span,
     as_range,
@@ -41,7 +41,7 @@ from fungi_fastai.studies.spaces import (
 )
 from .sweep_figures import plot_heat_map, plot_importance, plot_parallel, two_fields
 from .workers import Worker, load_optuna, open_storage, poll
-from ..core.settings import TrainingError, UserError, check_place, write_json, write_table, write_text
+from ..core.settings import TrainingError, UserError, check_writable, write_json, write_table, write_text
 from ..training.checkpoints import SaveState
 from ..training.fit import prepare_items
 from ..training.recipe import Recipe
@@ -114,7 +114,7 @@ _data_fields = {
     'test',
     'fraction',
     'seed',
-}  # whose change makes another table of pictures
+}  # whose change makes another table of images
 
 
 def _run_trial(worker, study, trial, recipe, values, folder, metric, items_of, say):
@@ -175,7 +175,7 @@ class Sweep:
     folder: Path  # sweep.csv, summary.txt, best.json, figures, and the runs in `trials/`
     recipe: Recipe  # what was varied
     space: dict  # field → tuple of values, or `Span`
-    metric: str  # of the validation part: accuracy, macro_f1 or valid_loss
+    metric: str  # of the validation set: accuracy, macro_f1 or valid_loss
     table: pd.DataFrame  # a row a trial: number, fraction (a stage's), the fields, accuracy macro_f1 valid_loss epochs seconds state reason folder test_…
     best: Recipe | None = None  # None where no trial was finished
 
@@ -188,7 +188,7 @@ class Sweep:
         folder = Path(folder)
         if not (folder / 'sweep.csv').exists():
             raise UserError(f'{folder} holds no sweep.csv. Make one with: fungi sweep RECIPE --vary … --out {folder}')
-        said = read_kept(folder / 'sweep.json', read_json)
+        said = read_saved(folder / 'sweep.json', read_json)
         recipe = Recipe.from_json(json.dumps(said['recipe']))
         space = {
             f: parse_values(f, v) if isinstance(v, str) else tuple(parse_value(f, t) for t in v)
@@ -219,8 +219,8 @@ class Sweep:
     def figures(self) -> dict:  # name → matplotlib Figure
         "A heat map, parallel coordinates and importance, as far as there are trials for them; a set a stage"
         found = {}
-        for share, rows in self.table.groupby('fraction') if 'fraction' in self.table else [(None, self.table)]:
-            rows, after = rows[rows.state == 'done'], '' if share is None else f'-{share:g}'
+        for fraction, rows in self.table.groupby('fraction') if 'fraction' in self.table else [(None, self.table)]:
+            rows, after = rows[rows.state == 'done'], '' if fraction is None else f'-{fraction:g}'
             varied = [f for f in self.space if rows[f].nunique() > 1]
             if len(varied) > 1:
                 found['heat_map' + after] = plot_heat_map(rows, *two_fields(varied), self.metric)
@@ -264,20 +264,20 @@ class Sweep:
     def __str__(self):
         counts = self.table.state.value_counts()
         lines = [
-            f'{say_count(len(self.table), "trial")} of {self.recipe.name}: '
+            f'{format_count(len(self.table), "trial")} of {self.recipe.name}: '
             + ', '.join(f'{n} {state}' for state, n in counts.items())
         ]
         if len(self.done):
             best, name = self.done.iloc[0], self.metric.replace('_', ' ')
             lines.append(
-                f'best: {_said_values(best, self.space)}   {name} {best[self.metric]:.3f} on the validation part'
+                f'best: {_said_values(best, self.space)}   {name} {best[self.metric]:.3f} on the validation set'
             )
             if 'test_accuracy' in best and np.isfinite(best.test_accuracy):
                 lines.append(
-                    f'      on the test part, which had no say in the choice: accuracy {best.test_accuracy:.3f}, macro-F1 {best.test_macro_f1:.3f}'
+                    f'      on the test set, which had no say in the choice: accuracy {best.test_accuracy:.3f}, macro-F1 {best.test_macro_f1:.3f}'
                 )
         for reason, rows in self.table.dropna(subset='reason').groupby('reason'):
-            lines.append(f'{say_count(len(rows), "trial")} failed: {reason}')
+            lines.append(f'{format_count(len(rows), "trial")} failed: {reason}')
         return '\n'.join(lines)
 
     __repr__ = __str__
@@ -330,7 +330,7 @@ class _Progress:
     def left(self):
         spent = self.done - self.before
         return (
-            f' · {duration((time.monotonic() - self.begun) / spent * (self.total - self.done))} left'
+            f' · {about_duration((time.monotonic() - self.begun) / spent * (self.total - self.done))} left'
             if spent > 0 and self.done < self.total
             else ''
         )
@@ -362,9 +362,9 @@ def sweep(
     prune: str = '',  # end hopeless trials early: median or hyperband
     storage: str
     | None = None,  # a database that several machines reach, such as postgresql://user@host/name (default: sweep.db in the folder)
-    metric: str = '',  # of the validation part: accuracy, macro_f1 or valid_loss (default: the recipe's `monitor`)
+    metric: str = '',  # of the validation set: accuracy, macro_f1 or valid_loss (default: the recipe's `monitor`)
     stages: tuple
-    | None = None,  # shares of the training part: (0.2, 1.0) searches with a fifth of it, then the best third with all
+    | None = None,  # fractions of the training set: (0.2, 1.0) searches with a fifth of it, then the best third with all
     seed: int = 42,  # of what is drawn
     progress: bool = True,  # show it
 ) -> Sweep:
@@ -396,7 +396,7 @@ def sweep(
         return items[recipe.fraction]
 
     if fresh:
-        items_of(_of_stage(recipe, stages, 0))  # what is wrong with the pictures shows before anything is written
+        items_of(_of_stage(recipe, stages, 0))  # what is wrong with the images shows before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / 'sweep.json', said)
     worker = None
@@ -436,8 +436,8 @@ def _check_choices(how, prune, metric, trials, stages, space):
         raise UserError(f'trials is {trials}; expected 1 or more.')
     if stages is None:
         return
-    if not stages or any(not 0 < share <= 1 for share in stages) or list(stages) != sorted(set(stages)):
-        raise UserError(f'stages is {tuple(stages)}; expected rising shares of the training part, such as 0.2 and 1.')
+    if not stages or any(not 0 < fraction <= 1 for fraction in stages) or list(stages) != sorted(set(stages)):
+        raise UserError(f'stages is {tuple(stages)}; expected rising fractions of the training set, such as 0.2 and 1.')
     if 'fraction' in space:
         raise UserError('fraction cannot be varied in a sweep of stages, which are fractions.')
 
@@ -466,7 +466,7 @@ def _check_folder(folder, said):
         return False
     if folder.exists() and (not folder.is_dir() or any(not p.name.startswith('.') for p in folder.iterdir())):
         raise UserError(f'{folder} is there and is not a sweep. Choose another --out; nothing in it was touched.')
-    check_place(folder)
+    check_writable(folder)
     return True
 
 # %% ../../nbs/studies/sweeps.ipynb #8186e379
@@ -506,7 +506,7 @@ def _work(worker, result, wanted, said, items_of, show):
         if not (rows.state == 'done').any():
             _with_best(replace(result, table=pd.concat(before, ignore_index=True))).save()
             reason = [*rows.reason.dropna(), 'it was pruned'][0]
-            raise TrainingError(f'None of {say_count(len(rows), "trial")} could be trained. The first: {reason}')
+            raise TrainingError(f'None of {format_count(len(rows), "trial")} could be trained. The first: {reason}')
         best, space = best_third(replace(result, table=rows).done, result.space)
         if said['how'] == 'grid':
             wanted = best
@@ -533,7 +533,7 @@ def _work_stage(worker, study, recipe, space, wanted, said, stage, result, items
             if len(ended) == len(found):
                 return
             if not waiting:
-                show.say(f'waiting for {say_count(len(found) - len(ended), "trial")} of other processes')
+                show.say(f'waiting for {format_count(len(found) - len(ended), "trial")} of other processes')
             waiting = True
             time.sleep(poll)
             continue
@@ -596,13 +596,13 @@ def _study_name(said, stage):
 _states = dict(COMPLETE='done', PRUNED='pruned', FAIL='failed', RUNNING='running', WAITING='waiting')
 
 
-def _rows(worker, study, result, share):
+def _rows(worker, study, result, fraction):
     "A study as a table"
     rows, nothing = [], dict(accuracy=np.nan, macro_f1=np.nan, valid_loss=np.nan, epochs=None, seconds=np.nan)
     for number, some in sorted(worker.trials(study).items()):
         trial = next((t for t in some if worker.is_done(t)), some[-1])
         said, attributes = trial.user_attrs.get('values', {}), trial.user_attrs
-        row = dict(number=number) | ({} if share is None else dict(fraction=share))
+        row = dict(number=number) | ({} if fraction is None else dict(fraction=fraction))
         rows.append(
             row
             | {f: said.get(f) for f in result.space}
@@ -613,7 +613,7 @@ def _rows(worker, study, result, share):
                 if worker.is_done(trial) or not trial.state.is_finished()
                 else 'waiting',
                 reason=attributes.get('reason'),
-                folder=f'trials/{trial_name((dict(fraction=result.recipe.fraction * share) if share else {}) | said)}'
+                folder=f'trials/{trial_name((dict(fraction=result.recipe.fraction * fraction) if fraction else {}) | said)}'
                 if said
                 else None,
                 test_accuracy=np.nan,

@@ -16,7 +16,7 @@ from .precision import Precision
 
 # %% ../../nbs/training/accumulation.ipynb #437acf14
 class Accumulate(Callback):
-    "A step for every `steps` batches, weighted by their pictures; the last step of an epoch takes what is left"
+    "A step for every `steps` batches, weighted by their images; the last step of an epoch takes what is left"
 
     order, run_valid = Precision.order - 1, False  # a batch without a step must not reach the scaler of float16
 
@@ -28,7 +28,7 @@ class Accumulate(Callback):
         self.steps, self.clip = steps, clip
 
     def before_train(self):
-        self.pictures = 0
+        self.images = 0
 
     def before_batch(self):
         self.last = (self.iter + 1) % self.steps == 0 or self.iter + 1 == self.n_iter
@@ -37,15 +37,15 @@ class Accumulate(Callback):
         if self.steps == 1:
             return
         self.learn.loss_grad = self.loss_grad * (len(self.y) / self.dls.train.bs)
-        self.pictures += len(self.y) / self.dls.train.bs
+        self.images += len(self.y) / self.dls.train.bs
 
     def before_step(self):
         if not self.last:
             raise CancelBatchException  # neither the step nor the forgetting of gradients
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.steps > 1:
-            torch._foreach_div_(gradients, self.pictures)
-        self.pictures = 0
+            torch._foreach_div_(gradients, self.images)
+        self.images = 0
         if not self.clip:
             return
         if self.precision.scaler:

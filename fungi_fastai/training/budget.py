@@ -22,9 +22,9 @@ from fastai.learner import Learner, Recorder
 from ..data.images import canvas_size, read_pixels
 from ..data.scan import in_threads
 from ..data.splits import fraction
-from ..models.backbones import at_hand
+from ..models.backbones import available_backbones
 from ..models.networks import is_fixed_size
-from ..core.settings import clock
+from ..core.settings import format_duration
 from .distributed import detach_here, from_first, world_size
 from .fit import make_learner
 from .features import FeatureLoader, begins_with_probe
@@ -33,19 +33,19 @@ from .recipe import Recipe
 # %% ../../nbs/training/budget.ipynb #aece083b
 @dataclass(frozen=True)
 class Speed:
-    "Seconds that one picture takes on this machine"
+    "Seconds that one image takes on this machine"
 
     read: float  # opened and brought to size, once
     look: float  # through the network, at `size`
     learn: float  # through the network and back, at `size`
-    report: float  # seconds of the report, whatever the number of pictures
+    report: float  # seconds of the report, whatever the number of images
     size: int  # side of the square, pixels
 
     def at(
         self,
         size: int,  # pixels
     ) -> 'Speed':
-        "The same machine with pictures of another size: the time in the network grows with their area"
+        "The same machine with images of another size: the time in the network grows with their area"
         area = (size / self.size) ** 2
         return replace(self, look=self.look * area, learn=self.learn * area, size=size)
 
@@ -65,26 +65,26 @@ class _Stopwatch(Callback):
 def speed(
     learn: Learner,  # from `make_learner`; its weights are spoiled
 ) -> Speed:
-    "What a picture costs, at the Learner's size. Raises `ImageError`, `MissingFileError`"
-    recipe, pictures, watch = learn.recipe, learn.dls, _Stopwatch()
+    "What an image costs, at the Learner's size. Raises `ImageError`, `MissingFileError`"
+    recipe, images, watch = learn.recipe, learn.dls, _Stopwatch()
     learn.unfreeze()
     few = learn.items[learn.items.split == 'train'].sample(24, replace=True, random_state=0)
     began = time.perf_counter()
-    for _ in in_threads(partial(read_pixels, side=canvas_size(recipe.size), method=recipe.fit), few['path']):
+    for _ in in_threads(partial(read_pixels, side=canvas_size(recipe.size), method=recipe.resize), few['path']):
         pass
     read, n = (time.perf_counter() - began) / len(few), max(2, recipe.bs // 4)
     noise = np.random.default_rng(0).random((1, 3 * n, 3, recipe.size, recipe.size), dtype='float32')
-    loaders = [FeatureLoader(noise, np.arange(3 * n) % len(pictures.vocab), one.new(bs=n)) for one in pictures.loaders]
+    loaders = [FeatureLoader(noise, np.arange(3 * n) % len(images.vocab), one.new(bs=n)) for one in images.loaders]
     for one in loaders:
         one.to_detach = detach_here  # only the first process measures, and fastai would wait for the others
-    learn.dls = DataLoaders(*loaders, device=pictures.device)
+    learn.dls = DataLoaders(*loaders, device=images.device)
     try:
         with learn.no_bar(), learn.no_logging():
             learn.fit(1, cbs=watch)
     finally:
-        learn.dls = pictures
+        learn.dls = images
     look, trained = (min(watch.taken[way][1:]) / world_size() for way in (False, True))
-    return Speed(read, look, trained, report=5 + 16 * trained, size=recipe.size)  # 16 pictures have maps in the report
+    return Speed(read, look, trained, report=5 + 16 * trained, size=recipe.size)  # 16 images have maps in the report
 
 # %% ../../nbs/training/budget.ipynb #8fef46ab
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Plan:
     lr: float  # largest learning rate of the head
     size: int  # side of the square, pixels
     epochs: int  # that will fit in, about; 0: the probe alone
-    fraction: float  # of the training part, in whole specimens
+    fraction: float  # of the training set, in whole specimens
     reserve: float  # seconds that the last validation, the evaluation and the report will take
     promise: float  # what to expect of size and epochs, for comparison with other plans
     why: str  # in words
@@ -111,7 +111,7 @@ class Plan:
         recipe: Recipe,  # as it was given
         items: pd.DataFrame,  # with the column `split`
     ) -> pd.DataFrame:
-        "The pictures with no more to train on than the plan takes"
+        "The images with no more to train on than the plan takes"
         if self.fraction == recipe.fraction:
             return items
         trained = items[items.split == 'train']
@@ -122,11 +122,11 @@ class Plan:
 decided = ('arch', 'weights', 'pretrained', 'lr', 'size', 'epochs', 'fraction')  # fields of a recipe
 smallest, largest, step = 128, 320, 32  # sides of the square that are considered, pixels
 spare = 1.15  # times as long as measured, which has to fit in where no epochs can be cut short
-solving = 2e-3  # seconds that a logistic regression takes for a picture
+solving = 2e-3  # seconds that a logistic regression takes for an image
 
 
 def _promise(size, epochs, n, probed):
-    "What to expect of a plan with n pictures to train on, in shares of the pictures: see above"
+    "What to expect of a plan with n images to train on, in fractions of the images: see above"
     if not probed:
         return -6 / size + 0.6 * (1 - np.exp(-epochs / 15))
     return -29 / size + max(0.02, 0.1 * np.log10(max(n, 1) / 40)) * (1 - np.exp(-epochs / 3))
@@ -145,13 +145,13 @@ def plan(
     )
     fixed = recipe.size != Recipe.size or recipe.start_size or is_fixed_size(recipe.arch)
 
-    def parts(size, share=1.0):
+    def parts(size, fraction=1.0):
         "Seconds until the first epoch, of an epoch, of solving the head after the last, and of the evaluation"
-        s, trained = speed.at(size), share * n.train
+        s, trained = speed.at(size), fraction * n.train
         probe = s.look * (trained + n.valid) + solving * trained
         again = (
             probe + (s.look + solving) * trained
-        )  # mirror images too; a probe alone takes as many as there is time for
+        )  # horizontal flips too; a probe alone takes as many as there is time for
         return (
             s.read * (trained + n.valid + n.test) + probed * probe,
             s.learn * trained + s.look * n.valid,
@@ -170,22 +170,22 @@ def plan(
         epochs = (left - first - again - rest) / epoch if recipe.epochs else 0
         if left >= spare * least(size):
             ways.append((size, epochs if epochs >= 0.25 else 0.0, 1.0))
-    if not ways:  # a part of the pictures, as many as fit in
+    if not ways:  # a part of the images, as many as fit in
         size = recipe.size if fixed else smallest
         none, all_ = least(size, 0.0), least(size)
         ways = [(size, 0.0, min(1.0, max(0.05, (left / spare - none) / (all_ - none))))]
-    size, epochs, share = max(ways, key=lambda way: _promise(*way[:2], n.train, probed))
-    promise = _promise(size, epochs, share * n.train, probed)
+    size, epochs, fraction = max(ways, key=lambda way: _promise(*way[:2], n.train, probed))
+    promise = _promise(size, epochs, fraction * n.train, probed)
     if recipe.epochs and (epochs or not probed):
         epochs = max(1, round(epochs))
     else:
         epochs = 0
-    s, (*_, again, rest) = speed.at(size), parts(size, share)
+    s, (*_, again, rest) = speed.at(size), parts(size, fraction)
     reserve = rest + bool(epochs) * (again + s.look * n.valid)  # the epoch that the clock cuts short is validated too
     why = (
-        f'{clock(left)} left, on a machine that trains {1 / s.learn:.0f} pictures a second at {size} px and looks at {1 / s.look:.0f}: '
+        f'{format_duration(left)} left, on a machine that trains {1 / s.learn:.0f} images a second at {size} px and looks at {1 / s.look:.0f}: '
         + (f'about {epochs} epoch{"s" if epochs > 1 else ""}' if epochs else 'the probe alone')
-        + (f' on {share:.0%} of the pictures' if share < 1 else '')
+        + (f' on {fraction:.0%} of the images' if fraction < 1 else '')
     )
     return Plan(
         recipe.arch,
@@ -194,14 +194,14 @@ def plan(
         recipe.lr,
         size,
         epochs,
-        fraction=round(recipe.fraction * share, 3),
+        fraction=round(recipe.fraction * fraction, 3),
         reserve=round(reserve, 1),
         promise=promise,
         why=why,
     )
 
 # %% ../../nbs/training/budget.ipynb #1fde2c7c
-transfer = 0.15  # what a share of ImageNet named rightly was worth in shares of the pictures
+transfer = 0.15  # what a fraction of ImageNet classified correctly was worth in fractions of the images
 usual = 600.0  # seconds that a network is chosen for where no budget is given
 
 
@@ -220,7 +220,7 @@ def make_plan(
     if recipe.arch != 'auto':
         return tried(recipe)
     ways = []
-    for one, file in at_hand(recipe.weights).items() if recipe.pretrained else ():
+    for one, file in available_backbones(recipe.weights).items() if recipe.pretrained else ():
         found = tried(recipe.but(arch=one.arch, weights=file), pretrained=bool(file))  # nothing is downloaded for a try
         ways.append((found.promise + transfer * one.top1, found))
         if time.monotonic() - began > 0.1 * left:
@@ -257,11 +257,11 @@ from_scratch, rate = 'convmixer_64_4', 1e-2  # where no weights can be had, and 
 
 # %% ../../nbs/training/budget.ipynb #3916bfec
 class OnTime(Callback):
-    "Runs a fit by the clock. `.gone`: the share of its time that is over; `.over`: whether it is all; `.used` and `.left`: seconds"
+    "Runs a fit by the clock. `.gone`: the fraction of its time that is over; `.over`: whether it is all; `.used` and `.left`: seconds"
 
     order = (
         Recorder.order + 2
-    )  # after those who say which share of the batches is done, before the schedule that reads it
+    )  # after those who say which fraction of the batches is done, before the schedule that reads it
 
     def __init__(
         self,
@@ -278,7 +278,7 @@ class OnTime(Callback):
     def continue_from(
         self,
         used: float,  # seconds that earlier processes used of the budget
-        gone: float,  # share of the fit that was over
+        gone: float,  # fraction of the fit that was over
     ):
         "Take up what a saved state says"
         self.began, self.gone, self.before = self.began - used, gone, gone

@@ -19,7 +19,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import AvgSmoothLoss, Metric, Recorder
 from fastcore.imports import in_notebook
 
-from ..core.settings import clock, write_table
+from ..core.settings import format_duration, write_table
 from .distributed import is_first, world_size
 
 # %% ../../nbs/training/callbacks.ipynb #c625a064
@@ -194,7 +194,7 @@ class ProgressLine(EpochCallback):
         left = on_time.left if on_time else spent / max(self.batches, 1) * (self.n_iter * self.n_epoch * (1 - done))
         self.say(
             f'epoch {self.epoch + 1}/{self.n_epoch}  batch {self.iter + 1}/{self.n_iter}  loss {float(self.learn.smooth_loss):.4f}'
-            f'  {self.images / spent:.1f} images/s  {clock(left)} left',
+            f'  {self.images / spent:.1f} images/s  {format_duration(left)} left',
             end='',
         )
 
@@ -204,7 +204,7 @@ class ProgressLine(EpochCallback):
             f'{k} {row[k]:.4f}' for k in ('train_loss', 'valid_loss', 'accuracy', 'macro_f1') if k in row
         )
         rate = f'  {row["images_per_second"]:.1f} images/s' if 'images_per_second' in row else ''
-        self.say(f'epoch {row["epoch"]} ({row["phase"]})  {scores}{rate}  {clock(row["seconds"])}')
+        self.say(f'epoch {row["epoch"]} ({row["phase"]})  {scores}{rate}  {format_duration(row["seconds"])}')
 
     def say(self, text, end='\n'):
         "A line of text"

@@ -63,10 +63,10 @@ def read_weights(
 
 # %% ../../nbs/training/checkpoints.ipynb #2b3d7b1f
 def standard_error(
-    score: float,  # a share of the pictures
-    learn,  # whose validation pictures were counted
+    score: float,  # a fraction of the images
+    learn,  # whose validation images were counted
 ) -> float:
-    "By how much chance alone moves a share of the validation pictures"
+    "By how much chance alone moves a fraction of the validation images"
     return math.sqrt(score * (1 - score) / len(learn.dls.valid_ds))
 
 
@@ -104,7 +104,7 @@ class KeepBest(EpochCallback):
             save_weights(self.model, self.file, dict(monitor=self.monitor, value=str(float(value))))
 
     def tolerance(self) -> float:
-        "Two standard errors of a share of the validation pictures; none for the loss"
+        "Two standard errors of a fraction of the validation images; none for the loss"
         return 0.0 if self.monitor == 'valid_loss' else 2 * standard_error(self.best, self.learn)
 
     def restore_into(self, learn):

@@ -126,11 +126,11 @@ def share_weights(
 
 # %% ../../nbs/training/distributed.ipynb #df942c2f
 def part_of(
-    n: int,  # pictures of a batch
+    n: int,  # images of a batch
     rank: int,  # a process's number
     processes: int,  # how many there are
 ) -> slice:
-    "A process's part of a batch; the parts differ by one picture at most"
+    "A process's part of a batch; the parts differ by one image at most"
     return slice(rank * n // processes, (rank + 1) * n // processes)
 
 
@@ -143,7 +143,7 @@ def detach_here(b, cpu=True, gather=True):
 def shared(
     loader,  # a fastai `DataLoader`
 ):
-    "A block in which a loader gives of each batch this process's part, or the batch's first picture where that is empty"
+    "A block in which a loader gives of each batch this process's part, or the batch's first image where that is empty"
     cut, me, all_ = loader.chunkify, rank(), world_size()
 
     def parts(samples):
@@ -261,8 +261,8 @@ class Distribute(Callback):
     # --- a batch
 
     def before_batch(self):
-        self.pictures = _size(self.dl, self.iter)  # of all processes
-        mine = part_of(self.pictures, rank(), world_size())
+        self.images = _size(self.dl, self.iter)  # of all processes
+        mine = part_of(self.images, rank(), world_size())
         self.mine = mine.stop - mine.start
         if not self.training:
             return
@@ -301,23 +301,23 @@ class Distribute(Callback):
         self._unwrap()
         if self.training:
             return
-        self.learn.pred = _gathered(self.pred, self.pictures)
-        self.learn.yb = tuple(_gathered(y, self.pictures) for y in self.yb)
+        self.learn.pred = _gathered(self.pred, self.images)
+        self.learn.yb = tuple(_gathered(y, self.images) for y in self.yb)
 
     def after_loss(self):
         if not self.training:
             return
-        loss = self.loss.detach().as_subclass(torch.Tensor) * (self.mine / self.pictures)
+        loss = self.loss.detach().as_subclass(torch.Tensor) * (self.mine / self.images)
         dist.all_reduce(loss)
         self.learn.loss = loss
 
     def before_backward(self):  # torch takes the mean over processes
         steps, count = getattr(self, 'accumulate', None), len(self.y)
         if steps is None or steps.steps == 1:
-            self.learn.loss_grad = self.loss_grad * (self.mine * world_size() / self.pictures)
-        else:  # it has weighted by the pictures that are here
+            self.learn.loss_grad = self.loss_grad * (self.mine * world_size() / self.images)
+        else:  # it has weighted by the images that are here
             self.learn.loss_grad = self.loss_grad * (self.mine * world_size() / count)
-            steps.pictures += (self.pictures - count) / self.dls.train.bs
+            steps.images += (self.images - count) / self.dls.train.bs
 
     @torch.no_grad()
     def _average_statistics(self):

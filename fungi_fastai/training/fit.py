@@ -30,7 +30,7 @@ from ..data.loaders import make_loaders
 from ..core.figures import chart, colours
 from ..data.splits import fraction, split
 from ..models.learners import learner
-from ..models.networks import body_head, is_fixed_size
+from ..models.networks import backbone_head, is_fixed_size
 from ..core.settings import MissingFileError, TrainingError, UserError
 from .accumulation import Accumulate
 from .checkpoints import KeepBest, SaveState, read_state, restore_state, standard_error
@@ -49,7 +49,7 @@ from .optimizers import NoDecay, make_optimizer
 from .precision import Precision, pick_device
 from .recipe import Recipe, source_of
 from .regularization import AverageWeights, mixing
-from .resizing import GrowPictures
+from .resizing import ProgressiveResizing
 from .schedules import scheduler
 from .callbacks import History, show_progress, training_metrics
 
@@ -58,30 +58,30 @@ def prepare_items(
     recipe: Recipe,
     progress: bool = True,  # show it
 ) -> pd.DataFrame:  # a row an image; `split` is train, valid, test, or '' for what is left out or has no label
-    "Read, check and split a recipe's pictures. Raises `UserError` where there is nothing to train on"
+    "Read, check and split a recipe's images. Raises `UserError` where there is nothing to train on"
     items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
     used = exclude(items, recipe.exclude)
     used = used[used.label.notna()]
     classes = sorted(used.label.unique())
     if len(classes) < 2:
-        what = f'only the class {classes[0]!r}' if classes else 'no usable labelled picture'
+        what = f'only the class {classes[0]!r}' if classes else 'no usable labelled image'
         raise UserError(
             f'{recipe.source} holds {what} ({len(items)} files were found, {len(used)} are usable). '
-            'A classifier needs pictures of at least two classes, in a folder each.'
+            'A classifier needs images of at least two classes, in a folder each.'
         )
     part = split(used, recipe.valid, recipe.test, recipe.seed)
     if missing := sorted(set(classes) - set(used.label[part == 'train'])):  # folders that say the part may have it so
         raise UserError(
-            f'All pictures of {missing[0]!r} stand in given valid or test folders, so that none is left to train on. '
+            f'All images of {missing[0]!r} stand in given valid or test folders, so that none is left to train on. '
             'Put some into the train folder, or leave that class out.'
         )
     if not (part == 'valid').any():
         raise UserError(
-            f'No picture of {recipe.source} is left to validate on: each class is one specimen'
+            f'No image of {recipe.source} is left to validate on: each class is one specimen'
             + (
                 f", read from the names by the pattern {recipe.group}. Give another one (--group), or --group '' where each photo shows another specimen."
                 if recipe.group
-                else ', as its pictures are copies of each other. Add pictures of other specimens.'
+                else ', as its images are copies of each other. Add images of other specimens.'
             )
         )
     trained = used[part == 'train']
@@ -100,18 +100,18 @@ def make_learner(
     set_seed(recipe.seed)
     if recipe.start_size and is_fixed_size(recipe.arch):
         raise UserError(
-            f'{recipe.arch} is built for pictures of one size and cannot grow from {recipe.start_size} pixels; leave start_size at 0.'
+            f'{recipe.arch} is built for images of one size and cannot grow from {recipe.start_size} pixels; leave start_size at 0.'
         )
     kept = (
         recipe.cache and not trained and {'sha', 'width', 'height'} <= set(items)
     )  # a table of one's own may lack them
-    cache = build_cache(items[items.split != ''], canvas_size(recipe.size), recipe.fit, progress) if kept else None
+    cache = build_cache(items[items.split != ''], canvas_size(recipe.size), recipe.resize, progress) if kept else None
     dls = make_loaders(
         items,
         recipe.size,
         recipe.bs,
         recipe.augment,
-        fit=recipe.fit,
+        resize=recipe.resize,
         device=pick_device(recipe.device),
         cache=cache,
         balance=recipe.balance,
@@ -146,7 +146,7 @@ def make_learner(
 
 
 def _counts(recipe, items, classes):
-    "How many pictures of each class an epoch trains on; alike where they are drawn in balance"
+    "How many images of each class an epoch trains on; alike where they are drawn in balance"
     if recipe.balance in ('oversample', 'weighted'):
         return np.ones(len(classes))
     return items.label[items.split == 'train'].value_counts().reindex(list(classes), fill_value=0).to_numpy()
@@ -185,14 +185,14 @@ def find_lr(
 # %% ../../nbs/training/fit.ipynb #1b577fc0
 def learning_rates(
     recipe: Recipe,
-    trained: bool,  # whether the body is pretrained
+    trained: bool,  # whether the backbone is pretrained
     groups: int = 3,  # of layers, the head's the last
 ) -> list[float]:  # from input to output
     "The largest learning rate of each group of layers; the same for all where nothing is pretrained"
     if not trained:
         return [recipe.lr] * groups
     decay = recipe.layer_decay or 0.5
-    return [*(recipe.lr * recipe.body_lr * decay**i for i in reversed(range(groups - 1))), recipe.lr]
+    return [*(recipe.lr * recipe.backbone_lr * decay**i for i in reversed(range(groups - 1))), recipe.lr]
 
 
 @everywhere
@@ -210,7 +210,7 @@ def fit(
     save = SaveState(folder / 'checkpoint' / 'state.safetensors')
     added = [keep, save, Accumulate(recipe.accumulate, recipe.clip), *mixing(recipe), *cbs]
     if recipe.start_size:
-        added.append(GrowPictures(recipe.start_size))
+        added.append(ProgressiveResizing(recipe.start_size))
     if recipe.ema:
         added.append(AverageWeights(recipe.ema))
     if on_time:
@@ -235,8 +235,8 @@ def fit(
             if not (done and save.phase == start['phase']):
                 learn.freeze() if frozen else learn.unfreeze()
             learn.history.phase = 'head' if frozen else 'all layers'
-            if frozen and recipe.views and not (recipe.mixup or recipe.cutmix) and has_frozen_features(learn):
-                way = on_features(learn, recipe.views)
+            if frozen and recipe.feature_views and not (recipe.mixup or recipe.cutmix) and has_frozen_features(learn):
+                way = on_features(learn, recipe.feature_views)
             else:
                 way = nullcontext(forget_features(learn))
             rates = learning_rates(recipe, learn.pretrained, len(learn.opt.hypers))
@@ -249,7 +249,7 @@ def fit(
     except MemoryError as error:
         raise _no_memory(recipe, error) from None
     except (ImageError, MissingFileError) as error:  # a file that changed since the check
-        raise TrainingError(f'{error} It could be read when the pictures were checked.') from None
+        raise TrainingError(f'{error} It could be read when the images were checked.') from None
     except RuntimeError as error:
         if 'out of memory' in str(error) or "can't allocate memory" in str(error):
             raise _no_memory(recipe, error) from None
@@ -271,11 +271,11 @@ def _begin(learn, keep, on_time):
     if probed:
         known_features(learn)
         wanted = float(
-            not recipe.epochs and _may_mirror(recipe)
-        )  # of the mirror images; on a budget as many as there is time for
+            not recipe.epochs and _may_flip(recipe)
+        )  # of the horizontal flips; on a budget as many as there is time for
         if on_time:
             wanted *= from_first(lambda: float(np.clip(on_time.left / (time.perf_counter() - began), 0, 1)))
-        probe_head(learn, mirrored=wanted)
+        probe_head(learn, flipped=wanted)
     with on_features(learn) if probed else nullcontext(), learn.no_bar(), learn.no_logging():
         loss, *scores = learn.validate()
     names = [metric.name for metric in learn.metrics]
@@ -293,12 +293,12 @@ def _begin(learn, keep, on_time):
 
 
 def _finish(learn):
-    """The head solved once more, on the trained body's features, and kept where the validation loss is lower, both calibrated, and the
-    monitored score no worse than by a standard error. `learn.solved_again` says so"""
-    recipe, head = learn.recipe, body_head(learn.model)[1]
-    learn.solved_again = False
+    """The head solved once more, on the trained backbone's features, and kept where the validation loss is lower, both calibrated, and the
+    monitored score no worse than by a standard error. `learn.head_refit` says so"""
+    recipe, head = learn.recipe, backbone_head(learn.model)[1]
+    learn.head_refit = False
     trained = any('train_loss' in row for row in learn.history.rows)
-    if not trained or recipe.finish != 'probe' or not is_solvable(recipe) or recipe.loss != 'cross-entropy':
+    if not trained or not recipe.refit_head or not is_solvable(recipe) or recipe.loss != 'cross-entropy':
         return
     forget_features(learn)
     before = {k: v.detach().clone() for k, v in head.state_dict().items()}
@@ -309,24 +309,24 @@ def _finish(learn):
         return dict(zip(('calibrated loss', 'accuracy', 'macro_f1'), [_calibrated_loss(learn), *found], strict=True))
 
     old = scores()
-    probe_head(learn, mirrored=float(_may_mirror(recipe)))
+    probe_head(learn, flipped=float(_may_flip(recipe)))
     new = scores()
-    learn.solved_again = new['calibrated loss'] < old['calibrated loss'] and (
+    learn.head_refit = new['calibrated loss'] < old['calibrated loss'] and (
         recipe.monitor == 'valid_loss'
         or new[recipe.monitor] >= old[recipe.monitor] - standard_error(old[recipe.monitor], learn)
     )
-    if not learn.solved_again:
+    if not learn.head_refit:
         head.load_state_dict(before)
     if hasattr(learn, 'progress_line'):
         said = ', '.join(f'{name} {new[name]:.4f} instead of {old[name]:.4f}' for name in new)
-        learn.progress_line.say(f'head solved once more: {said}{"" if learn.solved_again else "; not kept"}')
+        learn.progress_line.say(f'head solved once more: {said}{"" if learn.head_refit else "; not kept"}')
     forget_features(learn)
 
 
 def _calibrated_loss(learn):
-    "Of the validation pictures, at the best of the temperatures from 0.1 to 10: a head that is too sure of itself may still be the better one"
+    "Of the validation images, at the best of the temperatures from 0.1 to 10: a head that is too sure of itself may still be the better one"
     seen, codes = known_features(learn)
-    head, device = body_head(learn.model)[1], learn.dls.device
+    head, device = backbone_head(learn.model)[1], learn.dls.device
     x = torch.tensor(seen['valid'][0], device=device)
     with torch.no_grad():
         logits = head(x[..., None, None] if hasattr(head, 'pool') else x).float()
@@ -335,13 +335,13 @@ def _calibrated_loss(learn):
     )
 
 
-def _may_mirror(recipe):
+def _may_flip(recipe):
     return recipe.augment.flip != 'none' and recipe.augment.strength > 0
 
 
 def _no_memory(recipe, error):
     return TrainingError(
-        f'The memory does not suffice for batches of {recipe.bs} pictures at {recipe.size} pixels '
+        f'The memory does not suffice for batches of {recipe.bs} images at {recipe.size} pixels '
         f'({str(error).splitlines()[0]}). Try --bs {max(2, recipe.bs // 2)}, or a smaller --size or --arch; '
         'what was reached before is kept in the run folder.'
     )

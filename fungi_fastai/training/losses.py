@@ -32,8 +32,8 @@ class ClassLoss(nn.Module):
     def __init__(
         self,
         kind: str,  # cross-entropy, focal, logit-adjusted or seesaw
-        counts: np.ndarray,  # (classes,) training pictures of each class
-        smoothing: float = 0.0,  # share of the target spread over all classes
+        counts: np.ndarray,  # (classes,) training images of each class
+        smoothing: float = 0.0,  # fraction of the target spread over all classes
         weighted: bool = False,  # weigh classes by their inverse frequency
         reduction: str = 'mean',  # mean, sum or none
     ):
@@ -42,7 +42,7 @@ class ClassLoss(nn.Module):
         present = torch.as_tensor(counts, dtype=torch.float64)
         seen = present.clamp(
             min=1
-        )  # a class without a picture is taken for one with a single one: the logarithm needs it
+        )  # a class without an image is taken for one with a single one: the logarithm needs it
         self.register_buffer('weights', present.sum() / ((present > 0).sum() * seen), persistent=False)
         self.register_buffer('log_prior', (seen / seen.sum()).log(), persistent=False)
 
@@ -51,9 +51,9 @@ class ClassLoss(nn.Module):
 
     def forward(
         self,
-        logits: torch.Tensor,  # (pictures, classes)
-        targets: torch.Tensor,  # (pictures,) class numbers
-    ) -> torch.Tensor:  # one number, or one a picture where `reduction` is none
+        logits: torch.Tensor,  # (images, classes)
+        targets: torch.Tensor,  # (images,) class numbers
+    ) -> torch.Tensor:  # one number, or one an image where `reduction` is none
         "The loss of a batch"
         logits, targets = (
             x.as_subclass(torch.Tensor) for x in (logits, targets)
@@ -82,7 +82,7 @@ class ClassLoss(nn.Module):
         return getattr(self, name).to(device=like.device, dtype=like.dtype)
 
     def _seesaw(self, logits, targets):
-        "log s, (pictures, classes), 0 at the right class; no gradient goes through it"
+        "log s, (images, classes), 0 at the right class; no gradient goes through it"
         prior, logs = self._of('log_prior', logits), log_softmax(logits.detach(), -1)
         of_target = lambda x: x.gather(-1, targets[:, None])
         rarer = (prior[None] - prior[targets][:, None]).clamp(max=0)
@@ -98,13 +98,13 @@ class ClassLoss(nn.Module):
 
 def make_loss(
     recipe: Recipe,  # its `loss`, `label_smoothing` and `balance`
-    counts: np.ndarray,  # (classes,) training pictures of each class, in the order of `dls.vocab`
+    counts: np.ndarray,  # (classes,) training images of each class, in the order of `dls.vocab`
 ) -> nn.Module:  # for a Learner's `loss_func`, together with the callback `LossMode`
     "The loss that a recipe names. Raises `UserError` where the counts are none"
     found = np.asarray(counts, dtype=float)
     if found.ndim != 1 or len(found) < 2 or not (np.isfinite(found) & (found >= 0)).all() or not found.sum():
         raise UserError(
-            f'The pictures of each class are given as {counts}; expected a count, 0 or more, for each of at least two classes.'
+            f'The images of each class are given as {counts}; expected a count, 0 or more, for each of at least two classes.'
         )
     return ClassLoss(recipe.loss, found, recipe.label_smoothing, recipe.balance == 'loss')
 

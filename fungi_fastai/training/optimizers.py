@@ -144,8 +144,8 @@ def lion_step(p, lr, mom, avg_mom, grad_avg=None, **kwargs):
 def Lion(
     params,  # parameters, or lists of them: fastai's groups
     lr: float,  # learning rate: a third to a tenth of Adam's
-    mom: float = 0.9,  # share of the average in the direction of a step (β1)
-    avg_mom: float = 0.99,  # share of the average that a step keeps (β2)
+    mom: float = 0.9,  # fraction of the average in the direction of a step (β1)
+    avg_mom: float = 0.99,  # fraction of the average that a step keeps (β2)
     wd: float = 0.0,  # weight decay, times the learning rate: three to ten times Adam's
 ) -> Optimizer:
     "A Lion `Optimizer` (Chen et al. 2023, arXiv:2302.06675)"

@@ -28,7 +28,7 @@ def plot_history(
         dict(accuracy=('main', 'accuracy'), macro_f1=('warn', 'macro-F1')),
         dict(lr=('main', 'at the end of the epoch')),
     ]
-    for axis, columns, label in zip(axes, drawn, ('loss', 'on the validation part', 'learning rate'), strict=True):
+    for axis, columns, label in zip(axes, drawn, ('loss', 'on the validation set', 'learning rate'), strict=True):
         for column, (colour, said) in columns.items():
             if column in history and not (column == 'lr' and len(done)):
                 axis.plot(epoch, history[column], marker='o', markersize=3, color=colours[colour], label=said)
@@ -75,12 +75,12 @@ def plot_confusion(
     counts: np.ndarray,  # (classes, classes) true class by row, predicted by column
     classes: list[str],
 ):  # a matplotlib Figure
-    "The confusion matrix, coloured by share of the row, readable from 2 to 200 classes: numbers are written where there is room"
+    "The confusion matrix, coloured by fraction of the row, readable from 2 to 200 classes: numbers are written where there is room"
     n = len(classes)
     side = min(9, 2.5 + 0.42 * n)
     figure, (axis,) = chart(side, side)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axis.imshow(shares, cmap='Greens', vmin=0, vmax=1)
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axis.imshow(fractions, cmap='Greens', vmin=0, vmax=1)
     names = [c if len(c) <= 24 else c[:23] + '…' for c in classes]
     step = -(-n // 60)  # at most sixty names along an axis
     axis.set_xticks(range(0, n, step), names[::step], rotation=90)
@@ -95,7 +95,7 @@ def plot_confusion(
                 ha='center',
                 va='center',
                 fontsize=8,
-                color='white' if shares[i, j] > 0.55 else '#24302b',
+                color='white' if fractions[i, j] > 0.55 else '#24302b',
             )
     axis.spines[['left', 'bottom']].set_visible(False)
     return figure

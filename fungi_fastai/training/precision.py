@@ -1,4 +1,4 @@
-"""The number format, memory format and allocator that this machine is fastest with, and why
+"""The precision, memory format and allocator that this machine is fastest with, and why
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/training/precision.html.md"""
 
@@ -51,8 +51,8 @@ enough_work = 102  # multiplications for each number that is passed on, from whi
 def work_per_number(
     model: nn.Module,
     x: torch.Tensor
-    | None = None,  # pictures to count with (default: small ones, or of the size that the network was built for)
-) -> float | None:  # None where no picture could be sent through
+    | None = None,  # images to count with (default: small ones, or of the size that the network was built for)
+) -> float | None:  # None where no image could be sent through
     "Multiply-adds of a network's convolutions and linear layers, for each number that they give"
     model = copy.deepcopy(model).cpu().float().eval()
     counted = [0, 0]
@@ -99,7 +99,7 @@ def pick_precision(
     device: torch.device | None = None,  # (default: the CPU)
     model: nn.Module | None = None,  # the network (default: one that multiplies much)
 ) -> tuple[str, str]:  # the format, and the reason in words
-    "The number format for a device and a network, and why. Raises `UserError` where the asked one cannot run there"
+    "The precision for a device and a network, and why. Raises `UserError` where the asked one cannot run there"
     if asked not in ('auto', 'fp32', 'bf16', 'fp16'):
         raise UserError(f'precision is {asked!r}; expected auto, fp32, bf16 or fp16.')
     device = device or torch.device('cpu')
@@ -180,7 +180,7 @@ def _add_one(x):
 
 # %% ../../nbs/training/precision.ipynb #fc331f63
 class Precision(Callback):
-    "Forward passes in the chosen number format, channels last; right for cpu, cuda and mps, in training and prediction"
+    "Forward passes in the chosen precision, channels last; right for cpu, cuda and mps, in training and prediction"
 
     order = -5  # before the callbacks that look at predictions, after the one that moves a batch to its device
 
@@ -194,11 +194,11 @@ class Precision(Callback):
         self._open, self._found = ExitStack(), None
 
     def choose(self, device):
-        "Settle format and reason for a device and the Learner's model, as `self.number_format` and `self.reason`"
-        self.number_format, self.reason = pick_precision(
+        "Settle format and reason for a device and the Learner's model, as `self.mode` and `self.reason`"
+        self.mode, self.reason = pick_precision(
             self.asked, device, self.model if self.learn is not None else None
         )
-        self.dtype = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[self.number_format]
+        self.dtype = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[self.mode]
 
     def after_create(self):
         device = torch.device(self.dls.device or 'cpu')
@@ -215,7 +215,7 @@ class Precision(Callback):
         return nullcontext() if self.dtype is None else torch.autocast(device.type, dtype=self.dtype)
 
     def folded(self, x):
-        "The region in which the model's BatchNorms are folded; `x` are pictures that it takes, looked at the first time"
+        "The region in which the model's BatchNorms are folded; `x` are images that it takes, looked at the first time"
         if x.ndim != 4 or not (x.device.type == 'cpu' if self.wants_fold is None else self.wants_fold):
             return nullcontext()
         if self._found is None or self._found.model is not self.model:
@@ -225,7 +225,7 @@ class Precision(Callback):
     @contextmanager
     def running(
         self,
-        x: torch.Tensor,  # the pictures that are sent through
+        x: torch.Tensor,  # the images that are sent through
     ):
         "The region for forward passes outside of fastai's loop, of the model or a part of it: all that its passes in the loop have"
         with self.folded(x), self.context(x.device):
@@ -234,7 +234,7 @@ class Precision(Callback):
     def before_fit(self):
         self.leave()
         self.model.to(memory_format=torch.channels_last)
-        self.scaler = torch.amp.GradScaler('cuda') if self.number_format == 'fp16' else None
+        self.scaler = torch.amp.GradScaler('cuda') if self.mode == 'fp16' else None
 
     def before_train(self):
         if not self.wants_compile:

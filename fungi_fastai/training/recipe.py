@@ -12,16 +12,15 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from ..core.settings import MissingFileError, UserError, meant
+from ..core.settings import MissingFileError, UserError, did_you_mean
 
 # %% ../../nbs/training/recipe.ipynb #e2dba096
 from ..data.policies import Augment, policies
 
 choices = dict(  # the words that a field may hold
-    fit=('crop', 'squish', 'pad'),
+    resize=('crop', 'squish', 'pad'),
     head=('linear', 'fastai'),
-    start=('probe', 'random'),
-    finish=('probe', 'trained'),
+    head_init=('probe', 'random'),
     monitor=('valid_loss', 'accuracy', 'macro_f1'),
     schedule=('one-cycle', 'cosine', 'cyclic', 'smooth', 'step', 'plateau', 'constant'),
     optimizer=('adam', 'sgd', 'rmsprop', 'radam', 'lamb', 'lion'),
@@ -36,29 +35,29 @@ class Recipe:
     "Everything that decides a run"
 
     name: str = 'custom'  # what the recipe is called; `sample` means the built-in sample of that name
-    # --- pictures
+    # --- images
     source: str = 'sample'  # folder, zip, CSV, Kaggle dataset owner/name, competition:NAME, or sample
     column: str = ''  # a CSV's column of paths; empty = the one that looks like it
     label: str = (
-        'folder'  # where a picture's class is read: folder, a CSV's column, or a regular expression over its path
+        'folder'  # where an image's class is read: folder, a CSV's column, or a regular expression over its path
     )
     group: str = (
-        ''  # regular expression (or CSV column) that reads the specimen from a picture's path; empty = none known
+        ''  # regular expression (or CSV column) that reads the specimen from an image's path; empty = none known
     )
     exclude: tuple[str, ...] = (
         'unreadable',
         'tiny',
         'duplicate',
         'label_conflict',
-    )  # kinds of problem whose pictures are left out
-    valid: float = 0.15  # share of each class validated on
-    test: float = 0.15  # share of each class kept untouched until the end
-    fraction: float = 1.0  # share of the training part that is used, in whole specimens
+    )  # kinds of problem whose images are left out
+    valid: float = 0.15  # fraction of each class validated on
+    test: float = 0.15  # fraction of each class kept untouched until the end
+    fraction: float = 1.0  # fraction of the training set that is used, in whole specimens
     seed: int = 42  # of the split, the shuffling, the augmentation and new weights
     # --- what the network sees
     size: int = 224  # side of the square, pixels
-    fit: str = 'crop'  # how a picture becomes square: crop, squish or pad
-    augment: Augment = field(default_factory=Augment)  # how a training picture may be changed
+    resize: str = 'crop'  # how an image becomes square: crop, squish or pad
+    augment: Augment = field(default_factory=Augment)  # how a training image may be changed
     # --- network
     arch: str = 'resnet50'  # any timm or torchvision name, or convmixer_DIM_DEPTH, or auto: the best for the time and the machine of those at hand
     pretrained: bool = True  # start from weights learned on ImageNet
@@ -69,24 +68,24 @@ class Recipe:
     hidden: int = 0  # width of a hidden layer in the head; 0 = none
     # --- training
     budget: float = 0.0  # seconds for the whole run (5m and 1h30m will do), which decide epochs and, if left at 224, size; 0 = as long as it takes
-    folds: int = 0  # networks, each trained without another of so many parts of the pictures, whose weights are averaged; 0 = one network
-    epochs: int = 5  # passes over the training pictures, the frozen ones included
+    average_folds: int = 0  # networks, each trained without another of so many parts of the images, whose weights are averaged; 0 = one network
+    epochs: int = 5  # passes over the training images, the frozen ones included
     frozen_epochs: int = 0  # of these, how many train only the head, at the start
-    views: int = 1  # versions of a picture (itself, augmented) whose features are computed once for the frozen epochs; 0 = anew in each
+    feature_views: int = 1  # versions of an image (itself, augmented) whose features are computed once for the frozen epochs; 0 = again in each
     start_size: int = (
         0  # side of the square in the first epoch, growing to `size` in the last quarter; 0 = `size` throughout
     )
-    start: str = (
+    head_init: str = (
         'probe'  # how the head of a pretrained network begins: probe (logistic regression on its features) or random
     )
-    finish: str = 'probe'  # how a linear head ends: probe (solved once more on what the trained body sees, where that validates better) or trained
-    freeze_batchnorm: bool = True  # keep a pretrained body's BatchNorm statistics as they came
-    bs: int = 32  # pictures a batch
+    refit_head: bool = True  # how a linear head ends: probe (solved once more on what the trained backbone sees, where that validates better) or trained
+    freeze_batchnorm: bool = True  # keep a pretrained backbone's BatchNorm statistics as they came
+    bs: int = 32  # images a batch
     lr: float = 2e-3  # largest learning rate of the head
-    body_lr: float = 0.1  # learning rate of a pretrained body's deepest layers ÷ the head's
-    layer_decay: float = 0.0  # learning rate of each block of a pretrained body ÷ that of the block above it; 0 = two halves, the lower at half the rate
+    backbone_lr: float = 0.1  # learning rate of a pretrained backbone's deepest layers ÷ the head's
+    layer_decay: float = 0.0  # learning rate of each block of a pretrained backbone ÷ that of the block above it; 0 = two halves, the lower at half the rate
     schedule: str = 'one-cycle'  # how the rates change: one-cycle, cosine, cyclic, smooth, step, plateau or constant
-    warmup: float = 0.0  # share of the steps in which the rates rise in a line from 0 to what the schedule says
+    warmup: float = 0.0  # fraction of the steps in which the rates rise in a line from 0 to what the schedule says
     cycles: int = 3  # of the cyclic schedule
     step_size: int = 2  # epochs between the steps of `step`, or without a better `monitor` before one of `plateau`
     gamma: float = 0.5  # what one cycle's peak, or one step, multiplies the rate by
@@ -96,11 +95,11 @@ class Recipe:
     clip: float = 0.0  # largest norm of the gradient; 0 = any
     wd: float = 0.01  # weight decay, decoupled; none on biases and norms
     loss: str = 'cross-entropy'  # cross-entropy, focal, logit-adjusted or seesaw
-    label_smoothing: float = 0.0  # share of the target spread over all classes
+    label_smoothing: float = 0.0  # fraction of the target spread over all classes
     balance: str = 'none'  # of the classes in training: none, oversample, weighted (drawing) or loss (class weights)
     mixup: float = 0.0  # MixUp's alpha; 0 = none
     cutmix: float = 0.0  # CutMix's alpha; 0 = none; with both, each batch takes one of the two
-    ema: float = 0.0  # share of the averaged weights that a step keeps, such as 0.99; evaluated and saved in place of the last; 0 = none
+    ema: float = 0.0  # fraction of the averaged weights that a step keeps, such as 0.99; evaluated and saved in place of the last; 0 = none
     patience: int = 0  # end after so many epochs without a better `monitor`; 0 = never
     monitor: str = 'accuracy'  # what "better" means: valid_loss, accuracy or macro_f1; the best epoch is kept, within the noise the latest
     # --- machine
@@ -108,7 +107,7 @@ class Recipe:
     compile: bool = (
         False  # compile the network before it trains (torch.compile): a minute or more, which pays in long trainings
     )
-    cache: bool = True  # decode each picture once, into a file in `cache_dir`
+    cache: bool = True  # decode each image once, into a file in `cache_dir`
     device: str = 'auto'  # auto (this machine's settings), cpu, cuda, cuda:1 or mps
 
     def __post_init__(self):
@@ -133,12 +132,12 @@ class Recipe:
             hidden=('0 or more', self.hidden >= 0),
             epochs=('0 or more', self.epochs >= 0),
             frozen_epochs=(f'from 0 to epochs ({self.epochs})', 0 <= self.frozen_epochs <= self.epochs),
-            folds=('0, or 2 or more', self.folds == 0 or self.folds >= 2),
-            views=('0 or more', self.views >= 0),
+            average_folds=('0, or 2 or more', self.average_folds == 0 or self.average_folds >= 2),
+            feature_views=('0 or more', self.feature_views >= 0),
             start_size=(f'0, or 16 to size ({self.size})', self.start_size in (0, *range(16, self.size + 1))),
             bs=('at least 2', self.bs >= 2),
             lr=('above 0', self.lr > 0),
-            body_lr=('above 0 and at most 1', 0 < self.body_lr <= 1),
+            backbone_lr=('above 0 and at most 1', 0 < self.backbone_lr <= 1),
             wd=('0 or more', self.wd >= 0),
             drop_path=('at least 0 and below 1', 0 <= self.drop_path < 1),
             layer_decay=('at least 0 and at most 1', 0 <= self.layer_decay <= 1),
@@ -164,17 +163,17 @@ class Recipe:
                 raise UserError(f'{name} is {getattr(self, name)!r}; expected {what}.')
         if self.loss == 'seesaw' and (self.mixup or self.cutmix):
             raise UserError(
-                'The seesaw loss looks at the class of each picture, which mixed pictures do not have: take another loss, or no mixup and cutmix.'
+                'The seesaw loss looks at the class of each image, which mixed images do not have: take another loss, or no mixup and cutmix.'
             )
         if self.schedule == 'smooth' and not self.final_lr:
             raise UserError(
                 'final_lr is 0, to which the smooth schedule cannot fall: each step multiplies by the same factor. '
                 'Set it to 0.01, say, or take the cosine schedule.'
             )
-        if self.folds and not self.pretrained:
+        if self.average_folds and not self.pretrained:
             raise UserError(
-                f'folds={self.folds} averages the weights of networks that begin at the same pretrained ones. From scratch each becomes another '
-                'one, and their mean is none: leave folds at 0, or start from pretrained weights.'
+                f'average_folds={self.average_folds} averages the weights of networks that begin at the same pretrained ones. From scratch each becomes another '
+                'one, and their mean is none: leave average_folds at 0, or start from pretrained weights.'
             )
         if self.budget and self.frozen_epochs:
             raise UserError(
@@ -208,7 +207,7 @@ class Recipe:
         return replace(self, **changes)
 
     def for_sample(self) -> 'Recipe':
-        """The recipe with the settings that fit the built-in sample: a few hundred drawn pictures, for which a small network
+        """The recipe with the settings that fit the built-in sample: a few hundred drawn images, for which a small network
         from scratch is trained in a minute, without a download. Whatever is changed after it holds"""
         group = self.group or (
             '' if self.name == 'seedlings' else r'^(?P<group>.+)_'
@@ -283,7 +282,7 @@ def as_seconds(
 def source_of(
     recipe: Recipe,
 ):  # a `Source`
-    "Where a recipe's pictures come from"
+    "Where a recipe's images come from"
     from fungi_fastai.samples.datasets import sample_kinds  # here, since these bring pandas
     from fungi_fastai.data.sources import Source
 
@@ -302,4 +301,4 @@ def is_sample(source) -> bool:
 
 
 def _no_field(name, known, what='A recipe'):
-    return f'{what} has no field {name!r}. {meant(name, known)}'
+    return f'{what} has no field {name!r}. {did_you_mean(name, known)}'

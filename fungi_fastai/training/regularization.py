@@ -1,4 +1,4 @@
-"""Mixed pictures, and weights averaged over the steps
+"""Mixed images, and weights averaged over the steps
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/training/regularization.html.md"""
 
@@ -37,7 +37,7 @@ class MixUpOrCutMix(CutMix):
 def mixing(
     recipe: Recipe,
 ) -> list[Callback]:  # none or one
-    "The callback that mixes pictures as a recipe says"
+    "The callback that mixes images as a recipe says"
     if recipe.mixup and recipe.cutmix:
         return [MixUpOrCutMix(recipe.mixup, recipe.cutmix)]
     if recipe.mixup:

@@ -20,7 +20,7 @@ from .recipe import Recipe, choices
 # %% ../../nbs/training/schedules.ipynb #95dac544
 one_cycle = dict(pct_start=0.25, div=25.0, div_final=1e5, moms=(0.95, 0.85, 0.95))  # fastai's own numbers
 _nearly = (
-    1e-9  # a fit adds up the shares of its steps: the sum may lie this little below the restart or step that it means
+    1e-9  # a fit adds up the fractions of its steps: the sum may lie this little below the restart or step that it means
 )
 
 
@@ -64,15 +64,15 @@ def _check(epochs):
 
 def rate(
     recipe: Recipe,  # its schedule, and the fields that this uses
-    at: float | np.ndarray,  # share of the phase's steps that are done, 0 to 1
+    at: float | np.ndarray,  # fraction of the phase's steps that are done, 0 to 1
     epochs: int | None = None,  # of the phase, which `step` counts by (default: the recipe's)
 ) -> float | np.ndarray:  # learning rate ÷ the largest; of `plateau` 1, since that depends on what is seen on the way
-    "The learning rate at a point of a phase, as a share of the largest. Raises `UserError` for a place outside of the phase"
+    "The learning rate at a point of a phase, as a fraction of the largest. Raises `UserError` for a place outside of the phase"
     epochs = recipe.epochs if epochs is None else epochs
     _check(epochs)
     places = np.asarray(at, dtype=float)
     if not ((places >= 0) & (places <= 1)).all():
-        raise UserError(f'The place in a schedule is {at}; expected a share of its steps, 0 to 1.')
+        raise UserError(f'The place in a schedule is {at}; expected a fraction of its steps, 0 to 1.')
     found = _shapes[recipe.schedule](recipe, places, epochs) * _warmth(recipe, places)
     return found if places.ndim else float(found)
 
@@ -131,7 +131,7 @@ def plot_schedules(
     epochs: int | None = None,  # of one phase (default: each recipe's own)
     steps_per_epoch: int = 20,  # points drawn
 ):  # a matplotlib Figure
-    "Several schedules side by side, as shares of their largest rate. Raises `UserError` where a name is unknown"
+    "Several schedules side by side, as fractions of their largest rate. Raises `UserError` where a name is unknown"
     recipes = [Recipe(schedule=one) if isinstance(one, str) else one for one in recipes]
     if not recipes:
         raise UserError('No schedule was named; expected recipes, or some of: ' + ', '.join(choices['schedule']) + '.')

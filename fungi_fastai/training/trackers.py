@@ -28,11 +28,11 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.core import TfmdDL
 from fastai.torch_core import rank_distrib
-from fastai.vision.core import PILImage  # noqa: F401  registers how fastai's pictures are decoded
+from fastai.vision.core import PILImage  # noqa: F401  registers how fastai's images are decoded
 from fastcore.imports import in_notebook
 
 from ..core.figures import as_svg
-from ..core.settings import UserError, meant, write_text
+from ..core.settings import UserError, did_you_mean, write_text
 from .features import own_randomness
 from .plots import plot_confusion, plot_history
 from .callbacks import EpochCallback, ProgressLine, ValidationScore
@@ -112,7 +112,7 @@ class Tracker(EpochCallback):
         self,
         metrics: dict,  # as in metrics.json
     ):
-        "Tell the scores on the test part"
+        "Tell the scores on the test set"
         if self.begun:
             self.attempt(self._tell)  # a probe alone has no epoch
         if self.begun:
@@ -246,7 +246,7 @@ class LiveCurves(Tracker):
 
 # %% ../../nbs/training/trackers.ipynb #e22647e1
 class TensorBoard(Tracker):
-    "Scalars, learning rates, augmented pictures, confusion matrices, and histograms on demand, below the run's `tensorboard`"
+    "Scalars, learning rates, augmented images, confusion matrices, and histograms on demand, below the run's `tensorboard`"
 
     word = 'tensorboard'
 
@@ -255,11 +255,11 @@ class TensorBoard(Tracker):
         folder: Path,  # of the run
         recipe,  # a `Recipe`
         histograms: bool = False,  # of each layer's weights, after each epoch
-        pictures: int = 16,  # in the grid
+        images: int = 16,  # in the grid
     ):
         super().__init__(folder, recipe)
         _package('tensorboard', self.word)
-        self.place, self.histograms, self.pictures, self.writers = self.folder / 'tensorboard', histograms, pictures, []
+        self.place, self.histograms, self.images, self.writers = self.folder / 'tensorboard', histograms, images, []
 
     def begin(self, rows):
         from torch.utils.tensorboard import SummaryWriter
@@ -274,33 +274,33 @@ class TensorBoard(Tracker):
         if known < 0:
             self.writers[0].add_text('recipe', f'```json\n{self.settings_of_run.to_json()}\n```', 0)
         else:
-            self.pictures = 0
+            self.images = 0
         self.by_epoch, self.by_step = self.writers
         return known
 
     def step(self):
-        if self.pictures:
-            self._show_pictures()
+        if self.images:
+            self._show_images()
         if self.iter % max(self.n_iter // 20, 1):
             return
         now = round(self.epochs_done * self.n_iter) - 1  # the first step is 0
         for i, group in enumerate(self.opt.hypers):
-            name = 'head' if i == len(self.opt.hypers) - 1 else f'body {i + 1}'
+            name = 'head' if i == len(self.opt.hypers) - 1 else f'backbone {i + 1}'
             if i >= self.opt.frozen_idx:
                 self.by_step.add_scalar(f'learning rate/{name}', float(group['lr']), now)
 
-    def _show_pictures(self):
-        loader = getattr(self.dls, 'pictures', self.dls).train
+    def _show_images(self):
+        loader = getattr(self.dls, 'images', self.dls).train
         if not isinstance(loader, TfmdDL):
-            return  # the head trains on features; pictures come later
-        count, self.pictures = self.pictures, 0
+            return  # the head trains on features; images come later
+        count, self.images = self.images, 0
         with own_randomness(self.settings_of_run.seed):
             batch = next(iter(loader.new(shuffle=True, bs=min(count, len(loader.dataset)), drop_last=False)))
             shown = (
                 loader.after_batch.decode(batch)[0].as_subclass(torch.Tensor).cpu()
             )  # the normalisation taken back, and 0-255 again
         columns = math.ceil(math.sqrt(len(shown)))
-        self.by_epoch.add_images('augmented pictures', _grid(shown.float().div(255).clamp(0, 1), columns)[None], 0)
+        self.by_epoch.add_images('augmented images', _grid(shown.float().div(255).clamp(0, 1), columns)[None], 0)
 
     def row(self, row):
         now, groups = (
@@ -320,7 +320,7 @@ class TensorBoard(Tracker):
         score = next((m for m in self.learn.metrics if isinstance(m, ValidationScore)), None)
         if score is not None and score.called and row is self.rows[-1]:
             self._confusion(
-                'confusion on the validation part', np.concatenate(score.called), np.concatenate(score.said), now
+                'confusion on the validation set', np.concatenate(score.called), np.concatenate(score.said), now
             )
         if self.histograms and now:
             for name, weight in self.model.named_parameters():
@@ -345,7 +345,7 @@ class TensorBoard(Tracker):
         now = self.rows[-1]['epoch']
         for key in ('accuracy', 'macro_f1', 'balanced_accuracy', 'log_loss'):
             self.by_epoch.add_scalar(f'test/{key}', metrics[key], now)
-        self._draw('confusion on the test part', np.array(metrics['confusion']), metrics['classes'], now)
+        self._draw('confusion on the test set', np.array(metrics['confusion']), metrics['classes'], now)
 
     def end(self, how):
         writers, self.writers = self.writers, []
@@ -353,11 +353,11 @@ class TensorBoard(Tracker):
             writer.close()
 
 
-def _grid(pictures, columns):
-    "(pictures, 3, side, side) → (3, rows·side, columns·side), black where there are none left"
-    n, channels, height, width = pictures.shape
+def _grid(images, columns):
+    "(images, 3, side, side) → (3, rows·side, columns·side), black where there are none left"
+    n, channels, height, width = images.shape
     rows = math.ceil(n / columns)
-    filled = torch.cat([pictures, torch.zeros(rows * columns - n, channels, height, width)])
+    filled = torch.cat([images, torch.zeros(rows * columns - n, channels, height, width)])
     return (
         filled.view(rows, columns, channels, height, width)
         .permute(2, 0, 3, 1, 4)
@@ -578,7 +578,7 @@ def trackers(
         word, _, option = said.partition(':')
         if word not in kinds or option not in ('', 'histograms') or option and word != 'tensorboard':
             raise UserError(
-                f'There is no tracker {said!r}. {meant(said, [*kinds, "tensorboard:histograms"])} Several are given with commas between.'
+                f'There is no tracker {said!r}. {did_you_mean(said, [*kinds, "tensorboard:histograms"])} Several are given with commas between.'
             )
         made.setdefault(word, {}).update({option: True} if option else {})
     if rank_distrib():

@@ -1,7 +1,7 @@
-"""The benchmarks' pictures, drawn by the library's own sample, so that nothing is downloaded:
+"""The benchmarks' images, drawn by the library's own sample, so that nothing is downloaded:
 
-    python benchmarks/pictures.py photos FOLDER 2000     640×480 JPEGs of 60-100 KB, as a phone sends them; kept, and added to
-    python benchmarks/pictures.py small FOLDER 100000    about 100×100 pixels, 5 KB: to see how cost grows with their number
+    python benchmarks/images.py photos FOLDER 2000     640×480 JPEGs of 60-100 KB, as a phone sends them; kept, and added to
+    python benchmarks/images.py small FOLDER 100000    about 100×100 pixels, 5 KB: to see how cost grows with their number
 
 Both write FOLDER/table.csv (path, label), classes in turn."""
 
@@ -26,7 +26,7 @@ def place(i: int) -> str:
 
 
 def photo(folder: Path, i: int):
-    "Draw picture `i`, unless it is there"
+    "Draw image `i`, unless it is there"
     file = folder / place(i)
     if file.exists():
         return
@@ -65,7 +65,7 @@ def _make(draw_one, folder, numbers):
 
 
 def make(draw_one, folder: Path, count: int, processes: int = os.cpu_count() or 1) -> Path:
-    "The folder with at least `count` pictures and their table"
+    "The folder with at least `count` images and their table"
     table = folder / 'table.csv'
     if table.exists() and sum(1 for _ in open(table)) > count:
         return folder
