@@ -2,7 +2,7 @@
 VENV ?= .venv
 bin := $(VENV)/bin
 
-.PHONY: demo test check docs readme bench clean
+.PHONY: demo test check docs lessons readme bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(bin)/python || python3 -m venv $(VENV)
@@ -27,6 +27,10 @@ check: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(bin)/python docs/build.py
+
+# run the notebooks again and save their outputs: make lessons, or make lessons NB=nbs/training/fit.ipynb
+lessons: $(VENV)/.installed
+	PATH="$(bin):$$PATH" OMP_NUM_THREADS=1 $(bin)/python docs/lessons.py $(NB)
 
 readme: $(VENV)/.installed
 	$(bin)/python docs/readme.py

@@ -1,5 +1,11 @@
 "From a folder of specimen photos to the best classifier you can honestly claim, in one call"
-__version__ = "0.1.0"
+import warnings
+
+__version__ = '0.1.0'
+
+# what importing fastai says of its own use of today's torch and pandas; a reader of ours can do nothing about it
+warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
+warnings.filterwarnings('ignore', "The 'mode.chained_assignment' option is deprecated")
 
 # where each public name lives; a name is imported when first asked for, so that `import fungi_fastai` stays light
 _homes = {
