@@ -105,7 +105,7 @@ def plain(run_folder: Path, size: int, seconds: float, out: Path):
 def write_judged(out: Path, recipe, run_folder: Path, held, probs, classes: list[str], **told):
     "What somebody else says of a run's test images, as a folder that `fungi compare` takes for a run"
     from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
-    from fungi_fastai.core.settings import write_json, write_table
+    from fungi_fastai.core.files import write_json, write_table
 
     predictions = predictions_table(held, probs, classes)
     out.mkdir(parents=True)

@@ -9,7 +9,8 @@ warnings.filterwarnings('ignore', "The 'mode.chained_assignment' option is depre
 
 # where each public name lives; a name is imported when first asked for, so that `import fungi_fastai` stays light
 _homes = {
-    "core.settings": ["UserError", "MissingFileError", "TrainingError", "settings"],
+    "core.errors": ["UserError", "MissingFileError", "TrainingError"],
+    "core.settings": ["settings"],
     "data.sources": ["Source"],
     "training.recipe": ["Recipe"],
     "training.fit": ["prepare_items", "make_learner", "find_lr"],

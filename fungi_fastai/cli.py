@@ -24,7 +24,9 @@ from fastcore.docments import docments
 from tyro.conf import CascadeSubcommandArgs, Positional, UseAppendAction, arg
 
 from .training.recipes import recipes
-from .core.settings import TrainingError, UserError, check_writable, did_you_mean, settings, write_table
+from .core.settings import settings
+from .core.files import check_writable, write_table
+from .core.errors import TrainingError, UserError, did_you_mean
 from .training.recipe import Recipe, as_seconds, is_sample, source_of
 
 # %% ../nbs/cli.ipynb #5cb6c370
@@ -336,7 +338,7 @@ def cache(
     json: bool = False,  # print JSON
 ) -> int:
     "Show or clear the decoded images, features and scans that are kept to save time"
-    from fungi_fastai.data.archives import format_size
+    from fungi_fastai.core.progress import format_size
     from fungi_fastai.data.cache import clear_cache, list_cache
 
     if action == 'clear':
@@ -357,7 +359,9 @@ def cache(
                 if row.kind == 'pixels' and row.images > 0
                 else row[6]
             )
-            print(f'{format_size(row.bytes):>8}  {row.kind:<8}  last used {row.last_used:%Y-%m-%d %H:%M}  {what}'.rstrip())
+            print(
+                f'{format_size(row.bytes):>8}  {row.kind:<8}  last used {row.last_used:%Y-%m-%d %H:%M}  {what}'.rstrip()
+            )
         print(
             f'{format_size(found["bytes"]):>8}  in all, in {settings().cache_dir}'
             if len(table)

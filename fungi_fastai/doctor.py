@@ -19,7 +19,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from .core.settings import UserError, check_writable, find_config, settings
+from .core.settings import find_config, settings
+from .core.files import check_writable
+from .core.errors import UserError
 
 # %% ../nbs/doctor.ipynb #0a2da341
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def device() -> list[Finding]:
         return [
             Finding('device', 'wrong', f'torch cannot be imported: {error}', 'pip install torch torchvision, as a pair')
         ]
-    from fungi_fastai.data.archives import format_count
+    from fungi_fastai.core.progress import format_count
     from fungi_fastai.training.precision import pick_device, pick_precision
 
     try:

@@ -107,9 +107,7 @@ def small_bundle(home, small_run):
 # --- calls in processes of their own, which can be killed
 
 children = multiprocessing.get_context('forkserver')  # a process that has all imported, and forks one for each call
-children.set_forkserver_preload(
-    ['torch', 'optuna', 'sqlalchemy', 'fungi_fastai.studies.sweeps', 'fungi_fastai.cli']
-)
+children.set_forkserver_preload(['torch', 'optuna', 'sqlalchemy', 'fungi_fastai.studies.sweeps', 'fungi_fastai.cli'])
 
 
 def call_in(folder, log, function, *arguments, **options):

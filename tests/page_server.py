@@ -10,7 +10,7 @@ from PIL import Image
 from serving import Colours
 
 from fungi_fastai.evaluation.decisions import Conformal, Threshold, decide
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 names = [
     'Amanita',

@@ -11,7 +11,7 @@ import torch
 from conftest import flags, tiny, wait_for
 
 from fungi_fastai.runs.watch import is_training, watch
-from fungi_fastai.core.settings import TrainingError
+from fungi_fastai.core.errors import TrainingError
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
@@ -32,7 +32,11 @@ def begun(photos, ready, home, tmp_path_factory):
         photos, out=tmp_path_factory.mktemp('begun') / 'run', progress=False, **tiny | dict(epochs=4), test=0.0
     )
     return tiny | dict(
-        pretrained=True, weights=str(run.folder / 'model.safetensors'), average_folds=3, epochs=2, group=r'([^/]+)_[^_]+$'
+        pretrained=True,
+        weights=str(run.folder / 'model.safetensors'),
+        average_folds=3,
+        epochs=2,
+        group=r'([^/]+)_[^_]+$',
     )
 
 
@@ -96,7 +100,9 @@ def test_what_it_says_of_itself(averaged, fungi):
     assert averaged.history.epoch.tolist() == [0, 1, 2] and averaged.history.valid_loss.notna().all()
     assert not (averaged.folder / 'fold-1' / 'report.html').exists()
     command = json.loads((averaged.folder / 'fold-2' / 'environment.json').read_text())['command']
-    assert command.startswith('fungi train flowers') and command.endswith('# network 2') and '--average-folds 3' in command
+    assert (
+        command.startswith('fungi train flowers') and command.endswith('# network 2') and '--average-folds 3' in command
+    )
     shown = fungi('predict', averaged.folder, averaged.items.path.iloc[0]).out
     assert averaged.items.path.iloc[0] in shown
 
@@ -224,4 +230,6 @@ def test_without_a_test_part_the_folds_are_the_measure(photos, begun, tmp_path):
 
 
 def test_folds_are_a_field_like_others():
-    assert Recipe().average_folds == 0 and Recipe().but(average_folds=5).differences(Recipe()) == dict(average_folds=(5, 0))
+    assert Recipe().average_folds == 0 and Recipe().but(average_folds=5).differences(Recipe()) == dict(
+        average_folds=(5, 0)
+    )

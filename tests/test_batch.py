@@ -21,7 +21,7 @@ from fungi_fastai.runs import batch_prediction as batch
 from fungi_fastai.runs.batch_prediction import predict_to
 from fungi_fastai.deploy import streaming as predictions
 from fungi_fastai.deploy.streaming import iter_predictions, stream_predictions
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 processes = multiprocessing.get_context('forkserver')  # a process that has the imports, and forks one for each call
 processes.set_forkserver_preload(
@@ -151,8 +151,7 @@ def test_standard_output(bundle, many, expected, capsys, form):
 def test_the_command(fungi, bundle, many, tmp_path):
     said = fungi('predict', bundle, many, '--out', tmp_path / 'p.jsonl', '--json', code=1)
     assert (
-        json.loads(said.out) | dict(errors=0)
-        == dict(out=str(tmp_path / 'p.jsonl'), images=183, unreadable=3, errors=0)
+        json.loads(said.out) | dict(errors=0) == dict(out=str(tmp_path / 'p.jsonl'), images=183, unreadable=3, errors=0)
         and '3 of 183 files' in said.err
     )
     assert len(json.loads(fungi('predict', bundle, many / 'a/000.jpg', '--json').out)) == 1

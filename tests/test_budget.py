@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import flags, tiny, wait_for
 
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 from fungi_fastai.training.recipe import Recipe, as_seconds
 
 small = {k: v for k, v in tiny.items() if k != 'epochs'}
@@ -195,12 +195,12 @@ def test_the_head_is_refit_where_that_validates_better(photos, ready, tmp_path):
     from fungi_fastai.training.checkpoints import read_weights
 
     runs = {
-        refit: train_flowers(photos, out=tmp_path / f'refit {refit}', progress=False, refit_head=refit, **tiny | dict(epochs=3))
+        refit: train_flowers(
+            photos, out=tmp_path / f'refit {refit}', progress=False, refit_head=refit, **tiny | dict(epochs=3)
+        )
         for refit in (False, True)
     }
-    validated = {
-        refit: Evaluation.of(run.predictions[run.predictions.split == 'valid']) for refit, run in runs.items()
-    }
+    validated = {refit: Evaluation.of(run.predictions[run.predictions.split == 'valid']) for refit, run in runs.items()}
 
     def loss(one):
         return -np.log(
@@ -250,9 +250,7 @@ def test_a_head_that_is_too_sure_of_itself_stays_before_one_that_says_nothing(ph
 def test_a_head_with_an_aim_of_its_own_stays(photos, ready, tmp_path, changes):
     from fungi_fastai import train_flowers
 
-    assert not train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny | changes).metrics[
-        'head_refit'
-    ]
+    assert not train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny | changes).metrics['head_refit']
 
 
 def test_mirror_images_are_what_the_body_sees_in_them(photos, ready):

@@ -24,7 +24,7 @@ from fungi_fastai.evaluation.calibration import (
     reliability,
     temperature_limits,
 )
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 

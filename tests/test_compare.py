@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import tiny
 
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
@@ -37,9 +37,7 @@ def random_sides(rng, groups=30, images=120, classes=4, runs=1):
     found, told = [], []
     for _ in range(runs):
         label, unit = rng.integers(0, classes, images), rng.integers(0, groups, images)
-        said = [
-            np.where(rng.random(images) < chance, label, rng.integers(0, classes, images)) for chance in (0.4, 0.6)
-        ]
+        said = [np.where(rng.random(images) < chance, label, rng.integers(0, classes, images)) for chance in (0.4, 0.6)]
         found.append(tuple(group_counts(label, s, unit, groups, classes) for s in said))
         told.append((label, said, unit))
     return found, told
@@ -283,9 +281,7 @@ def test_only_what_both_were_tested_on(made):
     renamed = items.assign(label=items.label.replace('c0', 'c9'))
     with pytest.raises(UserError, match='s0_0 is c0 in one and c9'):
         compare([whole, made('renamed', renamed, items.label, lr=0.3)])
-    twice = pd.concat(
-        [items, items.head(2).assign(path='again', name='again')]
-    )  # the same image twice in the test set
+    twice = pd.concat([items, items.head(2).assign(path='again', name='again')])  # the same image twice in the test set
     assert compare([made('one', twice, twice.label), made('two', twice, twice.label, lr=0.3)]).pairs.images[0] == 42
 
 
@@ -327,8 +323,7 @@ def test_two_runs(small_run, other_run, tmp_path):
         other_run.metrics['accuracy']
     )
     assert (
-        row.macro_f1_first == pytest.approx(small_run.metrics['macro_f1'])
-        and row.images == small_run.metrics['n_test']
+        row.macro_f1_first == pytest.approx(small_run.metrics['macro_f1']) and row.images == small_run.metrics['n_test']
     )
     assert row.only_first == (right[0] & ~right[1]).sum() and row.only_second == (right[1] & ~right[0]).sum()
     assert 1 < row.groups <= row.images and any('One seed' in note for note in found.notes)

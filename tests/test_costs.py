@@ -25,7 +25,7 @@ from fungi_fastai.evaluation.costs import (
     total_cost,
 )
 from fungi_fastai.evaluation.decisions import conformal, decide, threshold_for
-from fungi_fastai.core.settings import MissingFileError, UserError
+from fungi_fastai.core.errors import MissingFileError, UserError
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 names = ['Amanita phalloides', 'Agaricus campestris', 'Lepiota brunneoincarnata', 'Macrolepiota procera', 'Mycena sp.']

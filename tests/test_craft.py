@@ -201,7 +201,11 @@ def test_classes_are_drawn_in_balance_and_no_validation_twin_is_trained_on(photo
     rows = learn.items.assign(split_group=split_groups(learn.items)).set_index('path')
     assert drawn and set(drawn) <= set(rows.index[rows.split == 'train'])
     held = rows[rows.split.isin(['valid', 'test'])]
-    assert len(held) and not set(held.split_group) & set(rows.split_group[drawn]) and not set(held.sha) & set(rows.sha[drawn])
+    assert (
+        len(held)
+        and not set(held.split_group) & set(rows.split_group[drawn])
+        and not set(held.sha) & set(rows.sha[drawn])
+    )
     repeated = [x for x in learn.dls.train]  # an image that comes twice is not the same image twice
     assert sum(len(x) for x, _ in repeated) == len(learn.dls.train) * learn.dls.train.bs
     assert (

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import tiny
 
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')

@@ -26,7 +26,7 @@ from fungi_fastai.evaluation.decisions import (
     risk_coverage,
     threshold_for,
 )
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 
@@ -294,9 +294,7 @@ def test_one_picture_a_specimen_keeps_the_promise_for_new_specimens():
         )
     grouped, naive = np.mean(held, axis=0)
     assert grouped >= 0.885 and naive < grouped - 0.05
-    assert (
-        conformal(np.repeat(p, size, 0), np.repeat(t, size), 0.9, groups=np.repeat(np.arange(60), size)).images == 60
-    )
+    assert conformal(np.repeat(p, size, 0), np.repeat(t, size), 0.9, groups=np.repeat(np.arange(60), size)).images == 60
 
 
 @few

@@ -18,14 +18,12 @@ import pandas as pd
 import pytest
 from conftest import flags, tiny
 
-from fungi_fastai.core.settings import TrainingError, UserError
+from fungi_fastai.core.errors import TrainingError, UserError
 from fungi_fastai.training.launch import launch
 
 pytestmark = pytest.mark.usefixtures('place', 'few_threads')
 # a process that has fastai imported, and forks one for each call
-multiprocessing.get_context('forkserver').set_forkserver_preload(
-    ['torch', 'fungi_fastai.runs.run', 'fungi_fastai.cli']
-)
+multiprocessing.get_context('forkserver').set_forkserver_preload(['torch', 'fungi_fastai.runs.run', 'fungi_fastai.cli'])
 two = partial(launch, 2, method='forkserver')
 plain = tiny | dict(
     arch='test_convnext', optimizer='sgd', schedule='constant', precision='fp32', bs=10, epochs=2, seed=3

@@ -284,7 +284,9 @@ def test_comments_beside_parameters():
     'width, height, phone, dark',
     [(390, 844, True, False), (390, 844, True, True), (1280, 900, False, False), (1280, 900, False, True)],
 )
-@pytest.mark.parametrize('page', ['index.html', 'data/scan.html', 'data/explore.html', 'training/recipes.html', 'names.html'])
+@pytest.mark.parametrize(
+    'page', ['index.html', 'data/scan.html', 'data/explore.html', 'training/recipes.html', 'names.html']
+)
 def test_pages_in_a_browser(address, browser, tmp_path, page, width, height, phone, dark):
     browser.size(width, height, phone, dark)
     browser.open(address + page)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from fungi_fastai.evaluation.errors import _compare_rates, error_table, holm, sharpness, strata, traits
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 
 def made_up(n=600, seed=0, blurred=0.3):
@@ -51,9 +51,7 @@ def test_a_planted_weakness_is_marked_and_nothing_else():
     assert marked.trait.tolist() == ['blur'] and 'lowest' in marked.kind.iloc[0] and 'blur' in found.verdict
     for row in found.strata.itertuples():
         assert (
-            row.low <= row.rate <= row.high
-            and row.errors == round(row.rate * row.images)
-            and row.groups <= row.images
+            row.low <= row.rate <= row.high and row.errors == round(row.rate * row.images) and row.groups <= row.images
         )
     assert found.strata[found.strata.trait == 'camera'].images.sum() == 600
     assert '<svg' in found.html() and found.metrics['errors'] == found.errors

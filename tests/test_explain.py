@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fungi_fastai.core.settings import MissingFileError, UserError
+from fungi_fastai.core.errors import MissingFileError, UserError
 
 with warnings.catch_warnings():  # fastai's own import warns with today's torch and pandas
     warnings.simplefilter('ignore')

@@ -20,7 +20,7 @@ from fungi_fastai.data.explore import (
     sizes,
 )
 from fungi_fastai.data.scan import Checks, judge
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 figures = (
     class_counts,

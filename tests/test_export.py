@@ -19,7 +19,7 @@ import pytest
 
 from fungi_fastai.data.images import canvas_size, open_image, read_pixels, square
 from fungi_fastai.deploy.bundle import Bundle, code_in
-from fungi_fastai.core.settings import TrainingError, UserError
+from fungi_fastai.core.errors import TrainingError, UserError
 
 quick = dict(examples=0, references=2, images=8, progress=False)
 
@@ -240,7 +240,9 @@ def test_the_card(small_run, small_bundle):
     parity = Bundle.load(small_bundle).parity
     assert 0 <= parity['raw_images'] < 0.2 and f'(here {parity["raw_images"]:.1g})' in text
     assert (
-        f'{parity["flipped"]} of them are horizontal flips' in text if parity['mirrored'] else 'horizontal flips' not in text
+        f'{parity["flipped"]} of them are horizontal flips' in text
+        if parity['mirrored']
+        else 'horizontal flips' not in text
     )
 
 
@@ -404,7 +406,9 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path == '/api/repos/create':
             said = dict(url=f'{self.server.address}/me/flowers', id='me/flowers')
         elif '/preupload/' in self.path:
-            said = dict(files=[dict(f, uploadMode='regular', shouldIgnore=False) for f in json.loads(backbone)['files']])
+            said = dict(
+                files=[dict(f, uploadMode='regular', shouldIgnore=False) for f in json.loads(backbone)['files']]
+            )
         elif '/commit/' in self.path:
             for line in map(json.loads, backbone.splitlines()):
                 if line['key'] == 'file':

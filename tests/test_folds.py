@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny, wait_for
 
 from fungi_fastai.data.splits import split_groups
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')

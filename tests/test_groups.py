@@ -9,7 +9,7 @@ from PIL import Image
 
 from fungi_fastai.data.groups import bursts, closeness, declared, name_shapes, propose_groups, read_exif, write_groups
 from fungi_fastai.data.scan import check, scan
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 
 @pytest.fixture(scope='module')

@@ -21,7 +21,6 @@ from fungi_fastai.data.scan import (
     check,
     default_policy,
     exclude,
-    follow,
     judge,
     near_pairs,
     problem_names,
@@ -30,7 +29,8 @@ from fungi_fastai.data.scan import (
     summary,
     summary_text,
 )
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.progress import follow
+from fungi_fastai.core.errors import UserError
 
 real = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2] / 'shared/data'))
 

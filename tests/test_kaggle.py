@@ -15,7 +15,7 @@ from PIL import Image
 
 from fungi_fastai.data import downloads
 from fungi_fastai.data.sources import Source
-from fungi_fastai.core.settings import TrainingError, UserError
+from fungi_fastai.core.errors import TrainingError, UserError
 
 dataset, competition = 'maysee/mushrooms', 'plant-seedlings-classification'
 

@@ -14,7 +14,7 @@ from fungi_fastai.data import downloads
 from fungi_fastai.deploy import kaggle as deploy
 from fungi_fastai.deploy.kaggle import push_notebook, requirements, submissions, submit_file, write_notebook
 from fungi_fastai.training.recipes import FLOWERS, MUSHROOMS, SEEDLINGS
-from fungi_fastai.core.settings import MissingFileError, TrainingError, UserError
+from fungi_fastai.core.errors import MissingFileError, TrainingError, UserError
 
 rows = 'file,species\n' + ''.join(f'{n:09}.png,Sugar beet\n' for n in range(9000))
 

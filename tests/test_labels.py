@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny
 from PIL import Image
 
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 small = dict(arch='convmixer_16_1', pretrained=False, size=32)

@@ -20,7 +20,7 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fastai.torch_core import TensorCategory, TensorImage
 
     from fungi_fastai.training.losses import LossMode, make_loss
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 from fungi_fastai.training.recipe import Recipe, choices
 
 counts = np.array([60, 25, 15])

@@ -13,7 +13,7 @@ from sklearn import metrics as reference
 
 from fungi_fastai.evaluation.calibration import proportion_interval
 from fungi_fastai.evaluation.metrics import Evaluation, draw_weights, predictions_table, score_names
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 plainly = settings(
     max_examples=40, database=None, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

@@ -36,7 +36,7 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
         summary,
     )
     from fungi_fastai.models.weights import load_weights, read_weights
-from fungi_fastai.core.settings import MissingFileError, UserError
+from fungi_fastai.core.errors import MissingFileError, UserError
 
 shared = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2] / 'shared' / 'data')).parent / 'weights'
 real_weights = pytest.mark.skipif(
@@ -106,7 +106,9 @@ def test_a_body_gives_the_features_it_says(arch):
         assert maps or not backbone.maps or 'convmixer' in arch
         groups = layer_groups(nn.Sequential(backbone, nn.Linear(backbone.features, 2)), 4)
         assert len(groups) == 4
-        assert sorted(id(p) for g in groups for p in g) == sorted([*map(id, backbone.parameters()), *map(id, groups[-1])])
+        assert sorted(id(p) for g in groups for p in g) == sorted(
+            [*map(id, backbone.parameters()), *map(id, groups[-1])]
+        )
 
 
 @pytest.mark.parametrize('arch', ['mobilenetv3_small_050', 'convnext_atto', 'vit_tiny_patch16_224'])

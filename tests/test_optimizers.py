@@ -23,7 +23,7 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fungi_fastai.training.precision import Precision
     from fungi_fastai.training.schedules import scheduler
     from fungi_fastai.training.callbacks import History
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 from fungi_fastai.training.recipe import Recipe, choices
 
 each = pytest.mark.parametrize('name', choices['optimizer'])

@@ -21,7 +21,7 @@ from PIL import Image
 
 from fungi_fastai.deploy.page import about_mushrooms, answer_html, evidence_html, explain
 from fungi_fastai.evaluation.costs import safety_note
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 here = Path(__file__).parent
 missing = [name for name in ('gradio', 'fastapi', 'uvicorn', 'prometheus_client') if find_spec(name) is None]
@@ -315,7 +315,5 @@ def test_a_real_bundle_gives_all_that_the_page_shows(small_bundle):
     assert f'The likeliest of {len(model.classes)} classes' in told and model.classes[int(probs.argmax())] in told
     known = model.nearest(features[0], 6)
     shown = evidence_html(pixels, model.classes[0], model.explain(pixels[None], [0])[0], known)
-    assert (
-        shown.count('<img') == len(known) + 2 * ('what speaks for' in shown) and 'The nearest known images' in shown
-    )
+    assert shown.count('<img') == len(known) + 2 * ('what speaks for' in shown) and 'The nearest known images' in shown
     assert not about_mushrooms(model.bundle)

@@ -23,7 +23,7 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fungi_fastai.training.checkpoints import read_state, restore_state, save_weights
     from fungi_fastai.training.optimizers import FusedAdam
     from fungi_fastai.training.precision import Precision, pick_precision, work_per_number
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 cpu = torch.device('cpu')
 

@@ -18,7 +18,7 @@ import pytest
 from fungi_fastai.data.sources import Source
 from fungi_fastai.deploy import streaming as predictions
 from fungi_fastai.deploy.streaming import fingerprint, iter_predictions, stream_predictions, walk_images
-from fungi_fastai.core.settings import TrainingError, UserError
+from fungi_fastai.core.errors import TrainingError, UserError
 
 classes = ['Boletus', 'Amanita, "red"', '菌']
 processes = multiprocessing.get_context('forkserver')  # a process that has the imports, and forks one for each call

@@ -261,11 +261,13 @@ def test_two_pictures_a_class(made, tmp_path):
 
 
 def test_features_that_are_no_numbers(made, photos, cache):
-    from fungi_fastai.core.settings import TrainingError
+    from fungi_fastai.core.errors import TrainingError
     from fungi_fastai.training import frozen
 
     with (
-        patch.object(frozen, 'backbone_features', lambda learn, items, *_: np.full((len(items), 4), np.nan, np.float32)),
+        patch.object(
+            frozen, 'backbone_features', lambda learn, items, *_: np.full((len(items), 4), np.nan, np.float32)
+        ),
         pytest.raises(TrainingError, match='not finite'),
     ):
         made(photos)

@@ -6,7 +6,7 @@ from conftest import tiny
 
 from fungi_fastai.samples.datasets import make_sample
 from fungi_fastai.studies.published import plan, published, run_experiment, weights_for
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 quick = {k: v for k, v in tiny.items() if k not in ('lr', 'size')}  # `size` says full or small here

@@ -16,7 +16,7 @@ from conftest import call_command, flags, shared, tiny, wait_for
 from PIL import Image
 
 from fungi_fastai.samples.datasets import make_sample
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 files = {
     'recipe.json',

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fungi_fastai.samples import datasets as samples
 from fungi_fastai.samples.datasets import draw, jobs, make_sample, sample_folder, sample_kinds
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 counts = dict(mushrooms=324, defungi=592, flowers=200, seedlings=360)
 

@@ -21,7 +21,7 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fungi_fastai.training.optimizers import StepOptimizer, make_optimizer
     from fungi_fastai.training.schedules import drops, plot_schedule, plot_schedules, rate, scheduler
     from fungi_fastai.training.callbacks import EpochCallback, History, training_metrics
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 from fungi_fastai.training.recipe import Recipe, choices
 
 

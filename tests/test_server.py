@@ -26,7 +26,7 @@ from starlette.testclient import TestClient
 
 from fungi_fastai.deploy.batching import Batcher
 from fungi_fastai.deploy.server import BundleWatch, Limits, Upload, make_app, need_server_packages, serve, statuses
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 here = Path(__file__).parent
 

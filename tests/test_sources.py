@@ -16,7 +16,7 @@ from PIL import Image
 
 from fungi_fastai.data import archives
 from fungi_fastai.data.sources import Source, read_table
-from fungi_fastai.core.settings import MissingFileError, UserError
+from fungi_fastai.core.errors import MissingFileError, UserError
 
 real = Path(os.environ.get('FUNGI_DATA') or Path(__file__).parents[2] / 'shared' / 'data').resolve()
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import tiny
 
-from fungi_fastai.core.settings import MissingFileError, UserError
+from fungi_fastai.core.errors import MissingFileError, UserError
 
 
 @pytest.fixture(scope='session')

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import children
 
-from fungi_fastai.core.settings import TrainingError, UserError
+from fungi_fastai.core.errors import TrainingError, UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 
@@ -302,7 +302,8 @@ def test_each_of_a_queue_is_taken_once(tmp_path):
 
 
 def test_a_worker_elsewhere_without_a_sign_of_life_is_replaced(recipe, tmp_path, pretend, monkeypatch):
-    from fungi_fastai.studies import sweeps; from fungi_fastai.studies import workers
+    from fungi_fastai.studies import sweeps
+    from fungi_fastai.studies import workers
 
     pretend(lambda recipe, epoch: recipe.lr)
     monkeypatch.setattr(workers, 'grace', 1)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import tiny
 
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 kinds = ['tensorboard', 'wandb', 'mlflow']

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fungi_fastai.core.settings import UserError
+from fungi_fastai.core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 
@@ -101,9 +101,7 @@ def test_pooling_by_hand():
     table = said(list('aabc'), [[0.9, 0.1, 0], [0.3, 0.7, 0], [0.2, 0.6, 0.2], [0, 0.5, 0.5]], ['x', 'x', '', ''])
     pooled = pool_groups(table)
     assert (
-        pooled.group.tolist()[0] == 'x'
-        and pooled.images.tolist() == [2, 1, 1]
-        and pooled.label.tolist() == list('abc')
+        pooled.group.tolist()[0] == 'x' and pooled.images.tolist() == [2, 1, 1] and pooled.label.tolist() == list('abc')
     )
     assert pooled[['p_a', 'p_b', 'p_c']].to_numpy()[0] == pytest.approx(
         [0.6, 0.4, 0]

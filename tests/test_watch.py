@@ -14,7 +14,7 @@ from conftest import flags, tiny
 from PIL import Image
 
 from fungi_fastai.runs.watch import best_row, is_training, look, screen, sparkline, ticks, time_left, watch
-from fungi_fastai.core.settings import MissingFileError, UserError
+from fungi_fastai.core.errors import MissingFileError, UserError
 
 call = 'import sys; from fungi_fastai.cli import main; sys.exit(main(sys.argv[1:]))'
 
@@ -142,7 +142,7 @@ def test_killed_while_watched(training, tmp_path):
 
 def test_watching_does_not_disturb(place, tmp_path):
     "Others may begin to train at any moment while somebody looks"
-    from fungi_fastai.core.settings import only_process
+    from fungi_fastai.core.files import only_process
 
     stop, seen = threading.Event(), []
 

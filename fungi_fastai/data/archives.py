@@ -6,8 +6,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/archives.html.md"""
 
 # %% auto #0
 __all__ = ['archive_extensions', 'text_extensions', 'max_ratio', 'max_ratio_bytes', 'max_members', 'walk_files', 'is_visible',
-           'format_count', 'nothing_found', 'format_size', 'ArchiveError', 'disk_error', 'is_complete', 'locked',
-           'bar_of_bytes', 'unpack']
+           'nothing_found', 'ArchiveError', 'disk_error', 'is_complete', 'locked', 'unpack']
 
 # %% ../../nbs/data/archives.ipynb #29c7ae8f
 import hashlib
@@ -26,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .images import image_extensions, is_image_name
-from ..core.settings import TrainingError, UserError, settings
+from ..core.settings import settings
+from ..core.errors import TrainingError, UserError
+from ..core.progress import bar_of_bytes, format_count, format_size
 
 # %% ../../nbs/data/archives.ipynb #92c37f56
 def walk_files(
@@ -53,14 +54,6 @@ def is_visible(
     return not name.startswith('.') and name != '__MACOSX'
 
 # %% ../../nbs/data/archives.ipynb #dd660e0b
-def format_count(
-    number: int,  # how many
-    noun: str,  # of what, in the singular
-) -> str:
-    "`1 file`, `1,200 files`, `2 classes`"
-    return f'{number:,} {noun}{"" if number == 1 else "es" if noun.endswith("s") else "s"}'
-
-
 def nothing_found(
     root,  # a folder or archive
     files: list,  # the paths in it, each a tuple of parts
@@ -75,17 +68,6 @@ def nothing_found(
         + '. Expected a folder of images for each class, in one of '
         f'the formats {" ".join(sorted(e[1:] for e in image_extensions))}.'
     )
-
-
-def format_size(
-    number: float,  # bytes
-) -> str:
-    "`999 bytes`, `1.5 KB`, `27 MB`"
-    if number < 1000:
-        return format_count(number, 'byte')
-    power = min(4, (len(str(int(number))) - 1) // 3)
-    amount = number / 1000**power
-    return f'{amount:,.0f} {" KMGT"[power]}B' if amount >= 10 else f'{amount:.1f} {" KMGT"[power]}B'
 
 # %% ../../nbs/data/archives.ipynb #94b8a734
 archive_extensions = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
@@ -253,29 +235,6 @@ def locked(
 
 def _escape(name):
     return re.sub(r'([*?[])', r'[\1]', name)
-
-# %% ../../nbs/data/archives.ipynb #807ffc31
-@contextmanager
-def bar_of_bytes(
-    progress: bool,  # whether one is wanted
-    total: int,  # bytes
-    what: str,  # what is being done
-    start: int = 0,  # bytes done before
-):
-    "A function to call with bytes done; shows rate and time left on a terminal once two seconds have passed"
-    from tqdm import tqdm
-
-    with tqdm(
-        total=total or None,
-        initial=start,
-        desc=what,
-        groups='B',
-        unit_scale=True,
-        delay=2,
-        leave=False,
-        disable=not (progress and sys.stderr.isatty()),
-    ) as bar:
-        yield bar.update
 
 # %% ../../nbs/data/archives.ipynb #e9dacf5d
 def unpack(

@@ -20,10 +20,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .archives import format_size
+from ..core.progress import format_size
 from .images import kept_size, read_pixels
-from .scan import follow, in_threads
-from ..core.settings import UserError, atomic, settings
+from .scan import in_threads
+from ..core.progress import follow
+from ..core.settings import settings
+from ..core.files import atomic
+from ..core.errors import UserError
 
 # %% ../../nbs/data/cache.ipynb #83130931
 _row = np.dtype([('sha', 'S32'), ('start', '<u8'), ('height', '<u4'), ('width', '<u4'), ('sum', '<u4')])
@@ -175,9 +178,7 @@ def _write(file, examples, side, method, progress):
         with atomic(file) as part, open(part, 'wb') as out:
             out.write(_magic)
             folder = os.path.commonpath([os.path.dirname(path) for path in examples.values()] or [''])
-            out.write(
-                json.dumps(dict(images=len(examples), side=side, method=method, folder=folder)).encode() + b'\n'
-            )
+            out.write(json.dumps(dict(images=len(examples), side=side, method=method, folder=folder)).encode() + b'\n')
             read = in_threads(lambda path: np.ascontiguousarray(read_pixels(path, side, method)), examples.values())
             for i, (sha, pixels) in enumerate(zip(examples, read, strict=True)):
                 table[i] = sha.encode(), out.tell(), *pixels.shape[:2], zlib.crc32(pixels)
@@ -210,7 +211,7 @@ def list_cache() -> pd.DataFrame:  # a row a file: kind, images, side, bytes, la
             rows.append(row)
     table = pd.DataFrame(rows, columns=['kind', 'images', 'side', 'bytes', 'last_used', 'from', 'file'])
     table['from'] = table['from'].fillna('')
-    table['last_used'] = pd.to_datetime(table.last_used, groups='s').dt.floor('s')
+    table['last_used'] = pd.to_datetime(table.last_used, unit='s').dt.floor('s')
     return table.sort_values('last_used', ascending=False, ignore_index=True)
 
 

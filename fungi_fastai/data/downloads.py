@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from .archives import ArchiveError, bar_of_bytes, disk_error, is_complete, locked, format_size, unpack
-from ..core.settings import UserError, settings
+from .archives import ArchiveError, disk_error, is_complete, locked, unpack
+from ..core.progress import bar_of_bytes, format_size
+from ..core.settings import settings
+from ..core.errors import UserError
 
 # %% ../../nbs/data/downloads.ipynb #5a302b17
 kaggle_input = Path(os.environ.get('FUNGI_KAGGLE_INPUT', '/kaggle/input'))  # where Kaggle attaches data to a notebook

@@ -38,7 +38,8 @@ from fungi_fastai.data.scan import (
     summary,
 )
 from ..core.figures import as_svg, chart, colours, page
-from ..core.settings import MissingFileError, atomic, check_writable, write_table, write_text
+from ..core.files import atomic, check_writable, write_table, write_text
+from ..core.errors import MissingFileError
 
 # %% ../../nbs/data/explore.ipynb #f43b847d
 def _short(text, most):
@@ -130,7 +131,12 @@ def sizes(
     if len(many):
         fraction = many['count'] / many['count'].max()
         ax.scatter(
-            many['width'], many['height'], s=10 + 240 * fraction, color=colours['main'], alpha=0.15 + 0.6 * fraction, lw=0
+            many['width'],
+            many['height'],
+            s=10 + 240 * fraction,
+            color=colours['main'],
+            alpha=0.15 + 0.6 * fraction,
+            lw=0,
         )
         first = many.iloc[0]
         ax.annotate(

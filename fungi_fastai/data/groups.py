@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .scan import about_duration, in_threads
+from .scan import in_threads
+from ..core.progress import about_duration
 from .sources import _pattern, _with_label
-from ..core.settings import UserError, write_table
+from ..core.files import write_table
+from ..core.errors import UserError
 
 # %% ../../nbs/data/groups.ipynb #446275e8
 name_shapes = {  # a pattern for `--group`: what it takes for the specimen
@@ -173,9 +175,7 @@ class Proposal:
     @property
     def words(self) -> str:
         "What is proposed, why, and what to do about it"
-        many = (
-            f'{self.n_groups:,} groups of two or more images ({self.n_images:,} images), such as {self.example}'
-        )
+        many = f'{self.n_groups:,} groups of two or more images ({self.n_images:,} images), such as {self.example}'
         alike = (
             f' Two images of a group are closer than two others of their class in {self.closeness:.0%} of cases (by chance in 50%).'
             if np.isfinite(self.closeness)
@@ -296,7 +296,9 @@ def _by_burst(items, seconds, workers, seed):
     near, p = closeness(items, groups, seed=seed)
     if not (near >= 0.55 and p <= 0.01):
         return None
-    return _proposal('burst', '', f'one camera, one class, at most {about_duration(seconds)} apart', items, groups, near)
+    return _proposal(
+        'burst', '', f'one camera, one class, at most {about_duration(seconds)} apart', items, groups, near
+    )
 
 
 def _proposal(kind, pattern, what, items, groups, near):

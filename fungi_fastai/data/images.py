@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..core.settings import MissingFileError, UserError
+from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/data/images.ipynb #fe4649a9
 image_extensions = frozenset('.jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .gif .mpo .ppm .pgm'.split())

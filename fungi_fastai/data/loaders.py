@@ -30,7 +30,8 @@ from .cache import PhotoCache
 from .images import ImageError, canvas_size, resize_methods, read_pixels, square
 from .scan import in_threads
 from .policies import Augment, policy
-from ..core.settings import MissingFileError, UserError, settings
+from ..core.settings import settings
+from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/data/loaders.ipynb #8d2a43f2
 class OpenPhoto(Transform):
@@ -133,9 +134,7 @@ class Balanced:
 class PhotoLoader(Balanced, TfmdDL):
     "fastai's `TfmdDL`, which loads images of an items table a batch at a time"
 
-    on_error = (
-        None  # called with an image's place and the `ImageError`, instead of raising it; the image is black then
-    )
+    on_error = None  # called with an image's place and the `ImageError`, instead of raising it; the image is black then
 
     def __init__(
         self,

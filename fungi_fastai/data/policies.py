@@ -10,7 +10,7 @@ __all__ = ['policies', 'Augment', 'policy']
 # %% ../../nbs/data/policies.ipynb #1f1740e1
 from dataclasses import dataclass, fields, replace
 
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/data/policies.ipynb #7972f56e
 @dataclass(frozen=True)

@@ -22,10 +22,13 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from .archives import archive_extensions, is_visible, nothing_found, format_count, unpack, walk_files
+from .archives import archive_extensions, is_visible, nothing_found, unpack, walk_files
+from ..core.progress import format_count
 from .downloads import Remote, fetch
 from .images import is_image_name, unread_extensions
-from ..core.settings import MissingFileError, UserError, settings, write_text
+from ..core.settings import settings
+from ..core.files import write_text
+from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/data/sources.ipynb #cb174a6e
 split_names = {
@@ -452,9 +455,7 @@ def _file_kind(path):
     if name.endswith(archive_extensions) or path.is_file() and zipfile.is_zipfile(path):
         return 'zip'
     if is_image_name(path):
-        raise UserError(
-            f'{path} is a single image. A source is a folder with a folder for each class, a zip or a CSV.'
-        )
+        raise UserError(f'{path} is a single image. A source is a folder with a folder for each class, a zip or a CSV.')
     raise UserError(
         f'{path} is no source. Expected a folder, an archive ({" ".join(archive_extensions)}) or a .csv with the '
         'columns path and label.'

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .scan import components
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/data/splits.ipynb #1c0783ba
 def split_groups(
@@ -59,7 +59,9 @@ def _table(items, seed, salt):
 def _cut(table, fraction, least=0, most=None):
     "How many of a class's units, in drawn order, lie below `fraction`: by their draws, within a quarter of the fraction in images"
     reached = table['size'].cumsum().to_numpy()
-    low, high = np.searchsorted(reached, [0.75 * fraction * reached[-1], 1.25 * fraction * reached[-1]], side='left') + (1, 1)
+    low, high = np.searchsorted(
+        reached, [0.75 * fraction * reached[-1], 1.25 * fraction * reached[-1]], side='left'
+    ) + (1, 1)
     by_draw = int((table.draw < fraction).sum())
     within = (
         by_draw

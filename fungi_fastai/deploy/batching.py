@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/deploy/batching.ipynb #7d98d3fc
 class Busy(RuntimeError):

@@ -17,7 +17,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ..data.images import resize_methods
-from ..core.settings import MissingFileError, UserError, write_json
+from ..core.files import write_json
+from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/deploy/bundle.ipynb #8847e03e
 def code_in(

@@ -46,16 +46,8 @@ from ..evaluation.saliency import FeatureIndex, thumbnail
 from ..evaluation.report import guarantee, verdict
 from ..models.networks import find_arch, make_network
 from ..models.weights import read_weights
-from fungi_fastai.core.settings import (
-    MissingFileError,
-    TrainingError,
-    UserError,
-    atomic,
-    check_writable,
-    only_process,
-    write_json,
-    write_text,
-)
+from ..core.files import atomic, check_writable, only_process, write_json, write_text
+from ..core.errors import MissingFileError, TrainingError, UserError
 
 # %% ../../nbs/deploy/export.ipynb #cb5fff88
 def spread(
@@ -278,8 +270,7 @@ def model_card(
         '',
         f'{data["images"]} images of {len(about["classes"])} classes, from `{data["source"]}`. {about["guarantee"]}',
         '',
-        ', '.join(f'{c} ({data["per_class"].get(c, 0)})' for c in about['classes'])
-        + '. In brackets, training images.',
+        ', '.join(f'{c} ({data["per_class"].get(c, 0)})' for c in about['classes']) + '. In brackets, training images.',
         '',
         '## Limits',
         '',

@@ -25,7 +25,8 @@ from textwrap import dedent
 import fungi_fastai
 from ..data.downloads import Remote, kaggle_api, patience, pauses, quiet, reachable, refused, unreachable
 from ..data.sources import Source
-from ..core.settings import MissingFileError, TrainingError, UserError, check_writable, write_json, write_text
+from ..core.files import check_writable, write_json, write_text
+from ..core.errors import MissingFileError, TrainingError, UserError
 from ..training.recipe import Recipe, source_of
 
 # %% ../../nbs/deploy/kaggle.ipynb #cbb28029
@@ -322,9 +323,7 @@ def _cells(recipe, source, weights, folds, tta, submits, dataset):
     )
     run = f"cross_validate(recipe, k={folds}, out='folds')" if folds else "train(recipe, out='run')"
     imports = [
-        'from fungi_fastai.studies.folds import cross_validate'
-        if folds
-        else 'from fungi_fastai.runs.run import train'
+        'from fungi_fastai.studies.folds import cross_validate' if folds else 'from fungi_fastai.runs.run import train'
     ]
     code = _code(recipe, f'str(attached({weights!r}))' if weights else '')
     imports.append('from fungi_fastai.training.recipe import Recipe')

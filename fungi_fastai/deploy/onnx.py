@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from ..data.images import canvas_size
-from ..core.settings import TrainingError, UserError, atomic
+from ..core.files import atomic
+from ..core.errors import TrainingError, UserError
 
 # %% ../../nbs/deploy/onnx.ipynb #b389b211
 class Shipped(nn.Module):

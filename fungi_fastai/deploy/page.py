@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..evaluation.costs import safety_note
 from ..evaluation.saliency import data_uri, thumbnail
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/deploy/page.ipynb #2730d8ac
 likelihoods = (
@@ -136,11 +136,7 @@ def evidence_html(
         same = sum(one.label == label for one in near)
         shown = ''.join(
             f'<li{"" if one.label == label else " class=other"}>'
-            + (
-                f'<img src="{data_uri(one.thumbnail)}" alt="Known image of {_say(one.label)}">'
-                if one.thumbnail
-                else ''
-            )
+            + (f'<img src="{data_uri(one.thumbnail)}" alt="Known image of {_say(one.label)}">' if one.thumbnail else '')
             + f'<span>{_say(one.label)}</span><small>likeness {1 - one.distance:.2f}</small></li>'
             for one in near
         )

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ..data.images import ImageError, max_pixels, read_pixels, square
 from .bundle import Bundle
-from ..core.settings import MissingFileError, TrainingError, UserError
+from ..core.errors import MissingFileError, TrainingError, UserError
 
 # %% ../../nbs/deploy/predictor.ipynb #ec7f1ccd
 backends = ('auto', 'onnx', 'torch', 'int8', 'openvino')
@@ -395,9 +395,7 @@ class Predictor:
             [classes] * len(pixels) if classes is None or isinstance(classes, (str, int, np.integer)) else list(classes)
         )
         if len(asked) != len(pixels):
-            raise UserError(
-                f'There are {len(asked)} classes for {len(pixels)} images; expected one, or one an image.'
-            )
+            raise UserError(f'There are {len(asked)} classes for {len(pixels)} images; expected one, or one an image.')
         if any(c is None for c in asked):
             asked = [int(p.argmax()) if c is None else c for c, p in zip(asked, self.run(pixels), strict=True)]
         numbers = [self._number(c) for c in asked]

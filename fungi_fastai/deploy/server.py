@@ -34,7 +34,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..data.images import ImageError, formats
 from .batching import Batcher, Busy
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/deploy/server.ipynb #cc5f79b0
 class Refused(UserError):

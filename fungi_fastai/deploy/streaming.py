@@ -28,10 +28,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..data.archives import is_visible, nothing_found, format_count, walk_files
+from ..data.archives import is_visible, nothing_found, walk_files
+from ..core.progress import format_count
 from ..data.images import is_image_name, unread_extensions
-from ..data.scan import file_stamp, follow
-from ..core.settings import TrainingError, UserError, atomic, check_writable, only_process, write_json
+from ..data.scan import file_stamp
+from ..core.progress import follow
+from ..core.files import atomic, check_writable, only_process, write_json
+from ..core.errors import TrainingError, UserError
 
 # %% ../../nbs/deploy/streaming.ipynb #2f94aaa3
 def walk_images(
@@ -269,9 +272,7 @@ class _Model:
     def walked(self, images, done):
         "What is not done yet of the images: the place in the walk where a table begins, and the table"
         return self.rows(
-            lambda pace: (
-                (first, *map(list, zip(*chunk, strict=True))) for first, chunk in _chunks(images, done, pace)
-            )
+            lambda pace: ((first, *map(list, zip(*chunk, strict=True))) for first, chunk in _chunks(images, done, pace))
         )
 
 
@@ -574,7 +575,9 @@ def stream_predictions(
             done, again = parts.load()
             todo = max(total - len(done), 0) + sum(len(rows) for _, rows in again)
             if len(done) and progress:
-                print(f'{format_count(total - todo, "image")} of {total:,} had been classified before.', file=sys.stderr)
+                print(
+                    f'{format_count(total - todo, "image")} of {total:,} had been classified before.', file=sys.stderr
+                )
             steps = _steps(parts, paths, done, again, network)
             for _ in follow(steps, todo, 'images') if progress else steps:
                 pass

@@ -17,9 +17,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ..data.archives import format_count, walk_files
+from ..data.archives import walk_files
+from ..core.progress import format_count
 from ..data.sources import Source
-from ..core.settings import MissingFileError, UserError, check_writable, write_table
+from ..core.files import check_writable, write_table
+from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/deploy/submission.ipynb #6750d55a
 def read_sample(

@@ -15,7 +15,7 @@ import warnings
 
 import numpy as np
 
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

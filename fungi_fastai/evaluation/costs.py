@@ -21,7 +21,7 @@ from ..core.figures import chart, colours
 from .calibration import checked, group_numbers, interval_of
 from .decisions import not_sure
 from .metrics import draw_weights
-from ..core.settings import MissingFileError, UserError
+from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/evaluation/costs.ipynb #dc6eae44
 safety_note = (

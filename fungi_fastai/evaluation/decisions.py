@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from .calibration import apply_temperature, checked, group_numbers, interval_of
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -290,7 +290,9 @@ class Conformal:
 
     score: str  # lac, aps or raps
     coverage: float  # wished
-    quantile: float | None  # a class is in the set up to this nonconformity; None: validation is too small, every class is
+    quantile: (
+        float | None
+    )  # a class is in the set up to this nonconformity; None: validation is too small, every class is
     penalty: float = 0.0  # raps
     rank: int = 0  # raps
     randomised: bool = False

@@ -22,7 +22,7 @@ from ..core.figures import as_svg, chart, colours
 from ..core.figures import table as table_html
 from .calibration import interval_of
 from .metrics import image_groups
-from ..core.settings import MissingFileError, UserError
+from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/evaluation/errors.ipynb #667ca8ed
 def sharpness(

@@ -21,7 +21,7 @@ from PIL import Image
 from ..data.loaders import PhotoLoader, make_test_loader
 from .saliency import FeatureIndex, class_maps, preserve_state
 from .metrics import draw_weights, image_groups
-from ..core.settings import UserError
+from ..core.errors import UserError
 from ..training.features import backbone_features
 
 # %% ../../nbs/evaluation/explain.ipynb #3b9e271f

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..data.splits import split_groups
 from .calibration import checked, proportion_interval
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/evaluation/metrics.ipynb #fb630c25
 def predictions_table(
@@ -96,7 +96,9 @@ def _rank_scores(probs, targets, groups, weights):
     total = np.bincount(groups, minlength=len(weights)).astype(weights.dtype) @ weights
     for c in np.unique(targets):
         own = targets == c
-        area[c], precision[c] = _one_against_rest(probs[own, c], groups[own], probs[~own, c], groups[~own], weights, total)
+        area[c], precision[c] = _one_against_rest(
+            probs[own, c], groups[own], probs[~own, c], groups[~own], weights, total
+        )
     return area, precision
 
 

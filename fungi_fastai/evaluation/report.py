@@ -22,7 +22,7 @@ from .calibration import apply_temperature, calibrate, plot_reliability
 from .costs import safety_note
 from .decisions import Threshold, plot_risk_coverage, threshold_for
 from .metrics import Evaluation, score_names
-from ..core.settings import write_text
+from ..core.files import write_text
 from ..training.plots import plot_confusion, plot_history
 
 # %% ../../nbs/evaluation/report.ipynb #66ec5b06
@@ -175,11 +175,7 @@ def write_report(
 ) -> Path:  # `file`
     "A run's report as one self-contained HTML page"
     problems = pd.DataFrame(
-        [
-            dict(problem=p.replace('_', ' '), images=int(n))
-            for p in problem_names
-            if (n := has_problem(items, p).sum())
-        ]
+        [dict(problem=p.replace('_', ' '), images=int(n)) for p in problem_names if (n := has_problem(items, p).sum())]
     )
     per_class = evaluation.per_class(intervals=True).reset_index()
     shown = pd.DataFrame(

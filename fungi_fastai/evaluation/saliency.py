@@ -25,7 +25,8 @@ import pandas as pd
 from PIL import Image
 
 from ..data.images import ImageError, open_image, read_pixels, square, to_rgb
-from ..core.settings import MissingFileError, UserError, atomic
+from ..core.files import atomic
+from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/evaluation/saliency.ipynb #741e1daa
 @dataclass(frozen=True)
@@ -204,7 +205,9 @@ def class_maps(
     model,  # a torch network: images → (n, classes) scores
     x,  # (n, channels, height, width) tensor: images as the network takes them, normalised
     target=None,  # class index, or one an image (default: the class with the highest score)
-) -> np.ndarray:  # (n, height, width) float32 in [0, 1], the highest of each image 1; 0 everywhere where nothing speaks for the class
+) -> (
+    np.ndarray
+):  # (n, height, width) float32 in [0, 1], the highest of each image 1; 0 everywhere where nothing speaks for the class
     "Grad-CAM by captum for any network that gives maps or tokens, in float32, which leaves it as it was. Raises `UserError`"
     try:
         from captum.attr import LayerGradCam

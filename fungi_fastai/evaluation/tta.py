@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..data.scan import follow
+from ..core.progress import follow
 from ..core.figures import chart, colours
 from ..data.policies import Augment, policy
 from ..data.splits import split_groups
 from .metrics import Evaluation, draw_weights
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/evaluation/tta.ipynb #8c462571
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import timm
 
 from .weights import hub_answers, weights_in
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/models/backbones.ipynb #d75d011d
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/models/convmixer.ipynb #7acf41a2
 class Residual(nn.Module):

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .convmixer import convmixer_name
 from .networks import backbone_head, is_fixed_size, layer_groups, make_network
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/models/learners.ipynb #7369abd7
 class FreezeBatchNorm(Callback):

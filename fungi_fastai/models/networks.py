@@ -21,7 +21,7 @@ from torch import nn
 
 from .convmixer import convmixer_backbone, linear_head, parse_convmixer
 from .weights import WeightReport, downloads, load_weights
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/models/networks.ipynb #41816d14
 @lru_cache
@@ -99,9 +99,7 @@ def make_backbone(
     pretrained: bool = True,  # download weights learned on ImageNet
     weights: str | Path | dict | None = None,  # or take them from a file, or hub id: see `load_weights`
     maps: bool = False,  # give maps where the network has them
-    size: int
-    | tuple
-    | None = None,  # pixels of the images: tried, and needed by networks that are built for one size
+    size: int | tuple | None = None,  # pixels of the images: tried, and needed by networks that are built for one size
     drop_path: float = 0.0,  # stochastic depth: chance that the deepest block is skipped in training
 ) -> tuple[nn.Module, WeightReport | None]:  # backbone, with `.features .maps .stats`; what became of `weights`
     "A network without its classifier. Raises `UserError` where a name, size, download or file is wrong"
@@ -287,7 +285,9 @@ def make_network(
     if head == 'linear':
         top = linear_head(backbone.features, n_out, dropout or 0.0, hidden or 0, pool=backbone.maps)
     else:
-        top = fastai_head(backbone.features, n_out, hidden or 512, 0.5 if dropout is None else dropout, pool=backbone.maps)
+        top = fastai_head(
+            backbone.features, n_out, hidden or 512, 0.5 if dropout is None else dropout, pool=backbone.maps
+        )
     network = nn.Sequential(backbone, top)
     network.stats, network.weight_report = backbone.stats, report
     return network

@@ -22,7 +22,7 @@ import timm
 import torch
 from torch import nn
 
-from ..core.settings import MissingFileError, UserError
+from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/models/weights.ipynb #b6c63d9f
 def read_weights(

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ..deploy.streaming import Tally, check_predictions, fingerprint, stream_predictions
-from ..core.settings import TrainingError, UserError
+from ..core.errors import TrainingError, UserError
 
 # %% ../../nbs/runs/batch_prediction.ipynb #59784ca0
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def open_classifier(
 def _of_run(run):
     "With the temperature, threshold and sets that a bundle of it would have"
     from fungi_fastai.evaluation.decisions import decide
-    from fungi_fastai.runs.run import read_saved
+    from fungi_fastai.core.files import read_saved
 
     model = read_saved(
         run.folder / 'model.safetensors',

@@ -22,7 +22,8 @@ import pandas as pd
 from ..core.figures import as_svg, chart, colours, page, table
 from ..data.splits import split_groups
 from ..evaluation.metrics import draw_weights
-from ..core.settings import UserError, check_writable, write_json, write_table, write_text
+from ..core.files import check_writable, write_json, write_table, write_text
+from ..core.errors import UserError
 
 # %% ../../nbs/runs/compare.ipynb #ed903b86
 def group_counts(
@@ -451,9 +452,7 @@ def compare(
         counted = (
             f' of {n_groups:,} specimens' if known else f', {n_groups:,} of them separate' if n_groups < images else ''
         )
-        said.append(
-            _sentence(fresh, f'{images:,} test images{counted}', len({m[0].run.recipe.seed for m in matched}))
-        )
+        said.append(_sentence(fresh, f'{images:,} test images{counted}', len({m[0].run.recipe.seed for m in matched})))
         if n_groups < 30:
             notes.append(f'{n_groups} {kind} are few, and the intervals for {name} are rough.')
     if len({one.run.recipe.seed for side in sides for one in side}) == 1 == max(map(len, sides)):

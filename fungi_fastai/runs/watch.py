@@ -20,7 +20,9 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..core.settings import MissingFileError, UserError, atomic, check_writable, format_duration
+from ..core.files import atomic, check_writable
+from ..core.progress import format_duration
+from ..core.errors import MissingFileError, UserError
 from ..training.recipe import Recipe
 
 # %% ../../nbs/runs/watch.ipynb #4af78f68

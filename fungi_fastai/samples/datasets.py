@@ -22,8 +22,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from . import drawing as sample_drawing; from fungi_fastai.samples import microscopy as sample_microscopy; from fungi_fastai.samples import mushrooms as sample_mushrooms; from fungi_fastai.samples import plants as sample_plants
-from ..core.settings import UserError, check_writable, settings
+from . import drawing as sample_drawing
+from . import microscopy as sample_microscopy
+from . import mushrooms as sample_mushrooms
+from . import plants as sample_plants
+from ..core.settings import settings
+from ..core.files import check_writable
+from ..core.errors import UserError
 
 # %% ../../nbs/samples/datasets.ipynb #34dd03dd
 @dataclass(frozen=True)
@@ -120,9 +125,7 @@ def jobs(
                         (specimen, photo, crop),
                         f'{label}/{label}_{specimen + 1}{chr(97 + photo)}_{crop + 1}.jpg',
                     )
-    for k in range(
-        known.unlabelled * specimens // 5
-    ):  # of all classes in turn, numbered far from the training images
+    for k in range(known.unlabelled * specimens // 5):  # of all classes in turn, numbered far from the training images
         label, number = known.labels[k % len(known.labels)], 1_000_000 + k // len(known.labels)
         yield Job(kind, label, (number,), f'test/{_hidden_name(seed, label, number)}.jpg')
 

@@ -266,7 +266,11 @@ def draw_flower(
     kind = flowers[name]
     shade, disc_shade = vary(grow, pick(grow, kind.petals), 0.06), vary(grow, pick(grow, kind.disc_colours), 0.08)
     green = vary(grow, pick(grow, ('#4f7d35', '#5f8a3f', '#3f6a35', '#6f8f4a')), 0.08)
-    cup, open_, format_duration = grow.uniform(*kind.cup), grow.uniform(0.85, 1.08), name == 'dandelion' and chance(grow, 0.12)
+    cup, open_, format_duration = (
+        grow.uniform(*kind.cup),
+        grow.uniform(0.85, 1.08),
+        name == 'dandelion' and chance(grow, 0.12),
+    )
     ground, heads = (
         pick(grow, ('grass', 'moss', 'litter', 'soil', 'grass')),
         1 + int(grow.choice(3, p=(0.65, 0.22, 0.13))),

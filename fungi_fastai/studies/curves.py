@@ -19,8 +19,10 @@ from ..core.figures import as_svg, chart, colours
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..runs.compare import in_points
 from .folds import Job, divide, experiment, finished, train_all
-from ..runs.run import Run, next_folder, read_json, read_saved
-from ..core.settings import UserError, write_json, write_table, write_text
+from ..runs.run import Run, next_folder
+from ..core.files import read_json, read_saved
+from ..core.files import write_json, write_table, write_text
+from ..core.errors import UserError
 from ..training.fit import prepare_items
 from ..training.recipe import Recipe
 

@@ -19,20 +19,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.scan import about_duration
+from ..core.progress import about_duration
 from ..core.figures import as_svg, chart, colours
 from ..data.splits import folds, fraction, split, split_groups
 from ..evaluation.metrics import Evaluation
-from ..runs.run import Run, command_of, next_folder, read_json, read_saved, train
-from fungi_fastai.core.settings import (
-    MissingFileError,
-    UserError,
-    check_writable,
-    only_process,
-    write_json,
-    write_table,
-    write_text,
-)
+from ..runs.run import Run, command_of, next_folder, train
+from ..core.files import read_json, read_saved
+from ..core.files import check_writable, only_process, write_json, write_table, write_text
+from ..core.errors import MissingFileError, UserError
 from ..training.fit import prepare_items
 from ..training.recipe import Recipe
 

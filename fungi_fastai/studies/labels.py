@@ -23,7 +23,8 @@ from ..core.figures import table as table_html
 from ..evaluation.metrics import Evaluation
 from .leakage import gallery_style, image_html
 from .probe import probe
-from ..core.settings import UserError, check_writable, write_json, write_table, write_text
+from ..core.files import check_writable, write_json, write_table, write_text
+from ..core.errors import UserError
 
 # %% ../../nbs/studies/labels.ipynb #94c77abe
 @dataclass(frozen=True)

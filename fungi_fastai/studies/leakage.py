@@ -27,7 +27,8 @@ from ..evaluation.metrics import draw_weights, predictions_table
 from ..runs.compare import group_counts, weighted_scores
 from .folds import cross_validate
 from .probe import cross_predict, recipe_of, set_features, with_several
-from ..core.settings import UserError, check_writable, write_json, write_table, write_text
+from ..core.files import check_writable, write_json, write_table, write_text
+from ..core.errors import UserError
 from ..training.recipe import source_of
 
 # %% ../../nbs/studies/leakage.ipynb #f82e12b7
@@ -218,7 +219,9 @@ def _at_fault(drawn, probs, codes, classes, seen):
                 hash_bits=int(bits[best]),
             )
         )
-    columns = 'path name label predicted kind p_naive p_safe split_group siblings twin twin_path similarity hash_bits'.split()
+    columns = (
+        'path name label predicted kind p_naive p_safe split_group siblings twin twin_path similarity hash_bits'.split()
+    )
     table = pd.DataFrame(found, columns=columns)
     return table.iloc[np.argsort(-(table.p_naive - table.p_safe).to_numpy(float), kind='stable')].reset_index(
         drop=True

@@ -21,7 +21,8 @@ from ..core.figures import chart, colours
 from ..data.splits import split_groups
 from ..evaluation.decisions import open_set_scores, open_set_table
 from ..runs.run import Run, train
-from ..core.settings import UserError, write_json, write_table
+from ..core.files import write_json, write_table
+from ..core.errors import UserError
 from ..training.fit import prepare_items
 from ..training.features import backbone_features
 from ..training.recipe import Recipe
@@ -119,9 +120,7 @@ def open_set(
 def meet(
     run: Run,
     strangers: pd.DataFrame,  # images of classes that the run does not know: path name label group
-) -> (
-    pd.DataFrame
-):  # a row an image, known ones (test set) first: name label group split_group known predicted confidence, and the scores
+) -> pd.DataFrame:  # a row an image, known ones (test set) first: name label group split_group known predicted confidence, and the scores
     "Score the run's test images and strangers by probabilities, logits and features"
     from fastcore.basics import getcallable, noop
 

@@ -24,11 +24,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.archives import format_count
-from ..data.scan import check, about_duration, exclude, follow
+from ..core.progress import format_count
+from ..data.scan import check, exclude
+from ..core.progress import about_duration, follow
 from ..data.splits import folds, fraction, split, split_groups
 from ..evaluation.metrics import Evaluation, predictions_table
-from ..core.settings import TrainingError, UserError, atomic, settings
+from ..core.settings import settings
+from ..core.files import atomic
+from ..core.errors import TrainingError, UserError
 from ..training.recipe import Recipe, is_sample, source_of
 
 # %% ../../nbs/studies/probe.ipynb #0861d255
@@ -196,9 +199,7 @@ class FeatureStore:
 
         names = np.array([list(sha.encode()) for sha in shas], np.uint8)
         number = hashlib.blake2b(names.tobytes(), digest_size=6).hexdigest()
-        about = {k: str(v) for k, v in self.key.items()} | dict(
-            images=str(len(shas)), sum=str(_checksum(names, seen))
-        )
+        about = {k: str(v) for k, v in self.key.items()} | dict(images=str(len(shas)), sum=str(_checksum(names, seen)))
         try:
             with atomic(self.folder / f'{self.name}-{number}.safetensors') as part:
                 save_file(dict(sha=names, features=seen), part, about)

@@ -14,7 +14,8 @@ from itertools import product
 from pathlib import Path
 
 from ..training.recipes import DEFUNGI, FLOWERS, MUSHROOMS, SEEDLINGS
-from ..core.settings import UserError, check_writable, write_table, write_text
+from ..core.files import check_writable, write_table, write_text
+from ..core.errors import UserError
 from ..training.recipe import Recipe, is_sample
 
 # %% ../../nbs/studies/published.ipynb #9f346f60

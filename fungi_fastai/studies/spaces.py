@@ -18,7 +18,7 @@ from itertools import islice, product
 import numpy as np
 
 from ..data.policies import Augment, policies
-from ..core.settings import UserError
+from ..core.errors import UserError
 from ..training.recipe import Recipe
 
 # %% ../../nbs/studies/spaces.ipynb #da24a736

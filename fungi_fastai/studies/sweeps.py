@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.archives import format_count
-from ..data.scan import about_duration
+from ..core.progress import format_count
+from ..core.progress import about_duration
 from ..core.figures import as_svg
 from ..evaluation.metrics import Evaluation
-from ..runs.run import Run, read_json, read_saved, train
+from ..runs.run import Run, train
+from ..core.files import read_json, read_saved
 from fungi_fastai.studies.spaces import (
     Span,
     as_range,
@@ -41,7 +42,8 @@ from fungi_fastai.studies.spaces import (
 )
 from .sweep_figures import plot_heat_map, plot_importance, plot_parallel, two_fields
 from .workers import Worker, load_optuna, open_storage, poll
-from ..core.settings import TrainingError, UserError, check_writable, write_json, write_table, write_text
+from ..core.files import check_writable, write_json, write_table, write_text
+from ..core.errors import TrainingError, UserError
 from ..training.checkpoints import SaveState
 from ..training.fit import prepare_items
 from ..training.recipe import Recipe

@@ -17,7 +17,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..core.settings import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/studies/workers.ipynb #18988fcc
 heartbeat, grace, poll = (

@@ -24,7 +24,7 @@ from ..data.scan import in_threads
 from ..data.splits import fraction
 from ..models.backbones import available_backbones
 from ..models.networks import is_fixed_size
-from ..core.settings import format_duration
+from ..core.progress import format_duration
 from .distributed import detach_here, from_first, world_size
 from .fit import make_learner
 from .features import FeatureLoader, begins_with_probe

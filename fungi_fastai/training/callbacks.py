@@ -19,7 +19,8 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import AvgSmoothLoss, Metric, Recorder
 from fastcore.imports import in_notebook
 
-from ..core.settings import format_duration, write_table
+from ..core.files import write_table
+from ..core.progress import format_duration
 from .distributed import is_first, world_size
 
 # %% ../../nbs/training/callbacks.ipynb #c625a064

@@ -21,7 +21,8 @@ from fastai.callback.core import CancelFitException
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..core.settings import UserError, atomic
+from ..core.files import atomic
+from ..core.errors import UserError
 from .distributed import is_first, share_weights
 from .callbacks import EpochCallback, ProgressLine
 

@@ -25,7 +25,7 @@ from fastai.learner import Recorder
 from fastai.torch_core import set_seed, to_detach
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.settings import TrainingError, UserError
+from ..core.errors import TrainingError, UserError
 from .precision import pick_device
 
 # %% ../../nbs/training/distributed.ipynb #1e5efa3d

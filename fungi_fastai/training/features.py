@@ -21,7 +21,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
-from ..data.scan import follow
+from ..core.progress import follow
 from ..data.loaders import Balanced, make_test_loader
 from ..models.networks import backbone_head, features, set_linear_head
 from .distributed import in_parts

@@ -31,7 +31,7 @@ from ..core.figures import chart, colours
 from ..data.splits import fraction, split
 from ..models.learners import learner
 from ..models.networks import backbone_head, is_fixed_size
-from ..core.settings import MissingFileError, TrainingError, UserError
+from ..core.errors import MissingFileError, TrainingError, UserError
 from .accumulation import Accumulate
 from .checkpoints import KeepBest, SaveState, read_state, restore_state, standard_error
 from .distributed import everywhere, from_first

@@ -19,7 +19,7 @@ import warnings
 from multiprocessing.connection import wait
 from unittest.mock import patch
 
-from ..core.settings import MissingFileError, TrainingError, UserError
+from ..core.errors import MissingFileError, TrainingError, UserError
 
 # %% ../../nbs/training/launch.ipynb #999e1cf9
 def _end_with_parent():

@@ -14,7 +14,7 @@ from fastai.callback.core import Callback, TrainEvalCallback
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, nll_loss, one_hot
 
-from ..core.settings import UserError
+from ..core.errors import UserError
 from .recipe import Recipe
 
 # %% ../../nbs/training/losses.ipynb #59499841

@@ -16,7 +16,7 @@ from fastai.optimizer import Lamb, Optimizer, RAdam, RMSProp, SGD, weight_decay
 from torch import nn
 from torch.optim.adamw import adamw
 
-from ..core.settings import UserError
+from ..core.errors import UserError
 from .recipe import choices
 
 # %% ../../nbs/training/optimizers.ipynb #82640f16

@@ -24,7 +24,8 @@ from fastai.torch_core import to_float
 from torch import nn
 
 from ..models.folding import Folding
-from ..core.settings import UserError, settings
+from ..core.settings import settings
+from ..core.errors import UserError
 
 # %% ../../nbs/training/precision.ipynb #72a4d815
 def pick_device(
@@ -195,9 +196,7 @@ class Precision(Callback):
 
     def choose(self, device):
         "Settle format and reason for a device and the Learner's model, as `self.mode` and `self.reason`"
-        self.mode, self.reason = pick_precision(
-            self.asked, device, self.model if self.learn is not None else None
-        )
+        self.mode, self.reason = pick_precision(self.asked, device, self.model if self.learn is not None else None)
         self.dtype = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[self.mode]
 
     def after_create(self):

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from ..core.settings import MissingFileError, UserError, did_you_mean
+from ..core.errors import MissingFileError, UserError, did_you_mean
 
 # %% ../../nbs/training/recipe.ipynb #e2dba096
 from ..data.policies import Augment, policies

@@ -14,14 +14,12 @@ import numpy as np
 from fastai.callback.schedule import ParamScheduler, combined_cos
 
 from ..core.figures import chart, colours
-from ..core.settings import UserError
+from ..core.errors import UserError
 from .recipe import Recipe, choices
 
 # %% ../../nbs/training/schedules.ipynb #95dac544
 one_cycle = dict(pct_start=0.25, div=25.0, div_final=1e5, moms=(0.95, 0.85, 0.95))  # fastai's own numbers
-_nearly = (
-    1e-9  # a fit adds up the fractions of its steps: the sum may lie this little below the restart or step that it means
-)
+_nearly = 1e-9  # a fit adds up the fractions of its steps: the sum may lie this little below the restart or step that it means
 
 
 def _one_cycle(largest):

@@ -32,7 +32,8 @@ from fastai.vision.core import PILImage  # noqa: F401  registers how fastai's im
 from fastcore.imports import in_notebook
 
 from ..core.figures import as_svg
-from ..core.settings import UserError, did_you_mean, write_text
+from ..core.files import write_text
+from ..core.errors import UserError, did_you_mean
 from .features import own_randomness
 from .plots import plot_confusion, plot_history
 from .callbacks import EpochCallback, ProgressLine, ValidationScore
