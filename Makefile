@@ -1,8 +1,8 @@
-# make demo · make test · make check · make docs · make bench — each sets up what it needs in $(VENV)
+# make demo · make test · make test-fast · make check · make docs · make bench — each sets up what it needs in $(VENV)
 VENV ?= .venv
 bin := $(VENV)/bin
 
-.PHONY: demo test check docs lessons readme bench clean
+.PHONY: demo test test-fast check docs lessons readme bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(bin)/python || python3 -m venv $(VENV)
@@ -16,12 +16,20 @@ demo: $(VENV)/.installed
 	$(bin)/fungi train mushrooms --source sample --out demo
 	@echo 'Open demo/report.html in a browser.'
 
+# each file and each notebook on one of the workers; the slowest twenty are listed at the end
+pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadfile
+	$(pytest)
+
+# what to run while working, under two minutes: no notebooks, no browser, no processes, nothing marked slow
+test-fast: $(VENV)/.installed
+	$(pytest) -m 'not notebook and not browser and not process and not slow'
 
 # style, layers, and that modules and README are exported from clean notebooks
 check: $(VENV)/.installed
-	$(bin)/ruff check fungi_fastai tests docs benchmarks
+	$(bin)/ruff format --check nbs tests docs benchmarks
+	$(bin)/ruff check nbs fungi_fastai tests docs benchmarks
 	$(bin)/lint-imports
 	PATH="$(bin):$$PATH" .ci/exported
 

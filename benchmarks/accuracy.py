@@ -41,7 +41,7 @@ def plain():
 
 
 def ours():
-    from fungi_fastai.runs.run import train
+    from fungi_fastai.runs.train import train
     from fungi_fastai.training.callbacks import History
 
     history, add = [], History.add

@@ -163,7 +163,7 @@ def table(out: Path) -> dict:
             continue
         sides = [[folder / f'{side}-{seed}' for seed in seeds] for side in ('fastai', 'fungi')]
         for _, row in compare([*sides[0], *sides[1]]).differences.iterrows():
-            numbers = {k: float(row[k]) for k in ('difference', 'low', 'high', 'p_exchange')}
+            numbers = {k: float(row[k]) for k in ('difference', 'low', 'high', 'p_permutation')}
             differences.append(dict(set=folder.name, seeds=len(seeds), score=row.score, **numbers))
     return dict(machine=machine(), rows=rows, differences=differences)
 

@@ -5,7 +5,8 @@ from child import asked, format_duration, report
 _, given = asked()
 from fungi_fastai.data.cache import build_cache  # noqa: E402
 from fungi_fastai.data.images import canvas_size  # noqa: E402
-from fungi_fastai.data.scan import exclude, has_problem, judge, scan  # noqa: E402
+from fungi_fastai.data.scan import scan
+from fungi_fastai.data.problems import exclude, has_problem, find_problems  # noqa: E402
 from fungi_fastai.data.loaders import make_loaders  # noqa: E402
 from fungi_fastai.data.sources import Source  # noqa: E402
 from fungi_fastai.data.splits import split  # noqa: E402
@@ -23,8 +24,8 @@ def timed(name, work):
 source = Source.of(given['folder'])
 scan(source.read()[:20], progress=False, cache=False)  # brings imports that the measurement shall not hold
 table = timed('read', source.read)
-items = timed('scan', lambda: scan(table, progress=False, cache=False))  # `look` at each, then `judge` all
-timed('duplicates', lambda: judge(items))
+items = timed('scan', lambda: scan(table, progress=False, cache=False))  # `inspect_image` at each, then `find_problems` all
+timed('duplicates', lambda: find_problems(items))
 found['look'] = max(0.0, found['scan'] - found['duplicates'])
 used = exclude(items)
 part = timed('split', lambda: split(used, 0.15, 0.15, 42))

@@ -65,9 +65,10 @@ settings |= {
 
 def runs(shared: Path, out: Path, name: str, wanted: list[str]):
     "Train and judge what is not there yet"
-    from fungi_fastai.runs.run import Run, train
+    from fungi_fastai.runs.run import Run
+    from fungi_fastai.runs.train import train
     from fungi_fastai.evaluation.tta import predict_tta
-    from fungi_fastai.models.weights import weights_in
+    from fungi_fastai.models.weights import find_weights_file
     from fungi_fastai.training.recipes import recipes
     from fungi_fastai.training.fit import prepare_items
 
@@ -77,7 +78,7 @@ def runs(shared: Path, out: Path, name: str, wanted: list[str]):
     items = prepare_items(usual, False)
     known = items[items.split.isin(['train', 'valid'])][['path', 'label', 'group']]
     base = usual.but(
-        source=known, test=1 / 3, arch=network, weights=str(weights_in(shared / 'weights', network)), **given[name]
+        source=known, test=1 / 3, arch=network, weights=str(find_weights_file(shared / 'weights', network)), **given[name]
     )
     for seed in seeds:
         for setting in wanted or settings:
@@ -134,7 +135,7 @@ def table(out: Path) -> list[dict]:
                 for one in compared.itertuples():
                     row |= {
                         f'{one.score}_{k}': round(float(getattr(one, k)), 4)
-                        for k in ('difference', 'low', 'high', 'p_exchange')
+                        for k in ('difference', 'low', 'high', 'p_permutation')
                     }
             rows.append(row)
     return rows

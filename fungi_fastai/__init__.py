@@ -1,39 +1,43 @@
 "From a folder of specimen photos to the best classifier you can honestly claim, in one call"
+
 import warnings
 
 __version__ = '0.1.0'
 
-# what importing fastai says of its own use of today's torch and pandas; a reader of ours can do nothing about it
+# fastai triggers these warnings with current versions of torch and pandas when it is imported; a user cannot fix them
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 warnings.filterwarnings('ignore', "The 'mode.chained_assignment' option is deprecated")
 
-# where each public name lives; a name is imported when first asked for, so that `import fungi_fastai` stays light
-_homes = {
-    "core.errors": ["UserError", "MissingFileError", "TrainingError"],
-    "core.settings": ["settings"],
-    "data.sources": ["Source"],
-    "training.recipe": ["Recipe"],
-    "training.fit": ["prepare_items", "make_learner", "find_lr"],
-    "runs.run": ["Run", "train", "trainer"],
-    "studies.folds": ["cross_validate"],
-    "studies.curves": ["learning_curve"],
-    "runs.compare": ["compare"],
-    "studies.sweeps": ["sweep"],
-    "studies.published": ["run_experiment"],
-    "deploy.predictor": ["Predictor"],
-    "training.recipes": ["MUSHROOMS", "DEFUNGI", "FLOWERS", "SEEDLINGS",
-                "train_mushrooms", "train_defungi", "train_flowers", "train_seedlings"],
+# The module of each public name. A name is imported when it is first used, so that `import fungi_fastai` is fast.
+_names = {
+    'core.errors': ['UserError', 'MissingFileError', 'TrainingError'],
+    'core.settings': ['settings'],
+    'data.sources': ['Source'],
+    'training.recipe': ['Recipe'],
+    'training.recipes': ['MUSHROOMS', 'DEFUNGI', 'FLOWERS', 'SEEDLINGS'],
+    'training.fit': ['prepare_items', 'make_learner', 'find_lr'],
+    'deploy.predictor': ['Predictor'],
+    'runs.run': ['Run'],
+    'runs.train': ['train', 'trainer', 'train_mushrooms', 'train_defungi', 'train_flowers', 'train_seedlings'],
+    'runs.compare': ['compare'],
+    'studies.folds': ['cross_validate'],
+    'studies.curves': ['learning_curve'],
+    'studies.sweeps': ['sweep'],
+    'studies.published': ['run_experiment'],
 }
-_home = {name: module for module, names in _homes.items() for name in names}
-__all__ = ["__version__", *_home]
+_modules = {name: module for module, names in _names.items() for name in names}
+__all__ = ['__version__', *_modules]
 
 
 def __getattr__(name):
-    if name not in _home: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _modules:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from importlib import import_module
-    value = getattr(import_module(f"{__name__}.{_home[name]}"), name)
+
+    value = getattr(import_module(f'{__name__}.{_modules[name]}'), name)
     globals()[name] = value
     return value
 
 
-def __dir__(): return sorted({*globals(), *__all__})
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -27,6 +27,26 @@ def flags(**changes):
     return found
 
 
+# What takes longest starts first, so that all workers finish at about the same time
+heaviest = 'test_docs test_sweeps test_distributed test_runs test_budget test_bad_input test_trackers'.split()
+
+
+def pytest_collection_modifyitems(items):
+    "Markers by what a test uses; one worker for each file, and for each notebook"
+    for item in items:
+        used = set(item.fixturenames)
+        if 'notebook' in used:
+            item.add_marker('notebook')
+        else:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))  # fixtures of a file are made once
+        if 'browser' in used:
+            item.add_marker('browser')
+        if used & {'started', 'process'}:
+            item.add_marker('process')
+    rank = {name: number for number, name in enumerate(heaviest)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))  # stable: the order within a file stays
+
+
 @pytest.fixture(scope='session')
 def ready():
     "fastai imported, whose own import warns with today's torch"

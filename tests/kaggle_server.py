@@ -1,8 +1,8 @@
-"""A stand-in for Kaggle at http://localhost:7777, where the real client goes with KAGGLE_API_ENVIRONMENT=TEST.
+"""A stand-in for Kaggle at http://localhost:7777, which the real client contacts with KAGGLE_API_ENVIRONMENT=TEST.
 
-It speaks what the client sends: a POST to a service answers with a redirect to storage, and the storage serves ranges. For a
-submission it gives an address to upload to, takes the file there, also in pieces, and scores it after some looks.
-A test scripts what goes wrong.
+A POST to a service is redirected to the storage, and the storage serves ranges. For a submission it returns an upload
+address, receives the file there, also in parts, and scores it after some requests for the score. A test sets what goes
+wrong.
 """
 
 import hashlib
@@ -16,39 +16,39 @@ PORT = 7777
 
 @dataclass
 class Kaggle:
-    "What the stand-in holds, how it misbehaves, and what was asked of it"
+    "The data of the stand-in, the errors to simulate, and the requests that it received"
 
     files: dict = field(default_factory=dict)  # 'owner/name' or a competition's name → bytes of its zip
     tokens: set = field(default_factory=set)  # access tokens that are valid
-    status: int = 0  # answer every download with this instead
-    message: str = ''  # with this text
-    retry_after: str = ''  # and this header
-    cuts: list = field(default_factory=list)  # break the next answers off after so many bytes
-    storage_status: list = field(default_factory=list)  # answer the next requests to the storage with these
+    status: int = 0  # status of every response, if not 0
+    message: str = ''  # text of that response
+    retry_after: str = ''  # header of that response
+    cuts: list = field(default_factory=list)  # interrupt the next downloads after so many bytes
+    storage_status: list = field(default_factory=list)  # statuses of the next requests to the storage
     needs_credentials: bool = True
-    introspection: int = 0  # answer questions about a token with this instead
-    ranges: bool = True  # whether the storage serves parts
-    shifted: int = 0  # send parts that begin so many bytes later than asked
-    direct: bool = False  # send the file at once, without a redirect
-    length: bool = True  # whether the size is told
-    uploads: dict = field(default_factory=dict)  # token → what was uploaded so far
-    upload_cuts: list = field(default_factory=list)  # hang up on the next uploads after so many bytes
-    upload_status: list = field(default_factory=list)  # answer the next uploads with these
-    hangs_up: str = ''  # the end of a service's name: heard, and not answered
-    submissions: list = field(default_factory=list)  # what was submitted, as the listing gives it
-    looks: int = 1  # listings before a submission is scored
+    introspection: int = 0  # status of requests about a token, if not 0
+    ranges: bool = True  # whether the storage serves ranges
+    range_offset: int = 0  # send ranges that begin so many bytes too late
+    no_redirect: bool = False  # send the file at once, without a redirect
+    length: bool = True  # whether the response has a Content-Length
+    uploads: dict = field(default_factory=dict)  # token → bytes uploaded so far
+    upload_cuts: list = field(default_factory=list)  # close the connection of the next uploads after so many bytes
+    upload_status: list = field(default_factory=list)  # statuses of the next uploads
+    no_response_to: str = ''  # end of a service's name: the request is received, but gets no response
+    submissions: list = field(default_factory=list)  # submissions, as the service lists them
+    polls_before_score: int = 1  # requests for the list before a submission is scored
     score: str = '0.97229'
-    refuses: str = ''  # why the next submissions are not scored
+    scoring_error: str = ''  # why the next submissions cannot be scored
     kernels: list = field(default_factory=list)  # requests of pushed notebooks
-    kernel_answer: dict = field(default_factory=dict)  # besides the usual
-    asked: list = field(default_factory=list)  # (method, path, Range) of each request
+    kernel_answer: dict = field(default_factory=dict)  # added to the usual response
+    requests: list = field(default_factory=list)  # (method, path, Range) of each request
     sent: int = 0  # bytes of files
 
     def downloads(self):
-        return [a for a in self.asked if 'Download' in a[1]]
+        return [a for a in self.requests if 'Download' in a[1]]
 
     def stored(self):
-        return [a for a in self.asked if a[1].startswith('/storage')]
+        return [a for a in self.requests if a[1].startswith('/storage')]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         kaggle = self.server.kaggle
         body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
-        kaggle.asked.append(('POST', self.path, self.headers.get('Range')))
+        kaggle.requests.append(('POST', self.path, self.headers.get('Range')))
         request = json.loads(body or b'{}')
         service = self.path.removeprefix('/api/v1/')
         if service == 'security.OAuthService/IntrospectToken':
@@ -73,16 +73,16 @@ class Handler(BaseHTTPRequestHandler):
             return self.json({'code': kaggle.status, 'message': kaggle.message}, kaggle.status, headers)
         if kaggle.needs_credentials and 'Authorization' not in self.headers:
             return self.json({'code': 401, 'message': 'Unauthenticated'}, 401)
-        if kaggle.hangs_up and service.endswith(kaggle.hangs_up):
+        if kaggle.no_response_to and service.endswith(kaggle.no_response_to):
             self.close_connection = True
             return self.connection.close()
-        if made := {
+        if handler := {
             'StartSubmissionUpload': self.start_upload,
             'CreateSubmission': self.submit,
             'ListSubmissions': self.list_submissions,
             'SaveKernel': self.save_kernel,
         }.get(service.rpartition('/')[2]):
-            return self.json(*made(request))
+            return self.json(*handler(request))
         if service == 'datasets.DatasetApiService/DownloadDataset':
             name = f'{request["ownerSlug"]}/{request["datasetSlug"]}'
         elif service == 'competitions.CompetitionApiService/DownloadDataFiles':
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.json({'code': 501, 'message': f'no {service} here'}, 501)
         if name not in kaggle.files:
             return self.json({'code': 404, 'message': 'Not found'}, 404)
-        if kaggle.direct:
+        if kaggle.no_redirect:
             return self.file(kaggle.files[name])
         self.send_response(302)
         self.send_header('Location', f'http://localhost:{PORT}/storage/{name}/archive.zip?signature=1')
@@ -117,22 +117,23 @@ class Handler(BaseHTTPRequestHandler):
                 date='2026-11-21T10:00:00.000Z',
                 status='PENDING',
                 totalBytes=len(kaggle.uploads[token]),
-                looks=kaggle.looks,
+                polls_before_score=kaggle.polls_before_score,
             ),
         )
         return ({'message': 'Successfully submitted', 'ref': ref},)
 
     def list_submissions(self, request):
         kaggle = self.server.kaggle
-        for one in kaggle.submissions:
-            one['looks'] -= 1
-            if one['status'] == 'PENDING' and one['looks'] < 0:
-                one.update(
-                    dict(status='ERROR', errorDescription=kaggle.refuses)
-                    if kaggle.refuses
+        for submission in kaggle.submissions:
+            submission['polls_before_score'] -= 1
+            if submission['status'] == 'PENDING' and submission['polls_before_score'] < 0:
+                submission.update(
+                    dict(status='ERROR', errorDescription=kaggle.scoring_error)
+                    if kaggle.scoring_error
                     else dict(status='COMPLETE', publicScore=kaggle.score)
                 )
-        return ({'submissions': [{k: v for k, v in one.items() if k != 'looks'} for one in kaggle.submissions]},)
+        shown = [{k: v for k, v in s.items() if k != 'polls_before_score'} for s in kaggle.submissions]
+        return ({'submissions': shown},)
 
     def save_kernel(self, request):
         kaggle = self.server.kaggle
@@ -148,18 +149,18 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def do_PUT(self):
-        "Google's resumable uploads: a whole file, a later part of it, or the question how much there is"
+        "Google's resumable uploads: a whole file, a later part of it, or a request for the number of bytes received"
         kaggle, token = self.server.kaggle, self.path.removeprefix('/upload/')
         size, part = int(self.headers.get('Content-Length') or 0), self.headers.get('Content-Range', '')
-        kaggle.asked.append(('PUT', self.path, part))
+        kaggle.requests.append(('PUT', self.path, part))
         if kaggle.upload_status:
             self.rfile.read(size)
             return self.json({}, kaggle.upload_status.pop(0))
         if part.startswith('bytes */'):
             if len(kaggle.uploads[token]) == int(part.removeprefix('bytes */')):
                 return self.json({})
-            have = len(kaggle.uploads[token])
-            return self.json({}, 308, {'Range': f'bytes=0-{have - 1}'} if have else {})
+            received = len(kaggle.uploads[token])
+            return self.json({}, 308, {'Range': f'bytes=0-{received - 1}'} if received else {})
         first = int(part.removeprefix('bytes ').split('-')[0]) if part else 0
         cut = kaggle.upload_cuts.pop(0) if kaggle.upload_cuts else None
         kaggle.uploads[token] = kaggle.uploads[token][:first] + self.rfile.read(size if cut is None else min(cut, size))
@@ -170,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         kaggle = self.server.kaggle
-        kaggle.asked.append(('GET', self.path, self.headers.get('Range')))
+        kaggle.requests.append(('GET', self.path, self.headers.get('Range')))
         if kaggle.storage_status:
             return self.json({}, kaggle.storage_status.pop(0))
         name = self.path.removeprefix('/storage/').split('/archive.zip')[0]
@@ -189,9 +190,9 @@ class Handler(BaseHTTPRequestHandler):
     def file(self, data):
         kaggle = self.server.kaggle
         tag, first = f'"{hashlib.md5(data).hexdigest()}"', 0
-        asked = self.headers.get('Range')
-        if asked and kaggle.ranges and self.headers.get('If-Range', tag) == tag:
-            first = int(asked.removeprefix('bytes=').rstrip('-')) + kaggle.shifted
+        byte_range = self.headers.get('Range')
+        if byte_range and kaggle.ranges and self.headers.get('If-Range', tag) == tag:
+            first = int(byte_range.removeprefix('bytes=').rstrip('-')) + kaggle.range_offset
         self.send_response(206 if first else 200)
         self.send_header('Content-Type', 'application/zip')
         self.send_header('ETag', tag)
@@ -222,7 +223,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(('localhost', PORT), Handler)
 
     def handle_error(self, request, client_address):
-        pass  # a client that goes away is part of the tests
+        pass  # closed connections are part of the tests
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True).start()

@@ -1,4 +1,4 @@
-"A server with the page of a quick stand-in for a Predictor: python tests/page_server.py PORT"
+"A server with a page, for a fast stand-in for a Predictor: python tests/page_server.py PORT"
 
 import io
 import sys
@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from serving import Colours
 
-from fungi_fastai.evaluation.decisions import Conformal, Threshold, decide
+from fungi_fastai.evaluation.conformal import Conformal
+from fungi_fastai.evaluation.selective import Threshold, decide
 from fungi_fastai.core.errors import UserError
 
 names = [
@@ -19,14 +20,14 @@ names = [
 ]  # for blue, green and red; the second would be code if it were not escaped
 
 
-def coloured(*colour, side=32):
+def coloured(*colour, size=32):
     file = io.BytesIO()
-    Image.new('RGB', (side, side), colour).save(file, 'JPEG')
+    Image.new('RGB', (size, size), colour).save(file, 'JPEG')
     return file.getvalue()
 
 
 class Specimens(Colours):
-    "Sure of red images, unsure of grey ones; has known images of red; has no map for green, and breaks at white"
+    "Confident about red images, unsure about grey ones; has similar images; has no map for green, and fails for white"
 
     classes = names
 
@@ -46,7 +47,7 @@ class Specimens(Colours):
 
     def run(self, pixels):
         if pixels.min() == 255:
-            raise RuntimeError('a secret of the inside')
+            raise RuntimeError('an internal secret')
         return super().run(pixels)
 
     def run_with_features(self, pixels):
@@ -71,7 +72,8 @@ class Specimens(Colours):
 
 
 if __name__ == '__main__':
-    from fungi_fastai.deploy.server import Limits, serve
+    from fungi_fastai.deploy.server import serve
+    from fungi_fastai.deploy.uploads import Limits
 
     sys.exit(
         serve(Specimens(), port=int(sys.argv[1]), drain=0.0, limits=Limits(max_bytes=200_000, max_memory=2_000_000))

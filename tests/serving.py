@@ -1,6 +1,8 @@
-"""A stand-in for a Predictor, quick and without torch, and a server of it: python tests/serving.py GATE [PORT PLACES DRAIN TIMEOUT]
+"""A fast stand-in for a Predictor, without torch, and a server of it:
 
-While the file GATE is not there, the network does not answer"""
+    python tests/serving.py GATE [PORT QUEUE_SIZE DRAIN TIMEOUT]
+
+The network waits until the file GATE exists"""
 
 import io
 import sys
@@ -38,15 +40,16 @@ class Colours:
         ]
 
 
-def photo(side: int = 32, colour: str = 'red', kind: str = 'PNG', mode: str = 'RGB', **options) -> bytes:
+def photo(size: int = 32, colour: str = 'red', kind: str = 'PNG', mode: str = 'RGB', **options) -> bytes:
     buffer = io.BytesIO()
-    Image.new('RGB', (side, side), colour).convert(mode).save(buffer, kind, **options)
+    Image.new('RGB', (size, size), colour).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 if __name__ == '__main__':
-    from fungi_fastai.deploy.server import Limits, serve
+    from fungi_fastai.deploy.server import serve
+    from fungi_fastai.deploy.uploads import Limits
 
-    gate, port, places, drain, timeout = (sys.argv[1:] + ['0', '256', '0', '30'][len(sys.argv) - 2 :])[:5]
-    limits = Limits(places=int(places), max_files=min(64, int(places)), timeout=float(timeout))
+    gate, port, queue_size, drain, timeout = (sys.argv[1:] + ['0', '256', '0', '30'][len(sys.argv) - 2 :])[:5]
+    limits = Limits(queue_size=int(queue_size), max_files=min(64, int(queue_size)), timeout=float(timeout))
     sys.exit(serve(Colours(Path(gate)), port=int(port), drain=float(drain), limits=limits, page=False))

@@ -1,4 +1,4 @@
-"Folds that end as one network: what is averaged, who said what of which image, and that a kill or a budget changes nothing of it"
+"Weight averaging over folds: the mean, the predictions of each fold, a kill in the middle, and a time budget"
 
 import io
 import json
@@ -10,22 +10,22 @@ import pytest
 import torch
 from conftest import flags, tiny, wait_for
 
-from fungi_fastai.runs.watch import is_training, watch
 from fungi_fastai.core.errors import TrainingError
+from fungi_fastai.runs.watch import is_training, watch
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 
 
-def weights_in(folder):
-    from fungi_fastai.training.checkpoints import read_weights
+def saved_weights(folder):
+    from fungi_fastai.training.checkpoints import read_saved_weights
 
-    return read_weights(folder / 'model.safetensors')[0]
+    return read_saved_weights(folder / 'model.safetensors')[0]
 
 
 @pytest.fixture(scope='module')
 def begun(photos, ready, home, tmp_path_factory):
-    "What the recipes of this file begin with: a network that has seen the same images, made larger"
+    "The recipe of this file: it starts from a network that was trained on the same images"
     from fungi_fastai import train_flowers
 
     run = train_flowers(
@@ -49,22 +49,22 @@ def averaged(photos, begun, tmp_path_factory):
 
 
 def test_weights_are_the_mean_of_the_folds(averaged):
-    whole, parts = weights_in(averaged.folder), [weights_in(averaged.folder / f'fold-{n}') for n in (1, 2, 3)]
+    whole, parts = saved_weights(averaged.folder), [saved_weights(averaged.folder / f'fold-{n}') for n in (1, 2, 3)]
     for name, one in whole.items():
         if one.is_floating_point():
             assert torch.allclose(one, torch.stack([part[name] for part in parts]).mean(0), atol=1e-7), name
     assert any(not torch.equal(parts[0][name], parts[1][name]) for name in whole)
 
 
-def test_each_picture_is_validated_by_the_network_that_has_not_seen_it(averaged):
+def test_each_image_is_validated_by_the_network_that_has_not_seen_it(averaged):
     from fungi_fastai import Run
 
-    items, said = averaged.items, averaged.predictions
+    items, predictions = averaged.items, averaged.predictions
     taken = items[items.split.isin(['train', 'valid'])]
-    assert sorted(said.path[said.split == 'valid']) == sorted(taken['path'])
-    assert set(said.path[said.split == 'test']) == set(items.path[items.split == 'test'])
+    assert sorted(predictions.path[predictions.split == 'valid']) == sorted(taken['path'])
+    assert set(predictions.path[predictions.split == 'test']) == set(items.path[items.split == 'test'])
     assert (taken[taken.group != ''].groupby('group').left_out.nunique() == 1).all(), 'a specimen is in one fold'
-    by_path = said.set_index('path').filter(like='p_')
+    by_path = predictions.set_index('path').filter(like='p_')
     for n in range(3):
         run = Run.load(averaged.folder / f'fold-{n + 1}')
         own = run.predictions[run.predictions.split == 'valid']
@@ -73,15 +73,15 @@ def test_each_picture_is_validated_by_the_network_that_has_not_seen_it(averaged)
         assert np.allclose(own.filter(like='p_'), by_path.loc[own.path])
 
 
-def test_the_test_part_is_answered_by_the_average(averaged):
+def test_the_test_set_is_predicted_by_the_averaged_network(averaged):
     from fungi_fastai import Run
 
     held = averaged.items[averaged.items.split == 'test']
-    said = averaged.predictions.set_index('path').loc[held['path']].filter(like='p_')
-    assert np.allclose(Run.load(averaged.folder).probabilities(held), said, atol=1e-5)
+    saved = averaged.predictions.set_index('path').loc[held['path']].filter(like='p_')
+    assert np.allclose(Run.load(averaged.folder).probabilities(held), saved, atol=1e-5)
 
 
-def test_what_it_says_of_itself(averaged, fungi):
+def test_metrics_report_and_command(averaged, fungi):
     alone = [
         pd.read_parquet(averaged.folder / f'fold-{n}' / 'predictions.parquet').query('split == "test"')
         for n in (1, 2, 3)
@@ -107,13 +107,13 @@ def test_what_it_says_of_itself(averaged, fungi):
     assert averaged.items.path.iloc[0] in shown
 
 
-def test_it_is_shipped_as_one_network(averaged, tmp_path):
+def test_it_is_exported_as_one_network(averaged, tmp_path):
     from fungi_fastai.deploy.predictor import Predictor
 
     bundle = averaged.export(tmp_path / 'bundle', images=64, progress=False)  # more than are tested on
     held = averaged.items[averaged.items.split == 'test']
-    said = Predictor.load(bundle).predict(held['path'].tolist())
-    assert [one.label for one in said] == averaged.predictions.set_index('path').predicted[held['path']].tolist()
+    predicted = Predictor.load(bundle).predict(held['path'].tolist())
+    assert [one.label for one in predicted] == averaged.predictions.set_index('path').predicted[held['path']].tolist()
     assert f'{averaged.metrics["n_train"]} images in 3 folds' in (bundle / 'README.md').read_text('utf8')
 
 
@@ -138,7 +138,7 @@ def test_the_same_call_continues_after_a_kill(process, photos, begun, averaged, 
     last.join()
     assert last.exitcode == 0, last.log.read_text()
     assert all(
-        torch.equal(one, weights_in(averaged.folder)[name]) for name, one in weights_in(tmp_path / 'run').items()
+        torch.equal(one, saved_weights(averaged.folder)[name]) for name, one in saved_weights(tmp_path / 'run').items()
     )
 
 
@@ -154,7 +154,7 @@ def test_a_budget_is_for_all_of_them(photos, begun, tmp_path):
     assert len({part.recipe.size for part in parts}) == 1 and all(
         (part.history.phase == 'all layers').any() for part in parts
     )
-    assert run.asked.budget == 24 and run.asked.average_folds == 3
+    assert run.requested_recipe.budget == 24 and run.requested_recipe.average_folds == 3
 
 
 def test_two_processes_make_one_network_together(process, photos, begun, tmp_path):
@@ -174,8 +174,8 @@ def test_two_processes_make_one_network_together(process, photos, begun, tmp_pat
     one.join()
     assert one.exitcode == 0, one.log.read_text()
     run = Run.load(tmp_path / 'run')
-    parts = [weights_in(run.folder / f'fold-{n}') for n in (1, 2)]
-    for name, one in weights_in(run.folder).items():
+    parts = [saved_weights(run.folder / f'fold-{n}') for n in (1, 2)]
+    for name, one in saved_weights(run.folder).items():
         if one.is_floating_point():
             assert torch.allclose(one, (parts[0][name] + parts[1][name]) / 2, atol=1e-6), name
     held = run.items[run.items.split == 'test']
@@ -184,19 +184,19 @@ def test_two_processes_make_one_network_together(process, photos, begun, tmp_pat
     )
 
 
-def test_weights_that_went_apart_are_found_out(photos, begun, averaged, tmp_path):
+def test_weights_that_are_too_far_apart_are_refused(photos, begun, averaged, tmp_path):
     import shutil
 
     from safetensors.torch import save_file
 
     from fungi_fastai import train_flowers
-    from fungi_fastai.training.checkpoints import read_weights
+    from fungi_fastai.training.checkpoints import read_saved_weights
 
     shutil.copytree(averaged.folder, tmp_path / 'run')
     (tmp_path / 'run' / 'metrics.json').unlink()
     for n in (1, 2):
         file = tmp_path / 'run' / f'fold-{n}' / 'model.safetensors'
-        state, about = read_weights(file)
+        state, about = read_saved_weights(file)
         save_file({k: -3 * v if v.is_floating_point() else v for k, v in state.items()}, file, about)
     with pytest.raises(TrainingError, match='too far apart'):
         train_flowers(photos, out=tmp_path / 'run', progress=False, **begun)
@@ -204,7 +204,7 @@ def test_weights_that_went_apart_are_found_out(photos, begun, averaged, tmp_path
 
 
 @pytest.mark.parametrize(
-    'changes, said',
+    'changes, message',
     [
         (dict(average_folds=1), 'average_folds is 1'),
         (dict(average_folds=9), '9 folds need'),
@@ -212,9 +212,9 @@ def test_weights_that_went_apart_are_found_out(photos, begun, averaged, tmp_path
         (dict(average_folds=-2), 'average_folds is -2'),
     ],
 )
-def test_what_cannot_be_averaged_is_told_at_once(fungi, photos, begun, tmp_path, changes, said):
+def test_impossible_averaging_is_refused_at_once(fungi, photos, begun, tmp_path, changes, message):
     assert (
-        said
+        message
         in fungi(
             'train', 'flowers', '--source', photos, *flags(**begun | changes), '--out', tmp_path / 'run', code=2
         ).err
@@ -222,7 +222,7 @@ def test_what_cannot_be_averaged_is_told_at_once(fungi, photos, begun, tmp_path,
     assert not (tmp_path / 'run').exists()
 
 
-def test_without_a_test_part_the_folds_are_the_measure(photos, begun, tmp_path):
+def test_without_a_test_set_the_folds_are_evaluated(photos, begun, tmp_path):
     from fungi_fastai import train_flowers
 
     run = train_flowers(photos, out=tmp_path / 'run', progress=False, **begun | dict(epochs=0), test=0.0)

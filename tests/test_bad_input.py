@@ -1,4 +1,4 @@
-"Every mistake has its own clear outcome: exit 2, one message that says what to do, no traceback, nothing left behind"
+"Each mistake of a user gives exit code 2 and one message that says what to do, without a traceback or leftover files"
 
 import json
 import re
@@ -22,7 +22,7 @@ def train(fungi, tmp_path):
         done = fungi('train', 'flowers', '--source', source, '--out', out, *flags(**tiny | changes), code=code)
         if code == 2:
             assert len(done.err) < 2500 and not done.out
-            assert not (tmp_path / 'run').exists(), 'a mistake leaves no folder behind'
+            assert not (tmp_path / 'run').exists(), 'a mistake leaves no folder'
         return SimpleNamespace(out=done.out, err=re.sub(r'[│╭╮╰╯─\s]+', ' ', done.err))  # tyro's boxes as running text
 
     return call
@@ -30,7 +30,7 @@ def train(fungi, tmp_path):
 
 @pytest.fixture
 def own(photos, tmp_path):
-    "Photos that may be spoilt: two classes of eight"
+    "Photos that a test may damage: two classes of eight"
     for label in ('daisy', 'roses'):
         (tmp_path / 'own' / label).mkdir(parents=True)
         for file in sorted((photos / 'flowers' / label).iterdir())[:8]:
@@ -43,7 +43,7 @@ def problem(run, name):
     return items.problem[name].split(), items.split[name]
 
 
-# --- no source at all
+# --- sources
 
 
 def test_a_wrong_path(train, own):
@@ -67,75 +67,75 @@ def test_a_folder_of_text_files(train, tmp_path):
     assert '.txt' in train(tmp_path / 'texts', 2).err
 
 
-def test_text_files_named_like_pictures(train, tmp_path):
+def test_text_files_named_like_images(train, tmp_path):
     for label in 'ab':
         (tmp_path / 'texts' / label).mkdir(parents=True)
         for i in range(5):
             (tmp_path / 'texts' / label / f'{i}.jpg').write_text(f'words {i}')
-    said = train(tmp_path / 'texts', 2).err
-    assert '10 files were found, 0 are usable' in said
+    message = train(tmp_path / 'texts', 2).err
+    assert '10 files were found, 0 are usable' in message
 
 
 def test_one_class_only(train, own):
     shutil.rmtree(own / 'roses')
-    said = train(own, 2).err
-    assert "only the class 'daisy'" in said and 'two classes' in said
+    message = train(own, 2).err
+    assert "only the class 'daisy'" in message and 'two classes' in message
 
 
-def test_a_class_of_which_all_pictures_are_for_testing(train, photos, tmp_path):
+def test_a_class_with_all_images_in_the_test_set(train, photos, tmp_path):
     for label, trained in (('daisy', 5), ('roses', 5), ('tulips', 0)):
         for i, file in enumerate(sorted((photos / 'flowers' / label).iterdir())[:8]):
-            place = tmp_path / 'parts' / ('train' if i < trained else 'test') / label
-            place.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, place)
-    assert "All images of 'tulips' stand in given valid or test folders" in train(tmp_path / 'parts', 2).err
+            folder = tmp_path / 'splits' / ('train' if i < trained else 'test') / label
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder)
+    assert "All images of 'tulips' are in folders named valid or test" in train(tmp_path / 'splits', 2).err
 
 
-def test_a_pattern_that_makes_one_specimen_of_each_class(train, own):
-    said = train(own, 2, group='^(?P<group>.)').err
-    assert 'left to validate on' in said and '--group' in said
+def test_a_pattern_that_gives_one_specimen_for_each_class(train, own):
+    message = train(own, 2, group='^(?P<group>.)').err
+    assert 'left to validate on' in message and '--group' in message
 
 
-def test_pictures_without_class_folders(train, own):
+def test_images_without_class_folders(train, own):
     assert 'no folders' in train(own / 'daisy', 2).err
 
 
-def test_one_picture_of_each_class(train, own):
+def test_one_image_of_each_class(train, own):
     for folder in own.iterdir():
         for file in sorted(folder.iterdir())[1:]:
             file.unlink()
     assert train(own, 2).err
 
 
-def test_a_single_picture_and_a_text_as_source(train, own, tmp_path):
+def test_a_single_image_and_a_text_file_as_source(train, own, tmp_path):
     assert 'single image' in train(next((own / 'daisy').iterdir()), 2).err
     (tmp_path / 'notes.txt').write_text('x')
     assert 'notes.txt' in train(tmp_path / 'notes.txt', 2).err
 
 
-def test_a_zip_that_is_cut_off(train, own, tmp_path):
-    shutil.make_archive(str(tmp_path / 'whole'), 'zip', own)
-    content = (tmp_path / 'whole.zip').read_bytes()
+def test_a_truncated_zip(train, own, tmp_path):
+    shutil.make_archive(str(tmp_path / 'complete'), 'zip', own)
+    content = (tmp_path / 'complete.zip').read_bytes()
     (tmp_path / 'cut.zip').write_bytes(content[: len(content) // 2])
     assert 'cut.zip' in train(tmp_path / 'cut.zip', 2).err
 
 
 @pytest.mark.parametrize(
-    'text, says',
+    'text, expected',
     [
         ('name,species\na.jpg,x\n', 'expected path and label'),
-        ('path\nown/daisy/gone.jpg\n', 'is there'),
+        ('path\nown/daisy/gone.jpg\n', 'exists'),
         ('', 'CSV'),
         ('path,label\n', 'names no images'),
         ('path,weight\nown/daisy/000_0.jpg,3\n', 'label'),
     ],
 )
-def test_a_csv_with_missing_columns(train, own, tmp_path, text, says):
+def test_a_csv_with_missing_columns(train, own, tmp_path, text, expected):
     (tmp_path / 'table.csv').write_text(text)
-    assert says in train(tmp_path / 'table.csv', 2).err
+    assert expected in train(tmp_path / 'table.csv', 2).err
 
 
-def test_a_csv_with_some_pictures_missing_trains(train, own, tmp_path):
+def test_a_csv_with_some_missing_images_trains(train, own, tmp_path):
     rows = [f'{p},{p.parent.name}' for p in sorted(own.rglob('*.jpg'))]
     (tmp_path / 'table.csv').write_text('\n'.join(['path,label', *rows, 'gone.jpg,daisy']))
     train(tmp_path / 'table.csv')
@@ -145,23 +145,23 @@ def test_a_csv_with_some_pictures_missing_trains(train, own, tmp_path):
 # --- single images: the rest trains
 
 
-def test_bad_pictures_among_good_ones(train, own, tmp_path):
-    whole = sorted((own / 'daisy').iterdir())[0].read_bytes()
-    (own / 'daisy/truncated.jpg').write_bytes(whole[: len(whole) // 2])
+def test_bad_images_among_good_ones(train, own, tmp_path):
+    content = sorted((own / 'daisy').iterdir())[0].read_bytes()
+    (own / 'daisy/truncated.jpg').write_bytes(content[: len(content) // 2])
     Image.new('RGB', (1, 1), 'red').save(own / 'roses/pixel.png')
     Image.new('1', (20_000, 20_000), 1).save(own / 'roses/huge.png')
     (own / 'daisy/text.jpg').write_text('words')
     train(own)
     for name in ('daisy/truncated.jpg', 'roses/huge.png', 'daisy/text.jpg'):
         assert problem(tmp_path / 'run', name) == (['unreadable'], '')
-    found, part = problem(tmp_path / 'run', 'roses/pixel.png')
-    assert 'tiny' in found and part == ''
+    problems, split = problem(tmp_path / 'run', 'roses/pixel.png')
+    assert 'tiny' in problems and split == ''
     items = pd.read_parquet(tmp_path / 'run/items.parquet')
     assert (items.split != '').sum() == 16 and (own / 'daisy/truncated.jpg').exists()  # left out, never deleted
     assert '20000×20000' in items.set_index('name').error['roses/huge.png']
 
 
-def test_predicting_bad_pictures(fungi, small_run, own, tmp_path):
+def test_predicting_bad_images(fungi, small_run, own, tmp_path):
     Image.new('RGB', (1, 1), 'red').save(own / 'roses/pixel.png')
     Image.new('L', (3000, 1), 90).save(own / 'roses/line.png')
     Image.new('1', (20_000, 20_000), 1).save(own / 'roses/huge.png')
@@ -171,26 +171,26 @@ def test_predicting_bad_pictures(fungi, small_run, own, tmp_path):
     assert table.predicted['roses/pixel.png'] and table.predicted['roses/line.png']
 
 
-def test_one_pixel_and_one_line_pictures_can_be_trained_on(train, own, tmp_path):
-    "Where the user insists"
+def test_one_pixel_and_one_line_images_can_be_trained_on(train, own, tmp_path):
+    "If the user asks for it"
     Image.new('RGB', (1, 1), 'red').save(own / 'roses/pixel.png')
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (1, 500, 3), np.uint8)).save(own / 'daisy/line.png')
     train(own, exclude='unreadable')
     assert problem(tmp_path / 'run', 'roses/pixel.png')[1] and problem(tmp_path / 'run', 'daisy/line.png')[1]
 
 
-def test_a_class_with_one_picture_only(train, own, photos, tmp_path):
+def test_a_class_with_one_image(train, own, photos, tmp_path):
     (own / 'tulips').mkdir()
     shutil.copy(next((photos / 'flowers/tulips').iterdir()), own / 'tulips/alone.jpg')
-    said = train(own)
-    found, part = problem(tmp_path / 'run', 'tulips/alone.jpg')
-    assert found == ['small_class'] and part == 'train'
+    output = train(own).out
+    problems, split = problem(tmp_path / 'run', 'tulips/alone.jpg')
+    assert problems == ['small_class'] and split == 'train'
     metrics = json.loads((tmp_path / 'run/metrics.json').read_text('utf8'))
     assert metrics['per_class']['tulips']['images'] == 0 and metrics['n_classes'] == 3
-    assert 'tulips' not in said.out  # of which nothing was measured
+    assert 'tulips' not in output  # nothing was measured for this class
 
 
-def test_names_that_need_care(train, own, tmp_path):
+def test_names_with_special_characters(train, own, tmp_path):
     odd = own.with_name('Pilze & Blüten 菌 #1')
     own.rename(odd)
     (odd / 'daisy').rename(odd / 'Gänse & <i>Blümchen')
@@ -205,7 +205,7 @@ def test_names_that_need_care(train, own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'changes, says',
+    'changes, expected',
     [
         (dict(arch='resnet5o'), 'resnet50'),
         (dict(arch='no such thing'), 'No architecture'),
@@ -235,27 +235,27 @@ def test_names_that_need_care(train, own, tmp_path):
     ],
     ids=lambda x: str(x)[:40],
 )
-def test_a_setting_that_cannot_be(train, photos, changes, says):
-    assert says in train(photos, 2, **changes).err
+def test_an_invalid_setting(train, photos, changes, expected):
+    assert expected in train(photos, 2, **changes).err
 
 
-def test_pretrained_without_a_network(train, photos, tmp_path, monkeypatch):
+def test_pretrained_weights_without_a_network(train, photos, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
     monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')  # the discard port: nobody answers
     for name in ('http_proxy', 'HTTP_PROXY', 'https_proxy', 'HTTPS_PROXY', 'all_proxy', 'ALL_PROXY'):
         monkeypatch.delenv(name, raising=False)
-    said = train(photos, 2, arch='resnet18', pretrained=True).err
-    assert 'cannot be downloaded' in said and 'weights' in said and 'pretrained' in said
+    message = train(photos, 2, arch='resnet18', pretrained=True).err
+    assert 'cannot be downloaded' in message and 'weights' in message and 'pretrained' in message
 
 
-@pytest.mark.skipif(not weights.is_dir(), reason=f'{weights} (pretrained weights for development) is not there')
+@pytest.mark.skipif(not weights.is_dir(), reason=f'{weights} (pretrained weights for development) does not exist')
 def test_weights_of_another_network(train, photos):
-    said = train(
+    message = train(
         photos, 2, arch='mobilenetv2_100', weights=weights / 'mobilenetv2_035.keras_in1k_notop.safetensors'
     ).err
-    assert 'do not fit' in said and any(c.isdigit() for c in said) and 'Nothing was loaded' in said
+    assert 'do not fit' in message and any(c.isdigit() for c in message) and 'Nothing was loaded' in message
 
 
 def test_weights_that_are_no_weights(train, photos, tmp_path):
@@ -269,16 +269,15 @@ def test_batches_of_any_size(train, own, bs):
     train(own, bs=bs)
 
 
-@pytest.mark.parametrize('bs', [4, 512])  # the second: one batch an epoch, so that validation is the first to see it
-def test_a_loss_that_is_no_number(train, own, tmp_path, bs):
-    said = train(own, 1, lr=1e30, bs=bs, epochs=4, arch='squeezenet1_1').err  # no BatchNorm, which would swallow it
-    assert 'no longer a number' in said and '--lr' in said
-    assert {'recipe.json', 'items.parquet'} <= {f.name for f in (tmp_path / 'run').iterdir()} and not (
-        tmp_path / 'run/metrics.json'
-    ).exists()
+@pytest.mark.parametrize('bs', [4, 512])  # 512: one batch an epoch, so validation sees it first
+def test_a_loss_that_is_nan(train, own, tmp_path, bs):
+    message = train(own, 1, lr=1e30, bs=bs, epochs=4, arch='squeezenet1_1').err  # no BatchNorm, which would hide it
+    assert 'no longer a number' in message and '--lr' in message
+    files = {file.name for file in (tmp_path / 'run').iterdir()}
+    assert {'recipe.json', 'items.parquet'} <= files and 'metrics.json' not in files
 
 
-def test_a_first_epoch_without_a_number_is_not_the_best_for_ever(ready, tmp_path):
+def test_a_first_epoch_with_a_nan_loss_does_not_stay_the_best(ready, tmp_path):
     from torch import nn
 
     from fungi_fastai.training.checkpoints import KeepBest
@@ -293,34 +292,34 @@ def test_a_first_epoch_without_a_number_is_not_the_best_for_ever(ready, tmp_path
 def test_no_memory_says_what_to_try(train, own, tmp_path, monkeypatch):
     from fastai.learner import Learner
 
-    def too_much(*_, **__):
+    def fail(*_, **__):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(Learner, 'one_batch', too_much)
-    said = train(own, 1).err
-    assert '--bs 4' in said and (tmp_path / 'run/items.parquet').exists()
+    monkeypatch.setattr(Learner, 'one_batch', fail)
+    message = train(own, 1).err
+    assert '--bs 4' in message and (tmp_path / 'run/items.parquet').exists()
 
 
-# --- places
+# --- paths and settings
 
 
 @pytest.mark.parametrize('command', ['train', 'evaluate', 'predict', 'explore'])
-def test_an_out_that_cannot_be(fungi, train, small_run, own, tmp_path, command):
+def test_an_out_that_cannot_be_written(fungi, train, small_run, own, tmp_path, command):
     (tmp_path / 'file').write_text('precious')
     out = tmp_path / 'file' / 'below'
     if command == 'train':
-        said = train(own, 2, out=out).err
+        message = train(own, 2, out=out).err
     elif command == 'evaluate':
-        said = fungi('evaluate', small_run.folder, '--out', out.with_suffix('.csv'), code=2).err
+        message = fungi('evaluate', small_run.folder, '--out', out.with_suffix('.csv'), code=2).err
     elif command == 'predict':
-        said = fungi('predict', small_run.folder, own, '--out', out.with_suffix('.csv'), code=2).err
+        message = fungi('predict', small_run.folder, own, '--out', out.with_suffix('.csv'), code=2).err
     else:
-        said = fungi('explore', own, '--out', out, code=2).err
-    assert str(tmp_path / 'file') in said and (tmp_path / 'file').read_text() == 'precious'
+        message = fungi('explore', own, '--out', out, code=2).err
+    assert str(tmp_path / 'file') in message and (tmp_path / 'file').read_text() == 'precious'
 
 
 @pytest.mark.parametrize('name', ['out.txt', 'out', 'folder.csv'])
-def test_a_table_of_no_known_kind(fungi, small_run, own, tmp_path, name):
+def test_a_table_of_an_unknown_kind(fungi, small_run, own, tmp_path, name):
     (tmp_path / 'folder.csv').mkdir()
     for call in (('predict', small_run.folder, own), ('evaluate', small_run.folder)):
         assert name in fungi(*call, '--out', tmp_path / name, code=2).err
@@ -333,7 +332,7 @@ def test_explore_into_a_file(fungi, own, tmp_path):
 
 
 @pytest.mark.parametrize('call', [('evaluate',), ('predict',), ('report',)])
-def test_a_run_that_is_none(fungi, own, tmp_path, call):
+def test_a_folder_that_is_no_run(fungi, own, tmp_path, call):
     more = (own,) if call == ('predict',) else ()
     assert 'no run folder' in fungi(*call, tmp_path / 'gone', *more, code=2).err
     assert 'not a run' in fungi(*call, own, *more, code=2).err
@@ -341,7 +340,7 @@ def test_a_run_that_is_none(fungi, own, tmp_path, call):
 
 
 @pytest.mark.parametrize(
-    'text, says',
+    'text, expected',
     [
         ('num_workers = many', 'num_workers'),
         ('num_workers = -1', 'num_workers'),
@@ -350,17 +349,17 @@ def test_a_run_that_is_none(fungi, own, tmp_path, call):
         ('data_dir', 'settings.ini'),
     ],
 )
-def test_settings_with_bad_values(fungi, tmp_path, monkeypatch, own, text, says):
+def test_settings_with_bad_values(fungi, tmp_path, monkeypatch, own, text, expected):
     (tmp_path / 'settings.ini').write_text(
         f'[DEFAULT]\nnum_workers = 0\n{text}\n' if not text.startswith('num') else f'[DEFAULT]\n{text}\n'
     )
     monkeypatch.chdir(tmp_path)
     shutil.make_archive(str(tmp_path / 'own'), 'zip', own)
     small = {k: v for k, v in tiny.items() if k != 'device'}
-    said = fungi(
+    message = fungi(
         'train', 'flowers', '--source', tmp_path / 'own.zip', '--out', tmp_path / 'run', *flags(**small), code=2
     ).err
-    assert says in said and not (tmp_path / 'run').exists()
+    assert expected in message and not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
@@ -372,7 +371,7 @@ def test_settings_that_are_no_ini_file(fungi, tmp_path, monkeypatch, own, text):
     assert 'settings.ini' in fungi('check', own, code=2).err
 
 
-def test_python_says_it_too(place, ready, own, tmp_path):
+def test_the_same_messages_in_python(place, ready, own, tmp_path):
     from fungi_fastai import MUSHROOMS, Run, train_mushrooms
 
     with pytest.raises(FileNotFoundError, match='did you mean own'):

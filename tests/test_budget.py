@@ -1,53 +1,83 @@
-"A run that is given minutes: it ends with them, its schedule is completed, and a kill does not lengthen them"
+"A run with a time budget: it ends in time, its schedule is completed, and an interruption does not lengthen it"
 
+import json
 import time
 
 import numpy as np
 import pytest
-from conftest import flags, tiny, wait_for
+from conftest import call_command, flags, tiny, wait_for
 
 from fungi_fastai.core.errors import UserError
-from fungi_fastai.training.recipe import Recipe, as_seconds
+from fungi_fastai.training.recipe import Recipe, parse_duration
 
-small = {k: v for k, v in tiny.items() if k != 'epochs'}
+small = {name: value for name, value in tiny.items() if name != 'epochs'}
+
+
+class TickingClock:
+    "A clock that advances a tick with each look at it, so that a test waits for work and not for time"
+
+    def __init__(self, tick):
+        self.start = self.now = time.monotonic()
+        self.tick = tick
+
+    def __call__(self):
+        self.now += self.tick
+        return self.now
+
+    @property
+    def seconds(self):
+        return self.now - self.start
+
+
+def call_with_ticking_clock(tick, *arguments):
+    "The command, in a process of its own, with a ticking clock"
+    from fungi_fastai.training import budget
+
+    budget.clock = TickingClock(tick)
+    call_command(*arguments)
 
 
 @pytest.mark.parametrize(
-    'said, meant', {'300': 300, '5m': 300, '90s': 90, '1h30m': 5400, '2.5m': 150, '1 min': 60}.items()
+    'text, seconds', {'300': 300, '5m': 300, '90s': 90, '1h30m': 5400, '2.5m': 150, '1 min': 60}.items()
 )
-def test_time_as_people_write_it(said, did_you_mean):
-    assert as_seconds(said) == did_you_mean
-    assert Recipe().but(budget=said).budget == did_you_mean
+def test_durations_as_people_write_them(text, seconds):
+    assert parse_duration(text) == seconds
+    assert Recipe().but(budget=text).budget == seconds
 
 
-@pytest.mark.parametrize('said', ('5x', 'soon', '-1m', 'nan', 'inf', ''))
-def test_no_span_of_time(fungi, photos, tmp_path, said):
-    fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'run', f'--budget={said}', code=2)
+@pytest.mark.parametrize('text', ('5x', 'soon', '-1m', 'nan', 'inf', ''))
+def test_not_a_duration(fungi, photos, tmp_path, text):
+    fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'run', f'--budget={text}', code=2)
     assert not (tmp_path / 'run').exists()
 
 
-def test_head_epochs_cannot_be_counted_on_a_budget():
+def test_frozen_epochs_cannot_be_counted_on_a_budget():
     with pytest.raises(UserError, match='frozen_epochs'):
         Recipe(budget=60, frozen_epochs=1)
 
 
 @pytest.fixture(scope='module')
 def timed(ready, photos, tmp_path_factory):
-    "A run of 12 seconds, and how long it took"
+    "A run of 12 seconds by a ticking clock, the clock, and the real seconds from the last epoch to the end"
     from fungi_fastai import train_flowers
+    from fungi_fastai.training import budget
 
-    began = time.monotonic()
-    run = train_flowers(photos, out=tmp_path_factory.mktemp('timed') / 'run', progress=False, budget=12, **small)
-    return run, time.monotonic() - began
+    clock = TickingClock(0.15)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget, 'clock', clock)
+        run = train_flowers(photos, out=tmp_path_factory.mktemp('timed') / 'run', progress=False, budget=12, **small)
+    return run, clock, time.time() - (run.folder / 'history.csv').stat().st_mtime
 
 
-def test_the_time_is_used_and_kept(timed):
-    run, seconds = timed
-    assert 6 < seconds < 25, seconds  # of a machine that other tests work on too
-    assert (run.history.phase == 'all layers').sum() >= 2
-    assert run.history.train_loss.dropna().size == (run.history.phase == 'all layers').sum(), (
-        'the epoch that was cut has a loss too'
-    )
+def test_the_time_is_used_and_the_budget_kept(timed):
+    run, clock, seconds_after_training = timed
+    reserve = json.loads((run.folder / 'plan.json').read_text())['reserve']
+    assert 6 < clock.seconds <= 12
+    assert 12 - reserve <= clock.seconds + 0.5, 'the training uses all that is not reserved'
+    assert seconds_after_training < reserve + 13, seconds_after_training  # other tests use the machine too
+    n_epochs = (run.history.phase == 'all layers').sum()
+    assert n_epochs >= 2
+    assert run.history.train_loss.dropna().size == n_epochs, 'the shortened epoch has a training loss too'
 
 
 def test_the_schedule_is_completed_on_the_clock(timed):
@@ -56,10 +86,10 @@ def test_the_schedule_is_completed_on_the_clock(timed):
     assert np.argmax(rates) < len(rates) * 0.6, 'one-cycle rises in the first quarter'
 
 
-def test_what_was_asked_and_what_was_planned(timed, fungi, photos):
-    run, _ = timed
-    assert run.asked.epochs == Recipe().epochs and run.recipe.budget == run.asked.budget == 12
-    assert run.recipe.epochs > Recipe().epochs, 'tiny images are quick'
+def test_the_requested_and_the_planned_recipe(timed, fungi, photos):
+    run = timed[0]
+    assert run.requested_recipe.epochs == Recipe().epochs and run.recipe.budget == run.requested_recipe.budget == 12
+    assert run.recipe.epochs > Recipe().epochs, 'tiny images are fast'
     same = ('train', 'flowers', '--source', photos, '--out', run.folder, '--budget', '12s', *flags(**small))
     before = run.folder.joinpath('metrics.json').stat().st_mtime_ns
     fungi(*same)
@@ -70,58 +100,57 @@ def test_what_was_asked_and_what_was_planned(timed, fungi, photos):
 
 
 def test_too_little_for_an_epoch_leaves_the_probe(photos, ready, tmp_path):
-    from fungi_fastai.training.budget import Speed, plan
+    from fungi_fastai.training.budget import Speed, best_plan
     from fungi_fastai.training.fit import prepare_items
 
     items = prepare_items(Recipe(source=str(photos), group=''), progress=False)
-    slow = Speed(read=0.01, look=0.1, learn=10.0, report=5.0, size=224)
-    found = plan(Recipe(), items, slow, 60.0)
-    assert found.epochs == 0 and 'probe alone' in found.why
-    assert plan(Recipe(pretrained=False), items, slow, 60.0).epochs == 1, (
-        'from scratch there is no probe to fall back upon'
-    )
+    slow = Speed(read=0.01, inference=0.1, train_step=10.0, report=5.0, size=224)
+    plan = best_plan(Recipe(), items, slow, 60.0)
+    assert plan.epochs == 0 and 'probe alone' in plan.reason
+    assert best_plan(Recipe(pretrained=False), items, slow, 60.0).epochs == 1, 'there is no probe from scratch'
 
 
-def test_killed_and_continued_it_keeps_its_budget(process, photos, tmp_path):
+def test_a_killed_run_resumes_and_keeps_its_budget(started, photos, tmp_path):
     from fungi_fastai.runs.run import Run
     from fungi_fastai.training.checkpoints import read_state
 
-    state = tmp_path / 'run' / 'checkpoint' / 'state.safetensors'
+    file, plan_file = tmp_path / 'run' / 'checkpoint' / 'state.safetensors', tmp_path / 'run' / 'plan.json'
     call = ('train', 'flowers', '--source', str(photos), '--budget', '20', *flags(**small), '--out', tmp_path / 'run')
-    one = process(*call)
-    wait_for(state.exists, one)
-    one.kill()
-    one.join()
-    kept, _ = read_state(state)
-    assert 0 < kept['used'] < 20 and 0 < kept['gone'] < 1
-    done, plan = len(kept['history']), (tmp_path / 'run' / 'plan.json').read_text()
+    first = started(call_with_ticking_clock, 0.1, *call)
+    wait_for(file.exists, first)
+    first.kill()
+    first.join()
+    state, _ = read_state(file)
+    assert 0 < state['seconds_used'] < 20 and 0 < state['fraction_done'] < 1
+    n_epochs, plan = len(state['history']), plan_file.read_text()
     began = time.monotonic()
-    last = process(*call)
+    last = started(call_with_ticking_clock, 0.1, *call)
     last.join()
     assert last.exitcode == 0, last.log.read_text()
     run = Run.load(tmp_path / 'run')
-    assert time.monotonic() - began < 20 - kept['used'] + 15, 'the second part has what the first left'
-    assert run.history.epoch.tolist() == list(range(1, len(run.history) + 1)) and len(run.history) > done
+    assert time.monotonic() - began < 20 - state['seconds_used'] + 15, 'the second process has what the first left'
+    assert state['seconds_used'] < run.metrics['seconds'] <= 20
+    assert run.history.epoch.tolist() == list(range(1, len(run.history) + 1)) and len(run.history) > n_epochs
     assert run.history.lr.iat[-1] < 1e-3 * run.history.lr.max()
-    assert plan.split('"ends"')[0] == (tmp_path / 'run' / 'plan.json').read_text().split('"ends"')[0], (
-        'continued, not planned again'
-    )
+    assert plan.split('"ends"')[0] == plan_file.read_text().split('"ends"')[0], 'resumed, not planned again'
 
 
-def test_resume_takes_the_plan_that_was_made(process, fungi, photos, tmp_path):
-    state = tmp_path / 'run' / 'checkpoint' / 'state.safetensors'
-    one = process(
-        'train', 'flowers', '--source', str(photos), '--budget', '15', *flags(**small), '--out', tmp_path / 'run'
-    )
-    wait_for(state.exists, one)
-    one.kill()
-    one.join()
+def test_resume_uses_the_saved_plan(started, fungi, photos, tmp_path, monkeypatch):
+    from fungi_fastai.training import budget
+
+    file = tmp_path / 'run' / 'checkpoint' / 'state.safetensors'
+    call = ('train', 'flowers', '--source', str(photos), '--budget', '15', *flags(**small), '--out', tmp_path / 'run')
+    first = started(call_with_ticking_clock, 0.1, *call)
+    wait_for(file.exists, first)
+    first.kill()
+    first.join()
+    monkeypatch.setattr(budget, 'clock', TickingClock(0.1))
     fungi('train', '--resume', tmp_path / 'run')
     fungi('watch', tmp_path / 'run', '--once')
 
 
-def test_the_best_network_at_hand(fungi, photos, tmp_path):
-    "Two networks with weights: the choice is one of them, and said; with none it begins from scratch"
+def test_the_best_available_network(fungi, photos, tmp_path):
+    "With weights for two networks, one of them is chosen, and the log says so"
     import timm
     from safetensors.torch import save_file
 
@@ -148,12 +177,12 @@ def test_the_best_network_at_hand(fungi, photos, tmp_path):
         '--bs',
         '8',
     )
-    said = fungi(*same).err
+    log = fungi(*same).err
     run = Run.load(tmp_path / 'run')
-    assert f'{run.recipe.arch} of the 2 tried' in said and run.recipe.weights == str(
+    assert f'{run.recipe.arch} is the best of 2 measured networks' in log and run.recipe.weights == str(
         tmp_path / 'weights' / f'{run.recipe.arch}.made_here.safetensors'
     )
-    assert run.asked.arch == 'auto' and run.recipe.size == 32 and run.recipe.epochs == 0
+    assert run.requested_recipe.arch == 'auto' and run.recipe.size == 32 and run.recipe.epochs == 0
     fungi(*same)
     assert (
         'not a folder'
@@ -169,21 +198,17 @@ def test_the_best_network_at_hand(fungi, photos, tmp_path):
     assert not (tmp_path / 'other').exists()
 
 
-def test_nothing_at_hand(fungi, photos, tmp_path):
-    from fungi_fastai.training.budget import from_scratch, make_plan
+def test_no_weights_available(fungi, photos, tmp_path):
+    from fungi_fastai.training.budget import make_plan, scratch_arch
     from fungi_fastai.training.fit import prepare_items
 
     (tmp_path / 'weights').mkdir()
     recipe = Recipe(
         source=str(photos), group='', arch='auto', weights=str(tmp_path / 'weights'), size=32, bs=8, epochs=1
     )
-    found = make_plan(recipe, prepare_items(recipe, progress=False))
-    assert (found.arch, found.pretrained, found.weights, found.lr) == (
-        from_scratch,
-        False,
-        '',
-        1e-2,
-    ) and 'from scratch' in found.why
+    plan = make_plan(recipe, prepare_items(recipe, progress=False))
+    assert (plan.arch, plan.pretrained, plan.weights, plan.lr) == (scratch_arch, False, '', 1e-2)
+    assert 'from scratch' in plan.reason
     assert make_plan(recipe.but(lr=0.003), prepare_items(recipe, progress=False)).lr == 0.003
 
 
@@ -192,7 +217,7 @@ def test_the_head_is_refit_where_that_validates_better(photos, ready, tmp_path):
     from fungi_fastai import train_flowers
     from fungi_fastai.evaluation.calibration import apply_temperature, fit_temperature
     from fungi_fastai.evaluation.metrics import Evaluation
-    from fungi_fastai.training.checkpoints import read_weights
+    from fungi_fastai.training.checkpoints import read_saved_weights
 
     runs = {
         refit: train_flowers(
@@ -203,101 +228,93 @@ def test_the_head_is_refit_where_that_validates_better(photos, ready, tmp_path):
     validated = {refit: Evaluation.of(run.predictions[run.predictions.split == 'valid']) for refit, run in runs.items()}
 
     def loss(one):
-        return -np.log(
-            apply_temperature(one.probs, fit_temperature(one.probs, one.targets))[
-                np.arange(len(one.targets)), one.targets
-            ]
-        ).mean()
+        probs = apply_temperature(one.probs, fit_temperature(one.probs, one.targets))
+        return -np.log(probs[np.arange(len(one.targets)), one.targets]).mean()
 
     losses = {refit: loss(one) for refit, one in validated.items()}
-    again, weights = (
-        runs[True].metrics['head_refit'],
-        {refit: read_weights(run.folder / 'model.safetensors')[0] for refit, run in runs.items()},
-    )
-    same = {k: bool((weights[False][k] == v).all()) for k, v in weights[True].items()}
-    assert all(equal for k, equal in same.items() if 'linear' not in k), 'the backbone stays as it was trained'
+    weights = {refit: read_saved_weights(run.folder / 'model.safetensors')[0] for refit, run in runs.items()}
+    equal = {name: bool((weights[False][name] == tensor).all()) for name, tensor in weights[True].items()}
+    assert all(is_equal for name, is_equal in equal.items() if 'linear' not in name), 'the backbone stays as trained'
     assert not runs[False].metrics['head_refit']
-    assert again == (not all(same.values())) and (
-        losses[True] < losses[False] + 0.005 if again else losses[True] == losses[False]
-    )
+    head_refit = runs[True].metrics['head_refit']
+    assert head_refit == (not all(equal.values()))
+    assert losses[True] < losses[False] + 0.005 if head_refit else losses[True] == losses[False]
 
 
-def test_a_head_that_is_too_sure_of_itself_stays_before_one_that_says_nothing(photos, ready, monkeypatch):
+def test_an_overconfident_head_is_kept_rather_than_one_without_information(photos, ready, monkeypatch):
     import torch
 
-    from fungi_fastai.models.networks import backbone_head
-    from fungi_fastai.training.recipes import FLOWERS
+    from fungi_fastai.models.networks import backbone_and_head
     from fungi_fastai.training import fit as fitting
+    from fungi_fastai.training.recipes import FLOWERS
 
     learn = fitting.make_learner(FLOWERS.but(source=photos, **tiny), progress=False)
-    head = backbone_head(learn.model)[1]
+    head = backbone_and_head(learn.model)[1]
     fitting.probe_head(learn)
-    for one in head.parameters():
-        one.data.mul_(100)
-    sure = {k: v.clone() for k, v in head.state_dict().items()}
+    for weight in head.parameters():
+        weight.data.mul_(100)
+    overconfident = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     learn.history.rows = [dict(epoch=1, train_loss=1.0)]
 
-    def silent(learn, **_):
-        for one in head.parameters():
-            one.data.zero_()
+    def zero_head(learn, **_):
+        for weight in head.parameters():
+            weight.data.zero_()
 
-    monkeypatch.setattr(fitting, 'probe_head', silent)
-    fitting._finish(learn)
-    assert not learn.head_refit and all(torch.equal(sure[k], v) for k, v in head.state_dict().items())
+    monkeypatch.setattr(fitting, 'probe_head', zero_head)
+    fitting._refit_head(learn)
+    assert not learn.run_state.head_refit
+    assert all(torch.equal(overconfident[name], tensor) for name, tensor in head.state_dict().items())
 
 
 @pytest.mark.parametrize('changes', (dict(loss='focal'), dict(hidden=8), dict(head='fastai')))
-def test_a_head_with_an_aim_of_its_own_stays(photos, ready, tmp_path, changes):
+def test_other_losses_and_heads_are_not_refit(photos, ready, tmp_path, changes):
     from fungi_fastai import train_flowers
 
     assert not train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny | changes).metrics['head_refit']
 
 
-def test_mirror_images_are_what_the_body_sees_in_them(photos, ready):
+def test_features_of_horizontal_flips(photos, ready):
     from PIL import Image, ImageOps
 
-    from fungi_fastai.training.recipes import FLOWERS
+    from fungi_fastai.training.features import backbone_features, cached_features
     from fungi_fastai.training.fit import make_learner
-    from fungi_fastai.training.features import backbone_features, known_features
+    from fungi_fastai.training.recipes import FLOWERS
 
     learn = make_learner(FLOWERS.but(source=photos, **tiny, cache=False), progress=False)
-    seen, _ = known_features(learn, flipped=True)
-    rows = learn.items[learn.items.split == 'train']
-    few = rows.assign(path=[ImageOps.mirror(Image.open(path)) for path in rows.path])
-    assert np.allclose(seen['mirrored'][0], backbone_features(learn, few), atol=2e-2) and not np.allclose(
-        seen['mirrored'], seen['train'], atol=2e-2
-    )
+    features, _ = cached_features(learn, flipped=True)
+    rows = learn.run_state.items[learn.run_state.items.split == 'train']
+    mirrored = rows.assign(path=[ImageOps.mirror(Image.open(path)) for path in rows.path])
+    assert np.allclose(features['flipped'][0], backbone_features(learn, mirrored), atol=2e-2)
+    assert not np.allclose(features['flipped'], features['train'], atol=2e-2)
 
 
-@pytest.mark.parametrize('seconds, mirrored', ((600, 1.0), (0.01, 0.0)))
-def test_a_probe_sees_mirror_images_only_where_there_is_time(photos, small_run, tmp_path, seconds, flipped):
-    from fungi_fastai.training.recipes import FLOWERS
-    from fungi_fastai.training.budget import OnTime, Plan
+@pytest.mark.parametrize('seconds, flipped', ((600, True), (0.01, False)))
+def test_a_probe_uses_horizontal_flips_only_if_there_is_time(photos, small_run, tmp_path, seconds, flipped):
+    from fungi_fastai.training.budget import Plan, TimeBudget
     from fungi_fastai.training.fit import fit, make_learner
+    from fungi_fastai.training.recipes import FLOWERS
 
     weights = str(small_run.folder / 'model.safetensors')
     learn = make_learner(
         FLOWERS.but(source=photos, **tiny | dict(pretrained=True, weights=weights, epochs=0)), progress=False
     )
-    plan = Plan(tiny['arch'], weights, True, 0.01, 32, 0, 1.0, 0.0, 0.0, '')
-    fit(learn, tmp_path, on_time=OnTime(time.monotonic(), seconds, plan))
-    assert ('mirrored' in learn.seen_by_backbone) == bool(flipped)
+    plan = Plan(tiny['arch'], weights, True, 0.01, 32, 0, 1.0, reserve=0.0, score=0.0, reason='')
+    fit(learn, tmp_path, time_budget=TimeBudget(time.monotonic(), seconds, plan))
+    assert ('flipped' in learn.run_state.features) == flipped
 
 
-def test_a_part_of_the_mirror_images_goes_with_its_classes(photos, ready):
-    from fungi_fastai.training.recipes import FLOWERS
+def test_a_fraction_of_the_horizontal_flips_keeps_its_classes(photos, ready):
+    from fungi_fastai.training.features import cached_features, clear_features
     from fungi_fastai.training.fit import make_learner
-    from fungi_fastai.training.features import forget_features, known_features
+    from fungi_fastai.training.recipes import FLOWERS
 
     learn = make_learner(FLOWERS.but(source=photos, **tiny, cache=False), progress=False)
-    some, codes = known_features(learn, flipped=0.5)
-    trained = learn.items[learn.items.split == 'train']
-    part = trained.sample(round(0.5 * len(trained)), random_state=learn.recipe.seed)
-    assert codes['mirrored'].tolist() == part.label.map(learn.dls.vocab.o2i).tolist() and len(
-        some['mirrored'][0]
-    ) == len(part)
-    forget_features(learn)
-    every, _ = known_features(learn, flipped=1.0)
-    assert np.allclose(
-        some['mirrored'][0], every['mirrored'][0][[trained.index.get_loc(i) for i in part.index]], atol=1e-5
-    )
+    some, targets = cached_features(learn, flipped=0.5)
+    training = learn.run_state.items[learn.run_state.items.split == 'train']
+    half = training.sample(round(0.5 * len(training)), random_state=learn.run_state.recipe.seed)
+    assert targets['flipped'].tolist() == half.label.map(learn.dls.vocab.o2i).tolist()
+    assert len(some['flipped'][0]) == len(half)
+    clear_features(learn)
+    every, _ = cached_features(learn, flipped=1.0)
+    indices = [training.index.get_loc(i) for i in half.index]
+    assert np.allclose(some['flipped'][0], every['flipped'][0][indices], atol=1e-5)

@@ -1,4 +1,4 @@
-"The cache of decoded images, as processes that share it, a failing disk and a careless user find it"
+"The cache of decoded images: processes that share it, a failing disk, a careless user"
 
 import json
 import os
@@ -22,15 +22,15 @@ def counted(path, *rest):
     if slow: import time; time.sleep(slow)
     return read(path, *rest)
 cache.read_pixels = counted
-made = cache.build_cache(items, 40, progress=False)
-for path in items.path: assert (made[path] == read(path, 40)).all()
-print(len(made))
+built = cache.build_cache(items, 40, progress=False)
+for path in items.path: assert (built[path] == read(path, 40)).all()
+print(len(built))
 """
 
 
 @pytest.fixture
 def scanned(photos, tmp_path):
-    "A folder with settings of its own, and the photos as items"
+    "The photos as items, in a folder with its own settings"
     from fungi_fastai.data.scan import check
 
     (tmp_path / 'settings.ini').write_text('[DEFAULT]\ncache_dir = cache\nnum_workers = 1\n')
@@ -46,32 +46,32 @@ def start(folder, slow=0.0):
     )
 
 
-def test_several_processes_want_it_and_one_makes_it(scanned, tmp_path):
-    racing = [start(tmp_path, 0.01) for _ in range(3)]
-    for one in racing:
-        out, err = one.communicate(timeout=300)
-        assert (out.strip(), one.returncode) == (str(len(scanned)), 0), err
+def test_one_of_several_processes_builds_it(scanned, tmp_path):
+    processes = [start(tmp_path, 0.01) for _ in range(3)]
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert (out.strip(), process.returncode) == (str(len(scanned)), 0), err
     assert len((tmp_path / 'read.txt').read_text().splitlines()) == len(scanned)
     assert len(list((tmp_path / 'cache/pixels').glob('*.pixels'))) == 1
 
 
-def test_a_kill_leaves_nothing_that_counts(scanned, tmp_path):
-    one = start(tmp_path, 0.05)
+def test_a_killed_process_leaves_no_cache(scanned, tmp_path):
+    process = start(tmp_path, 0.05)
     while not list(tmp_path.glob('cache/pixels/.*.part')):
-        assert one.poll() is None
+        assert process.poll() is None
         time.sleep(0.005)
-    one.kill()
-    one.communicate()
+    process.kill()
+    process.communicate()
     assert not list(tmp_path.glob('cache/pixels/*.pixels'))
     out, err = start(tmp_path).communicate(timeout=300)
     assert out.strip() == str(len(scanned)), err
     assert not list(tmp_path.glob('cache/pixels/.*.part'))
 
 
-def test_a_second_run_decodes_nothing_and_a_run_without_is_the_same(photos, tmp_path, place, monkeypatch):
+def test_a_second_run_decodes_nothing_and_a_run_without_cache_is_the_same(photos, tmp_path, place, monkeypatch):
     from fungi_fastai import train_flowers
     from fungi_fastai.data import cache, loaders
-    from fungi_fastai.training.checkpoints import read_weights
+    from fungi_fastai.training.checkpoints import read_saved_weights
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'settings.ini').write_text('[DEFAULT]\ncache_dir = cache\nnum_workers = 1\ndevice = cpu\n')
@@ -90,27 +90,27 @@ def test_a_second_run_decodes_nothing_and_a_run_without_is_the_same(photos, tmp_
         monkeypatch.chdir(tmp_path)
     used = (runs['first'].items.split != '').sum()
     assert counts['first'] == used and counts['second'] == 0 and counts['without'] > used
-    weights = {name: read_weights(run.folder / 'model.safetensors')[0] for name, run in runs.items()}
+    weights = {name: read_saved_weights(run.folder / 'model.safetensors')[0] for name, run in runs.items()}
     for key, value in weights['first'].items():
         for other in ('second', 'without'):
             assert (value == weights[other][key]).all(), (other, key)
 
 
-def test_a_read_only_place_is_said_once_and_the_training_goes_on(photos, tmp_path, place, monkeypatch):
+def test_without_permission_there_is_one_warning_and_the_training_continues(photos, tmp_path, place, monkeypatch):
     from fungi_fastai import train_flowers
 
     (tmp_path / 'file').write_text('in the way')
     (tmp_path / 'settings.ini').write_text('[DEFAULT]\ncache_dir = file\ndevice = cpu\n')
     monkeypatch.chdir(tmp_path)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         run = train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny)
     assert run.finished
-    ours = [str(w.message) for w in said if 'decoded images are not kept' in str(w.message)]
-    assert len(ours) == 1, said
+    messages = [str(w.message) for w in caught if 'decoded images are not cached' in str(w.message)]
+    assert len(messages) == 1, caught
 
 
-def test_a_picture_damaged_in_the_cache_and_changed_on_disk(scanned, tmp_path, monkeypatch):
+def test_an_image_damaged_in_the_cache_and_changed_on_disk(scanned, tmp_path, monkeypatch):
     from fungi_fastai import UserError
     from fungi_fastai.data.cache import build_cache
 
@@ -121,40 +121,40 @@ def test_a_picture_damaged_in_the_cache_and_changed_on_disk(scanned, tmp_path, m
 
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)).save(copy)
     items.iloc[0, items.columns.get_loc('path')] = str(copy)
-    made = build_cache(items, 40, progress=False)
-    start = int(made._table['start'][0])
-    with open(made.file, 'r+b') as f:
+    built = build_cache(items, 40, progress=False)
+    start = int(built._table['start'][0])
+    with open(built.file, 'r+b') as f:
         f.seek(start + 10)
-        f.write(b'spoilt')
+        f.write(b'damage')
     Image.fromarray(np.zeros((50, 60, 3), np.uint8)).save(copy)
     with pytest.raises(UserError, match='fungi cache clear'):
         build_cache(items, 40, progress=False)[str(copy)]
 
 
-def test_a_cache_can_go_to_another_process(scanned, tmp_path, monkeypatch):
+def test_a_cache_can_be_sent_to_another_process(scanned, tmp_path, monkeypatch):
     import pickle
 
     from fungi_fastai.data.cache import build_cache
 
     monkeypatch.chdir(tmp_path)
-    made = build_cache(scanned, 40, progress=False)
-    sent = pickle.dumps(made)
-    assert len(sent) < made.file.stat().st_size
+    built = build_cache(scanned, 40, progress=False)
+    sent = pickle.dumps(built)
+    assert len(sent) < built.file.stat().st_size
     path = scanned.path.iloc[0]
-    assert (pickle.loads(sent)[path] == made[path]).all()
+    assert (pickle.loads(sent)[path] == built[path]).all()
 
 
-def test_the_command_lists_and_clears_what_is_ours(fungi, scanned, tmp_path, monkeypatch):
+def test_the_command_lists_and_clears_only_caches(fungi, scanned, tmp_path, monkeypatch):
     from fungi_fastai.data.cache import build_cache
 
     monkeypatch.chdir(tmp_path)
-    assert 'Nothing is kept' in fungi('cache', 'list').out
-    made = build_cache(scanned, 40, progress=False)
+    assert 'is empty' in fungi('cache', 'list').out
+    built = build_cache(scanned, 40, progress=False)
     (tmp_path / 'cache/mine.txt').write_text('not yours')
     assert f'{len(scanned)} images at 40 px' in fungi('cache', 'list').out
-    found = json.loads(fungi('cache', 'list', '--json').out)
-    assert found['files'][0]['images'] == len(scanned) and found['bytes'] == made.file.stat().st_size
-    assert os.path.isdir(found['files'][0]['from'])
+    listed = json.loads(fungi('cache', 'list', '--json').out)
+    assert listed['files'][0]['images'] == len(scanned) and listed['bytes'] == built.file.stat().st_size
+    assert os.path.isdir(listed['files'][0]['from'])
     assert 'freed' in fungi('cache', 'clear').out
-    assert not made.file.exists() and (tmp_path / 'cache/mine.txt').exists()
+    assert not built.file.exists() and (tmp_path / 'cache/mine.txt').exists()
     fungi('cache', 'burn', code=2)

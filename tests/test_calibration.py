@@ -1,4 +1,4 @@
-"Calibration: against hand calculations and other libraries, for any probabilities; what cannot be told is left alone"
+"Calibration and intervals of fractions: against hand calculations and other libraries, for any probabilities"
 
 import json
 import warnings
@@ -9,22 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fungi_fastai.core.errors import UserError
+from fungi_fastai.evaluation.assess import calibrate
 from fungi_fastai.evaluation.calibration import (
     CalibrationWarning,
     apply_temperature,
-    calibrate,
-    checked,
-    effective_size,
     expected_calibration_error,
     fit_temperature,
-    group_numbers,
-    interval_of,
     maximum_calibration_error,
     plot_reliability,
     reliability,
     temperature_limits,
 )
-from fungi_fastai.core.errors import UserError
+from fungi_fastai.evaluation.intervals import effective_size, group_numbers, interval_of
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -42,7 +39,7 @@ def labelled(draw, least=1, most=60):
 
 
 def sample(n=400, classes=5, seed=0, sharpness=0.4):
-    "Honest probabilities: each class is drawn from them"
+    "Calibrated probabilities: each class is drawn from them"
     random = np.random.default_rng(seed)
     probs = random.dirichlet(np.full(classes, sharpness), n)
     return probs, (probs.cumsum(1) < random.random((n, 1))).sum(1).clip(0, classes - 1)
@@ -75,21 +72,21 @@ def test_the_error_is_the_papers(both, bins):
 
 @few
 @given(labelled(least=2), st.integers(1, 20), st.sampled_from(['width', 'mass']))
-def test_no_order_of_pictures_or_classes_matters(both, bins, equal):
+def test_no_order_of_images_or_classes_matters(both, bins, equal):
     probs, targets = both
     random = np.random.default_rng(0)
     order, classes = random.permutation(len(targets)), random.permutation(probs.shape[1])
     found = expected_calibration_error(probs, targets, bins, equal)
     assert 0 <= found <= maximum_calibration_error(probs, targets, bins, equal) + 1e-12 <= 1 + 1e-9
     assert expected_calibration_error(probs[order], targets[order], bins, equal) == pytest.approx(found, abs=1e-9)
-    if (probs == probs.max(1, keepdims=True)).sum(1).max() == 1:  # of equally likely classes the first is said
+    if (probs == probs.max(1, keepdims=True)).sum(1).max() == 1:  # of equally probable classes the first is predicted
         assert expected_calibration_error(
             probs[:, classes], np.argsort(classes)[targets], bins, equal
         ) == pytest.approx(found, abs=1e-9)
 
 
 def test_mapie_and_we_agree():
-    "MAPIE takes whether the label that is said is right, and its confidence; it counts the edges of the bins, one more than bins"
+    "MAPIE takes whether the prediction is correct, and its confidence; it counts the edges of the bins"
     from mapie.metrics.calibration import expected_calibration_error as theirs
 
     probs, targets = sample(1000)
@@ -104,23 +101,23 @@ def test_bins_of_equal_mass_hold_equally_many():
     table = reliability(probs, targets, 10, 'mass')
     assert table.images.between(99, 101).all() and table.images.sum() == 1000
     assert (table.low.to_numpy()[1:] == table.high.to_numpy()[:-1]).all()
-    one = np.full((30, 4), 0.25)  # one confidence: one bin, whatever was asked for
+    one = np.full((30, 4), 0.25)  # one confidence: one bin, whatever the number
     assert len(reliability(one, np.zeros(30, int), 10, 'mass')) == 1
     assert expected_calibration_error(one, np.zeros(30, int), 10, 'mass') == pytest.approx(0.75)
 
 
-def test_one_picture_and_many_classes():
+def test_one_image_and_many_classes():
     assert expected_calibration_error(np.eye(1000)[:1], np.array([0])) == 0
     assert expected_calibration_error(np.eye(1000)[:1], np.array([1]), equal='mass') == 1
     assert reliability(np.array([[1.0]]), np.array([0])).images.tolist() == [1]
 
 
 @pytest.mark.parametrize(
-    'probs, targets, said',
+    'probs, targets, message',
     [
         ([[np.nan, 1.0]], [0], 'not numbers'),
         ([[0.2, 0.2]], [0], 'sum to 0.4; expected 1'),
-        ([[1.5, -0.5]], [0], 'none can be below 0'),
+        ([[1.5, -0.5]], [0], 'below 0'),
         ([[0.5, 0.5]], [2], 'from 0 to 1'),
         ([[0.5, 0.5]], [0, 1], '1 rows'),
         ([[0.5, 0.5]], [0.5], 'whole numbers'),
@@ -128,13 +125,13 @@ def test_one_picture_and_many_classes():
         ([0.5], [0], 'shape'),
     ],
 )
-def test_what_is_no_probability_is_refused(probs, targets, said):
+def test_invalid_probabilities(probs, targets, message):
     for function in (expected_calibration_error, reliability, fit_temperature):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             function(np.asarray(probs, float), np.asarray(targets))
 
 
-def test_what_is_no_number_of_bins_is_refused():
+def test_invalid_bins():
     for bins in (0, -1, 2.5):
         with pytest.raises(UserError, match='number of bins'):
             expected_calibration_error(np.array([[0.5, 0.5]]), np.array([0]), bins)
@@ -142,7 +139,7 @@ def test_what_is_no_number_of_bins_is_refused():
         expected_calibration_error(np.array([[0.5, 0.5]]), np.array([0]), equal='size')
 
 
-# --- intervals of shares
+# --- intervals of fractions
 
 
 def test_the_interval_is_clopper_and_pearsons():
@@ -171,10 +168,10 @@ def test_groups_widen_an_interval_and_never_narrow_it():
     assert effective_size(np.array([True, False] * 10), np.arange(20)) == 20
 
 
-def test_pictures_without_a_group_are_their_own():
+def test_images_without_a_group_are_groups_of_one():
     assert len(set(group_numbers(['', None, 'a', 'a', np.nan, ''], 6))) == 5
     assert group_numbers(['', ''], 2).tolist() == [0, 1] and group_numbers(None, 3) is None
-    assert checked([[0.5, 0.5]] * 2, [0, 1], pd.Series(['x', 'x'], index=[7, 9]))[2].tolist() == [0, 0]
+    assert group_numbers(pd.Series(['x', 'x'], index=[7, 9]), 2).tolist() == [0, 0]
     with pytest.raises(UserError, match='2 images and 3 groups'):
         group_numbers(list('abc'), 2)
 
@@ -206,16 +203,18 @@ def test_a_temperature_is_that_of_the_logits():
 
 
 @pytest.mark.parametrize('true', [0.25, 1, 3.0])
-def test_the_temperature_is_found_and_is_the_best(true):
+def test_the_temperature_has_the_lowest_log_loss(true):
     probs, targets = sample(4000)
-    spoilt = apply_temperature(probs, 1 / true)
-    found = fit_temperature(spoilt, targets)
+    uncalibrated = apply_temperature(probs, 1 / true)
+    found = fit_temperature(uncalibrated, targets)
     assert found == pytest.approx(true, rel=0.1)
-    loss = lambda t: -np.log(np.clip(apply_temperature(spoilt, t), 1e-300, 1)[np.arange(len(targets)), targets]).mean()
+    loss = lambda t: (
+        -np.log(np.clip(apply_temperature(uncalibrated, t), 1e-300, 1)[np.arange(len(targets)), targets]).mean()
+    )
     grid = np.geomspace(found / 2, found * 2, 41)
-    if (spoilt > 1e-12).all():
+    if (uncalibrated > 1e-12).all():
         assert loss(found) <= min(map(loss, grid)) + 1e-6
-    assert expected_calibration_error(apply_temperature(spoilt, found), targets) < 0.04
+    assert expected_calibration_error(apply_temperature(uncalibrated, found), targets) < 0.04
 
 
 def test_another_way_finds_the_same_temperature():
@@ -224,34 +223,34 @@ def test_another_way_finds_the_same_temperature():
     from sklearn.metrics import log_loss
 
     probs, targets = sample(800, sharpness=1.0)
-    spoilt = apply_temperature(probs, 0.4)
+    uncalibrated = apply_temperature(probs, 0.4)
     theirs = minimize(
-        lambda x: log_loss(targets, apply_temperature(spoilt, float(np.exp(x[0]))), labels=range(5)),
+        lambda x: log_loss(targets, apply_temperature(uncalibrated, float(np.exp(x[0]))), labels=range(5)),
         [0.0],
         method='Nelder-Mead',
         tol=1e-6,
     )
-    assert fit_temperature(spoilt, targets) == pytest.approx(float(np.exp(theirs.x[0])), rel=1e-3)
+    assert fit_temperature(uncalibrated, targets) == pytest.approx(float(np.exp(theirs.x[0])), rel=1e-3)
 
 
 def test_a_single_zero_does_not_decide_alone():
     probs, targets = sample(400, sharpness=2.0)
-    probs[0], targets[0] = [1, 0, 0, 0, 0], 4  # sure, and wrong: its log loss has no end
+    probs[0], targets[0] = [1, 0, 0, 0, 0], 4  # confident, and wrong: its log loss is infinite
     found = fit_temperature(probs, targets)
     assert 0.8 < found < 1.6
 
 
 @pytest.mark.parametrize(
-    'probs, targets, said',
+    'probs, targets, message',
     [
         (sample(19)[0], sample(19)[1], '19 images are too few'),
         (sample(50)[0], np.zeros(50, int), 'one class'),
-        (np.eye(4)[np.arange(40) % 4] * 0.6 + 0.1, np.arange(40) % 4, 'right about every image'),
-        (np.full((40, 4), 0.25), np.arange(40) % 4, 'the same of every class'),
+        (np.eye(4)[np.arange(40) % 4] * 0.6 + 0.1, np.arange(40) % 4, 'correct on every image'),
+        (np.full((40, 4), 0.25), np.arange(40) % 4, 'every class the same'),
     ],
 )
-def test_what_cannot_be_told_is_left_at_one_with_a_word(probs, targets, said):
-    with pytest.warns(CalibrationWarning, match=said):
+def test_a_temperature_that_cannot_be_fitted_is_one(probs, targets, message):
+    with pytest.warns(CalibrationWarning, match=message):
         assert fit_temperature(probs, targets) == 1
 
 
@@ -265,22 +264,26 @@ def test_probabilities_that_mislead_stop_at_the_limit():
 # --- of a run
 
 
-def table(n, seed, spoil=0.5):
+def table(n, seed, temperature=0.5):
     probs, targets = sample(n, seed=seed)
-    return pd.DataFrame(apply_temperature(probs, spoil), columns=[f'p_{c}' for c in 'abcde']).assign(
+    return pd.DataFrame(apply_temperature(probs, temperature), columns=[f'p_{c}' for c in 'abcde']).assign(
         label=np.array(list('abcde'))[targets]
     )
 
 
 def test_calibrate_tells_before_and_after():
-    told = calibrate(table(500, 0), table(800, 1))
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
-    assert told['temperature'] == pytest.approx(2, rel=0.15) and (told['n_valid'], told['n_test'], told['note']) == (
+    result = calibrate(table(500, 0), table(800, 1))
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result['temperature'] == pytest.approx(2, rel=0.15) and (
+        result['n_valid'],
+        result['n_test'],
+        result['note'],
+    ) == (
         500,
         800,
         '',
     )
-    before, after = told['before'], told['after']
+    before, after = result['before'], result['after']
     assert before['accuracy'] == after['accuracy']
     assert all(after[k] < before[k] for k in ('ece', 'ece_mass', 'log_loss', 'brier'))
     from sklearn.metrics import brier_score_loss, log_loss
@@ -296,16 +299,16 @@ def test_calibrate_tells_before_and_after():
     )
 
 
-def test_calibrate_is_silent_and_says_why_it_left_things():
+def test_calibrate_notes_why_the_temperature_is_one():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        told = calibrate(table(10, 0), table(30, 1))
-    assert told['temperature'] == 1 and 'too few' in told['note'] and told['before'] == told['after']
+        result = calibrate(table(10, 0), table(30, 1))
+    assert result['temperature'] == 1 and 'too few' in result['note'] and result['before'] == result['after']
 
 
 def test_the_diagram():
     probs, targets = sample(200)
     assert len(plot_reliability(probs, targets).axes) == 1
     figure = plot_reliability(apply_temperature(probs, 0.5), targets, probs, groups=np.repeat(range(100), 2))
-    assert [a.get_title().split(':')[0] for a in figure.axes] == ['as the model says it', 'after calibration']
-    plot_reliability(np.eye(3), np.arange(3))  # all right, all sure
+    assert [a.get_title().split(':')[0] for a in figure.axes] == ['before calibration', 'after calibration']
+    plot_reliability(np.eye(3), np.arange(3))  # all correct, all confident

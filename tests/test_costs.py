@@ -1,4 +1,4 @@
-"Costs: the cheapest answer is the cheapest, the account is right, files are read or refused in words, and nothing reads as advice"
+"Costs: the cheapest answer has the lowest cost, totals are right, invalid files are rejected, nothing reads as advice"
 
 import numpy as np
 import pandas as pd
@@ -6,26 +6,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fungi_fastai.core.errors import MissingFileError, UserError
 from fungi_fastai.evaluation import costs as module
-from fungi_fastai.evaluation.costs import (
-    Costs,
-    advice_in,
+from fungi_fastai.evaluation.class_attributes import (
     attribute_confusion,
     attribute_costs,
-    cheapest,
-    cost_table,
-    equal_costs,
-    expected_costs,
     fungiclef_costs,
     fungiclef_scores,
     plot_attribute_confusion,
     read_attributes,
+)
+from fungi_fastai.evaluation.conformal import conformal
+from fungi_fastai.evaluation.costs import (
+    Costs,
+    advice_in,
+    cheapest,
+    cost_table,
+    equal_costs,
+    expected_costs,
     read_costs,
     safety_note,
     total_cost,
 )
-from fungi_fastai.evaluation.decisions import conformal, decide, threshold_for
-from fungi_fastai.core.errors import MissingFileError, UserError
+from fungi_fastai.evaluation.selective import decide, threshold_for
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 names = ['Amanita phalloides', 'Agaricus campestris', 'Lepiota brunneoincarnata', 'Macrolepiota procera', 'Mycena sp.']
@@ -43,18 +46,17 @@ def sample(n=200, seed=0, classes=5):
 
 @few
 @given(st.integers(1, 6), st.integers(0, 1000), st.booleans(), st.floats(0, 1))
-def test_no_answer_is_cheaper_than_the_cheapest(classes, seed, abstain, stranger):
+def test_no_answer_costs_less_than_the_cheapest(classes, seed, abstain, ood):
     random = np.random.default_rng(seed)
     costs = Costs(random.uniform(0, 10, (classes + 1, classes + 1)), [f'c{i}' for i in range(classes)])
     probs = random.dirichlet(np.ones(classes), 20)
-    said = cheapest(probs, costs, stranger, abstain)
-    for p, answer in zip(probs, said, strict=True):
+    answers = cheapest(probs, costs, ood, abstain)
+    for p, answer in zip(probs, answers, strict=True):
         paid = [
-            sum(q * costs.matrix[t, a] for t, q in enumerate([*p * (1 - stranger), stranger]))
-            for a in range(classes + abstain)
+            sum(q * costs.matrix[t, a] for t, q in enumerate([*p * (1 - ood), ood])) for a in range(classes + abstain)
         ]
         assert paid[answer] == pytest.approx(min(paid))
-    assert said.min() >= -1 if abstain else said.min() >= 0
+    assert answers.min() >= (-1 if abstain else 0)
 
 
 @few
@@ -64,11 +66,11 @@ def test_with_equal_costs_it_is_chows_rule(classes, seed, abstain):
     probs = probs[abs(probs.max(1) - (1 - abstain)) > 1e-6]
     if not len(probs):
         return
-    said = cheapest(probs, equal_costs([f'c{i}' for i in range(classes)], abstain=abstain))
-    assert (said == np.where(probs.max(1) > 1 - abstain, probs.argmax(1), -1)).all()
+    answers = cheapest(probs, equal_costs([f'c{i}' for i in range(classes)], abstain=abstain))
+    assert (answers == np.where(probs.max(1) > 1 - abstain, probs.argmax(1), -1)).all()
 
 
-def test_in_doubt_the_likeliest_is_said():
+def test_of_equal_costs_the_most_probable_class_is_taken():
     costs = Costs(np.zeros((4, 4)), list('abc'))
     assert cheapest(np.array([[0.2, 0.5, 0.3]]), costs).tolist() == [1]
 
@@ -83,9 +85,9 @@ def test_the_danger_decides():
         1,
         -1,
         -1,
-    ]  # .1*(1+1) is dearer than .1; the fourth may be of unknown kind
+    ]  # .1*(1+1) is more than .1; the fourth may be of unknown kind
     assert cheapest(probs, costs, abstain=False).tolist() == [0, 1, 0, 4]
-    assert cheapest(probs, costs, stranger=0.2).tolist() == [-1] * 4
+    assert cheapest(probs, costs, ood_probability=0.2).tolist() == [-1] * 4
     by_hand = [
         0.96 * 2 + 0.01 + 0.01 * 2,
         0.02 * 101 + 0.01 * 101 + 0.01,
@@ -109,9 +111,9 @@ def test_a_tables_cells():
         and cell('Agaricus campestris', 'Macrolepiota procera') == 1
     )
     assert (
-        cell('none of these', 'Agaricus campestris') == 10
+        cell('out-of-distribution', 'Agaricus campestris') == 10
         and cell('Agaricus campestris', 'not sure') == 0.1
-        and cell('none of these', 'not sure') == 0
+        and cell('out-of-distribution', 'not sure') == 0
     )
     # unknown is the worse of both: as truth and as answer
     assert cell('Mycena sp.', 'Agaricus campestris') == 101 and cell('Amanita phalloides', 'Mycena sp.') == 101
@@ -120,7 +122,7 @@ def test_a_tables_cells():
 
 
 @pytest.mark.parametrize(
-    'call, said',
+    'call, message',
     [
         (lambda: Costs(np.zeros((2, 2)), list('ab')), '3 × 3'),
         (lambda: Costs(np.full((2, 2), np.nan), ['a']), 'not numbers'),
@@ -134,36 +136,36 @@ def test_a_tables_cells():
         (lambda: attribute_confusion([0], [0], equal_costs(names)), 'without attributes'),
     ],
 )
-def test_costs_that_cannot_be(call, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_costs(call, message):
+    with pytest.raises(UserError, match=message):
         call()
 
 
-# --- the account
+# --- the total cost
 
 
-def test_the_account_is_the_sum_of_its_cells():
+def test_the_total_is_the_sum_of_its_cells():
     costs = fungiclef_costs(names, labels)
     random = np.random.default_rng(0)
     targets, answers = random.integers(-1, 5, 300), random.integers(-1, 5, 300)
     by_hand = [
-        costs.table().loc[[*names, 'none of these'][t], [*names, 'not sure'][a]]
+        costs.table().loc[[*names, 'out-of-distribution'][t], [*names, 'not sure'][a]]
         for t, a in zip(targets, answers, strict=True)
     ]
-    told = total_cost(targets, answers, costs)
+    cost = total_cost(targets, answers, costs)
     assert (
-        told['total'] == pytest.approx(sum(by_hand))
-        and told['mean'] == pytest.approx(np.mean(by_hand))
-        and told['answered'] == (answers >= 0).sum()
+        cost['total'] == pytest.approx(sum(by_hand))
+        and cost['mean'] == pytest.approx(np.mean(by_hand))
+        and cost['answered'] == (answers >= 0).sum()
     )
     assert (
-        told['dearest'] == 101
-        and told['costliest_images'] == by_hand.count(101)
-        and told['costliest_images'] / 300 < told['dearest_share_high'] < 1
+        cost['max_cost'] == 101
+        and cost['max_cost_images'] == by_hand.count(101)
+        and cost['max_cost_images'] / 300 < cost['max_cost_fraction_high'] < 1
     )
-    assert told['low'] < told['mean'] < told['high']
-    assert told['high'] - told['low'] == pytest.approx(2 * 1.96 * np.std(by_hand) / np.sqrt(300), rel=0.1)
-    assert all(isinstance(v, (int, float)) and not isinstance(v, np.generic) for v in told.values())
+    assert cost['low'] < cost['mean'] < cost['high']
+    assert cost['high'] - cost['low'] == pytest.approx(2 * 1.96 * np.std(by_hand) / np.sqrt(300), rel=0.1)
+    assert all(isinstance(v, (int, float)) and not isinstance(v, np.generic) for v in cost.values())
 
 
 def test_the_interval_is_of_whole_specimens():
@@ -173,18 +175,20 @@ def test_the_interval_is_of_whole_specimens():
     assert alone['mean'] == grouped['mean'] and (grouped['high'] - grouped['low']) / (
         alone['high'] - alone['low']
     ) == pytest.approx(np.sqrt(10), rel=0.15)
-    assert grouped['dearest_share_high'] > alone['dearest_share_high']
+    assert grouped['max_cost_fraction_high'] > alone['max_cost_fraction_high']
     single = total_cost([0], [1], costs)
-    assert single['low'] == single['high'] == 1 and single['dearest_share_high'] == 1
+    assert single['low'] == single['high'] == 1 and single['max_cost_fraction_high'] == 1
 
 
-def test_ways_side_by_side():
+def test_strategies_side_by_side():
     (probs, targets), costs = sample(500), fungiclef_costs(names, labels)
     table = cost_table(
-        targets, {'likeliest': probs.argmax(1), 'cheapest': cheapest(probs, costs), 'silence': np.full(500, -1)}, costs
+        targets,
+        {'most probable': probs.argmax(1), 'cheapest': cheapest(probs, costs), 'silence': np.full(500, -1)},
+        costs,
     )
-    assert table['mean'].idxmax() == 'likeliest' and table['mean']['cheapest'] <= table['mean']['silence'] + 0.02
-    assert table.answered.tolist()[::2] == [500, 0] and np.isnan(table.right['silence'])
+    assert table['mean'].idxmax() == 'most probable' and table['mean']['cheapest'] <= table['mean']['silence'] + 0.02
+    assert table.answered.tolist()[::2] == [500, 0] and np.isnan(table.accuracy['silence'])
 
 
 def reference_scores(targets, answers, poisonous):
@@ -231,7 +235,7 @@ def test_the_dangerous_cells_are_marked():
     for _, part in table.groupby('truth'):
         assert part.fraction.sum() == pytest.approx(1)
     known = targets >= 0
-    assert 'none of these' not in set(attribute_confusion(targets[known], answers[known], costs).truth)
+    assert 'out-of-distribution' not in set(attribute_confusion(targets[known], answers[known], costs).truth)
     axis = plot_attribute_confusion(table).axes[0]
     framed = [p for p in axis.patches if not p.get_fill()]
     assert (
@@ -261,7 +265,7 @@ def test_attributes_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'text, said',
+    'text, message',
     [
         ('class,edibility\na,edible\n', "no row for the class 'b'"),
         ('class,edibility\na,edible\nb,edible\na,poisonous\n', "the class 'a' more than once"),
@@ -278,25 +282,27 @@ def test_attributes_are_read(tmp_path):
         ('class,x\na,edible,3,4\nb,edible\n1,2,3,4,5,6\n', 'cannot be read|several|columns'),
     ],
 )
-def test_attributes_that_are_refused(tmp_path, text, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_attributes(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
         read_attributes(write(tmp_path, text), ['a', 'b'])
     with pytest.raises(MissingFileError, match='no file'):
         read_attributes(tmp_path / 'gone.csv', ['a'])
 
 
 def test_a_table_of_costs_is_read(tmp_path):
-    whole = read_costs(write(tmp_path, 'truth,b,a,not sure\na,5,0,.2\nb,0,7,.3\nnone of these,9,8,0\n'), ['a', 'b'])
+    whole = read_costs(
+        write(tmp_path, 'truth,b,a,not sure\na,5,0,.2\nb,0,7,.3\nout-of-distribution,9,8,0\n'), ['a', 'b']
+    )
     assert whole.matrix.tolist() == [[0, 5, 0.2], [7, 0, 0.3], [8, 9, 0]]
     part = read_costs(write(tmp_path, 'truth,a,b\na,0,5\nb,7,0\n'), ['a', 'b'])
-    assert part.matrix.tolist() == [[0, 5, 7], [7, 0, 7], [7, 7, 0]]  # what is not told costs as much as the worst
-    for text, said in {
+    assert part.matrix.tolist() == [[0, 5, 7], [7, 0, 7], [7, 7, 0]]  # a missing cost is the highest one
+    for text, message in {
         'truth,a\na,0\nb,1\n': "no column for the class 'b'",
         'truth,a,b\na,0,1\n': "no row for the class 'b'",
         'truth,a,b\na,0,x\nb,1,0\n': "'b' for 'a' is 'x'; expected a number",
         'truth,a,b\na,0,1\na,0,1\nb,1,0\n': 'more than once',
     }.items():
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             read_costs(write(tmp_path, text), ['a', 'b'])
 
 
@@ -339,18 +345,18 @@ def test_labels_are_no_advice(text):
     assert not advice_in(text)
 
 
-def test_nothing_that_is_said_reads_as_advice(tmp_path):
+def test_no_answer_reads_as_advice(tmp_path):
     "Whatever the costs and attributes: answers speak of classes, and the words of the user's table stay in tables"
     (probs, targets), costs = sample(600), fungiclef_costs(names, labels)
-    said = []
+    texts = []
     for threshold in (
         None,
         threshold_for(probs, targets, accuracy=0.8),
         threshold_for(probs[:9], targets[:9], accuracy=0.99),
     ):
         for sets in (None, conformal(probs, targets, 0.9, 'aps')):
-            said += [f'{d.label}\n{d.why}\n{d.set}' for d in decide(probs, names, 1.0, threshold, sets)]
-    assert not any(advice_in(text) or 'edible' in text.lower() or 'poison' in text.lower() for text in said)
+            texts += [f'{d.label}\n{d.why}\n{d.set}' for d in decide(probs, names, 1.0, threshold, sets)]
+    assert not any(advice_in(text) or 'edible' in text.lower() or 'poison' in text.lower() for text in texts)
     answers = cheapest(probs, costs)
     account = pd.Series(total_cost(targets, answers, costs))
     for table in (
@@ -368,6 +374,6 @@ def test_nothing_that_is_said_reads_as_advice(tmp_path):
         assert not advice_in(str(error.value).replace("'safe to eat'", ''))
 
 
-def test_the_note_says_what_has_to_be_said():
+def test_the_safety_note():
     assert all(word in safety_note for word in ('not determinations', 'Do not eat', 'were not checked', 'expert'))
     assert module.__doc__ and not advice_in(module.__doc__)

@@ -1,5 +1,6 @@
-"Accumulated gradients, averaged weights, mixed images and balanced classes, where they could go wrong unseen"
+"Gradient accumulation, EMA, MixUp, CutMix and balanced classes, where they could fail silently"
 
+import itertools
 import random
 import warnings
 
@@ -22,11 +23,11 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fungi_fastai.data.loaders import balanced_order
     from fungi_fastai.data.splits import split_groups
     from fungi_fastai.training.accumulation import Accumulate
-    from fungi_fastai.training.checkpoints import read_weights
+    from fungi_fastai.training.checkpoints import read_saved_weights
     from fungi_fastai.training.fit import make_learner, prepare_items
     from fungi_fastai.training.precision import Precision
     from fungi_fastai.training.recipe import Recipe
-    from fungi_fastai.training.regularization import AverageWeights
+    from fungi_fastai.training.regularization import EMACallback
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.usefixtures('place', 'ready')
 
 
 class Watched(Callback):
-    "Weights before the first step and after each, and the losses that were shown"
+    "Weights before the first step and after each step, and the displayed losses"
 
     def before_fit(self):
         self.weights, self.losses = [self.now()], []
@@ -52,7 +53,7 @@ class Watched(Callback):
 
 
 def trained(bs, *cbs, n=12, epochs=1, precision='fp32', opt_func=SGD, lr=0.5):
-    "A small network without BatchNorm after `n` images in a given order; one that learns quickly, so that a wrong step shows"
+    "A small network without BatchNorm after `n` images in a fixed order; it learns fast, so that a wrong step shows"
     torch.manual_seed(0)
     images, classes = torch.randn(n, 3, 8, 8), torch.arange(n) % 3
     loader = DataLoader(list(zip(images, classes, strict=True)), bs=bs, device='cpu')
@@ -70,81 +71,81 @@ def trained(bs, *cbs, n=12, epochs=1, precision='fp32', opt_func=SGD, lr=0.5):
     return watched
 
 
-def apart(one, other):
-    return float((one - other).abs().max())
+def difference(a, b):
+    return float((a - b).abs().max())
 
 
 @pytest.mark.parametrize(
     'n', [12, 13, 10, 7]
-)  # whole, one image too many, an incomplete step, an incomplete batch in it
+)  # complete, one image too many, an incomplete step, an incomplete batch in it
 @pytest.mark.parametrize('steps', [2, 3])
 def test_accumulation_equals_the_large_batch(n, steps):
     ours, large = trained(2, Accumulate(steps), n=n, epochs=2), trained(2 * steps, n=n, epochs=2)
     assert len(ours.weights) == len(large.weights)
-    assert max(apart(a, b) for a, b in zip(ours.weights, large.weights, strict=True)) < 1e-5
-    assert apart(large.weights[0], large.weights[-1]) > 1e-2
+    assert max(difference(a, b) for a, b in zip(ours.weights, large.weights, strict=True)) < 1e-5
+    assert difference(large.weights[0], large.weights[-1]) > 1e-2
 
 
 @pytest.mark.parametrize('clip', [0.01, 0.3])
 def test_the_norm_is_clipped_once_a_step(clip):
     ours, large = trained(3, Accumulate(2, clip)), trained(6, Accumulate(1, clip))
-    assert max(apart(a, b) for a, b in zip(ours.weights, large.weights, strict=True)) < 1e-5
-    moved = [float((b - a).norm()) for a, b in zip(large.weights, large.weights[1:], strict=False)]
+    assert max(difference(a, b) for a, b in zip(ours.weights, large.weights, strict=True)) < 1e-5
+    moved = [float((b - a).norm()) for a, b in itertools.pairwise(large.weights)]
     assert all(m <= 0.5 * clip * 1.001 for m in moved) and max(moved) == pytest.approx(0.5 * clip, rel=1e-3)
 
 
 def test_accumulation_in_bfloat16():
     ours, large, exact = trained(3, Accumulate(4), precision='bf16'), trained(12, precision='bf16'), trained(12)
-    assert apart(ours.weights[-1], large.weights[-1]) < 0.1 * apart(exact.weights[0], exact.weights[-1])
+    assert difference(ours.weights[-1], large.weights[-1]) < 0.1 * difference(exact.weights[0], exact.weights[-1])
 
 
-def test_the_loss_that_is_shown_is_that_of_each_batch():
+def test_the_displayed_loss_is_that_of_each_batch():
     assert trained(3, Accumulate(4), lr=0.0).losses == pytest.approx(trained(3, lr=0.0).losses)
 
 
 @pytest.mark.parametrize(
-    'n, bs, theirs',
+    'n, bs, images',
     [
-        (7, 2, 4),  # the images that are left over: never applied, carried into the next epoch
-        (6, 3, 4),  # counts images: 4 are reached with the second batch only, and a mean of 3 is divided by 4/3
+        (7, 2, 4),  # the remaining images are never applied, or carried into the next epoch
+        (6, 3, 4),  # counts images: 4 are reached only with the second batch, and a mean of 3 is divided by 4/3
         (9, 4, 8),  # the smaller last batch
     ],
 )
-def test_where_fastais_own_accumulation_differs_from_the_large_batch(n, bs, theirs):
-    steps = -(-theirs // bs)
+def test_where_fastais_accumulation_differs_from_the_large_batch(n, bs, images):
+    steps = -(-images // bs)
     large = trained(bs * steps, n=n, epochs=2)
-    assert apart(trained(bs, GradientAccumulation(theirs), n=n, epochs=2).weights[-1], large.weights[-1]) > 1e-3
-    assert apart(trained(bs, Accumulate(steps), n=n, epochs=2).weights[-1], large.weights[-1]) < 1e-5
+    assert difference(trained(bs, GradientAccumulation(images), n=n, epochs=2).weights[-1], large.weights[-1]) > 1e-3
+    assert difference(trained(bs, Accumulate(steps), n=n, epochs=2).weights[-1], large.weights[-1]) < 1e-5
 
 
-# --- averaged weights
+# --- EMA of the weights
 
 
-def test_the_average_is_what_is_validated_and_the_weights_go_on():
-    average, seen = AverageWeights(0.9), []
+def test_the_average_is_validated_and_the_trained_weights_continue():
+    ema, records = EMACallback(0.9), []
 
-    class Look(Callback):
-        order = AverageWeights.order + 1
+    class Record(Callback):
+        order = EMACallback.order + 1
 
         def before_validate(self):
-            seen.append((self.model[0].weight.detach().clone(), average.kept['0.weight']))
+            records.append((self.model[0].weight.detach().clone(), ema.trained['0.weight']))
 
         def after_epoch(self):
-            seen.append((self.model[0].weight.detach().clone(), None))
+            records.append((self.model[0].weight.detach().clone(), None))
 
-    trained(3, average, Look(), epochs=2, opt_func=Adam, lr=1e-2)
-    for (shown, live), (after, _) in zip(seen[::2], seen[1::2], strict=True):
-        assert apart(shown, live) > 1e-4 and torch.equal(after, live)
+    trained(3, ema, Record(), epochs=2, opt_func=Adam, lr=1e-2)
+    for (validated, current), (after, _) in zip(records[::2], records[1::2], strict=True):
+        assert difference(validated, current) > 1e-4 and torch.equal(after, current)
     plain = trained(3, epochs=2, opt_func=Adam, lr=1e-2)
-    assert torch.equal(plain.weights[-1][:216].view(8, 3, 3, 3), seen[-1][0])  # training itself is not touched
-    by_hand = plain.weights[0][:216]
-    for t, now in enumerate(plain.weights[1:], 1):
+    assert torch.equal(plain.weights[-1][:216].view(8, 3, 3, 3), records[-1][0])  # training itself is unchanged
+    expected = plain.weights[0][:216]
+    for t, weights in enumerate(plain.weights[1:], 1):
         decay = min(0.9, (1 + t) / (10 + t))
-        by_hand = decay * by_hand + (1 - decay) * now[:216]
-    assert apart(by_hand.view(8, 3, 3, 3), average.average['0.weight']) < 1e-6
+        expected = decay * expected + (1 - decay) * weights[:216]
+    assert difference(expected.view(8, 3, 3, 3), ema.average['0.weight']) < 1e-6
 
 
-def test_a_run_keeps_the_average(photos, tmp_path):
+def test_a_run_saves_the_average(photos, tmp_path):
     from fungi_fastai import train_flowers
 
     changes = tiny | dict(epochs=2, refit_head=False)
@@ -152,21 +153,21 @@ def test_a_run_keeps_the_average(photos, tmp_path):
         train_flowers(photos, out=tmp_path / name, progress=False, ema=ema, **changes)
         for name, ema in (('a', 0.0), ('b', 0.9))
     )
-    a, b = (read_weights(r.folder / 'model.safetensors')[0] for r in (one, other))
-    assert a.keys() == b.keys() and any(apart(a[k].float(), b[k].float()) > 1e-4 for k in a)
-    # what was validated is what was kept
+    a, b = (read_saved_weights(r.folder / 'model.safetensors')[0] for r in (one, other))
+    assert a.keys() == b.keys() and any(difference(a[k].float(), b[k].float()) > 1e-4 for k in a)
+    # the saved weights are those that were validated
     assert other.metrics['valid']['accuracy'] == pytest.approx(
         other.history.accuracy[other.history.accuracy.idxmax()], abs=0.2
     )
 
 
-# --- mixed images
+# --- MixUp and CutMix
 
 
 @pytest.mark.parametrize(
     'changes', [dict(mixup=0.4), dict(cutmix=1.0), dict(mixup=0.4, cutmix=1.0, label_smoothing=0.1, balance='loss')]
 )
-def test_a_run_on_mixed_pictures(photos, tmp_path, changes):
+def test_a_run_with_mixup_and_cutmix(photos, tmp_path, changes):
     from fungi_fastai import train_flowers
 
     run = train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny | dict(epochs=2), **changes)
@@ -180,7 +181,7 @@ def test_a_run_on_mixed_pictures(photos, tmp_path, changes):
 
 
 def uneven(photos, **changes):
-    "A learner of a set in which the classes have 12, 12, 12, 4 and 4 images"
+    "A learner of a data set whose classes have 12, 12, 12, 4 and 4 images"
     recipe = Recipe(source=str(photos), group=r'(\d+)_\d', **tiny | dict(bs=4) | changes)
     items = prepare_items(recipe, progress=False)
     few = items[items.label.isin(['roses', 'tulips']) & (items.split == 'train')]
@@ -190,7 +191,7 @@ def uneven(photos, **changes):
 
 
 @pytest.mark.parametrize('how', ['oversample', 'weighted'])
-def test_classes_are_drawn_in_balance_and_no_validation_twin_is_trained_on(photos, how):
+def test_classes_are_drawn_in_balance_and_no_validation_duplicate_is_trained_on(photos, how):
     learn = uneven(photos, balance=how)
     opener = next(t for t in learn.dls.train_ds.tls[0].tfms.fs if hasattr(t, 'read'))
     read, drawn = opener.read, []
@@ -198,18 +199,19 @@ def test_classes_are_drawn_in_balance_and_no_validation_twin_is_trained_on(photo
     codes = torch.cat([y for _ in range(6) for _, y in learn.dls.train])
     fractions = np.bincount(codes) / len(codes)
     assert abs(fractions - 0.2).max() < (0.03 if how == 'oversample' else 0.1), fractions
-    rows = learn.items.assign(split_group=split_groups(learn.items)).set_index('path')
+    rows = learn.run_state.items.assign(split_group=split_groups(learn.run_state.items)).set_index('path')
     assert drawn and set(drawn) <= set(rows.index[rows.split == 'train'])
-    held = rows[rows.split.isin(['valid', 'test'])]
+    held_out = rows[rows.split.isin(['valid', 'test'])]
     assert (
-        len(held)
-        and not set(held.split_group) & set(rows.split_group[drawn])
-        and not set(held.sha) & set(rows.sha[drawn])
+        len(held_out)
+        and not set(held_out.split_group) & set(rows.split_group[drawn])
+        and not set(held_out.sha) & set(rows.sha[drawn])
     )
-    repeated = [x for x in learn.dls.train]  # an image that comes twice is not the same image twice
-    assert sum(len(x) for x, _ in repeated) == len(learn.dls.train) * learn.dls.train.bs
+    n_images = sum(len(x) for x, _ in learn.dls.train)
+    assert n_images == len(learn.dls.train) * learn.dls.train.bs
     assert (
-        len(learn.dls.train.new(shuffle=False, drop_last=False).get_idxs()) == (learn.items.split == 'train').sum()
+        len(learn.dls.train.new(shuffle=False, drop_last=False).get_idxs())
+        == (learn.run_state.items.split == 'train').sum()
     )  # for predictions
 
 
@@ -222,7 +224,7 @@ def test_balanced_on_features_too(photos):
     assert abs(np.bincount(codes) / len(codes) - 0.2).max() < 0.05
 
 
-def test_orders_of_many_kinds():
+def test_balanced_orders_of_random_classes():
     for seed in range(50):
         rng = random.Random(seed)
         codes = np.array([rng.randrange(rng.randint(1, 6)) for _ in range(rng.randint(1, 60))])
@@ -235,9 +237,9 @@ def test_orders_of_many_kinds():
         assert len(drawn) == len(codes) and set(drawn) <= set(range(len(codes)))
 
 
-# --- all of it, killed and continued
+# --- everything together, killed and resumed
 
-craft = dict(
+everything = dict(
     epochs=6,
     frozen_epochs=2,
     optimizer='lamb',
@@ -257,12 +259,12 @@ craft = dict(
 
 
 @pytest.mark.parametrize('epochs', [1, 2, 4])
-def test_continued_with_every_tool_in_use(photos, tmp_path, epochs):
-    "Stopped after an epoch, as by a kill, and continued by another Learner: the weights are bitwise those of the uninterrupted run"
-    from fungi_fastai.runs.run import train
+def test_resumed_with_everything_in_use(photos, tmp_path, epochs):
+    "Stopped after an epoch, as if killed, and resumed by another Learner: bitwise the weights of the uninterrupted run"
+    from fungi_fastai.runs.train import train
 
-    recipe = Recipe(name='flowers', source=str(photos), **tiny | craft)
-    whole = train(recipe, tmp_path / 'whole', progress=False)
+    recipe = Recipe(name='flowers', source=str(photos), **tiny | everything)
+    uninterrupted = train(recipe, tmp_path / 'uninterrupted', progress=False)
 
     class Kill(Callback):
         order = 1000
@@ -274,7 +276,7 @@ def test_continued_with_every_tool_in_use(photos, tmp_path, epochs):
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / 'cut', progress=False, cbs=[Kill()])
     cut = train(recipe, tmp_path / 'cut', progress=False)
-    a, b = (read_weights(r.folder / 'model.safetensors')[0] for r in (whole, cut))
+    a, b = (read_saved_weights(r.folder / 'model.safetensors')[0] for r in (uninterrupted, cut))
     assert all(torch.equal(a[k], b[k]) for k in a)
     columns = ['epoch', 'phase', 'train_loss', 'valid_loss', 'accuracy', 'macro_f1', 'lr']
-    assert whole.history[columns].equals(cut.history[columns])
+    assert uninterrupted.history[columns].equals(cut.history[columns])

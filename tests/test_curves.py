@@ -1,7 +1,8 @@
-"Learning curves: the same test images at every point, numbers that can be recomputed, sentences that claim no more than there is"
+"Learning curves: the same test images at every point, scores that can be recomputed, conclusions that do not overclaim"
 
 import os
 import shutil
+from dataclasses import astuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ def recipe(photos):
 
 @pytest.fixture(scope='session')
 def curve(home, ready, recipe):
-    "Two fractions, two seeds; not to be changed"
+    "Two fractions, two seeds; read-only"
     from fungi_fastai.studies.curves import learning_curve
 
     before = os.getcwd()
@@ -32,7 +33,7 @@ def curve(home, ready, recipe):
         os.chdir(before)
 
 
-def test_the_test_pictures_are_the_same_at_every_point_and_the_training_parts_nested(curve):
+def test_the_test_images_are_the_same_at_every_point_and_the_training_sets_nested(curve):
     assert {f.name for f in curve.folder.iterdir()} == {
         'experiment.json',
         'items.parquet',
@@ -43,21 +44,22 @@ def test_the_test_pictures_are_the_same_at_every_point_and_the_training_parts_ne
         'curve.svg',
         *(f'seed-{s}-fraction-{f}' for s in (1, 2) for f in ('0.4', '1')),
     }
-    parts = {
+    splits = {
         (s, f): pd.read_parquet(curve.folder / f'seed-{s}-fraction-{f}/items.parquet').set_index('path').split
         for s in (1, 2)
         for f in ('0.4', '1')
     }
     for seed in (1, 2):
-        part, whole = parts[seed, '0.4'], parts[seed, '1']
-        for held in ('valid', 'test'):
-            assert set(part.index[part == held]) == set(whole.index[whole == held])
-        assert set(part.index[part == 'train']) < set(whole.index[whole == 'train'])
-    assert (parts[1, '1'] != parts[2, '1']).any()
+        smaller, full = splits[seed, '0.4'], splits[seed, '1']
+        for name in ('valid', 'test'):
+            assert set(smaller.index[smaller == name]) == set(full.index[full == name])
+        assert set(smaller.index[smaller == 'train']) < set(full.index[full == 'train'])
+    assert (splits[1, '1'] != splits[2, '1']).any()
 
 
 def test_each_run_is_the_one_that_train_makes(curve, recipe, tmp_path):
-    from fungi_fastai.runs.run import Run, train
+    from fungi_fastai.runs.run import Run
+    from fungi_fastai.runs.train import train
 
     alone = train(recipe.but(fraction=0.4, seed=2), tmp_path / 'alone', progress=False)
     there = Run.load(curve.folder / 'seed-2-fraction-0.4')
@@ -69,17 +71,18 @@ def test_the_rows_are_the_runs_scores(curve):
 
     assert len(curve.table) == 12
     for (seed, fraction), rows in curve.table.groupby(['seed', 'fraction']):
-        run, rows = Run.load(curve.folder / f'seed-{seed}-fraction-{fraction:g}'), rows.set_index('part')
+        run, rows = Run.load(curve.folder / f'seed-{seed}-fraction-{fraction:g}'), rows.set_index('split')
         for key in ('accuracy', 'macro_f1'):
             assert rows[key]['test'] == pytest.approx(run.metrics[key]) and rows[key]['valid'] == pytest.approx(
                 run.metrics['valid'][key]
             )
         trained = run.items[run.items.split == 'train']
-        said = run.predict(trained['path'].tolist())
-        assert rows.accuracy['train'] == pytest.approx((said.predicted.to_numpy() == trained.label.to_numpy()).mean())
+        predictions = run.predict(trained['path'].tolist())
+        correct = predictions.predicted.to_numpy() == trained.label.to_numpy()
+        assert rows.accuracy['train'] == pytest.approx(correct.mean())
         assert rows.images['train'] == len(trained) == rows.n_train['test']
-    tested = curve.table[(curve.table.part == 'test') & (curve.table.fraction == 1)]
-    row = curve.summary[(curve.summary.part == 'test') & (curve.summary.fraction == 1)].iloc[0]
+    tested = curve.table[(curve.table.split == 'test') & (curve.table.fraction == 1)]
+    row = curve.summary[(curve.summary.split == 'test') & (curve.summary.fraction == 1)].iloc[0]
     assert (
         row.runs == 2
         and row.accuracy_mean == pytest.approx(tested.accuracy.mean())
@@ -88,7 +91,7 @@ def test_the_rows_are_the_runs_scores(curve):
     assert '<svg' in (curve.folder / 'curve.svg').read_text('utf8')
 
 
-def test_the_same_call_goes_on_and_seeds_can_be_added(curve, recipe, tmp_path, monkeypatch):
+def test_the_same_call_resumes_and_seeds_can_be_added(curve, recipe, tmp_path, monkeypatch):
     from fungi_fastai.studies import folds
     from fungi_fastai.studies.curves import Curve, learning_curve
 
@@ -108,7 +111,7 @@ def test_the_same_call_goes_on_and_seeds_can_be_added(curve, recipe, tmp_path, m
     again = learning_curve(recipe, (0.4, 1.0), (1, 2), tmp_path / 'curve', progress=False)
     assert trained == ['seed-2-fraction-1']
     pd.testing.assert_frame_equal(again.table.drop(columns='seconds'), curve.table.drop(columns='seconds'))
-    assert again.said == curve.said
+    assert again.conclusion == curve.conclusion
     more = learning_curve(recipe, (0.4, 1.0), (1, 2, 3), tmp_path / 'curve', progress=False)
     assert trained[1:] == ['seed-3-fraction-0.4', 'seed-3-fraction-1'] and len(more.table) == 18
     with pytest.raises(UserError, match='epochs is 3 now and 1 there'):
@@ -127,7 +130,7 @@ def test_across_epochs_is_the_mean_of_the_histories(recipe, tmp_path):
         both = np.array([h[key] for h in histories])
         assert found.summary[f'{key}_mean'].to_numpy() == pytest.approx(both.mean(0))
         assert found.summary[f'{key}_sd'].to_numpy() == pytest.approx(both.std(0, ddof=1))
-    assert 'Validation loss is least after epoch' in found.said
+    assert 'Validation loss is lowest after epoch' in found.conclusion
     assert len(found.metrics['summary']) == 2
 
 
@@ -135,16 +138,16 @@ def test_across_split(recipe, photos, tmp_path):
     from fungi_fastai.studies.curves import learning_curve
 
     found = learning_curve(recipe.but(epochs=0), (0.2, 0.5), (1, 2), tmp_path / 'curve', 'split', progress=False)
-    tested = found.summary[found.summary.part == 'test']
+    tested = found.summary[found.summary.split == 'test']
     assert tested.test.tolist() == [0.2, 0.5] and tested.n_train_mean.is_monotonic_decreasing
-    sizes = found.table[found.table.part == 'test'].groupby('test').images.mean()
+    sizes = found.table[found.table.split == 'test'].groupby('test').images.mean()
     assert sizes[0.5] > 1.5 * sizes[0.2]
-    assert 'largest test set within one standard error' in found.said
+    assert 'largest test set within one standard error' in found.conclusion
     given = tmp_path / 'given'
     for i, file in enumerate(sorted(photos.rglob('*.jpg'))):
-        place = given / ('test' if i % 3 == 0 else 'train') / file.parent.name
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, place)
+        folder = given / ('test' if i % 3 == 0 else 'train') / file.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder)
     with pytest.raises(UserError, match='test set of its own'):
         learning_curve(
             recipe.but(source=given, group=''), (0.2, 0.5), (1,), tmp_path / 'other', 'split', progress=False
@@ -164,7 +167,7 @@ def test_across_split(recipe, photos, tmp_path):
         (dict(across='split', fractions=(0,)), 'nothing to test on'),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_done(recipe, tmp_path, options, match):
+def test_mistakes_raise_before_anything_is_done(recipe, tmp_path, options, match):
     from fungi_fastai.studies.curves import learning_curve
 
     with pytest.raises(UserError, match=match):
@@ -172,34 +175,34 @@ def test_what_cannot_be_is_said_before_anything_is_done(recipe, tmp_path, option
     assert not (tmp_path / 'out').exists()
 
 
-# --- what is said
+# --- conclusions
 
 
-def points(before, after, part='test'):
-    "A made-up table of two points: accuracies of each seed"
+def points(before, after, name='test'):
+    "A table of two points: accuracies of each seed"
     rows = [
-        dict(seed=s, fraction=f, part=p, accuracy=a + (p == 'train') * 0.1)
-        for f, many in ((0.5, before), (1.0, after))
-        for s, a in enumerate(many)
-        for p in (part, 'train')
+        dict(seed=s, fraction=f, split=split, accuracy=a + (split == 'train') * 0.1)
+        for f, accuracies in ((0.5, before), (1.0, after))
+        for s, a in enumerate(accuracies)
+        for split in (name, 'train')
     ]
     return pd.DataFrame(rows)
 
 
 @pytest.mark.parametrize(
-    'before, after, said',
+    'before, after, phrase',
     [
         ([0.70, 0.60, 0.65], [0.75, 0.66, 0.70], 'still rising'),
         ([0.75, 0.66, 0.70], [0.70, 0.60, 0.65], 'falling'),
         ([0.70, 0.60, 0.65], [0.701, 0.601, 0.648], 'flat there'),
-        ([0.70, 0.60, 0.65], [0.80, 0.55, 0.66], 'A rise as well as a fall would fit'),
+        ([0.70, 0.60, 0.65], [0.80, 0.55, 0.66], 'includes a rise and a fall'),
         ([0.7], [0.8], 'in one seed'),
     ],
 )
-def test_the_sentence_claims_no_more_than_there_is(before, after, said):
-    from fungi_fastai.studies.curves import _said_of_data
+def test_the_conclusion_does_not_overclaim(before, after, phrase):
+    from fungi_fastai.studies.curves import _conclude_data
 
-    assert said in _said_of_data(points(before, after))
+    assert phrase in _conclude_data(points(before, after))
 
 
 def test_the_last_step_is_a_paired_t_interval():
@@ -211,6 +214,6 @@ def test_the_last_step_is_a_paired_t_interval():
     for n in (2, 3, 10):
         before, after = rng.random(n), rng.random(n)
         table = points(before, after)
-        mean, low, high = paired_step(table[table.part == 'test'].sample(frac=1, random_state=n), 'fraction', 0.5, 1.0)
+        step = paired_step(table[table.split == 'test'].sample(frac=1, random_state=n), 'fraction', 0.5, 1.0)
         expected = ttest_rel(after, before).confidence_interval(0.95)
-        assert [mean, low, high] == pytest.approx([np.mean(after - before), expected.low, expected.high])
+        assert astuple(step) == pytest.approx((np.mean(after - before), expected.low, expected.high))

@@ -1,4 +1,4 @@
-"Decisions: what is promised is kept on new images; sets are MAPIE's; strangers are scored as others score them; every answer says why"
+"Selective prediction, conformal sets, OOD scores: guarantees hold on new images, other libraries agree"
 
 import json
 import warnings
@@ -9,30 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fungi_fastai.evaluation.calibration import apply_temperature
-from fungi_fastai.evaluation.decisions import (
-    Conformal,
-    Threshold,
-    auroc,
-    conformal,
-    conformal_quantile,
-    coverage_table,
-    decide,
-    fpr_at_tpr,
-    nonconformity,
-    open_set_scores,
-    open_set_table,
-    plot_risk_coverage,
-    risk_coverage,
-    threshold_for,
-)
 from fungi_fastai.core.errors import UserError
+from fungi_fastai.evaluation.calibration import apply_temperature
+from fungi_fastai.evaluation.conformal import Conformal, conformal, conformal_quantile, coverage_table, nonconformity
+from fungi_fastai.evaluation.ood import auroc, fpr_at_tpr, ood_scores, ood_table
+from fungi_fastai.evaluation.selective import Threshold, decide, plot_risk_coverage, risk_coverage, threshold_for
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 def sample(n, seed=0, classes=6, sharpness=0.1):
-    "Honest probabilities: each class is drawn from them"
+    "Calibrated probabilities: each class is drawn from them"
     random = np.random.default_rng(seed)
     probs = random.dirichlet(np.full(classes, sharpness), n)
     return probs, (probs.cumsum(1) < random.random((n, 1))).sum(1).clip(0, classes - 1)
@@ -48,7 +35,7 @@ def many():
 
 @few
 @given(st.integers(1, 40), st.integers(2, 5), st.integers(0, 1000), st.booleans())
-def test_the_area_is_the_mean_over_all_orders_of_ties(n, classes, seed, tied):
+def test_aurc_is_the_mean_over_all_orders_of_ties(n, classes, seed, tied):
     probs, targets = sample(n, seed, classes)
     if tied:
         probs = (np.round(probs * 3) + 0.1) / (np.round(probs * 3) + 0.1).sum(1, keepdims=True)
@@ -58,14 +45,14 @@ def test_the_area_is_the_mean_over_all_orders_of_ties(n, classes, seed, tied):
     for _ in range(200 if tied else 1):
         order = np.lexsort([random.random(n), -confidence])
         areas.append((wrong[order].cumsum() / np.arange(1, n + 1)).mean())
-    assert found.area == pytest.approx(np.mean(areas), abs=5 * np.std(areas) / np.sqrt(len(areas)) + 1e-9)
+    assert found.aurc == pytest.approx(np.mean(areas), abs=5 * np.std(areas) / np.sqrt(len(areas)) + 1e-9)
     assert found.coverage[-1] == 1 and found.risk[-1] == pytest.approx(wrong.mean())
     assert (np.diff(found.coverage) > 0).all() and (np.diff(found.confidence) < 0).all()
     best = (np.sort(wrong).cumsum() / np.arange(1, n + 1)).mean()
-    assert found.excess == pytest.approx(found.area - best, abs=1e-9)
+    assert found.excess_aurc == pytest.approx(found.aurc - best, abs=1e-9)
 
 
-def test_the_curve_drawn():
+def test_the_plot_marks_the_threshold():
     probs, targets = sample(300)
     threshold = threshold_for(*sample(300, 1), accuracy=0.8)
     assert len(plot_risk_coverage(probs, targets, threshold).axes[0].collections) == 1
@@ -79,8 +66,8 @@ def test_the_curve_drawn():
 
 
 @pytest.mark.parametrize('accuracy, sharpness', [(0.9, 0.1), (0.7, 0.3), (0.95, 0.03)])
-def test_the_promise_is_kept(accuracy, sharpness):
-    "Over many validation sets, the accuracy of the answers on new images is below the wish in at most 1 of 20"
+def test_the_guarantee_holds(accuracy, sharpness):
+    "Over many validation sets, the accuracy of the answers on new images is below the target in at most 1 of 20"
     probs, targets = sample(40_000, 99, sharpness=sharpness)
     confidence, right = probs.max(1), probs.argmax(1) == targets
     order = np.argsort(-confidence)
@@ -97,7 +84,7 @@ def test_the_promise_is_kept(accuracy, sharpness):
     assert found >= 60 and np.mean(broken) <= 0.05 and np.mean(bounds) <= 0.05
 
 
-def test_specimens_weaken_the_promise_and_the_bound_knows():
+def test_groups_widen_the_bound():
     random = np.random.default_rng(0)
     probs, targets = sample(60, 5)
     probs, targets, groups = np.repeat(probs, 10, axis=0), np.repeat(targets, 10), np.repeat(np.arange(60), 10)
@@ -106,18 +93,18 @@ def test_specimens_weaken_the_promise_and_the_bound_knows():
     naive, grouped = (threshold_for(probs, targets, coverage=0.5, groups=g) for g in (None, groups))
     assert grouped.error_bound > naive.error_bound + 0.05
     assert naive.confidence == grouped.confidence
-    assert 'about 95% certainty' in grouped.why and '60 specimens' in grouped.why and 'about' not in naive.why
+    assert 'about 95% confidence' in grouped.why and '60 specimens' in grouped.why and 'about' not in naive.why
     alone = threshold_for(probs, targets, coverage=0.5, groups=np.arange(600))
     assert alone == naive
 
 
-def test_no_threshold_is_an_answer():
+def test_no_threshold_reaches_the_target():
     probs, targets = sample(100, 2, sharpness=2.0)
     none = threshold_for(probs, targets, accuracy=0.99)
     assert not none.found and none.confidence is None and none.coverage == 0 and not none.accepts(probs).any()
-    assert 'No threshold keeps the wish' in none.why and '100 validation images' in none.why
-    told = none.on(probs, targets)
-    assert told['answered'] == 0 and told['accuracy'] is None
+    assert 'No threshold reaches the target' in none.why and '100 validation images' in none.why
+    result = none.on(probs, targets)
+    assert result['answered'] == 0 and result['accuracy'] is None
     perfect = np.eye(3)[np.arange(57) % 3], np.arange(57) % 3
     assert threshold_for(*perfect, accuracy=0.9).coverage == 1  # 57 images without an error are just enough
     assert not threshold_for(perfect[0][:56], perfect[1][:56], accuracy=0.9).found
@@ -126,7 +113,7 @@ def test_no_threshold_is_an_answer():
 
 @few
 @given(st.integers(1, 80), st.integers(0, 1000), st.floats(0.05, 0.99), st.booleans())
-def test_what_a_threshold_says_of_validation_is_so(n, seed, wish, guaranteed):
+def test_a_threshold_reports_what_it_does_on_validation(n, seed, target, guaranteed):
     probs, targets = sample(n, seed)
     if seed % 3 == 0:
         probs = (
@@ -135,29 +122,29 @@ def test_what_a_threshold_says_of_validation_is_so(n, seed, wish, guaranteed):
             else probs
         )
     for t in (
-        threshold_for(probs, targets, accuracy=wish, guaranteed=guaranteed),
-        threshold_for(probs, targets, coverage=wish),
+        threshold_for(probs, targets, accuracy=target, guaranteed=guaranteed),
+        threshold_for(probs, targets, coverage=target),
     ):
-        told = t.on(probs, targets)
-        assert told['coverage'] == pytest.approx(t.coverage) and (
-            told['accuracy'] is None or told['accuracy'] == pytest.approx(t.accuracy)
+        result = t.on(probs, targets)
+        assert result['coverage'] == pytest.approx(t.coverage) and (
+            result['accuracy'] is None or result['accuracy'] == pytest.approx(t.accuracy)
         )
         assert Threshold(**json.loads(json.dumps(t.to_dict(), allow_nan=False))) == t
-        if t.found and t.wish.endswith('right'):
-            assert (1 - t.error_bound if guaranteed else t.accuracy) >= wish
-        if t.wish.endswith('answered'):
-            assert t.coverage >= min(1, wish) - 1e-9
+        if t.found and t.target.endswith('correct'):
+            assert (1 - t.error_bound if guaranteed else t.accuracy) >= target
+        if t.target.endswith('answered'):
+            assert t.coverage >= min(1, target) - 1e-9
 
 
-def test_a_wished_coverage_is_kept_on_average():
+def test_a_target_coverage_is_reached_on_average():
     probs, _ = many()
     confidence = np.sort(probs.max(1))
-    for wish in (0.3, 0.8):
+    for target in (0.3, 0.8):
         reached = [
-            1 - np.searchsorted(confidence, threshold_for(*sample(50, s), coverage=wish).confidence) / len(confidence)
+            1 - np.searchsorted(confidence, threshold_for(*sample(50, s), coverage=target).confidence) / len(confidence)
             for s in range(200)
         ]
-        assert wish - 0.015 <= np.mean(reached) <= wish + 0.04
+        assert target - 0.015 <= np.mean(reached) <= target + 0.04
     assert threshold_for(*sample(50), coverage=1).confidence == 0
 
 
@@ -169,11 +156,11 @@ def test_a_wished_coverage_is_kept_on_average():
         dict(accuracy=1.0),
         dict(accuracy=0),
         dict(coverage=1.1),
-        dict(accuracy=0.9, sure=95),
+        dict(accuracy=0.9, confidence_level=95),
     ],
 )
-def test_wishes_that_are_none(options):
-    with pytest.raises(UserError, match='wished|Wish'):
+def test_invalid_targets(options):
+    with pytest.raises(UserError, match='target|confidence level'):
         threshold_for(*sample(30), **options)
 
 
@@ -207,7 +194,7 @@ class Given:
 
 
 def mapie(score, probs, targets, test, coverage, include='last', seed=0):
-    "MAPIE's sets, and the inside of its score"
+    "MAPIE's sets, and the conformity of its score"
     from mapie.classification import SplitConformalClassifier
 
     with warnings.catch_warnings():
@@ -225,14 +212,14 @@ def mapie(score, probs, targets, test, coverage, include='last', seed=0):
 def test_lac_and_aps_are_mapies(score, classes, n, coverage):
     for seed in range(4):
         (probs, targets), (test, _) = sample(n, seed, classes, 0.5), sample(300, seed + 50, classes, 0.5)
-        theirs, inside, _ = mapie(score, probs, targets, test, coverage, seed=seed)
+        theirs, conformity, _ = mapie(score, probs, targets, test, coverage, seed=seed)
         ours = conformal(probs, targets, coverage, score, seed=seed)
-        assert ours.quantile == pytest.approx(float(inside.quantiles_[0]), abs=1e-9)
+        assert ours.quantile == pytest.approx(float(conformity.quantiles_[0]), abs=1e-9)
         assert (ours.sets(test) == theirs).all()
         if score == 'aps':
-            theirs, inside, _ = mapie(score, probs, targets, test, coverage, 'randomized', seed)
+            theirs, conformity, _ = mapie(score, probs, targets, test, coverage, 'randomized', seed)
             ours = conformal(probs, targets, coverage, score, randomised=True, seed=seed)
-            assert (ours.sets(test) == theirs).all() and ours.quantile == pytest.approx(float(inside.quantiles_[0]))
+            assert (ours.sets(test) == theirs).all() and ours.quantile == pytest.approx(float(conformity.quantiles_[0]))
 
 
 def test_raps_is_mapies():
@@ -241,13 +228,13 @@ def test_raps_is_mapies():
 
     for seed in range(4):
         (probs, targets), (test, _) = sample(500, seed, 20, 0.5), sample(300, seed + 50, 20, 0.5)
-        theirs, inside, _ = mapie('raps', probs, targets, test, 0.9, seed=seed)
-        # its scores are of the kept images in its own shuffled order, with its own draws: ours have to follow it there
-        chosen = next(StratifiedShuffleSplit(1, test_size=len(inside.X_raps), random_state=seed).split(probs, targets))[
-            0
-        ]
-        assert len(chosen) + len(inside.X_raps) == 500 and not set(map(tuple, probs[chosen].tolist())) & set(
-            map(tuple, np.asarray(inside.X_raps).tolist())
+        theirs, conformity, _ = mapie('raps', probs, targets, test, 0.9, seed=seed)
+        # its scores are of the kept images in its own shuffled order, with its own randomisation, as here
+        chosen = next(
+            StratifiedShuffleSplit(1, test_size=len(conformity.X_raps), random_state=seed).split(probs, targets)
+        )[0]
+        assert len(chosen) + len(conformity.X_raps) == 500 and not set(map(tuple, probs[chosen].tolist())) & set(
+            map(tuple, np.asarray(conformity.X_raps).tolist())
         )
         ours = conformal(
             probs[chosen],
@@ -255,36 +242,36 @@ def test_raps_is_mapies():
             0.9,
             'raps',
             seed=seed,
-            penalty=float(inside.lambda_star),
-            rank=int(inside.k_star[0]),
+            penalty=float(conformity.lambda_star),
+            rank=int(conformity.k_star[0]),
         )
-        assert ours.quantile == pytest.approx(float(inside.quantiles_[0]), abs=1e-9)
+        assert ours.quantile == pytest.approx(float(conformity.quantiles_[0]), abs=1e-9)
         assert (ours.sets(test) == theirs).all()
 
 
 @pytest.mark.parametrize(
     'score, randomised', [('lac', False), ('aps', False), ('aps', True), ('raps', False), ('raps', True)]
 )
-def test_sets_hold_the_true_class_as_often_as_promised(score, randomised):
+def test_sets_have_the_target_coverage(score, randomised):
     probs, targets = many()
-    held, sizes = [], []
+    covered, sizes = [], []
     for seed in range(60):
         found = conformal(*sample(120, 2000 + seed), 0.9, score, randomised, seed).sets(
             probs[seed * 600 : (seed + 1) * 600]
         )
-        held.append(found[np.arange(600), targets[seed * 600 : (seed + 1) * 600]].mean())
+        covered.append(found[np.arange(600), targets[seed * 600 : (seed + 1) * 600]].mean())
         sizes.append(found.sum(1).mean())
-    assert 0.885 <= np.mean(held) <= (0.925 if score == 'lac' or randomised else 0.99)
+    assert 0.885 <= np.mean(covered) <= (0.925 if score == 'lac' or randomised else 0.99)
     assert np.mean(sizes) < 2.2
 
 
-def test_one_picture_a_specimen_keeps_the_promise_for_new_specimens():
+def test_one_image_a_specimen_covers_new_specimens():
     probs, targets = many()
-    held = []
+    covered = []
     for seed in range(60):
         p, t = sample(60, 3000 + seed)
         size = np.where(p.max(1) > 0.9, 20, 1)  # easy specimens were photographed more often
-        held.append(
+        covered.append(
             [
                 conformal(np.repeat(p, size, 0), np.repeat(t, size), 0.9, groups=g)
                 .sets(probs[:4000])[np.arange(4000), targets[:4000]]
@@ -292,7 +279,7 @@ def test_one_picture_a_specimen_keeps_the_promise_for_new_specimens():
                 for g in (np.repeat(np.arange(60), size), None)
             ]
         )
-    grouped, naive = np.mean(held, axis=0)
+    grouped, naive = np.mean(covered, axis=0)
     assert grouped >= 0.885 and naive < grouped - 0.05
     assert conformal(np.repeat(p, size, 0), np.repeat(t, size), 0.9, groups=np.repeat(np.arange(60), size)).images == 60
 
@@ -321,14 +308,14 @@ def test_sets_do_not_depend_on_the_order_of_classes(n, classes, seed, score, tie
     if score != 'lac':
         assert one.sets(test)[np.arange(20), test.argmax(1)].all()
     assert Conformal(**json.loads(json.dumps(one.to_dict(), allow_nan=False))) == one
-    # of two classes the likelier is never left out alone
+    # the more probable of two classes is never left out alone
     sets = one.sets(test)
     for p, members in zip(test, sets, strict=True):
         if members.any() and not members.all():
             assert p[members].min() >= p[~members].max() - 1e-9
 
 
-def test_too_few_pictures_promise_by_naming_every_class():
+def test_with_too_few_images_sets_hold_every_class():
     assert conformal_quantile(np.arange(8.0), 0.9) is None and conformal_quantile(np.arange(9.0), 0.9) == 8
     found = conformal(*sample(8), 0.9)
     assert found.quantile is None and found.sets(sample(5)[0]).all()
@@ -339,13 +326,13 @@ def test_scores_by_hand():
     p = np.array([[0.5, 0.2, 0.3]])
     assert nonconformity(p, 'lac')[0] == pytest.approx([0.5, 0.8, 0.7])
     assert nonconformity(p, 'aps')[0] == pytest.approx([0.5, 1, 0.8])
-    assert nonconformity(p, 'aps', draws=np.array([0.5]))[0] == pytest.approx([0.25, 0.9, 0.65])
+    assert nonconformity(p, 'aps', randomisation=np.array([0.5]))[0] == pytest.approx([0.25, 0.9, 0.65])
     assert nonconformity(p, 'raps', 0.1, 1)[0] == pytest.approx([0.5, 1.2, 0.9])
     assert nonconformity(np.array([[0.4, 0.2, 0.4]]), 'aps')[0] == pytest.approx([0.8, 1, 0.8])
 
 
 @pytest.mark.parametrize(
-    'options, said',
+    'options, message',
     [
         (dict(score='naive'), 'one of lac, aps, raps'),
         (dict(coverage=1), 'above 0 and below 1'),
@@ -353,8 +340,8 @@ def test_scores_by_hand():
         (dict(score='raps', rank=2), 'both a penalty and a rank'),
     ],
 )
-def test_sets_that_cannot_be(options, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_options_of_sets(options, message):
+    with pytest.raises(UserError, match=message):
         conformal(*sample(30), **options)
 
 
@@ -365,7 +352,7 @@ def test_the_table_of_sets():
     assert table.coverage.tolist() == [0, 0, 1, 0.5] and table.loc['all', 'mean_size'] == 1.25
 
 
-# --- strangers
+# --- out-of-distribution images
 
 
 def test_auroc_and_fpr_are_scikit_learns():
@@ -385,7 +372,7 @@ def test_auroc_and_fpr_are_scikit_learns():
     assert auroc(np.zeros(1), np.ones(1)) == 1 and fpr_at_tpr(np.zeros(1), np.ones(1)) == 0
 
 
-def test_scores_of_strangeness_are_what_they_say():
+def test_ood_scores_are_what_they_say():
     from sklearn.neighbors import NearestNeighbors
 
     random = np.random.default_rng(0)
@@ -393,23 +380,24 @@ def test_scores_of_strangeness_are_what_they_say():
     train += 4 * np.eye(3, 6)[kinds]
     logits = random.normal(size=(40, 3))
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    found = open_set_scores(probs, logits, x, train, kinds, neighbours=5)
+    found = ood_scores(probs, logits, x, train, kinds, neighbours=5)
     assert list(found) == ['max_softmax', 'energy', 'neighbours', 'mahalanobis']
     assert found.energy.to_numpy() == pytest.approx(-np.log(np.exp(logits).sum(1)))
     unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)
     assert found.neighbours.to_numpy() == pytest.approx(
         NearestNeighbors(n_neighbors=5).fit(unit(train)).kneighbors(unit(x))[0][:, -1]
     )
-    assert list(open_set_scores(probs)) == ['max_softmax'] and list(
-        open_set_scores(probs, features=x, train_features=train)
-    ) == ['max_softmax', 'neighbours']
+    assert list(ood_scores(probs)) == ['max_softmax'] and list(ood_scores(probs, features=x, train_features=train)) == [
+        'max_softmax',
+        'neighbours',
+    ]
     # the same whatever the scale of a feature
     scale = np.array([1, 10, 0.1, 100, 1, 1])
-    assert open_set_scores(probs, None, x * scale, train * scale, kinds).mahalanobis.to_numpy() == pytest.approx(
+    assert ood_scores(probs, None, x * scale, train * scale, kinds).mahalanobis.to_numpy() == pytest.approx(
         found.mahalanobis.to_numpy(), rel=1e-6
     )
     # fewer images than features, a feature that never changes, a class of one image
-    odd = open_set_scores(
+    odd = ood_scores(
         probs,
         None,
         np.hstack([np.repeat(x, 20, 1), np.ones((40, 1))]),
@@ -419,38 +407,39 @@ def test_scores_of_strangeness_are_what_they_say():
     assert np.isfinite(odd.to_numpy()).all()
 
 
-def test_far_strangers_are_found_and_near_ones_not():
+def test_far_ood_images_are_detected_and_near_ones_not():
     random = np.random.default_rng(1)
-    train, kinds = random.normal(size=(200, 8)) + 3 * np.eye(2, 8)[(side := np.arange(200) % 2)], side
+    kinds = np.arange(200) % 2
+    train = random.normal(size=(200, 8)) + 3 * np.eye(2, 8)[kinds]
     known, far = (
         random.normal(size=(100, 8)) + 3 * np.eye(2, 8)[np.arange(100) % 2],
         random.normal(size=(60, 8)) + 6 * np.eye(8)[5],
     )
     same = np.full((100, 2), 0.5)
-    scores = [open_set_scores(same[: len(x)], None, x, train, kinds) for x in (known, far, known[::-1])]
-    table = open_set_table(*scores[:2], samples=100)
+    scores = [ood_scores(same[: len(x)], None, x, train, kinds) for x in (known, far, known[::-1])]
+    table = ood_table(*scores[:2], samples=100)
     assert table.auroc['mahalanobis'] > 0.98 and table.auroc['neighbours'] > 0.9 and table.auroc['max_softmax'] == 0.5
     assert ((table.auroc_low <= table.auroc) & (table.auroc <= table.auroc_high)).all()
-    assert open_set_table(scores[0], scores[2], samples=0).auroc.tolist() == [0.5, 0.5, 0.5]
-    grouped = open_set_table(
+    assert ood_table(scores[0], scores[2], samples=0).auroc.tolist() == [0.5, 0.5, 0.5]
+    grouped = ood_table(
         *scores[:2], known_groups=np.repeat(range(20), 5), unknown_groups=['a'] * 30 + [''] * 30, samples=100
     )
     assert grouped.auroc.tolist() == table.auroc.tolist()
 
 
 @pytest.mark.parametrize(
-    'call, said',
+    'call, message',
     [
-        (lambda p: open_set_scores(p, features=p), 'train_features'),
-        (lambda p: open_set_scores(p, p[:3]), 'logits of the shape'),
-        (lambda p: open_set_scores(p, features=p, train_features=p[:, :2]), 'Features have'),
+        (lambda p: ood_scores(p, features=p), 'train_features'),
+        (lambda p: ood_scores(p, p[:3]), 'logits of the shape'),
+        (lambda p: ood_scores(p, features=p, train_features=p[:, :2]), 'Features have'),
         (lambda p: auroc(np.array([]), np.ones(2)), 'scores'),
         (lambda p: fpr_at_tpr(np.ones(2), np.array([np.nan])), 'finite'),
         (lambda p: fpr_at_tpr(np.ones(2), np.ones(2), 95), 'at most 1'),
     ],
 )
-def test_strangers_that_cannot_be_scored(call, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_ood_scores(call, message):
+    with pytest.raises(UserError, match=message):
         call(sample(10)[0])
 
 
@@ -463,23 +452,26 @@ def test_answers_say_why():
     threshold, sets = threshold_for(probs, targets, accuracy=0.8), conformal(probs, targets, 0.9)
     for temperature in (1.0, 1.7):
         calibrated = apply_temperature(test, temperature)
-        said = decide(test, names, temperature, threshold, sets)
-        assert [d.sure for d in said] == threshold.accepts(calibrated).tolist() and 0 < sum(d.sure for d in said) < 200
-        for d, p, members in zip(said, calibrated, sets.sets(calibrated), strict=True):
+        decisions = decide(test, names, temperature, threshold, sets)
+        assert [d.answered for d in decisions] == threshold.accepts(calibrated).tolist() and 0 < sum(
+            d.answered for d in decisions
+        ) < 200
+        for d, p, members in zip(decisions, calibrated, sets.sets(calibrated), strict=True):
             assert d.confidence == pytest.approx(p.max()) and set(d.set) == {
                 n for n, m in zip(names, members, strict=True) if m
             }
-            assert d.label == (names[p.argmax()] if d.sure else 'not sure')
-            assert f'{p.max():.2f}' in d.why and ('reaches' if d.sure else 'is below') in d.why
+            assert d.label == (names[p.argmax()] if d.answered else 'not sure')
+            assert f'{p.max():.2f}' in d.why and ('reaches' if d.answered else 'is below') in d.why
     alone = decide(test, names, conformal=sets)
     for d in alone:
-        assert d.sure == (len(d.set) == 1) and (
-            'only class left' in d.why if d.sure else 'classes are left' in d.why or 'No class fits' in d.why
+        assert d.answered == (len(d.set) == 1) and (
+            'only class in the set' in d.why if d.answered else 'The set holds' in d.why or 'No class fits' in d.why
         )
-    assert all(d.sure and d.set == () for d in decide(test, names))
+    assert all(d.answered and d.set == () for d in decide(test, names))
     none = threshold_for(probs[:20], targets[:20], accuracy=0.99)
     assert all(
-        d.label == 'not sure' and 'No threshold keeps the wish' in d.why for d in decide(test, names, threshold=none)
+        d.label == 'not sure' and 'No threshold reaches the target' in d.why
+        for d in decide(test, names, threshold=none)
     )
 
 
@@ -489,7 +481,7 @@ def test_answers_at_the_edges():
     empty = Conformal('lac', 0.9, 0.1)
     assert 'No class fits' in decide(np.array([[0.5, 0.5]]), ['a', 'b'], conformal=empty)[0].why
     wide = decide(np.full((1, 9), 1 / 9), list('abcdefghi'), conformal=Conformal('lac', 0.9, None))[0]
-    assert '9 classes are left' in wide.why and 'and 4 more' in wide.why and len(wide.set) == 9
+    assert 'The set holds 9 classes' in wide.why and 'and 4 more' in wide.why and len(wide.set) == 9
     with pytest.raises(UserError, match='2 classes and 3 names'):
         decide(np.array([[0.5, 0.5]]), list('abc'))
     with pytest.raises(UserError, match='Rename the class'):
@@ -502,7 +494,8 @@ def test_nothing_heavy_is_imported():
     import subprocess
     import sys
 
-    code = 'import fungi_fastai.evaluation.costs, sys; print([m for m in ("torch", "fastai", "sklearn", "mapie") if m in sys.modules])'
+    heavy = '("torch", "fastai", "sklearn", "mapie")'
+    code = f'import fungi_fastai.evaluation.costs, sys; print([m for m in {heavy} if m in sys.modules])'
     assert (
         subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
     )

@@ -68,8 +68,8 @@ def train_and_compare(recipe, folder, reference):
     import torch
 
     from fungi_fastai.data.loaders import OpenPhoto
-    from fungi_fastai.training.distributed import is_first, rank
     from fungi_fastai.training.fit import fit, make_learner, prepare_items
+    from fungi_fastai.training.processes import is_rank_zero, rank
 
     items, seen, read = prepare_items(recipe, progress=False), [], OpenPhoto.read
     alone = None
@@ -82,7 +82,7 @@ def train_and_compare(recipe, folder, reference):
         rows = fit(learn, folder / 'together')
     assert not hasattr(learn.dls.train, 'to_detach') and 'chunkify' not in vars(learn.dls.train)  # as they were
     (folder / f'{rank()}.json').write_text(json.dumps(dict(weights=weights_of(learn.model), seen=seen, rows=rows)))
-    if not is_first():
+    if not is_rank_zero():
         return None
     ours, theirs = learn.model.state_dict(), alone.model.state_dict()
     assert any(
@@ -95,12 +95,12 @@ def train_and_compare(recipe, folder, reference):
 
 
 def train_on_budget(recipe, folder):
-    from fungi_fastai.runs.run import train
-    from fungi_fastai.training.distributed import rank
+    from fungi_fastai.runs.train import train
+    from fungi_fastai.training.processes import rank
 
     run = train(recipe, folder / 'run', progress=False)
     (folder / f'{rank()}.json').write_text(json.dumps(dict(metrics=run.metrics['accuracy'], epochs=len(run.history))))
-    return run.asked.budget, run.history.lr.iat[-1] / run.history.lr.max()
+    return run.requested_recipe.budget, run.history.lr.iat[-1] / run.history.lr.max()
 
 
 def test_two_processes_on_one_clock(photos, tmp_path):
@@ -159,9 +159,10 @@ def learn_from_numbers(folder, steps):
     from torch.nn.functional import cross_entropy
 
     from fungi_fastai.training.accumulation import Accumulate
-    from fungi_fastai.training.distributed import distributed, rank
-    from fungi_fastai.training.precision import Precision
     from fungi_fastai.training.callbacks import training_metrics
+    from fungi_fastai.training.distributed import distributed
+    from fungi_fastai.training.precision import Precision
+    from fungi_fastai.training.processes import rank
 
     def learner():
         torch.manual_seed(0)
@@ -208,8 +209,8 @@ def test_batches_that_do_not_divide(tmp_path, steps):
 
 
 def train_in_many_ways(recipes, folder):
-    from fungi_fastai.training.distributed import rank
     from fungi_fastai.training.fit import fit, make_learner, prepare_items
+    from fungi_fastai.training.processes import rank
 
     found = []
     for i, recipe in enumerate(recipes):
@@ -245,8 +246,8 @@ def test_equal_weights_whatever_is_trained(photos, tmp_path):
 
 def train_watched(recipe, out, folder, cbs=()):
     "`train`, and a list of what this process writes"
-    from fungi_fastai.runs.run import train
-    from fungi_fastai.training.distributed import rank
+    from fungi_fastai.runs.train import train
+    from fungi_fastai.training.processes import rank
 
     written = []
 
@@ -290,8 +291,8 @@ def test_only_the_first_writes(photos, home, tmp_path):
 
 
 def killer():
-    from fungi_fastai.training.checkpoints import SaveState
     from fungi_fastai.training.callbacks import EpochCallback
+    from fungi_fastai.training.checkpoints import SaveState
 
     class Killed(EpochCallback):
         order = SaveState.order + 1
@@ -305,13 +306,13 @@ def killer():
 
 
 def train_and_die(recipe, out):
-    from fungi_fastai.runs.run import train
+    from fungi_fastai.runs.train import train
 
     train(recipe, out, progress=False, cbs=[killer()])
 
 
 def train_on(recipe, out):
-    from fungi_fastai.runs.run import train
+    from fungi_fastai.runs.train import train
 
     return train(recipe, out, progress=False)
 
@@ -324,9 +325,9 @@ def test_killed_and_continued(photos, tmp_path):
         two(start, train_and_die, recipe, tmp_path / 'killed')
     shutil.copytree(tmp_path / 'killed', tmp_path / 'alone')
     runs = [two(start, train_on, recipe, tmp_path / name) for name in ('killed', 'whole')]
-    from fungi_fastai.training.checkpoints import read_weights
+    from fungi_fastai.training.checkpoints import read_saved_weights
 
-    killed, whole = (read_weights(run.folder / 'model.safetensors')[0] for run in runs)
+    killed, whole = (read_saved_weights(run.folder / 'model.safetensors')[0] for run in runs)
     assert killed.keys() == whole.keys() and all(bool((killed[k] == whole[k]).all()) for k in whole)  # bitwise
     tables = [run.history.drop(columns=['seconds', 'images_per_second']) for run in runs]
     pd.testing.assert_frame_equal(*tables)
@@ -337,17 +338,17 @@ def test_killed_and_continued(photos, tmp_path):
 
 
 def fail(how):
-    from fungi_fastai.training.distributed import from_first, join, rank
+    from fungi_fastai.training.processes import join_process_group, rank, run_on_rank_zero
 
-    join('cpu')
+    join_process_group("cpu")
     if rank() == 1:
         if how == 'kill':
             os.kill(os.getpid(), signal.SIGKILL)
         raise dict(
             user=UserError('a mistake of the second'), training=TrainingError('no further'), bug=ZeroDivisionError('oh')
         )[how]
-    from_first(lambda: time.sleep(0.1))
-    from_first(lambda: time.sleep(600))
+    run_on_rank_zero(lambda: time.sleep(0.1))
+    run_on_rank_zero(lambda: time.sleep(600))
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_every_exported_name_is_on_a_page(site):
     import fungi_fastai
 
     known, pages = json.loads((site / 'symbols.json').read_text()), {}
-    wanted = {f'fungi_fastai.{home}.{name}' for name, home in fungi_fastai._home.items()}
+    wanted = {f'fungi_fastai.{home}.{name}' for name, home in fungi_fastai._modules.items()}
     for file in (root / 'fungi_fastai').rglob('*.py'):
         module = '.'.join(file.relative_to(root).with_suffix('').parts)
         if file.stem not in ('__init__', '_modidx'):

@@ -1,12 +1,12 @@
-"What is called worse is worse; what is not is left in peace"
+"Error analysis: kinds of image that are worse are marked, and no others"
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from fungi_fastai.evaluation.errors import _compare_rates, error_table, holm, sharpness, strata, traits
 from fungi_fastai.core.errors import UserError
+from fungi_fastai.evaluation.errors import _compare_rates, error_table, holm, sharpness, strata, traits
 
 
 def made_up(n=600, seed=0, blurred=0.3):
@@ -14,13 +14,13 @@ def made_up(n=600, seed=0, blurred=0.3):
     label, blur = rng.choice(list('abc'), n), rng.random(n) < 0.25
     wrong = rng.random(n) < 0.1 + blurred * blur
     predicted = np.where(wrong, np.where(label == 'a', 'b', 'a'), label)
-    said = pd.DataFrame(
+    predictions = pd.DataFrame(
         dict(
             name=[f'{i}.jpg' for i in range(n)], label=label, predicted=predicted, group=[str(i // 2) for i in range(n)]
         )
     )
     return (
-        said,
+        predictions,
         pd.DataFrame(
             dict(blur=np.where(blur, 1.0, 2.0) + rng.normal(0, 0.1, n), camera=rng.choice(['A', 'B', 'C'], n))
         ),
@@ -29,24 +29,24 @@ def made_up(n=600, seed=0, blurred=0.3):
 
 
 def test_confusions_are_counted():
-    said, _, wrong = made_up()
-    found = error_table(said)
+    predictions, _, wrong = made_up()
+    found = error_table(predictions)
     assert (
         found.errors == wrong.sum() == found.pairs.errors.sum()
         and found.pairs.fraction_of_errors.sum() == pytest.approx(1)
     )
     assert found.pairs.errors.is_monotonic_decreasing and (found.pairs.label != found.pairs.predicted).all()
     top = found.pairs.iloc[0]
-    mine = said[said.label == top.label]
-    assert top.errors == (mine.predicted == top.predicted).sum() and top.fraction_of_label == pytest.approx(
-        top.errors / len(mine)
+    of_label = predictions[predictions.label == top.label]
+    assert top.errors == (of_label.predicted == top.predicted).sum() and top.fraction_of_label == pytest.approx(
+        top.errors / len(of_label)
     )
-    assert not len(found.strata) and f'Most often {top.label} is taken for {top.predicted}' in found.verdict
+    assert not len(found.strata) and f'The most frequent confusion is {top.label} with {top.predicted}' in found.verdict
 
 
 def test_a_planted_weakness_is_marked_and_nothing_else():
-    said, kinds, wrong = made_up()
-    found = error_table(said, extra=kinds)
+    predictions, kinds, wrong = made_up()
+    found = error_table(predictions, extra=kinds)
     marked = found.strata[found.strata.worse]
     assert marked.trait.tolist() == ['blur'] and 'lowest' in marked.kind.iloc[0] and 'blur' in found.verdict
     for row in found.strata.itertuples():
@@ -57,38 +57,40 @@ def test_a_planted_weakness_is_marked_and_nothing_else():
     assert '<svg' in found.html() and found.metrics['errors'] == found.errors
 
 
-def test_what_classes_explain_is_said():
+def test_the_expected_rate_of_the_classes():
     rng = np.random.default_rng(0)
     label = rng.choice(['hard', 'easy'], 800)
     wrong = rng.random(800) < np.where(label == 'hard', 0.5, 0.05)
-    said = pd.DataFrame(dict(name=np.arange(800).astype(str), label=label, predicted=np.where(wrong, 'other', label)))
+    predictions = pd.DataFrame(
+        dict(name=np.arange(800).astype(str), label=label, predicted=np.where(wrong, 'other', label))
+    )
     found = error_table(
-        said, extra=pd.DataFrame(dict(camera=np.where((label == 'hard') & (rng.random(800) < 0.8), 'A', 'B')))
+        predictions, extra=pd.DataFrame(dict(camera=np.where((label == 'hard') & (rng.random(800) < 0.8), 'A', 'B')))
     )
     row = found.strata[found.strata.kind == 'A'].iloc[0]
-    assert row.worse and row.low < row.by_classes < row.high and 'which its classes explain' in found.verdict
+    assert row.worse and row.low < row.expected_rate < row.high and 'which its classes explain' in found.verdict
 
 
-def test_false_alarms_are_as_rare_as_promised():
-    "Half of the specimens are all wrong, the others all right: whoever counts their images one by one finds something everywhere"
+def test_false_alarms_are_rare():
+    "Specimens are all wrong or all correct: a test that counts single images is significant far too often"
     rng, alarms, naive = np.random.default_rng(0), 0, 0
     for _ in range(300):
-        unit = np.repeat(np.arange(60), 5)
+        groups = np.repeat(np.arange(60), 5)
         wrong, inside = np.repeat(rng.random(60) < 0.4, 5).astype(float), np.repeat(rng.random(60) < 0.3, 5)
-        alarms += _compare_rates(wrong, inside, unit)[3] < 0.05
-        naive += _compare_rates(wrong, inside, np.arange(300))[3] < 0.05
+        alarms += _compare_rates(wrong, inside, groups).p < 0.05
+        naive += _compare_rates(wrong, inside, np.arange(300)).p < 0.05
     assert alarms / 300 < 0.09 < naive / 300
 
 
-def test_intervals_hold_what_they_promise():
-    rng, held = np.random.default_rng(0), 0
+def test_intervals_have_their_confidence_level():
+    rng, covered = np.random.default_rng(0), 0
     for _ in range(300):
-        unit = np.repeat(np.arange(80), 3)
+        groups = np.repeat(np.arange(80), 3)
         chance = np.repeat(rng.beta(1.5, 3.5, 80), 3)
         inside = np.repeat(rng.random(80) < 0.5, 3)
-        _, low, high, _ = _compare_rates((rng.random(240) < chance).astype(float), inside, unit)
-        held += low <= 0.3 <= high
-    assert held / 300 > 0.91
+        rate = _compare_rates((rng.random(240) < chance).astype(float), inside, groups)
+        covered += rate.low <= 0.3 <= rate.high
+    assert covered / 300 > 0.91
 
 
 def test_holm_is_statsmodels_holm():
@@ -127,12 +129,12 @@ def test_blur_is_seen_at_any_size_and_contrast(tmp_path):
 
 
 def test_of_a_run(small_run, place):
-    said = small_run.predictions
-    found = error_table(said, small_run.items, least=3, workers=1)
+    predictions = small_run.predictions
+    found = error_table(predictions, small_run.items, min_images=3, workers=1)
     assert set(found.strata.trait) >= {'brightness', 'contrast', 'sharpness'} and 'size' not in set(
         found.strata.trait
     )  # all of one size
-    assert found.n == len(said) and found.errors == (said.label != said.predicted).sum()
+    assert found.n == len(predictions) and found.errors == (predictions.label != predictions.predicted).sum()
     kinds = traits(small_run.items, 1)
     assert (
         kinds.index.equals(small_run.items.index)
@@ -140,18 +142,18 @@ def test_of_a_run(small_run, place):
         and set(kinds.camera) == {'not known'}
         and set(kinds.file) == {'JPEG'}
     )
-    assert 'sharpness' not in traits(small_run.items, read=False)
+    assert 'sharpness' not in traits(small_run.items, read_images=False)
 
 
-def test_all_right_and_nothing():
-    said = pd.DataFrame(dict(name=list('abcd'), label=list('xxyy'), predicted=list('xxyy')))
-    found = error_table(said, extra=pd.DataFrame(dict(kind=list('uuvv'))), least=1)
+def test_all_correct_and_no_labels():
+    predictions = pd.DataFrame(dict(name=list('abcd'), label=list('xxyy'), predicted=list('xxyy')))
+    found = error_table(predictions, extra=pd.DataFrame(dict(kind=list('uuvv'))), min_images=1)
     assert (
-        found.verdict == 'All of 4 images are right.'
+        found.verdict == 'All of 4 images are classified correctly.'
         and not found.strata.worse.any()
         and (found.strata.rate == 0).all()
         and not len(found.pairs)
     )
     assert 'All of 4' in found.html()
     with pytest.raises(UserError, match='no labelled image'):
-        error_table(said.assign(label=None))
+        error_table(predictions.assign(label=None))

@@ -1,4 +1,4 @@
-"Where a network looks, what it holds for typical, what it fails on, and whether it reads the background"
+"Class activation maps, prototypes, worst predictions, nearest images, and the shortcut check"
 
 import base64
 import io
@@ -19,9 +19,12 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fungi_fastai.models.convmixer import linear_head
     from fungi_fastai.models.networks import make_backbone
     from fungi_fastai.training.fit import make_learner
-from fungi_fastai.evaluation import saliency as evidence
-from fungi_fastai.evaluation.saliency import FeatureIndex, class_maps, gallery, overlay, thumbnail, top_losses
+from fungi_fastai.data.policies import policies
+from fungi_fastai.evaluation import saliency
 from fungi_fastai.evaluation.explain import as_seen, feature_index, grad_cam, hide, nearest, prototypes, shortcut_check
+from fungi_fastai.evaluation.gallery import gallery, thumbnail, top_losses
+from fungi_fastai.evaluation.neighbors import FeatureIndex
+from fungi_fastai.evaluation.saliency import class_maps, overlay
 from fungi_fastai.training.recipe import Recipe
 
 red, blue = (200, 50, 50), (50, 50, 200)
@@ -30,7 +33,7 @@ network = dict(
     pretrained=False,
     size=48,
     bs=16,
-    augment='none',
+    augment=policies['none'],
     precision='fp32',
     device='cpu',
     cache=False,
@@ -151,7 +154,7 @@ def test_maps_of_many_networks(arch):
     model[0].requires_grad_(False)
     model.to(memory_format=torch.channels_last)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    modes, wants = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    modes, requires_grad = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
     strides = [p.stride() for p in model.parameters()]
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -165,20 +168,22 @@ def test_maps_of_many_networks(arch):
     )
     assert cams.std((1, 2)).max() > 0.05
     assert not np.array_equal(one, cams) and np.array_equal(class_maps(model, x, [2, 0]), one)
-    assert [m.training for m in model.modules()] == modes and [p.requires_grad for p in model.parameters()] == wants
+    assert [m.training for m in model.modules()] == modes and [
+        p.requires_grad for p in model.parameters()
+    ] == requires_grad
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
     assert [p.stride() for p in model.parameters()] == strides and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     model.eval()
-    with evidence.preserve_state(model):
-        place = evidence._find_place(model, x[:1], 0)
-    assert next(n for n, m in model.named_modules() if m is place.layer) == '.'.join(
+    with saliency.preserve_state(model):
+        layer = saliency._find_layer(model, x[:1], 0)
+    assert next(n for n, m in model.named_modules() if m is layer.layer) == '.'.join(
         filter(None, ['0', places[arch] and 'model', places[arch]])
     )
 
 
 @pytest.mark.parametrize('arch', ['resnet18', 'swin_tiny_patch4_window7_224'])
-def test_a_body_of_maps_gives_the_same(arch):
+def test_a_backbone_of_maps_gives_the_same(arch):
     x = torch.randn(1, 3, 112, 112)
     model, mapped = built(arch, 112), built(arch, 112, maps=True)
     mapped.load_state_dict(model.state_dict())
@@ -214,9 +219,9 @@ def test_grad_cam_by_its_definition():
 def test_where_cells_lie(arch, first):
     "By hand, from the strides and paddings of each"
     model, x = built(arch, 224).eval(), torch.zeros(1, 3, 224, 224)
-    with evidence.preserve_state(model):
-        place = evidence._find_place(model, x, 0)
-    assert place.rulers == ((first, 32), (first, 32))
+    with saliency.preserve_state(model):
+        layer = saliency._find_layer(model, x, 0)
+    assert layer.grids == (saliency._Grid(first, 32), saliency._Grid(first, 32))
 
 
 @pytest.mark.parametrize('arch', ['resnet18', 'tf_mobilenetv3_small_minimal_100', 'convmixer_16_2'])
@@ -233,23 +238,23 @@ def test_a_spot_is_seen_where_it_is(arch, at):
                     m.bias.zero_()
     x = torch.zeros(1, 3, size, size, dtype=torch.double)
     x[:, :, at[0] - 5 : at[0] + 5, at[1] - 5 : at[1] + 5] = 1
-    with evidence.preserve_state(model):
-        place = evidence._find_place(model, torch.rand_like(x), 0)
+    with saliency.preserve_state(model):
+        layer = saliency._find_layer(model, torch.rand_like(x), 0)
     kept = []
-    hook = place.layer.register_forward_hook(lambda _m, _i, out: kept.append(place.split(out).sum(1).abs()))
+    hook = layer.layer.register_forward_hook(lambda _m, _i, out: kept.append(layer.layout.split(out).sum(1).abs()))
     with torch.no_grad():
         model(x)
         model(torch.zeros_like(x))
     hook.remove()
-    spot = evidence._laid_out((kept[0] - kept[1]).abs(), (size, size), place.rulers)[0]
+    spot = saliency._upsample((kept[0] - kept[1]).abs(), (size, size), layer.grids)[0]
     peak = (spot == spot.max()).nonzero().double().mean(0)
-    assert (peak - torch.tensor(at)).abs().max() <= place.rulers[0][1] / 3, (
+    assert (peak - torch.tensor(at)).abs().max() <= layer.grids[0].distance / 3, (
         peak,
         at,
     )  # a stretched map of a ResNet is half a cell off
 
 
-def test_pictures_that_are_no_squares():
+def test_images_that_are_not_square():
     assert class_maps(built('resnet18'), torch.randn(1, 3, 64, 100)).shape == (1, 64, 100)
 
 
@@ -271,14 +276,14 @@ def test_a_layer_called_twice():
 
     torch.manual_seed(0)
     model, x = Shared().eval(), torch.randn(2, 3, 32, 32)
-    with evidence.preserve_state(model):
-        place = evidence._find_place(model, x[:1], 0)
-    assert place.layer is model.act and place.call == 2
+    with saliency.preserve_state(model):
+        layer = saliency._find_layer(model, x[:1], 0)
+    assert layer.layer is model.act and layer.call == 2
     assert class_maps(model, x).max() == 1
 
 
-def test_networks_without_maps_are_refused():
-    with pytest.raises(UserError, match='no place to point at'):
+def test_networks_without_maps():
+    with pytest.raises(UserError, match='no class activation map'):
         class_maps(
             nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 3, 8, 8)
         )
@@ -287,11 +292,11 @@ def test_networks_without_maps_are_refused():
 
 
 def test_the_map_lies_on_what_decides(learn, squares):
-    tested = squares[squares.split == 'test']
-    cams = grad_cam(learn, tested)
-    assert cams.shape == (len(tested), 48, 48) and cams.dtype == np.float32
+    test_items = squares[squares.split == 'test']
+    cams = grad_cam(learn, test_items)
+    assert cams.shape == (len(test_items), 48, 48) and cams.dtype == np.float32
     fractions = []
-    for cam, (top, left) in zip(cams, tested['at'], strict=True):
+    for cam, (top, left) in zip(cams, test_items['at'], strict=True):
         inside = np.zeros_like(cam, bool)
         inside[max(0, top - 4) : top + 18, max(0, left - 4) : left + 18] = True  # a patch's width around it
         fractions.append(cam[inside].sum() / cam.sum())
@@ -300,22 +305,22 @@ def test_the_map_lies_on_what_decides(learn, squares):
 
 def test_the_map_changes_with_the_head(learn, squares):
     "Adebayo et al. 2018: what looks the same for random weights explains nothing"
-    tested, head = squares[squares.split == 'test'], learn.model[1].linear
-    known, kept = grad_cam(learn, tested, tested.label.tolist()), head.weight.detach().clone()
+    test_items, head = squares[squares.split == 'test'], learn.model[1].linear
+    known, kept = grad_cam(learn, test_items, test_items.label.tolist()), head.weight.detach().clone()
     maps = []
     for seed in range(3):
         torch.manual_seed(seed)
         with torch.no_grad():
             head.weight.normal_(std=float(kept.std()))
-        maps.append(grad_cam(learn, tested, tested.label.tolist()))
+        maps.append(grad_cam(learn, test_items, test_items.label.tolist()))
     with torch.no_grad():
         head.weight.copy_(kept)
     alike = [(known * m).sum() / np.sqrt((known**2).sum() * (m**2).sum() + 1e-9) for m in maps]
     assert np.mean(alike) < 0.8, alike
-    assert np.allclose(grad_cam(learn, tested, tested.label.tolist()), known)
+    assert np.allclose(grad_cam(learn, test_items, test_items.label.tolist()), known)
 
 
-def test_it_takes_tables_paths_pictures_and_tensors(learn, squares):
+def test_it_takes_tables_paths_images_and_tensors(learn, squares):
     some = squares.head(3)
     cams = grad_cam(learn, some)
     assert np.array_equal(grad_cam(learn, some.path.tolist()), cams)
@@ -338,11 +343,11 @@ def test_reduced_precision_and_folding_make_no_difference(squares, place):
     nn.init.normal_(learn.model[1].linear.weight)
     x = next(iter(learn.dls.test_dl(squares.head(2))))[0]
     plain = class_maps(learn.model.eval(), x, 0)
-    with learn.precision.running(x):
-        assert learn.precision._found.is_on
+    with learn.precision.forward_context(x):
+        assert learn.precision._folding.is_on
         assert np.allclose(grad_cam(learn, x, 0), plain, atol=1e-6)
-        assert learn.precision._found.is_on
-    assert not learn.precision._found.is_on and not any('forward' in vars(m) for m in learn.model.modules())
+        assert learn.precision._folding.is_on
+    assert not learn.precision._folding.is_on and not any('forward' in vars(m) for m in learn.model.modules())
     learn.validate()
 
 
@@ -362,7 +367,7 @@ def test_a_learner_of_plain_fastai(squares, tmp_path):
 # --- what is shown
 
 
-def test_overlay_has_the_pictures_square():
+def test_overlay_shows_the_square_of_the_image():
     image = Image.new('RGB', (120, 80), (120, 130, 140))
     cam = np.zeros((32, 32), np.float32)
     cam[:8, :8] = 1
@@ -380,7 +385,7 @@ def test_the_overlays_lightness_rises():
     ).astype(float)
     grey = strip[4] @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(grey) > -1).all() and grey[-1] - grey[0] > 60
-    assert bytes.fromhex(colours['warn'][1:]) == bytes(evidence._ramp[2].astype(np.uint8))
+    assert bytes.fromhex(colours['warn'][1:]) == bytes(saliency._colour_ramp[2].astype(np.uint8))
 
 
 def test_thumbnails_are_small_and_say_nothing(tmp_path):
@@ -396,7 +401,7 @@ def test_thumbnails_are_small_and_say_nothing(tmp_path):
     with Image.open(tmp_path / 'photo.jpg') as image:
         assert b'garden' not in thumbnail(image)
     with pytest.raises(UserError, match='2,000'):
-        thumbnail(pixels, most=100)
+        thumbnail(pixels, max_bytes=100)
 
 
 def test_gallery(tmp_path):
@@ -510,7 +515,7 @@ def test_index_is_kept_as_safetensors(tmp_path):
     from safetensors.numpy import save_file
 
     save_file(dict(features=index.features), tmp_path / 'other.safetensors')
-    with pytest.raises(UserError, match='no whole index'):
+    with pytest.raises(UserError, match='no complete index'):
         FeatureIndex.load(tmp_path / 'other.safetensors')
     with pytest.raises(UserError, match='not numbers'):
         FeatureIndex.of(np.full((1, 2), np.nan), ['a'], ['a'])
@@ -518,12 +523,13 @@ def test_index_is_kept_as_safetensors(tmp_path):
         FeatureIndex(np.zeros((2, 2)), ['a'], ['a'])
 
 
-def test_evidence_is_light():
+def test_importing_maps_galleries_and_index_is_light():
     import json
     import subprocess
     import sys
 
-    code = 'import sys, json, fungi_fastai.evaluation.saliency; print(json.dumps(sorted(sys.modules)))'
+    modules = 'from fungi_fastai.evaluation import gallery, neighbors'
+    code = f'import sys, json; {modules}; print(json.dumps(sorted(sys.modules)))'
     loaded = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
     assert not {'torch', 'fastai', 'captum', 'matplotlib', 'fungi_fastai.training'} & set(loaded)
 
@@ -531,14 +537,14 @@ def test_evidence_is_light():
 # --- the shortcut check
 
 
-def test_a_planted_shortcut_is_found(tmp_path, place):
+def test_a_planted_shortcut_is_detected(tmp_path, place):
     items = drawn(tmp_path / 'border', draw_border)
     learn = trained(items)
     found = shortcut_check(learn, items[items.split == 'test'])
     accuracy = found.set_index('view').accuracy
     assert found.attrs['shortcut'] == 'yes' and 'background' in found.attrs['sentence'], found.attrs
     assert accuracy['whole image'] > 0.9 and accuracy['centre hidden'] > 0.9 and accuracy['border hidden'] < 0.75
-    assert accuracy['always the commonest class'] == found.attrs['chance'] == 0.5
+    assert accuracy['always the most common class'] == found.attrs['chance'] == 0.5
 
 
 def test_where_none_is_planted_none_is_found(tmp_path, place):
@@ -565,7 +571,7 @@ def test_where_none_is_planted_none_is_found(tmp_path, place):
         ((0.9, 0.8, 0.75), 0.1, 'partly'),
     ],
 )
-def test_verdicts(scores, spread, shortcut):
+def test_conclusions(scores, spread, shortcut):
     from fungi_fastai.evaluation import explain
 
     table = pd.DataFrame(
@@ -575,7 +581,7 @@ def test_verdicts(scores, spread, shortcut):
         ]
     )
     differences = np.random.default_rng(0).normal(scores[1] - scores[2], spread, 1000)
-    found = explain._verdict(table, differences, chance=0.25)
+    found = explain._interpret(table, differences, chance=0.25)
     assert found['shortcut'] == shortcut and f'{scores[1]:.0%}' in found['sentence'] and '25%' in found['sentence']
 
 
@@ -584,44 +590,44 @@ def test_intervals_are_of_specimens(learn, squares):
     from fungi_fastai.evaluation import explain
 
     rng = np.random.default_rng(0)
-    right = np.repeat(rng.random(20) < 0.6, 12)
+    correct = np.repeat(rng.random(20) < 0.6, 12)
     width = []
-    for unit in (np.arange(240), np.repeat(np.arange(20), 12)):
-        drawn, scores = explain._resample(unit, dict(whole=right), 2000, 0)
-        low, high = explain._interval(drawn['whole'], scores['whole'])
-        assert low < right.mean() < high
+    for groups in (np.arange(240), np.repeat(np.arange(20), 12)):
+        low, high = explain._resample(groups, dict(whole=correct), 2000, 0)['whole'].interval
+        assert low < correct.mean() < high
         width.append(high - low)
     assert width[1] == pytest.approx(width[0] * 12**0.5, rel=0.2)
-    drawn, scores = explain._resample(np.arange(10), dict(whole=np.ones(10)), 100, 0)
-    assert explain._interval(drawn['whole'], scores['whole']) == pytest.approx((0.025**0.1, 1))
+    assert explain._resample(np.arange(10), dict(whole=np.ones(10)), 100, 0)['whole'].interval == pytest.approx(
+        (0.025**0.1, 1)
+    )
 
 
 def test_photos_of_one_specimen_count_as_one(learn, squares):
-    tested = squares[squares.split == 'test']
+    test_items = squares[squares.split == 'test']
     alone, together = (
-        shortcut_check(learn, tested.assign(group=group)).set_index('view')
-        for group in ('', [f'{i % 4}' for i in range(len(tested))])
+        shortcut_check(learn, test_items.assign(group=group)).set_index('view')
+        for group in ('', [f'{i % 4}' for i in range(len(test_items))])
     )
     assert (alone.accuracy == together.accuracy).all()
     assert together.low['whole image'] < alone.low['whole image'] <= alone.accuracy['whole image']
-    bare = shortcut_check(learn, tested[['path', 'label']])  # a table that knows of no specimens
+    bare = shortcut_check(learn, test_items[['path', 'label']])  # a table without specimens
     assert (bare.low.to_numpy() == alone.low.to_numpy()).all()
 
 
 def test_hiding(learn, squares):
     x = torch.rand(2, 3, 48, 64)
-    for part, fraction in (('centre', 0.5), ('border', 0.5), ('centre', 0.2), ('border', 0.8)):
-        hidden = hide(x, part, fraction)
+    for region, fraction in (('centre', 0.5), ('border', 0.5), ('centre', 0.2), ('border', 0.8)):
+        hidden = hide(x, region, fraction)
         assert float((hidden == 0).float().mean()) == pytest.approx(fraction, abs=0.03)
-        assert (hidden[:, :, 0, 0] == 0).all() == (part == 'border') and (hidden[:, :, 24, 32] == 0).all() == (
-            part == 'centre'
+        assert (hidden[:, :, 0, 0] == 0).all() == (region == 'border') and (hidden[:, :, 24, 32] == 0).all() == (
+            region == 'centre'
         )
     blurred = hide(x, 'border', fill='blur')
     assert not (blurred == 0).any() and torch.equal(blurred[:, :, 24, 32], x[:, :, 24, 32])
     for wrong, match in (
-        (dict(part='middle'), 'centre'),
-        (dict(part='centre', fraction=1), 'share'),
-        (dict(part='centre', fill='pink'), 'fill'),
+        (dict(region='middle'), 'centre'),
+        (dict(region='centre', fraction=1), 'fraction'),
+        (dict(region='centre', fill='pink'), 'fill'),
     ):
         with pytest.raises(UserError, match=match):
             hide(x, **wrong)

@@ -1,4 +1,4 @@
-"A run becomes a bundle, or nothing: the gate, what is written, what is refused, faults, timm and the hub"
+"A run becomes a bundle, or nothing: parity, files, refusals, faults, timm and the hub"
 
 import base64
 import errno
@@ -17,9 +17,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fungi_fastai.data.images import canvas_size, open_image, read_pixels, square
-from fungi_fastai.deploy.bundle import Bundle, code_in
 from fungi_fastai.core.errors import TrainingError, UserError
+from fungi_fastai.data.images import canvas_size, open_image, read_pixels, square
+from fungi_fastai.deploy.bundle import Bundle
+from fungi_fastai.deploy.executables import executable_code
+from fungi_fastai.deploy.hub import push_to_hub
 
 quick = dict(examples=0, references=2, images=8, progress=False)
 
@@ -70,19 +72,19 @@ def test_what_is_written(small_run, small_bundle):
 
 def test_nothing_in_it_can_run_code_or_names_this_machine(small_bundle, photos):
     for file in small_bundle.iterdir():
-        assert not code_in(file), file
+        assert not executable_code(file), file
         for secret in (str(photos.parent), os.path.dirname(__file__)):
             assert secret.encode() not in file.read_bytes(), file
 
 
-def test_the_graph_says_what_torch_says_of_photos_of_any_size(small_run, small_bundle, ship):
+def test_the_graph_gives_the_predictions_of_torch_for_photos_of_any_size(small_run, small_bundle, ship):
     import torch
 
-    from fungi_fastai.deploy.onnx import Shipped
-    from fungi_fastai.deploy.predictor import OnnxEngine
+    from fungi_fastai.deploy.engines import OnnxEngine
+    from fungi_fastai.deploy.onnx import DeployedNetwork
 
     bundle, runner = Bundle.load(small_bundle), OnnxEngine(small_bundle / 'model.onnx')
-    shipped = Shipped(
+    shipped = DeployedNetwork(
         bundle.torch_network(), bundle.preprocessing['mean'], bundle.preprocessing['std'], bundle.temperature
     )
     photos = [np.asarray(open_image(path)) for path in small_run.items.path[:6]]
@@ -95,10 +97,10 @@ def test_the_graph_says_what_torch_says_of_photos_of_any_size(small_run, small_b
     np.testing.assert_allclose(runner(squares)[0].sum(1), 1, atol=1e-5)
 
 
-def test_a_graph_that_says_something_else_is_not_shipped(small_run, small_bundle, copy, ship, monkeypatch):
+def test_a_graph_with_other_predictions_is_not_exported(small_run, small_bundle, copy, ship, monkeypatch):
     made = ship.network_graph
 
-    def swapped(shipped, size):  # a mistake as they happen: blue, green, red
+    def swapped(shipped, size):  # a mistake that happens: blue, green, red
         shipped.scale, shipped.offset = shipped.scale * 3, shipped.offset.flip(1)
         try:
             return made(shipped, size)
@@ -108,12 +110,12 @@ def test_a_graph_that_says_something_else_is_not_shipped(small_run, small_bundle
     monkeypatch.setattr(ship, 'network_graph', swapped)
     before = everything(copy)
     for out in (copy, copy.with_name('new')):
-        with pytest.raises(TrainingError, match='does not say what torch says: on 64 images'):
+        with pytest.raises(TrainingError, match='does not give the predictions of torch: on 64 images'):
             ship.export(small_run, out, **quick | dict(images=64))
     assert everything(copy) == before and os.listdir(copy.parent) == ['copy']
 
 
-def test_pictures_that_changed_since_the_evaluation_are_noticed(small_run, ship, tmp_path):
+def test_images_that_changed_since_the_evaluation_are_noticed(small_run, ship, tmp_path):
     other = small_run.predictions.copy()
     columns = [f'p_{c}' for c in small_run.classes]
     other[columns] = other[columns[::-1]].to_numpy() * 0.5 + np.eye(5)[0] * 0.5
@@ -121,7 +123,7 @@ def test_pictures_that_changed_since_the_evaluation_are_noticed(small_run, ship,
         **{k: getattr(small_run, k) for k in ('folder', 'recipe', 'items', 'metrics', 'classes', 'decisions')},
         predictions=other,
     )
-    with pytest.raises(TrainingError, match='does not say what it said when the run was evaluated'):
+    with pytest.raises(TrainingError, match="does not give the predictions of the run's evaluation"):
         ship.export(fake, tmp_path / 'out', **quick)
     gone = SimpleNamespace(
         **vars(fake)
@@ -135,12 +137,12 @@ def test_pictures_that_changed_since_the_evaluation_are_noticed(small_run, ship,
     assert os.listdir(tmp_path) == []
 
 
-def test_places_that_are_refused(small_run, ship, tmp_path, monkeypatch):
+def test_folders_that_are_refused(small_run, ship, tmp_path, monkeypatch):
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'thesis.txt').write_text('years of work')
     (tmp_path / 'file').write_text('')
     for name in ('mine', 'file'):
-        with pytest.raises(UserError, match='is not a bundle. Choose another place'):
+        with pytest.raises(UserError, match='is not a bundle. Choose another folder'):
             ship.export(small_run, tmp_path / name, **quick)
     with pytest.raises(UserError, match='There is no run folder'):
         ship.export(tmp_path / 'none', tmp_path / 'out')
@@ -152,14 +154,14 @@ def test_places_that_are_refused(small_run, ship, tmp_path, monkeypatch):
             ship.export(small_run, place, **quick)
 
 
-def test_what_is_no_part_of_a_bundle_is_not_lost(small_run, copy, ship):
+def test_other_files_are_not_lost(small_run, copy, ship):
     (copy / 'notes.txt').write_text('years of work')
     with pytest.raises(UserError, match=r'holds notes.txt, which its bundle.json does not name'):
         ship.export(small_run, copy, **quick)
     assert (copy / 'notes.txt').read_text() == 'years of work'
 
 
-def test_left_overs_are_found_whatever_the_name(small_run, ship, tmp_path):
+def test_leftovers_are_found_whatever_the_name(small_run, ship, tmp_path):
     (tmp_path / '.a[1].7.part').mkdir()
     (tmp_path / '.a1.7.part').mkdir()  # somebody else's
     out = ship.export(small_run, tmp_path / 'a[1]', **quick)
@@ -175,7 +177,7 @@ def test_a_full_disk_leaves_what_was_there(small_run, copy, ship, monkeypatch):
 
     before = everything(copy)
     monkeypatch.setattr(ship, 'write_text', full)
-    with pytest.raises(TrainingError, match='No space left on device. What was there before is as it was'):
+    with pytest.raises(TrainingError, match='No space left on device. What was there before is unchanged'):
         ship.export(small_run, copy, **quick)
     assert everything(copy) == before and os.listdir(copy.parent) == ['copy']
 
@@ -205,7 +207,7 @@ def test_killed_in_mid_export(small_run, copy, ship):
     assert 'examples.safetensors' not in Bundle.load(copy).files and len(os.listdir(copy)) < len(before)
 
 
-def test_int8_and_openvino_say_what_they_cost(small_bundle):
+def test_int8_and_openvino_report_their_accuracy(small_bundle):
     bundle, card = Bundle.load(small_bundle), (small_bundle / 'README.md').read_text('utf8')
     for name, file in dict(int8='model.int8.onnx', openvino='model.openvino.xml').items():
         cost = bundle.engines[name]
@@ -225,7 +227,7 @@ def test_the_card(small_run, small_bundle):
         and about['model-index'][0]['results'][0]['metrics'][0]['value'] == small_run.metrics['accuracy']
     )
     low, high = small_run.metrics['intervals']['accuracy']
-    for said in (
+    for text_ in (
         f'| accuracy | {small_run.metrics["accuracy"]:.3f} | {low:.3f} to {high:.3f} |',
         '## Data',
         '60 images of 5 classes',
@@ -236,13 +238,13 @@ def test_the_card(small_run, small_bundle):
         'fungi train flowers',
         'fungi export RUN --int8',
     ):
-        assert said in text, said
+        assert text_ in text, text_
     parity = Bundle.load(small_bundle).parity
     assert 0 <= parity['raw_images'] < 0.2 and f'(here {parity["raw_images"]:.1g})' in text
     assert (
-        f'{parity["flipped"]} of them are horizontal flips' in text
-        if parity['mirrored']
-        else 'horizontal flips' not in text
+        f'{parity["flipped"]} of them are flips of the others' in text
+        if parity['flipped']
+        else 'flips of the others' not in text
     )
 
 
@@ -304,7 +306,7 @@ def test_what_torch_saves_is_refused(copy, ready):
 )
 def test_words_are_no_pickle(tmp_path, words):
     (tmp_path / 'words').write_text(words)
-    assert not code_in(tmp_path / 'words')
+    assert not executable_code(tmp_path / 'words')
 
 
 @pytest.mark.parametrize(
@@ -318,7 +320,7 @@ def test_words_are_no_pickle(tmp_path, words):
         (dict(files={}), 'does not name model.safetensors'),
         (dict(preprocessing={}), 'size and canvas'),
         (dict(metrics=[]), 'metrics'),
-        (dict(name=7), 'name is no text'),
+        (dict(name=7), 'name is not text'),
         (dict(threshold=dict(coverage=1, confidence='high')), 'threshold is not made of numbers'),
         (dict(conformal=[1]), 'conformal is not made of numbers'),
         (dict(threshold=dict(coverage=1)), 'its threshold does not fit this version'),
@@ -330,14 +332,14 @@ def test_other_bundles_are_refused(copy, change, words):
     with pytest.raises(UserError, match=words):
         _ = Bundle.load(copy).threshold
     (copy / 'bundle.json').write_text('{')
-    with pytest.raises(UserError, match='no JSON'):
+    with pytest.raises(UserError, match='not valid JSON'):
         Bundle.load(copy)
     (copy / 'bundle.json').unlink()
     with pytest.raises(UserError, match='it has no bundle.json'):
         Bundle.load(copy)
 
 
-def test_a_run_is_no_bundle(small_run):
+def test_a_run_is_not_a_bundle(small_run):
     with pytest.raises(UserError, match='It is a run; make a bundle of it with: fungi export'):
         Bundle.load(small_run.folder)
 
@@ -450,11 +452,11 @@ def hub(monkeypatch):
     server.server_close()
 
 
-def test_pushed_to_a_hub(hub, ship, small_bundle):
+def test_pushed_to_a_hub(hub, small_bundle):
     with pytest.raises(UserError, match='needs a token with the right to write'):
-        ship.push_to_hub(small_bundle, 'me/flowers')
+        push_to_hub(small_bundle, 'me/flowers')
     assert not hub.tokens
-    assert ship.push_to_hub(small_bundle, 'me/flowers', token='hf_secret') == f'{hub.address}/me/flowers'
+    assert push_to_hub(small_bundle, 'me/flowers', token='hf_secret') == f'{hub.address}/me/flowers'
     assert hub.files == everything(small_bundle) and hub.tokens == {'Bearer hf_secret'}
 
 
@@ -466,21 +468,21 @@ def test_pushed_to_a_hub(hub, ship, small_bundle):
         (422, 'refused me/flowers', TrainingError),
     ],
 )
-def test_refused_by_a_hub(hub, ship, small_bundle, code, words, kind):
+def test_refused_by_a_hub(hub, small_bundle, code, words, kind):
     hub.code = code
     with pytest.raises(kind, match=words):
-        ship.push_to_hub(small_bundle, 'me/flowers', token='hf_secret')
+        push_to_hub(small_bundle, 'me/flowers', token='hf_secret')
 
 
-def test_no_hub_to_be_reached(hub, ship, small_bundle, copy, monkeypatch):
-    with pytest.raises(UserError, match='no name of a repository'):
-        ship.push_to_hub(small_bundle, 'me//flowers!', token='hf_secret')
+def test_no_hub_to_be_reached(hub, small_bundle, copy, monkeypatch):
+    with pytest.raises(UserError, match='not a valid name of a repository'):
+        push_to_hub(small_bundle, 'me//flowers!', token='hf_secret')
     monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
-    with pytest.raises(UserError, match='cannot be reached.*is whole; push it again'):
-        ship.push_to_hub(small_bundle, 'me/flowers', token='hf_secret')
+    with pytest.raises(UserError, match='cannot be reached.*is complete; push it again'):
+        push_to_hub(small_bundle, 'me/flowers', token='hf_secret')
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     with pytest.raises(UserError, match='HF_HUB_OFFLINE is set'):
-        ship.push_to_hub(small_bundle, 'me/flowers', token='hf_secret')
+        push_to_hub(small_bundle, 'me/flowers', token='hf_secret')
     (copy / 'model.onnx').write_bytes(b'')
     with pytest.raises(UserError, match='is not the file that was exported'):
-        ship.push_to_hub(copy, 'me/flowers', token='hf_secret')
+        push_to_hub(copy, 'me/flowers', token='hf_secret')

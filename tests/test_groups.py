@@ -1,4 +1,4 @@
-"Groups that nobody declared: found where they are, not found where there are none"
+"Group proposals: found where specimens exist, none where there are none"
 
 import re
 
@@ -7,9 +7,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fungi_fastai.data.groups import bursts, closeness, declared, name_shapes, propose_groups, read_exif, write_groups
-from fungi_fastai.data.scan import check, scan
 from fungi_fastai.core.errors import UserError
+from fungi_fastai.data.groups import (
+    bursts,
+    group_similarity,
+    has_groups,
+    name_patterns,
+    propose_groups,
+    read_exif,
+    write_groups,
+)
+from fungi_fastai.data.scan import check, scan
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +33,7 @@ def items(flowers):
 
 
 def photograph(path, number, taken=None, model='Camera A'):
-    "An image of its own, with what a camera writes"
+    "A photo with the EXIF data of a camera"
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(number)
     pixels = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((64, 64))
@@ -39,17 +47,19 @@ def photograph(path, number, taken=None, model='Camera A'):
 
 def test_specimens_are_read_from_names(items):
     best = propose_groups(items)[0]
-    found = pd.Series([re.search(best.pattern, name.rsplit('/', 1)[-1])['group'] for name in items['name']])
+    specimens = pd.Series([re.search(best.pattern, name.rsplit('/', 1)[-1])['group'] for name in items['name']])
     assert best.kind == 'name' and best.n_groups == 60 and best.n_images == len(items)
-    assert (best.groups.groupby(items.label + found.to_numpy()).nunique() == 1).all() and best.groups.nunique() == 60
-    assert f"--group '{best.pattern}'" in best.words and best.closeness > 0.55
+    assert (
+        best.groups.groupby(items.label + specimens.to_numpy()).nunique() == 1
+    ).all() and best.groups.nunique() == 60
+    assert f"--group '{best.pattern}'" in best.message and best.similarity > 0.55
 
 
-def test_the_pattern_does_as_an_option_what_the_proposal_says(items, flowers):
+def test_the_pattern_as_an_option_gives_the_proposed_groups(items, flowers):
     best = propose_groups(items)[0]
-    declared_so, _ = check(flowers, group=best.pattern, progress=False, workers=1)
-    assert declared(declared_so) and not declared(items)
-    assert declared_so.set_index('name').group.to_dict() == dict(zip(items['name'], best.groups, strict=True))
+    declared, _ = check(flowers, group=best.pattern, progress=False, workers=1)
+    assert has_groups(declared) and not has_groups(items)
+    assert declared.set_index('name').group.to_dict() == dict(zip(items['name'], best.groups, strict=True))
 
 
 def test_crops_of_all_photos_of_a_specimen_are_one_group(tmp_path):
@@ -65,7 +75,7 @@ def test_crops_of_all_photos_of_a_specimen_are_one_group(tmp_path):
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_names_that_mean_nothing_propose_nothing(items, seed):
+def test_random_names_give_no_proposal(items, seed):
     rng = np.random.default_rng(seed)
     letters = rng.choice(list('abcdefgh'), len(items))
     renamed = items.assign(
@@ -79,15 +89,16 @@ def test_names_that_mean_nothing_propose_nothing(items, seed):
     assert propose_groups(shuffled) == []
 
 
-def test_closeness_is_a_chance(items):
+def test_group_similarity_is_a_probability(items):
     truth = items.label + items['name'].str.extract(r'/(\d+)_')[0]
-    near, p = closeness(items, truth)
-    assert near > 0.55 and p == 0.01
-    assert closeness(items, items['name'])[1] == 1.0 and np.isnan(closeness(items, items['name'])[0])  # no pairs at all
+    similarity, p = group_similarity(items, truth)
+    assert similarity > 0.55 and p == 0.01
+    similarity, p = group_similarity(items, items['name'])  # no pairs at all
+    assert np.isnan(similarity) and p == 1.0
 
 
-@pytest.mark.parametrize('pattern', name_shapes)
-def test_shapes_are_patterns_as_the_option_takes_them(pattern):
+@pytest.mark.parametrize('pattern', name_patterns)
+def test_patterns_have_a_named_group(pattern):
     assert 'group' in re.compile(pattern).groupindex
 
 
@@ -102,19 +113,19 @@ def test_shapes_are_patterns_as_the_option_takes_them(pattern):
         ('inat-4711000-2.png', 'inat-4711000'),
     ],
 )
-def test_usual_names_have_a_shape(name, group):
-    found = [re.search(p, name if '/' in p else name.rsplit('/', 1)[-1]) for p in name_shapes]
-    assert group in {m['group'] for m in found if m}
+def test_usual_names_match_a_pattern(name, group):
+    matches = [re.search(p, name if '/' in p else name.rsplit('/', 1)[-1]) for p in name_patterns]
+    assert group in {m['group'] for m in matches if m}
 
 
 def test_bursts_of_a_camera(tmp_path):
     for c, label in enumerate('ab'):
-        for i in range(24):  # four shots in ten seconds, then an hour's walk
+        for i in range(24):  # four shots in ten seconds every hour
             taken = pd.Timestamp('2024-09-01 08:00:00') + pd.Timedelta(hours=i // 4, seconds=3 * (i % 4) + 7200 * c)
             photograph(tmp_path / label / f'{i}{label}.jpg', 100 * c + i // 4, taken.strftime('%Y:%m:%d %H:%M:%S'))
             with Image.open(tmp_path / label / f'{i}{label}.jpg') as image:  # similar, not the same
-                kept = image.getexif()
-                image.rotate(4 * (i % 4)).save(tmp_path / label / f'{i}{label}.jpg', exif=kept)
+                exif = image.getexif()
+                image.rotate(4 * (i % 4)).save(tmp_path / label / f'{i}{label}.jpg', exif=exif)
     items = scan(
         pd.DataFrame(dict(path=sorted(map(str, tmp_path.rglob('*.jpg'))))).assign(
             label=lambda t: t['path'].str[-5], name=lambda t: t['path'].str.rsplit('/', n=1).str[-1]
@@ -124,20 +135,20 @@ def test_bursts_of_a_camera(tmp_path):
     )
     exif = read_exif(items['path'], 1)
     assert set(exif.camera) == {'Camera A'} and exif.taken.notna().all()
-    found = bursts(items, exif)
-    assert found.nunique() == 12 and found.value_counts().eq(4).all()
+    groups = bursts(items, exif)
+    assert groups.nunique() == 12 and groups.value_counts().eq(4).all()
     assert (
         bursts(items, exif, seconds=1).nunique() == 48
         and bursts(items, exif.assign(camera=np.arange(48).astype(str))).nunique() == 48
     )
     burst = next(p for p in propose_groups(items) if p.kind == 'burst')
-    assert burst.n_groups == 12 and 'write_groups' in burst.words
+    assert burst.n_groups == 12 and 'write_groups' in burst.message
     table = pd.read_csv(write_groups(items, burst, tmp_path / 'photos.csv'))
-    again, _ = check(tmp_path / 'photos.csv', progress=False, workers=1)
-    assert len(table) == 48 and again.group.nunique() == 12
+    declared, _ = check(tmp_path / 'photos.csv', progress=False, workers=1)
+    assert len(table) == 48 and declared.group.nunique() == 12
 
 
-def test_headers_that_are_broken_say_nothing(tmp_path):
+def test_broken_headers_count_as_no_header(tmp_path):
     photograph(tmp_path / 'dated.jpg', 1, '0000:00:00 00:00:00')
     photograph(tmp_path / 'plain.png', 1, model='')
     (tmp_path / 'text.jpg').write_text('no image')
@@ -145,11 +156,11 @@ def test_headers_that_are_broken_say_nothing(tmp_path):
     assert exif.camera.tolist() == ['Camera A', '', '', ''] and exif.taken.isna().all()
 
 
-def test_nothing_to_look_at(items):
+def test_no_images_give_no_proposal(items):
     assert propose_groups(items.iloc[:0]) == [] and propose_groups(items.assign(label=None)) == []
     assert propose_groups(items.head(1)) == []
 
 
-def test_a_table_needs_a_name_for_a_table(items, tmp_path):
+def test_write_groups_needs_a_csv_name(items, tmp_path):
     with pytest.raises(UserError, match=r'photos\.txt.*\.csv'):
         write_groups(items, propose_groups(items)[0], tmp_path / 'photos.txt')

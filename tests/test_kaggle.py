@@ -1,4 +1,4 @@
-"Downloads from Kaggle: the real client against a local server, and everything that can go wrong on the way"
+"Downloads from Kaggle: the real client against a local server, and every failure that can happen"
 
 import io
 import json
@@ -13,15 +13,15 @@ import pytest
 from kaggle_server import PORT, Server
 from PIL import Image
 
+from fungi_fastai.core.errors import TrainingError, UserError
 from fungi_fastai.data import downloads
 from fungi_fastai.data.sources import Source
-from fungi_fastai.core.errors import TrainingError, UserError
 
 dataset, competition = 'maysee/mushrooms', 'plant-seedlings-classification'
 
 
 def archive(*names, noise=0):
-    "The bytes of a zip with a small image under each name, and an incompressible one where bytes are wanted"
+    "The bytes of a zip with a small image under each name; `noise` adds incompressible bytes to each"
     out, image = io.BytesIO(), io.BytesIO()
     Image.new('RGB', (8, 8)).save(image, 'jpeg')
     with zipfile.ZipFile(out, 'w') as z:
@@ -44,7 +44,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(downloads, 'pauses', (0.01, 0.01, 0.01))
     monkeypatch.setattr(downloads, 'kaggle_input', tmp_path / 'no' / 'input')
-    from kaggle.api.kaggle_api_extended import KaggleApi  # reads the place of its credentials once, when imported
+    from kaggle.api.kaggle_api_extended import KaggleApi  # reads the path of its credentials once, when it is imported
 
     monkeypatch.setattr(KaggleApi, 'config_dir', str(tmp_path / 'home' / '.kaggle'))
     monkeypatch.setattr(KaggleApi, 'config', str(tmp_path / 'home' / '.kaggle' / 'kaggle.json'))
@@ -71,8 +71,8 @@ def kaggle(machine):
         yield server.kaggle
 
 
-def left(machine):
-    "What a download left behind, besides locks"
+def leftovers(machine):
+    "The temporary files of a download, besides locks"
     return sorted(p.name for p in (machine / 'data' / 'kaggle').rglob('.*') if p.suffix not in ('.lock', '.json'))
 
 
@@ -81,7 +81,7 @@ def test_a_data_set_is_downloaded_once(kaggle, machine, signed_in, capsys):
     assert table.label.tolist() == ['Amanita', 'Boletus']
     assert table.name.tolist() == ['Amanita/1.jpg', 'Boletus/2.jpg']
     assert Source.of(dataset).read().equals(table)
-    assert len(kaggle.downloads()) == 1 and left(machine) == []
+    assert len(kaggle.downloads()) == 1 and leftovers(machine) == []
     assert Source.of(dataset).prepare() == machine / 'data' / 'kaggle' / 'datasets' / 'maysee' / 'mushrooms'
     assert capsys.readouterr().out == ''
 
@@ -110,39 +110,39 @@ def test_with_an_access_token(kaggle, monkeypatch):
     assert len(Source.of(f'competition:{competition}').read()) == 3
 
 
-def test_public_data_needs_no_credentials_where_kaggle_asks_for_none(kaggle):
+def test_public_data_needs_no_credentials(kaggle):
     kaggle.needs_credentials = False
     assert len(Source.of(dataset).read()) == 2
 
 
 @pytest.mark.parametrize('direct', [False, True])
 @pytest.mark.parametrize('length', [True, False])
-def test_a_broken_download_goes_on(kaggle, machine, signed_in, direct, length):
-    kaggle.direct, kaggle.length, kaggle.cuts = direct, length, [200_000, 250_000]
-    whole = len(kaggle.files[dataset])
-    if not length:  # with no size, only the zip itself can tell that it was cut
+def test_an_interrupted_download_resumes(kaggle, machine, signed_in, no_redirect, length):
+    kaggle.no_redirect, kaggle.length, kaggle.cuts = no_redirect, length, [200_000, 250_000]
+    size = len(kaggle.files[dataset])
+    if not length:  # without a size, only the zip itself shows that it is truncated
         with pytest.raises(UserError, match='cannot be used, and was deleted'):
             Source.of(dataset).read()
         kaggle.cuts = []
     assert len(Source.of(dataset).read()) == 2
     if length:
-        assert kaggle.sent < whole + 50_000, 'only the end of a broken block is sent again'
-    assert left(machine) == []
+        assert kaggle.sent < size + 50_000, 'only the end of an interrupted block is sent again'
+    assert leftovers(machine) == []
 
 
-def test_a_download_that_keeps_breaking_is_kept_and_continued(kaggle, machine, signed_in):
+def test_a_download_that_keeps_failing_is_kept_and_resumed(kaggle, machine, signed_in):
     kaggle.cuts = [100_000, 100_000, 100_000, 100_000]
-    with pytest.raises(UserError, match='broke off. 3.. KB are kept; the same call goes on') as caught:
+    with pytest.raises(UserError, match='was interrupted. 3.. KB are on disk; the same call resumes') as caught:
         Source.of(dataset).read()
     assert '--source path/to.zip' in str(caught.value)
     assert not (machine / 'data' / 'kaggle' / 'datasets' / 'maysee' / 'mushrooms').exists()
-    kaggle.asked.clear()
+    kaggle.requests.clear()
     assert len(Source.of(dataset).read()) == 2
     assert kaggle.sent < len(kaggle.files[dataset]) + 70_000
     assert int(kaggle.stored()[0][2].removeprefix('bytes=').rstrip('-')) > 300_000
 
 
-def test_a_changed_file_is_not_continued(kaggle, signed_in):
+def test_a_changed_file_is_not_resumed(kaggle, signed_in):
     kaggle.cuts = [100_000] * 4
     with pytest.raises(UserError):
         Source.of(dataset).read()
@@ -164,7 +164,7 @@ def test_an_error_page_is_no_data(kaggle, signed_in):
     assert len(Source.of(dataset).read()) == 2
 
 
-def test_a_beginning_that_is_too_long_is_dropped(kaggle, signed_in):
+def test_a_partial_download_that_is_too_long_is_dropped(kaggle, signed_in):
     kaggle.cuts = [100_000] * 4
     with pytest.raises(UserError):
         Source.of(dataset).read()
@@ -173,8 +173,8 @@ def test_a_beginning_that_is_too_long_is_dropped(kaggle, signed_in):
     assert kaggle.stored()[-1][2] is None
 
 
-def test_a_part_that_was_not_asked_for_is_dropped(kaggle, signed_in):
-    kaggle.cuts, kaggle.shifted = [100_000] * 4, 7
+def test_a_range_that_was_not_requested_is_dropped(kaggle, signed_in):
+    kaggle.cuts, kaggle.range_offset = [100_000] * 4, 7
     with pytest.raises(UserError):
         Source.of(dataset).read()
     assert len(Source.of(dataset).read()) == 2
@@ -183,12 +183,12 @@ def test_a_part_that_was_not_asked_for_is_dropped(kaggle, signed_in):
 def test_a_full_disk_keeps_the_download(kaggle, machine, signed_in, monkeypatch):
     from collections import namedtuple
 
-    room = namedtuple('Usage', 'total used free')
+    usage = namedtuple('Usage', 'total used free')
     free = iter([2**30, 10])  # enough for the download, too little to unpack it
-    monkeypatch.setattr(downloads.shutil, 'disk_usage', lambda path: room(2**30, 0, next(free, 2**30)))
+    monkeypatch.setattr(downloads.shutil, 'disk_usage', lambda path: usage(2**30, 0, next(free, 2**30)))
     with pytest.raises(UserError, match='Make room, or set data_dir'):
         Source.of(dataset).read()
-    assert left(machine) == ['.mushrooms.zip']
+    assert leftovers(machine) == ['.mushrooms.zip']
     assert len(Source.of(dataset).read()) == 2 and len(kaggle.downloads()) == 1
 
 
@@ -196,20 +196,20 @@ def test_a_download_that_is_no_archive_leaves_nothing(kaggle, machine, signed_in
     kaggle.files[dataset] = b'<html>an error page, but with status 200</html>'
     with pytest.raises(UserError, match='cannot be used, and was deleted'):
         Source.of(dataset).read()
-    assert left(machine) == []
+    assert leftovers(machine) == []
 
 
-def test_damage_in_a_download_is_seen(kaggle, machine, signed_in):
+def test_damage_in_a_download_is_detected(kaggle, machine, signed_in):
     data = bytearray(kaggle.files[dataset])
     data[1000] ^= 255
     kaggle.files[dataset] = bytes(data)
     with pytest.raises(UserError, match='Bad CRC'):
         Source.of(dataset).read()
-    assert left(machine) == []
+    assert leftovers(machine) == []
 
 
 @pytest.mark.parametrize(
-    'status,source,says',
+    'status,source,expected',
     [
         (
             401,
@@ -223,21 +223,21 @@ def test_damage_in_a_download_is_seen(kaggle, machine, signed_in):
         ),
         (403, dataset, ['private', f'https://www.kaggle.com/datasets/{dataset}', '--source path/to.zip']),
         (404, dataset, ['does not know the data set maysee/mushrooms (there is no such folder here) (404)']),
-        (429, dataset, ['too often (429)', 'again in 3600 seconds', '--source path/to.zip']),
+        (429, dataset, ['too many requests (429)', 'again in 3600 seconds', '--source path/to.zip']),
         (500, dataset, ['Kaggle answered 500', 'some trouble']),
     ],
 )
-def test_each_refusal_says_what_to_do(kaggle, machine, signed_in, capsys, status, source, says):
+def test_each_refusal_says_what_to_do(kaggle, machine, signed_in, capsys, status, source, expected):
     kaggle.status, kaggle.message, kaggle.retry_after = status, 'some trouble', '3600' if status == 429 else ''
     start = time.time()
     with pytest.raises(UserError) as caught:
         Source.of(source).read()
-    for text in says:
+    for text in expected:
         assert text in str(caught.value)
     assert '\n' not in str(caught.value)
-    assert time.time() - start < 5, 'Retry-After is told, not waited for'
+    assert time.time() - start < 5, 'Retry-After is reported, not waited for'
     assert len(kaggle.downloads()) == (4 if status == 500 else 1)
-    assert left(machine) == [] and capsys.readouterr().out == ''
+    assert leftovers(machine) == [] and capsys.readouterr().out == ''
 
 
 def test_no_credentials(kaggle, capsys):
@@ -268,7 +268,7 @@ def test_a_token_that_kaggle_cannot_check(kaggle, machine, monkeypatch):
     assert kaggle.downloads() == []
 
 
-def test_a_place_that_cannot_be_written(kaggle, machine, signed_in):
+def test_a_folder_that_cannot_be_written(kaggle, machine, signed_in):
     (machine / 'data').write_text('a file where the folder should be')
     with pytest.raises(TrainingError, match='Reading or writing failed'):
         Source.of(dataset).read()
@@ -284,23 +284,23 @@ def test_no_network(machine, signed_in):
         Source.of(dataset).read()
 
 
-def test_a_killed_download_is_continued(kaggle, machine, signed_in):
-    "A process that dies without a word"
+def test_a_killed_download_is_resumed(kaggle, machine, signed_in):
+    "A process that exits in the middle of a download"
     code = f"""if True:
         import os, requests
         from fungi_fastai.data.sources import Source
-        whole = requests.Response.iter_content
+        iter_content = requests.Response.iter_content
         def dies(self, size):
-            for number, block in enumerate(whole(self, size)):
+            for number, block in enumerate(iter_content(self, size)):
                 yield block
                 if number == 1: os._exit(9)
         requests.Response.iter_content = dies
         Source.of({dataset!r}).prepare()"""
     assert subprocess.run([sys.executable, '-c', code]).returncode == 9
-    assert left(machine) == ['.mushrooms.download']
+    assert leftovers(machine) == ['.mushrooms.download']
     assert len(Source.of(dataset).read()) == 2
     assert [a[2] for a in kaggle.stored()][-1].startswith('bytes=')
-    assert left(machine) == []
+    assert leftovers(machine) == []
 
 
 def test_two_at_once_download_once(kaggle, machine, signed_in):
@@ -315,7 +315,7 @@ def test_two_at_once_download_once(kaggle, machine, signed_in):
 
 
 @pytest.mark.parametrize(
-    'source,place',
+    'source,path',
     [
         (dataset, 'mushrooms'),
         (dataset, f'datasets/{dataset}'),
@@ -323,16 +323,16 @@ def test_two_at_once_download_once(kaggle, machine, signed_in):
         (f'competition:{competition}', f'competitions/{competition}'),
     ],
 )
-def test_on_kaggle_the_attached_folder_is_used(machine, monkeypatch, source, place):
+def test_on_kaggle_the_attached_folder_is_used(machine, monkeypatch, source, path):
     monkeypatch.setattr(downloads, 'kaggle_input', machine / 'input')
-    image = machine / 'input' / place / 'train' / 'Amanita' / '1.jpg'
+    image = machine / 'input' / path / 'train' / 'Amanita' / '1.jpg'
     image.parent.mkdir(parents=True)
     Image.new('RGB', (8, 8)).save(image)
     table = Source.of(source).read()
     assert table.path.tolist() == [str(image)] and table.label.tolist() == ['Amanita']
 
 
-def test_on_kaggle_what_is_not_attached_says_so(kaggle, monkeypatch):
+def test_on_kaggle_the_message_says_how_to_attach_data(kaggle, monkeypatch):
     monkeypatch.setenv('KAGGLE_KERNEL_RUN_TYPE', 'Interactive')
     with pytest.raises(UserError, match=r'attach it to the notebook \(Add Input\)'):
         Source.of(f'competition:{competition}').read()

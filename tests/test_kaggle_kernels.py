@@ -1,4 +1,4 @@
-"Submissions, scores and notebooks: Kaggle's own client against a local server, and everything that can go wrong on the way"
+"Submissions, scores and notebooks: Kaggle's own client with a local server, and everything that can go wrong"
 
 # ruff: noqa: F811  (fixtures of test_kaggle)
 import json
@@ -12,7 +12,8 @@ from test_kaggle import competition, kaggle, machine, signed_in  # noqa: F401
 
 from fungi_fastai.data import downloads
 from fungi_fastai.deploy import kaggle as deploy
-from fungi_fastai.deploy.kaggle import push_notebook, requirements, submissions, submit_file, write_notebook
+from fungi_fastai.deploy.kaggle import submissions, submit_file
+from fungi_fastai.deploy.kaggle_notebook import push_notebook, requirements, write_notebook
 from fungi_fastai.training.recipes import FLOWERS, MUSHROOMS, SEEDLINGS
 from fungi_fastai.core.errors import MissingFileError, TrainingError, UserError
 
@@ -31,9 +32,9 @@ def send(file, **options):
 
 
 def test_a_submission_is_sent_and_scored(kaggle, signed_in, file, capsys):
-    kaggle.looks = 2
-    found = send(file)
-    assert (found.status, found.public, found.private, found.message, found.file) == (
+    kaggle.polls_before_score = 2
+    status = send(file)
+    assert (status.status, status.public, status.private, status.message, status.file) == (
         'complete',
         0.97229,
         None,
@@ -41,68 +42,68 @@ def test_a_submission_is_sent_and_scored(kaggle, signed_in, file, capsys):
         'submission.csv',
     )
     assert list(kaggle.uploads.values()) == [rows.encode()]
-    assert sum(a[1].endswith('ListSubmissions') for a in kaggle.asked) == 3
-    assert submissions(f'https://www.kaggle.com/competitions/{competition}') == [found]
-    assert '0.97229' in str(found) and json.dumps(found.to_dict())
+    assert sum(a[1].endswith('ListSubmissions') for a in kaggle.requests) == 3
+    assert submissions(f'https://www.kaggle.com/competitions/{competition}') == [status]
+    assert '0.97229' in str(status) and json.dumps(status.to_dict())
     assert capsys.readouterr().out == ''
 
 
-def test_no_score_is_waited_for_where_none_is_wanted_or_in_time(kaggle, signed_in, file):
-    kaggle.looks = 10**9
+def test_a_score_that_does_not_arrive_in_time(kaggle, signed_in, file):
+    kaggle.polls_before_score = 10**9
     assert send(file, wait=0).status == 'pending'
     assert send(file, wait=0.05).status == 'pending'
-    assert [one.ref for one in submissions(competition)] == [1001, 1000]
+    assert [status.ref for status in submissions(competition)] == [1001, 1000]
 
 
 def test_a_submission_that_kaggle_cannot_score(kaggle, signed_in, file):
-    kaggle.refuses = 'Submission must have 794 rows'
+    kaggle.scoring_error = 'Submission must have 794 rows'
     with pytest.raises(TrainingError, match='could not score submission 1000: Submission must have 794 rows'):
         send(file)
 
 
-def test_a_broken_upload_goes_on(kaggle, signed_in, file):
+def test_an_interrupted_upload_resumes(kaggle, signed_in, file):
     kaggle.upload_cuts = [100_000, 50_000]
     assert send(file).status == 'complete'
     assert list(kaggle.uploads.values()) == [rows.encode()]
-    parts = [a[2] for a in kaggle.asked if a[0] == 'PUT']
+    parts = [a[2] for a in kaggle.requests if a[0] == 'PUT']
     assert parts[0] == '' and parts[-1].startswith('bytes 150000-'), parts
 
 
 @pytest.mark.parametrize('status', [503, 500])
-def test_a_storage_in_trouble_is_asked_again(kaggle, signed_in, file, status):
+def test_an_upload_is_repeated_after_an_error_of_the_storage(kaggle, signed_in, file, status):
     kaggle.upload_status = [status, status]
     assert send(file).status == 'complete' and list(kaggle.uploads.values()) == [rows.encode()]
 
 
 def test_an_upload_that_keeps_breaking_is_not_submitted(kaggle, signed_in, file):
     kaggle.upload_cuts = [10] * 4
-    with pytest.raises(TrainingError, match='broke while it was asked for a submission'):
+    with pytest.raises(TrainingError, match='broke during the request for a submission'):
         send(file)
     assert kaggle.submissions == []
 
 
-def test_a_submission_without_an_answer_is_not_repeated(kaggle, signed_in, file):
-    kaggle.hangs_up = 'CreateSubmission'
-    with pytest.raises(TrainingError, match=f'See on .*{competition} whether it was heard'):
+def test_a_submission_without_a_response_is_not_repeated(kaggle, signed_in, file):
+    kaggle.no_response_to = 'CreateSubmission'
+    with pytest.raises(TrainingError, match=f'Check on .*{competition} whether it was received'):
         send(file)
-    assert sum(a[1].endswith('CreateSubmission') for a in kaggle.asked) == 1
+    assert sum(a[1].endswith('CreateSubmission') for a in kaggle.requests) == 1
 
 
 @pytest.mark.parametrize(
-    'status,kind,says',
+    'status,kind,texts',
     [
         (401, UserError, ["does not accept this machine's credentials (401)", 'kaggle auth login']),
         (403, UserError, [f'/competitions/{competition}/rules', 'accept them']),
         (404, UserError, [f'does not know a submission to {competition} (404)']),
-        (429, UserError, ['too often (429)', 'again in 3600 seconds']),
-        (500, TrainingError, ['answered 500', 'some trouble']),
+        (429, UserError, ['too many requests (429)', 'again in 3600 seconds']),
+        (500, TrainingError, ['answered 500', 'an error']),
     ],
 )
-def test_each_refusal_says_what_to_do(kaggle, signed_in, file, status, kind, says):
-    kaggle.status, kaggle.message, kaggle.retry_after = status, 'some trouble', '3600' if status == 429 else ''
+def test_each_error_says_what_to_do(kaggle, signed_in, file, status, kind, texts):
+    kaggle.status, kaggle.message, kaggle.retry_after = status, 'an error', '3600' if status == 429 else ''
     with pytest.raises(kind) as caught:
         send(file)
-    for text in says:
+    for text in texts:
         assert text in str(caught.value)
     assert '--source' not in str(caught.value) and '\n' not in str(caught.value)
     if status in (401, 403, 429):
@@ -110,7 +111,7 @@ def test_each_refusal_says_what_to_do(kaggle, signed_in, file, status, kind, say
 
 
 def test_no_credentials(kaggle, file):
-    with pytest.raises(UserError, match='wants to know who asks.*no credentials.*kaggle auth login'):
+    with pytest.raises(UserError, match='only from users who signed in.*no credentials.*kaggle auth login'):
         send(file)
     assert kaggle.uploads == {}
 
@@ -125,7 +126,7 @@ def test_no_network(machine, signed_in, file):
         send(file)
 
 
-def test_what_is_no_competition_or_file(machine):
+def test_invalid_competitions_and_files(machine):
     with pytest.raises(MissingFileError, match='no file gone.csv'):
         submit_file(competition, 'gone.csv', '')
     with pytest.raises(UserError, match='is not a competition'):
@@ -148,12 +149,12 @@ def test_a_notebook_is_valid_and_attaches_what_it_needs(machine):
     ):
         notebook = write_notebook(recipe, machine / recipe.name, owner='ada')
         nbformat.validate(nbformat.read(notebook, as_version=4))
-        about = json.loads((notebook.parent / 'kernel-metadata.json').read_text())
+        metadata = json.loads((notebook.parent / 'kernel-metadata.json').read_text())
         assert (
-            about['dataset_sources'] == ['ada/fungi-fastai-wheels', *data]
-            and about['competition_sources'] == competitions
+            metadata['dataset_sources'] == ['ada/fungi-fastai-wheels', *data]
+            and metadata['competition_sources'] == competitions
         )
-        assert about['enable_gpu'] and not about['enable_internet'] and about['is_private']
+        assert metadata['enable_gpu'] and not metadata['enable_internet'] and metadata['is_private']
         assert ('submission.csv' in code(notebook)[-1]) == bool(competitions)
     script = (machine / 'seedlings' / 'make_dataset.sh').read_text()
     assert (
@@ -166,7 +167,7 @@ def test_a_notebook_is_valid_and_attaches_what_it_needs(machine):
     assert subprocess.run(['sh', '-n', machine / 'seedlings' / 'make_dataset.sh']).returncode == 0
 
 
-def test_names_of_files_are_no_commands_of_the_shell(machine):
+def test_file_names_are_quoted_for_the_shell(machine):
     weights = machine / "it's $(touch hacked).safetensors"
     weights.write_bytes(b'weights')
     notebook = write_notebook(SEEDLINGS.but(weights=str(weights)), machine / 'quoted', owner='ada')
@@ -178,7 +179,7 @@ def test_names_of_files_are_no_commands_of_the_shell(machine):
     )
 
 
-def test_the_dataset_holds_all_that_is_imported_but_pytorch():
+def test_the_dataset_holds_all_requirements_but_pytorch():
     names = {line.partition('==')[0] for line in requirements()}
     assert {'fastai', 'timm', 'tyro', 'captum', 'alembic'} <= names and not names & {
         'torch',
@@ -189,7 +190,7 @@ def test_the_dataset_holds_all_that_is_imported_but_pytorch():
 
 
 def test_a_notebook_runs_with_everything_attached(machine, ready, monkeypatch):
-    "As Kaggle would, cell by cell, from its working folder; the library is there already"
+    "As on Kaggle, cell by cell, in its working folder; the library is already installed"
     from fungi_fastai.samples.datasets import make_sample
 
     inputs, work = machine / 'input', machine / 'working'
@@ -201,26 +202,26 @@ def test_a_notebook_runs_with_everything_attached(machine, ready, monkeypatch):
     work.mkdir()
     (work / 'settings.ini').write_text('[DEFAULT]\nnum_workers = 0\ndevice = cpu\n')
     monkeypatch.chdir(work)
-    names = {}
+    namespace = {}
     for cell in code(notebook):
-        exec(cell, names)
-    assert names['run'].finished and (work / 'run' / 'report.html').exists()
+        exec(cell, namespace)
+    assert namespace['run'].finished and (work / 'run' / 'report.html').exists()
     sample = (inputs / 'competitions' / competition / 'sample_submission.csv').read_text().splitlines()
     written = (work / 'submission.csv').read_text().splitlines()
     assert [line.split(',')[0] for line in written] == [line.split(',')[0] for line in sample]
 
 
-def test_what_is_not_attached_is_named(machine, monkeypatch):
+def test_a_dataset_that_is_not_attached_is_named(machine, monkeypatch):
     notebook = write_notebook(SEEDLINGS, machine / 'notebook')
     monkeypatch.setenv('FUNGI_KAGGLE_INPUT', str(machine / 'input'))
-    cells, names = code(notebook), {}
-    exec(cells[0], names)
+    cells, namespace = code(notebook), {}
+    exec(cells[0], namespace)
     with pytest.raises(FileNotFoundError, match='Attach the dataset fungi-fastai-wheels'):
-        exec(cells[1], names)
+        exec(cells[1], namespace)
 
 
 def test_the_library_is_installed_from_the_attached_wheels(machine, monkeypatch):
-    "Where it is not there, and with no index"
+    "If it is not installed, and without an index"
     wheel = machine / 'input' / 'datasets' / 'ada' / 'fungi-fastai-wheels' / 'fungi_fastai-0.1.0-py3-none-any.whl'
     wheel.parent.mkdir(parents=True)
     wheel.write_bytes(b'')
@@ -234,19 +235,19 @@ def test_the_library_is_installed_from_the_attached_wheels(machine, monkeypatch)
     ]
 
 
-def test_a_notebook_is_pushed_under_the_name_of_who_signed_in(kaggle, signed_in, machine, monkeypatch, capsys):
+def test_a_notebook_is_pushed_under_the_name_of_the_user(kaggle, signed_in, machine, monkeypatch, capsys):
     monkeypatch.delenv('KAGGLE_USERNAME')
     notebook = write_notebook(SEEDLINGS, machine / 'notebook')
     assert 'YOUR-NAME' in (notebook.parent / 'kernel-metadata.json').read_text()
     monkeypatch.setenv('KAGGLE_USERNAME', 'ada')
-    found = push_notebook(notebook.parent)
-    assert found == dict(
+    pushed = push_notebook(notebook.parent)
+    assert pushed == dict(
         slug='ada/seedlings-with-fungi-fastai',
         url='https://www.kaggle.com/code/ada/seedlings-with-fungi-fastai',
         version=1,
     )
     (sent,) = kaggle.kernels
-    assert sent['slug'] == found['slug'] and sent['enableGpu'] and not sent['enableInternet']
+    assert sent['slug'] == pushed['slug'] and sent['enableGpu'] and not sent['enableInternet']
     assert sent['datasetDataSources'] == ['ada/fungi-fastai-wheels'] and sent['competitionDataSources'] == [competition]
     assert [c['source'] for c in json.loads(sent['text'])['cells'] if c['cell_type'] == 'code'] == code(notebook)
     assert 'ada/' in (notebook.parent / 'dataset' / 'dataset-metadata.json').read_text()
@@ -256,15 +257,15 @@ def test_a_notebook_is_pushed_under_the_name_of_who_signed_in(kaggle, signed_in,
 @pytest.mark.parametrize(
     'status,kind', [(401, UserError), (403, UserError), (404, UserError), (429, UserError), (500, TrainingError)]
 )
-def test_a_push_that_is_refused(kaggle, signed_in, machine, status, kind):
+def test_a_push_that_fails(kaggle, signed_in, machine, status, kind):
     notebook = write_notebook(SEEDLINGS, machine / 'notebook')
-    kaggle.status, kaggle.message = status, 'some trouble'
+    kaggle.status, kaggle.message = status, 'an error'
     with pytest.raises(kind, match=rf'\({status}\)|answered {status}'):
         push_notebook(notebook.parent)
     assert kaggle.kernels == []
 
 
-def test_a_push_that_kaggle_is_not_content_with(kaggle, signed_in, machine):
+def test_a_push_that_kaggle_rejects(kaggle, signed_in, machine):
     folder = write_notebook(SEEDLINGS, machine / 'notebook').parent
     kaggle.kernel_answer = {'invalidDatasetSources': ['ada/fungi-fastai-wheels']}
     with pytest.raises(
@@ -272,7 +273,7 @@ def test_a_push_that_kaggle_is_not_content_with(kaggle, signed_in, machine):
     ):
         push_notebook(folder)
     kaggle.kernel_answer = {'error': 'Maximum weekly GPU quota of 30.00 hours has been reached'}
-    with pytest.raises(UserError, match='did not take the notebook: Maximum weekly GPU quota'):
+    with pytest.raises(UserError, match='did not accept the notebook: Maximum weekly GPU quota'):
         push_notebook(folder)
     (folder / 'notebook.ipynb').unlink()
     with pytest.raises(UserError, match='Source file not found'):

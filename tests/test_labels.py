@@ -1,4 +1,4 @@
-"Planted label errors are found; the list says what judged, and nothing is changed"
+"Label issues: planted errors are result, the result names the model, and no label is changed"
 
 import json
 import shutil
@@ -13,12 +13,12 @@ from fungi_fastai.core.errors import UserError
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 
 
-def made_up(n=300, wrong=0.05, sure=3.0, seed=0):
-    "Labels with planted errors, and the probabilities of a judge that knows better; the places of the errors"
+def simulate(n=300, wrong=0.05, margin=3.0, seed=0):
+    "Labels with planted errors and a model's probabilities; the indices of the errors; the true labels"
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 3, n)
     logits = rng.normal(0, 1, (n, 3))
-    logits[np.arange(n), truth] += sure
+    logits[np.arange(n), truth] += margin
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     planted = rng.choice(n, round(wrong * n), replace=False)
     label = truth.copy()
@@ -37,40 +37,41 @@ def made_up(n=300, wrong=0.05, sure=3.0, seed=0):
 
 
 def test_planted_errors_are_found(tmp_path):
-    from fungi_fastai.studies.labels import label_errors
+    from fungi_fastai.studies.labels import label_issues
 
-    table, planted, truth = made_up()
-    found = label_errors(table, out=tmp_path / 'out')
-    hits = [int(name[:-4]) in planted for name in found.found['name']]
+    table, planted, truth = simulate()
+    result = label_issues(table, out=tmp_path / 'out')
+    hits = [int(name[:-4]) in planted for name in result.issues['name']]
     assert np.mean(hits) > 0.5 and sum(hits) > 0.8 * len(planted)
-    right = [
-        row.suggested == truth[int(row[2][:-4])] for row in found.found.itertuples() if int(row[2][:-4]) in planted
-    ]
-    assert np.mean(right) > 0.8
-    assert found.found.quality.is_monotonic_increasing and np.mean(hits[:10]) >= 0.8
-    assert len(found.quality) == 300 and found.by_class.suspected.sum() == len(found.found)
+    index = [int(name[:-4]) for name in result.issues['name']]
+    correct = [label == truth[i] for i, label in zip(index, result.issues.suggested_label, strict=True) if i in planted]
+    assert np.mean(correct) > 0.8
+    assert result.issues.label_quality.is_monotonic_increasing and np.mean(hits[:10]) >= 0.8
+    assert len(result.quality) == 300 and result.by_class.issues.sum() == len(result.issues)
     assert {p.name for p in (tmp_path / 'out').iterdir()} == {
         'labels.html',
-        'label_errors.csv',
-        'quality.csv',
+        'label_issues.csv',
+        'label_quality.csv',
         'labels.json',
     }
-    assert list(pd.read_csv(tmp_path / 'out' / 'label_errors.csv').columns[:5]) == [
+    assert list(pd.read_csv(tmp_path / 'out' / 'label_issues.csv').columns[:5]) == [
         'path',
         'name',
         'label',
-        'suggested',
-        'quality',
+        'suggested_label',
+        'label_quality',
     ]
-    assert json.loads((tmp_path / 'out' / 'labels.json').read_text('utf8'))['n_found'] == len(found.found)
+    assert json.loads((tmp_path / 'out' / 'labels.json').read_text('utf8'))['n_issues'] == len(result.issues)
     page = (tmp_path / 'out' / 'labels.html').read_text('utf8')
-    assert found.verdict in page and page.count('class="gone"') == len(found.found)  # their files are not there
-    assert found.found['name'][0] in str(found)
+    assert (
+        result.verdict in page and page.count('<figure') == len(result.issues) and '<img' not in page
+    )  # their files do not exist
+    assert result.issues['name'][0] in str(result)
 
 
 def test_five_percent_planted_in_the_sample(tmp_path):
     from fungi_fastai.samples.datasets import make_sample
-    from fungi_fastai.studies.labels import label_errors
+    from fungi_fastai.studies.labels import label_issues
 
     folder = make_sample('flowers', tmp_path / 'set', specimens=16, photos=2, size=64, workers=1)
     files, rng, planted = sorted(folder.rglob('*.jpg')), np.random.default_rng(0), set()
@@ -79,55 +80,55 @@ def test_five_percent_planted_in_the_sample(tmp_path):
         wrong = labels[(labels.index(files[i].parent.name) + 1) % len(labels)]
         planted.add(str(shutil.move(files[i], files[i].parents[1] / wrong / f'{files[i].stem}_{i}.jpg')))
     before = sorted((str(p), p.read_bytes()) for p in folder.rglob('*.jpg'))
-    found = label_errors(folder, arch='convmixer_128_2', pretrained=False, size=64, progress=False)
-    hits = found.found['path'].isin(planted)
+    result = label_issues(folder, arch='convmixer_128_2', pretrained=False, size=64, progress=False)
+    hits = result.issues['path'].isin(planted)
     precision, recall = hits.mean(), hits.sum() / len(planted)
-    assert recall >= 0.6 and precision >= 2 * 0.05  # the judge is a random network: it doubts much, but not at random
-    assert found.about['n_images'] == 160 and found.about['judge'].startswith('a probe of convmixer_128_2')
-    assert any('random' in note for note in found.notes) and any(
-        'hard images' in note or 'do not trust' in note for note in found.notes
+    assert recall >= 0.6 and precision >= 2 * 0.05  # a random network reports many issues, but not at random
+    assert result.about['n_images'] == 160 and result.about['model'].startswith('a probe of convmixer_128_2')
+    assert any('random' in note for note in result.notes) and any(
+        'hard images' in note or 'do not trust' in note for note in result.notes
     )
     assert sorted((str(p), p.read_bytes()) for p in folder.rglob('*.jpg')) == before
-    assert found.page().count('<img') == min(len(found.found), 120)
+    assert result.page().count('<img') == min(len(result.issues), 120)
 
 
 def test_clean_labels_are_left_alone():
-    from fungi_fastai.studies.labels import label_errors
+    from fungi_fastai.studies.labels import label_issues
 
-    table, _, _ = made_up(wrong=0, sure=9.0)
-    found = label_errors(table)
+    table, _, _ = simulate(wrong=0, margin=9.0)
+    result = label_issues(table)
     assert (
-        not len(found.found)
-        and found.verdict == 'No label of 300 is doubted.'
-        and 'No label' in found.page()
-        and 'No label' in str(found)
+        not len(result.issues)
+        and result.verdict == 'No label issues in 300 images.'
+        and 'No label issues' in result.page()
+        and 'No label issues' in str(result)
     )
 
 
-def test_a_judge_that_knows_nothing_is_told(tmp_path):
-    from fungi_fastai.studies.labels import label_errors
+def test_a_weak_model_is_noted(tmp_path):
+    from fungi_fastai.studies.labels import label_issues
 
-    assert 'do not trust it' in ' '.join(label_errors(made_up(sure=0.0)[0]).notes)
+    assert 'do not trust it' in ' '.join(label_issues(simulate(margin=0.0)[0]).notes)
 
 
 @pytest.mark.parametrize('score', ['self_confidence', 'normalized_margin'])
 def test_unlabelled_and_repeated_rows_are_left_out(score):
-    from fungi_fastai.studies.labels import label_errors
+    from fungi_fastai.studies.labels import label_issues
 
-    table, _, _ = made_up()
-    again = label_errors(pd.concat([table, table.head(5), table.head(3).assign(label=None, path='x')]), score=score)
-    pd.testing.assert_frame_equal(again.found, label_errors(table, score=score).found, check_dtype=False)
+    table, _, _ = simulate()
+    again = label_issues(pd.concat([table, table.head(5), table.head(3).assign(label=None, path='x')]), score=score)
+    pd.testing.assert_frame_equal(again.issues, label_issues(table, score=score).issues, check_dtype=False)
 
 
 def test_mistakes(monkeypatch):
-    from fungi_fastai.studies.labels import label_errors
+    from fungi_fastai.studies.labels import label_issues
 
-    table, _, _ = made_up()
+    table, _, _ = simulate()
     with pytest.raises(UserError, match="labelled 'd'"):
-        label_errors(table.assign(p_d=0.0))
+        label_issues(table.assign(p_d=0.0))
     with pytest.raises(UserError, match="does not know the class 'z'"):
-        label_errors(table.assign(label='z'))
+        label_issues(table.assign(label='z'))
     for name in ('cleanlab', 'cleanlab.filter', 'cleanlab.rank'):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match='pip install cleanlab'):
-        label_errors(table)
+        label_issues(table)

@@ -1,4 +1,4 @@
-"Losses: where formulas meet rounding, fastai's tensors, mixed images and interrupted fits"
+"Losses: rounding, fastai's tensor subclasses, MixUp and CutMix, and interrupted fits"
 
 import warnings
 
@@ -27,24 +27,24 @@ counts = np.array([60, 25, 15])
 kinds = [(loss, balance) for loss in choices['loss'] for balance in ('none', 'loss')]
 
 
-def some(n=40, spread=3.0, dtype=torch.double):
+def batch(n=40, spread=3.0, dtype=torch.double):
     generator = torch.Generator().manual_seed(0)
     return (torch.randn(n, 3, generator=generator) * spread).to(dtype), torch.randint(3, (n,), generator=generator)
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 @pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
-def test_cross_entropy_is_fastais(smoothing, reduction):
-    logits, targets = some(dtype=torch.float32)
+def test_cross_entropy_equals_fastais(smoothing, reduction):
+    logits, targets = batch(dtype=torch.float32)
     a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     ours, theirs = (
         make_loss(Recipe(label_smoothing=smoothing), counts),
         CrossEntropyLossFlat(label_smoothing=smoothing, reduction=reduction),
     )
     ours.reduction = reduction
-    found, expected = ours(a, targets), theirs(b, targets)
-    assert torch.equal(found, torch.Tensor(expected))
-    found.sum().backward()
+    loss, expected = ours(a, targets), theirs(b, targets)
+    assert torch.equal(loss, torch.Tensor(expected))
+    loss.sum().backward()
     expected.sum().backward()
     assert torch.equal(a.grad, b.grad)
     assert torch.equal(ours.activation(logits), theirs.activation(logits)) and torch.equal(
@@ -53,12 +53,12 @@ def test_cross_entropy_is_fastais(smoothing, reduction):
 
 
 @pytest.mark.parametrize('loss, balance', kinds)
-def test_reductions_kinds_of_tensor_and_accumulation(loss, balance):
-    logits, targets = some()
+def test_reductions_tensor_subclasses_and_accumulation(loss, balance):
+    logits, targets = batch()
     ours = make_loss(Recipe(loss=loss, balance=balance, label_smoothing=0.1), counts)
     mean = ours(logits, targets)
-    found = ours(logits.as_subclass(TensorImage), targets.as_subclass(TensorCategory))
-    assert torch.equal(found, mean) and type(found) is torch.Tensor
+    loss_of_subclasses = ours(logits.as_subclass(TensorImage), targets.as_subclass(TensorCategory))
+    assert torch.equal(loss_of_subclasses, mean) and type(loss_of_subclasses) is torch.Tensor
     assert torch.equal(ours(logits, targets.int()), mean)
     halves = (
         ours(logits[:10], targets[:10]) * 10 + ours(logits[10:], targets[10:]) * 30
@@ -76,7 +76,7 @@ def test_reductions_kinds_of_tensor_and_accumulation(loss, balance):
 
 
 def test_gradients():
-    logits, targets = some(8)
+    logits, targets = batch(8)
     for recipe in (
         Recipe(loss='focal'),
         Recipe(loss='focal', balance='loss', label_smoothing=0.1),
@@ -100,7 +100,7 @@ def test_gradients():
 @pytest.mark.parametrize('spread', [1e-6, 1.0, 1e4])
 @pytest.mark.parametrize('numbers', [counts, [100, 0, 3]])
 def test_everything_stays_finite(loss, balance, spread, numbers):
-    logits, targets = some(spread=spread, dtype=torch.float32)
+    logits, targets = batch(spread=spread, dtype=torch.float32)
     for smoothing in (0.0, 0.1):
         z = logits.clone().requires_grad_()
         value = make_loss(Recipe(loss=loss, balance=balance, label_smoothing=smoothing), numbers)(z, targets)
@@ -109,8 +109,8 @@ def test_everything_stays_finite(loss, balance, spread, numbers):
 
 
 @pytest.mark.parametrize('loss', choices['loss'])
-def test_even_classes_need_no_correction(loss):
-    logits, targets = some(spread=0.1)
+def test_balanced_classes_need_no_correction(loss):
+    logits, targets = batch(spread=0.1)
     plain = make_loss(Recipe(loss=loss), [20, 20, 20])(logits, targets)
     assert torch.allclose(make_loss(Recipe(loss=loss, balance='loss'), [20, 20, 20])(logits, targets), plain)
     if loss == 'logit-adjusted':
@@ -133,8 +133,8 @@ def make(recipe, cbs=()):
     return Learner(dls, model, make_loss(recipe, counts), cbs=[LossMode(), *cbs])
 
 
-class Watch(Callback):
-    "The training losses, computed again by hand"
+class CompareLosses(Callback):
+    "Compare the training losses with losses computed by hand"
 
     order, run_valid = 10, False  # after fastai's mixers
 
@@ -154,11 +154,11 @@ class Watch(Callback):
 
 @pytest.mark.parametrize('mixer', [None, MixUp, CutMix])
 @pytest.mark.parametrize('loss, balance', [(loss, balance) for loss, balance in kinds if loss != 'seesaw'])
-def test_mixed_pictures_in_a_real_fit(loss, balance, mixer):
+def test_mixup_and_cutmix_in_a_fit(loss, balance, mixer):
     recipe = Recipe(loss=loss, balance=balance, label_smoothing=0.05)
     learn = make(recipe, [mixer(1.0)] if mixer else [])
     before = learn.loss_func
-    watch = Watch(recipe)
+    watch = CompareLosses(recipe)
     with learn.no_bar(), learn.no_logging():
         learn.fit(2, 1e-2, cbs=watch)
     assert watch.batches == 8 and learn.loss_func is before and before.training and before.reduction == 'mean'
@@ -199,4 +199,4 @@ def test_a_fit_that_ends_early_leaves_the_loss_ready_for_the_next(where, error):
         if isinstance(cb, Stop):
             learn.remove_cb(cb)
     with learn.no_bar(), learn.no_logging():
-        learn.fit(1, 1e-2, cbs=Watch(recipe))
+        learn.fit(1, 1e-2, cbs=CompareLosses(recipe))

@@ -1,4 +1,4 @@
-"Scores against scikit-learn's, whatever the predictions; and intervals against what they promise"
+"Scores against scikit-learn's, whatever the predictions; and intervals against their confidence level"
 
 import json
 import time
@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from fungi_fastai.evaluation.calibration import proportion_interval
-from fungi_fastai.evaluation.metrics import Evaluation, draw_weights, predictions_table, score_names
 from fungi_fastai.core.errors import UserError
+from fungi_fastai.evaluation.intervals import draw_weights, proportion_interval
+from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
+from fungi_fastai.evaluation.scores import score_names
 
 plainly = settings(
     max_examples=40, database=None, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -35,7 +36,7 @@ def make(n, classes, seed, levels=None, present=None):
 
 
 def expected(probs, targets):
-    "What scikit-learn says, class by class where it will not say it of all"
+    "scikit-learn's scores, of single classes where it has none of all"
     predicted, n = probs.argmax(1), probs.shape[1]
     there = np.unique(targets)
     clipped = np.clip(probs, 1e-7, 1)
@@ -93,7 +94,7 @@ def test_every_score_is_scikit_learns(n, classes, seed, levels, data):
     'n,classes,levels',
     [(1, 2, None), (1, 1000, None), (2, 2, None), (200, 2, 5), (3000, 12, None), (600, 1000, None), (300, 1000, 50)],
 )
-def test_scikit_learn_agrees_on_one_picture_two_classes_and_a_thousand(n, classes, levels):
+def test_scikit_learn_agrees_on_one_image_two_classes_and_a_thousand(n, classes, levels):
     agree(*make(n, classes, 1, levels))
 
 
@@ -157,7 +158,7 @@ def test_confusion_and_per_class_are_scikit_learns():
     levels=st.sampled_from([None, 4]),
     data=st.data(),
 )
-def test_the_order_of_classes_and_of_pictures_does_not_matter(n, classes, seed, levels, data):
+def test_the_order_of_classes_and_of_images_does_not_matter(n, classes, seed, levels, data):
     probs, targets = make(n, classes, seed, levels)
     if levels:
         probs = (
@@ -206,12 +207,12 @@ def test_one_who_knows_nothing_scores_what_chance_does():
 
 
 @pytest.mark.parametrize(
-    'change,said',
+    'change,message',
     [
         (lambda p, t: (np.where(p == p.max(), np.nan, p), t), 'not numbers'),
         (lambda p, t: (np.where(p == p.max(), np.inf, p), t), 'not numbers'),
         (lambda p, t: (p * 100, t), r'sum to 100; expected 1'),
-        (lambda p, t: (p - 0.5, t), 'none can be below 0'),
+        (lambda p, t: (p - 0.5, t), 'below 0'),
         (lambda p, t: (p[:, :2], t), r'\(10, 2\)'),
         (lambda p, t: (p[:5], t), '5 rows of probabilities'),
         (lambda p, t: (p[0], t), r'expected \(images, 3\)'),
@@ -222,10 +223,10 @@ def test_one_who_knows_nothing_scores_what_chance_does():
         (lambda p, t: (p.astype(str), t), 'not numbers'),
     ],
 )
-def test_what_are_no_probabilities_is_refused(change, said):
+def test_invalid_input(change, message):
     probs, targets = make(10, 3, 0)
     targets[:3] = range(3)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         Evaluation(*change(probs, targets), list('abc'))
 
 
@@ -256,29 +257,29 @@ def test_other_mistakes():
 # --- intervals
 
 
-def clustered(units, per_unit, seed, spread=2.0, classes=3):
-    "Images of a unit are alike: what is hard about one is hard about all"
+def clustered(n_groups, per_group, seed, spread=2.0, classes=3):
+    "Images of a group are alike: what is hard about one is hard about all"
     random = np.random.default_rng(seed)
-    unit = np.repeat(np.arange(units), per_unit)
-    targets = random.integers(0, classes, units)[unit]
+    groups = np.repeat(np.arange(n_groups), per_group)
+    targets = random.integers(0, classes, n_groups)[groups]
     scores = (
-        random.normal(size=(len(unit), classes))
-        + spread * random.normal(size=(units, classes))[unit]
+        random.normal(size=(len(groups), classes))
+        + spread * random.normal(size=(n_groups, classes))[groups]
         + 2 * np.eye(classes)[targets]
     )
-    return np.exp(scores) / np.exp(scores).sum(1, keepdims=True), targets, list('abcdefghij'[:classes]), unit
+    return np.exp(scores) / np.exp(scores).sum(1, keepdims=True), targets, list('abcdefghij'[:classes]), groups
 
 
 def test_units_that_agree_make_wider_intervals():
-    probs, targets, classes, unit = clustered(40, 8, 0)
-    by_unit, by_picture = Evaluation(probs, targets, classes, unit), Evaluation(probs, targets, classes)
-    assert by_unit.n_groups == 40 and by_unit.metrics() == pytest.approx(
-        by_picture.metrics() | dict(n_groups=40), abs=1e-12
+    probs, targets, classes, groups = clustered(40, 8, 0)
+    by_group, by_image = Evaluation(probs, targets, classes, groups), Evaluation(probs, targets, classes)
+    assert by_group.n_groups == 40 and by_group.metrics() == pytest.approx(
+        by_image.metrics() | dict(n_groups=40), abs=1e-12
     )
-    wide, narrow = by_unit.intervals(1000), by_picture.intervals(1000)
+    wide, narrow = by_group.intervals(1000), by_image.intervals(1000)
     for name in set(score_names) - {'top3_accuracy', 'top5_accuracy'}:  # which is 1 with three classes
         assert wide[name][1] - wide[name][0] > 1.5 * (narrow[name][1] - narrow[name][0]), name
-    rows, plain = by_unit.per_class(True, 1000), by_picture.per_class(True, 1000)
+    rows, plain = by_group.per_class(True, 1000), by_image.per_class(True, 1000)
     assert (
         (rows.recall_high - rows.recall_low) > 1.5 * (plain.recall_high - plain.recall_low)
     ).all() and rows.groups.sum() == 40
@@ -287,41 +288,41 @@ def test_units_that_agree_make_wider_intervals():
 def test_an_interval_holds_the_truth_as_often_as_it_says():
     "Of accuracy, macro-F1 and ROC-AUC, with few specimens; drawn by images it does so far less often"
     truth = Evaluation(*clustered(20000, 3, 99)).metrics()
-    held = {name: [] for name in ('accuracy', 'macro_f1', 'roc_auc', 'log_loss')}
-    naive = {name: [] for name in held}
+    covers = {name: [] for name in ('accuracy', 'macro_f1', 'roc_auc', 'log_loss')}
+    naive = {name: [] for name in covers}
     for seed in range(120):
-        probs, targets, classes, unit = clustered(25, 6, seed)
+        probs, targets, classes, groups = clustered(25, 6, seed)
         for kept, one in (
-            (held, Evaluation(probs, targets, classes, unit)),
+            (covers, Evaluation(probs, targets, classes, groups)),
             (naive, Evaluation(probs, targets, classes)),
         ):
             bounds = one.intervals(300, seed)
             for name in kept:
                 kept[name].append(bounds[name][0] <= truth[name] <= bounds[name][1])
-    for name in held:
-        assert np.mean(held[name]) > 0.88 and np.mean(naive[name]) < 0.85, (
+    for name in covers:
+        assert np.mean(covers[name]) > 0.88 and np.mean(naive[name]) < 0.85, (
             name,
-            np.mean(held[name]),
+            np.mean(covers[name]),
             np.mean(naive[name]),
         )
 
 
-def test_a_resample_scores_what_scikit_learn_says_of_its_pictures():
+def test_a_resample_scores_what_scikit_learn_says_of_its_images():
     "Weights are images that are there several times"
-    probs, targets, _, unit = clustered(15, 3, 4)
+    probs, targets, _, groups = clustered(15, 3, 4)
     probs = np.round(probs, 1)  # ties
     probs /= probs.sum(1, keepdims=True)
     weights = draw_weights(15, 20, np.random.default_rng(0))
-    found, by_class = Evaluation(probs, targets, list('abc'), unit)._weighted(weights.T.copy())
+    scores = Evaluation(probs, targets, list('abc'), groups)._weighted(weights.T.copy())
     for i, drawn in enumerate(weights):
-        again = np.repeat(np.arange(45), drawn[unit].astype(int))
+        again = np.repeat(np.arange(45), drawn[groups].astype(int))
         for name, value in expected(probs[again], targets[again]).items():
             if np.isfinite(value):
-                assert found[name][i] == pytest.approx(value, abs=2e-5), name
+                assert scores.overall[name][i] == pytest.approx(value, abs=2e-5), name
         recall = reference.recall_score(
             targets[again], probs[again].argmax(1), labels=range(3), average=None, zero_division=np.nan
         )
-        assert by_class['recall'][:, i] == pytest.approx(recall, abs=1e-6, nan_ok=True)
+        assert scores.by_class['recall'][:, i] == pytest.approx(recall, abs=1e-6, nan_ok=True)
 
 
 def test_resampling_by_pieces_changes_nothing(monkeypatch):
@@ -330,7 +331,7 @@ def test_resampling_by_pieces_changes_nothing(monkeypatch):
 
     parts = clustered(30, 2, 1)
     whole = Evaluation(*parts).summary(300)
-    monkeypatch.setattr(module, '_cells', 30 * 70)
+    monkeypatch.setattr(module, '_block_size', 30 * 70)
     pd.testing.assert_frame_equal(Evaluation(*parts).summary(300), whole)
 
 
@@ -340,17 +341,17 @@ def test_weights_draw_as_many_units_as_there_are():
     assert weights.var() == pytest.approx(1 - 1 / 40, rel=0.05)
 
 
-@pytest.mark.parametrize('units', [1, 4, 20, 200])
-def test_perfection_is_not_certain(units):
-    "All right: the exact bound for the number of units, however many images they have"
-    targets = np.repeat(np.arange(units) % 2, 5)
-    found = Evaluation(np.eye(2)[targets], targets, ['a', 'b'], np.repeat(np.arange(units), 5))
+@pytest.mark.parametrize('n_groups', [1, 4, 20, 200])
+def test_perfection_is_not_certain(n_groups):
+    "All right: the exact bound for the number of groups, however many images they have"
+    targets = np.repeat(np.arange(n_groups) % 2, 5)
+    found = Evaluation(np.eye(2)[targets], targets, ['a', 'b'], np.repeat(np.arange(n_groups), 5))
     bounds = found.intervals(200)
-    lowest = 0.025 ** (1 / units)
+    lowest = 0.025 ** (1 / n_groups)
     assert bounds['accuracy'] == pytest.approx((lowest, 1)) == bounds['macro_f1']
-    wrong = Evaluation(np.eye(2)[1 - targets], targets, ['a', 'b'], np.repeat(np.arange(units), 5)).intervals(200)
+    wrong = Evaluation(np.eye(2)[1 - targets], targets, ['a', 'b'], np.repeat(np.arange(n_groups), 5)).intervals(200)
     assert wrong['accuracy'] == pytest.approx((0, 1 - lowest)) and wrong['macro_f1'] == pytest.approx((0, 1 - lowest))
-    if units > 1:
+    if n_groups > 1:
         assert bounds['cohen_kappa'] == pytest.approx((2 * lowest - 1, 1)) and bounds['brier'] == pytest.approx(
             (0, 2 * (1 - lowest))
         )
@@ -362,8 +363,8 @@ def test_one_error_more_never_narrows_what_may_be_claimed():
     lows = []
     for errors in range(6):
         targets = np.arange(40) % 2
-        said = np.where(np.arange(40) < errors, 1 - targets, targets)
-        lows.append(Evaluation(np.eye(2)[said], targets, ['a', 'b']).intervals(1000)['accuracy'][0])
+        predicted = np.where(np.arange(40) < errors, 1 - targets, targets)
+        lows.append(Evaluation(np.eye(2)[predicted], targets, ['a', 'b']).intervals(1000)['accuracy'][0])
     assert all(a > b for a, b in zip(lows, lows[1:], strict=False)), lows
 
 
@@ -377,7 +378,7 @@ def test_exact_intervals_are_scipys():
 
 def test_an_interval_holds_its_score_and_grows_with_its_level():
     found = Evaluation(*clustered(30, 4, 7))
-    few, many = found.intervals(500, level=0.8), found.intervals(500, level=0.99)
+    few, many = found.intervals(500, confidence_level=0.8), found.intervals(500, confidence_level=0.99)
     for name, value in found.metrics().items():
         if name in few:
             assert many[name][0] <= few[name][0] <= value <= few[name][1] <= many[name][1], name
@@ -406,7 +407,7 @@ def test_two_thousand_resamples_take_seconds(n, classes):
     assert time.process_time() - began < 30 and table.notna().all(None)
 
 
-# --- units of a table
+# --- groups of a table
 
 
 def test_units_are_those_that_splits_keep_together():

@@ -1,4 +1,4 @@
-"Networks, their weights and their learners: what the notebooks in nbs/models do not show"
+"Networks, weights and learners: the cases that the notebooks in nbs/models do not show"
 
 import os
 import pickle
@@ -23,19 +23,19 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fastai.vision.data import ImageDataLoaders
 
     from fungi_fastai.models import learners, networks, weights
-    from fungi_fastai.models.convmixer import convmixer, from_timm
+    from fungi_fastai.models.architectures import find_arch
+    from fungi_fastai.models.convmixer import convert_timm_weights, convmixer
     from fungi_fastai.models.learners import convmixer_learner, freeze_backbone, learner, unfreeze
     from fungi_fastai.models.networks import (
-        backbone_head,
+        backbone_and_head,
         features,
-        find_arch,
         layer_groups,
         make_backbone,
         make_network,
         set_linear_head,
-        summary,
     )
-    from fungi_fastai.models.weights import load_weights, read_weights
+    from fungi_fastai.models.summary import summary
+    from fungi_fastai.models.weights import load_weights, read_state_dict
 from fungi_fastai.core.errors import MissingFileError, UserError
 
 shared = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2] / 'shared' / 'data')).parent / 'weights'
@@ -92,7 +92,7 @@ archs = dict(
 
 
 @pytest.mark.parametrize('arch', archs)
-def test_a_body_gives_the_features_it_says(arch):
+def test_a_backbone_returns_the_announced_features(arch):
     x = torch.randn(2, 3, archs[arch], archs[arch])
     for maps in (False, True):
         if maps and arch == 'shufflenet_v2_x0_5':
@@ -106,28 +106,27 @@ def test_a_body_gives_the_features_it_says(arch):
         assert maps or not backbone.maps or 'convmixer' in arch
         groups = layer_groups(nn.Sequential(backbone, nn.Linear(backbone.features, 2)), 4)
         assert len(groups) == 4
-        assert sorted(id(p) for g in groups for p in g) == sorted(
-            [*map(id, backbone.parameters()), *map(id, groups[-1])]
-        )
+        expected = [id(p) for p in [*backbone.parameters(), *groups[-1]]]
+        assert sorted(id(p) for group in groups for p in group) == sorted(expected)
 
 
 @pytest.mark.parametrize('arch', ['mobilenetv3_small_050', 'convnext_atto', 'vit_tiny_patch16_224'])
-def test_the_features_are_what_the_classifier_saw(arch):
+def test_the_features_are_the_input_of_the_classifier(arch):
     size = dict(img_size=64) if 'vit' in arch else {}
-    whole = timm.create_model(arch, num_classes=5, **size).eval()
-    backbone, report = make_backbone(arch, weights=whole.state_dict(), size=64)
+    network = timm.create_model(arch, num_classes=5, **size).eval()
+    backbone, report = make_backbone(arch, weights=network.state_dict(), size=64)
     assert not report.missing and not report.unexpected and report.left_out
     with torch.no_grad():
         x = torch.randn(2, 3, 64, 64)
-        assert torch.allclose(whole.get_classifier()(backbone.eval()(x)), whole(x), atol=1e-5)
+        assert torch.allclose(network.get_classifier()(backbone.eval()(x)), network(x), atol=1e-5)
 
 
-def test_networks_of_2014_normalise_inside():
+def test_googlenet_normalises_its_images_itself():
     backbone, _ = make_backbone('torchvision:googlenet', pretrained=False)
     assert backbone.model.transform_input and backbone.model.aux1 is None
 
 
-def test_a_size_that_a_transformer_cannot_take():
+def test_an_image_size_that_a_transformer_rejects():
     with pytest.raises(UserError, match='vit_tiny_patch16_224 cannot take images of 8 pixels.*its own size, 224'):
         make_backbone('vit_tiny_patch16_224', False, size=8)
 
@@ -150,13 +149,13 @@ def test_unknown_architectures(arch, hint):
 # --- learners
 
 
-def test_a_vision_transformer_takes_the_loaders_size(dls):
+def test_a_vision_transformer_is_built_for_the_loaders_image_size(dls):
     learn = learner(dls, 'test_vit', pretrained=False)
     assert learn.model[0].model.patch_embed.img_size == (32, 32)
     assert train(learn)
 
 
-def test_frozen_is_frozen_and_unfrozen_keeps_statistics(dls):
+def test_a_frozen_backbone_does_not_change_and_an_unfrozen_one_keeps_statistics(dls):
     learn = small(dls, weights=state())
     assert train(learn) == {'1.linear.weight', '1.linear.bias'}
     unfreeze(learn, 2)
@@ -168,13 +167,13 @@ def test_frozen_is_frozen_and_unfrozen_keeps_statistics(dls):
     assert not [k for k in changed if 'running' in k or 'tracked' in k]
 
 
-def test_batchnorm_trains_where_wanted(dls):
+def test_batchnorm_trains_if_requested(dls):
     learn = small(dls, weights=state(), freeze_batchnorm=False)
     assert train(learn) == {'1.linear.weight', '1.linear.bias'}
     unfreeze(learn)
     assert '0.model.bn1.running_mean' in train(learn)
-    assert '0.model.bn1.running_mean' in train(small(dls, pretrained=False))  # from random weights it must
-    learn = small(dls, weights=state(), freeze_batchnorm=False, train_bn=True)  # fastai's own rule
+    assert '0.model.bn1.running_mean' in train(small(dls, pretrained=False))  # random weights require it
+    learn = small(dls, weights=state(), freeze_batchnorm=False, train_bn=True)  # fastai's default
     changed = train(learn)
     assert '0.model.bn1.weight' in changed and '0.model.conv_stem.weight' not in changed
     freeze_backbone(learn)
@@ -182,7 +181,7 @@ def test_batchnorm_trains_where_wanted(dls):
 
 
 def test_heads(dls):
-    names = lambda **k: [n for n, _ in backbone_head(small(dls, pretrained=False, **k))[1].named_children()]
+    names = lambda **k: [n for n, _ in backbone_and_head(small(dls, pretrained=False, **k))[1].named_children()]
     assert names() == ['linear']
     assert names(dropout=0.3, hidden=16) == ['hidden', 'activation', 'dropout', 'linear']
     head = small(dls, pretrained=False, head='fastai', hidden=16).model[1]
@@ -196,7 +195,7 @@ def test_heads(dls):
 @pytest.mark.parametrize(
     'arch, head', [('mobilenetv2_035', 'linear'), ('mobilenetv2_035', 'fastai'), ('convmixer_16_2_k3_p8', 'fastai')]
 )
-def test_a_learners_network_is_made_again_without_it(dls, arch, head):
+def test_a_learners_network_is_rebuilt_without_fastai(dls, arch, head):
     learn = learner(dls, arch, pretrained=False, head=head, hidden=8)
     network = make_network(arch, 3, head, 8)
     network.load_state_dict(learn.model.state_dict())
@@ -206,7 +205,7 @@ def test_a_learners_network_is_made_again_without_it(dls, arch, head):
     assert network.stats == learn.stats
 
 
-def test_normalised_once(dls):
+def test_images_are_normalised_once(dls):
     for _ in range(2):
         learn = small(dls, pretrained=False)
     for dl in dls.loaders:
@@ -224,14 +223,14 @@ def test_exports_and_loads_as_any_fastai_learner(dls, tmp_path):
     learn.export(tmp_path / 'learner.pkl')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # fastai warns that load_learner unpickles
-        again = load_learner(tmp_path / 'learner.pkl')
+        loaded = load_learner(tmp_path / 'learner.pkl')
     x = dls.valid.one_batch()[0]
     with torch.no_grad():
-        assert again.model.eval()(x).equal(learn.model.eval()(x))
-    assert again.arch == 'mobilenetv2_035'
+        assert loaded.model.eval()(x).equal(learn.model.eval()(x))
+    assert loaded.arch == 'mobilenetv2_035'
 
 
-def test_set_linear_head_is_scikit_learns_classifier(dls):
+def test_set_linear_head_equals_scikit_learns_classifier(dls):
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -243,15 +242,15 @@ def test_set_linear_head_is_scikit_learns_classifier(dls):
     probe = LogisticRegression(max_iter=2000).fit(scaler.transform(table), np.arange(len(table)) % 3)
     set_linear_head(model, probe.coef_, probe.intercept_, scaler.mean_, scaler.scale_)
     with torch.no_grad():
-        found = model(x).softmax(1).numpy()
-    assert np.abs(found - probe.predict_proba(scaler.transform(table))).max() < 1e-3
+        probabilities = model(x).softmax(1).numpy()
+    assert np.abs(probabilities - probe.predict_proba(scaler.transform(table))).max() < 1e-3
     with pytest.raises(UserError, match=r'takes weights \(3, 1280\)'):
         set_linear_head(model, np.zeros((4, 1280)), np.zeros(4))
     with pytest.raises(UserError, match='without hidden layer'):
         set_linear_head(small(dls, pretrained=False, hidden=8), probe.coef_, probe.intercept_)
 
 
-def test_convmixer_is_timms():
+def test_convmixer_equals_timms():
     for kwargs in (
         dict(dim=12, depth=3, kernel_size=5, patch_size=4),
         dict(dim=8, depth=2, kernel_size=3, patch_size=2),
@@ -261,7 +260,7 @@ def test_convmixer_is_timms():
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.uniform_(layer.running_mean), nn.init.uniform_(layer.running_var, 0.5, 2)
         ours = convmixer(6, activation=nn.ReLU, **kwargs).eval()
-        ours.load_state_dict(from_timm(theirs.state_dict()))
+        ours.load_state_dict(convert_timm_weights(theirs.state_dict()))
         with torch.no_grad():
             x = torch.randn(2, 3, 32, 32)
             assert torch.allclose(ours(x), theirs(x), atol=1e-6)
@@ -286,7 +285,7 @@ def test_summary():
     assert table.set_index('name').output['head'] == (3,)
     assert model.training and not model.blocks[0].training and not model.blocks[0]._forward_hooks
     with pytest.raises(UserError, match='two parts'):
-        backbone_head(model)
+        backbone_and_head(model)
 
 
 # --- weights
@@ -301,11 +300,11 @@ def test_summary():
         ('squeezenet1_1.caffe_in1k_features_only.safetensors', 'squeezenet1_1', 50, 0),
     ],
 )
-def test_the_pretrained_files(dls, file, arch, matched, left_out):
+def test_pretrained_files(dls, file, arch, matched, left_out):
     learn = learner(dls, arch, weights=shared / file)
     counts = learn.weight_report.counts
     assert counts == dict(matched=matched, missing=0, unexpected=0, wrong_shape=0, left_out=left_out, head=0)
-    loaded = read_weights(shared / file)
+    loaded = read_state_dict(shared / file)
     for key, value in learn.model[0].model.state_dict().items():
         if not key.endswith('num_batches_tracked'):
             assert value.equal(loaded[key])
@@ -337,7 +336,7 @@ def test_prefixes(dls, prefix, tmp_path):
         assert (counts['matched'], counts['missing'], counts['unexpected'], counts['left_out']) == (260, 0, 0, 2)
 
 
-def test_a_learners_own_file_fills_body_and_head(dls, tmp_path):
+def test_a_learners_own_file_is_loaded_into_backbone_and_head(dls, tmp_path):
     saved = small(dls, pretrained=False)
     saved.path = tmp_path
     path = saved.save('plain')  # fastai's .pth: the model and the optimizer
@@ -352,7 +351,7 @@ def test_a_learners_own_file_fills_body_and_head(dls, tmp_path):
     )
 
 
-def test_a_smaller_and_a_deeper_relative_are_refused():
+def test_a_shallower_and_a_deeper_network_are_refused():
     short, long = (timm.create_model(arch, num_classes=0) for arch in ('resnet18', 'resnet34'))
     with pytest.raises(UserError, match='missing'):
         load_weights(long, short.state_dict())
@@ -367,23 +366,23 @@ def test_position_embeddings_are_resized():
     assert backbone.model.blocks[0].attn.qkv.weight.equal(large.blocks[0].attn.qkv.weight)
 
 
-def test_a_hostile_pickle_never_runs(tmp_path):
-    mark = tmp_path / 'it_ran'
+def test_a_malicious_pickle_never_runs(tmp_path):
+    evidence = tmp_path / 'it_ran'
 
-    class Hostile:
+    class Malicious:
         def __reduce__(self):
-            return os.mkdir, (str(mark),)
+            return os.mkdir, (str(evidence),)
 
     for name, write in dict(
-        new=lambda p: torch.save({'state_dict': Hostile()}, p),
-        old=lambda p: p.write_bytes(pickle.dumps(Hostile())),
+        new=lambda p: torch.save({'state_dict': Malicious()}, p),
+        old=lambda p: p.write_bytes(pickle.dumps(Malicious())),
         whole=lambda p: torch.save(nn.Linear(2, 2), p),
     ).items():
         path = tmp_path / f'{name}.pth'
         write(path)
         with pytest.raises(UserError, match='could run any code'):
             load_weights(nn.Linear(2, 2), path)
-    assert not mark.exists()
+    assert not evidence.exists()
 
 
 def test_files_that_hold_no_weights(tmp_path):
@@ -408,12 +407,12 @@ def offline(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
-    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')  # the discard port: nobody answers
+    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')  # the discard port: nothing answers
     for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_without_a_network_the_error_is_quick_and_clear(dls, offline, monkeypatch):
+def test_without_internet_the_error_is_fast_and_clear(dls, offline, monkeypatch):
     start = time.perf_counter()
     with pytest.raises(UserError, match='weights=FILE.*pretrained=False'):
         learner(dls, 'resnet10t')
@@ -438,6 +437,6 @@ def test_an_architecture_without_pretrained_weights():
         make_backbone(name)
 
 
-def test_public_names_are_whole():
+def test_all_public_names_exist():
     for module in (learners, networks, weights):
         assert all(hasattr(module, name) for name in module.__all__)

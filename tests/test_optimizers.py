@@ -1,4 +1,4 @@
-"The six optimizers: continued bit by bit, right beside others' implementations, no decay where there should be none"
+"The six optimizers: resumed bit by bit, equal to other implementations, no weight decay on biases and norms"
 
 import copy
 import warnings
@@ -18,11 +18,11 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat
 
+    from fungi_fastai.training.callbacks import History
     from fungi_fastai.training.checkpoints import KeepBest, SaveState, read_state, restore_state
     from fungi_fastai.training.optimizers import NoDecay, make_optimizer, no_decay
     from fungi_fastai.training.precision import Precision
-    from fungi_fastai.training.schedules import scheduler
-    from fungi_fastai.training.callbacks import History
+    from fungi_fastai.training.schedules import make_scheduler
 from fungi_fastai.core.errors import UserError
 from fungi_fastai.training.recipe import Recipe, choices
 
@@ -68,14 +68,14 @@ def make(name, **options):
 
 def fit(learn, folder, epochs=4, **options):
     folder.mkdir(exist_ok=True)
-    cbs = [KeepBest(folder / 'best'), SaveState(folder / 'state'), scheduler(Recipe(), [1e-3, 3e-3, 1e-2], epochs)]
+    cbs = [KeepBest(folder / 'best'), SaveState(folder / 'state'), make_scheduler(Recipe(), [1e-3, 3e-3, 1e-2], epochs)]
     with learn.no_bar(), learn.no_logging():
         learn.fit(epochs, cbs=cbs, **options)
     return learn
 
 
 @each
-def test_a_continued_fit_is_the_same_bit_by_bit(name, tmp_path):
+def test_a_resumed_fit_is_the_same_bit_by_bit(name, tmp_path):
     class Killed(Exception):
         pass
 
@@ -90,26 +90,26 @@ def test_a_continued_fit_is_the_same_bit_by_bit(name, tmp_path):
     cut.add_cb(Die())
     with pytest.raises(Killed):
         fit(cut, tmp_path / 'cut')
-    again = make(name)
+    resumed = make(name)
     state, tensors = read_state(tmp_path / 'cut' / 'state')
-    restore_state(again, state, tensors)
-    fit(again, tmp_path / 'cut', start_epoch=state['epoch'])
+    restore_state(resumed, state, tensors)
+    fit(resumed, tmp_path / 'cut', start_epoch=state['epoch'])
     assert state['epoch'] == 2
-    for p, q in zip(through.model.state_dict().values(), again.model.state_dict().values(), strict=True):
+    for p, q in zip(through.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(p, q)
     assert not torch.equal(through.model[0].weight, cut.model[0].weight)
 
 
 @each
-def test_only_what_is_no_bias_and_no_norm_decays(name):
+def test_biases_and_norms_do_not_decay(name):
     learn = make(name)
     before = copy.deepcopy(learn.model)
     learn.loss_func = lambda pred, y: (pred * 0).sum()
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, [1e-2, 2e-2, 4e-2], wd=0.5)
     with torch.no_grad():
-        for group, its, lr in zip(groups(learn.model), groups(before), (1e-2, 2e-2, 4e-2), strict=True):
-            for p, q in zip(group, its, strict=True):
+        for group, start, lr in zip(groups(learn.model), groups(before), (1e-2, 2e-2, 4e-2), strict=True):
+            for p, q in zip(group, start, strict=True):
                 if p.ndim == 1:
                     assert torch.equal(p, q)
                 else:
@@ -117,7 +117,7 @@ def test_only_what_is_no_bias_and_no_norm_decays(name):
 
 
 @each
-def test_a_learner_that_wants_all_to_decay(name):
+def test_wd_bn_bias_decays_everything(name):
     learn = make(name, wd_bn_bias=True)
     learn.loss_func = lambda pred, y: (pred * 0).sum()
     with learn.no_bar(), learn.no_logging():
@@ -126,7 +126,7 @@ def test_a_learner_that_wants_all_to_decay(name):
 
 
 @each
-def test_frozen_groups_and_groups_of_rate_0_stay(name):
+def test_frozen_groups_and_learning_rate_0_change_nothing(name):
     learn = make(name)
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-2)
@@ -144,8 +144,8 @@ def test_frozen_groups_and_groups_of_rate_0_stay(name):
     assert all(first) and all(second) and not any(head)
 
 
-def beside(ours, theirs, steps=30):
-    "The largest difference of two optimizers' weights, and how far they went"
+def compare(ours, theirs, steps=30):
+    "The largest difference between two optimizers' weights, and how far the weights moved"
     torch.manual_seed(0)
     a = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
     b, start = copy.deepcopy(a), copy.deepcopy(a)
@@ -156,10 +156,10 @@ def beside(ours, theirs, steps=30):
             nn.functional.cross_entropy(model(x), y).backward()
             opt.step()
             opt.zero_grad()
-    far = lambda p, q: max(
+    difference = lambda p, q: max(
         float((x - y).detach().abs().max()) for x, y in zip(p.parameters(), q.parameters(), strict=True)
     )
-    return far(a, b), far(a, start)
+    return difference(a, b), difference(a, start)
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ def beside(ours, theirs, steps=30):
         ('lion', lambda p: Lion(p, 1e-2, (0.9, 0.99), 0.1, foreach=True), 1e-6),
     ],
 )
-def test_beside_other_implementations(name, theirs, tolerance):
-    wd = 0.0 if name in ('rmsprop', 'sgd') else 0.1  # those of torch decay by the gradient
-    eps = dict(eps=1e-9) if name == 'radam' else {}  # torch adds it elsewhere in the formula: it must not matter
-    difference, way = beside(lambda p: make_optimizer(name)(p, lr=1e-2, wd=wd, **eps), theirs)
-    assert difference <= tolerance < 0.01 < way
+def test_equal_to_other_implementations(name, theirs, tolerance):
+    wd = 0.0 if name in ('rmsprop', 'sgd') else 0.1  # torch's add the decay to the gradient
+    eps = dict(eps=1e-9) if name == 'radam' else {}  # torch adds it elsewhere in the formula, so keep it negligible
+    difference, moved = compare(lambda p: make_optimizer(name)(p, lr=1e-2, wd=wd, **eps), theirs)
+    assert difference <= tolerance < 0.01 < moved
 
 
 def test_lamb_steps_in_proportion_to_the_weights():
@@ -198,18 +198,18 @@ def test_lamb_steps_in_proportion_to_the_weights():
         assert torch.allclose(p.detach(), weight, atol=1e-12)
 
 
-def test_what_does_not_decay():
+def test_parameters_without_weight_decay():
     for arch, expected in (
         ('vit_tiny_patch16_224', {'cls_token', 'pos_embed'}),
         ('convnext_atto', {'stages.0.blocks.0.gamma'}),
         ('resnet50_gn', {'bn1.weight', 'layer1.0.bn1.bias'}),
     ):
         model = timm.create_model(arch)
-        found = {id(p) for p in no_decay(nn.Sequential(model, nn.Linear(3, 2)))}
-        names = {name for name, p in model.named_parameters() if id(p) in found}
+        excluded = {id(p) for p in no_decay(nn.Sequential(model, nn.Linear(3, 2)))}
+        names = {name for name, p in model.named_parameters() if id(p) in excluded}
         assert expected <= names
         assert not [name for name in names if name.endswith('weight') and model.get_parameter(name).ndim > 1]
-        assert all(id(p) in found for name, p in model.named_parameters() if name.endswith('bias'))
+        assert all(id(p) in excluded for name, p in model.named_parameters() if name.endswith('bias'))
 
 
 @pytest.mark.parametrize('name', ['adamw', '', 'Adam'])

@@ -1,4 +1,4 @@
-"Precisions, folding and the optimizer: that what is faster is also right"
+"Precision, folding and the optimizer: the fast versions are also correct"
 
 import copy
 import warnings
@@ -16,13 +16,13 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fastai.optimizer import Adam
     from fastai.vision.data import ImageDataLoaders
 
-    from fungi_fastai.samples.datasets import make_sample
-    from fungi_fastai.models.folding import Folding, folded_pairs
+    from fungi_fastai.models.folding import Folding, foldable_pairs
     from fungi_fastai.models.learners import learner
+    from fungi_fastai.samples.datasets import make_sample
     from fungi_fastai.training import precision
     from fungi_fastai.training.checkpoints import read_state, restore_state, save_weights
     from fungi_fastai.training.optimizers import FusedAdam
-    from fungi_fastai.training.precision import Precision, pick_precision, work_per_number
+    from fungi_fastai.training.precision import Precision, arithmetic_intensity, pick_precision
 from fungi_fastai.core.errors import UserError
 
 cpu = torch.device('cpu')
@@ -52,8 +52,8 @@ def dls(flowers):
     )
 
 
-def trained_a_little(arch, size=64):
-    "A network whose BatchNorms are not as they were made, in float64 where rounding cannot hide a mistake"
+def network_with_statistics(arch, size=64):
+    "A network whose BatchNorms differ from their initialisation, in float64 where rounding cannot hide a mistake"
     model = (
         torchvision.models.get_model(arch[3:], num_classes=3)
         if arch.startswith('tv:')
@@ -83,8 +83,8 @@ def distance(a, b):
 @pytest.mark.parametrize(
     'arch, pairs', [('tv:resnet18', 20), ('resnet50', 53), ('mobilenetv2_035', 52), ('efficientnet_b0', 49)]
 )
-def test_a_folded_network_gives_the_same_and_learns_the_same(arch, pairs):
-    model, x = trained_a_little(arch)
+def test_a_folded_network_has_the_same_outputs_and_gradients(arch, pairs):
+    model, x = network_with_statistics(arch)
     folding = Folding(model, x)
     assert len(folding.pairs) == pairs
 
@@ -98,12 +98,12 @@ def test_a_folded_network_gives_the_same_and_learns_the_same(arch, pairs):
     with folding():
         conv, bn = folding.pairs[0]
         assert bn(x) is x if type(bn) is nn.BatchNorm2d else True  # it really is folded
-        found = gradients()
-    assert all(float((a - b).norm()) <= 1e-9 * float(a.norm()) + 1e-12 for a, b in zip(expected, found, strict=True))
+        folded = gradients()
+    assert all(float((a - b).norm()) <= 1e-9 * float(a.norm()) + 1e-12 for a, b in zip(expected, folded, strict=True))
     assert plain(model)
 
 
-def test_what_has_nothing_to_fold_stays_as_it_is():
+def test_networks_with_nothing_to_fold_are_unchanged():
     for model, size in (
         (timm.create_model('convnext_atto', num_classes=3), 64),
         (timm.create_model('vit_tiny_patch16_224', num_classes=3, img_size=32), 32),
@@ -115,11 +115,11 @@ def test_what_has_nothing_to_fold_stays_as_it_is():
 
 
 def test_a_batchnorm_that_trains_is_not_folded():
-    model, x = trained_a_little('tv:resnet18')
+    model, x = network_with_statistics('tv:resnet18')
     other = copy.deepcopy(model)
     with Folding(model, x)():
-        found = model.train()(x)
-    assert torch.equal(found, other.train()(x))
+        output = model.train()(x)
+    assert torch.equal(output, other.train()(x))
     assert torch.equal(model.bn1.running_mean, other.bn1.running_mean)
 
 
@@ -135,7 +135,7 @@ class Shared(nn.Module):
 
 
 class Twice(Shared):
-    "A convolution's output that is taken twice, once in code that no module shows"
+    "A convolution's output that is used twice, once in code outside any module"
 
     def forward(self, x):
         y = self.conv(x)
@@ -154,16 +154,16 @@ class Branches(Shared):
 
 
 @pytest.mark.parametrize('kind', [Shared, Twice, InPlace, Branches])
-def test_what_cannot_be_folded_is_left(kind):
+def test_networks_that_cannot_be_folded_are_unchanged(kind):
     assert not Folding(kind(), torch.randn(2, 3, 8, 8))
 
 
-def test_what_cannot_be_tried_is_left():
+def test_a_network_that_rejects_the_images_is_unchanged():
     assert not Folding(timm.create_model('resnet18', num_classes=3), torch.randn(2, 5, 64, 64))
 
 
 def test_folding_leaves_no_trace(tmp_path):
-    model, x = trained_a_little('mobilenetv2_035')
+    model, x = network_with_statistics('mobilenetv2_035')
     before, names = {k: v.clone() for k, v in model.state_dict().items()}, [n for n, _ in model.named_modules()]
     folding = Folding(model, x)
     assert plain(model)
@@ -179,13 +179,15 @@ def test_folding_leaves_no_trace(tmp_path):
     assert plain(model)
 
 
-# formats
+# precision
 
 
-def test_the_format_follows_processor_and_network(monkeypatch):
+def test_auto_precision_depends_on_cpu_and_network(monkeypatch):
     busy, light = timm.create_model('resnet18', num_classes=3), timm.create_model('mobilenetv2_035', num_classes=3)
-    assert work_per_number(busy) > 300 > 40 > work_per_number(light)
-    assert work_per_number(light, torch.zeros(1, 3, 128, 128)) == pytest.approx(work_per_number(light), rel=0.3)
+    assert arithmetic_intensity(busy) > 300 > 40 > arithmetic_intensity(light)
+    assert arithmetic_intensity(light, torch.zeros(1, 3, 128, 128)) == pytest.approx(
+        arithmetic_intensity(light), rel=0.3
+    )
     for flags, model, expected, word in (
         ({'amx_bf16', 'avx512_bf16'}, busy, 'bf16', 'AMX'),
         ({'avx512_bf16'}, busy, 'bf16', 'AVX-512'),
@@ -195,17 +197,17 @@ def test_the_format_follows_processor_and_network(monkeypatch):
         (set(), light, 'fp32', 'no bfloat16'),
     ):
         monkeypatch.setattr(precision, '_cpu_flags', lambda flags=flags: flags)
-        found, why = pick_precision('auto', cpu, model)
-        assert found == expected and word in why
-    assert pick_precision('bf16', cpu, light) == ('bf16', 'asked for')
+        mode, reason = pick_precision('auto', cpu, model)
+        assert mode == expected and word in reason
+    assert pick_precision('bf16', cpu, light) == ('bf16', 'requested')
 
 
-def test_a_network_of_one_size_is_counted_with_its_own_pictures():
-    assert work_per_number(timm.create_model('vit_tiny_patch16_224', num_classes=3)) > 100
-    assert work_per_number(nn.Sequential(nn.Flatten(), nn.Linear(7, 3))) is None  # takes no image that is tried
+def test_a_fixed_size_network_is_counted_at_its_own_image_size():
+    assert arithmetic_intensity(timm.create_model('vit_tiny_patch16_224', num_classes=3)) > 100
+    assert arithmetic_intensity(nn.Sequential(nn.Flatten(), nn.Linear(7, 3))) is None  # accepts no size that is tried
 
 
-def test_formats_of_other_devices(monkeypatch):
+def test_precision_of_other_devices(monkeypatch):
     for capability, expected in ((9, 'bf16'), (8, 'bf16'), (7, 'fp16'), (6, 'fp32')):
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda _, capability=capability: (capability, 0))
         assert pick_precision('auto', torch.device('cuda'))[0] == expected
@@ -236,18 +238,18 @@ def make(dls, arch='mobilenetv2_035', opt_func=FusedAdam, seed=0, **kwargs):
     return learner(dls, arch, pretrained=False, size=48, opt_func=opt_func, cbs=Precision(**kwargs))
 
 
-def loss_of_all(learn):
-    "Over the validation and the training images: the former alone are 36, and their loss mostly noise"
+def total_loss(learn):
+    "Over the validation and the training images: the 36 validation images alone give a noisy loss"
     with learn.no_bar(), learn.no_logging():
         return sum(learn.validate(dl=dl.new(shuffle=False, drop_last=False))[0] * dl.n for dl in learn.dls) / 120
 
 
-def test_training_is_as_good_in_each_way(dls):
-    "From the same weights, with the statistics kept, as a pretrained network is trained: what differs is rounding alone"
+def test_training_is_as_good_in_each_precision(dls):
+    "From the same weights, with frozen statistics, as a pretrained network is trained: only rounding differs"
     dls.train.rng.seed(1)
     start = quiet_fit(
         make(dls, 'resnet10t', precision='fp32'), 4, 1e-5
-    ).model.state_dict()  # statistics that fit, nothing learned
+    ).model.state_dict()  # statistics that fit the data, nothing learned
     gains = {}
     for way in (
         dict(precision='fp32', fold=False),
@@ -260,10 +262,10 @@ def test_training_is_as_good_in_each_way(dls):
         learn.freeze_batch_norm.always = True
         torch.manual_seed(1)
         dls.train.rng.seed(1)
-        before = loss_of_all(learn)
+        before = total_loss(learn)
         quiet_fit(learn, 4, 2e-3)
-        gains[tuple(way.values())] = before - loss_of_all(learn)
-        assert bool(learn.precision._found) == way['fold'] and plain(learn.model)
+        gains[tuple(way.values())] = before - total_loss(learn)
+        assert bool(learn.precision._folding) == way['fold'] and plain(learn.model)
     reference = gains['fp32', False]
     assert reference > 0.3, 'nothing was learned: the comparison says nothing'
     assert gains['fp32', True] == pytest.approx(reference, rel=0.05)
@@ -271,17 +273,17 @@ def test_training_is_as_good_in_each_way(dls):
         assert gains[way] > 0.75 * reference
 
 
-def test_predictions_are_those_of_the_loop_everywhere(dls):
+def test_passes_outside_the_loop_give_the_same_predictions(dls):
     learn = make(dls, precision='bf16')
     with learn.no_bar():
         probabilities, _ = learn.get_preds()
     learn.model.eval()
-    found = []
+    outputs = []
     for x, _ in dls.valid:
-        with torch.no_grad(), learn.precision.running(x):
+        with torch.no_grad(), learn.precision.forward_context(x):
             assert torch.is_autocast_enabled('cpu') and not plain(learn.model)
-            found.append(learn.model(x.contiguous(memory_format=torch.channels_last)).float().softmax(1))
-    assert torch.equal(torch.cat(found).as_subclass(torch.Tensor), probabilities.as_subclass(torch.Tensor))
+            outputs.append(learn.model(x.contiguous(memory_format=torch.channels_last)).float().softmax(1))
+    assert torch.equal(torch.cat(outputs).as_subclass(torch.Tensor), probabilities.as_subclass(torch.Tensor))
     assert plain(learn.model) and not torch.is_autocast_enabled('cpu')
 
 
@@ -301,7 +303,7 @@ def test_the_model_is_plain_after_an_error_in_a_pass(dls):
     assert plain(learn.model) and not torch.is_autocast_enabled('cpu') and not learn.model._forward_hooks
 
 
-def test_without_a_compiler_the_run_goes_on(dls, monkeypatch):
+def test_without_a_compiler_the_network_runs_uncompiled(dls, monkeypatch):
     monkeypatch.setattr(precision, 'compile_problem', lambda _: 'g++ not found')
     learn = make(dls, precision='fp32', compile=True)
     with pytest.warns(UserWarning, match=r'runs uncompiled.*g\+\+ not found.*python3-dev'):
@@ -309,7 +311,7 @@ def test_without_a_compiler_the_run_goes_on(dls, monkeypatch):
     assert learn.recorder.values and learn.model._compiled_call_impl is None
 
 
-def test_a_compiled_network_learns_and_is_left_plain(dls, monkeypatch):
+def test_a_compiled_network_learns_and_is_restored(dls, monkeypatch):
     compiled = []
 
     def compile(model):
@@ -366,27 +368,27 @@ def test_fused_adam_is_fastais_adam():
     (ours, _), (theirs, _), (start, _) = optimized(FusedAdam), optimized(Adam), optimized(Adam, steps=0)
     assert distance(ours, theirs) < 1e-6 < 1e-3 < distance(ours, start)
     ours, opt = optimized(FusedAdam, steps=4)
-    theirs, its = optimized(Adam, steps=4)
-    ours, _ = optimized(FusedAdam, copy.deepcopy(theirs), its.state_dict(), 3)  # it takes over Adam's state, too
-    theirs, _ = optimized(Adam, theirs, its.state_dict(), 3)
+    theirs, adam = optimized(Adam, steps=4)
+    ours, _ = optimized(FusedAdam, copy.deepcopy(theirs), adam.state_dict(), 3)  # it continues from Adam's state, too
+    theirs, _ = optimized(Adam, theirs, adam.state_dict(), 3)
     assert distance(ours, theirs) < 1e-6
 
 
-def test_frozen_groups_are_left_alone():
+def test_frozen_groups_do_not_change():
     def freeze(opt, i):
         if i == 3:
             opt.freeze_to(2)
         if i == 6:
             opt.unfreeze()
 
-    seen = []
+    snapshots = []
 
-    def look(opt, i):
+    def record(opt, i):
         freeze(opt, i)
-        seen.append(opt.param_lists[0][0].detach().clone())
+        snapshots.append(opt.param_lists[0][0].detach().clone())
 
-    optimized(FusedAdam, between=look)
-    assert torch.equal(seen[3], seen[6]) and not torch.equal(seen[6], seen[7])
+    optimized(FusedAdam, between=record)
+    assert torch.equal(snapshots[3], snapshots[6]) and not torch.equal(snapshots[6], snapshots[7])
 
     def batchnorm_trains(opt, i):  # fastai's rule for frozen backbones
         if i == 0:
@@ -394,33 +396,33 @@ def test_frozen_groups_are_left_alone():
                 opt.state[p]['force_train'] = True
             opt.freeze_to(2)
 
-    found = optimized(FusedAdam, between=batchnorm_trains)[0]
-    assert torch.equal(found[0].weight, seen[0]) and float((found[1].weight - 1).detach().abs().max()) > 1e-3
-    assert distance(found, optimized(Adam, between=batchnorm_trains)[0]) < 1e-6
+    model = optimized(FusedAdam, between=batchnorm_trains)[0]
+    assert torch.equal(model[0].weight, snapshots[0]) and float((model[1].weight - 1).detach().abs().max()) > 1e-3
+    assert distance(model, optimized(Adam, between=batchnorm_trains)[0]) < 1e-6
 
 
-def test_its_state_survives_the_layout_of_the_weights():
-    "The fused operation reads memory in the order in which it lies: a state laid out otherwise would give wrong steps without a word"
+def test_a_saved_state_fits_any_memory_layout():
+    "The fused operation ignores strides: a state in another memory layout would silently give wrong steps"
     model, opt = optimized(FusedAdam, steps=3)
     other = copy.deepcopy(model)
     expected, _ = optimized(FusedAdam, model, opt.state_dict(), 3)
-    found, _ = optimized(FusedAdam, other.to(memory_format=torch.channels_last), opt.state_dict(), 3)
-    assert distance(expected, found) < 1e-5
+    resumed, _ = optimized(FusedAdam, other.to(memory_format=torch.channels_last), opt.state_dict(), 3)
+    assert distance(expected, resumed) < 1e-5
 
 
 def test_a_resumed_fit_is_the_same_bit_by_bit(dls, tmp_path):
-    from fungi_fastai.training.checkpoints import KeepBest, SaveState
     from fungi_fastai.training.callbacks import History
+    from fungi_fastai.training.checkpoints import KeepBest, SaveState
 
     def start(name):
         (tmp_path / name).mkdir()
         learn = make(dls, precision='fp32')
-        with_all = [
+        callbacks = [
             History(),
             KeepBest(tmp_path / name / 'best.safetensors'),
             SaveState(tmp_path / name / 'state.safetensors'),
         ]
-        return learn.add_cbs(with_all)
+        return learn.add_cbs(callbacks)
 
     through = start('through')
     dls.train.rng.seed(3)
@@ -441,23 +443,23 @@ def test_where_torch_has_no_fused_step(monkeypatch):
     from fungi_fastai.training import optimizers
 
     expected, _ = optimized(FusedAdam)
-    monkeypatch.setattr(optimizers, '_way', lambda _: dict(foreach=True))
+    monkeypatch.setattr(optimizers, '_implementation', lambda _: dict(foreach=True))
     assert distance(optimized(FusedAdam)[0], expected) < 1e-6
 
 
 def test_pairs_are_modules_of_the_network_itself():
     model = timm.create_model('resnet18', num_classes=3)
-    assert folded_pairs(model, torch.randn(2, 3, 64, 64))[0] == (model.conv1, model.bn1)
+    assert foldable_pairs(model, torch.randn(2, 3, 64, 64))[0] == (model.conv1, model.bn1)
 
 
-def test_free_memory_goes_back_where_much_more_is_held_than_before(monkeypatch):
+def test_free_memory_is_released_above_1_5_times_the_first_epoch(monkeypatch):
     import fungi_fastai.training.precision as module
 
-    held, released, callback = [0, 190, 170, 120, 160, 140, 100], [], Precision('fp32')
-    callback.most_held = None
-    monkeypatch.setattr(module, 'held_memory', lambda: held[-1])
-    monkeypatch.setattr(module, 'release_blocks', lambda: released.append(held[-1]))
-    while held:
+    memory, released, callback = [0, 190, 170, 120, 160, 140, 100], [], Precision('fp32')
+    callback.memory_limit = None
+    monkeypatch.setattr(module, 'process_memory', lambda: memory[-1])
+    monkeypatch.setattr(module, 'release_freed_memory', lambda: released.append(memory[-1]))
+    while memory:
         callback.after_epoch()
-        held.pop()
-    assert released == [160, 190]  # half as much again as at first, and as after the last time
+        memory.pop()
+    assert released == [160, 190]  # 1.5 times the first epoch, and 1.5 times the epoch after the last release

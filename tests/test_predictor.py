@@ -1,4 +1,4 @@
-"The predictor: what its notebook does not show. A bundle exported from a real run, in every engine"
+"The predictor on a bundle that was exported from a real run, with every engine"
 
 import io
 import json
@@ -28,14 +28,14 @@ def load(small_bundle):
     "A predictor for each backend, opened once"
     opened = {}
 
-    def one(backend='onnx'):
+    def load(backend='onnx'):
         if backend == 'openvino':
             pytest.importorskip('openvino', reason='OpenVINO is not installed')
         if backend not in opened:
             opened[backend] = Predictor.load(small_bundle, backend, threads=2)
         return opened[backend]
 
-    yield one
+    yield load
     for predictor in opened.values():
         predictor.close()
 
@@ -56,42 +56,42 @@ def copy(small_bundle, tmp_path):
 
 
 @pytest.mark.parametrize('backend', backends)
-def test_a_picture_has_one_answer_alone_in_any_batch_and_in_8_threads(load, pixels, backend):
+def test_an_image_has_the_same_probabilities_alone_in_any_batch_and_in_8_threads(load, pixels, backend):
     predictor = load(backend)
     together = predictor.run(pixels)
     assert together.shape == (24, 5) and together.dtype == np.float32 and np.abs(together.sum(1) - 1).max() < 1e-5
-    parts = lambda n: np.concatenate([predictor.run(pixels[i : i + n]) for i in range(0, len(pixels), n)])
     for n in (1, 5):
-        assert parts(n).tobytes() == together.tobytes()
+        batches = [predictor.run(pixels[i : i + n]) for i in range(0, len(pixels), n)]
+        assert np.concatenate(batches).tobytes() == together.tobytes()
     assert predictor.run(pixels[::-1])[::-1].tobytes() == together.tobytes()
 
-    def ask(seed):
+    def run_shuffled(seed):
         order = np.random.default_rng(seed).permutation(len(pixels))
         probs, features = predictor.run_with_features(pixels[order])
         return probs[np.argsort(order)].tobytes(), features[np.argsort(order)].tobytes()
 
     with ThreadPoolExecutor(8) as pool:
-        answers = set(pool.map(ask, range(24)))
-    assert len(answers) == 1 and answers.pop()[0] == together.tobytes()
+        results = set(pool.map(run_shuffled, range(24)))
+    assert len(results) == 1 and results.pop()[0] == together.tobytes()
 
 
-def test_the_engines_agree_and_with_the_run(load, small_run, files, pixels):
+def test_the_engines_agree_with_each_other_and_with_the_run(load, small_run, files, pixels):
     from fungi_fastai.evaluation.calibration import apply_temperature
 
     torch = load('torch')
-    exact, seen = torch.run_with_features(pixels)
+    exact, exact_features = torch.run_with_features(pixels)
     for backend, tolerance in dict(onnx=1e-5, openvino=1e-4, int8=0.2).items():
         if backend == 'openvino' and not (load('onnx').bundle.folder / 'model.openvino.xml').exists():
             continue
         probs, features = load(backend).run_with_features(pixels)
         assert np.abs(probs - exact).max() < tolerance, backend
-        assert features.shape == seen.shape == (24, 16)
+        assert features.shape == exact_features.shape == (24, 16)
         if backend != 'int8':
-            assert np.allclose(features, seen, atol=1e-3)
+            assert np.allclose(features, exact_features, atol=1e-3)
     run_probs, _ = small_run.classify([str(file) for file in files[:24]])
     assert (
         np.abs(apply_temperature(run_probs, torch.bundle.temperature) - exact).max() < 2e-3
-    )  # the run computes in the machine's precision
+    )  # the run uses the machine's precision
 
 
 @pytest.mark.parametrize('backend', ['onnx', 'torch', 'openvino'])
@@ -99,10 +99,10 @@ def test_references(load, backend):
     assert load(backend).check() < 1e-4
 
 
-def test_every_way_to_give_a_picture(load, files, photos):
+def test_all_kinds_of_input(load, files, photos):
     predictor, file = load(), files[3]
     image = Image.open(file)
-    ways = [
+    inputs = [
         file,
         str(file),
         file.read_bytes(),
@@ -111,18 +111,21 @@ def test_every_way_to_give_a_picture(load, files, photos):
         Image.open(file),
         np.asarray(image),
     ]
-    found = predictor.predict(ways)
-    assert len({p.probabilities.tobytes() for p in found}) == 1
-    assert [p.source for p in found] == [str(file), str(file), *(f'image {i}' for i in range(3, 8))]
-    assert [one.probabilities.tobytes() for one in predictor.predict(file)] == [found[0].probabilities.tobytes()]
+    predictions = predictor.predict(inputs)
+    assert len({p.probabilities.tobytes() for p in predictions}) == 1
+    assert [p.source for p in predictions] == [str(file), str(file), *(f'image {i}' for i in range(3, 8))]
+    assert [one.probabilities.tobytes() for one in predictor.predict(file)] == [predictions[0].probabilities.tobytes()]
     assert [p.source for p in predictor.predict(photos)] == [str(file) for file in files]
     assert predictor.predict([]) == []
     grey, alpha = np.asarray(image.convert('L')), np.asarray(image.convert('RGBA'))
-    same = lambda *some: len({p.probabilities.tobytes() for p in predictor.predict(list(some))}) == 1
+
+    def same(*images):
+        return len({p.probabilities.tobytes() for p in predictor.predict(list(images))}) == 1
+
     assert same(grey, grey[..., None], image.convert('L').convert('RGB')) and same(alpha, image)
 
 
-def test_a_prediction_says_what_it_means(load, files):
+def test_the_fields_of_a_prediction(load, files):
     predictor = load()
     for one in predictor.predict(files[:10], top=2):
         order = np.argsort(-one.probabilities)
@@ -139,25 +142,26 @@ def test_a_prediction_says_what_it_means(load, files):
         assert str(one).startswith(f'{one.source}: {one.answer} (')
 
 
-def test_sets_by_lot_are_the_same_alone_and_in_a_batch(load, copy):
-    said = json.loads((copy / 'bundle.json').read_text())
-    said['conformal'] = dict(score='aps', coverage=0.5, quantile=0.5, randomised=True, seed=3)
-    (copy / 'bundle.json').write_text(json.dumps(said))
+def test_randomised_sets_are_the_same_alone_and_in_a_batch(load, copy):
+    values = json.loads((copy / 'bundle.json').read_text())
+    values['conformal'] = dict(score='aps', coverage=0.5, quantile=0.5, randomised=True, seed=3)
+    (copy / 'bundle.json').write_text(json.dumps(values))
     predictor = Predictor.load(copy, threads=1)
     probs = np.random.default_rng(0).dirichlet(np.ones(5), 40).astype(np.float32)
     assert predictor.decide(probs) == [predictor.decide(p[None])[0] for p in probs]
 
 
-def test_what_is_no_picture(load, tmp_path, files):
+def test_invalid_images(load, tmp_path, files):
     predictor = load()
-    whole = files[0].read_bytes()
-    opened = Image.open(io.BytesIO(whole[: len(whole) // 2]))
+    content = files[0].read_bytes()
+    truncated = content[: len(content) // 2]
+    opened = Image.open(io.BytesIO(truncated))
     (tmp_path / 'empty.jpg').touch()
     (tmp_path / 'none').mkdir()
-    for given, error, words in [
+    for image, error, words in [
         (b'', ImageError, 'The file is not an image'),
         (b'GIF89a', ImageError, 'The file'),
-        (whole[: len(whole) // 2], ImageError, 'The file cannot be read to its end'),
+        (truncated, ImageError, 'The file cannot be read to its end'),
         (opened, ImageError, 'cannot be read to its end'),
         (tmp_path / 'empty.jpg', ImageError, 'empty.jpg is not an image'),
         (tmp_path / 'gone.jpg', MissingFileError, 'There is no file .*gone.jpg'),
@@ -170,9 +174,9 @@ def test_what_is_no_picture(load, tmp_path, files):
         (None, ImageError, 'not NoneType'),
     ]:
         with pytest.raises(error, match=words):
-            predictor.predict(given)
+            predictor.predict(image)
     size = predictor.bundle.size
-    for wrong in (
+    for array in (
         np.zeros((1, size, size, 3)),
         np.zeros((size, size, 3), np.uint8),
         np.zeros((1, 3, size, size), np.uint8),
@@ -180,23 +184,23 @@ def test_what_is_no_picture(load, tmp_path, files):
         np.zeros((1, size + 1, size, 3), np.uint8),
     ):
         with pytest.raises(UserError, match=rf'Expected pixels \(n, {size}, {size}, 3\) of uint8'):
-            predictor.run(wrong)
+            predictor.run(array)
     probs, features = predictor.run_with_features(np.zeros((0, size, size, 3), np.uint8))
     assert probs.shape == (0, 5) and features.shape == (0, 16)
 
 
 @pytest.mark.parametrize('backend', ['onnx', 'torch'])
-def test_classify_goes_on_where_a_file_cannot_be_read(load, files, tmp_path, backend):
+def test_classify_continues_after_a_file_that_cannot_be_read(load, files, tmp_path, backend):
     (tmp_path / 'broken.jpg').write_bytes(b'no image')
-    asked = [files[0], tmp_path / 'broken.jpg', files[1], tmp_path / 'gone.jpg']
-    probs, errors = load(backend).classify([str(a) for a in asked])
+    paths = [files[0], tmp_path / 'broken.jpg', files[1], tmp_path / 'gone.jpg']
+    probs, errors = load(backend).classify([str(path) for path in paths])
     assert [bool(e) for e in errors] == [False, True, False, True] and 'broken.jpg is not an image' in errors[1]
     assert not probs[[1, 3]].any()
     assert probs[[0, 2]].tobytes() == np.stack([p.probabilities for p in load(backend).predict(files[:2])]).tobytes()
     assert load(backend).classify([])[0].shape == (0, 5)
 
 
-def test_evidence(load, pixels, small_run):
+def test_explanations(load, pixels, small_run):
     predictor = load()
     probs, features = predictor.run_with_features(pixels[:3])
     for row in features:
@@ -204,30 +208,28 @@ def test_evidence(load, pixels, small_run):
         assert [e.distance for e in near] == sorted(e.distance for e in near) and len(near) == 4
         for example in near:
             assert example.label in predictor.classes and Image.open(io.BytesIO(example.thumbnail)).format == 'JPEG'
-    known = small_run.items[small_run.items.split == 'train'].iloc[0]
-    _, own = predictor.run_with_features(predictor.read(small_run.items.path[known.name])[None])
-    assert predictor.nearest(own[0], 1)[0].distance < 1e-3  # a training image finds itself
+    row = small_run.items[small_run.items.split == 'train'].iloc[0]
+    _, own_features = predictor.run_with_features(predictor.read(small_run.items.path[row.name])[None])
+    assert predictor.nearest(own_features[0], 1)[0].distance < 1e-3  # a training image finds itself
     maps = predictor.explain(pixels[:3])
     assert maps.shape == pixels[:3].shape[:3] and maps.min() >= 0 and maps.max() <= 1
     assert np.array_equal(maps, predictor.explain(pixels[:3], list(probs.argmax(1))))
     assert np.array_equal(predictor.explain(pixels[:2], predictor.classes[1]), predictor.explain(pixels[:2], [1, 1]))
-    with ThreadPoolExecutor(4) as pool:  # beside answers, and by several at once
-        asked, answers = (
-            [pool.submit(predictor.explain, pixels[:1]) for _ in range(4)],
-            [pool.submit(predictor.run, pixels[:3]) for _ in range(8)],
-        )
-        for job in asked:
+    with ThreadPoolExecutor(4) as pool:  # several at the same time, and beside predictions
+        explain_jobs = [pool.submit(predictor.explain, pixels[:1]) for _ in range(4)]
+        run_jobs = [pool.submit(predictor.run, pixels[:3]) for _ in range(8)]
+        for job in explain_jobs:
             assert np.allclose(job.result()[0], maps[0], atol=1e-5)
-        for job in answers:
+        for job in run_jobs:
             assert job.result().tobytes() == probs.tobytes()
-    for wrong in ('nothing', 5, -1):
+    for name in ('nothing', 5, -1):
         with pytest.raises(UserError, match='The bundle knows: '):
-            predictor.explain(pixels[:1], wrong)
+            predictor.explain(pixels[:1], name)
     with pytest.raises(UserError, match='There are 1 classes for 2 images'):
         predictor.explain(pixels[:2], [0])
 
 
-# --- opening
+# --- loading
 
 
 def test_wrong_folders(small_run, tmp_path):
@@ -243,7 +245,7 @@ def test_wrong_folders(small_run, tmp_path):
         Predictor.load(tmp_path, threads=0)
 
 
-def test_engines_that_are_not_there(small_bundle, copy, monkeypatch):
+def test_missing_engines(small_bundle, copy, monkeypatch):
     with pytest.raises(UserError, match="backend='torch' for cuda"):
         Predictor.load(small_bundle, 'onnx', device='cuda')
     with pytest.raises(UserError, match="The device 'cuda:7|The device 'nonsense"):
@@ -264,19 +266,18 @@ def test_engines_that_are_not_there(small_bundle, copy, monkeypatch):
 
 
 def rewrite(folder):
-    "Give the bundle the checksums of what is there: somebody meant it"
-    said = json.loads((folder / 'bundle.json').read_text())
-    named = {k: v for k, v in said.items() if k not in ('format', 'schema', 'files')}
-    Bundle.write(folder, **named)
+    "Update the checksums of a bundle, as if its files had been exported like this"
+    values = json.loads((folder / 'bundle.json').read_text())
+    Bundle.write(folder, **{k: v for k, v in values.items() if k not in ('format', 'schema', 'files')})
 
 
-def test_a_network_that_is_broken_says_so(copy):
+def test_a_broken_network_is_reported(copy):
     from safetensors.numpy import load_file, save_file
 
     state = load_file(copy / 'model.safetensors')
     save_file(state | {'1.linear.bias': np.full(5, np.nan, np.float32)}, copy / 'model.safetensors')
     rewrite(copy)
-    with pytest.raises(TrainingError, match='gave no numbers .torch.'):
+    with pytest.raises(TrainingError, match='NaN or infinite values .torch.'):
         Predictor.load(copy, 'torch').predict(np.zeros((40, 40, 3), np.uint8))
     save_file({k: v for k, v in state.items() if 'bias' not in k}, copy / 'model.safetensors')
     rewrite(copy)
@@ -288,25 +289,27 @@ def test_a_network_that_is_broken_says_so(copy):
         Predictor.load(copy, 'torch')
 
 
-def test_a_swap_is_noticed_by_what_is_opened_late(copy, pixels):
+def test_a_changed_file_is_detected_when_it_is_read_later(copy, pixels):
     with closing(Predictor.load(copy)) as predictor:
         _, features = predictor.run_with_features(pixels[:1])
         content = (copy / 'examples.safetensors').read_bytes()
         (copy / 'examples.safetensors').write_bytes(content[:-1] + b'x')
-        for late in (lambda: predictor.nearest(features[0]), lambda: predictor.explain(pixels[:1], 0)):
+        for call in (lambda: predictor.nearest(features[0]), lambda: predictor.explain(pixels[:1], 0)):
             with pytest.raises(UserError, match='examples.safetensors is not the file that was exported'):
-                late()
+                call()
         (copy / 'examples.safetensors').write_bytes(content)
         assert predictor.nearest(features[0])
 
 
-def test_a_gpu_is_given_many_at_once_and_pictures_are_read_side_by_side(small_bundle, pixels, files):
+def test_a_gpu_gets_batches_and_images_are_read_side_by_side(small_bundle, pixels, files):
     with closing(Predictor.load(small_bundle, 'torch', threads=3)) as predictor:
-        one_by_one, calls, engine = predictor.run(pixels), [], predictor._engine
-        predictor._step, predictor._engine = (
-            16,
-            lambda pixels, features: calls.append(len(pixels)) or engine(pixels, features),
-        )  # as on a GPU
+        one_by_one, engine, calls = predictor.run(pixels), predictor._engine, []
+
+        def counting_engine(pixels, features):
+            calls.append(len(pixels))
+            return engine(pixels, features)
+
+        predictor._batch, predictor._engine = 16, counting_engine  # as on a GPU
         assert (
             np.allclose(predictor.run(pixels), one_by_one, atol=1e-5)
             and calls == [16, 8]
@@ -333,23 +336,24 @@ def test_a_hostile_pickle_is_not_opened(copy):
     assert Predictor.load(copy).classes
 
 
-# --- alone in a process
+# --- in a process of its own
 
-alone = """
-import time; began = time.perf_counter()
+script = """
+import time; start = time.perf_counter()
 import sys
 from fungi_fastai.deploy.predictor import Predictor
 predictor = Predictor.load(sys.argv[1], 'onnx')
 print(predictor.predict(sys.argv[2])[0])
-print(f'{time.perf_counter()-began:.2f} s, {time.process_time():.2f} s of them work')
-print(sorted({m.split('.')[0] for m in sys.modules} & {'fastai', 'torch', 'timm', 'captum', 'matplotlib', 'pandas', 'sklearn', 'scipy'}
-             | {m for m in sys.modules if m.startswith(('fungi_fastai.training', 'fungi_fastai.data.loaders', 'fungi_fastai.models'))}))
+print(f'{time.perf_counter()-start:.2f} s, {time.process_time():.2f} s of CPU time')
+heavy = {'fastai', 'torch', 'timm', 'captum', 'matplotlib', 'pandas', 'sklearn', 'scipy'}
+ours = ('fungi_fastai.training', 'fungi_fastai.data.loaders', 'fungi_fastai.models')
+print(sorted({m.split('.')[0] for m in sys.modules} & heavy | {m for m in sys.modules if m.startswith(ours)}))
 """
 
 
-def test_the_first_answer_needs_neither_fastai_nor_torch(small_bundle, files):
-    done = subprocess.run([sys.executable, '-c', alone, small_bundle, files[0]], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    answer, seconds, modules = done.stdout.splitlines()
-    print(f'first answer after {seconds}')
-    assert files[0].name in answer and modules == '[]', done.stdout
+def test_the_first_prediction_needs_neither_fastai_nor_torch(small_bundle, files):
+    process = subprocess.run([sys.executable, '-c', script, small_bundle, files[0]], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    prediction, seconds, modules = process.stdout.splitlines()
+    print(f'first prediction after {seconds}')
+    assert files[0].name in prediction and modules == '[]', process.stdout

@@ -1,4 +1,4 @@
-"From images to a finished run: what it holds, what it keeps apart, and that a killed one ends as if nothing had happened"
+"From images to a finished run: its files, its splits, and that a killed run ends with the same weights"
 
 import json
 import os
@@ -15,8 +15,8 @@ import pytest
 from conftest import call_command, flags, shared, tiny, wait_for
 from PIL import Image
 
-from fungi_fastai.samples.datasets import make_sample
 from fungi_fastai.core.errors import UserError
+from fungi_fastai.samples.datasets import make_sample
 
 files = {
     'recipe.json',
@@ -53,16 +53,16 @@ samples = dict(mushrooms=(5, 2), defungi=(4, 1), flowers=(5, 2), seedlings=(6, N
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 
 
-def one_side(items, column):
-    "Whether no value of a column stands in two parts"
+def in_one_set(items, column):
+    "Whether no value of a column is in two sets"
     used = items[(items.split != '') & (items[column] != '')]
     return bool((used.groupby(column).split.nunique() == 1).all())
 
 
 def tensors(run):
-    from fungi_fastai.training.checkpoints import read_weights
+    from fungi_fastai.training.checkpoints import read_saved_weights
 
-    return read_weights(Path(run) / 'model.safetensors')[0]
+    return read_saved_weights(Path(run) / 'model.safetensors')[0]
 
 
 def same_weights(one, other):
@@ -74,7 +74,7 @@ def same_weights(one, other):
 
 
 @pytest.mark.parametrize('kind', samples)
-def test_each_trainer_ends_in_a_whole_run(kind, tmp_path):
+def test_each_trainer_ends_in_a_complete_run(kind, tmp_path):
     import fungi_fastai
 
     specimens, per_specimen = samples[kind]
@@ -91,7 +91,9 @@ def test_each_trainer_ends_in_a_whole_run(kind, tmp_path):
     items = pd.read_parquet(tmp_path / 'run/items.parquet')
     assert {'path', 'label', 'group', 'split', 'problem', 'cluster'} <= set(items)
     assert len(items) == len(list(folder.rglob('*.jpg')))
-    assert {'train', 'valid', 'test'} <= set(items.split) and one_side(items, 'group') and one_side(items, 'cluster')
+    assert (
+        {'train', 'valid', 'test'} <= set(items.split) and in_one_set(items, 'group') and in_one_set(items, 'cluster')
+    )
     for label, rows in items[items.label.notna() & items.split.ne('')].groupby('label'):
         assert set(rows.split) >= {'train', 'valid', 'test'}, label
 
@@ -123,9 +125,9 @@ def test_seedlings_without_labels_stay_out_of_training(tmp_path):
 
 
 @pytest.mark.skipif(
-    not (shared / 'defungi.zip').exists(), reason=f'{shared}/defungi.zip (real DeFungi crops) is not there'
+    not (shared / 'defungi.zip').exists(), reason=f'{shared}/defungi.zip (real DeFungi crops) does not exist'
 )
-def test_no_defungi_specimen_on_two_sides(tmp_path):
+def test_no_defungi_specimen_in_two_sets(tmp_path):
     from fungi_fastai import train_defungi
 
     run = train_defungi(
@@ -136,7 +138,7 @@ def test_no_defungi_specimen_on_two_sides(tmp_path):
     specimen = used['name'].str.extract(r'([^/]+?_\d+)[a-z]?_\d+\.jpg$')[0]  # read again, not from the column `group`
     assert specimen.notna().all() and specimen.nunique() > 100
     assert (used.groupby(specimen.to_numpy()).split.nunique() == 1).all()
-    assert one_side(items, 'group') and one_side(items, 'cluster')
+    assert in_one_set(items, 'group') and in_one_set(items, 'cluster')
     assert set(used.split) == {'train', 'valid', 'test'} and run.metrics['n_test'] > 1000
 
 
@@ -159,7 +161,7 @@ def test_its_learner_is_fastais(small_run, photos):
 
 
 def test_its_loaders_can_be_sent_to_processes(small_run):
-    "As macOS, Windows and Python 3.14 do, which do not fork"
+    "macOS, Windows and Python 3.14 do this, because they do not fork"
     import pickle
 
     for loader in small_run.learner.dls.loaders:
@@ -178,7 +180,7 @@ def test_its_learner_predicts_and_trains_on(small_run, tmp_path):
     assert len(learn.recorder.values) == 1
 
 
-def test_predict_takes_what_people_have(small_run, photos, tmp_path):
+def test_predict_takes_paths_images_and_folders(small_run, photos, tmp_path):
     some = sorted(photos.rglob('*.jpg'))[:3]
     by_path = small_run.predict([str(p) for p in some])
     assert list(by_path.columns[-5:]) == [f'p_{c}' for c in small_run.metrics['classes']] and len(by_path) == 3
@@ -195,12 +197,12 @@ def test_predict_takes_what_people_have(small_run, photos, tmp_path):
         small_run.predict('gone.jpg')
 
 
-def test_who_may_read_the_folder_may_read_the_weights(small_run):
+def test_weights_are_as_readable_as_their_folder(small_run):
     mode = lambda path: path.stat().st_mode & 0o666
     assert mode(small_run.folder / 'model.safetensors') == mode(small_run.folder)
 
 
-def test_saved_predictions_are_what_the_loaded_model_says(small_run):
+def test_saved_predictions_are_those_of_the_loaded_model(small_run):
     from fungi_fastai import Run
 
     saved = small_run.predictions
@@ -208,28 +210,28 @@ def test_saved_predictions_are_what_the_loaded_model_says(small_run):
     assert again == pytest.approx(saved[[f'p_{c}' for c in small_run.metrics['classes']]].to_numpy(), abs=1e-3)
 
 
-def test_all_ways_to_ask_are_equally_sure(fungi, small_run, small_bundle, photos):
-    "A run, the command, and the exported bundle: calibrated, all of them"
+def test_all_ways_to_predict_are_equally_confident(fungi, small_run, small_bundle, photos):
+    "A run, the command, and the exported bundle all give calibrated probabilities"
     from fungi_fastai.deploy.predictor import Predictor
     from fungi_fastai.evaluation.calibration import apply_temperature
 
     file = sorted(photos.rglob('*.jpg'))[7]
-    said = small_run.predict(file).confidence[0]
+    confidence = small_run.predict(file).confidence[0]
     raw, temperature = (
         small_run.probabilities(pd.DataFrame(dict(path=[str(file)]))),
         small_run.metrics['calibration']['temperature'],
     )
-    assert said == pytest.approx(apply_temperature(raw, temperature).max(), abs=1e-6)
+    assert confidence == pytest.approx(apply_temperature(raw, temperature).max(), abs=1e-6)
     by_command = [
         json.loads(fungi('predict', folder, file, '--json').out)[0]['confidence']
         for folder in (small_run.folder, small_bundle)
     ]
     assert [*by_command, Predictor.load(small_bundle).predict(file)[0].confidence] == pytest.approx(
-        [said] * 3, abs=1e-2
+        [confidence] * 3, abs=1e-2
     )
 
 
-def test_a_finished_run_with_a_file_missing_or_damaged_says_which(fungi, small_run, photos, tmp_path):
+def test_a_missing_or_damaged_file_is_named(fungi, small_run, photos, tmp_path):
     one = sorted(photos.rglob('*.jpg'))[0]
     calls = {
         'metrics.json': [('evaluate',), ('watch', '--once')],
@@ -240,8 +242,8 @@ def test_a_finished_run_with_a_file_missing_or_damaged_says_which(fungi, small_r
     }
     for name, some in calls.items():
         shutil.copytree(small_run.folder, tmp_path / name)
-        whole = (tmp_path / name / name).read_bytes()
-        (tmp_path / name / name).write_bytes(b'' if name == 'history.csv' else whole[:50])
+        content = (tmp_path / name / name).read_bytes()
+        (tmp_path / name / name).write_bytes(b'' if name == 'history.csv' else content[:50])
         for what, *more in some:
             assert f'{name}/{name} is ' in fungi(what, tmp_path / name, *more, code=2).err
         if name == 'metrics.json':
@@ -266,7 +268,7 @@ def test_sources_of_every_kind_give_the_same_run(photos, small_run, tmp_path):
         )
 
 
-def test_fractions_are_nested_and_leave_the_test_part_alone(photos, small_run, tmp_path):
+def test_fractions_are_nested_and_leave_the_test_set_alone(photos, small_run, tmp_path):
     from fungi_fastai import FLOWERS
     from fungi_fastai.training.fit import prepare_items
 
@@ -325,7 +327,7 @@ def test_a_finished_run_is_shown_and_not_trained_again(fungi, photos, small_run)
 
 def test_another_recipe_is_refused_and_nothing_changes(fungi, photos, small_run):
     before = {f.name: f.read_bytes() for f in small_run.folder.iterdir()}
-    said = fungi(
+    message = fungi(
         'train',
         'flowers',
         '--source',
@@ -335,11 +337,11 @@ def test_another_recipe_is_refused_and_nothing_changes(fungi, photos, small_run)
         *flags(**{**tiny, 'epochs': 3, 'seed': 9}),
         code=2,
     ).err
-    assert 'epochs is 3 now and 2 there' in said and 'seed' in said and '--out' in said
+    assert 'epochs is 3 now and 2 there' in message and 'seed' in message and '--out' in message
     assert {f.name: f.read_bytes() for f in small_run.folder.iterdir()} == before
 
 
-def test_a_folder_that_is_no_run_is_refused(fungi, photos, tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(fungi, photos, tmp_path):
     (tmp_path / 'thesis').mkdir()
     (tmp_path / 'thesis/chapter.txt').write_text('years of work')
     assert (
@@ -356,8 +358,8 @@ def test_a_folder_that_is_no_run_is_refused(fungi, photos, tmp_path):
 
 
 @pytest.mark.parametrize('there', [False, True])
-def test_a_mistake_can_be_mended_with_the_same_out(fungi, photos, tmp_path, there):
-    "The first call fails before anything was made; the second one, put right, is a call of its own"
+def test_a_mistake_can_be_corrected_with_the_same_out(fungi, photos, tmp_path, there):
+    "The first call fails before anything is written, so the corrected call can use the same folder"
     if there:
         (tmp_path / 'run').mkdir()
     fungi('train', 'flowers', '--source', tmp_path / 'photoz', '--out', tmp_path / 'run', *flags(**tiny), code=2)
@@ -365,7 +367,7 @@ def test_a_mistake_can_be_mended_with_the_same_out(fungi, photos, tmp_path, ther
     fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'run', *flags(**tiny))
 
 
-def test_what_a_very_early_kill_leaves_is_no_obstacle(fungi, photos, tmp_path):
+def test_leftovers_of_a_very_early_kill_are_no_obstacle(fungi, photos, tmp_path):
     (tmp_path / 'run').mkdir()
     for name in ('.lock', '.recipe.json.4711.part'):
         (tmp_path / 'run' / name).touch()  # killed before recipe.json was there
@@ -388,12 +390,12 @@ def test_an_unfinished_or_damaged_run_says_so(fungi, photos, small_run, tmp_path
 
 @pytest.fixture
 def long_call(photos):
-    "A training of two phases and eight epochs, or so many, to a folder"
+    "The command for a training of two phases and eight epochs (or others) into a folder"
     changes = tiny | dict(epochs=8, frozen_epochs=2, feature_views=2)
     return lambda out, **more: ('train', 'flowers', '--source', photos, '--out', out, *flags(**changes | more))
 
 
-def test_a_killed_run_ends_as_if_nothing_had_happened(process, long_call, tmp_path, capsys):
+def test_a_killed_run_ends_with_the_same_weights(process, long_call, tmp_path, capsys):
     begun = time.monotonic()
     whole = process(*long_call(tmp_path / 'whole'))
     wait_for((tmp_path / 'whole/recipe.json').exists, whole)
@@ -437,7 +439,7 @@ def _with_little_room(size, *arguments):
 
 
 def test_no_room_for_a_checkpoint(started, process, long_call, tmp_path):
-    "A clear error, the last checkpoint intact, and with room again it goes on to the same end, by `--resume` too"
+    "A clear error and the last checkpoint intact; with room again it continues to the same end, by `--resume` too"
     one, history, state = (
         process(*long_call(tmp_path / 'run')),
         tmp_path / 'run/history.csv',
@@ -471,7 +473,7 @@ def test_resume_wants_a_run(fungi, tmp_path):
 
 @pytest.mark.parametrize('epochs', [1, 2, 3, 8])
 def test_killed_right_after_an_epoch(process, long_call, tmp_path, epochs):
-    "The seams: in a phase, between two, and after the last epoch"
+    "Within a phase, between two phases, and after the last epoch"
     one = process(*long_call(tmp_path / 'run'))
     history = tmp_path / 'run/history.csv'
     wait_for(lambda: history.exists() and len(history.read_text().splitlines()) > epochs, one)
@@ -491,7 +493,7 @@ def test_killed_right_after_an_epoch(process, long_call, tmp_path, epochs):
 
 
 def test_killed_and_continued_with_threads_that_read(process, long_call, tmp_path):
-    "As on any machine with more than two cores"
+    "This is the case on any machine with more than two cores"
     (tmp_path / 'settings.ini').write_text('[DEFAULT]\nnum_workers = 2\n')
     runs, call = {}, lambda out: (*long_call(out), '--epochs', '3', '--frozen-epochs', '1')
     for name in ('run', 'whole'):
@@ -506,13 +508,13 @@ def test_killed_and_continued_with_threads_that_read(process, long_call, tmp_pat
     assert same_weights(tmp_path / 'run', tmp_path / 'whole')
 
 
-def test_an_interrupt_says_how_to_go_on(process, long_call, tmp_path):
+def test_an_interrupt_says_how_to_continue(process, long_call, tmp_path):
     one = process(*long_call(tmp_path / 'run', epochs=100))
     wait_for((tmp_path / 'run/checkpoint/state.safetensors').exists, one)
     os.kill(one.pid, signal.SIGINT)
     one.join()
-    said = one.log.read_text()
-    assert one.exitcode == 130 and f'--resume {tmp_path / "run"}' in said and 'Traceback' not in said
+    log = one.log.read_text()
+    assert one.exitcode == 130 and f'--resume {tmp_path / "run"}' in log and 'Traceback' not in log
     other = process(*long_call(tmp_path / 'run', epochs=100))
     other.join()
     assert other.exitcode == 0 and (tmp_path / 'run/metrics.json').exists()
@@ -529,7 +531,7 @@ def test_a_second_process_is_refused(process, fungi, photos, tmp_path):
     )  # the first goes on undisturbed
 
 
-def test_without_progress_nothing_is_said(photos, tmp_path, capsys):
+def test_without_progress_nothing_is_printed(photos, tmp_path, capsys):
     from fungi_fastai import train_flowers
 
     capsys.readouterr()
@@ -537,26 +539,26 @@ def test_without_progress_nothing_is_said(photos, tmp_path, capsys):
     assert capsys.readouterr() == ('', '')
 
 
-def test_it_may_say_that_it_is_not_sure(small_run, photos):
-    found = small_run.predict(photos, unsure=True)
+def test_it_may_abstain(small_run, photos):
+    answers = small_run.predict(photos, abstain=True)
     threshold = small_run.metrics['abstention']['threshold']['confidence']
-    assert set(found.answer) <= {*small_run.classes, 'not sure'} and found.why.str.len().min() > 5
-    sure = found[found.answer != 'not sure']
-    assert (sure.answer == sure.predicted).all() and (threshold is not None or not len(sure))
+    assert set(answers.answer) <= {*small_run.classes, 'not sure'} and answers.why.str.len().min() > 5
+    answered = answers[answers.answer != 'not sure']
+    assert (answered.answer == answered.predicted).all() and (threshold is not None or not len(answered))
     assert 'answer' not in small_run.predict(photos)
 
 
 def test_the_report_and_its_numbers(small_run):
-    told = json.loads((small_run.folder / 'report.json').read_text('utf8'))
-    assert told['verdict'] and told['calibration']['temperature'] > 0 and len(told['intervals']['accuracy']) == 2
-    low, high = told['intervals']['accuracy']
-    assert 0 <= low <= told['accuracy'] <= high <= 1
+    report = json.loads((small_run.folder / 'report.json').read_text('utf8'))
+    assert report['verdict'] and report['calibration']['temperature'] > 0 and len(report['intervals']['accuracy']) == 2
+    low, high = report['intervals']['accuracy']
+    assert 0 <= low <= report['accuracy'] <= high <= 1
     page = (small_run.folder / 'report.html').read_text('utf8')
     for words in (
-        'How far its confidence',
+        'Calibration',
         'not sure',
-        'worst and best',
-        'What kind of image',
+        'Worst and best',
+        'Error analysis',
         'class="sortable"',
         'Do not eat',
     ):

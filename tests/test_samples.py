@@ -1,4 +1,4 @@
-"The built-in images: repeatable, laid out like the downloads, and made once whoever asks"
+"The built-in images: deterministic, with the layout of the downloads, and drawn once a machine"
 
 import hashlib
 import os
@@ -12,22 +12,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fungi_fastai.core.errors import UserError
 from fungi_fastai.samples import datasets as samples
 from fungi_fastai.samples.datasets import draw, jobs, make_sample, sample_folder, sample_kinds
-from fungi_fastai.core.errors import UserError
 
 counts = dict(mushrooms=324, defungi=592, flowers=200, seedlings=360)
 
 
-def prints(folder: Path) -> dict:  # the content of every file
+def hashes(folder: Path) -> dict:
+    "The hash of every image"
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob('*.jpg'))
     }
 
 
-def in_a_script(code: str, folder: Path, **options):
-    "Start a script without a __main__ guard whose settings point into `folder`"
+def start_script(code: str, folder: Path, **options):
+    "Start a script that has no __main__ guard and whose settings point into `folder`"
     (folder / 'settings.ini').write_text('[DEFAULT]\ndata_dir = data\nnum_workers = 2\n')
     script = folder / f'script{len(list(folder.glob("script*")))}.py'
     script.write_text(code)
@@ -44,19 +45,19 @@ def in_a_script(code: str, folder: Path, **options):
 
 
 @pytest.mark.parametrize('kind', sample_kinds)
-def test_same_bytes_whatever_is_asked_for(kind, tmp_path):
-    few = prints(make_sample(kind, tmp_path / 'few', specimens=1, photos=1, size=48, workers=1))
-    many = prints(make_sample(kind, tmp_path / 'many', specimens=2, photos=2, size=48, workers=2))
-    other = prints(make_sample(kind, tmp_path / 'other', specimens=1, photos=1, size=48, seed=1, workers=1))
+def test_bytes_do_not_depend_on_the_number_of_images(kind, tmp_path):
+    few = hashes(make_sample(kind, tmp_path / 'few', specimens=1, photos=1, size=48, workers=1))
+    many = hashes(make_sample(kind, tmp_path / 'many', specimens=2, photos=2, size=48, workers=2))
+    other = hashes(make_sample(kind, tmp_path / 'other', specimens=1, photos=1, size=48, seed=1, workers=1))
     assert few and set(few) <= set(many) and len(many) > len(few)
     assert all(many[name] == content for name, content in few.items())
     assert not set(few.values()) & set(other.values())
 
 
 @pytest.mark.parametrize('kind', sample_kinds)
-def test_pictures_are_all_different_and_of_the_size(kind, tmp_path):
+def test_images_are_different_and_have_the_size(kind, tmp_path):
     folder = make_sample(kind, tmp_path, specimens=1, photos=2, size=64)
-    files = [p for p in folder.rglob('*.jpg')]
+    files = list(folder.rglob('*.jpg'))
     assert len({p.read_bytes() for p in files}) == len(files)
     for path in files:
         with Image.open(path) as image:
@@ -64,7 +65,7 @@ def test_pictures_are_all_different_and_of_the_size(kind, tmp_path):
 
 
 @pytest.mark.parametrize('kind', sample_kinds)
-def test_number_of_pictures(kind):
+def test_number_of_images(kind):
     names = [job.name for job in jobs(kind)]
     assert len(names) == len(set(names)) == counts[kind]
 
@@ -111,10 +112,10 @@ def test_layout_of_seedlings(tmp_path):
     assert [row.split(',')[0] for row in rows] == sorted(p.name for p in (folder / 'test').iterdir()) and len(
         rows
     ) == 12
-    assert not set(prints(folder / 'test').values()) & set(prints(folder / 'train').values())
+    assert not set(hashes(folder / 'test').values()) & set(hashes(folder / 'train').values())
 
 
-def test_crops_of_a_specimen_are_alike_and_a_few_are_flat():
+def test_crops_of_a_specimen_are_similar_and_a_few_are_flat():
     keys = [job.key for job in jobs('defungi', specimens=20) if job.label == 'H3']
     crops = {key: np.asarray(draw('defungi', 'H3', *key, size=64), float) for key in keys}
     spread = np.array([np.sqrt(crop.mean(2).var()) for crop in crops.values()])
@@ -127,7 +128,7 @@ def test_crops_of_a_specimen_are_alike_and_a_few_are_flat():
     assert np.median(within) < between / 3
 
 
-def test_unknown_names_are_a_users_error(tmp_path):
+def test_unknown_names_raise_a_user_error(tmp_path):
     with pytest.raises(UserError, match='mushrooms, defungi, flowers, seedlings'):
         sample_folder('trees')
     with pytest.raises(UserError, match='trees'):
@@ -139,7 +140,7 @@ def test_unknown_names_are_a_users_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-ask = """
+script = """
 from dataclasses import replace
 from fungi_fastai.samples import datasets as samples
 samples.kinds['flowers'] = replace(samples.kinds['flowers'], specimens={specimens})
@@ -147,40 +148,40 @@ print(samples.sample_folder('flowers'))
 """
 
 
-def test_two_processes_race_for_the_default_sample(tmp_path):
-    racers = [in_a_script(ask.format(specimens=8), tmp_path) for _ in range(2)]
-    said = [racer.communicate(timeout=300) for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0], said
-    assert said[0][0] == said[1][0]
-    folder = Path(said[0][0].strip())
+def test_two_processes_draw_the_default_sample_at_once(tmp_path):
+    processes = [start_script(script.format(specimens=8), tmp_path) for _ in range(2)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    folder = Path(outputs[0][0].strip())
     assert len(list(folder.rglob('*.jpg'))) == 80
-    assert os.listdir(folder.parent) == [folder.name]  # no temporary folder is left
+    assert os.listdir(folder.parent) == [folder.name]  # no temporary folder remains
 
 
-def test_a_killed_process_leaves_no_half_sample(tmp_path):
-    racer = in_a_script(ask.format(specimens=2000), tmp_path, start_new_session=True)
-    place = tmp_path / 'data' / 'samples'
+def test_a_killed_process_leaves_no_incomplete_sample(tmp_path):
+    process = start_script(script.format(specimens=2000), tmp_path, start_new_session=True)
+    samples_folder = tmp_path / 'data' / 'samples'
     for _ in range(600):
-        if any(place.rglob('*.jpg')) or racer.poll() is not None:
+        if any(samples_folder.rglob('*.jpg')) or process.poll() is not None:
             break
         time.sleep(0.05)
-    assert racer.poll() is None, racer.communicate()
-    os.killpg(racer.pid, 9)
-    racer.communicate()
-    assert [p.name.startswith('.') for p in place.iterdir()] == [True]
-    again = in_a_script(ask.format(specimens=2), tmp_path)
-    out, error = again.communicate(timeout=300)
-    assert again.returncode == 0, error
+    assert process.poll() is None, process.communicate()
+    os.killpg(process.pid, 9)
+    process.communicate()
+    assert [p.name.startswith('.') for p in samples_folder.iterdir()] == [True]
+    second = start_script(script.format(specimens=2), tmp_path)
+    out, error = second.communicate(timeout=300)
+    assert second.returncode == 0, error
     assert len(list(Path(out.strip()).rglob('*.jpg'))) == 20
 
 
 def test_speed(capsys):
-    "Not a test of the clock: it prints how many images a second one core makes"
+    "Prints how many images a second one core draws; it does not test the time"
     for kind in sample_kinds:
-        some = list(jobs(kind))[::13]
-        draw(kind, some[0].label, *some[0].key)
+        selected = list(jobs(kind))[::13]
+        draw(kind, selected[0].label, *selected[0].key)
         start = time.process_time()
-        for job in some:
+        for job in selected:
             assert draw(kind, job.label, *job.key).size == (256, 256)
         with capsys.disabled():
-            print(f'\n{kind}: {len(some) / (time.process_time() - start):.0f} images a second and core', end='')
+            print(f'\n{kind}: {len(selected) / (time.process_time() - start):.0f} images a second and core', end='')

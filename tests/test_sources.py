@@ -1,4 +1,4 @@
-"Sources: every layout, archives that are broken or hostile, tables, and bad input; the real sets where they are there"
+"Sources: every layout, broken and hostile archives, tables, and bad input; the real sets if they are available"
 
 import io
 import json
@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fungi_fastai.data.tables import read_table
 from PIL import Image
 
-from fungi_fastai.data import archives
-from fungi_fastai.data.sources import Source, read_table
 from fungi_fastai.core.errors import MissingFileError, UserError
+from fungi_fastai.data import archives
+from fungi_fastai.data.sources import Source
 
 real = Path(os.environ.get('FUNGI_DATA') or Path(__file__).parents[2] / 'shared' / 'data').resolve()
 
@@ -53,7 +54,7 @@ def pack(file, *names, extra=()):
 
 
 def rows(table):
-    return {n: (l, g) for n, l, g in zip(table.name, table.label, table.given, strict=True)}
+    return {row.name: (row.label, row.given) for row in table.itertuples(index=False)}
 
 
 layouts = {
@@ -80,12 +81,12 @@ layouts = {
         'test/2.jpg': ('test/2.jpg', None, 'test'),
     },
     'images of trains': {'train/1.jpg': ('train/1.jpg', 'train', ''), 'bus/2.jpg': ('bus/2.jpg', 'bus', '')},
-    'a cover beside': {
+    'a loose image': {
         'A/1.jpg': ('A/1.jpg', 'A', ''),
         'B/1.jpg': ('B/1.jpg', 'B', ''),
         'cover.jpg': ('cover.jpg', None, ''),
     },
-    'a cover beside, wrapped': {
+    'a loose image, wrapped': {
         'x/A/1.jpg': ('A/1.jpg', 'A', ''),
         'x/B/1.jpg': ('B/1.jpg', 'B', ''),
         'x/cover.jpg': ('cover.jpg', None, ''),
@@ -127,7 +128,7 @@ def test_linked_folders_are_followed_and_loops_end():
     assert Source.of('photos').read().label.tolist() == ['A', 'B']
 
 
-def test_names_that_are_no_text():
+def test_names_that_are_not_utf8():
     write('A/1.jpg')
     try:
         Path(os.fsdecode(b'photos/A/\xff.jpg')).write_bytes(make_image())
@@ -156,29 +157,27 @@ def test_groups_keep_a_specimen_together_and_classes_apart():
     assert Source.of('numbers', group='(.+)_').read().group.tolist() == ['1/001', '1/001', '2/001']
 
 
-def test_a_group_pattern_that_fits_nothing_warns():
+def test_a_group_pattern_that_matches_nothing_warns():
     write('A/1.jpg', 'A/2.jpg')
     with pytest.warns(UserWarning, match='matches none of the 2 names'):
         table = Source.of('photos', group='(.+)_').read()
     assert table.group.tolist() == ['A/1.jpg', 'A/2.jpg']
 
 
-@pytest.mark.parametrize('pattern,says', [('(H1', 'is no regular expression'), ('H1', 'has no group')])
+@pytest.mark.parametrize('pattern,message', [('(H1', 'is no regular expression'), ('H1', 'has no group')])
 @pytest.mark.parametrize('what', ['label', 'group'])
-def test_a_bad_pattern(pattern, says, what):
+def test_a_bad_pattern(pattern, message, what):
     write('A/1.jpg')
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         Source.of('photos', **{what: pattern})
 
 
-# bad places
+# bad paths
 
 
-def test_a_wrong_path_names_the_nearest():
+def test_a_wrong_path_suggests_the_closest():
     write('A/1.jpg', under='my images/mushrooms')
-    with pytest.raises(
-        MissingFileError, match=r'my images is there, but holds no mushroms \(did you mean mushrooms\?\)'
-    ):
+    with pytest.raises(MissingFileError, match=r'my images exists, but holds no mushroms \(did you mean mushrooms\?\)'):
         Source.of('my images/mushroms')
     with pytest.raises(MissingFileError, match='holds no nowhere'):
         Source.of('/nowhere/at/all')
@@ -194,7 +193,7 @@ def test_a_path_wins_over_a_name_on_kaggle():
     assert Source.of('else/name').kind == 'kaggle'
 
 
-def test_places_without_pictures():
+def test_folders_without_images():
     Path('empty').mkdir()
     with pytest.raises(UserError, match='empty is empty'):
         Source.of('empty').read()
@@ -214,7 +213,7 @@ def test_places_without_pictures():
 
 
 @pytest.mark.parametrize(
-    'x,says',
+    'x,message',
     [
         ('', 'is empty'),
         (3, 'given was a int'),
@@ -226,8 +225,8 @@ def test_places_without_pictures():
         ({'kind': 'folder'}, 'a location and a kind'),
     ],
 )
-def test_what_is_no_source(x, says):
-    with pytest.raises(UserError, match=says):
+def test_what_is_no_source(x, message):
+    with pytest.raises(UserError, match=message):
         Source.of(x)
 
 
@@ -248,7 +247,7 @@ def unpacked():
 
 
 @pytest.mark.parametrize('name', ['../out.jpg', 'A/../../out.jpg', '/tmp/fungi_out.jpg', 'C:\\out.jpg', '..\\out.jpg'])
-def test_archives_that_climb_out_are_refused(name, home):
+def test_archives_that_write_outside_are_refused(name, home):
     pack('climbs.zip', 'A/1.jpg', name)
     with pytest.raises(UserError, match='would write outside its folder'):
         Source.of('climbs.zip').read()
@@ -293,7 +292,7 @@ def test_bombs_are_refused_at_once(kind):
     assert time.time() - start < 1 and unpacked() == []
 
 
-def test_a_full_disk_is_seen_before(monkeypatch):
+def test_a_full_disk_is_noticed_before_unpacking(monkeypatch):
     from collections import namedtuple
 
     pack('a.zip', 'A/1.jpg')
@@ -303,23 +302,23 @@ def test_a_full_disk_is_seen_before(monkeypatch):
 
 
 def test_broken_archives():
-    whole = Path(pack('a.zip', *(f'A/{i}.jpg' for i in range(9)))).read_bytes()
-    Path('cut.zip').write_bytes(whole[: len(whole) // 2])
+    complete = Path(pack('a.zip', *(f'A/{i}.jpg' for i in range(9)))).read_bytes()
+    Path('cut.zip').write_bytes(complete[: len(complete) // 2])
     Path('text.zip').write_text('no zip')
     Path('nothing.zip').write_bytes(b'')
     Path('cut.tar.gz').write_bytes(b'\x1f\x8b\x08\x00 and then something else')
-    damaged = bytearray(whole)
-    damaged[whole.index(b'A/3.jpg') + 100] ^= 255
+    damaged = bytearray(complete)
+    damaged[complete.index(b'A/3.jpg') + 100] ^= 255
     Path('damaged.zip').write_bytes(damaged)
     for name in ('cut.zip', 'text.zip', 'nothing.zip', 'cut.tar.gz', 'damaged.zip'):
-        with pytest.raises(UserError, match='is not a whole archive'):
+        with pytest.raises(UserError, match='is not a complete archive'):
             Source.of(name).read()
     assert unpacked() == []
 
 
 def test_a_locked_archive():
     data = bytearray(Path(pack('a.zip', 'A/1.jpg')).read_bytes())
-    data[6] |= 1  # the flag of a password, in the file's head …
+    data[6] |= 1  # the flag of a password, in the file's header …
     data[data.index(b'PK\x01\x02') + 8] |= 1  # … and in the directory
     Path('locked.zip').write_bytes(data)
     with pytest.raises(UserError, match='locked with a password'):
@@ -329,18 +328,18 @@ def test_a_locked_archive():
 def test_an_archive_is_unpacked_once_by_content():
     pack('a.zip', 'A/1.jpg', 'B/2.jpg')
     first = Source.of('a.zip').prepare()
-    when = first.stat().st_mtime_ns
-    assert Source.of('a.zip').prepare() == first and first.stat().st_mtime_ns == when
+    modified = first.stat().st_mtime_ns
+    assert Source.of('a.zip').prepare() == first and first.stat().st_mtime_ns == modified
     os.rename('a.zip', 'b.zip')
     pack('a.zip', 'A/1.jpg', 'C/2.jpg')
     assert Source.of('a.zip').prepare() != first
     (first / 'A' / '1.jpg').unlink()
     os.rename('b.zip', 'a.zip')
-    assert len(Source.of('a.zip').read()) == 2, 'a file that was lost is unpacked again'
+    assert len(Source.of('a.zip').read()) == 2, 'a lost file is unpacked again'
 
 
 def test_names_without_the_flag_for_utf8():
-    "As the Mac writes them"
+    "A Mac writes such archives"
     data = Path(pack('a.zip', 'Röhrling/1.jpg')).read_bytes()
     plain = bytearray(data)
     for mark, offset in ((b'PK\x03\x04', 7), (b'PK\x01\x02', 9)):
@@ -349,24 +348,24 @@ def test_names_without_the_flag_for_utf8():
     assert Source.of('a.zip').read().label.tolist() == ['Röhrling']
 
 
-def test_a_killed_process_leaves_nothing_that_counts():
+def test_a_killed_process_leaves_no_folder():
     pack('a.zip', *(f'A/{i}.jpg' for i in range(20)))
     code = """if True:
         import os, shutil
         from fungi_fastai.data.sources import Source
-        whole, count = shutil.copyfileobj, []
+        copyfileobj, count = shutil.copyfileobj, []
         def dies(*args):
-            whole(*args); count.append(1)
+            copyfileobj(*args); count.append(1)
             if len(count) == 10: os._exit(9)
         shutil.copyfileobj = dies
         Source.of('a.zip').prepare()"""
     assert subprocess.run([sys.executable, '-c', code]).returncode == 9
     assert [n for n in unpacked() if not n.startswith('.')] == [] and len(unpacked()) == 1
     assert len(Source.of('a.zip').read()) == 20
-    assert len(unpacked()) == 1, 'the leftover was cleared away'
+    assert len(unpacked()) == 1, 'the leftover was deleted'
 
 
-def test_processes_that_race_share_one_folder():
+def test_concurrent_processes_share_one_folder():
     pack('a.zip', *(f'A/{i}.jpg' for i in range(500)))
     code = "from fungi_fastai.data.sources import Source; print(len(Source.of('a.zip').read()))"
     runs = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -375,6 +374,13 @@ def test_processes_that_race_share_one_folder():
 
 
 # tables
+
+
+def test_usual_names_of_columns():
+    write('1.jpg')
+    for name in ('Picture', 'file name', 'IMG'):
+        Path('t.csv').write_text(f'{name},species\nphotos/1.jpg,A\n')
+        assert Source.of('t.csv').read().label.tolist() == ['A']
 
 
 def test_a_table(home):
@@ -396,35 +402,32 @@ def test_a_table_with_named_columns():
     Path('t.csv').write_text('id,where,who\n1,photos/1_x.jpg,A\n2,photos/1_y.jpg,B\n')
     table = Source.of('t.csv', label='who', column='where', group='^(.)_').read()
     assert table.label.tolist() == ['A', 'B'] and table.group.tolist() == ['A/1', 'B/1']
-    for wrong, says in (
+    for options, message in (
         ({'column': 'file'}, 'has no column file. Its columns are id, where, who'),
         ({'column': 'where', 'label': 'species'}, 'has no column species'),
         ({'column': 'where'}, 'No column of .* looks like labels'),
         ({}, 'looks like paths'),
     ):
-        with pytest.raises(UserError, match=says):
-            Source.of('t.csv', **wrong).read()
+        with pytest.raises(UserError, match=message):
+            Source.of('t.csv', **options).read()
 
 
-def test_a_table_of_paths_alone_takes_the_folders():
+def test_a_table_of_paths_alone_takes_labels_from_folders():
     write('A/1.jpg', 'B/2.jpg')
     Path('t.csv').write_text('path\nphotos/A/1.jpg\nphotos/B/2.jpg\n')
     assert Source.of('t.csv').read().label.tolist() == ['A', 'B']
 
 
-def test_rows_said_twice_and_two_labels():
+def test_repeated_rows_and_two_labels():
     write('1.jpg', '2.jpg')
     Path('t.csv').write_text('path,label\nphotos/1.jpg,A\nphotos/1.jpg,A\nphotos/2.jpg,A\nphotos/2.jpg,B\n')
     table = Source.of('t.csv').read()
-    assert table.name.tolist() == ['photos/1.jpg', 'photos/2.jpg', 'photos/2.jpg#2'] and table.label.tolist() == [
-        'A',
-        'A',
-        'B',
-    ]
+    assert table.name.tolist() == ['photos/1.jpg', 'photos/2.jpg', 'photos/2.jpg#2']
+    assert table.label.tolist() == ['A', 'A', 'B']
 
 
 @pytest.mark.parametrize(
-    'text,says',
+    'text,message',
     [
         ('', 'cannot be read as a CSV'),
         ('path,label\n', 'names no images'),
@@ -432,10 +435,10 @@ def test_rows_said_twice_and_two_labels():
         ('path,label\nphotos/1.jpg,\n', 'No image in t.csv has a label'),
     ],
 )
-def test_bad_tables(text, says):
+def test_bad_tables(text, message):
     write('1.jpg')
     Path('t.csv').write_text(text)
-    with pytest.raises(UserError, match=says.replace('t.csv', '.*t.csv')):
+    with pytest.raises(UserError, match=message.replace('t.csv', '.*t.csv')):
         Source.of('t.csv').read()
     Path('t.csv').write_bytes(b'path,label\n\xff\xfe\x00,A\n')
     with pytest.raises(UserError, match='not UTF-8'):
@@ -455,19 +458,19 @@ def test_a_dataframe_becomes_a_table_once():
     source = Source.of(frame)
     assert source == Source.of(frame.copy()) and source.kind == 'csv'
     os.makedirs('other', exist_ok=True)
-    os.chdir('other')  # the paths do not hang on the working directory
+    os.chdir('other')  # the paths do not depend on the working directory
     table = Source.from_dict(json.loads(json.dumps(source.to_dict()))).read()
     assert table.drop(columns='path').values.tolist() == [['a/1.jpg', 'A', '', 'train'], ['b/2.jpg', 'B', '', 'test']]
     with pytest.raises(UserError, match='looks like paths'):
         Source.of(pd.DataFrame({'x': [1]}))
 
 
-def test_a_read_table_is_a_source_again():
-    "What read gives can be filtered and given back"
+def test_a_table_from_read_is_a_source():
+    "You can filter the table that `read` returns and use it as a source"
     write('A/1.jpg', 'A/2.jpg', 'B/1.jpg')
     table = Source.of('photos', group='^(.)').read()
-    again = Source.of(table[table.label == 'A']).read()
-    assert again.label.tolist() == ['A', 'A'] and again.group.tolist() == ['A/1', 'A/2']
+    filtered = Source.of(table[table.label == 'A']).read()
+    assert filtered.label.tolist() == ['A', 'A'] and filtered.group.tolist() == ['A/1', 'A/2']
 
 
 # the sample
@@ -511,7 +514,7 @@ sets = {  # classes, images, unlabelled, given, pattern and number of groups
 def test_real_sets(name):
     file = real / f'{name}.zip'
     if not file.exists():
-        pytest.skip(f'{file} is not there; set FUNGI_DATA to the folder with the real sets')
+        pytest.skip(f'{file} does not exist; set FUNGI_DATA to the folder with the real sets')
     classes, images, unlabelled, given, group, groups = sets[name]
     start = time.time()
     table = Source.of(file, group=group).read()
@@ -528,7 +531,7 @@ def test_real_sets(name):
         assert labelled.groupby('group').label.nunique().max() == 1
 
 
-def test_pictures_in_formats_that_are_not_read_are_told_of(tmp_path):
+def test_images_in_formats_that_are_not_read_give_a_warning(tmp_path):
     for name in ('a/1.jpg', 'a/2.HEIC', 'b/3.jpg', 'b/4.cr2', 'b/notes.txt'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b'x')

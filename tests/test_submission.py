@@ -1,4 +1,4 @@
-"What is sent to a competition: order, columns, spelling, several networks, and what is refused"
+"Submissions to a competition: order, columns, spelling, ensembles, and refusals"
 
 import shutil
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from fungi_fastai.core.errors import MissingFileError, UserError
 
 @pytest.fixture(scope='session')
 def plants(tmp_path_factory):
-    "A competition of twelve seedlings whose folders hold underscores; its sample says Sugar beet throughout, in no order"
+    "A competition of twelve seedlings with underscores in their folders; its sample names Sugar beet in every row"
     from fungi_fastai.samples.datasets import make_sample
 
     folder = tmp_path_factory.mktemp('plants') / 'set'
@@ -61,8 +61,8 @@ def test_the_file_has_the_samples_order_columns_and_spelling(submit, plants, gro
     assert found.file.read_bytes().startswith(b'file,species\n') and b'\r' not in found.file.read_bytes()
     assert set(written.species) <= {c.replace('_', ' ') for c in grown.run.classes}
     assert found.facts['respelled']['Sugar_beet'] == 'Sugar beet' and 'Maize' not in found.facts['respelled']
-    said = grown.run.predict([str(plants / 'test' / f) for f in sample.file])
-    assert written.species.tolist() == [c.replace('_', ' ') for c in said.predicted]
+    predicted = grown.run.predict([str(plants / 'test' / f) for f in sample.file]).predicted
+    assert written.species.tolist() == [c.replace('_', ' ') for c in predicted]
 
 
 def test_several_networks_in_any_order_give_the_same_bytes(submit, grown):
@@ -91,7 +91,7 @@ def test_weights_count(submit, grown):
             submit([grown.folds, grown.run], weights=weights)
 
 
-def test_pictures_and_sample_may_be_given(submit, plants, tmp_path):
+def test_images_and_sample_may_be_given(submit, plants, tmp_path):
     usual = submit().file.read_text()
     sample = pd.read_csv(plants / 'sample_submission.csv', dtype=str)
     shutil.copytree(plants / 'test', tmp_path / 'elsewhere')
@@ -103,7 +103,7 @@ def test_pictures_and_sample_may_be_given(submit, plants, tmp_path):
     assert submit(test=archive).file.read_text() == usual
 
 
-def test_probabilities_where_the_sample_asks_for_them(submit, plants, grown, tmp_path):
+def test_probabilities_if_the_sample_has_a_column_for_each_class(submit, plants, grown, tmp_path):
     classes = sorted((c.replace('_', ' ') for c in grown.run.classes), reverse=True)
     ids = pd.read_csv(plants / 'sample_submission.csv', dtype=str).file
     pd.DataFrame({'id': ids} | {c: 1 / 12 for c in classes}).to_csv(tmp_path / 'sample.csv', index=False)
@@ -118,34 +118,34 @@ def test_probabilities_where_the_sample_asks_for_them(submit, plants, grown, tmp
 
 
 @pytest.mark.parametrize(
-    'change,says',
+    'change, message',
     [
         (lambda s: pd.concat([s, s.assign(file='lost.jpg')[:1]]), r'lacks 1 file \(lost.jpg\), of 10 rows'),
-        (lambda s: s[2:], r'has 2 files \(.*\), which the sample submission does not ask for'),
+        (lambda s: s[2:], r'has 2 files \(.*\), which the sample submission does not have'),
         (lambda s: pd.concat([s, s[:1]]), r'The sample submission has 1 file \(.*jpg\) more than once'),
         (lambda s: s.assign(species='Triffid'), r'names 1 class \(Triffid\), which the runs do not know'),
         (lambda s: s[:0], 'expected an id and a label for each image'),
         (lambda s: s[['file']], 'expected an id and a label for each image'),
     ],
 )
-def test_what_does_not_fit_is_refused_before_the_work(submit, plants, tmp_path, monkeypatch, change, says):
+def test_what_does_not_fit_is_refused_before_predicting(submit, plants, tmp_path, monkeypatch, change, message):
     out = submit().file
     before = out.read_bytes()
     change(pd.read_csv(plants / 'sample_submission.csv', dtype=str)).to_csv(tmp_path / 'sample.csv', index=False)
-    monkeypatch.setattr('fungi_fastai.evaluation.tta.predict_tta', None)
-    with pytest.raises(UserError, match=says):
+    monkeypatch.setattr('fungi_fastai.deploy.submission.predict_tta', None)
+    with pytest.raises(UserError, match=message):
         submit(sample=tmp_path / 'sample.csv')
     assert out.read_bytes() == before
 
 
-def test_two_pictures_of_one_name(submit, plants, tmp_path):
+def test_two_images_with_one_name(submit, plants, tmp_path):
     shutil.copytree(plants / 'test', tmp_path / 'twice' / 'a')
     shutil.copytree(plants / 'test', tmp_path / 'twice' / 'b')
     with pytest.raises(UserError, match='has 9 files .* more than once'):
         submit(test=tmp_path / 'twice', sample=plants / 'sample_submission.csv')
 
 
-def test_labels_may_be_told(submit, plants, grown, tmp_path):
+def test_labels_may_be_given(submit, plants, grown, tmp_path):
     pd.read_csv(plants / 'sample_submission.csv', dtype=str).assign(species='0').to_csv(
         tmp_path / 'sample.csv', index=False
     )
@@ -154,14 +154,14 @@ def test_labels_may_be_told(submit, plants, grown, tmp_path):
     assert set(table.species) <= {str(i) for i in range(12)}
 
 
-def test_an_unreadable_picture_is_answered_and_told_of(submit, plants, tmp_path):
+def test_an_unreadable_image_gets_the_mean_prediction(submit, plants, tmp_path):
     shutil.copytree(plants / 'test', tmp_path / 'some')
     broken = sorted((tmp_path / 'some').iterdir())[4]
     broken.write_bytes(broken.read_bytes()[:90])
     found = submit(test=tmp_path / 'some')
     assert (
         len(found.table) == 9
-        and found.unread == [broken.name]
+        and found.unreadable == [broken.name]
         and f'1 image ({broken.name}) could not be read' in str(found)
     )
     for one in (tmp_path / 'some').iterdir():
@@ -183,7 +183,7 @@ def test_runs_that_cannot_be_averaged(submit, grown, small_run, tmp_path):
         submit(tmp_path / 'gone')
 
 
-def test_a_source_without_test_pictures(place, small_run, photos, plants, tmp_path):
+def test_a_source_without_test_images(place, small_run, photos, plants, tmp_path):
     from fungi_fastai.deploy.submission import submission
 
     with pytest.raises(UserError, match='no unlabelled images in a folder test. .*--test'):

@@ -1,4 +1,4 @@
-"Many settings: what may be varied, that each is tried once whatever processes share them or die, and what comes out"
+"Sweeps: each trial is trained once, whatever processes share them or die; the search, its stages and its results"
 
 import json
 import time
@@ -40,14 +40,14 @@ def sweep(*arguments, **options):
     return sweep(*arguments, **dict(progress=False) | options)
 
 
-def parts(folder):
+def visible_files(folder):
     return {f.name for f in Path(folder).iterdir() if not f.name.startswith('.')}
 
 
 @pytest.fixture
 def pretend(monkeypatch):
-    "Trials whose score is worked out instead of trained: pretend(lambda recipe, epoch: score); the recipes that were trained"
-    from fungi_fastai.studies import sweeps
+    "Trials whose score is computed, not trained: pretend(lambda recipe, epoch: score) → the recipes that were trained"
+    from fungi_fastai.studies import sweeps, trials, workers
 
     trained = []
 
@@ -72,16 +72,15 @@ def pretend(monkeypatch):
             run.value, run.history = value, pd.read_csv(folder / 'history.csv')
             return run
 
-        monkeypatch.setattr(sweeps, 'train', train)
+        monkeypatch.setattr(trials, 'train', train)
         monkeypatch.setattr(sweeps, 'prepare_items', lambda *_: None)
-        scores = lambda run: dict(
+        valid_scores = lambda run: dict(
             accuracy=run.value, macro_f1=run.value, valid_loss=1 - run.value, epochs=len(run.history), seconds=1.0
         )
-        monkeypatch.setattr(sweeps, '_scores', scores)
-        monkeypatch.setattr(
-            sweeps, '_test_scores', lambda run: dict(test_accuracy=run.value / 2, test_macro_f1=run.value / 2)
-        )
-        monkeypatch.setattr(sweeps, 'poll', 0.02)
+        test_scores = lambda run: dict(test_accuracy=run.value / 2, test_macro_f1=run.value / 2)
+        monkeypatch.setattr(trials, '_valid_scores', valid_scores)
+        monkeypatch.setattr(trials, '_test_scores', test_scores)
+        monkeypatch.setattr(workers, 'poll', 0.02)
         return trained
 
     return start
@@ -92,21 +91,21 @@ def pretend(monkeypatch):
 
 def test_a_grid_of_real_trainings(recipe, tmp_path):
     from fungi_fastai import Run
-    from fungi_fastai.studies.sweeps import Sweep
+    from fungi_fastai.studies.sweep_results import Sweep
 
-    found = sweep(recipe, {'lr': [1e-3, 1e-1], 'augment.strength': '0..1 step 1'}, tmp_path / 'sweep')
-    table = found.table
+    result = sweep(recipe, {'lr': [1e-3, 1e-1], 'augment.strength': '0..1 step 1'}, tmp_path / 'sweep')
+    table = result.table
     assert (
         table.state.tolist() == ['done'] * 4
         and table.number.tolist() == [0, 1, 2, 3]
         and table.epochs.tolist() == [1] * 4
     )
     assert table[['lr', 'augment.strength']].values.tolist() == [[1e-3, 0], [1e-3, 1], [1e-1, 0], [1e-1, 1]]
-    assert [run.folder for run in found.runs] == [found.folder / name for name in found.done.folder]
+    assert [run.folder for run in result.runs] == [result.folder / name for name in result.done.folder]
     assert (
-        found.runs[0].metrics['valid']['accuracy']
+        result.runs[0].metrics['valid']['accuracy']
         == table.accuracy.max()
-        == found.runs[0].metrics['valid'][found.metric]
+        == result.runs[0].metrics['valid'][result.metric]
     )
     for row in table.itertuples():
         run = Run.load(tmp_path / 'sweep' / row.folder)
@@ -117,7 +116,7 @@ def test_a_grid_of_real_trainings(recipe, tmp_path):
         best.accuracy == table.accuracy.max()
         and best.test_accuracy == Run(tmp_path / 'sweep' / best.folder).metrics['accuracy']
     )
-    assert found.best.lr == best.lr and found.best == Run(tmp_path / 'sweep' / best.folder).recipe
+    assert result.best.lr == best.lr and result.best == Run(tmp_path / 'sweep' / best.folder).recipe
     assert {
         'sweep.csv',
         'sweep.json',
@@ -127,10 +126,10 @@ def test_a_grid_of_real_trainings(recipe, tmp_path):
         'trials',
         'heat_map.svg',
         'parallel.svg',
-    } <= parts(tmp_path / 'sweep')
-    assert 'test set' in str(found) and 'accuracy' in (tmp_path / 'sweep/summary.txt').read_text()
+    } <= visible_files(tmp_path / 'sweep')
+    assert 'test set' in str(result) and 'accuracy' in (tmp_path / 'sweep/summary.txt').read_text()
     loaded = Sweep.load(tmp_path / 'sweep')
-    assert loaded.best == found.best and str(loaded) == str(found) and loaded.space == found.space
+    assert loaded.best == result.best and str(loaded) == str(result) and loaded.space == result.space
     pd.testing.assert_frame_equal(
         loaded.table[['number', 'lr', 'augment.strength', 'accuracy']],
         table[['number', 'lr', 'augment.strength', 'accuracy']],
@@ -139,22 +138,21 @@ def test_a_grid_of_real_trainings(recipe, tmp_path):
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / 'sweep/trials').rglob('*')}
     again = sweep(recipe, {'lr': [1e-3, 1e-1], 'augment.strength': '0..1 step 1'}, tmp_path / 'sweep')
     assert (
-        again.best == found.best and {f: f.stat().st_mtime_ns for f in (tmp_path / 'sweep/trials').rglob('*')} == before
+        again.best == result.best
+        and {f: f.stat().st_mtime_ns for f in (tmp_path / 'sweep/trials').rglob('*')} == before
     )
-    with pytest.raises(UserError, match='lr: .*0.01.* now'):
+    with pytest.raises(UserError, match=r'space\.lr is .*0\.01.* now'):
         sweep(recipe, {'lr': [1e-3, 1e-2], 'augment.strength': '0..1 step 1'}, tmp_path / 'sweep')
-    with pytest.raises(UserError, match='recipe epochs: 2 now and 1 there'):
+    with pytest.raises(UserError, match=r'recipe\.epochs is 2 now and 1 there'):
         sweep(recipe.but(epochs=2), dict(lr=[1e-3, 1e-1]), tmp_path / 'sweep')
 
 
-def test_a_trial_that_fails_is_noted_and_the_others_go_on(recipe, tmp_path, capsys):
-    found = sweep(recipe, dict(lr=[1e-2, 1e38]), tmp_path / 'sweep', progress=True)
-    assert found.table.state.tolist() == ['done', 'failed'] and 'no longer a number' in found.table.reason[1]
-    assert 'no longer a number' in str(found) and found.best.lr == 1e-2
-    said = capsys.readouterr().err
-    assert (
-        'trial 1 of 2 · lr=0.01 · accuracy' in said and 'trial 2 of 2 · lr=1e+38 · failed' in said and '\r' not in said
-    )
+def test_a_failed_trial_is_stored_and_the_others_continue(recipe, tmp_path, capsys):
+    result = sweep(recipe, dict(lr=[1e-2, 1e38]), tmp_path / 'sweep', progress=True)
+    assert result.table.state.tolist() == ['done', 'failed'] and 'no longer a number' in result.table.reason[1]
+    assert 'no longer a number' in str(result) and result.best.lr == 1e-2
+    log = capsys.readouterr().err
+    assert 'trial 1 of 2 · lr=0.01 · accuracy' in log and 'trial 2 of 2 · lr=1e+38 · failed' in log and '\r' not in log
     with pytest.raises(TrainingError, match='None of 1 trial'):
         sweep(recipe, dict(lr=[1e38]), tmp_path / 'hopeless')
 
@@ -167,10 +165,10 @@ def test_a_pruned_trial_ends_early_and_is_never_evaluated(recipe, tmp_path, monk
         'prune',
         lambda self, study, trial: trial.params['lr'] == '0.1' and trial.last_step == 2,
     )
-    found = sweep(recipe.but(epochs=3), dict(lr=[1e-2, 1e-1]), tmp_path / 'sweep', prune='median')
-    assert found.table.state.tolist() == ['done', 'pruned'] and found.table.epochs.tolist() == [3, 2]
-    assert found.table.accuracy.notna().all() and np.isnan(found.table.test_accuracy[1])
-    assert parts(tmp_path / 'sweep/trials/lr=0.1') == {
+    result = sweep(recipe.but(epochs=3), dict(lr=[1e-2, 1e-1]), tmp_path / 'sweep', prune='median')
+    assert result.table.state.tolist() == ['done', 'pruned'] and result.table.epochs.tolist() == [3, 2]
+    assert result.table.accuracy.notna().all() and np.isnan(result.table.test_accuracy[1])
+    assert visible_files(tmp_path / 'sweep/trials/lr=0.1') == {
         'recipe.json',
         'items.parquet',
         'environment.json',
@@ -179,16 +177,16 @@ def test_a_pruned_trial_ends_early_and_is_never_evaluated(recipe, tmp_path, monk
 
 
 def test_two_stages_of_real_trainings(recipe, tmp_path):
-    found = sweep(recipe, dict(lr=[1e-3, 1e-2, 1e-1]), tmp_path / 'sweep', stages=(0.5, 1.0))
-    assert found.table.fraction.tolist() == [0.5] * 3 + [1.0] and len(found.table) == 4
-    first = found.table[found.table.fraction == 0.5].sort_values('accuracy', ascending=False, kind='stable')
-    assert found.table.lr[3] == first.lr.iloc[0] == found.best.lr and found.best.fraction == 1
+    result = sweep(recipe, dict(lr=[1e-3, 1e-2, 1e-1]), tmp_path / 'sweep', stages=(0.5, 1.0))
+    assert result.table.fraction.tolist() == [0.5] * 3 + [1.0] and len(result.table) == 4
+    first = result.table[result.table.fraction == 0.5].sort_values('accuracy', ascending=False, kind='stable')
+    assert result.table.lr[3] == first.lr.iloc[0] == result.best.lr and result.best.fraction == 1
     from fungi_fastai import Run
 
-    sizes = [Run(tmp_path / 'sweep' / f).metrics['n_train'] for f in found.table.folder]
+    sizes = [Run(tmp_path / 'sweep' / f).metrics['n_train'] for f in result.table.folder]
     assert (
         sizes[0] < sizes[3]
-        and len({Run(tmp_path / 'sweep' / f).metrics['valid']['n_test'] for f in found.table.folder}) == 1
+        and len({Run(tmp_path / 'sweep' / f).metrics['valid']['n_test'] for f in result.table.folder}) == 1
     )
 
 
@@ -196,15 +194,15 @@ def test_two_stages_of_real_trainings(recipe, tmp_path):
 
 
 def _sweep(recipe, space, out, **options):
-    from fungi_fastai.studies import sweeps
+    from fungi_fastai.studies import sweeps, workers
 
-    sweeps.poll = 0.1
+    workers.poll = 0.1
     sweeps.sweep(recipe, space, out, **options)
 
 
 @pytest.fixture
 def process(started):
-    "A sweep in a process of its own"
+    "A sweep in another process"
     return partial(started, _sweep)
 
 
@@ -216,44 +214,41 @@ def test_two_processes_share_a_grid_and_one_is_killed(process, recipe, tmp_path)
     space, out = dict(bs=[8, 16], lr=[1e-4, 1e-3, 1e-2]), tmp_path / 'sweep'
     recipe = recipe.but(epochs=6)
     one, other = process(recipe, space, out), process(recipe, space, out)
-    end, under_way = time.monotonic() + 300, set()
+    end, running = time.monotonic() + 300, set()
     while not (
-        lines(one.log) and lines(other.log) and len(under_way) == 2
-    ):  # both have finished one, and are in the midst of another
+        lines(one.log) and lines(other.log) and len(running) == 2
+    ):  # both have finished a trial and are training another
         assert one.is_alive() and other.is_alive() and time.monotonic() < end, (
             one.log.read_text() + other.log.read_text()
         )
         time.sleep(0.002)
-        under_way = {f.parent for f in (out / 'trials').glob('*/history.csv')} - {
+        running = {f.parent for f in (out / 'trials').glob('*/history.csv')} - {
             f.parent for f in (out / 'trials').glob('*/metrics.json')
         }
     one.kill()
     one.join()  # SIGKILL
-    assert any((folder / 'checkpoint').exists() and not (folder / 'metrics.json').exists() for folder in under_way)
+    assert any((folder / 'checkpoint').exists() and not (folder / 'metrics.json').exists() for folder in running)
     other.join(300)
     assert other.exitcode == 0, other.log.read_text()
     names = [line.split(' · ')[1] for log in (one.log, other.log) for line in lines(log)]
-    assert len(set(names)) == len(parts(out / 'trials')) == 6 and max(Counter(names).values()) == 1, (
+    assert len(set(names)) == len(visible_files(out / 'trials')) == 6 and max(Counter(names).values()) == 1, (
         names
-    )  # each by one of them, exactly once
+    )  # each exactly once
     table = pd.read_csv(out / 'sweep.csv')
     assert (
         table.state.tolist() == ['done'] * 6
         and table.epochs.tolist() == [6] * 6
         and len(table[['bs', 'lr']].drop_duplicates()) == 6
     )
-    whole = sweep(
-        recipe, dict(bs=[8], lr=[1e-4, 1e-3, 1e-2]), tmp_path / 'alone'
-    )  # and nothing was lost of the one that was cut off
-    assert whole.table.accuracy.tolist() == table.accuracy[:3].tolist()
+    alone = sweep(recipe, dict(bs=[8], lr=[1e-4, 1e-3, 1e-2]), tmp_path / 'alone')
+    assert alone.table.accuracy.tolist() == table.accuracy[:3].tolist()  # the killed trial has lost nothing
 
 
-def test_a_killed_sweep_continues_from_its_trials_checkpoint(process, recipe, tmp_path, monkeypatch):
+def test_a_killed_sweep_resumes_from_the_checkpoint_of_its_trial(process, recipe, tmp_path, monkeypatch):
     import optuna
 
-    monkeypatch.setattr(
-        optuna.storages, 'fail_stale_trials', lambda study: None
-    )  # on one machine nobody waits for signs of life
+    # on one machine no worker waits for heartbeats
+    monkeypatch.setattr(optuna.storages, 'fail_stale_trials', lambda study: None)
     out, recipe = tmp_path / 'sweep', recipe.but(epochs=16)
     one = process(recipe, dict(lr=[1e-3, 1e-2]), out)
     state = out / 'trials/lr=0.001/checkpoint/state.safetensors'
@@ -265,19 +260,18 @@ def test_a_killed_sweep_continues_from_its_trials_checkpoint(process, recipe, tm
     one.join()
     history = pd.read_csv(out / 'trials/lr=0.001/history.csv')
     assert 0 < len(history) < 16
-    found = sweep(recipe, dict(lr=[1e-3, 1e-2]), out)
-    assert found.table.state.tolist() == ['done'] * 2 and found.table.epochs.tolist() == [16] * 2
+    result = sweep(recipe, dict(lr=[1e-3, 1e-2]), out)
+    assert result.table.state.tolist() == ['done'] * 2 and result.table.epochs.tolist() == [16] * 2
     after = pd.read_csv(out / 'trials/lr=0.001/history.csv')
-    pd.testing.assert_frame_equal(
-        after.head(len(history) - 1), history.head(len(history) - 1)
-    )  # with the same seconds: not trained again
+    before_kill = len(history) - 1
+    pd.testing.assert_frame_equal(after.head(before_kill), history.head(before_kill))  # same seconds: not trained again
 
 
 def _take(folder, names, start, results):
-    from fungi_fastai.studies.sweeps import _open
+    from fungi_fastai.studies.sweeps import _open_storage
     from fungi_fastai.studies.workers import Worker
 
-    worker = Worker(folder, _open(folder, None))
+    worker = Worker(folder, _open_storage(folder, None))
     study = worker.study('queue', 'maximize', None)
     start.wait()
     worker.fill(study, [dict(lr=name) for name in names])
@@ -289,21 +283,20 @@ def _take(folder, names, start, results):
 
 
 def test_each_of_a_queue_is_taken_once(tmp_path):
-    "Which Optuna does not promise in SQLite: two processes read that a trial is waiting before either has written that it has it"
+    "Optuna does not guarantee this in SQLite: two processes may read that a trial is waiting before either takes it"
     names, start, results = [str(i) for i in range(30)], children.Barrier(5), children.Queue()
-    some = [children.Process(target=_take, args=(tmp_path, names, start, results)) for _ in range(4)]
-    for one in some:
+    processes = [children.Process(target=_take, args=(tmp_path, names, start, results)) for _ in range(4)]
+    for one in processes:
         one.start()
     start.wait()
     taken = [results.get(timeout=300) for _ in names]
-    for one in some:
+    for one in processes:
         one.join()
-    assert sorted(taken) == sorted(names) and results.empty() and not any(one.exitcode for one in some)
+    assert sorted(taken) == sorted(names) and results.empty() and not any(one.exitcode for one in processes)
 
 
-def test_a_worker_elsewhere_without_a_sign_of_life_is_replaced(recipe, tmp_path, pretend, monkeypatch):
-    from fungi_fastai.studies import sweeps
-    from fungi_fastai.studies import workers
+def test_a_worker_elsewhere_without_a_heartbeat_is_replaced(recipe, tmp_path, pretend, monkeypatch):
+    from fungi_fastai.studies import trials, workers
 
     pretend(lambda recipe, epoch: recipe.lr)
     monkeypatch.setattr(workers, 'grace', 1)
@@ -314,22 +307,22 @@ def test_a_worker_elsewhere_without_a_sign_of_life_is_replaced(recipe, tmp_path,
         taken.append(recipe.lr)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workers.Worker, '_is_dead', lambda *_: False)  # as for another machine's
-    told, real = sweeps._tell, sweeps.train
-    monkeypatch.setattr(sweeps, '_tell', lambda *_: None)  # it can say nothing any more
-    monkeypatch.setattr(sweeps, 'train', interrupted)
+    monkeypatch.setattr(workers.Worker, '_is_dead', lambda *_: False)  # as for a worker of another machine
+    store, train = trials.TrialRunner._store, trials.train
+    monkeypatch.setattr(trials.TrialRunner, '_store', lambda *_, **__: None)  # it cannot store anything any more
+    monkeypatch.setattr(trials, 'train', interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(recipe, dict(lr=[0.1, 0.2]), tmp_path / 'second')
-    monkeypatch.setattr(sweeps, '_tell', told)
-    monkeypatch.setattr(sweeps, 'train', real)
-    found = sweep(recipe, dict(lr=[0.1, 0.2]), tmp_path / 'second')
-    assert taken == [0.1] and found.table.state.tolist() == ['done'] * 2 and found.best.lr == 0.2
+    monkeypatch.setattr(trials.TrialRunner, '_store', store)
+    monkeypatch.setattr(trials, 'train', train)
+    result = sweep(recipe, dict(lr=[0.1, 0.2]), tmp_path / 'second')
+    assert taken == [0.1] and result.table.state.tolist() == ['done'] * 2 and result.best.lr == 0.2
 
 
 # --- the search
 
 
-def test_an_interrupted_trial_goes_back_into_the_queue(recipe, tmp_path, pretend):
+def test_an_interrupted_trial_returns_to_the_queue(recipe, tmp_path, pretend):
     calls = []
 
     def score(recipe, epoch):
@@ -339,15 +332,15 @@ def test_an_interrupted_trial_goes_back_into_the_queue(recipe, tmp_path, pretend
         return recipe.lr
 
     pretend(score)
-    for _ in range(6):  # more often than processes may die over it
+    for _ in range(6):  # more often than `max_deaths`
         with pytest.raises(KeyboardInterrupt):
             sweep(recipe, dict(lr=[0.1, 0.2]), tmp_path / 'sweep')
     assert sweep(recipe, dict(lr=[0.1, 0.2]), tmp_path / 'sweep').table.state.tolist() == ['done'] * 2
     assert calls.count(0.2) > 6 and {r for r in calls} == {0.1, 0.2}
 
 
-@pytest.mark.parametrize('how', ['random', 'tpe'])
-def test_a_search_finds_what_is_there_and_draws_the_same_again(recipe, tmp_path, pretend, how):
+@pytest.mark.parametrize('strategy', ['random', 'tpe'])
+def test_a_search_draws_from_its_space_and_the_same_values_again(recipe, tmp_path, pretend, strategy):
     trained = pretend(lambda recipe, epoch: 1 / (1 + np.log10(recipe.lr / 1e-3) ** 2) - 0.1 * (recipe.bs != 32))
     space = {
         'lr': '1e-5..1e-1 log',
@@ -356,53 +349,59 @@ def test_a_search_finds_what_is_there_and_draws_the_same_again(recipe, tmp_path,
         'augment.strength': '0..2 step 0.5',
         'hidden': '0..100',
     }
-    found = sweep(recipe, space, tmp_path / 'one', trials=15, how=how)
-    assert len(trained) == len(found.table) == 15 == found.table.folder.nunique()
+    result = sweep(recipe, space, tmp_path / 'one', trials=15, strategy=strategy)
+    assert len(trained) == len(result.table) == 15 == result.table.folder.nunique()
     assert (
-        found.table.lr.between(1e-5, 1e-1).all()
-        and set(found.table.bs) <= {16, 32, 64}
-        and set(found.table['augment.strength']) <= {0, 0.5, 1, 1.5, 2}
+        result.table.lr.between(1e-5, 1e-1).all()
+        and set(result.table.bs) <= {16, 32, 64}
+        and set(result.table['augment.strength']) <= {0, 0.5, 1, 1.5, 2}
     )
-    assert all(isinstance(h, int) for h in found.table.hidden) and found.table.dropout.between(0, 0.5).all()
-    assert set(found.figures()) == {'heat_map', 'parallel', 'importance'}
-    assert 'lr' in list(found.importance())[:2] and sum(found.importance().values()) == pytest.approx(1)
-    again = sweep(recipe, space, tmp_path / 'two', trials=15, how=how)
-    assert again.table.lr.tolist() == found.table.lr.tolist()
-    more = sweep(recipe, space, tmp_path / 'one', trials=17, how=how)  # more of the same is no other sweep
-    assert len(more.table) == 17 and more.table.lr[:15].tolist() == found.table.lr.tolist()
+    assert all(isinstance(h, int) for h in result.table.hidden) and result.table.dropout.between(0, 0.5).all()
+    assert set(result.figures()) == {'heat_map', 'parallel', 'importance'}
+    assert 'lr' in list(result.importance())[:2] and sum(result.importance().values()) == pytest.approx(1)
+    again = sweep(recipe, space, tmp_path / 'two', trials=15, strategy=strategy)
+    assert again.table.lr.tolist() == result.table.lr.tolist()
+    more = sweep(recipe, space, tmp_path / 'one', trials=17, strategy=strategy)  # more trials are not another sweep
+    assert len(more.table) == 17 and more.table.lr[:15].tolist() == result.table.lr.tolist()
 
 
-def test_tpe_draws_where_it_was_good(recipe, tmp_path, pretend):
+def test_tpe_draws_where_scores_were_high(recipe, tmp_path, pretend):
     pretend(lambda recipe, epoch: 1 / (1 + np.log10(recipe.lr / 1e-3) ** 2))
-    found = sweep(recipe, dict(lr='1e-5..1e-1 log'), tmp_path / 'sweep', trials=24, how='tpe')
-    assert found.table.accuracy[12:].mean() > found.table.accuracy[:8].mean() + 0.1 and 3e-4 < found.best.lr < 3e-3
+    result = sweep(recipe, dict(lr='1e-5..1e-1 log'), tmp_path / 'sweep', trials=24, strategy='tpe')
+    assert result.table.accuracy[12:].mean() > result.table.accuracy[:8].mean() + 0.1 and 3e-4 < result.best.lr < 3e-3
 
 
 @pytest.mark.parametrize('prune', ['median', 'hyperband'])
-def test_pruning_spares_hopeless_trials(recipe, tmp_path, pretend, prune):
+def test_pruning_stops_unpromising_trials(recipe, tmp_path, pretend, prune):
     pretend(lambda recipe, epoch: recipe.lr * epoch / 9, epochs=9)
-    found = sweep(
+    result = sweep(
         recipe.but(epochs=9),
         dict(lr=[0.9, 0.8, 0.85, 0.95, 0.1, 0.2, 0.15, 0.05, 0.12, 0.11, 0.13, 0.14]),
         tmp_path / 'sweep',
         prune=prune,
     )
-    pruned = found.table[found.table.state == 'pruned']
-    assert len(pruned) >= 2 and (pruned.epochs < 9).all() and found.best.lr >= 0.9
+    pruned = result.table[result.table.state == 'pruned']
+    assert len(pruned) >= 2 and (pruned.epochs < 9).all() and result.best.lr >= 0.9
     if prune == 'median':
-        assert (pruned.lr < 0.5).all() and len(
-            pruned
-        ) == 8  # Hyperband has a bracket for each trial, and few in each here
-    assert found.table[found.table.state == 'done'].epochs.eq(9).all()
+        # Hyperband has few trials in each bracket here, so its number varies
+        assert (pruned.lr < 0.5).all() and len(pruned) == 8
+    assert result.table[result.table.state == 'done'].epochs.eq(9).all()
 
 
-@pytest.mark.parametrize('how', ['grid', 'random', 'tpe'])
-def test_the_second_stage_searches_where_the_first_found_most(recipe, tmp_path, pretend, how):
+@pytest.mark.parametrize('strategy', ['grid', 'random', 'tpe'])
+def test_the_second_stage_searches_where_the_first_scored_best(recipe, tmp_path, pretend, strategy):
     pretend(lambda recipe, epoch: 1 / (1 + abs(np.log10(recipe.lr / 1e-3))) + 0.001 * recipe.bs * recipe.fraction)
-    space = dict(lr=[1e-5, 1e-4, 1e-3, 1e-2] if how == 'grid' else '1e-5..1e-1 log', bs=[16, 32, 64])
-    found = sweep(recipe, space, tmp_path / 'sweep', how=how, stages=(0.2, 1.0), trials=None if how == 'grid' else 12)
-    first, second = (found.table[found.table.fraction == f] for f in (0.2, 1.0))
-    assert len(first) == 12 and len(second) == 4 and found.best.fraction == 1
+    space = dict(lr=[1e-5, 1e-4, 1e-3, 1e-2] if strategy == 'grid' else '1e-5..1e-1 log', bs=[16, 32, 64])
+    result = sweep(
+        recipe,
+        space,
+        tmp_path / 'sweep',
+        strategy=strategy,
+        stages=(0.2, 1.0),
+        trials=None if strategy == 'grid' else 12,
+    )
+    first, second = (result.table[result.table.fraction == f] for f in (0.2, 1.0))
+    assert len(first) == 12 and len(second) == 4 and result.best.fraction == 1
     top = first.sort_values('accuracy', ascending=False).head(4)
     assert second.lr.astype(float).between(top.lr.min(), top.lr.max()).all() and set(second.bs) <= set(top.bs)
     assert (
@@ -413,32 +412,37 @@ def test_the_second_stage_searches_where_the_first_found_most(recipe, tmp_path, 
     assert (
         len(
             sweep(
-                recipe, space, tmp_path / 'sweep', how=how, stages=(0.2, 1.0), trials=None if how == 'grid' else 12
+                recipe,
+                space,
+                tmp_path / 'sweep',
+                strategy=strategy,
+                stages=(0.2, 1.0),
+                trials=None if strategy == 'grid' else 12,
             ).table
         )
         == 16
     )
-    assert {'heat_map-0.2.svg', 'parallel-1.svg'} <= parts(tmp_path / 'sweep')
+    assert {'heat_map-0.2.svg', 'parallel-1.svg'} <= visible_files(tmp_path / 'sweep')
 
 
-def test_a_loss_is_made_small(recipe, tmp_path, pretend):
+def test_a_loss_is_minimised(recipe, tmp_path, pretend):
     pretend(lambda recipe, epoch: recipe.lr)
-    found = sweep(recipe.but(monitor='valid_loss'), dict(lr=[0.1, 0.3, 0.2]), tmp_path / 'sweep')
-    assert found.metric == 'valid_loss' and found.best.lr == 0.3 and found.done.lr.tolist() == [0.3, 0.2, 0.1]
+    result = sweep(recipe.but(monitor='valid_loss'), dict(lr=[0.1, 0.3, 0.2]), tmp_path / 'sweep')
+    assert result.metric == 'valid_loss' and result.best.lr == 0.3 and result.done.lr.tolist() == [0.3, 0.2, 0.1]
 
 
 # --- mistakes
 
 
 @pytest.mark.parametrize(
-    'space, options, said',
+    'space, options, message',
     [
         (dict(batch=[8]), {}, "no field 'batch'"),
         (dict(bs=[8, 1]), {}, 'bs is 1'),
         (dict(bs=['8']), {}, "bs is '8'"),
         (dict(arch=['resnet5o']), {}, 'resnet50'),
         (dict(lr='1e-4..1e-2 log'), {}, 'A grid needs'),
-        (dict(lr=[0.1]), dict(how='best'), 'grid, random or tpe'),
+        (dict(lr=[0.1]), dict(strategy='best'), 'grid, random or tpe'),
         (dict(lr=[0.1]), dict(prune='some'), 'hyperband'),
         (dict(lr=[0.1]), dict(metric='loss'), 'macro_f1'),
         (dict(lr=[0.1]), dict(trials=0), '1 or more'),
@@ -449,33 +453,32 @@ def test_a_loss_is_made_small(recipe, tmp_path, pretend):
         (dict(lr=[0.1]), dict(storage='postgresql://me:secret@localhost:1/x'), 'postgresql://me:…@'),
     ],
 )
-def test_a_mistake_is_said_before_anything_is_written(recipe, tmp_path, space, options, said):
-    with pytest.raises(UserError, match=said):
+def test_a_mistake_raises_before_anything_is_written(recipe, tmp_path, space, options, message):
+    with pytest.raises(UserError, match=message):
         sweep(recipe, space, tmp_path / 'sweep', **options)
-    assert not (tmp_path / 'sweep').exists() or not parts(tmp_path / 'sweep')
+    assert not (tmp_path / 'sweep').exists() or not visible_files(tmp_path / 'sweep')
 
 
-def test_wrong_places_and_pictures_are_refused(recipe, tmp_path):
+def test_wrong_folders_and_sources_are_refused(recipe, tmp_path):
     (tmp_path / 'thesis').mkdir()
     (tmp_path / 'thesis/chapter.txt').write_text('years of work')
-    with pytest.raises(UserError, match='is not a sweep'):
+    with pytest.raises(UserError, match='holds no sweep'):
         sweep(recipe, dict(lr=[0.1]), tmp_path / 'thesis')
     with pytest.raises(UserError, match='photoz'):
         sweep(recipe.but(source=tmp_path / 'photoz'), dict(lr=[0.1]), tmp_path / 'sweep')
-    assert not (tmp_path / 'sweep').exists() and parts(tmp_path / 'thesis') == {'chapter.txt'}
-    from fungi_fastai.studies.sweeps import Sweep
+    assert not (tmp_path / 'sweep').exists() and visible_files(tmp_path / 'thesis') == {'chapter.txt'}
+    from fungi_fastai.studies.sweep_results import Sweep
 
     with pytest.raises(UserError, match='sweep.csv'):
         Sweep.load(tmp_path)
 
 
-def test_a_trials_files_are_no_larger_than_its_name(recipe, tmp_path, pretend):
-    "Values that are no names for folders"
+def test_values_that_are_no_file_names(recipe, tmp_path, pretend):
     pretend(lambda recipe, epoch: 0.5)
-    found = sweep(
+    result = sweep(
         recipe, dict(group=['^(.*)/x', 'a' * 200], exclude=[('tiny',), ('tiny', 'duplicate')]), tmp_path / 'sweep'
     )
-    assert found.table.folder.nunique() == 4 and all(
-        (tmp_path / 'sweep' / f).is_dir() and len(f) < 130 for f in found.table.folder
+    assert result.table.folder.nunique() == 4 and all(
+        (tmp_path / 'sweep' / f).is_dir() and len(f) < 130 for f in result.table.folder
     )
     assert json.loads((tmp_path / 'sweep/best.json').read_text())['exclude'] == ['tiny']

@@ -1,4 +1,4 @@
-"What watches a training: it tells each epoch once, changes nothing, and never stands in the way"
+"Trackers: they log each epoch once, do not change the training, and never endanger it"
 
 import json
 import os
@@ -19,8 +19,8 @@ kinds = ['tensorboard', 'wandb', 'mlflow']
 
 
 @pytest.fixture(autouse=True)
-def nobody(monkeypatch, tmp_path):
-    "No account, no key, no settings of whoever runs the tests"
+def no_account(monkeypatch, tmp_path):
+    "No account, no API key, no settings of the person who runs the tests"
     for name in list(os.environ):
         if name.startswith(('WANDB', 'MLFLOW')):
             monkeypatch.delenv(name)
@@ -39,7 +39,7 @@ def recipe(photos):
 
 @pytest.fixture(scope='session')
 def images(home, ready, recipe):
-    "Its items, checked and split once for all tests"
+    "The images of the recipe, checked and split once for all tests"
     from fungi_fastai.training.fit import prepare_items
 
     before = os.getcwd()
@@ -57,21 +57,21 @@ def train(recipe, images):
     from fungi_fastai.training.trackers import tracked
 
     def call(names, folder, cbs=(), metrics=None, **changes):
-        used = recipe.but(**changes)
-        with tracked(names, folder, used) as watching:
-            learn = make_learner(used, images, progress=False)
+        changed = recipe.but(**changes)
+        with tracked(names, folder, changed) as trackers:
+            learn = make_learner(changed, images, progress=False)
             with learn.no_bar():
-                fit(learn, folder, [*watching, *cbs])
-            for one in watching:
+                fit(learn, folder, [*trackers, *cbs])
+            for tracker in trackers:
                 if metrics:
-                    one.finished(metrics)
+                    tracker.log_test_metrics(metrics)
         return learn
 
     return call
 
 
 def stop_after(epochs, error):
-    "A callback that ends a training in the middle of an epoch, as a mistake or Ctrl-C does"
+    "A callback that ends a training in the middle of an epoch, as an error or Ctrl-C does"
     from fastai.callback.core import Callback
 
     class Stop(Callback):
@@ -85,16 +85,15 @@ def stop_after(epochs, error):
 def events(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder), size_guidance=dict(images=0, scalars=0, histograms=0, tensors=0))
-    return found.Reload()
+    return EventAccumulator(str(folder), size_guidance=dict(images=0, scalars=0, histograms=0, tensors=0)).Reload()
 
 
 def weights(learn):
     return {k: v.clone() for k, v in learn.model.state_dict().items()}
 
 
-def steps(found):
-    return [e.step for e in found]
+def steps(events):
+    return [event.step for event in events]
 
 
 def make_image(event):
@@ -124,12 +123,14 @@ def test_unknown(names, tmp_path, recipe):
 
 
 def test_names(tmp_path, recipe, monkeypatch):
-    from fungi_fastai.training.trackers import LiveCurves, TensorBoard, trackers
+    from fungi_fastai.training.tensorboard import TensorBoard
+    from fungi_fastai.training.trackers import trackers
+    from fungi_fastai.training.tracking import LiveCurves
 
     assert trackers('', tmp_path, recipe) == [] == trackers(' , ', tmp_path, recipe)
     board, curves = trackers(' tensorboard, curves,tensorboard:histograms', tmp_path, recipe)
     assert isinstance(board, TensorBoard) and board.histograms and isinstance(curves, LiveCurves)
-    monkeypatch.setenv('RANK', '1')  # of a training on several devices, the first tells
+    monkeypatch.setenv('RANK', '1')  # in a training on several devices, only rank 0 logs
     assert trackers('tensorboard', tmp_path, recipe) == []
     with pytest.raises(UserError):
         trackers('tensorbord', tmp_path, recipe)
@@ -150,35 +151,35 @@ def test_not_installed(kind, tmp_path, recipe, monkeypatch):
 
 def test_a_training_is_the_same_with_and_without(train, tmp_path):
     plain = train('', tmp_path / 'plain', frozen_epochs=1)
-    told = train('tensorboard:histograms,curves', tmp_path / 'told', frozen_epochs=1)
-    one, other = weights(plain), weights(told)
-    assert all((one[k] == other[k]).all() for k in one)
+    tracked = train('tensorboard:histograms,curves', tmp_path / 'tracked', frozen_epochs=1)
+    expected, actual = weights(plain), weights(tracked)
+    assert all((expected[name] == actual[name]).all() for name in expected)
 
 
 @pytest.mark.parametrize('kind', ['tensorboard', 'curves', 'wandb', 'mlflow'])
-def test_one_that_fails_says_so_once(kind, train, tmp_path, monkeypatch):
-    from fungi_fastai.training.trackers import kinds as known
+def test_a_tracker_that_fails_warns_once(kind, train, tmp_path, monkeypatch):
+    from fungi_fastai.training.trackers import tracker_types
 
     def full(*_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(known[kind], 'row', full)
-    with pytest.warns(UserWarning, match=f'tracker {kind} failed .*No space left') as said:
+    monkeypatch.setattr(tracker_types[kind], 'log_epoch', full)
+    with pytest.warns(UserWarning, match=f'tracker {kind} failed .*No space left') as caught:
         learn = train(kind, tmp_path / 'run')
-    assert len([w for w in said if 'tracker' in str(w.message)]) == 1
+    assert len([w for w in caught if 'tracker' in str(w.message)]) == 1
     assert len(learn.history.rows) == 3
 
 
 def test_a_disk_that_is_full(train, tmp_path, monkeypatch):
-    "TensorBoard writes in a thread of its own; its failure must come to light, and not as a wait without end"
+    "TensorBoard writes in a thread of its own; its failure must be reported, and must not make the training hang"
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    written = RecordWriter.write
+    write_record = RecordWriter.write
 
     def write(self, data):
         if sum(p.stat().st_size for p in tmp_path.rglob('events.*')) > 5_000:
             raise OSError(28, 'No space left on device')
-        written(self, data)
+        write_record(self, data)
 
     monkeypatch.setattr(RecordWriter, 'write', write)
     monkeypatch.setattr(threading, 'excepthook', lambda *_: None)
@@ -192,46 +193,50 @@ def test_a_disk_that_is_full(train, tmp_path, monkeypatch):
 
 def test_tensorboard(train, tmp_path, scores):
     learn = train('tensorboard', tmp_path / 'run', metrics=scores)
-    rows, found = learn.history.rows, events(tmp_path / 'run/tensorboard')
+    rows, logged = learn.history.rows, events(tmp_path / 'run/tensorboard')
     for tag, column in {
         'loss/training': 'train_loss',
         'loss/validation': 'valid_loss',
         'score/accuracy': 'accuracy',
         'score/macro-F1': 'macro_f1',
     }.items():
-        assert [(e.step, pytest.approx(e.value)) for e in found.Scalars(tag)] == [(r['epoch'], r[column]) for r in rows]
-    assert found.Scalars('test/accuracy')[0].value == pytest.approx(scores['accuracy'])
-    assert found.Tags()['histograms'] == []
+        assert [(e.step, pytest.approx(e.value)) for e in logged.Scalars(tag)] == [
+            (r['epoch'], r[column]) for r in rows
+        ]
+    assert logged.Scalars('test/accuracy')[0].value == pytest.approx(scores['accuracy'])
+    assert logged.Tags()['histograms'] == []
     assert json.loads(
-        found.Tensors('recipe/text_summary')[0].tensor_proto.string_val[0].decode().strip('`json\n')
-    ) == json.loads(learn.recipe.to_json())
+        logged.Tensors('recipe/text_summary')[0].tensor_proto.string_val[0].decode().strip('`json\n')
+    ) == json.loads(learn.run_state.recipe.to_json())
 
-    (grid,) = found.Images('augmented images')
+    (grid,) = logged.Images('augmented images')
     pixels = make_image(grid)
     assert grid.step == 0 and pixels.shape == (4 * 32, 4 * 32, 3)
-    assert 40 < pixels.mean() < 215 and pixels.std() > 20  # images, not what normalisation makes of them
-    confusions = found.Images('confusion on the validation set')
+    assert 40 < pixels.mean() < 215 and pixels.std() > 20  # images without normalisation
+    confusions = logged.Images('confusion on the validation set')
     assert steps(confusions) == [1, 2, 3] and make_image(confusions[-1]).std() > 10
-    assert len(found.Images('confusion on the test set')) == 1
+    assert len(logged.Images('confusion on the test set')) == 1
 
     rates = events(tmp_path / 'run/tensorboard/steps')
     assert rates.Tags()['scalars'][-1] == 'learning rate/head'
     assert steps(rates.Scalars('learning rate/head')) == list(range(3 * len(learn.dls.train)))
-    assert max(e.value for e in rates.Scalars('learning rate/head')) == pytest.approx(learn.recipe.lr, rel=0.05)
+    assert max(e.value for e in rates.Scalars('learning rate/head')) == pytest.approx(
+        learn.run_state.recipe.lr, rel=0.05
+    )
 
 
-def test_tensorboard_continues_without_doubles(train, tmp_path):
+def test_tensorboard_resumes_without_duplicates(train, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train('tensorboard', tmp_path / 'run', [stop_after(2, KeyboardInterrupt())])
-    found = events(tmp_path / 'run/tensorboard')
-    assert steps(found.Scalars('loss/validation')) == [1, 2]  # closed, and all of it written
+    logged = events(tmp_path / 'run/tensorboard')
+    assert steps(logged.Scalars('loss/validation')) == [1, 2]  # closed and completely written
     time.sleep(1.1)  # the files are named by the second, and read in this order
     learn = train('tensorboard', tmp_path / 'run')
-    found = events(tmp_path / 'run/tensorboard')
+    logged = events(tmp_path / 'run/tensorboard')
     assert (
-        steps(found.Scalars('loss/validation')) == [1, 2, 3] == steps(found.Images('confusion on the validation set'))
+        steps(logged.Scalars('loss/validation')) == [1, 2, 3] == steps(logged.Images('confusion on the validation set'))
     )
-    assert steps(found.Images('augmented images')) == [0]
+    assert steps(logged.Images('augmented images')) == [0]
     assert steps(events(tmp_path / 'run/tensorboard/steps').Scalars('learning rate/head')) == list(
         range(3 * len(learn.dls.train))
     )
@@ -244,41 +249,41 @@ def test_tensorboard_from_the_middle_of_a_run(train, tmp_path):
     assert steps(events(tmp_path / 'run/tensorboard').Scalars('loss/validation')) == [1, 2, 3]
 
 
-def test_histograms_on_demand_and_a_frozen_body(train, tmp_path):
+def test_optional_histograms_and_a_frozen_backbone(train, tmp_path):
     learn = train('tensorboard:histograms', tmp_path / 'run', frozen_epochs=1)
-    found, names = (
+    logged, names = (
         events(tmp_path / 'run/tensorboard'),
         [n for n, p in learn.model.named_parameters() if p.requires_grad],
     )
-    assert sorted(found.Tags()['histograms']) == sorted(f'weights/{n}' for n in names)
-    assert steps(found.Histograms(f'weights/{names[-1]}')) == [1, 2, 3]
-    assert len(found.Images('augmented images')) == 1  # although the head alone trains on features
+    assert sorted(logged.Tags()['histograms']) == sorted(f'weights/{n}' for n in names)
+    assert steps(logged.Histograms(f'weights/{names[-1]}')) == [1, 2, 3]
+    assert len(logged.Images('augmented images')) == 1  # although the head trains on features first
     rates = events(tmp_path / 'run/tensorboard/steps')
     n = len(learn.dls.train)
     assert steps(rates.Scalars('learning rate/head')) == list(range(3 * n))
-    assert steps(rates.Scalars('learning rate/backbone 1')) == list(range(n, 3 * n))  # while it is frozen it has none
+    assert steps(rates.Scalars('learning rate/backbone 1')) == list(range(n, 3 * n))  # while it is frozen, it has none
 
 
 # --- W&B
 
 
 def wandb_records(file):
-    "A W&B file is a LevelDB log: blocks of 32 KB, records that may be cut where a block ends"
-    data, place, whole = file.read_bytes(), 7, b''
-    while place < len(data):
-        if (left := 32768 - place % 32768) < 7:
-            place += left
+    "A W&B file is a LevelDB log: blocks of 32 KB, with records that may be split between blocks"
+    data, position, record = file.read_bytes(), 7, b''
+    while position < len(data):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
             continue
-        length, kind = int.from_bytes(data[place + 4 : place + 6], 'little'), data[place + 6]
-        whole += data[place + 7 : place + 7 + length]
-        place += 7 + length
+        length, kind = int.from_bytes(data[position + 4 : position + 6], 'little'), data[position + 6]
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
         if kind in (1, 4):
-            yield whole
-            whole = b''
+            yield record
+            record = b''
 
 
 def wandb_rows(folder):
-    "The epochs and the config in a run's file, once W&B's own process, which writes it, has written its end"
+    "The epochs and the config in a run's file, once W&B's own process has finished writing it"
     from wandb.proto import wandb_internal_pb2
 
     (file,) = folder.glob('*.wandb')
@@ -308,15 +313,18 @@ def _wandb_rows(Record, file):
 def test_wandb_without_an_account(train, tmp_path, scores, capsys):
     learn = train('wandb', tmp_path / 'run', metrics=scores)
     (folder,) = (tmp_path / 'run/wandb').glob('offline-run-*')
-    said = capsys.readouterr().err
-    assert f'wandb sync {folder}' in said and 'no API key' in said and len(said.splitlines()) == 1
+    log = capsys.readouterr().err
+    assert f'wandb sync {folder}' in log and 'no API key' in log and len(log.splitlines()) == 1
     rows, config = wandb_rows(folder)
     assert [r['epoch'] for r in rows] == [1, 2, 3] == [r['_step'] for r in rows]
     assert [r['accuracy'] for r in rows] == pytest.approx([r['accuracy'] for r in learn.history.rows])
-    assert config['arch'] == learn.recipe.arch and config['augment']['flip'] == learn.recipe.augment.flip
+    assert (
+        config['arch'] == learn.run_state.recipe.arch
+        and config['augment']['flip'] == learn.run_state.recipe.augment.flip
+    )
 
 
-def test_wandb_continues(train, tmp_path):
+def test_wandb_resumes(train, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train('wandb', tmp_path / 'run', [stop_after(1, KeyboardInterrupt())])
     train('wandb', tmp_path / 'run')
@@ -325,28 +333,28 @@ def test_wandb_continues(train, tmp_path):
     assert sorted(r['epoch'] for p in folders for r in wandb_rows(p)[0]) == [1, 2, 3]
 
 
-@pytest.mark.parametrize('server', ['nobody', 'silent', 'another'])
+@pytest.mark.parametrize('server', ['closed', 'silent', 'other'])
 def test_wandb_without_a_network(server, train, tmp_path, capsys, monkeypatch, web):
     monkeypatch.setenv('WANDB_API_KEY', 'k' * 40)
     monkeypatch.setenv('WANDB_BASE_URL', web(server))
-    begun = time.monotonic()
+    start = time.monotonic()
     learn = train('wandb', tmp_path / 'run')
-    assert len(learn.history.rows) == 3 and time.monotonic() - begun < 60
-    said = capsys.readouterr().err
-    assert 'wandb is offline' in said and len(list((tmp_path / 'run/wandb').glob('offline-run-*'))) == 1
-    assert ('cannot be reached' in said) == (server != 'another')
+    assert len(learn.history.rows) == 3 and time.monotonic() - start < 60
+    log = capsys.readouterr().err
+    assert 'wandb is offline' in log and len(list((tmp_path / 'run/wandb').glob('offline-run-*'))) == 1
+    assert ('cannot be reached' in log) == (server != 'other')
 
 
 @pytest.fixture
 def web():
-    "A server's address: web('nobody') listens there, 'silent' accepts and says nothing, 'another' says 404"
+    "A server's address: web('closed') refuses connections, 'silent' accepts them and is silent, 'other' answers 404"
     sockets = []
 
     def start(kind):
         one = socket.socket()
         one.bind(('127.0.0.1', 0))
         address = f'http://127.0.0.1:{one.getsockname()[1]}'
-        if kind == 'nobody':
+        if kind == 'closed':
             one.close()
             return address
         sockets.append(one)
@@ -359,7 +367,7 @@ def web():
                 except OSError:
                     return
                 sockets.append(connection)
-                if kind == 'another':
+                if kind == 'other':
                     connection.recv(65536)
                     connection.sendall(b'HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
                     connection.close()
@@ -391,13 +399,16 @@ def test_mlflow(train, tmp_path, scores):
         and run.info.run_name == 'run'
         and run.data.tags['folder'] == str(tmp_path / 'run')
     )
-    assert run.data.params['arch'] == learn.recipe.arch and run.data.params['augment.flip'] == learn.recipe.augment.flip
+    assert (
+        run.data.params['arch'] == learn.run_state.recipe.arch
+        and run.data.params['augment.flip'] == learn.run_state.recipe.augment.flip
+    )
     history = client.get_metric_history(run.info.run_id, 'accuracy')
     assert [(m.step, m.value) for m in history] == [(r['epoch'], r['accuracy']) for r in learn.history.rows]
     assert run.data.metrics['test_accuracy'] == scores['accuracy']
 
 
-def test_mlflow_continues(train, tmp_path):
+def test_mlflow_resumes(train, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train('mlflow', tmp_path / 'run', [stop_after(2, KeyboardInterrupt())])
     assert mlflow_runs(tmp_path)[1][0].info.status == 'KILLED'
@@ -407,21 +418,21 @@ def test_mlflow_continues(train, tmp_path):
     assert [m.step for m in client.get_metric_history(run.info.run_id, 'valid_loss')] == [1, 2, 3]
 
 
-def test_mlflow_knows_a_failure(train, tmp_path):
+def test_mlflow_records_a_failure(train, tmp_path):
     with pytest.raises(RuntimeError):
         train('mlflow', tmp_path / 'run', [stop_after(1, RuntimeError('a cable'))])
     assert mlflow_runs(tmp_path)[1][0].info.status == 'FAILED'
 
 
-@pytest.mark.parametrize('server', ['nobody', 'silent', 'another'])
+@pytest.mark.parametrize('server', ['closed', 'silent', 'other'])
 def test_mlflow_without_its_server(server, tmp_path, recipe, monkeypatch, web):
     from fungi_fastai.training.trackers import trackers
 
     monkeypatch.setenv('MLFLOW_TRACKING_URI', web(server))
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(UserError, match='MLflow cannot be used at http://127.0.0.1'):
         trackers('mlflow', tmp_path / 'run', recipe)
-    assert time.monotonic() - begun < 30 and not (tmp_path / 'run').exists()
+    assert time.monotonic() - start < 30 and not (tmp_path / 'run').exists()
 
 
 # --- curves
@@ -439,7 +450,7 @@ def test_curves_in_a_notebook(recipe, images, tmp_path, monkeypatch):
     import IPython.display
 
     from fungi_fastai.training.fit import fit, make_learner
-    from fungi_fastai.training.trackers import LiveCurves
+    from fungi_fastai.training.tracking import LiveCurves
 
     shown = []
 

@@ -1,4 +1,4 @@
-"Several views and several photos: what is asked of the network, what is pooled, and what the gain is"
+"Test-time augmentation and several photos: views, pooling, and the gain"
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from fungi_fastai.core.errors import UserError
 pytestmark = pytest.mark.usefixtures('place', 'ready')
 
 
-def said(label, probs, group):
+def predictions(label, probs, group):
     classes = np.array(list('abc'))
     table = pd.DataFrame(
         dict(
@@ -25,12 +25,12 @@ def said(label, probs, group):
 def test_views_are_those_that_the_policy_allows():
     from fungi_fastai.evaluation.tta import View, make_views
 
-    assert make_views('flips', 'none') == [View()] and make_views('flips', 'field') == [View(), View(mirror=True)]
+    assert make_views('flips', 'none') == [View()] and make_views('flips', 'field') == [View(), View(flip=True)]
     every = make_views('flips', 'above')
-    assert len(set(every)) == 8 and every[0] == View() and all(v.side == 1 for v in every)
+    assert len(set(every)) == 8 and every[0] == View() and all(v.scale == 1 for v in every)
     more = make_views(6, 'field', seed=1)
     assert more == make_views(6, 'field', seed=1) != make_views(6, 'field', seed=2) and len(more) == 6
-    assert all(0.89 < v.side < 1 for v in more[2:]) and make_views(1, 'above') == [View()]
+    assert all(0.89 < v.scale < 1 for v in more[2:]) and make_views(1, 'above') == [View()]
     for wrong in (0, 'many'):
         with pytest.raises(UserError, match='at least 1'):
             make_views(wrong)
@@ -44,24 +44,26 @@ def test_the_eight_views_are_the_eight_symmetries_of_a_square():
     x = torch.rand(2, 3, 5, 5)
     seen = {tuple(view(x).flatten().tolist()) for view in make_views('flips', 'above')}
     assert len(seen) == 8 and View()(x) is x
-    assert torch.equal(View(mirror=True)(x), x.flip(-1)) and torch.equal(View(turns=2)(x), x.flip(-1, -2))
+    assert torch.equal(View(flip=True)(x), x.flip(-1)) and torch.equal(View(turns=2)(x), x.flip(-1, -2))
     ramp = torch.linspace(0, 1, 40).expand(1, 1, 40, 40)
     assert (
-        View(side=0.5, across=1.0)(ramp).min() > 0.49
-        and View(side=0.5, across=0.0)(ramp).max() < 0.51
-        and View(side=0.5)(ramp).shape == ramp.shape
+        View(scale=0.5, across=1.0)(ramp).min() > 0.49
+        and View(scale=0.5, across=0.0)(ramp).max() < 0.51
+        and View(scale=0.5)(ramp).shape == ramp.shape
     )
 
 
-def test_one_view_is_what_the_run_says(small_run):
+def test_one_view_is_the_prediction_of_the_run(small_run):
     from fungi_fastai.evaluation.tta import predict_tta, predict_views
 
     items = small_run.items.head(11)
     plain = small_run.probabilities(items)
     assert predict_tta(small_run, items, 1) == pytest.approx(plain, abs=1e-6)
-    each = predict_views(small_run, items, 'flips')
-    assert each.shape == (2, 11, 5) and each[0] == pytest.approx(plain, abs=1e-6) and not np.allclose(each[0], each[1])
-    assert predict_tta(small_run.learner, items) == pytest.approx(each.mean(0)) and predict_tta(
+    views = predict_views(small_run, items, 'flips')
+    assert (
+        views.shape == (2, 11, 5) and views[0] == pytest.approx(plain, abs=1e-6) and not np.allclose(views[0], views[1])
+    )
+    assert predict_tta(small_run.learner, items) == pytest.approx(views.mean(0)) and predict_tta(
         small_run, items, 5
     ).sum(1) == pytest.approx(1)
     assert np.array_equal(predict_tta(small_run, items, 5), predict_tta(small_run, items, 5))
@@ -69,7 +71,7 @@ def test_one_view_is_what_the_run_says(small_run):
     assert predict_tta(small_run, items.head(0)).shape == (0, 5)
 
 
-def test_a_mirrored_picture_has_the_same_answer(small_run, tmp_path):
+def test_a_flipped_image_has_the_same_prediction(small_run, tmp_path):
     from PIL import Image, ImageOps
 
     from fungi_fastai.evaluation.tta import predict_tta
@@ -82,14 +84,14 @@ def test_a_mirrored_picture_has_the_same_answer(small_run, tmp_path):
     assert both[0] == pytest.approx(both[1], abs=1e-3)
 
 
-def test_unreadable_pictures(small_run, tmp_path):
+def test_unreadable_images(small_run, tmp_path):
     from fungi_fastai.data.images import ImageError
     from fungi_fastai.evaluation.tta import predict_tta
 
     (tmp_path / 'bad.jpg').write_text('no image')
-    items, told = pd.DataFrame(dict(path=[small_run.items['path'][0], str(tmp_path / 'bad.jpg')])), []
-    found = predict_tta(small_run, items, on_error=lambda place, error: told.append(place))
-    assert told == [1] and np.isnan(found[1]).all() and np.isfinite(found[0]).all()
+    items, failed = pd.DataFrame(dict(path=[small_run.items['path'][0], str(tmp_path / 'bad.jpg')])), []
+    found = predict_tta(small_run, items, on_error=lambda index, error: failed.append(index))
+    assert failed == [1] and np.isnan(found[1]).all() and np.isfinite(found[0]).all()
     with pytest.raises(ImageError):
         predict_tta(small_run, items)
 
@@ -98,7 +100,9 @@ def test_pooling_by_hand():
     from fungi_fastai.evaluation.metrics import Evaluation
     from fungi_fastai.evaluation.tta import pool, pool_groups
 
-    table = said(list('aabc'), [[0.9, 0.1, 0], [0.3, 0.7, 0], [0.2, 0.6, 0.2], [0, 0.5, 0.5]], ['x', 'x', '', ''])
+    table = predictions(
+        list('aabc'), [[0.9, 0.1, 0], [0.3, 0.7, 0], [0.2, 0.6, 0.2], [0, 0.5, 0.5]], ['x', 'x', '', '']
+    )
     pooled = pool_groups(table)
     assert (
         pooled.group.tolist()[0] == 'x' and pooled.images.tolist() == [2, 1, 1] and pooled.label.tolist() == list('abc')
@@ -124,7 +128,7 @@ def many(n=80, photos=3, seed=0):
     label = np.repeat(rng.integers(0, 3, n), photos)
     logits = rng.normal(0, 1.2, (n * photos, 3))
     logits[np.arange(n * photos), label] += 1
-    return said(
+    return predictions(
         np.array(list('abc'))[label],
         np.exp(logits) / np.exp(logits).sum(1, keepdims=True),
         np.repeat(np.arange(n), photos).astype(str),
@@ -144,17 +148,17 @@ def test_the_gain_of_more_photos():
         and 0 < gain.gain_interval[0] < gain.gain < gain.gain_interval[1]
         and gain.n == 80
     )
-    assert [many for many, *_ in gain.curve] == [1, 2, 3] and gain.curve[0][1] < gain.curve[2][1] == pytest.approx(
-        gain.after
-    )
-    assert 'is worth' in gain.verdict and gain.figure() is not None
+    assert [point.images for point in gain.curve] == [1, 2, 3] and gain.curve[0].accuracy < gain.curve[
+        2
+    ].accuracy == pytest.approx(gain.after)
+    assert 'gains' in gain.verdict and gain.figure() is not None
     alone = pd.concat([table, table.head(6).assign(group='', name='z')])
     assert pooling_gain(alone).before == gain.before
     with pytest.raises(UserError, match='several'):
         pooling_gain(table.assign(group=''))
 
 
-def test_the_gain_of_views_is_paired_by_picture():
+def test_the_gain_of_views_is_paired_by_image():
     from fungi_fastai.evaluation.tta import views_gain
 
     table = many()
@@ -166,6 +170,6 @@ def test_the_gain_of_views_is_paired_by_picture():
     gain = views_gain(table, better.sample(frac=1, random_state=0))
     assert gain.after == 1 and gain.n == 80 and gain.before == pytest.approx((table.label == table.predicted).mean())
     none = views_gain(table, table)
-    assert none.gain == 0 and none.gain_interval == (0, 0) and 'could be told from chance' in none.verdict
+    assert none.gain == 0 and none.gain_interval == (0, 0) and 'not statistically significant' in none.verdict
     with pytest.raises(UserError, match='3 images'):
         views_gain(table, table.iloc[3:])

@@ -1,4 +1,4 @@
-"`fungi watch`: a training in another process, seen while it runs, when it ends, and when it is killed"
+"`fungi watch` shows the training of another process: while it runs, when it ends, and when it is killed"
 
 import io
 import os
@@ -8,19 +8,20 @@ import sys
 import threading
 import time
 import xml.dom.minidom
+from dataclasses import replace
 
 import pytest
 from conftest import flags, tiny
 from PIL import Image
 
-from fungi_fastai.runs.watch import best_row, is_training, look, screen, sparkline, ticks, time_left, watch
 from fungi_fastai.core.errors import MissingFileError, UserError
+from fungi_fastai.runs.watch import best_row, is_training, read_snapshot, screen, sparkline, ticks, time_left, watch
 
 call = 'import sys; from fungi_fastai.cli import main; sys.exit(main(sys.argv[1:]))'
 
 
 class Terminal(io.StringIO):
-    "A stream that says it is a terminal, and what would be seen on it"
+    "A stream that claims to be a terminal, and the text that it shows"
 
     encoding = 'utf-8'
 
@@ -30,22 +31,22 @@ class Terminal(io.StringIO):
     @property
     def shown(self):
         lines, at = [''], 0
-        for said in re.findall(r'\x1b\[\d*[A-Z]|\n|\r|[^\x1b\n\r]+', self.getvalue()):
-            if said == '\n':
+        for token in re.findall(r'\x1b\[\d*[A-Z]|\n|\r|[^\x1b\n\r]+', self.getvalue()):
+            if token == '\n':
                 at += 1
                 lines += [''] * (at + 1 - len(lines))
-            elif found := re.fullmatch(r'\x1b\[(\d+)A', said):
-                at -= int(found[1])
-            elif said == '\x1b[J':
+            elif up := re.fullmatch(r'\x1b\[(\d+)A', token):
+                at -= int(up[1])
+            elif token == '\x1b[J':
                 del lines[at + 1 :]
-            elif said[0] not in '\x1b\r':
-                lines[at] = said
+            elif token[0] not in '\x1b\r':
+                lines[at] = token
         return '\n'.join(lines)
 
 
 @pytest.fixture
 def training(place, photos):
-    "A training in a process of its own: training(folder, epochs=3), once the first epoch is there"
+    "Start a training in its own process: training(folder, epochs=3) returns after the first epoch"
     started = []
 
     def start(folder, **changes):
@@ -81,17 +82,17 @@ def training(place, photos):
 
 
 def watching(folder, stream, **options):
-    "`watch` in a thread; .join() gives what it gives"
-    found = []
+    "Start `watch` in a thread; the returned function waits for its result"
+    results = []
     thread = threading.Thread(
-        target=lambda: found.append(watch(folder, every=0.05, stream=stream, **options)), daemon=True
+        target=lambda: results.append(watch(folder, every=0.05, stream=stream, **options)), daemon=True
     )
     thread.start()
 
     def join():
         thread.join(300)
-        assert found, f'still watching:\n{stream.getvalue()}'
-        return found[0]
+        assert results, f'still watching:\n{stream.getvalue()}'
+        return results[0]
 
     return join
 
@@ -127,30 +128,30 @@ def test_killed_while_watched(training, tmp_path):
     process = training(folder, epochs=500)
     assert is_training(folder)
     join = watching(folder, terminal)
-    while len(look(folder).rows) < 3:
+    while len(read_snapshot(folder).rows) < 3:
         time.sleep(0.02)
     assert watch(folder, once=True, stream=(log := io.StringIO())) == 0
-    assert re.search(r'now  epoch \d+ of 500 for 0:\d\d, 0:\d\d an epoch, (\d+:)+\d\d left', log.getvalue()), (
+    assert re.search(r'now  epoch \d+ of 500 for \d+ s, \d+ s per epoch, [\d hmins]+ left', log.getvalue()), (
         log.getvalue()
     )
     process.kill()
     process.wait()  # SIGKILL
     assert join() == 1
     assert 'not running' in terminal.shown and f'--resume {folder}' in terminal.shown and (folder / '.lock').exists()
-    assert not is_training(folder) and not look(folder).running
+    assert not is_training(folder) and not read_snapshot(folder).running
 
 
 def test_watching_does_not_disturb(place, tmp_path):
-    "Others may begin to train at any moment while somebody looks"
+    "A training may start at any moment while somebody watches"
     from fungi_fastai.core.files import only_process
 
     stop, seen = threading.Event(), []
 
-    def look_on():
+    def keep_watching():
         while not stop.is_set():
             seen.append(is_training(tmp_path))
 
-    thread = threading.Thread(target=look_on)
+    thread = threading.Thread(target=keep_watching)
     thread.start()
     try:
         for _ in range(300):
@@ -182,7 +183,7 @@ def test_held_where_the_system_does_not_list_locks(tmp_path, monkeypatch):
         pass
 
 
-def test_a_finished_run_is_told_of_once(small_run, tmp_path):
+def test_a_finished_run_is_shown_once(small_run, tmp_path):
     out = io.StringIO()
     assert watch(small_run.folder, once=True, out=tmp_path / 'curves.png', stream=out) == 0
     with Image.open(tmp_path / 'curves.png') as image:
@@ -190,7 +191,7 @@ def test_a_finished_run_is_told_of_once(small_run, tmp_path):
     assert f'{small_run.metrics["accuracy"]:.1%}' in out.getvalue()
 
 
-def test_what_is_no_run(tmp_path, small_run):
+def test_a_folder_that_is_not_a_run(tmp_path, small_run):
     with pytest.raises(MissingFileError, match='no run folder'):
         watch(tmp_path / 'nowhere')
     with pytest.raises(UserError, match='not a run'):
@@ -208,16 +209,13 @@ def test_what_is_no_run(tmp_path, small_run):
 
 def test_before_the_first_epoch(tmp_path, small_run):
     (tmp_path / 'recipe.json').write_bytes((small_run.folder / 'recipe.json').read_bytes())
-    state = look(tmp_path)
-    assert state.rows == [] and time_left(state) == (None, None) and best_row([], 'accuracy') is None
-    assert 'not running, after epoch 0 of 2' in screen(state)
-    state.running = True
-    assert 'first epoch' in screen(state)
+    snapshot = read_snapshot(tmp_path)
+    assert snapshot.rows == [] and time_left(snapshot) == (None, None) and best_row([], 'accuracy') is None
+    assert 'not running, after epoch 0 of 2' in screen(snapshot)
+    assert 'first epoch' in screen(replace(snapshot, running=True))
     assert watch(tmp_path, out=tmp_path / 'empty.svg', stream=io.StringIO()) == 1 and (tmp_path / 'empty.svg').exists()
-    (tmp_path / 'recipe.json').write_text(
-        '{"name": "an older one", "epochs": 3}'
-    )  # fields that it lacks have their defaults
-    assert 'an older one' in screen(look(tmp_path))
+    (tmp_path / 'recipe.json').write_text('{"name": "an older one", "epochs": 3}')  # missing fields have their defaults
+    assert 'an older one' in screen(read_snapshot(tmp_path))
 
 
 def test_no_unicode_no_unicode(small_run):
@@ -231,6 +229,9 @@ def test_no_unicode_no_unicode(small_run):
 
 
 def test_it_is_light():
-    "Neither torch nor fastai, nor pandas before a figure is asked for"
-    code = 'import sys, fungi_fastai.runs.watch; sys.exit(bool({"torch", "fastai", "pandas", "matplotlib"} & set(sys.modules)))'
+    "Neither torch nor fastai, and no pandas unless you want a figure"
+    code = (
+        'import sys, fungi_fastai.runs.watch; '
+        'sys.exit(bool({"torch", "fastai", "pandas", "matplotlib"} & set(sys.modules)))'
+    )
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0

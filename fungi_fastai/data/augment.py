@@ -36,76 +36,81 @@ from .policies import Augment, policy
 
 # %% ../../nbs/data/augment.ipynb #e368f6b7
 def _stretch_mat(x, largest):
-    "Matrices that change the aspect ratio by up to `largest`, area kept"
+    "Matrices that change the aspect ratio by up to `largest` and keep the area"
     ratio = torch.exp(x.new_empty(x.size(0)).uniform_(-1, 1) * torch.log1p(x.new_tensor(largest)) / 2)
-    nothing = torch.zeros_like(ratio)
-    return affine_mat(ratio, nothing, nothing, nothing, 1 / ratio, nothing)
+    zero = torch.zeros_like(ratio)
+    return affine_mat(ratio, zero, zero, zero, 1 / ratio, zero)
 
 
 class TrainOnlyAffine(AffineCoordTfm):
-    "fastai's composed affine transform. Validation batches are left as they are, and a GPU is never waited for"
+    "fastai's composed affine transform, which leaves validation batches unchanged and never synchronises with the GPU"
 
     def encodes(self, x: TensorImage):
         if self.split_idx:
             return x
-        x, centres = x.as_subclass(torch.Tensor), (torch.arange(self.size, device=x.device) * 2 + 1) / self.size - 1
-        if (times := x.shape[-1] // self.size) > 1:
-            x = F.avg_pool2d(x, times)  # bilinear sampling alone would skip pixels
+        x = x.as_subclass(torch.Tensor)
+        centres = (torch.arange(self.size, device=x.device) * 2 + 1) / self.size - 1
+        if (reduction := x.shape[-1] // self.size) > 1:
+            x = F.avg_pool2d(x, reduction)  # bilinear sampling alone would skip pixels
         across, down, shift = self.mat.as_subclass(torch.Tensor)[:, None, None].to(x.dtype).unbind(-1)
         grid = across * centres[:, None] + (down * centres[:, None, None] + shift)
         return TensorImage(F.grid_sample(x, grid, 'bilinear', self.pad_mode, align_corners=False))
 
 
 def _lighting(x, change):
-    "fastai's `TensorImage.lighting`, in place where it can be"
+    "fastai's `TensorImage.lighting`, in place where possible"
     return TensorImage(change(torch.logit(x.as_subclass(torch.Tensor), 1e-7)).sigmoid_())
 
 
 def batch_transforms(
     augment: Augment,  # the policy
-    size: int,  # side of the square that the network sees, pixels
+    size: int,  # image size that the network sees, pixels
 ) -> list:  # fastai batch transforms
-    "The policy as fastai batch transforms; none of them touches a validation batch"
-    a = {
-        f.name: getattr(augment, f.name) * augment.strength
-        for f in fields(Augment)
-        if f.name not in ('flip', 'strength')
-    }
-    shapes = []
-    if augment.flip != 'none':
-        shapes += (Flip() if augment.flip == 'horizontal' else Dihedral()).aff_fs
-    if a['rotate']:
-        shapes += Rotate(min(a['rotate'], 180), p=0.75).aff_fs
-    if a['stretch']:
-        shapes.append(partial(_stretch_mat, largest=a['stretch']))
-    # the smallest crop keeps a fraction 1-crop of the area, so the zoom goes up to the root of its inverse
-    if a['crop']:
-        shapes.append(partial(zoom_mat, min_zoom=1.0, max_zoom=(1 - min(a['crop'], 0.95)) ** -0.5, p=1.0))
-    # always there: it also brings a training image from its larger canvas to `size`
-    transforms = [TrainOnlyAffine(shapes, size=size, pad_mode=PadMode.Reflection, align_corners=False)]
+    "The policy as fastai batch transforms; none of them changes a validation batch"
+    numbers = [f.name for f in fields(Augment) if f.name not in ('flip', 'strength')]
+    limits = {name: getattr(augment, name) * augment.strength for name in numbers}
+    # the affine transform is always present: it also resizes a training image from its larger canvas to `size`
+    matrices = _affine_functions(augment.flip, limits)
+    transforms = [TrainOnlyAffine(matrices, size=size, pad_mode=PadMode.Reflection, align_corners=False)]
     for kind, name in ((Brightness, 'brightness'), (Contrast, 'contrast'), (Saturation, 'saturation')):
-        if a[name]:
-            transforms.append(kind(max_lighting=min(a[name], 0.9), p=0.75))
-    transforms = list(setup_aug_tfms(transforms))  # what works in logit space becomes one transform
-    for one in transforms:
-        if isinstance(one, LightingTfm):
-            one.space_fn = _lighting
-    if a['hue']:
-        transforms.append(Hue(max_hue=min(a['hue'], 0.5), p=0.75))
-    if a['erase']:
-        transforms.append(RandomErasing(p=min(a['erase'], 1.0)))
+        if limits[name]:
+            transforms.append(kind(max_lighting=min(limits[name], 0.9), p=0.75))
+    transforms = list(setup_aug_tfms(transforms))  # composes the changes in logit space into one transform
+    for transform in transforms:
+        if isinstance(transform, LightingTfm):
+            transform.space_fn = _lighting
+    if limits['hue']:
+        transforms.append(Hue(max_hue=min(limits['hue'], 0.5), p=0.75))
+    if limits['erase']:
+        transforms.append(RandomErasing(p=min(limits['erase'], 1.0)))
     return transforms
+
+
+def _affine_functions(flip, limits):
+    "The functions that draw affine matrices for flip, rotation, stretch and crop"
+    functions = []
+    if flip != 'none':
+        functions += (Flip() if flip == 'horizontal' else Dihedral()).aff_fs
+    if limits['rotate']:
+        functions += Rotate(min(limits['rotate'], 180), p=0.75).aff_fs
+    if limits['stretch']:
+        functions.append(partial(_stretch_mat, largest=limits['stretch']))
+    if limits['crop']:
+        # the smallest crop keeps a fraction 1 - crop of the area, so the largest zoom is the root of its inverse
+        max_zoom = (1 - min(limits['crop'], 0.95)) ** -0.5
+        functions.append(partial(zoom_mat, min_zoom=1.0, max_zoom=max_zoom, p=1.0))
+    return functions
 
 # %% ../../nbs/data/augment.ipynb #45368432
 def show_policy(
     image,  # a Pillow image
     augment: str | Augment = 'field',  # policy, or its name
-    strengths=(0.0, 0.5, 1.0, 2.0),  # settings of the dial, a row each
+    strengths=(0.0, 0.5, 1.0, 2.0),  # multipliers of the policy's strength, a row each
     columns: int = 6,  # images a row
-    size: int = 128,  # side of what the network sees, pixels
-    seed: int = 0,
+    size: int = 128,  # image size that the network sees, pixels
+    seed: int = 0,  # of the random changes
 ):  # a matplotlib Figure
-    "An image under a policy: one row a strength, one column a draw"
+    "An image under a policy: one row a strength, one column a random draw. Raises `UserError` for an unknown policy"
     from fasttransform import Pipeline
     from matplotlib.figure import Figure
 
@@ -117,9 +122,9 @@ def show_policy(
         torch.manual_seed(seed)
         for row, strength in zip(axes, strengths, strict=True):
             batch = TensorImage(pixels.expand(columns, -1, -1, -1).clone())
-            drawn = Pipeline(batch_transforms(policy(augment, strength), size), split_idx=0)(batch)
-            for axis, one in zip(row, drawn, strict=True):
-                axis.imshow(one.clamp(0, 1).permute(1, 2, 0).numpy())
-                axis.set(xticks=[], yticks=[])
+            augmented = Pipeline(batch_transforms(policy(augment, strength), size), split_idx=0)(batch)
+            for ax, one in zip(row, augmented, strict=True):
+                ax.imshow(one.clamp(0, 1).permute(1, 2, 0).numpy())
+                ax.set(xticks=[], yticks=[])
             row[0].set_ylabel(f'strength {strength:g}', fontsize=8)
     return figure

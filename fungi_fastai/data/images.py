@@ -1,4 +1,4 @@
-"""One way to open an image, whatever a camera, a scanner or a microscope made of it
+"""One way to open an image, whatever camera, scanner or microscope it comes from
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/images.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/images.html.md"""
 
 # %% auto #0
 __all__ = ['image_extensions', 'unread_extensions', 'formats', 'max_pixels', 'resize_methods', 'ImageError', 'is_image_name',
-           'to_rgb', 'open_image', 'canvas_size', 'kept_size', 'read_pixels', 'square']
+           'to_rgb', 'open_image', 'canvas_size', 'scaled_size', 'read_pixels', 'square']
 
 # %% ../../nbs/data/images.ipynb #52661ea3
 import warnings
@@ -19,20 +19,11 @@ from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/data/images.ipynb #fe4649a9
 image_extensions = frozenset('.jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .gif .mpo .ppm .pgm'.split())
-unread_extensions = frozenset(
-    '.heic .heif .avif .jxl .jp2 .cr2 .cr3 .nef .arw .dng .orf .rw2 .raf'.split()
-)  # of phones and cameras; not read
-formats = (
-    'JPEG',
-    'PNG',
-    'WEBP',
-    'TIFF',
-    'GIF',
-    'BMP',
-    'DIB',
-    'PPM',
-)  # MPO is a JPEG at first. Pillow opens many more; one of them starts Ghostscript
-max_pixels = 2**28  # 268 million: past this an image is refused, as a file that unpacks to fill the memory would be
+# formats of phones and cameras that are not read
+unread_extensions = frozenset('.heic .heif .avif .jxl .jp2 .cr2 .cr3 .nef .arw .dng .orf .rw2 .raf'.split())
+# Pillow opens many more formats, and one of them starts Ghostscript. An MPO begins as a JPEG
+formats = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'GIF', 'BMP', 'DIB', 'PPM')
+max_pixels = 2**28  # 268 million; a larger image is refused, because a small file can unpack to fill the memory
 
 
 class ImageError(UserError):
@@ -41,7 +32,7 @@ class ImageError(UserError):
 # %% ../../nbs/data/images.ipynb #a2033062
 def is_image_name(
     path: str | Path,
-) -> bool:  # by its extension; hidden files and macOS's `._` twins are none
+) -> bool:  # by its extension; False for hidden files and the `._` files of macOS
     "Whether a file is named like an image"
     path = Path(path)
     return path.suffix.lower() in image_extensions and not path.name.startswith('.')
@@ -68,10 +59,9 @@ def to_rgb(
 # %% ../../nbs/data/images.ipynb #9371a340
 def open_image(
     source,  # a path, or an open binary file
-    size: int
-    | None = None,  # pixels wanted on the shorter side: a JPEG is then decoded at the smallest 1/1…1/8 that has them
+    size: int | None = None,  # pixels needed on the shorter side: a JPEG is decoded at the smallest 1/1…1/8 with them
 ) -> Image.Image:  # 8-bit RGB, upright
-    "Read an image. Raises `MissingFileError`, or `ImageError` where the file is no image, is cut short, or is too large"
+    "Read an image. Raises `MissingFileError`, or `ImageError` if the file is no image, is truncated, or is too large"
     try:
         with Image.open(source, formats=formats) as image:
             width, height = image.size
@@ -96,7 +86,7 @@ def open_image(
         raise ImageError(f'{source} cannot be read to its end: {error}.') from None
 
 
-# Pillow's own guard refuses at twice its number and warns before it; the check above speaks clearer than the warning
+# Pillow's own guard raises at twice this number and warns before it; the check above gives a clearer message
 Image.MAX_IMAGE_PIXELS = max_pixels
 warnings.simplefilter('ignore', Image.DecompressionBombWarning)
 
@@ -105,52 +95,53 @@ resize_methods = ('crop', 'squish', 'pad')
 
 
 def canvas_size(
-    size: int,  # side of what the network sees, pixels
-) -> int:  # side of the square that a training image is kept on
-    "A seventh larger than `size`, to a multiple of 8"
+    size: int,  # the image size of the network, pixels
+) -> int:  # pixels
+    "The size of the canvas for training images: a seventh larger than `size`, rounded up to a multiple of 8"
     return -(-size * 8 // 7 // 8) * 8
 
 
-def kept_size(
-    width: int,  # of the upright image
-    height: int,
-    side: int,  # of the canvas, pixels
+def scaled_size(
+    width: int,  # of the upright image, pixels
+    height: int,  # of the upright image, pixels
+    size: int,  # of the canvas, pixels
     method: str,  # crop, squish or pad
-) -> tuple[int, int]:  # width and height that are kept
-    "The scale at which an image covers the canvas (crop), or lies within it (pad, squish). Nothing is enlarged"
+) -> tuple[int, int]:  # width and height, pixels
+    "The size at which an image covers the canvas (crop), or fits into it (pad, squish). No image is enlarged"
     if method == 'squish':
-        return min(width, side), min(height, side)
-    scale = min(1, side / (min if method == 'crop' else max)(width, height))
+        return min(width, size), min(height, size)
+    reference = min(width, height) if method == 'crop' else max(width, height)
+    scale = min(1, size / reference)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def read_pixels(
     source,  # a path, an open binary file, or a Pillow image
-    side: int,  # of the canvas, pixels
+    size: int,  # of the canvas, pixels
     method: str = 'crop',  # crop, squish or pad
 ) -> np.ndarray:  # (height, width, 3) uint8
-    "An image at the scale that is kept, resampled once (bicubic, antialiased). Raises what `open_image` raises"
-    image = to_rgb(source) if isinstance(source, Image.Image) else open_image(source, side)
-    return np.asarray(image.resize(kept_size(*image.size, side, method), Image.Resampling.BICUBIC))
+    "An image scaled to the canvas, resampled once (bicubic, antialiased). Raises what `open_image` raises"
+    image = to_rgb(source) if isinstance(source, Image.Image) else open_image(source, size)
+    return np.asarray(image.resize(scaled_size(*image.size, size, method), Image.Resampling.BICUBIC))
 
 
 def square(
     pixels: np.ndarray,  # (height, width, 3) uint8, as `read_pixels` gives it
-    size: int,  # side of the square, pixels
+    size: int,  # the image size of the network, pixels
     method: str = 'crop',  # crop, squish or pad
-    at: tuple[float, float] = (0.5, 0.5),  # where a crop stands on the spare width and height, 0…1
-) -> np.ndarray:  # (size, size, 3) uint8; a view of `pixels` where nothing has to be resampled
-    "What is kept of an image, as a square"
+    at: tuple[float, float] = (0.5, 0.5),  # position of a crop on the spare width and height, 0…1
+) -> np.ndarray:  # (size, size, 3) uint8; a view of `pixels` if nothing has to be resampled
+    "The pixels of an image as the square that a network sees"
     height, width = pixels.shape[:2]
     if method == 'crop':
-        side = min(width, height)
-        left, top = round((width - side) * at[0]), round((height - side) * at[1])
-        pixels = pixels[top : top + side, left : left + side]
+        shorter = min(width, height)
+        left, top = round((width - shorter) * at[0]), round((height - shorter) * at[1])
+        pixels = pixels[top : top + shorter, left : left + shorter]
     elif method == 'pad':
-        across, down = max(width, height) - width, max(width, height) - height
-        pixels = np.pad(
-            pixels, ((down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)), mode='symmetric'
-        )
+        longer = max(width, height)
+        rows, columns = longer - height, longer - width  # to add
+        borders = (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0)
+        pixels = np.pad(pixels, borders, mode='symmetric')
     if pixels.shape[:2] == (size, size):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))

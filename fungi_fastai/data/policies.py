@@ -1,4 +1,4 @@
-"""What an image may look like and still show the same specimen
+"""How much a training image may change and still show the same specimen
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/policies.html.md"""
 
@@ -15,18 +15,18 @@ from ..core.errors import UserError
 # %% ../../nbs/data/policies.ipynb #7972f56e
 @dataclass(frozen=True)
 class Augment:
-    "How far a training image may be changed; 0 switches a change off"
+    "How much a training image may change; 0 switches a change off. Raises `UserError` for a value out of range"
 
-    flip: str = 'horizontal'  # none, horizontal, or all (the 8 flips and quarter turns, for images with no up)
+    flip: str = 'horizontal'  # none, horizontal, or all (the 8 flips and quarter turns, for images without an up)
     crop: float = 0.4  # largest fraction of the area that a random crop may leave out, in [0, 1)
     stretch: float = 0.15  # largest change of the aspect ratio, as a fraction
     rotate: float = 15.0  # largest rotation, degrees
     brightness: float = 0.2  # largest change of brightness, in fastai's logit scale: 0.2 ≈ ±20 %
-    contrast: float = 0.2  # largest change of contrast, likewise
-    saturation: float = 0.15  # largest change of saturation, likewise
+    contrast: float = 0.2  # largest change of contrast, in the same scale
+    saturation: float = 0.15  # largest change of saturation, in the same scale
     hue: float = 0.0  # largest shift of the hue, as a fraction of the colour circle
-    erase: float = 0.0  # chance that a rectangle is replaced by noise
-    strength: float = 1.0  # the dial: multiplies every number above
+    erase: float = 0.0  # probability that a rectangle is replaced by noise
+    strength: float = 1.0  # multiplies every number above
 
     def __post_init__(self):
         if self.flip not in ('none', 'horizontal', 'all'):
@@ -36,14 +36,16 @@ class Augment:
             if not (isinstance(value, int | float) and value >= 0):
                 raise UserError(f'{f.name} is {value!r}; expected a number of at least 0.')
         if not self.crop < 1:
-            raise UserError(f'crop is {self.crop}; expected below 1, since something must be left.')
+            raise UserError(f'crop is {self.crop}; expected below 1, since a crop of 1 leaves nothing.')
 
-    def but(self, **changes) -> 'Augment':
-        "The same policy with some fields changed"
-        if unknown := set(changes) - {f.name for f in fields(self)}:
-            raise UserError(
-                f'There is no augmentation {", ".join(sorted(unknown))}. Known: {", ".join(f.name for f in fields(self))}.'
-            )
+    def but(
+        self,
+        **changes,  # fields and their new values
+    ) -> 'Augment':
+        "The same policy with some fields changed. Raises `UserError` for an unknown field"
+        known = [f.name for f in fields(self)]
+        if unknown := set(changes) - set(known):
+            raise UserError(f'There is no augmentation {", ".join(sorted(unknown))}. Known: {", ".join(known)}.')
         return replace(self, **changes)
 
 # %% ../../nbs/data/policies.ipynb #204c20d0
@@ -51,16 +53,16 @@ policies = dict(
     none=Augment(flip='none', strength=0),
     light=Augment(crop=0.2, stretch=0.05, rotate=5, brightness=0.1, contrast=0.1, saturation=0),
     field=Augment(),  # photos in the field: mushrooms, flowers
-    above=Augment(flip='all', crop=0.3, stretch=0.1, rotate=45),  # from above: seedlings
+    above=Augment(flip='all', crop=0.3, stretch=0.1, rotate=45),  # photos from above: seedlings
     microscope=Augment(flip='all', crop=0.3, stretch=0.1, rotate=45, saturation=0.2, hue=0.02),  # slides
 )
 
 
 def policy(
     name: str | Augment,  # a name in `policies`, or a policy
-    strength: float = 1.0,  # multiplies the policy's own dial
+    strength: float = 1.0,  # multiplies the policy's own strength
 ) -> Augment:
-    "A policy by its name. Raises `UserError` for a name that is not known"
+    "The policy with this name. Raises `UserError` for an unknown name"
     if isinstance(name, str):
         if name not in policies:
             raise UserError(f'There is no augmentation policy {name!r}. Known: {", ".join(policies)}.')

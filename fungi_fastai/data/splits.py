@@ -1,4 +1,4 @@
-"""Train, validation and test sets that never share a specimen, a photo or a near-identical frame
+"""Training, validation and test sets that never share a specimen, a photo or a near-duplicate
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/splits.html.md"""
 
@@ -13,143 +13,147 @@ from hashlib import blake2b
 import numpy as np
 import pandas as pd
 
-from .scan import components
+from .duplicates import components
 from ..core.errors import UserError
 
 # %% ../../nbs/data/splits.ipynb #1c0783ba
 def split_groups(
     items: pd.DataFrame,  # with columns `name`, `group` and, after a scan, `cluster`; '' is "none"
-) -> pd.Series:  # (images,) the name of each image's unit
-    "Images that must stay on one side: joined by a common group or a common cluster of copies, directly or over others"
+) -> pd.Series:  # (images,) the name of each image's split group
+    "Images that must stay in one set: connected, directly or through others, by a group or by a cluster of duplicates"
     n = len(items)
     keys = [items.group.where(items.group.ne(''), other=None)]
     if 'cluster' in items:
         keys.append(items.cluster.where(items.cluster.ne(''), other=None))
-    rows, columns, width = [], [], 0
+    # a graph whose nodes are the images, followed by the groups and the clusters
+    images, nodes, n_nodes = [], [], n
     for key in keys:
         codes, names = pd.factorize(key)
-        rows.append(np.flatnonzero(codes >= 0))
-        columns.append(codes[codes >= 0] + width)
-        width += len(names)
-    part = components(n + width, np.concatenate(rows), n + np.concatenate(columns))
-    # a unit is named after its first group or, without groups, its first image: a name that outlives added files
+        images.append(np.flatnonzero(codes >= 0))
+        nodes.append(codes[codes >= 0] + n_nodes)
+        n_nodes += len(names)
+    component = components(n_nodes, np.concatenate(images), np.concatenate(nodes))[:n]
+    # the name is that of the first group or, without groups, of the first image: added files seldom change it
     own_name = items.group.where(items.group.ne(''), items['name'])
-    return own_name.groupby(part[:n]).transform('min').rename('split_group')
+    return own_name.groupby(component).transform('min').rename('split_group')
 
 # %% ../../nbs/data/splits.ipynb #84ede59a
-def _draw(names, seed, salt):
-    "A number in [0, 1) from each name, the same on every machine"
-    return np.array(
-        [
-            int.from_bytes(blake2b(f'{seed}/{salt}/{name}'.encode(), digest_size=8).digest(), 'big') / 2**64
-            for name in names
-        ]
-    )
+def _hash_to_unit(name, seed, salt):
+    "A number in [0, 1), the same on every machine"
+    digest = blake2b(f'{seed}/{salt}/{name}'.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'big') / 2**64
 
 
-def _table(items, seed, salt):
-    "One row a unit: its commonest label, its number of images and its drawn number, in drawn order"
-    unit = split_groups(items)
-    table = items.groupby(unit).label.agg(lambda labels: labels.mode().iat[0]).to_frame('label')
-    table['size'] = unit.value_counts()
-    table['draw'] = _draw(table.index, seed, salt)
-    return unit, table.sort_values('draw')
+def _group_table(items, seed, salt):
+    "The split group of each image; and a table of the groups (most common label, size, number), sorted by the number"
+    groups = split_groups(items)
+    table = items.groupby(groups).label.agg(lambda labels: labels.mode().iat[0]).to_frame('label')
+    table['size'] = groups.value_counts()
+    table['number'] = np.array([_hash_to_unit(name, seed, salt) for name in table.index])
+    return groups, table.sort_values('number')
 
 
-def _cut(table, fraction, least=0, most=None):
-    "How many of a class's units, in drawn order, lie below `fraction`: by their draws, within a quarter of the fraction in images"
-    reached = table['size'].cumsum().to_numpy()
-    low, high = np.searchsorted(
-        reached, [0.75 * fraction * reached[-1], 1.25 * fraction * reached[-1]], side='left'
-    ) + (1, 1)
-    by_draw = int((table.draw < fraction).sum())
-    within = (
-        by_draw
-        if 0.75 * fraction <= (reached[by_draw - 1] / reached[-1] if by_draw else 0) <= 1.25 * fraction
-        else int(np.clip(by_draw, low, high))
-    )
-    return int(np.clip(within, least, len(table) if most is None else most))
+def _count_below(table, fraction, lowest=0, highest=None):
+    "How many groups of a class have a number below `fraction`; adjusted if their images deviate by more than a quarter"
+    images = table['size'].cumsum().to_numpy()
+    count = int((table.number < fraction).sum())
+    actual = images[count - 1] / images[-1] if count else 0
+    if not 0.75 * fraction <= actual <= 1.25 * fraction:
+        bounds = [0.75 * fraction * images[-1], 1.25 * fraction * images[-1]]
+        least, most = np.searchsorted(images, bounds, side='left') + 1
+        count = int(np.clip(count, least, most))
+    return int(np.clip(count, lowest, len(table) if highest is None else highest))
 
 # %% ../../nbs/data/splits.ipynb #0ad5461a
 def split(
-    items: pd.DataFrame,  # labelled images: columns `name`, `label`, `group`, `cluster`, and `given` where folders say the part
-    valid: float = 0.2,  # fraction of each class that is validated on
-    test: float = 0.2,  # fraction of each class that stays untouched until the end
-    seed: int = 42,
+    items: pd.DataFrame,  # labelled: columns `name`, `label`, `group`, `cluster`, and `given` if folders name the set
+    valid: float = 0.2,  # fraction of each class for the validation set
+    test: float = 0.2,  # fraction of each class for the test set, which stays untouched until the end
+    seed: int = 42,  # another seed, another split
 ) -> pd.Series:  # (images,) 'train', 'valid' or 'test'
-    "Stratified parts that share no unit; parts `given` by folders are kept as they are. Raises `UserError`"
+    "Stratified sets that share no split group; sets `given` by folders stay as they are. Raises `UserError`"
     if not (0 < valid < 1 and 0 <= test < 1 and valid + test < 1):
         raise UserError(
-            f'The shares are valid={valid} and test={test}; both must be in [0, 1), valid above 0, their sum below 1.'
+            f'The fractions are valid={valid} and test={test}; '
+            'both must be in [0, 1), valid above 0, their sum below 1.'
         )
     given = items.given if 'given' in items else pd.Series('', items.index)
-    part = given.where(given.isin(['valid', 'test']), 'train')
+    result = given.where(given.isin(['valid', 'test']), 'train')
     if (given == 'test').any():
         test = 0
     if (given == 'valid').any():
         valid = 0
-    free = items[part == 'train']
-    if free.empty:
-        raise UserError('No image is left to train on: all stand in given valid or test folders.')
-    unit, table = _table(free, seed, 'split')
-    place = pd.Series('train', table.index)
+    undecided = items[result == 'train']
+    if undecided.empty:
+        raise UserError('No image is left to train on: all are in given valid or test folders.')
+    groups, table = _group_table(undecided, seed, 'split')
+    subset = pd.Series('train', table.index)
     for _, rows in table.groupby('label', sort=False):
-        spare = len(rows) - 1  # one unit of each class is trained on, whatever the shares
-        tested = _cut(rows, test, min(test > 0, spare), spare) if test else 0
-        both = _cut(rows, test + valid, tested + min(1, spare - tested), spare) if valid else tested
-        place[rows.index[:tested]] = 'test'
-        place[rows.index[tested:both]] = 'valid'
-    part[free.index] = unit.map(place)
-    return part.rename('split')
+        n_test, n_valid = _set_sizes(rows, valid, test)
+        subset[rows.index[:n_test]] = 'test'
+        subset[rows.index[n_test : n_test + n_valid]] = 'valid'
+    result[undecided.index] = groups.map(subset)
+    return result.rename('split')
+
+
+def _set_sizes(rows, valid, test):
+    "The numbers of test and validation groups of a class; at least one group remains for training"
+    spare = len(rows) - 1
+    n_test = _count_below(rows, test, min(1, spare), spare) if test else 0
+    if not valid:
+        return n_test, 0
+    held_out = _count_below(rows, test + valid, n_test + min(1, spare - n_test), spare)
+    return n_test, held_out - n_test
 
 # %% ../../nbs/data/splits.ipynb #b5a31eb2
 def leaks(
     items: pd.DataFrame,  # with a column `split`
-) -> pd.DataFrame:  # one row a unit on several sides: unit, parts, images, example
-    "Units that stand on more than one side, as given folders may have it; empty for every split made here"
-    placed = items[items.split.ne('')]
-    found = (
-        placed.assign(split_group=split_groups(placed))
-        .groupby('split_group')
-        .agg(parts=('split', lambda s: '+'.join(sorted(set(s)))), images=('name', 'size'), example=('name', 'first'))
+) -> pd.DataFrame:  # one row a split group in several sets: split_group, sets, images, example
+    "Split groups that are in more than one set, as given folders may have it; empty for every split made by `split`"
+    used = items[items.split.ne('')]
+    table = used.assign(split_group=split_groups(used)).groupby('split_group')
+    table = table.agg(
+        sets=('split', lambda sets: '+'.join(sorted(set(sets)))), images=('name', 'size'), example=('name', 'first')
     )
-    return found[found.parts.str.contains('+', regex=False)].reset_index()
+    return table[table.sets.str.contains('+', regex=False)].reset_index()
 
 # %% ../../nbs/data/splits.ipynb #9b6cb33b
 def folds(
     items: pd.DataFrame,  # labelled images
     k: int = 5,  # number of folds
-    seed: int = 42,
+    seed: int = 42,  # another seed, other folds
 ) -> pd.Series:  # (images,) fold number 0…k-1
-    "Stratified folds that share no unit. Raises `UserError` where a class has fewer units than folds"
+    "Stratified folds that share no split group. Raises `UserError` if a class has fewer split groups than folds"
     from sklearn.model_selection import StratifiedGroupKFold
 
-    unit, table = _table(items, seed, 'folds')
-    fewest = table.label.value_counts()
-    if k < 2 or fewest.min() < k:
+    groups, table = _group_table(items, seed, 'folds')
+    per_class = table.label.value_counts()
+    if k < 2 or per_class.min() < k:
         raise UserError(
             f'{k} folds need at least 2 folds and {k} separate specimens a class; '
-            f'{fewest.idxmin()!r} has {fewest.min()}. Choose fewer folds or leave that class out.'
+            f'{per_class.idxmin()!r} has {per_class.min()}. Choose fewer folds or leave that class out.'
         )
-    order = items.assign(split_group=unit).sort_values('name')  # the same folds whatever order the files were found in
-    number = pd.Series(-1, order.index)
-    cutter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
-    for fold, (_, held) in enumerate(cutter.split(order, order.label, order.split_group)):
-        number.iloc[held] = fold
-    return number.loc[items.index].rename('fold')
+    ordered = items.assign(split_group=groups).sort_values('name')  # so that the order of the files does not matter
+    result = pd.Series(-1, ordered.index)
+    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+    for fold, (_, held_out) in enumerate(splitter.split(ordered, ordered.label, ordered.split_group)):
+        result.iloc[held_out] = fold
+    return result.loc[items.index].rename('fold')
 
 
 def fraction(
     items: pd.DataFrame,  # labelled images
     fraction: float,  # of the images of each class, in (0, 1]
-    seed: int = 42,
-) -> pd.DataFrame:  # the chosen rows, in their old order
-    "A fraction of each class in whole units, at least one a class; smaller shares are contained in larger ones"
+    seed: int = 42,  # another seed, another selection
+) -> pd.DataFrame:  # the selected rows, in their old order
+    """A fraction of each class in undivided split groups, at least one a class. Raises `UserError`
+
+    A larger fraction contains every smaller one of the same seed."""
     if not 0 < fraction <= 1:
         raise UserError(f'The fraction is {fraction}; expected above 0 and at most 1.')
-    unit, table = _table(items, seed, 'fraction')
-    kept = set()
+    groups, table = _group_table(items, seed, 'fraction')
+    selected = set()
     for _, rows in table.groupby('label', sort=False):
-        before = rows['size'].cumsum() - rows['size']
-        kept.update(rows.index[before < fraction * rows['size'].sum()])
-    return items[unit.isin(kept)]
+        images_before = rows['size'].cumsum() - rows['size']
+        selected.update(rows.index[images_before < fraction * rows['size'].sum()])
+    return items[groups.isin(selected)]

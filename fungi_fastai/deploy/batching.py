@@ -1,4 +1,4 @@
-"""Many clients, one model: images are read in a few threads and pass the network in batches, and there is a limit to how many wait
+"""Many clients, one network: images are read in a few threads, pass the network in batches, and wait in a queue of limited size
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/batching.html.md"""
 
@@ -21,30 +21,37 @@ from ..core.errors import UserError
 
 # %% ../../nbs/deploy/batching.ipynb #7d98d3fc
 class Busy(RuntimeError):
-    "No place is free. `.retry_after`: seconds after which there may be one"
+    "The queue is full, or the server is stopping"
 
-    def __init__(self, message: str, retry_after: int):
+    def __init__(
+        self,
+        message: str,
+        retry_after: int,  # seconds after which a slot may be free
+    ):
         super().__init__(message)
         self.retry_after = retry_after
 
 # %% ../../nbs/deploy/batching.ipynb #ba59115c
 class Batcher:
-    "Sources in, rows of probabilities out. Thread-safe; never more than `places` images at a time"
+    "Reads images and runs a network on them in batches; thread-safe, with at most `queue_size` images at a time"
 
     def __init__(
         self,
-        read,  # source -> (size, size, 3) uint8; called in several threads. What it raises becomes its image's error
-        run,  # (n, size, size, 3) uint8 -> (n, classes); called in two threads, so that no core waits for the end of a batch
-        places: int = 256,  # images that may be waiting, being read or in the network
-        max_batch: int = 16,  # images at most that the network is given together
-        max_wait: float = 0.01,  # seconds at most that an image waits for others that are being read
-        readers: int | None = None,  # threads that read images (default: one a core, at most 16)
-        seen=None,  # called as seen('read', seconds, 1) and seen('run', seconds, images)
+        read,  # source → (size, size, 3) uint8; called in several threads. An error that it raises belongs to its image
+        run,  # (n, size, size, 3) uint8 → (n, classes); called in two threads, so that no core waits for a batch to end
+        queue_size: int = 256,  # images that may wait, be read or be in the network at the same time
+        max_batch: int = 16,  # largest number of images in a batch
+        max_wait: float = 0.01,  # seconds that an image waits at most for others that are being read
+        readers: int | None = None,  # threads that read images (default: one per core, at most 16)
+        on_stage=None,  # called as on_stage('read', seconds, 1) and on_stage('run', seconds, images)
     ):
-        self.read, self.run, self.places, self.max_batch, self.max_wait = read, run, places, max_batch, max_wait
-        self.seen = seen or (lambda stage, seconds, images: None)
-        self.taken = self._reading = 0
-        self._pace, self._closed, self._lock, self._ready = 0.0, False, threading.Lock(), SimpleQueue()
+        self.read, self.run = read, run
+        self.queue_size, self.max_batch, self.max_wait = queue_size, max_batch, max_wait
+        self.on_stage = on_stage or (lambda stage, seconds, images: None)
+        self.queued = 0  # images that have a slot
+        self._reading = 0  # images of these that have not been read yet
+        self._seconds_per_image = 0.0  # moving average
+        self._closed, self._lock, self._ready = False, threading.Lock(), SimpleQueue()
         self._readers = ThreadPoolExecutor(readers or min(16, os.cpu_count() or 1), thread_name_prefix='read')
         self._runners = [threading.Thread(target=self._run_all, name=f'run-{i}', daemon=True) for i in range(2)]
         for runner in self._runners:
@@ -52,112 +59,39 @@ class Batcher:
 
     def check(
         self,
-        images: int = 1,  # that want a place each
+        images: int = 1,  # slots needed
     ):
-        "Raises `Busy` where there are not so many places"
+        "Raise `Busy` if there are not enough free slots"
         if self._closed:
             raise Busy('The server is stopping.', 5)
-        if self.taken + images > self.places:
+        if self.queued + images > self.queue_size:
             raise Busy(
-                f'{self.taken} of {self.places} places are taken and {images} more are wanted. Try again later.',
+                f'The queue is full: {self.queued} of {self.queue_size} slots are taken and {images} more are needed. '
+                'Try again later.',
                 self.retry_after,
             )
 
     @property
     def retry_after(self) -> int:
-        "Seconds until those who are here have been answered, at the present pace; 1…60"
-        return min(60, max(1, math.ceil(self.taken * self._pace)))
+        "Seconds until the queued images are processed, at the present rate: 1 to 60"
+        return min(60, max(1, math.ceil(self.queued * self._seconds_per_image)))
 
     def submit(
         self,
-        sources: list,  # whatever `read` takes; all are accepted, or none
-    ) -> list[Future]:  # of (classes,) probabilities; one that is cancelled in time costs nothing more. Raises `Busy`
-        "Take places and begin to read"
+        sources: list,  # whatever `read` takes; either all are accepted, or none
+    ) -> list[Future]:  # of (classes,) probabilities; a future that is cancelled in time costs nothing more
+        "Take a slot for each source and begin to read. Raises `Busy`"
         with self._lock:
             self.check(len(sources))
-            self.taken += len(sources)
+            self.queued += len(sources)
             self._reading += len(sources)
             futures = [Future() for _ in sources]
             for source, future in zip(sources, futures, strict=True):
                 self._readers.submit(self._read, source, future)
         return futures
 
-    def _read(self, source, future):
-        began = time.perf_counter()
-        pixels = outcome = None
-        if not future.cancelled():
-            try:
-                pixels = self.read(source)
-            except BaseException as error:
-                if isinstance(error, UserError):
-                    error.__traceback__ = error.__context__ = (
-                        None  # its frames hold the source, in a circle with the future
-                    )
-                outcome = error
-            else:
-                self.seen('read', time.perf_counter() - began, 1)
-        with self._lock:
-            self._reading -= 1
-            if pixels is not None:
-                self._ready.put((pixels, future))
-        if pixels is None:
-            self._finish(future, outcome)
-
-    def _finish(self, future, outcome):
-        "The one place where a place is given back: a future that was cancelled, an error, or a row"
-        with self._lock:
-            self.taken -= 1
-        if future.cancelled() or not (future.running() or future.set_running_or_notify_cancel()):
-            return
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-    def _batch(self):
-        "Wait for an image, and then for others while some are being read; None when all is over"
-        batch = [self._ready.get()]
-        until = time.perf_counter() + self.max_wait
-        while batch[-1] is not None and len(batch) < self.max_batch:
-            left = until - time.perf_counter() if self._reading else 0
-            try:
-                batch.append(self._ready.get(timeout=left) if left > 0 else self._ready.get_nowait())
-            except Empty:
-                break
-        return batch
-
-    def _run_all(self):
-        while True:
-            batch = self._batch()
-            last = batch[-1] is None
-            wanted = []
-            for pixels, future in batch[:-1] if last else batch:
-                if future.set_running_or_notify_cancel():
-                    wanted.append((pixels, future))
-                else:
-                    self._finish(future, None)
-            if wanted:
-                self._run(*zip(*wanted, strict=True))
-            if last:
-                return self._ready.put(None)  # for the other runner
-
-    def _run(self, images, futures):
-        began = time.perf_counter()
-        try:
-            rows = self.run(np.stack(images))
-            if len(rows) != len(futures):
-                raise ValueError(f'The network answered {len(rows)} of {len(futures)} images.')
-        except BaseException as error:
-            rows = [error] * len(futures)
-        seconds = time.perf_counter() - began
-        pace = seconds / len(futures) / len(self._runners)
-        self._pace = (self._pace or pace) * 0.9 + 0.1 * pace
-        self.seen('run', seconds, len(futures))
-        for future, row in zip(futures, rows, strict=True):
-            self._finish(future, row)
-
     def close(self):
-        "Answer those who have a place, then stop"
+        "Process the images that have a slot, then stop"
         with self._lock:
             if self._closed:
                 return
@@ -166,3 +100,76 @@ class Batcher:
         self._ready.put(None)
         for runner in self._runners:
             runner.join()
+
+    def _read(self, source, future):
+        start = time.perf_counter()
+        pixels = error = None
+        if not future.cancelled():
+            try:
+                pixels = self.read(source)
+            except BaseException as e:
+                if isinstance(e, UserError):  # its frames hold the source, in a reference cycle with the future
+                    e.__traceback__ = e.__context__ = None
+                error = e
+            else:
+                self.on_stage('read', time.perf_counter() - start, 1)
+        with self._lock:
+            self._reading -= 1
+            if pixels is not None:
+                self._ready.put((pixels, future))
+        if pixels is None:
+            self._finish(future, error)
+
+    def _run_all(self):
+        "Run batch after batch until the batcher is closed; the main function of a runner thread"
+        is_last = False
+        while not is_last:
+            batch = self._next_batch()
+            is_last = batch[-1] is None
+            active = []
+            for pixels, future in batch[:-1] if is_last else batch:
+                if future.set_running_or_notify_cancel():
+                    active.append((pixels, future))
+                else:
+                    self._finish(future, None)
+            if active:
+                self._run(*zip(*active, strict=True))
+        self._ready.put(None)  # for the other runner
+
+    def _next_batch(self):
+        "Wait for an image, and then for others while some are being read; None at the end means that no more will come"
+        batch = [self._ready.get()]
+        deadline = time.perf_counter() + self.max_wait
+        while batch[-1] is not None and len(batch) < self.max_batch:
+            remaining = deadline - time.perf_counter() if self._reading else 0
+            try:
+                batch.append(self._ready.get(timeout=remaining) if remaining > 0 else self._ready.get_nowait())
+            except Empty:
+                break
+        return batch
+
+    def _run(self, images, futures):
+        start = time.perf_counter()
+        try:
+            rows = self.run(np.stack(images))
+            if len(rows) != len(futures):
+                raise ValueError(f'The network returned {len(rows)} rows for {len(futures)} images.')
+        except BaseException as error:
+            rows = [error] * len(futures)
+        seconds = time.perf_counter() - start
+        per_image = seconds / len(futures) / len(self._runners)
+        self._seconds_per_image = (self._seconds_per_image or per_image) * 0.9 + 0.1 * per_image
+        self.on_stage('run', seconds, len(futures))
+        for future, row in zip(futures, rows, strict=True):
+            self._finish(future, row)
+
+    def _finish(self, future, result):
+        "Free the slot of an image (nothing else does), and set its result: a row, an error, or nothing if cancelled"
+        with self._lock:
+            self.queued -= 1
+        if future.cancelled() or not (future.running() or future.set_running_or_notify_cancel()):
+            return
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)

@@ -15,158 +15,159 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..data.groups import read_exif
-from ..data.images import ImageError, open_image
-from ..data.scan import in_threads
+from ..core.errors import MissingFileError, UserError
 from ..core.figures import as_svg, chart, colours
 from ..core.figures import table as table_html
-from .calibration import interval_of
+from ..core.threads import map_in_threads
+from ..data.groups import read_exif
+from ..data.images import ImageError, open_image
+from .intervals import interval_of
 from .metrics import image_groups
-from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/evaluation/errors.ipynb #667ca8ed
 def sharpness(
     path,  # an image file
-    side: int = 256,  # of the shorter side, pixels, at which it is measured
+    size: int = 256,  # of the shorter edge, pixels, at which it is measured
 ) -> float:  # variance of the Laplacian ÷ grey-level variance; NaN where the image cannot be read
-    "How much of an image's contrast is in its finest detail"
+    "The fraction of an image's contrast that is in its finest detail"
     try:
-        grey = open_image(path, size=side).convert('L')
+        grey = open_image(path, size=size).convert('L')
     except (ImageError, MissingFileError):
         return np.nan
-    scale = side / min(grey.size)
+    scale = size / min(grey.size)
     if scale < 1:
         grey = grey.resize((round(grey.width * scale), round(grey.height * scale)))
     pixels = np.asarray(grey, np.float32)
     if min(pixels.shape) < 3:
         return np.nan
-    inside = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:] - 4 * pixels[1:-1, 1:-1]
-    return float(inside.var() / (pixels.var() + 1))
+    vertical = pixels[:-2, 1:-1] + pixels[2:, 1:-1]
+    laplacian = vertical + pixels[1:-1, :-2] + pixels[1:-1, 2:] - 4 * pixels[1:-1, 1:-1]
+    return float(laplacian.var() / (pixels.var() + 1))
 
 
 def traits(
-    items: pd.DataFrame,  # with the column path, and what there is of width height format variance brightness
+    items: pd.DataFrame,  # with the column path, and where known width height format variance brightness
     workers: int | None = None,  # threads (default: the settings' `num_workers`)
-    read: bool = True,  # open the images for sharpness and camera
-) -> pd.DataFrame:  # a row an image: size contrast brightness sharpness shape camera file
-    "What kind of image each is"
-    found = pd.DataFrame(index=items.index)
+    read_images: bool = True,  # open the images for sharpness and camera
+) -> pd.DataFrame:  # a row an image: size shape brightness contrast sharpness camera file
+    "The traits of each image"
+    table = pd.DataFrame(index=items.index)
     if {'width', 'height'} <= set(items):
-        found['size'] = np.sqrt(items.width.astype(float) * items.height)
-        found['shape'] = np.where(
-            items.width > 1.05 * items.height, 'wide', np.where(items.height > 1.05 * items.width, 'high', 'square')
-        )
+        table['size'] = np.sqrt(items.width.astype(float) * items.height)
+        upright = np.where(items.height > 1.05 * items.width, 'high', 'square')
+        table['shape'] = np.where(items.width > 1.05 * items.height, 'wide', upright)
     if 'brightness' in items:
-        found['brightness'] = items.brightness.astype(float)
+        table['brightness'] = items.brightness.astype(float)
     if 'variance' in items:
-        found['contrast'] = np.sqrt(items.variance.astype(float))
-    if read and 'path' in items:
+        table['contrast'] = np.sqrt(items.variance.astype(float))
+    if read_images and 'path' in items:
         paths = items['path'].tolist()
-        found['sharpness'] = list(in_threads(sharpness, paths, workers))
-        found['camera'] = read_exif(paths, workers).camera.replace('', 'not known').to_numpy()
+        table['sharpness'] = list(map_in_threads(sharpness, paths, workers))
+        table['camera'] = read_exif(paths, workers).camera.replace('', 'not known').to_numpy()
     if 'format' in items:
-        found['file'] = items['format'].replace('', 'not known').to_numpy()
-    return found
+        table['file'] = items['format'].replace('', 'not known').to_numpy()
+    return table
 
 
 def strata(
     values: pd.Series,  # a trait of each image: numbers, or words
     bins: int = 4,  # of equal numbers of images, for numbers
-    most: int = 8,  # kinds, for words: the rarer ones are called others
-    least: int = 10,  # images that a kind of its own needs
+    max_kinds: int = 8,  # for words: the rarer ones become 'others'
+    min_images: int = 10,  # that a kind of its own needs, for words
 ) -> pd.Series:  # (images,) the kind of each image, in words; None where it is not known
     "Kinds of image by one trait; all None where there is one kind only"
-    none = pd.Series(None, values.index, dtype=object)
     if values.dtype.kind in 'iuf':
-        edges = np.unique(np.nanquantile(values, np.linspace(0, 1, bins + 1))) if values.notna().any() else []
-        if len(edges) < 3:
-            return none
-        place = np.clip(np.searchsorted(edges, values, 'left') - 1, 0, len(edges) - 2)
-        say = lambda x: f'{x:.0f}' if abs(x) >= 20 else f'{x:.3g}'
-        words = [f'{say(a)} to {say(b)}' for a, b in zip(edges, edges[1:], strict=False)]
-        words = [
-            f'{w} (lowest)' if i == 0 else f'{w} (highest)' if i == len(words) - 1 else w for i, w in enumerate(words)
-        ]
-        found = pd.Series(np.array(words, object)[place], values.index)
-        return found.where(values.notna(), None)
+        return _numeric_strata(values, bins)
     counts = values.value_counts()
-    kept = set(counts.index[:most][counts[:most] >= least])
-    found = values.where(values.isin(kept), 'others').where(values.notna(), None)
-    return found if found.nunique() > 1 else none
+    frequent = set(counts.index[:max_kinds][counts[:max_kinds] >= min_images])
+    kinds = values.where(values.isin(frequent), 'others').where(values.notna(), None)
+    return kinds if kinds.nunique() > 1 else pd.Series(None, values.index, dtype=object)
+
+
+def _numeric_strata(values, bins):
+    edges = np.unique(np.nanquantile(values, np.linspace(0, 1, bins + 1))) if values.notna().any() else []
+    if len(edges) < 3:
+        return pd.Series(None, values.index, dtype=object)
+    index = np.clip(np.searchsorted(edges, values, 'left') - 1, 0, len(edges) - 2)
+    words = [f'{x:.0f}' if abs(x) >= 20 else f'{x:.3g}' for x in edges]
+    names = [f'{a} to {b}' for a, b in zip(words, words[1:], strict=False)]
+    names[0], names[-1] = f'{names[0]} (lowest)', f'{names[-1]} (highest)'
+    return pd.Series(np.array(names, object)[index], values.index).where(values.notna(), None)
 
 # %% ../../nbs/evaluation/errors.ipynb #c460576b
-def _compare_rates(wrong, inside, unit):
-    "Error rate of the images inside, its interval, and the one-sided p of not being worse than the others"
+@dataclass(frozen=True)
+class _Rate:
+    "The error rate of some images, compared with the others"
+
+    rate: float
+    low: float  # 95 % confidence interval
+    high: float
+    p: float  # one-sided, of not being worse than the others
+
+
+def _compare_rates(wrong, inside, groups):
+    "The error rate of the images inside, compared with the others"
     from scipy.special import stdtr
 
-    n_in, n_out = inside.sum(), (~inside).sum()
     rate, common = wrong[inside].mean(), wrong.mean()
-    found = rate, *interval_of(wrong[inside], groups=unit[inside])
+    low, high = interval_of(wrong[inside], groups=groups[inside])
+    n_in, n_out = inside.sum(), (~inside).sum()
     if not n_out:
-        return *found, 1.0
-    shift = np.bincount(unit, np.where(inside, (wrong - common) / n_in, -(wrong - common) / n_out))
-    n_groups = [len(np.unique(unit[part])) for part in (inside, ~inside, slice(None))]
-    spread = np.sqrt((shift**2).sum() * n_groups[2] / max(n_groups[2] - 1, 1))
+        return _Rate(rate, low, high, 1.0)
+    shift = np.bincount(groups, np.where(inside, (wrong - common) / n_in, -(wrong - common) / n_out))
+    groups_in, groups_out, n_groups = (len(np.unique(groups[rows])) for rows in (inside, ~inside, slice(None)))
+    spread = np.sqrt((shift**2).sum() * n_groups / max(n_groups - 1, 1))
     score = (rate - wrong[~inside].mean()) / spread if spread > 0 else 0.0
-    return *found, float(stdtr(max(min(n_groups[:2]) - 1, 1), -score))
+    freedom = max(min(groups_in, groups_out) - 1, 1)
+    return _Rate(rate, low, high, float(stdtr(freedom, -score)))
 
 
 def holm(
     p: np.ndarray,  # (tests,) p-values
-) -> np.ndarray:  # (tests,) corrected: those below 0.05 stand up after all tests together
-    "Holm's correction (1979)"
+) -> np.ndarray:  # (tests,) corrected: values below 0.05 are significant with all tests taken together
+    "Holm's correction for multiple tests (1979)"
     p = np.asarray(p, float)
     order, n = np.argsort(p), len(p)
-    corrected = np.maximum.accumulate(np.minimum(p[order] * (n - np.arange(n)), 1))
-    found = np.empty(n)
-    found[order] = corrected
-    return found
+    corrected = np.empty(n)
+    corrected[order] = np.maximum.accumulate(np.minimum(p[order] * (n - np.arange(n)), 1))
+    return corrected
 
 # %% ../../nbs/evaluation/errors.ipynb #89c46a03
 @dataclass(frozen=True)
 class ErrorAnalysis:
-    "Where a network goes wrong"
+    "Which classes a network confuses, and in what kind of image"
 
     pairs: (
         pd.DataFrame
-    )  # a row a confusion, the most frequent first: label predicted errors fraction_of_label fraction_of_errors
-    strata: pd.DataFrame  # a row a kind of image: trait kind images groups errors rate low high by_classes p worse
+    )  # a row a confusion, most frequent first: label predicted errors fraction_of_label fraction_of_errors
+    strata: pd.DataFrame  # a row a kind: trait kind images groups errors rate low high expected_rate p worse
     n: int  # images
-    errors: int  # of them wrong
+    errors: int  # misclassified images
 
     @property
     def verdict(self) -> str:
         "In words: the most frequent confusion, and the kinds of image that are worse"
         if not self.errors:
-            return f'All of {self.n:,} images are right.'
-        said = [f'{self.errors:,} of {self.n:,} images are wrong ({self.errors / self.n:.1%}).']
+            return f'All of {self.n:,} images are classified correctly.'
         top = self.pairs.iloc[0]
-        said.append(
-            f'Most often {top.label} is taken for {top.predicted}: {top.errors:,} times, {top.fraction_of_label:.0%} of its images '
-            f'and {top.fraction_of_errors:.0%} of all errors.'
-        )
+        sentences = [
+            f'{self.errors:,} of {self.n:,} images are misclassified ({self.errors / self.n:.1%}).',
+            f'The most frequent confusion is {top.label} with {top.predicted}: {top.errors:,} times, '
+            f'{top.fraction_of_label:.0%} of the images of {top.label} and {top.fraction_of_errors:.0%} of all errors.',
+        ]
         worse = self.strata[self.strata.worse]
-        for row in worse.itertuples():
-            why = (
-                'which its classes explain'
-                if row.low <= row.by_classes
-                else f'its classes alone would make it {row.by_classes:.0%}'
-            )
-            said.append(
-                f'Images with {row.trait} {row.kind} are worse than the others: {row.rate:.0%} wrong '
-                f'({row.low:.0%}–{row.high:.0%}, {row.images:,} images), {why}.'
-            )
+        sentences += map(_worse_in_words, worse.itertuples())
         if not len(worse):
-            said.append('No kind of image that was looked at is worse than the others beyond chance.')
-        return ' '.join(said)
+            sentences.append('No kind of image is significantly worse than the others.')
+        return ' '.join(sentences)
 
     @property
     def metrics(self) -> dict:
         "Ready for JSON"
-        rows = lambda table: json.loads(table.to_json(orient='records', double_precision=15))
-        return dict(
-            verdict=self.verdict, n=self.n, errors=self.errors, pairs=rows(self.pairs), strata=rows(self.strata)
+        pairs, strata = (
+            json.loads(table.to_json(orient='records', double_precision=15)) for table in (self.pairs, self.strata)
         )
+        return dict(verdict=self.verdict, n=self.n, errors=self.errors, pairs=pairs, strata=strata)
 
     def __str__(self):
         return self.verdict
@@ -175,117 +176,127 @@ class ErrorAnalysis:
 
     def figure(
         self,
-        most: int = 28,  # kinds of image that are drawn
+        max_kinds: int = 28,  # that are drawn
     ):
-        "Error rate of each kind of image with its interval, as a matplotlib Figure"
-        rows = self.strata.head(most)
+        "Error rate of each kind of image with its confidence interval, as a matplotlib Figure"
+        rows = self.strata.head(max_kinds)
         figure, (axis,) = chart(7.5, max(1.2, 0.5 + 0.24 * len(rows)))
-        place = np.arange(len(rows))
-        for y, row in zip(place, rows.itertuples(), strict=True):
+        for y, row in enumerate(rows.itertuples()):
             colour = colours['warn' if row.worse else 'main']
             axis.plot([row.low, row.high], [y, y], color=colour, linewidth=1.6)
             axis.plot(row.rate, y, 'o', color=colour, markersize=5)
-            axis.plot(row.by_classes, y, '|', color=colours['ink'], markersize=9)
+            axis.plot(row.expected_rate, y, '|', color=colours['ink'], markersize=9)
         if self.n:
             axis.axvline(self.errors / self.n, color=colours['faint'], linewidth=1, zorder=0)
-        axis.set_yticks(
-            place, [f'{row.trait}: {row.kind}  ({row.images:,})' for row in rows.itertuples()], parse_math=False
-        )
+        names = [f'{row.trait}: {row.kind}  ({row.images:,})' for row in rows.itertuples()]
+        axis.set_yticks(np.arange(len(rows)), names, parse_math=False)
         axis.set(
             ylim=(len(rows) - 0.4, -0.6),
-            xlabel='fraction of wrong images, 95 % interval; | what their classes alone would make it',
+            xlabel='error rate, 95 % confidence interval; | expected from the classes alone',
         )
         return figure
 
     def html(
         self,
-        most: int = 12,  # confusions that are listed
-    ) -> str:  # to be put into a page
+        max_pairs: int = 12,  # confusions that are listed
+    ) -> str:  # for a page
         "Verdict, figure and tables"
-        pairs = self.pairs.head(most).rename(columns=lambda c: c.replace('_', ' '))
-        kinds = self.strata.assign(worse=np.where(self.strata.worse, 'yes', '')).rename(
-            columns=lambda c: c.replace('_', ' ')
-        )
         parts = [f'<p>{html.escape(self.verdict)}</p>']
         if len(self.strata):
-            parts += [
-                as_svg(self.figure(), 'errors'),
-                f'<details><summary>The numbers</summary>{table_html(kinds)}</details>',
-            ]
-        if len(pairs):
-            parts.append(table_html(pairs))
+            kinds = self.strata.assign(worse=np.where(self.strata.worse, 'yes', ''))
+            numbers = table_html(kinds.rename(columns=lambda c: c.replace('_', ' ')))
+            parts += [as_svg(self.figure(), 'errors'), f'<details><summary>All numbers</summary>{numbers}</details>']
+        if len(self.pairs):
+            parts.append(table_html(self.pairs.head(max_pairs).rename(columns=lambda c: c.replace('_', ' '))))
         return '\n'.join(parts)
+
+
+def _worse_in_words(row):
+    reason = (
+        'which its classes explain'
+        if row.low <= row.expected_rate
+        else f'where its classes alone would lead to {row.expected_rate:.0%}'
+    )
+    return (
+        f'Images with {row.trait} {row.kind} are worse than the others: {row.rate:.0%} misclassified '
+        f'({row.low:.0%}–{row.high:.0%}, {row.images:,} images), {reason}.'
+    )
 
 # %% ../../nbs/evaluation/errors.ipynb #668177b5
 def error_table(
     predictions: pd.DataFrame,  # labelled: path name label predicted, and where known group and cluster
-    items: pd.DataFrame | None = None,  # with what the check wrote down (default: only what is read from the files)
+    items: pd.DataFrame | None = None,  # with the columns of the check (default: only what is read from the files)
     extra: pd.DataFrame | None = None,  # further traits: a row an image, in the order of the predictions
-    bins: int = 4,  # into which numbers are cut
-    least: int = 10,  # images that a kind needs to be tested
-    read: bool = True,  # open the images for sharpness and camera
+    bins: int = 4,  # into which numbers are divided
+    min_images: int = 10,  # that a kind needs to be tested
+    read_images: bool = True,  # open the images for sharpness and camera
     workers: int | None = None,  # threads (default: the settings' `num_workers`)
 ) -> ErrorAnalysis:
     "Which classes are confused, and in what kind of image. Raises `UserError`"
-    keep = predictions.label.notna().to_numpy()
-    table = predictions[keep].reset_index(drop=True)
+    labelled = predictions.label.notna().to_numpy()
+    table = predictions[labelled].reset_index(drop=True)
     if not len(table):
         raise UserError('There is no labelled image to look for errors in.')
     wrong = (table.label != table.predicted).to_numpy(float)
-    kinds, unit = _kinds(table, items, read, workers)
+    items = _matching_items(table, items)
+    columns = [c for c in ('path', 'name') if c in table]
+    image_traits = traits(pd.concat([table[columns], items], axis=1), workers, read_images)
     if extra is not None:
-        kinds = kinds.assign(**{c: extra[c].to_numpy()[keep] for c in extra})
-    usual = table.label.map(pd.Series(wrong).groupby(table.label).mean()).to_numpy()
+        image_traits = image_traits.assign(**{c: extra[c].to_numpy()[labelled] for c in extra})
+    groups = image_groups(pd.concat([table, items.drop(columns=table.columns, errors='ignore')], axis=1))
+    rates = _rates(table, wrong, image_traits, pd.factorize(groups)[0], bins, min_images)
+    return ErrorAnalysis(_confused_pairs(table, wrong), rates, len(table), int(wrong.sum()))
+
+
+def _matching_items(table, items):
+    "The items of the predictions, in their order, without path, name and label"
+    if items is None:
+        return pd.DataFrame(index=table.index)
+    key = 'path' if 'path' in items and 'path' in table else 'name'
+    matching = items.drop_duplicates(key).set_index(key).reindex(table[key]).reset_index(drop=True)
+    return matching.drop(columns=[c for c in ('path', 'name', 'label') if c in matching])
+
+
+def _rates(table, wrong, image_traits, groups, bins, min_images):
+    "The strata of an `ErrorAnalysis`"
+    class_rate = table.label.map(pd.Series(wrong).groupby(table.label).mean()).to_numpy()
     rows = []
-    for trait in kinds:
-        kind = strata(kinds[trait], bins, least=least)
-        values = kinds[trait]
-        by_size = values.sort_values(kind='stable').index if values.dtype.kind in 'iuf' else values.index
-        for name in kind[by_size].dropna().unique():
-            inside = (kind == name).to_numpy()
-            if inside.sum() < least:
+    for trait, values in image_traits.items():
+        kinds = strata(values, bins, min_images=min_images)
+        order = values.sort_values(kind='stable').index if values.dtype.kind in 'iuf' else values.index
+        for kind in kinds[order].dropna().unique():
+            inside = (kinds == kind).to_numpy()
+            if inside.sum() < min_images:
                 continue
-            rate, low, high, p = _compare_rates(wrong, inside, unit)
+            rate = _compare_rates(wrong, inside, groups)
             rows.append(
                 dict(
                     trait=trait,
-                    kind=str(name),
+                    kind=str(kind),
                     images=int(inside.sum()),
-                    groups=len(np.unique(unit[inside])),
+                    groups=len(np.unique(groups[inside])),
                     errors=int(wrong[inside].sum()),
-                    rate=float(rate),
-                    low=low,
-                    high=high,
-                    by_classes=float(usual[inside].mean()),
-                    p=p,
+                    rate=float(rate.rate),
+                    low=rate.low,
+                    high=rate.high,
+                    expected_rate=float(class_rate[inside].mean()),
+                    p=rate.p,
                 )
             )
-    columns = 'trait kind images groups errors rate low high by_classes p'.split()
-    found = pd.DataFrame(rows, columns=columns)
-    found['p'] = holm(found.p)
-    found['worse'] = (found.p < 0.05) & (found.groups >= 5)
-    return ErrorAnalysis(_pairs(table, wrong), found, len(table), int(wrong.sum()))
+    columns = 'trait kind images groups errors rate low high expected_rate p'.split()
+    rates = pd.DataFrame(rows, columns=columns)
+    rates['p'] = holm(rates.p)
+    rates['worse'] = (rates.p < 0.05) & (rates.groups >= 5)
+    return rates
 
 
-def _kinds(table, items, read, workers):
-    "Traits of each image, and the number of its unit"
-    known = pd.DataFrame(index=table.index)
-    if items is not None:
-        key = 'path' if 'path' in items and 'path' in table else 'name'
-        known = items.drop_duplicates(key).set_index(key).reindex(table[key]).reset_index(drop=True)
-        known = known.drop(columns=[c for c in ('path', 'name', 'label') if c in known])
-    both = pd.concat([table[[c for c in ('path', 'name') if c in table]], known], axis=1)
-    return traits(both, workers, read), pd.factorize(
-        image_groups(pd.concat([table, known.drop(columns=table.columns, errors='ignore')], axis=1))
-    )[0]
-
-
-def _pairs(table, wrong):
+def _confused_pairs(table, wrong):
     "Confusions, the most frequent first"
-    missed = table[wrong > 0]
-    found = missed.groupby(['label', 'predicted']).size().reset_index(name='errors')
-    found['fraction_of_label'] = found.errors / table.label.value_counts().reindex(found.label).to_numpy(float)
-    found['fraction_of_errors'] = found.errors / max(len(missed), 1)
-    return found.sort_values(
+    errors = table[wrong > 0]
+    pairs = errors.groupby(['label', 'predicted']).size().reset_index(name='errors')
+    images = table.label.value_counts().reindex(pairs.label).to_numpy(float)
+    pairs['fraction_of_label'] = pairs.errors / images
+    pairs['fraction_of_errors'] = pairs.errors / max(len(errors), 1)
+    return pairs.sort_values(
         ['errors', 'label', 'predicted'], ascending=[False, True, True], kind='stable', ignore_index=True
     )

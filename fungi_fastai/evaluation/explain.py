@@ -1,4 +1,4 @@
-"""What a Learner looks at, what it holds for typical, and whether it took the background for the specimen
+"""Where a Learner looks, which images are typical of a class, and whether it relies on the background
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/evaluation/explain.html.md"""
 
@@ -9,6 +9,8 @@ __all__ = ['grad_cam', 'as_seen', 'prototypes', 'feature_index', 'nearest', 'hid
 
 # %% ../../nbs/evaluation/explain.ipynb #f5fde9b3
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,37 +20,54 @@ from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from PIL import Image
 
-from ..data.loaders import PhotoLoader, make_test_loader
-from .saliency import FeatureIndex, class_maps, preserve_state
-from .metrics import draw_weights, image_groups
 from ..core.errors import UserError
+from ..data.loaders import PhotoLoader, make_test_loader
+from .intervals import draw_weights
+from .metrics import image_groups
+from .neighbors import FeatureIndex
+from .saliency import class_maps, preserve_state
 from ..training.features import backbone_features
 
 # %% ../../nbs/evaluation/explain.ipynb #3b9e271f
 def grad_cam(
     learn: Learner,
-    images,  # items with the column path; paths or Pillow images; or a tensor (n, 3, height, width), normalised as the network takes it
-    target=None,  # class name or index, or one an image (default: the class that is predicted)
+    images,  # items with the column path; paths or Pillow images; or a normalised tensor (n, 3, height, width)
+    target=None,  # class name or index, or one an image (default: the predicted class)
 ) -> np.ndarray:  # (images, height, width) float32 in [0, 1], of the square that the network sees
-    "Where the network looks for a class. Raises `UserError` for a network without maps, and what opening images raises"
-    target = _class_numbers(learn, target)
-    found, done = [], 0
-    with _plain(learn):
+    "Grad-CAM maps of a class. Raises `UserError` for a network without maps, and what opening images raises"
+    target = _class_indices(learn, target)
+    maps, n_images = [], 0
+    with _unfolded(learn):
         for x in _batches(learn, images):
-            own = target[done : done + len(x)] if isinstance(target, list) else target
-            found.append(class_maps(learn.model, x, own))
-            done += len(x)
-    if isinstance(target, list) and len(target) != done:
-        raise UserError(f'There are {len(target)} targets for {done} images; expected one, or one an image.')
-    return np.concatenate(found) if found else np.zeros((0, 1, 1), np.float32)
+            batch_target = target[n_images : n_images + len(x)] if isinstance(target, list) else target
+            maps.append(class_maps(learn.model, x, batch_target))
+            n_images += len(x)
+    if isinstance(target, list) and len(target) != n_images:
+        raise UserError(f'There are {len(target)} targets for {n_images} images; expected one, or one an image.')
+    return np.concatenate(maps) if maps else np.zeros((0, 1, 1), np.float32)
 
 
-def _class_numbers(learn, target):
-    "Names or numbers of classes as numbers"
+def as_seen(
+    learn: Learner,
+    images,  # as for `grad_cam`
+) -> np.ndarray:  # (images, height, width, 3) uint8
+    "Images as the network sees them, cropped and resized, in their colours"
+    norm = _normalize(learn)
+    batches = []
+    for x in _batches(learn, images):
+        if norm is not None:
+            x = x * norm.std.to(x.device) + norm.mean.to(x.device)
+        pixels = (x.float() * 255).round().clamp(0, 255).byte()
+        batches.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(batches) if batches else np.zeros((0, 1, 1, 3), np.uint8)
+
+
+def _class_indices(learn, target):
+    "Names or indices of classes as indices"
     if target is None:
         return None
     if not isinstance(target, str) and np.ndim(target):
-        return [_class_numbers(learn, one) for one in target]
+        return [_class_indices(learn, one) for one in target]
     classes = list(learn.dls.vocab)
     if isinstance(target, str):
         if target not in classes:
@@ -60,9 +79,9 @@ def _class_numbers(learn, target):
 
 
 @contextmanager
-def _plain(learn):
-    "A Learner whose BatchNorms are not folded, should they be"
-    folding = getattr(getattr(learn, 'precision', None), '_found', None)
+def _unfolded(learn):
+    "A Learner whose BatchNorms are not folded"
+    folding = getattr(getattr(learn, 'precision', None), '_folding', None)
     was_on = folding is not None and folding.is_on
     if was_on:
         folding.off()
@@ -73,6 +92,15 @@ def _plain(learn):
             folding.on()
 
 
+def _as_items(images):
+    "A table with the column path"
+    if isinstance(images, (str, Path, Image.Image)):
+        images = [images]
+    if isinstance(images, pd.DataFrame):
+        return images
+    return pd.DataFrame(dict(path=[p if isinstance(p, Image.Image) else str(p) for p in images]))
+
+
 def _batches(learn, images):
     "Images as the network takes them, on its device, a batch at a time"
     if isinstance(images, torch.Tensor):
@@ -80,37 +108,15 @@ def _batches(learn, images):
             raise UserError(f'The tensor has the shape {tuple(images.shape)}; expected (n, 3, height, width).')
         yield from images.split(learn.dls.bs)
         return
-    if isinstance(images, (str, Path, Image.Image)):
-        images = [images]
-    if not len(images):
+    items = _as_items(images)
+    if not len(items):
         return
     if isinstance(learn.dls.valid, PhotoLoader):
-        items = (
-            images
-            if isinstance(images, pd.DataFrame)
-            else pd.DataFrame(dict(path=[p if isinstance(p, Image.Image) else str(p) for p in images]))
-        )
         loader = make_test_loader(learn.dls, items)
-    else:
-        loader = learn.dls.test_dl(
-            list(images['path'] if isinstance(images, pd.DataFrame) else images)
-        )  # of fastai's own loaders
+    else:  # fastai's own loaders
+        loader = learn.dls.test_dl(list(items['path']))
     for x, *_ in loader:
         yield x.as_subclass(torch.Tensor)
-
-
-def as_seen(
-    learn: Learner,
-    images,  # whatever `grad_cam` takes
-) -> np.ndarray:  # (images, height, width, 3) uint8
-    "Images as the network sees them, cut and scaled, in their colours"
-    norm = _normalize(learn)
-    found = []
-    for x in _batches(learn, images):
-        if norm is not None:
-            x = x * norm.std.to(x.device) + norm.mean.to(x.device)
-        found.append((x.float() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(found) if found else np.zeros((0, 1, 1, 3), np.uint8)
 
 
 def _normalize(learn):
@@ -119,202 +125,214 @@ def _normalize(learn):
 # %% ../../nbs/evaluation/explain.ipynb #9e1fabdb
 def prototypes(
     learn: Learner,
-    items: pd.DataFrame,  # labelled images: path, label, and where known name, group, cluster and split; of a split table the training set is used
+    items: pd.DataFrame,  # labelled: path, label, where known name, group, cluster; of a split table the training set
     per_class: int = 3,  # images, of as many specimens
-    seen: np.ndarray | None = None,  # (images, features) of `items`, where they are known already
+    features: np.ndarray | None = None,  # (images, features) of `items`, where they are known already
 ) -> pd.DataFrame:  # label rank path name distance (cosine, to the middle of the class), in the order of the classes
     "The most typical images of each class. Raises `UserError` where there is none"
-    items, seen = _training(learn, items, seen)
-    directions = FeatureIndex.of(seen, items.name, items.label).features.astype(np.float32)
-    unit, rows = image_groups(items), []
+    items, features = _training_features(learn, items, features)
+    directions = FeatureIndex.of(features, items.name, items.label).features.astype(np.float32)
+    groups, tables = image_groups(items), []
     for label in sorted(items.label.unique()):
-        places = np.flatnonzero(items.label == label)
-        middle = directions[places].mean(0)
-        distance = 1 - directions[places] @ (middle / max(np.linalg.norm(middle), 1e-12))
-        order = places[np.argsort(distance, kind='stable')]
-        _, first = np.unique(unit[order], return_index=True)
-        for rank, place in enumerate(order[np.sort(first)[:per_class]], 1):
-            rows.append(
-                (label, rank, items.path.iat[place], items.name.iat[place], float(distance[places == place][0]))
-            )
-    return pd.DataFrame(rows, columns=['label', 'rank', 'path', 'name', 'distance'])
+        rows = np.flatnonzero(items.label == label)
+        middle = directions[rows].mean(0)
+        distance = 1 - directions[rows] @ (middle / max(np.linalg.norm(middle), 1e-12))
+        order = np.argsort(distance, kind='stable')
+        _, first = np.unique(groups[rows[order]], return_index=True)
+        selected = order[np.sort(first)[:per_class]]
+        table = items.loc[rows[selected], ['label', 'path', 'name']]
+        tables.append(table.assign(rank=range(1, len(table) + 1), distance=distance[selected].astype(float)))
+    return pd.concat(tables, ignore_index=True)[['label', 'rank', 'path', 'name', 'distance']]
 
 
-def _training(learn, items, seen=None):
-    "The labelled images of a table's training set, or of all of it where it has none, named; and what the backbone sees in them"
-    kept = items.label.notna()
+def _training_features(learn, items, features=None):
+    "The labelled images of the training set, or of the whole table where it has no split; and their features"
+    used = items.label.notna()
     if 'split' in items and (items.split == 'train').any():
-        kept &= items.split == 'train'
-    if not kept.any():
+        used &= items.split == 'train'
+    if not used.any():
         raise UserError('There is no labelled image among these items.')
-    if seen is not None and len(seen) != len(items):
-        raise UserError(f'There are features of {len(seen)} images for {len(items)} items.')
-    used = items[kept].reset_index(drop=True)
-    if 'name' not in used:
-        used['name'] = used.path.map(lambda p: Path(p).name)
-    return used, backbone_features(learn, used) if seen is None else np.asarray(seen)[kept.to_numpy()]
+    if features is not None and len(features) != len(items):
+        raise UserError(f'There are features of {len(features)} images for {len(items)} items.')
+    selected = items[used].reset_index(drop=True)
+    if 'name' not in selected:
+        selected['name'] = selected.path.map(lambda p: Path(p).name)
+    if features is None:
+        return selected, backbone_features(learn, selected)
+    return selected, np.asarray(features)[used.to_numpy()]
 
 # %% ../../nbs/evaluation/explain.ipynb #c8832f7c
 def feature_index(
     learn: Learner,
-    items: pd.DataFrame
-    | None = None,  # labelled images; of a split table the training set is used (default: the Learner's own)
+    items: pd.DataFrame | None = None,  # labelled images, of a split table the training set (default: the Learner's)
 ) -> FeatureIndex:
-    "The training images by what the Learner's backbone sees in them"
-    used, seen = _training(learn, learn.items if items is None else items)
-    return FeatureIndex.of(
-        seen,
-        used.name,
-        used.label,
-        arch=getattr(learn, 'arch', ''),
-        size=getattr(getattr(learn, 'recipe', None), 'size', ''),
-    )
+    "The training images by the features of the Learner's backbone"
+    state = getattr(learn, 'run_state', None)
+    used, features = _training_features(learn, state.items if items is None else items)
+    arch, size = getattr(learn, 'arch', ''), getattr(getattr(state, 'recipe', None), 'size', '')
+    return FeatureIndex.of(features, used.name, used.label, arch=arch, size=size)
 
 
 def nearest(
-    known,  # a `FeatureIndex`, or a Learner whose training images are meant (their index is then made on each call)
+    index,  # a `FeatureIndex`, or a Learner (the index of its training images is then made on each call)
     query,  # images (items, paths or Pillow images), or with an index features (images, features)
     k: int = 5,  # neighbours of each
-    learn: Learner | None = None,  # what sees the images of `query`, where `known` is an index
+    learn: Learner | None = None,  # computes the features of the images of `query`, where `index` is a `FeatureIndex`
 ) -> pd.DataFrame:  # query rank name label distance
     "The training images nearest to others, by cosine distance of features. Raises `UserError`"
-    if isinstance(known, Learner):
-        known, learn = feature_index(known), known
+    if isinstance(index, Learner):
+        index, learn = feature_index(index), index
     if isinstance(query, np.ndarray) and query.ndim <= 2:
-        return known.nearest(query, k)
+        return index.nearest(query, k)
     if learn is None:
         raise UserError(
-            'An index compares features; pass learn=, which makes them of images, or the features themselves.'
+            'An index compares features; pass learn=, which computes them from images, or the features themselves.'
         )
-    if isinstance(query, (str, Path, Image.Image)):
-        query = [query]
-    if not isinstance(query, pd.DataFrame):
-        query = pd.DataFrame(dict(path=[p if isinstance(p, Image.Image) else str(p) for p in query]))
-    return known.nearest(backbone_features(learn, query), k)
+    return index.nearest(backbone_features(learn, _as_items(query)), k)
 
 # %% ../../nbs/evaluation/explain.ipynb #207febd9
 def hide(
     x: torch.Tensor,  # (n, channels, height, width) images as the network takes them
-    part: str,  # centre or border
+    region: str,  # centre or border
     fraction: float = 0.5,  # of the image's area that is hidden
-    fill: str | float = 0.0,  # what is painted over it: a number, or blur (which leaves its colours to be seen)
+    fill: str | float = 0.0,  # what covers it: a number, or blur (which leaves its colours visible)
 ) -> torch.Tensor:
     "Images without their centre, or without their border. Raises `UserError`"
-    if part not in ('centre', 'border'):
-        raise UserError(f"part is {part!r}; expected 'centre' or 'border'.")
+    if region not in ('centre', 'border'):
+        raise UserError(f"region is {region!r}; expected 'centre' or 'border'.")
     if not 0 < fraction < 1:
-        raise UserError(f'share is {fraction}; expected above 0 and below 1.')
+        raise UserError(f'fraction is {fraction}; expected above 0 and below 1.')
+    if isinstance(fill, str) and fill != 'blur':
+        raise UserError(f"fill is {fill!r}; expected a number, or 'blur'.")
     height, width = x.shape[2:]
-    side = (fraction if part == 'centre' else 1 - fraction) ** 0.5
-    tall, wide = max(1, min(height - 1, round(height * side))), max(1, min(width - 1, round(width * side)))
-    top, left = (height - tall) // 2, (width - wide) // 2
-    centre = torch.zeros(height, width, dtype=torch.bool, device=x.device)
-    centre[top : top + tall, left : left + wide] = True
+    centre = _centre(height, width, fraction if region == 'centre' else 1 - fraction).to(x.device)
     if fill == 'blur':
         small = torch.nn.functional.adaptive_avg_pool2d(x, (max(1, height // 16), max(1, width // 16)))
-        paint = torch.nn.functional.interpolate(small, (height, width), mode='bilinear')
-    elif isinstance(fill, str):
-        raise UserError(f"fill is {fill!r}; expected a number, or 'blur'.")
+        cover = torch.nn.functional.interpolate(small, (height, width), mode='bilinear')
     else:
-        paint = torch.full_like(x, fill)
-    return torch.where(centre if part == 'centre' else ~centre, paint, x)
+        cover = torch.full_like(x, fill)
+    return torch.where(centre if region == 'centre' else ~centre, cover, x)
+
+
+def _centre(height, width, fraction):
+    "(height, width) true in the middle, which has this fraction of the area and the image's aspect ratio"
+    scale = fraction**0.5
+    inner_height, inner_width = (max(1, min(n - 1, round(n * scale))) for n in (height, width))
+    top, left = (height - inner_height) // 2, (width - inner_width) // 2
+    centre = torch.zeros(height, width, dtype=torch.bool)
+    centre[top : top + inner_height, left : left + inner_width] = True
+    return centre
 
 # %% ../../nbs/evaluation/explain.ipynb #eb94f47e
+@dataclass(frozen=True, eq=False)
+class _Resampled:
+    "The accuracy of one view, and its bootstrap resamples"
+
+    accuracies: np.ndarray  # (resamples,)
+    group_accuracies: np.ndarray  # (groups,) fraction of correct images of each group
+
+    @property
+    def interval(self):
+        "95 %; the exact binomial bound where all groups are correct, or all wrong, since resampling then has no spread"
+        low, high = np.quantile(self.accuracies, [0.025, 0.975])
+        n = len(self.group_accuracies)
+        if (self.group_accuracies == 1).all():
+            low = 0.025 ** (1 / n)
+        if (self.group_accuracies == 0).all():
+            high = 1 - 0.025 ** (1 / n)
+        return float(low), float(high)
+
+
 def shortcut_check(
     learn: Learner,
-    items: pd.DataFrame,  # labelled images that were not trained on: path, label, and where known name, group and cluster
+    items: pd.DataFrame,  # labelled images that were not trained on: path, label, and where known group and cluster
     fraction: float = 0.5,  # of the image's area that is hidden
     fill: str = 'mean',  # what hides it: mean (the mean colour that images are normalised by) or blur
-    draws: int = 1000,  # of specimens, for the intervals
+    samples: int = 1000,  # bootstrap resamples of specimens, for the intervals
     seed: int = 0,
-) -> pd.DataFrame:  # view accuracy low high images (95 % interval over specimens); `.attrs`: sentence, shortcut (yes, partly, no, unclear), chance
-    "How often it is right with the centre or the border of images hidden, beside the whole image and chance. Raises `UserError`"
+) -> pd.DataFrame:  # view accuracy low high images; `.attrs`: sentence, shortcut (yes, partly, no, unclear), chance
+    """Accuracy with the centre or the border of images hidden, beside the whole image and the most common class, with
+    95 % confidence intervals over specimens. Raises `UserError`"""
     if fill not in ('mean', 'blur'):
         raise UserError(f"fill is {fill!r}; expected 'mean' or 'blur'.")
     items = items[items.label.notna()].reset_index(drop=True)
+    targets = _targets(items, list(learn.dls.vocab))
+    cover = 'blur' if fill == 'blur' else 0.5 if _normalize(learn) is None else 0.0
+    views = {
+        'whole image': lambda x: x,
+        'centre hidden': partial(hide, region='centre', fraction=fraction, fill=cover),
+        'border hidden': partial(hide, region='border', fraction=fraction, fill=cover),
+    }
+    correct = {view: predicted == targets for view, predicted in _predict_views(learn, items, views).items()}
+    resampled = _resample(image_groups(items), correct, samples, seed)
+    chance = float(items.label.value_counts(normalize=True).max())
+    rows = [(view, float(correct[view].mean()), *resampled[view].interval, len(items)) for view in views]
+    rows.append(('always the most common class', chance, chance, chance, len(items)))
+    table = pd.DataFrame(rows, columns=['view', 'accuracy', 'low', 'high', 'images'])
+    differences = resampled['centre hidden'].accuracies - resampled['border hidden'].accuracies
+    table.attrs = dict(chance=chance) | _interpret(table, differences, chance)
+    return table
+
+
+def _targets(items, classes):
     if not len(items):
         raise UserError('There is no labelled image to check on.')
-    classes = {c: i for i, c in enumerate(learn.dls.vocab)}
     if unknown := sorted(set(items.label) - set(classes)):
         raise UserError(
             f'The network does not know the class {unknown[0]!r}. It knows: {", ".join(map(str, classes))}.'
         )
-    paint = 'blur' if fill == 'blur' else 0.5 if _normalize(learn) is None else 0.0
-    views = dict(
-        whole=lambda x: x,
-        centre=lambda x: hide(x, 'centre', fraction, paint),
-        border=lambda x: hide(x, 'border', fraction, paint),
-    )
-    said = _answers(learn, items, views)
-    right = {view: answers == items.label.map(classes).to_numpy() for view, answers in said.items()}
-    chance = float(items.label.value_counts(normalize=True).max())
-    drawn, scores = _resample(image_groups(items), right, draws, seed)
-    names = dict(whole='whole image', centre='centre hidden', border='border hidden')
-    rows = [
-        (names[view], float(right[view].mean()), *_interval(drawn[view], scores[view]), len(items)) for view in views
-    ]
-    found = pd.DataFrame(
-        [*rows, ('always the commonest class', chance, chance, chance, len(items))],
-        columns=['view', 'accuracy', 'low', 'high', 'images'],
-    )
-    found.attrs = dict(chance=chance) | _verdict(found, drawn['centre'] - drawn['border'], chance)
-    return found
+    return items.label.map({c: i for i, c in enumerate(classes)}).to_numpy()
 
 
-def _answers(learn, items, views):
-    "The class number that is said of each image, in each view"
-    said, precision = {view: [] for view in views}, getattr(learn, 'precision', None)
+def _predict_views(learn, items, views):
+    "The predicted class index of each image, in each view"
+    predicted, precision = {view: [] for view in views}, getattr(learn, 'precision', None)
     device = next((p.device for p in learn.model.parameters()), torch.device('cpu'))
     with preserve_state(learn.model), torch.no_grad():
         for x in _batches(learn, items):
-            for view, change in views.items():
-                shown = change(x.to(device))
-                with nullcontext() if precision is None else precision.running(shown):
-                    said[view].append(learn.model(shown).argmax(1).cpu())
-    return {view: torch.cat(answers).numpy() for view, answers in said.items()}
+            for view, transform in views.items():
+                shown = transform(x.to(device))
+                with nullcontext() if precision is None else precision.forward_context(shown):
+                    predicted[view].append(learn.model(shown).argmax(1).cpu())
+    return {view: torch.cat(batches).numpy() for view, batches in predicted.items()}
 
 
-def _resample(unit, right, draws, seed):
-    "Accuracies when specimens are drawn again, the same draws for all views; and the fraction that is right of each specimen"
-    codes = pd.factorize(unit)[0]
+def _resample(groups, correct, samples, seed):
+    "`_Resampled` of each view: the same resamples of whole groups for all"
+    codes = pd.factorize(groups)[0]
     counts = np.bincount(codes)
-    sums = {view: np.bincount(codes, weights=values) for view, values in right.items()}
-    weights = draw_weights(len(counts), draws, np.random.default_rng(seed)).astype(float)
-    return {view: weights @ values / (weights @ counts) for view, values in sums.items()}, {
-        view: values / counts for view, values in sums.items()
-    }
+    weights = draw_weights(len(counts), samples, np.random.default_rng(seed)).astype(float)
+    resampled = {}
+    for view, values in correct.items():
+        sums = np.bincount(codes, weights=values)
+        resampled[view] = _Resampled(weights @ sums / (weights @ counts), sums / counts)
+    return resampled
 
+# %% ../../nbs/evaluation/explain.ipynb #ec508e67
+def _interpret(table, differences, chance):
+    "`shortcut` (yes, partly, no or unclear) and `sentence`; `differences` are of centre hidden minus border hidden"
+    whole, centre, border = table.head(3).itertuples(index=False)
 
-def _interval(drawn, fractions):
-    "95 %; where all specimens are right, or all are wrong, drawing again tells nothing, and the exact binomial bound does (.025^(1/n))"
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    if (fractions == 1).all():
-        low = 0.025 ** (1 / len(fractions))
-    if (fractions == 0).all():
-        high = 1 - 0.025 ** (1 / len(fractions))
-    return float(low), float(high)
+    def in_words(row):
+        return f'{row.accuracy:.0%} ({row.low:.0%} to {row.high:.0%})'
 
-
-def _verdict(found, differences, chance):
-    "The finding in words: `sentence`, and `shortcut`: yes, partly, no or unclear; `differences` are of centre hidden and border hidden"
-    whole, centre, border = found.head(3).itertuples(index=False)
-    span = lambda row: f'{row.accuracy:.0%} ({row.low:.0%} to {row.high:.0%})'
-    facts = (
-        f'With the centre hidden it is still right on {span(centre)} of {whole.images} images, with the border hidden on {span(border)}; '
-        f'with the whole image on {span(whole)}, and always naming the commonest class on {chance:.0%}'
+    shortcut, conclusion = _conclude(whole, centre, differences, chance)
+    sentence = (
+        f'With the centre hidden, {in_words(centre)} of {whole.images} images are classified correctly, with the '
+        f'border hidden {in_words(border)}, with the whole image {in_words(whole)}, and by the most common class alone '
+        f'{chance:.0%}: {conclusion}.'
     )
-    still = centre.low > chance and centre.accuracy - chance > 0.5 * (whole.accuracy - chance)
+    return dict(shortcut=shortcut, sentence=sentence)
+
+
+def _conclude(whole, centre, differences, chance):
     if whole.low <= chance:
-        shortcut, word = 'unclear', 'it knows too little yet to tell what it looks at'
-    elif still and np.quantile(differences, 0.025) > 0:
-        shortcut, word = 'yes', 'it looks at the background more than at the specimen'
-    elif still:
-        shortcut, word = (
-            'partly',
-            'much of what it knows it reads from the border, where the background is, or specimens that fill their images',
-        )
-    elif np.quantile(differences, 0.975) < 0:
-        shortcut, word = 'no', 'it needs the middle of the image, where the specimen is'
-    else:
-        shortcut, word = 'unclear', 'it needs all of the image, or is disturbed by whatever hides a part'
-    return dict(shortcut=shortcut, sentence=f'{facts}: {word}.')
+        return 'unclear', 'the network is not yet good enough to tell where it looks'
+    uses_border = centre.low > chance and centre.accuracy - chance > 0.5 * (whole.accuracy - chance)
+    if uses_border and np.quantile(differences, 0.025) > 0:
+        return 'yes', 'the network looks at the background more than at the specimen'
+    if uses_border:
+        return 'partly', 'much of the accuracy comes from the border: the background, or specimens that fill the image'
+    if np.quantile(differences, 0.975) < 0:
+        return 'no', 'the network needs the middle of the image, where the specimen is'
+    return 'unclear', 'the network needs the whole image, or is disturbed by whatever covers half of it'

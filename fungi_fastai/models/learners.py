@@ -1,4 +1,4 @@
-"""A network with its new head as a fastai `Learner`: groups of layers, normalisation, and what "frozen" means
+"""Any network with a new head as a fastai `Learner`: parameter groups, normalisation and freezing
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/models/learners.html.md"""
 
@@ -22,36 +22,38 @@ from fastai.vision.learner import model_meta, vision_learner
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .convmixer import convmixer_name
-from .networks import backbone_head, is_fixed_size, layer_groups, make_network
+from .networks import backbone_and_head, layer_groups, make_network
+from .architectures import is_fixed_size
 from ..core.errors import UserError
 
 # %% ../../nbs/models/learners.ipynb #7369abd7
 class FreezeBatchNorm(Callback):
-    "Keeps the statistics of the backbone's BatchNorm layers as they are: of frozen layers, or `always`"
+    "Keep the running statistics of the backbone's BatchNorm layers: of frozen layers, or `always`"
 
-    order = TrainEvalCallback.order + 1  # that one puts the whole model in training mode
+    order = TrainEvalCallback.order + 1  # which puts the whole model into training mode
 
     def __init__(
         self,
-        always: bool = False,  # also of layers whose weights train
+        always: bool = False,  # also for layers whose weights train
     ):
         self.always = always
 
     def before_train(self):
-        backbone, _ = backbone_head(self.learn.model)
+        backbone, _ = backbone_and_head(self.learn.model)
         backbone_trains = any(p.requires_grad for p in backbone.parameters())
         for layer in backbone.modules():
             if not isinstance(layer, _BatchNorm):
                 continue
             own = list(layer.parameters(recurse=False))
-            if self.always or not (any(p.requires_grad for p in own) if own else backbone_trains):
+            layer_trains = any(p.requires_grad for p in own) if own else backbone_trains
+            if self.always or not layer_trains:
                 layer.eval()
 
 
 def freeze_backbone(learn: Learner):
-    "Train the head only: the backbone gets no gradients, and its BatchNorm statistics stay"
+    "Train the head only: the backbone gets no gradients and keeps its BatchNorm statistics"
     if learn.train_bn:
-        learn.train_bn, learn.opt = False, None  # a new optimizer forgets that BatchNorm was to be trained
+        learn.train_bn, learn.opt = False, None  # a new optimizer has no mark on BatchNorm parameters
     if not any(isinstance(cb, FreezeBatchNorm) for cb in learn.cbs):
         learn.add_cb(FreezeBatchNorm())
     learn.freeze()
@@ -59,35 +61,37 @@ def freeze_backbone(learn: Learner):
 
 def unfreeze(
     learn: Learner,
-    groups: int | None = None,  # of the groups, how many train, counted from the head (default: all)
+    n_groups: int | None = None,  # how many groups train, counted from the head (default: all)
 ):
     "Train the backbone too, or its last groups"
-    if groups is None:
+    if n_groups is None:
         learn.unfreeze()
     else:
-        learn.freeze_to(-groups)
+        learn.freeze_to(-n_groups)
 
 # %% ../../nbs/models/learners.ipynb #2bbcdc26
 def add_normalize(
     dls,  # fastai DataLoaders
-    mean,  # of red, green, blue in [0, 1]
-    std,  # their standard deviation
+    mean,  # of red, green and blue, in [0, 1]
+    std,  # standard deviation of red, green and blue
 ):
-    "Normalise batches by these numbers, once; where `dls` does it by others already, those stay and a warning says so"
+    "Normalise batches, unless `dls` does it already; warns if it does so with other values"
     for dl in dls.loaders:
         present = [t for t in dl.after_batch.fs if isinstance(t, Normalize)]
         if not present:
-            shape, device = (1, 3, 1, 1), dl.device or torch.device('cpu')
-            transform = Normalize(
-                torch.tensor(mean, device=device).view(shape), torch.tensor(std, device=device).view(shape)
-            )
-            dl.after_batch.add([transform])
+            device = dl.device or torch.device('cpu')
+            stats = [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std)]
+            dl.after_batch.add([Normalize(*stats)])
             continue
-        numbers = [torch.as_tensor(x).flatten().tolist() for x in (present[0].mean, present[0].std)]
-        if any(abs(a - b) > 1e-3 for a, b in zip(sum(numbers, []), [*mean, *std], strict=True)):
+        present_mean, present_std = (
+            torch.as_tensor(values).flatten().tolist() for values in (present[0].mean, present[0].std)
+        )
+        pairs = zip([*present_mean, *present_std], [*mean, *std], strict=True)
+        if any(abs(a - b) > 1e-3 for a, b in pairs):
             warnings.warn(
-                f'These loaders normalise by mean {_round(numbers[0])} and deviation {_round(numbers[1])}; the network '
-                f'was made for {_round(mean)} and {_round(std)}. Make new loaders for it, or pass normalize=False.',
+                f'These loaders normalise by mean {_round(present_mean)} and deviation {_round(present_std)}; the '
+                f'network was made for {_round(mean)} and {_round(std)}. Make new loaders for it, or pass '
+                'normalize=False.',
                 stacklevel=3,
             )
             return
@@ -100,30 +104,28 @@ def _round(numbers):
 def learner(
     dls,  # fastai DataLoaders of images in [0, 1], RGB
     arch: str = 'resnet50',  # any timm or torchvision name, or convmixer_DIM_DEPTH
-    pretrained: bool = True,  # start from weights learned on ImageNet, downloaded (not where `weights` are given)
-    weights: str | Path | dict | None = None,  # a file of weights or hub id to start from: see `load_weights`
-    head: str = 'linear',  # linear (average pool, one layer) or fastai (average and maximum pool, BatchNorm, two layers)
+    pretrained: bool = True,  # download weights pretrained on ImageNet (unless `weights` are given)
+    weights: str | Path | dict | None = None,  # a file of weights, or hub id: see `load_weights`
+    head: str = 'linear',  # linear (average pooling, one layer) or fastai (average and maximum, BatchNorm, two layers)
     dropout: float | None = None,  # before the last layer (default: 0; fastai head 0.5)
-    hidden: int | None = None,  # width of a layer before the last (default: none; fastai head 512)
-    n_out: int | None = None,  # numbers the head gives (default: one a class)
-    size: int
-    | tuple
-    | None = None,  # pixels, for networks built for one size (default: looked up in a batch where it matters)
-    drop_path: float = 0.0,  # stochastic depth: chance that the deepest block is skipped in training
-    normalize: bool = True,  # normalise by the mean and deviation that the network was trained with
-    groups: int = 3,  # groups of layers with their own learning rate: see `layer_groups`
-    freeze: bool | None = None,  # start with a frozen backbone (default: where it is pretrained)
+    hidden: int | None = None,  # width of a hidden layer (default: none; fastai head 512)
+    n_out: int | None = None,  # outputs of the head (default: one for each class)
+    size: int | tuple | None = None,  # image size in pixels (default: that of a batch, if the network needs it)
+    drop_path: float = 0.0,  # stochastic depth: probability that the deepest block is skipped in training
+    normalize: bool = True,  # normalise with the mean and standard deviation of the network's pretraining
+    n_groups: int = 3,  # parameter groups with their own learning rates: see `layer_groups`
+    freeze: bool | None = None,  # start with a frozen backbone (default: if it is pretrained)
     freeze_batchnorm: bool = True,  # keep a pretrained backbone's BatchNorm statistics, also when it trains
     metrics=accuracy,  # fastai metrics
     loss_func=None,  # (default: that of `dls`; cross entropy)
     opt_func=Adam,  # fastai optimizer
-    lr: float = defaults.lr,  # learning rate where `fit` is given none
+    lr: float = defaults.lr,  # default learning rate of `fit`
     wd: float | None = None,  # weight decay (default: the optimizer's, 0.01)
     cbs=None,  # fastai callbacks
     train_bn: bool = False,  # fastai's rule: BatchNorm trains in a frozen backbone too
     **kwargs,  # of fastai's Learner: `path model_dir splitter moms wd_bn_bias`
 ) -> Learner:  # also with `.arch`, `.stats` and `.weight_report`
-    "A fastai `Learner` for any architecture, by `vision_learner`. Raises `UserError` with what to do about a wrong name or file"
+    "A fastai `Learner` for any architecture, by `vision_learner`. Raises `UserError` for a wrong name or file"
     weights = weights or None
     n_out = n_out or get_c(dls)
     if not n_out:
@@ -132,44 +134,15 @@ def learner(
         size = tuple(dls.one_batch()[0].shape[-2:])
     network = make_network(arch, n_out, head, hidden, dropout, size, pretrained, weights, drop_path)
     trained = pretrained or weights is not None
-    cbs = [
-        *(cbs if isinstance(cbs, (list, tuple)) else [cbs] if cbs else []),
-        FreezeBatchNorm(trained and freeze_batchnorm),
-    ]
-    built = _Built(network[0])
-    model_meta[built] = dict(
-        cut=_as_it_is, split=partial(layer_groups, n=groups)
-    )  # how fastai is told of an architecture
-    try:
-        learn = vision_learner(
-            dls,
-            built,
-            n_out=n_out,
-            pretrained=False,
-            normalize=False,
-            custom_head=network[1],
-            init=None,
-            loss_func=loss_func,
-            opt_func=opt_func,
-            lr=lr,
-            wd=wd,
-            metrics=metrics,
-            train_bn=train_bn,
-            cbs=cbs,
-            **kwargs,
-        )
-    finally:
-        del model_meta[built]
-    learn.arch, learn.pretrained, learn.normalize, learn.stats, learn.weight_report = (
-        arch,
-        trained,
-        normalize,
-        network.stats,
-        network.weight_report,
-    )
+    kwargs |= dict(loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, metrics=metrics, train_bn=train_bn)
+    callbacks = list(cbs) if isinstance(cbs, (list, tuple)) else [cbs] if cbs else []
+    callbacks.append(FreezeBatchNorm(trained and freeze_batchnorm))
+    learn = _vision_learner(dls, network, n_out, n_groups, cbs=callbacks, **kwargs)
+    learn.arch, learn.pretrained, learn.normalize = arch, trained, normalize
+    learn.stats, learn.weight_report = network.stats, network.weight_report
     learn.__stored_args__ = dict(
         arch=arch, normalize=normalize, n_out=n_out, pretrained=trained
-    )  # what fastai's loggers note
+    )  # for fastai's loggers
     if normalize:
         add_normalize(dls, *network.stats)
     if trained if freeze is None else freeze:
@@ -177,8 +150,19 @@ def learner(
     return learn
 
 
-class _Built:
-    "What `vision_learner` calls to get a network: gives the one that is made already"
+def _vision_learner(dls, network, n_out, n_groups, **kwargs):
+    "fastai's `vision_learner` with a network that exists already"
+    architecture = _ExistingBackbone(network[0])
+    model_meta[architecture] = dict(cut=_uncut, split=partial(layer_groups, n=n_groups))  # fastai's registry
+    options = dict(n_out=n_out, pretrained=False, normalize=False, custom_head=network[1], init=None)
+    try:
+        return vision_learner(dls, architecture, **options, **kwargs)
+    finally:
+        del model_meta[architecture]
+
+
+class _ExistingBackbone:
+    "An architecture for `vision_learner`: a function that returns a backbone that exists already"
 
     def __init__(self, backbone):
         self.backbone = backbone
@@ -187,17 +171,17 @@ class _Built:
         return self.backbone
 
 
-def _as_it_is(model):
+def _uncut(model):
     return model
 
 # %% ../../nbs/models/learners.ipynb #9b9216da
 def convmixer_learner(
     dls,  # fastai DataLoaders
     dim: int = 256,  # channels
-    depth: int = 8,  # number of mixers
-    kernel_size: int = 9,  # patches a side that a mixer sees, odd
-    patch_size: int = 7,  # pixels a side
+    depth: int = 8,  # number of mixer blocks
+    kernel_size: int = 9,  # of the depthwise convolutions, in patches, odd
+    patch_size: int = 7,  # size of a patch, pixels
     **kwargs,  # `dropout hidden metrics loss_func opt_func lr wd cbs …`, as for `learner`
 ) -> Learner:
-    "A fastai `Learner` with a ConvMixer that starts from random weights"
+    "A fastai `Learner` with a ConvMixer with random initial weights"
     return learner(dls, convmixer_name(dim, depth, kernel_size, patch_size), pretrained=False, **kwargs)

@@ -1,4 +1,4 @@
-"""A folder of any size, by a bundle or a run, on one machine or on many: the same file, and the same call goes on
+"""Classify folders of any size with a bundle or a run, on one machine or on many; the same call resumes
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/runs/batch_prediction.html.md"""
 
@@ -20,141 +20,146 @@ from pathlib import Path
 
 import numpy as np
 
-from ..deploy.streaming import Tally, check_predictions, fingerprint, stream_predictions
 from ..core.errors import TrainingError, UserError
+from ..core.files import read_saved
+from ..deploy.prediction_files import Tally, check_predictions
+from ..deploy.streaming import fingerprint, stream_predictions
+from ..evaluation.selective import decide
 
 # %% ../../nbs/runs/batch_prediction.ipynb #59784ca0
 @dataclass(frozen=True)
 class Classifier:
-    "What is asked of a model's folder to classify files"
+    "What a batch prediction needs of a model"
 
-    classify: Callable  # paths → (paths, classes) calibrated probabilities, and for each '' or why it could not be read
+    classify: Callable  # paths → (paths, classes) calibrated probabilities, and '' or the error of each path
     classes: list  # in the order of the probabilities
-    decide: (
-        Callable | None
-    )  # calibrated probabilities → a `Decision` each; None where the model knows no threshold and no sets
-    fingerprint: str  # of the files and the backend: what another one says does not belong into the same file
-    step: int = 64  # images at a time
+    decide: Callable | None  # calibrated probabilities → a `Decision` each; None without threshold and prediction sets
+    fingerprint: str  # of the files and the backend: predictions of another model do not belong into the same file
+    batch_size: int = 64  # images at a time
 
 
 def open_classifier(
     model: str | Path,  # the folder of a bundle or of a finished run
     backend: str = 'auto',  # of a bundle: auto, onnx, torch, int8 or openvino
-    threads: int | None = None,  # of a bundle (default: one a core)
+    threads: int | None = None,  # of a bundle (default: one per core)
 ) -> Classifier:
-    "Open what classifies. Raises `UserError`"
+    "Open a bundle or a run for classification. Raises `UserError`"
     folder = Path(model)
     if (folder / 'bundle.json').exists():
-        from fungi_fastai.deploy.predictor import Predictor
-
-        predictor = Predictor.load(folder, backend, threads)
-        unsure = predictor.bundle.threshold is not None or predictor.bundle.conformal is not None
-        return Classifier(
-            predictor.classify,
-            list(predictor.classes),
-            predictor.decide if unsure else None,
-            f'{predictor.fingerprint} {predictor.backend}',
-        )
+        return _open_bundle(folder, backend, threads)
     if folder.is_dir() and not (folder / 'recipe.json').exists():
-        held = ', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'
+        contents = ', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'
         raise UserError(
-            f'{model} is not a run and not a bundle: it has neither recipe.json nor bundle.json. It holds: {held}.'
+            f'{model} is not a run and not a bundle: it has neither recipe.json nor bundle.json. It holds: {contents}.'
         )
-    from fungi_fastai.runs.run import Run
+    return _open_run(folder, backend, threads)
+
+
+def _open_bundle(folder, backend, threads):
+    from fungi_fastai.deploy.predictor import Predictor
+
+    predictor = Predictor.load(folder, backend, threads)
+    decides = predictor.bundle.threshold is not None or predictor.bundle.conformal is not None
+    return Classifier(
+        predictor.classify,
+        list(predictor.classes),
+        predictor.decide if decides else None,
+        f'{predictor.fingerprint} {predictor.backend}',
+    )
+
+
+def _open_run(folder, backend, threads):
+    "A run, with the temperature, threshold and prediction sets that a bundle of it would have"
+    from fungi_fastai.runs.run import Run  # with fastai, which takes seconds to import
 
     run = Run.load(folder)
-    for name, given, usual in (('backend', backend, 'auto'), ('workers', threads, None)):
-        if given != usual:
+    for name, value, default in (('backend', backend, 'auto'), ('workers', threads, None)):
+        if value != default:
             raise UserError(
-                f'{model} is a run, and {name}={given!r} is for bundles. Make one with: fungi export {model} --out FOLDER'
+                f'{folder} is a run, and {name}={value!r} is for bundles. '
+                f'Make one with: fungi export {folder} --out FOLDER'
             )
-    return _of_run(run)
-
-
-def _of_run(run):
-    "With the temperature, threshold and sets that a bundle of it would have"
-    from fungi_fastai.evaluation.decisions import decide
-    from fungi_fastai.core.files import read_saved
-
     model = read_saved(
         run.folder / 'model.safetensors',
         lambda file: fingerprint(run.folder / 'recipe.json', file, run.folder / 'metrics.json'),
     )
-    _, threshold, sets = run.decisions
+    threshold, conformal = run.decisions.threshold, run.decisions.conformal
 
-    def say(probs):
-        return decide(probs, run.classes, threshold=threshold, conformal=sets)
+    def decide_all(probs):
+        return decide(probs, run.classes, threshold=threshold, conformal=conformal)
 
-    return Classifier(run.classify, run.classes, None if threshold is None else say, model, 2 * run.recipe.bs)
+    decisions = None if threshold is None else decide_all
+    return Classifier(run.classify, run.classes, decisions, model, 2 * run.recipe.bs)
 
 # %% ../../nbs/runs/batch_prediction.ipynb #d6c1c0f1
 class _Worker:
-    "In a process of the cluster: a predictor, or why there is none"
+    "In a process of the cluster: a classifier, or the reason why there is none"
 
-    def __init__(self, model, backend, expected):
-        self.trouble = ''
+    def __init__(self, model, backend, fingerprint):
+        self.problem = ''
         try:
             self.model = open_classifier(model, backend, threads=1)
         except UserError as error:
-            self.trouble = str(error)
+            self.problem = str(error)
         else:
-            if self.model.fingerprint != expected:
-                self.trouble = f'{model} is another bundle there than here.'
+            if self.model.fingerprint != fingerprint:
+                self.problem = f'{model} is another bundle there than here.'
 
     def __call__(self, row):
-        answer = dict(machine=socket.gethostname(), trouble=self.trouble, probs=b'', errors='', unseen='')
-        if self.trouble:
-            return answer
+        result = dict(machine=socket.gethostname(), problem=self.problem, probs=b'', errors='', missing='')
+        if self.problem:
+            return result
         paths = row['paths'].split('\0')
         probs, errors = self.model.classify(paths)
-        unseen = next(
-            (path for path, error in zip(paths, errors, strict=True) if error and not os.path.exists(path)), ''
+        failed = (path for path, error in zip(paths, errors, strict=True) if error)
+        return result | dict(
+            probs=np.asarray(probs, np.float32).tobytes(),
+            errors='\0'.join(map(str, errors)),
+            missing=next((path for path in failed if not os.path.exists(path)), ''),
         )
-        return answer | dict(
-            probs=np.asarray(probs, np.float32).tobytes(), errors='\0'.join(map(str, errors)), unseen=unseen
-        )
 
 
-def _believed(answer, n_classes):
-    "Probabilities and errors that a worker sent. Raises `UserError` where it saw other files than there are here"
-    same = 'Keep images and bundle where all machines of the cluster find them under the same path.'
-    if answer['trouble']:
-        raise UserError(f'{answer["machine"]}: {answer["trouble"]} {same}')
-    if answer['unseen'] and os.path.exists(answer['unseen']):
-        raise UserError(f'{answer["machine"]} does not see {answer["unseen"]}. {same}')
-    return np.frombuffer(answer['probs'], np.float32).reshape(-1, n_classes).copy(), answer['errors'].split('\0')
+def _checked(result, n_classes):
+    "Probabilities and errors from a worker. Raises `UserError` if it sees other files than this process"
+    advice = 'Keep images and bundle where all machines of the cluster find them under the same path.'
+    if result['problem']:
+        raise UserError(f'{result["machine"]}: {result["problem"]} {advice}')
+    if result['missing'] and os.path.exists(result['missing']):
+        raise UserError(f'{result["machine"]} does not see {result["missing"]}. {advice}')
+    return np.frombuffer(result['probs'], np.float32).reshape(-1, n_classes).copy(), result['errors'].split('\0')
 
 
-def _ray_each(model, backend, opened, workers, window=1024):
-    "What `stream_predictions` is to call classifiers with"
+def _map_on_cluster(model, backend, classifier, workers, window=1024):
+    "The function with which `stream_predictions` maps lists of paths, `window` lists at a time"
     import ray
     from ray.exceptions import RayError
 
-    def each(_, lists):
+    arguments = (str(Path(model).absolute()), backend, classifier.fingerprint)
+
+    def map_batches(_, lists):
         lists = iter(lists)
-        while some := list(islice(lists, window)):
-            data = ray.data.from_items([dict(paths='\0'.join(paths)) for paths in some], override_num_blocks=len(some))
-            data.context.enable_progress_bars, data.context.execution_options.preserve_order = False, True
-            answers = data.map(
-                _Worker,
-                fn_constructor_args=(str(Path(model).absolute()), backend, opened.fingerprint),
-                num_cpus=1,
-                compute=ray.data.ActorPoolStrategy(size=min(workers, len(some))),
-            )
+        while batch := list(islice(lists, window)):
+            rows = [dict(paths='\0'.join(paths)) for paths in batch]
+            data = ray.data.from_items(rows, override_num_blocks=len(rows))
+            data.context.enable_progress_bars = False
+            data.context.execution_options.preserve_order = True
+            actors = ray.data.ActorPoolStrategy(size=min(workers, len(rows)))
+            results = data.map(_Worker, fn_constructor_args=arguments, num_cpus=1, compute=actors)
             try:
-                for answer in answers.iter_rows():
-                    yield _believed(answer, len(opened.classes))
+                for result in results.iter_rows():
+                    yield _checked(result, len(classifier.classes))
             except RayError as error:
                 raise TrainingError(
-                    f'Ray gave up: {str(error).strip().splitlines()[-1]} What is done is kept; repeat the same call to go on.'
+                    f'Ray failed: {str(error).strip().splitlines()[-1]} '
+                    'What is done is kept; repeat the same call to resume.'
                 ) from None
 
-    return each
+    return map_batches
 
 # %% ../../nbs/runs/batch_prediction.ipynb #015787ba
 @contextmanager
 def _cluster(address, workers):
-    "How many actors there may be, while a cluster is connected. Raises `UserError`"
+    "A block with a connected cluster; yields the number of actors. Raises `UserError`"
     address = address or os.environ.get('RAY_ADDRESS') or 'local'
     if address == 'local':
         os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
@@ -164,55 +169,64 @@ def _cluster(address, workers):
     except ImportError:
         raise UserError("The engine ray is not installed. Install it with: pip install 'fungi_fastai[scale]'") from None
     logging.getLogger('ray.data').setLevel(logging.ERROR)
-    mine = not ray.is_initialized()
-    if mine and address == 'local':
-        with _quietly():
-            ray.init(
-                'local',
-                num_cpus=workers or os.cpu_count(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level='ERROR',
-            )
-    elif mine:
-        _connect(ray, address)
+    connect = not ray.is_initialized()
+    if connect:
+        if address == 'local':
+            _start_cluster(ray, workers)
+        else:
+            _connect(ray, address)
     try:
         cores = int(ray.cluster_resources().get('CPU', 0))
         if cores < (workers or 1):
-            raise UserError(f'The cluster has {cores} cores, and a worker takes one; {workers or 1} were asked for.')
+            raise UserError(
+                f'You requested {workers or 1} workers, which take a core each, and the cluster has {cores} cores.'
+            )
         yield workers or cores
     finally:
-        if mine:
+        if connect:
             ray.shutdown()
 
 
-@contextmanager
-def _quietly():
-    "Ray's C++ part writes to the process's standard error, first that it has been told not to; what fails comes as an exception"
-    os.environ.setdefault('RAY_BACKEND_LOG_LEVEL', 'fatal')
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
+def _start_cluster(ray, workers):
+    "Start a cluster on this machine"
+    with _silent_stderr():
+        ray.init(
+            'local',
+            num_cpus=workers or os.cpu_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level='ERROR',
+        )
 
 
 def _connect(ray, address):
+    "Connect to an existing cluster. Raises `UserError` if there is none"
     host, _, port = address.rpartition('://')[2].rpartition(':')
     try:
         if port.isdigit():
             socket.create_connection((host, int(port)), 5).close()  # Ray itself would try for a minute
-        with _quietly():
+        with _silent_stderr():
             ray.init(address, log_to_driver=False, logging_level='ERROR')
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f'There is no Ray cluster at {address} ({str(error).strip().splitlines()[0]}). Start one with: ray start --head; '
-            "or leave the address off to use this machine's cores."
+            f'There is no Ray cluster at {address} ({str(error).strip().splitlines()[0]}). '
+            "Start one with: ray start --head; or leave the address off to use this machine's cores."
         ) from None
+
+
+@contextmanager
+def _silent_stderr():
+    "A block in which Ray's C++ part cannot write to this process's standard error; errors come as exceptions"
+    os.environ.setdefault('RAY_BACKEND_LOG_LEVEL', 'fatal')
+    sys.stderr.flush()
+    original, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(original, 2)
+        os.close(original)
+        os.close(null)
 
 # %% ../../nbs/runs/batch_prediction.ipynb #0ddcb5bd
 engines = ('local', 'ray')
@@ -221,41 +235,45 @@ engines = ('local', 'ray')
 def predict_to(
     model: str | Path,  # the folder of a bundle or of a finished run
     paths: Iterable,  # files and folders
-    out: str | Path | None = None,  # .csv, .jsonl or .parquet (default: standard output, in the form of `form`)
+    out: str | Path | None = None,  # .csv, .jsonl or .parquet (default: standard output, as `stdout_format`)
     *,
     engine: str = 'local',  # local, or ray: many processes, many machines; for bundles
-    workers: int
-    | None = None,  # threads, or with ray processes (default: one a core, of this machine or of the cluster)
+    workers: int | None = None,  # threads, or processes with ray (default: one per core of machine or cluster)
     backend: str = 'auto',  # of a bundle: auto, onnx, torch, int8 or openvino
-    address: str
-    | None = None,  # of a Ray cluster, such as 10.0.0.1:6379 or auto (default: RAY_ADDRESS, else a cluster of this machine's cores)
-    form: str = 'csv',  # of standard output: csv, jsonl, or json, which is one list
+    address: str | None = None,  # of a Ray cluster: 10.0.0.1:6379 or auto (default: RAY_ADDRESS, or this machine)
+    stdout_format: str = 'csv',  # of standard output: csv, jsonl, or json, which is one list
     progress: bool = True,  # show it
 ) -> Tally:  # how many images, how many unreadable, and why
-    """Classify any number of images into a file with the columns path name predicted confidence (answer set) p_<class>… error. The same
-    call continues one that was interrupted, with the other engine too. Raises `UserError`, `TrainingError`"""
+    """Classify any number of images into a file with the columns path name predicted confidence (answer set) p_<class>…
+    error. The same call resumes after an interruption, with either engine. Raises `UserError`, `TrainingError`"""
+    _check_engine(model, engine, workers, address)
+    if out is not None:
+        check_predictions(out)
+    classifier = open_classifier(model, backend, 1 if engine == 'ray' else workers)
+    options = dict(
+        model=classifier.fingerprint,
+        decide=classifier.decide,
+        batch_size=classifier.batch_size,
+        stdout_format=stdout_format,
+        progress=progress,
+    )
+    if engine == 'local':
+        return stream_predictions(paths, classifier.classify, classifier.classes, out, **options)
+    with _cluster(address, workers) as actors:
+        options |= dict(
+            max_images=classifier.batch_size, map_batches=_map_on_cluster(model, backend, classifier, actors)
+        )
+        return stream_predictions(paths, classifier.classify, classifier.classes, out, **options)
+
+
+def _check_engine(model, engine, workers, address):
+    "Raise `UserError` if the options do not fit each other or the model"
     if engine not in engines:
         raise UserError(f'There is no engine {engine!r}. Known: {", ".join(engines)}.')
     if workers is not None and workers < 1:
-        raise UserError(f'{workers} workers cannot work; expected 1 or more.')
+        raise UserError(f'workers is {workers}; expected 1 or more.')
     if address and engine != 'ray':
         raise UserError(f"An address ({address}) is for the engine ray: add engine='ray' (--engine ray).")
-    if out is not None:
-        check_predictions(out)
-    if engine == 'ray' and not (Path(model) / 'bundle.json').exists() and (Path(model) / 'recipe.json').exists():
+    is_run = not (Path(model) / 'bundle.json').exists() and (Path(model) / 'recipe.json').exists()
+    if engine == 'ray' and is_run:
         raise UserError(f'{model} is a run; Ray works with bundles. Make one with: fungi export {model} --out FOLDER')
-    opened = open_classifier(model, backend, 1 if engine == 'ray' else workers)
-    options = dict(model=opened.fingerprint, decide=opened.decide, form=form, progress=progress)
-    if engine == 'local':
-        return stream_predictions(paths, opened.classify, opened.classes, out, step=opened.step, **options)
-    with _cluster(address, workers) as actors:
-        return stream_predictions(
-            paths,
-            opened.classify,
-            opened.classes,
-            out,
-            step=opened.step,
-            most=opened.step,
-            each=_ray_each(model, backend, opened, actors),
-            **options,
-        )

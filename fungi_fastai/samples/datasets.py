@@ -1,4 +1,4 @@
-"""Images that the library draws itself, so that all of it runs anywhere with no download
+"""Images that the library draws itself, so that it runs anywhere without a download
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/samples/datasets.html.md"""
 
@@ -9,61 +9,67 @@ __all__ = ['kinds', 'sample_kinds', 'Kind', 'draw', 'Job', 'jobs', 'make_sample'
 
 # %% ../../nbs/samples/datasets.ipynb #4492da6b
 import hashlib
+import inspect
 import os
 import shutil
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from . import drawing as sample_drawing
-from . import microscopy as sample_microscopy
-from . import mushrooms as sample_mushrooms
-from . import plants as sample_plants
-from ..core.settings import settings
-from ..core.files import check_writable
 from ..core.errors import UserError
+from ..core.files import check_writable
+from ..core.settings import settings
+from .drawing import generators
+from .flowers import draw_flower, flowers
+from .genera import genera
+from .microscopy import draw_crop, structures
+from .mushrooms import draw_mushroom
+from .seedlings import draw_seedling, seedlings
 
 # %% ../../nbs/samples/datasets.ipynb #34dd03dd
 @dataclass(frozen=True)
 class Kind:
     "How a kind of sample is drawn and laid out"
 
-    draw: object  # (label, generators, size) -> PIL image
+    draw: Callable  # (label, generators, size) -> PIL image
     labels: tuple  # the classes
-    specimens: int  # of each class, by default; of the rarest, where `fractions` are given
-    photos: int  # of each specimen, by default
+    specimens: int  # default number of specimens of each class; of the rarest class, if `fractions` are given
+    photos: int  # default number of photos of each specimen
     crops: int = 0  # of each photo; 0: the photo itself is the image
-    folder: str = ''  # that holds the class folders
+    folder: str = ''  # that contains the class folders
     fractions: dict | None = None  # how frequent the classes are, relative to the rarest
     unlabelled: int = 0  # images of unknown class for each five specimens of a class
 
+    @property
+    def key_length(self) -> int:
+        "How many numbers identify an image: specimen, photo and crop, as far as the kind has them"
+        return 3 if self.crops else 1 if self.unlabelled else 2
+
 
 kinds = dict(
-    mushrooms=Kind(
-        sample_mushrooms.draw_mushroom, tuple(sample_mushrooms.genera), specimens=12, photos=3, folder='Mushrooms'
-    ),
+    mushrooms=Kind(draw_mushroom, tuple(genera), specimens=12, photos=3, folder='Mushrooms'),
     defungi=Kind(
-        sample_microscopy.draw_crop,
-        tuple(sample_microscopy.structures),
+        draw_crop,
+        tuple(structures),
         specimens=14,
         photos=2,
         crops=2,
-        fractions={name: s.fraction for name, s in sample_microscopy.structures.items()},
+        fractions={name: structure.fraction for name, structure in structures.items()},
     ),
-    flowers=Kind(sample_plants.draw_flower, tuple(sample_plants.flowers), specimens=20, photos=2, folder='flowers'),
-    seedlings=Kind(sample_plants.draw_seedling, tuple(sample_plants.seedlings), specimens=25, photos=1, unlabelled=12),
+    flowers=Kind(draw_flower, tuple(flowers), specimens=20, photos=2, folder='flowers'),
+    seedlings=Kind(draw_seedling, tuple(seedlings), specimens=25, photos=1, unlabelled=12),
 )
 sample_kinds = tuple(kinds)
 
 # %% ../../nbs/samples/datasets.ipynb #d9ee62ef
-def _kind(name: str) -> Kind:
+def _get_kind(name: str) -> Kind:
     if name not in kinds:
         raise UserError(f'There is no built-in sample {name!r}. Known: {", ".join(sample_kinds)}.')
     return kinds[name]
@@ -73,17 +79,16 @@ def draw(
     kind: str,  # one of `sample_kinds`
     label: str,  # one of its classes
     *key: int,  # specimen, photo (mushrooms, flowers); specimen, photo, crop (defungi); plant (seedlings)
-    size: int = 256,  # pixels a side
+    size: int = 256,  # image size, pixels
     seed: int = 0,  # another seed, another sample
 ) -> Image.Image:
-    "Draw one image; what it shows depends on the arguments alone. Raises `UserError`"
-    known = _kind(kind)
-    if label not in known.labels:
-        raise UserError(f'{kind} has no class {label!r}. Known: {", ".join(known.labels)}.')
-    wanted = 3 if known.crops else 1 if known.unlabelled else 2
-    if len(key) != wanted:
-        raise UserError(f'An image of {kind} has {wanted} number(s); {len(key)} given.')
-    return known.draw(label, sample_drawing.generators(seed, kind, label, *key), size)
+    "Draw one image, which depends only on the arguments. Raises `UserError` for an unknown kind or class, or a bad key"
+    sample_kind = _get_kind(kind)
+    if label not in sample_kind.labels:
+        raise UserError(f'{kind} has no class {label!r}. Known: {", ".join(sample_kind.labels)}.')
+    if len(key) != sample_kind.key_length:
+        raise UserError(f'An image of {kind} has {sample_kind.key_length} number(s); {len(key)} given.')
+    return sample_kind.draw(label, generators(seed, kind, label, *key), size)
 
 # %% ../../nbs/samples/datasets.ipynb #17b83260
 @dataclass(frozen=True)
@@ -92,113 +97,124 @@ class Job:
 
     kind: str
     label: str
-    key: tuple
+    key: tuple  # see `draw`
     name: str  # path inside the sample's folder
 
 
 def _hidden_name(seed: int, label: str, number: int) -> str:
-    "Nine hexadecimal digits that tell nothing of the class, like the competition's"
+    "Nine hexadecimal digits that do not reveal the class, like the names of the competition"
     return hashlib.sha1(f'{seed} {label} {number}'.encode()).hexdigest()[:9]
 
 
 def jobs(
-    kind: str,
-    specimens: int | None = None,  # of each class (defungi: of the rarest)
-    photos: int | None = None,  # of each specimen
-    seed: int = 0,
+    kind: str,  # one of `sample_kinds`
+    specimens: int | None = None,  # of each class (default: the kind's own; defungi: of the rarest class)
+    photos: int | None = None,  # of each specimen (default: the kind's own)
+    seed: int = 0,  # another seed, another sample
 ) -> Iterator[Job]:
-    "The files of a sample"
-    known = _kind(kind)
-    specimens, photos = known.specimens if specimens is None else specimens, known.photos if photos is None else photos
-    for label in known.labels:
-        for specimen in range(round(specimens * (known.fractions or {}).get(label, 1))):
-            if kind == 'seedlings':
-                yield Job(kind, label, (specimen,), f'train/{label}/{_hidden_name(seed, label, specimen)}.jpg')
-                continue
-            for photo in range(photos):
-                if not known.crops:
-                    yield Job(kind, label, (specimen, photo), f'{known.folder}/{label}/{specimen:03}_{photo}.jpg')
-                for crop in range(known.crops):
-                    yield Job(
-                        kind,
-                        label,
-                        (specimen, photo, crop),
-                        f'{label}/{label}_{specimen + 1}{chr(97 + photo)}_{crop + 1}.jpg',
-                    )
-    for k in range(known.unlabelled * specimens // 5):  # of all classes in turn, numbered far from the training images
-        label, number = known.labels[k % len(known.labels)], 1_000_000 + k // len(known.labels)
+    "The files of a sample. Raises `UserError` for an unknown kind"
+    sample_kind = _get_kind(kind)
+    specimens = sample_kind.specimens if specimens is None else specimens
+    photos = sample_kind.photos if photos is None else photos
+    for label in sample_kind.labels:
+        n_specimens = round(specimens * (sample_kind.fractions or {}).get(label, 1))
+        for specimen in range(n_specimens):
+            yield from _specimen_jobs(kind, label, specimen, photos, seed)
+    for k in range(sample_kind.unlabelled * specimens // 5):
+        # all classes in turn, with numbers far from those of the training images
+        turn, index = divmod(k, len(sample_kind.labels))
+        label, number = sample_kind.labels[index], 1_000_000 + turn
         yield Job(kind, label, (number,), f'test/{_hidden_name(seed, label, number)}.jpg')
 
+
+def _specimen_jobs(kind, label, specimen, photos, seed):
+    "The files of one specimen"
+    sample_kind = kinds[kind]
+    if kind == 'seedlings':
+        yield Job(kind, label, (specimen,), f'train/{label}/{_hidden_name(seed, label, specimen)}.jpg')
+        return
+    for photo in range(photos):
+        if not sample_kind.crops:
+            yield Job(kind, label, (specimen, photo), f'{sample_kind.folder}/{label}/{specimen:03}_{photo}.jpg')
+        for crop in range(sample_kind.crops):
+            name = f'{label}/{label}_{specimen + 1}{chr(97 + photo)}_{crop + 1}.jpg'
+            yield Job(kind, label, (specimen, photo, crop), name)
+
 # %% ../../nbs/samples/datasets.ipynb #48def6a0
-def _write(todo: list[Job], folder: str, size: int, seed: int):
-    for job in todo:
+def _write(files: list[Job], folder: str, size: int, seed: int):
+    for job in files:
         path = Path(folder) / job.name
         draw(job.kind, job.label, *job.key, size=size, seed=seed).save(path, 'JPEG', quality=88)
 
 
+def _write_in_processes(files: list[Job], folder: str, size: int, seed: int, workers: int):
+    from multiprocessing import get_context
+
+    draw(files[0].kind, files[0].label, *files[0].key, size=32)  # makes the textures that the processes share
+    with warnings.catch_warnings():  # Python warns about forking a process that has threads; the forks use none
+        warnings.simplefilter('ignore')
+        with ProcessPoolExecutor(workers, mp_context=get_context('fork')) as pool:
+            pieces = [files[k :: 4 * workers] for k in range(4 * workers)]
+            list(pool.map(_write, pieces, *([value] * len(pieces) for value in (folder, size, seed))))
+
+
 def make_sample(
     kind: str,  # one of `sample_kinds`
-    folder: str | Path,  # where the files shall stand; made if it is not there
-    specimens: int
-    | None = None,  # of each class (default: the kind's own; defungi: of the rarest, others have up to 5 times as many)
+    folder: str | Path,  # output folder, created if needed
+    specimens: int | None = None,  # of each class (default: the kind's own; defungi: of the rarest class)
     photos: int | None = None,  # of each specimen (default: the kind's own; seedlings have one)
-    size: int = 256,  # pixels a side
+    size: int = 256,  # image size, pixels
     seed: int = 0,  # another seed, another sample
-    workers: int | None = None,  # processes (default: the machine's settings)
+    workers: int | None = None,  # processes (default: this machine's settings)
 ) -> Path:  # `folder`
-    "Draw a sample, laid out like the Kaggle download; a file's bytes do not depend on how many are asked for. Raises `UserError`"
-    folder = Path(folder)
-    todo = list(jobs(kind, specimens, photos, seed))
-    for parent in {(folder / job.name).parent for job in todo}:
-        parent.mkdir(parents=True, exist_ok=True)
-    workers = min(settings().workers if workers is None else workers, 1 + len(todo) // 60)
-    if workers > 1 and sys.platform == 'linux':
-        from multiprocessing import get_context
+    """Draw a sample with the layout of the Kaggle download. Raises `UserError` for an unknown kind
 
-        draw(kind, todo[0].label, *todo[0].key, size=32)  # textures that the processes will share
-        with warnings.catch_warnings():  # Python warns of forking beside threads; the forks use none
-            warnings.simplefilter('ignore')
-            with ProcessPoolExecutor(workers, mp_context=get_context('fork')) as pool:
-                pieces = [todo[k :: 4 * workers] for k in range(4 * workers)]
-                list(pool.map(_write, pieces, *([value] * len(pieces) for value in (str(folder), size, seed))))
+    The bytes of a file do not depend on the number of specimens and photos.
+    The other classes of defungi have up to five times as many specimens as the rarest."""
+    folder = Path(folder)
+    files = list(jobs(kind, specimens, photos, seed))
+    for parent in {(folder / job.name).parent for job in files}:
+        parent.mkdir(parents=True, exist_ok=True)
+    workers = min(settings().workers if workers is None else workers, 1 + len(files) // 60)
+    if workers > 1 and sys.platform == 'linux':
+        _write_in_processes(files, str(folder), size, seed, workers)
     else:
-        _write(todo, str(folder), size, seed)
+        _write(files, str(folder), size, seed)
     if kind == 'seedlings':
-        rows = sorted(Path(job.name).name for job in todo if job.name.startswith('test/'))
-        (folder / 'sample_submission.csv').write_text(
-            'file,species\n' + ''.join(f'{name},Sugar beet\n' for name in rows)
-        )
+        names = sorted(Path(job.name).name for job in files if job.name.startswith('test/'))
+        rows = ''.join(f'{name},Sugar beet\n' for name in names)
+        (folder / 'sample_submission.csv').write_text('file,species\n' + rows)
     return folder
 
 # %% ../../nbs/samples/datasets.ipynb #24bd2c81
 def sample_version() -> str:
-    "Of the drawing, from the text of its modules: where a line of them changes, samples are drawn again beside the old ones"
-    texts = sorted(Path(sample_drawing.__file__).parent.glob('sample*.py'))
-    return hashlib.sha1(b''.join(text.read_bytes() for text in texts)).hexdigest()[:8]
+    "A hash of the drawing code: if a line of it changes, samples are drawn again beside the old ones"
+    sources = sorted(Path(inspect.getfile(generators)).parent.glob('*.py'))
+    return hashlib.sha1(b''.join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 
 def sample_folder(
     kind: str,  # one of `sample_kinds`
 ) -> Path:  # <data_dir>/samples/<kind>-<version>
     "The default sample of a kind, drawn on first use. Raises `UserError`"
-    _kind(kind)
+    _get_kind(kind)
     final = settings().data_dir / 'samples' / f'{kind}-{sample_version()}'
     if final.is_dir():
         return final
     check_writable(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    for left in final.parent.glob(f'.{final.name}.*.part'):  # of a process that was killed
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(prefix=f'.{final.name}.', suffix='.part', dir=final.parent))
+    for abandoned in final.parent.glob(f'.{final.name}.*.part'):  # of a process that was killed
+        if time.time() - abandoned.stat().st_mtime > 3600:
+            shutil.rmtree(abandoned, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{final.name}.', suffix='.part', dir=final.parent))
     try:
-        make_sample(kind, part)
-        part.chmod(0o755)
+        make_sample(kind, temporary)
+        temporary.chmod(0o755)
         try:
-            os.rename(part, final)
+            os.rename(temporary, final)
         except OSError:
             if not final.is_dir():
                 raise  # another process was faster, or something is wrong
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return final

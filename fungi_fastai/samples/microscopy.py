@@ -19,26 +19,26 @@ from .scenes import dapple
 # %% ../../nbs/samples/microscopy.ipynb #a868dec5
 @dataclass(frozen=True)
 class Structure:
-    "What a class shows; numbers are (from, to) at a magnification of 1, lengths in crop widths"
+    "The traits of a class; numbers are (from, to) at a magnification of 1, lengths in crop widths"
 
     about: str  # in words
     stains: tuple  # names of stains, the frequent ones repeated
-    fraction: float  # how frequent the class is, relative
+    fraction: float  # how frequent the class is, relative to the rarest
     hyphae: tuple = (0, 0)  # threads that cross a crop
     width: tuple = (0.03, 0.05)  # of a thread
     curl: float = 1.0  # how tortuous
     branches: tuple = (0, 2)  # side branches of a thread
-    septa: float = 0.0  # distance of the cross walls; 0: none
-    beads: float = 0.0  # fraction of the threads that fall apart into chains of barrels
+    septa: float = 0.0  # distance between the cross walls; 0: none
+    beads: float = 0.0  # fraction of the threads that break up into chains of barrels
     cells: tuple = (0, 0)  # round cells
     radius: tuple = (0.03, 0.05)  # of a cell
     wall: float = 0.25  # of a cell, fraction of the radius
-    buds: float = 0.0  # chance that a cell buds
+    buds: float = 0.0  # probability that a cell buds
     clump: float = 1.0  # 1 cells anywhere … 0 all in one heap
     granules: tuple = (0, 30)  # small grains
 
 
-stains = dict(  # background, structure's edge, inside
+stains = dict(  # background, edge of the structure, inside
     grey=('#9d9b97', '#55534f', '#aeb0aa'),
     phase=('#a59fae', '#5b4a66', '#b4c4b2'),
     blue=('#c3bfc6', '#245f94', '#4f8fb8'),
@@ -111,181 +111,209 @@ structures = dict(
 
 # %% ../../nbs/samples/microscopy.ipynb #f04ef9f8
 def _path(rng, start, angle, length, curl, steps=26) -> np.ndarray:  # (steps, 2)
+    "The winding path of a thread"
     turns = np.cumsum(rng.normal(0, 1, steps))
     turns = np.convolve(turns, np.ones(5) / 5, 'same') * curl * 0.16
     heading = angle + turns
     return start + np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1), 0) * (length / steps)
 
 
-def _tube(sketch, path, width, tones, layer):
-    shade, fraction, shift = ((tones.edge, 1, 0), (tones.inside, 0.66, 0), (tones.glint, 0.18, -0.12))[layer]
+def _tube(sketch, path, width, slide, layer):
+    "One of the three strokes of a thread: wall, inside, line of light"
+    shade, fraction, shift = ((slide.edge, 1, 0), (slide.inside, 0.66, 0), (slide.glint, 0.18, -0.12))[layer]
     sketch.line(path + shift * width, shade, max(width * fraction, 0.6))
 
 
-def _septa(sketch, path, width, tones, distance):
+def _septa(sketch, path, width, slide, distance):
+    "The cross walls of a thread"
     step = np.hypot(*(path[1] - path[0]))
     every = max(2, round(distance / step))
     for k in range(every, len(path) - 1, every):
         along = path[k + 1] - path[k]
         across = np.array([-along[1], along[0]]) / step * width * 0.42
-        sketch.line([path[k] - across, path[k] + across], tones.edge, max(1, width * 0.14))
+        sketch.line([path[k] - across, path[k] + across], slide.edge, max(1, width * 0.14))
 
 
-def _cell(sketch, x, y, r, tones, wall):
-    sketch.dot(x, y, r, tones.edge)
-    sketch.dot(x, y, r * (1 - wall), tones.inside)
-    sketch.dot(x - r * 0.2, y - r * 0.22, r * (0.62 - wall), tones.glint)
+def _cell(sketch, x, y, r, slide):
+    "A round cell with its wall"
+    wall = slide.structure.wall
+    sketch.dot(x, y, r, slide.edge)
+    sketch.dot(x, y, r * (1 - wall), slide.inside)
+    sketch.dot(x - r * 0.2, y - r * 0.22, r * (0.62 - wall), slide.glint)
 
 
-def _beads(sketch, rng, path, width, tones):
+def _beads(sketch, rng, path, width, slide):
+    "A thread that has broken up into a chain of barrels"
     length = width * 1.5
     step = np.hypot(*(path[1] - path[0]))
     every = max(1, round(length * 1.05 / step))
     for k in range(0, len(path) - every, every):
         if chance(rng, 0.08):
             continue  # a gap in the chain
-        a, b = path[k], path[k + every]
-        along = (b - a) / max(np.hypot(*(b - a)), 1e-6)
+        start, end = path[k], path[k + every]
+        along = (end - start) / max(np.hypot(*(end - start)), 1e-6)
         across = np.array([-along[1], along[0]])
-        for fraction, shade in ((1, tones.edge), (0.7, tones.inside), (0.28, tones.glint)):
+        for fraction, shade in ((1, slide.edge), (0.7, slide.inside), (0.28, slide.glint)):
             half, reach = across * width * 0.5 * fraction, along * length * 0.5 * fraction
-            middle = (a + b) / 2
-            sketch.polygon(
-                [
-                    middle - reach - half * 0.62,
-                    middle - reach * 0.5 - half,
-                    middle + reach * 0.5 - half,
-                    middle + reach - half * 0.62,
-                    middle + reach + half * 0.62,
-                    middle + reach * 0.5 + half,
-                    middle - reach * 0.5 + half,
-                    middle - reach + half * 0.62,
-                ],
-                shade,
-            )
+            sketch.polygon(_barrel((start + end) / 2, half, reach), shade)
+
+
+def _barrel(middle, half, reach):
+    "The eight corners of a barrel with this half width and half length"
+    return [
+        middle - reach - half * 0.62,
+        middle - reach * 0.5 - half,
+        middle + reach * 0.5 - half,
+        middle + reach - half * 0.62,
+        middle + reach + half * 0.62,
+        middle + reach * 0.5 + half,
+        middle - reach * 0.5 + half,
+        middle - reach + half * 0.62,
+    ]
 
 # %% ../../nbs/samples/microscopy.ipynb #45526356
 @dataclass(frozen=True)
 class Slide:
-    "A specimen on its slide: what all its crops share"
+    "A specimen on its slide: the traits that all its crops share"
 
     structure: Structure
-    ground: np.ndarray
-    edge: np.ndarray
+    ground: np.ndarray  # colour of the background
+    edge: np.ndarray  # colours of the structure: wall, inside, line of light
     inside: np.ndarray
-    glint: np.ndarray  # colours
+    glint: np.ndarray
     magnification: float
     crowding: float  # 0 few … 1 many
-    mottle: float  # how uneven the ground is
-    fringe: int  # pixels by which the lens shifts red against blue
-    heading: float  # radians: threads run along it
-    focus: float  # blur of all, in pixels
-    clear: float  # opacity of what is in focus
+    mottle: float  # how uneven the background is
+    fringe: int  # chromatic aberration: shift of red against blue, pixels
+    heading: float  # main direction of the threads, radians
+    focus: float  # blur of the whole crop, pixels
+    clear: float  # opacity of the structures in focus
 
     @classmethod
     def prepare(cls, structure: Structure, rng):
-        "Choose a specimen"
+        "A random specimen of a class"
         ground, edge, inside = (vary(rng, c, 0.08) for c in stains[pick(rng, structure.stains)])
-        faint = rng.uniform(0, 0.45)  # how pale the stain has become
+        faded = rng.uniform(0, 0.45)
         return cls(
             structure,
             ground,
-            mix(edge, ground, faint),
-            mix(inside, ground, rng.uniform(0.1, 0.7)),
-            mix(inside, '#ffffff', rng.uniform(0.1, 0.5)),
-            rng.uniform(1.0, 2.0),
-            rng.random(),
-            rng.uniform(0.015, 0.05),
-            int(rng.integers(0, 4)),
-            rng.uniform(0, np.pi),
-            float(rng.choice((0, 0, 0.6, 1.0, 1.4))),
-            rng.uniform(0.78, 1.0),
+            edge=mix(edge, ground, faded),
+            inside=mix(inside, ground, rng.uniform(0.1, 0.7)),
+            glint=mix(inside, '#ffffff', rng.uniform(0.1, 0.5)),
+            magnification=rng.uniform(1.0, 2.0),
+            crowding=rng.random(),
+            mottle=rng.uniform(0.015, 0.05),
+            fringe=int(rng.integers(0, 4)),
+            heading=rng.uniform(0, np.pi),
+            focus=float(rng.choice((0, 0, 0.6, 1.0, 1.4))),
+            clear=rng.uniform(0.78, 1.0),
         )
+
+    def count(self, rng, span, density) -> int:
+        "A random number from `span` that depends on the crowding"
+        if not span[1]:
+            return 0
+        expected = (span[0] + (span[1] - span[0]) * self.crowding) * density
+        return max(0, round(expected + rng.normal(0, 0.5)))
 
 # %% ../../nbs/samples/microscopy.ipynb #bb5fa207
-def _layer(rng, slide: Slide, size: int, few: float) -> Sketch:
-    "Threads and cells of one depth"
-    sketch, s, zoom = Sketch(size), slide.structure, slide.magnification * size
-
-    def amount(span):  # as many as the slide is crowded, give or take
-        return (
-            max(0, round((span[0] + (span[1] - span[0]) * slide.crowding) * few + rng.normal(0, 0.5))) if span[1] else 0
-        )
-
-    threads = []
-    for _ in range(amount(s.hyphae)):
-        angle = slide.heading + rng.normal(0, 0.3 + 0.35 * s.curl)
-        middle = rng.uniform(0.1, 0.9, 2) * size
-        width = rng.uniform(*s.width) * zoom
-        length = size * rng.uniform(1.0, 1.7)
-        path = _path(rng, middle - 0.5 * length * np.array([np.cos(angle), np.sin(angle)]), angle, length, s.curl)
-        threads.append((path, width))
-        for _ in range(int(rng.integers(s.branches[0], s.branches[1] + 1))):
-            k = int(rng.integers(6, 20))
-            ahead = np.arctan2(*(path[k + 1] - path[k])[::-1]) + pick(rng, (-1, 1)) * rng.uniform(0.5, 1.1)
-            threads.append((_path(rng, path[k], ahead, length * rng.uniform(0.25, 0.5), s.curl, 14), width * 0.8))
-    beaded = rng.random(len(threads)) < s.beads
-    whole = [thread for thread, falls in zip(threads, beaded, strict=True) if not falls]
-    for layer in range(3):  # walls of all, then insides: branches open into their thread
-        for path, width in whole:
-            _tube(sketch, path, width, slide, layer)
-    for path, width in whole if s.septa else ():
-        _septa(sketch, path, width, slide, s.septa * zoom)
-    for (path, width), falls in zip(threads, beaded, strict=True):
-        if falls:
-            _beads(sketch, rng, path, width, slide)
-    heap = rng.uniform(0.25, 0.75, 2)
-    for _ in range(amount(s.cells)):
-        spread = 0.12 + 0.6 * s.clump
-        x, y = np.clip(heap + rng.normal(0, spread * 0.55, 2), -0.05, 1.05) * size
-        r = rng.uniform(*s.radius) * zoom
-        if chance(rng, s.buds):
-            turn = rng.uniform(0, 6.3)
-            _cell(
-                sketch,
-                x + 1.35 * r * np.cos(turn),
-                y + 1.35 * r * np.sin(turn),
-                r * rng.uniform(0.4, 0.65),
-                slide,
-                s.wall,
-            )
-        _cell(sketch, x, y, r, slide, s.wall)
-    for x, y in rng.uniform(0, size, (amount(s.granules), 2)):
+def _layer(rng, slide: Slide, size: int, density: float) -> Sketch:
+    "Threads and cells at one depth"
+    sketch, zoom = Sketch(size), slide.magnification * size
+    _draw_threads(rng, sketch, slide, _threads(rng, slide, size, density), zoom)
+    _draw_cells(rng, sketch, slide, size, density)
+    for x, y in rng.uniform(0, size, (slide.count(rng, slide.structure.granules, density), 2)):
         sketch.dot(x, y, rng.uniform(0.003, 0.009) * zoom, slide.edge)
     return sketch
 
 
-empty_fraction, blurred_fraction = 0.025, 0.02  # crops that show nothing, and crops far out of focus
+def _threads(rng, slide, size, density):
+    "The threads of a layer and their branches: (path, width)"
+    s, zoom, threads = slide.structure, slide.magnification * size, []
+    for _ in range(slide.count(rng, s.hyphae, density)):
+        angle = slide.heading + rng.normal(0, 0.3 + 0.35 * s.curl)
+        middle = rng.uniform(0.1, 0.9, 2) * size
+        width = rng.uniform(*s.width) * zoom
+        length = size * rng.uniform(1.0, 1.7)
+        start = middle - 0.5 * length * np.array([np.cos(angle), np.sin(angle)])
+        path = _path(rng, start, angle, length, s.curl)
+        threads.append((path, width))
+        for _ in range(int(rng.integers(s.branches[0], s.branches[1] + 1))):
+            k = int(rng.integers(6, 20))
+            direction = np.arctan2(*(path[k + 1] - path[k])[::-1]) + pick(rng, (-1, 1)) * rng.uniform(0.5, 1.1)
+            branch = _path(rng, path[k], direction, length * rng.uniform(0.25, 0.5), s.curl, 14)
+            threads.append((branch, width * 0.8))
+    return threads
+
+
+def _draw_threads(rng, sketch, slide, threads, zoom):
+    "Draw each thread as a tube, or as a chain of beads"
+    is_beaded = rng.random(len(threads)) < slide.structure.beads
+    tubes = [thread for thread, beaded in zip(threads, is_beaded, strict=True) if not beaded]
+    chains = [thread for thread, beaded in zip(threads, is_beaded, strict=True) if beaded]
+    for layer in range(3):  # the walls of all threads first, so that branches open into their thread
+        for path, width in tubes:
+            _tube(sketch, path, width, slide, layer)
+    if slide.structure.septa:
+        for path, width in tubes:
+            _septa(sketch, path, width, slide, slide.structure.septa * zoom)
+    for path, width in chains:
+        _beads(sketch, rng, path, width, slide)
+
+
+def _draw_cells(rng, sketch, slide, size, density):
+    "Draw the round cells of a layer and their buds"
+    s = slide.structure
+    heap = rng.uniform(0.25, 0.75, 2)
+    for _ in range(slide.count(rng, s.cells, density)):
+        spread = 0.12 + 0.6 * s.clump
+        x, y = np.clip(heap + rng.normal(0, spread * 0.55, 2), -0.05, 1.05) * size
+        r = rng.uniform(*s.radius) * (slide.magnification * size)
+        if chance(rng, s.buds):
+            turn = rng.uniform(0, 6.3)
+            bud_x, bud_y = x + 1.35 * r * np.cos(turn), y + 1.35 * r * np.sin(turn)
+            _cell(sketch, bud_x, bud_y, r * rng.uniform(0.4, 0.65), slide)
+        _cell(sketch, x, y, r, slide)
+
+# %% ../../nbs/samples/microscopy.ipynb #6a640150
+empty_fraction = 0.025  # crops that show nothing
+blurred_fraction = 0.02  # crops far out of focus
 
 
 def draw_crop(
     name: str,  # H1, H2, H3, H5 or H6
     rngs,  # generators of the specimen, the photo and the crop
-    size: int = 256,  # pixels a side
+    size: int = 256,  # image size, pixels
 ) -> Image.Image:
     "A crop from a photo of a specimen of class `name`"
-    prepare, photo, rng = rngs
-    slide = Slide.prepare(structures[name], prepare)
-    cast, exposure, tilt = photo.normal(0, 0.03, 3), 1 + photo.normal(0, 0.06), dapple(photo, size, 3, 0.93, 1.07)
-    action = rng.random()
-    empty, far_off = action < empty_fraction, empty_fraction <= action < empty_fraction + blurred_fraction
+    specimen_rng, photo_rng, rng = rngs
+    slide = Slide.prepare(structures[name], specimen_rng)
+    cast, exposure = photo_rng.normal(0, 0.03, 3), 1 + photo_rng.normal(0, 0.06)
+    light = dapple(photo_rng, size, 3, 0.93, 1.07)
+    flaw = rng.random()
+    is_empty, is_blurred = flaw < empty_fraction, empty_fraction <= flaw < empty_fraction + blurred_fraction
     canvas = Canvas(size, slide.ground)
-    if not empty:
-        canvas.pixels *= 1 + np.float32(slide.mottle) * (0.6 * tiled(rng, 'cloud', size) + tiled(rng, 'grain', size))
-        unit = size / 256
-        _layer(rng, slide, size, 0.5).onto(canvas, defocus=rng.uniform(3, 7) * unit, opacity=0.6)
-        _layer(rng, slide, size, 0.4).onto(canvas, defocus=1.5 * unit, opacity=0.7 * slide.clear)
-        _layer(rng, slide, size, 0.8).onto(canvas, shadow=0.12, offset=(2, 2), blur=3, opacity=slide.clear)
-        if slide.fringe:
-            canvas.pixels[0] = np.roll(canvas.pixels[0], slide.fringe, 1)
-            canvas.pixels[2] = np.roll(canvas.pixels[2], -slide.fringe, 0)
-        canvas.pixels *= tilt
-    if far_off:
+    if not is_empty:
+        _draw_slide(rng, canvas, slide)
+        canvas.pixels *= light
+    if is_blurred:
         mean = canvas.pixels.mean((1, 2), keepdims=True)
-        canvas.pixels = mean + 0.2 * (
-            np.stack([soften(plane, size / 10) for plane in np.clip(canvas.pixels, 0, 1)]) - mean
-        )
+        blurred = np.stack([soften(plane, size / 10) for plane in np.clip(canvas.pixels, 0, 1)])
+        canvas.pixels = mean + 0.2 * (blurred - mean)
     canvas.pixels *= planes((1 + cast) * exposure)
     canvas.pixels += np.float32(0.004) * tiled(rng, 'grain', size)
     image = to_image(canvas.pixels)
-    return image.filter(ImageFilter.BoxBlur(slide.focus * size / 256)) if slide.focus and not empty else image
+    return image.filter(ImageFilter.BoxBlur(slide.focus * size / 256)) if slide.focus and not is_empty else image
+
+
+def _draw_slide(rng, canvas, slide):
+    "Draw the background and three layers of structures, the last one in focus"
+    size = canvas.size
+    canvas.pixels *= 1 + np.float32(slide.mottle) * (0.6 * tiled(rng, 'cloud', size) + tiled(rng, 'grain', size))
+    pixel = size / 256
+    _layer(rng, slide, size, 0.5).onto(canvas, defocus=rng.uniform(3, 7) * pixel, opacity=0.6)
+    _layer(rng, slide, size, 0.4).onto(canvas, defocus=1.5 * pixel, opacity=0.7 * slide.clear)
+    _layer(rng, slide, size, 0.8).onto(canvas, shadow=0.12, offset=(2, 2), blur=3, opacity=slide.clear)
+    if slide.fringe:
+        canvas.pixels[0] = np.roll(canvas.pixels[0], slide.fringe, 1)
+        canvas.pixels[2] = np.roll(canvas.pixels[2], -slide.fringe, 0)

@@ -14,59 +14,25 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageFilter
 
-from fungi_fastai.samples.drawing import (
-    Canvas,
-    Sketch,
-    chance,
-    leaf,
-    noise,
-    pick,
-    tiled,
-    to_image,
-    to_planes,
-    towards,
-    vary,
-)
+from .drawing import Canvas, Sketch, chance, noise, pick, tiled, to_image, to_planes, vary
+from .shapes import leaf, towards
 
 # %% ../../nbs/samples/scenes.ipynb #875723ab
-ground_size = 512
+ground_size = 512  # of the large image of a ground, pixels
 
 
-def _strewn(rng, count, length, heading=None, spread=0.0):  # lines strewn over a sheet, everywhere or about a heading
+def _scattered_lines(rng, count, length, heading=None, spread=0.0):
+    "Lines scattered over a ground, in all directions or about a heading"
     for _ in range(count):
         angle = rng.uniform(0, 2 * np.pi) if heading is None else heading + rng.normal(0, spread)
-        at = rng.uniform(0, ground_size, 2)
-        yield np.stack([at, towards(at, angle, rng.uniform(*length))])
-
-
-def _litter(rng, canvas):
-    browns = ('#8a5a33', '#6b4526', '#a5713d', '#b98a4e', '#74502f', '#594029', '#9c5a2c')
-    for darkness in (0.55, 0.8, 1):
-        sketch = Sketch(ground_size)
-        for line in _strewn(rng, 330, (24, 52)):
-            shade, length = vary(rng, pick(rng, browns), 0.1) * darkness, np.hypot(*(line[1] - line[0]))
-            leaf(
-                sketch,
-                *line,
-                length * rng.uniform(0.35, 0.6),
-                shade,
-                bend=rng.normal(0, 0.08),
-                teeth=pick(rng, (0, 0, 0.25)),
-                lobes=4,
-                rib=shade * 0.7,
-                veins=4,
-            )
-        sketch.onto(canvas, shadow=0.65, blur=3)
-    sketch = Sketch(ground_size)
-    for line in _strewn(rng, 120, (10, 60)):
-        sketch.line(line, vary(rng, '#4a3524', 0.2), rng.uniform(0.5, 2))
-    sketch.onto(canvas, shadow=0.5, blur=2)
+        start = rng.uniform(0, ground_size, 2)
+        yield np.stack([start, towards(start, angle, rng.uniform(*length))])
 
 
 def _strokes(rng, canvas, layers, count, shades, length, width, **heading):
     for layer in range(layers):
         sketch, tone = Sketch(ground_size), 0.5 + 0.55 * layer / max(layers - 1, 1)
-        for line in _strewn(rng, count, length, **heading):
+        for line in _scattered_lines(rng, count, length, **heading):
             sketch.line(line, vary(rng, pick(rng, shades), 0.12) * tone, rng.uniform(*width))
         sketch.onto(canvas, shadow=0.35, blur=2)
 
@@ -75,84 +41,102 @@ def _pebbles(rng, canvas, count, radius, shades):
     sketch = Sketch(ground_size)
     turn = np.linspace(0, 2 * np.pi, 9, endpoint=False)
     for r in np.sort(rng.uniform(*radius, count)):
-        at, shade = rng.uniform(0, ground_size, 2), vary(rng, pick(rng, shades), 0.12)
-        edge = (
-            np.stack([np.cos(turn), np.sin(turn) * rng.uniform(0.6, 1)], 1) * (r * rng.uniform(0.8, 1.15, 9))[:, None]
-        )
+        centre, shade = rng.uniform(0, ground_size, 2), vary(rng, pick(rng, shades), 0.12)
+        edge = np.stack([np.cos(turn), np.sin(turn) * rng.uniform(0.6, 1)], 1)
+        edge = edge * (r * rng.uniform(0.8, 1.15, 9))[:, None]
         for shift, size, tone in ((0.16, 1.1, 0.38), (0, 1, 0.82), (-0.12, 0.78, 1), (-0.22, 0.45, 1.12)):
-            sketch.polygon(at + shift * r + edge * size, shade * tone)
+            sketch.polygon(centre + shift * r + edge * size, shade * tone)
     sketch.onto(canvas)
 
 
+def _large(name):
+    "A texture repeated to the size of a ground"
+    return np.tile(noise(name), (2, 2))
+
+# %% ../../nbs/samples/scenes.ipynb #07fa5428
+def _litter(rng, canvas):
+    browns = ('#8a5a33', '#6b4526', '#a5713d', '#b98a4e', '#74502f', '#594029', '#9c5a2c')
+    for darkness in (0.55, 0.8, 1):
+        sketch = Sketch(ground_size)
+        for base, tip in _scattered_lines(rng, 330, (24, 52)):
+            shade, length = vary(rng, pick(rng, browns), 0.1) * darkness, np.hypot(*(tip - base))
+            width, bend = length * rng.uniform(0.35, 0.6), rng.normal(0, 0.08)
+            teeth = pick(rng, (0, 0, 0.25))
+            leaf(sketch, base, tip, width, shade, bend=bend, teeth=teeth, lobes=4, rib=shade * 0.7, veins=4)
+        sketch.onto(canvas, shadow=0.65, blur=3)
+    sketch = Sketch(ground_size)
+    for line in _scattered_lines(rng, 120, (10, 60)):
+        sketch.line(line, vary(rng, '#4a3524', 0.2), rng.uniform(0.5, 2))
+    sketch.onto(canvas, shadow=0.5, blur=2)
+
+
+def _moss(rng, canvas):
+    _strokes(rng, canvas, 5, 3400, ('#5f7f2a', '#6d8c30', '#547228', '#7f9a3a'), (2, 6), (0.8, 1.7))
+
+
+def _grass(rng, canvas):
+    greens = ('#5f8a36', '#7aa044', '#4d7a2e', '#98a85a', '#b3a56a')
+    _strokes(rng, canvas, 4, 420, greens, (25, 80), (1.2, 2.8), heading=-np.pi / 2, spread=0.45)
+
+
+def _soil(rng, canvas):
+    canvas.pixels *= 1 + 0.22 * _large('grain') + 0.12 * _large('cloud')
+    _pebbles(rng, canvas, 260, (1.5, 6), ('#7a6650', '#5a4a3a', '#94836c', '#3c3026'))
+    _strokes(rng, canvas, 1, 260, ('#8a6a45', '#6a4a2c'), (10, 28), (0.6, 1.2))
+
+
+def _gravel(rng, canvas):
+    shades = ('#a58d76', '#8a715c', '#b9a48f', '#75604e', '#96806f', '#a3775c', '#c4b8a8', '#6f6a66')
+    canvas.pixels *= 1 + 0.2 * _large('grain')
+    _pebbles(rng, canvas, 5200, (3, 9), shades)
+
+
+def _wood(rng, canvas):
+    fibre = np.tile(noise('fibre').T, (2, 2)).T
+    canvas.pixels *= 1 + 0.09 * fibre + 0.04 * _large('grain')
+    for row in range(96, ground_size, 128):
+        canvas.pixels[:, row - 1 : row + 1] *= 0.45
+
+
+def _cloth(rng, canvas):
+    y, x = np.ogrid[:ground_size, :ground_size]
+    weave = 0.02 * np.sin(x * 1.3) * np.sin(y * 1.3)
+    canvas.pixels *= 1 + 0.03 * _large('grain') + 0.03 * _large('cloud') + weave
+
+
+_grounds = dict(  # base colour, and the function that draws on it
+    litter=('#3a2a1c', _litter),
+    moss=('#1f2f12', _moss),
+    grass=('#26331a', _grass),
+    soil=('#4a3a2a', _soil),
+    wood=('#9a7650', _wood),
+    cloth=('#8d949b', _cloth),
+    gravel=('#6a5846', _gravel),
+)
+
+# %% ../../nbs/samples/scenes.ipynb #1845ebaa
 @cache
 def ground(
     name: str,  # litter, moss, grass, soil, wood, cloth or gravel
-) -> Image.Image:
+) -> Image.Image:  # `ground_size` pixels wide and high
     "A large image of a ground"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    canvas = Canvas(
-        ground_size,
-        dict(
-            litter='#3a2a1c',
-            moss='#1f2f12',
-            grass='#26331a',
-            soil='#4a3a2a',
-            wood='#9a7650',
-            cloth='#8d949b',
-            gravel='#6a5846',
-        )[name],
-    )
-    cloud, grain = (np.tile(noise(n), (2, 2)) for n in ('cloud', 'grain'))
-    if name == 'litter':
-        _litter(rng, canvas)
-    if name == 'moss':
-        _strokes(rng, canvas, 5, 3400, ('#5f7f2a', '#6d8c30', '#547228', '#7f9a3a'), (2, 6), (0.8, 1.7))
-    if name == 'grass':
-        _strokes(
-            rng,
-            canvas,
-            4,
-            420,
-            ('#5f8a36', '#7aa044', '#4d7a2e', '#98a85a', '#b3a56a'),
-            (25, 80),
-            (1.2, 2.8),
-            heading=-np.pi / 2,
-            spread=0.45,
-        )
-    if name == 'soil':
-        canvas.pixels *= 1 + 0.22 * grain + 0.12 * cloud
-        _pebbles(rng, canvas, 260, (1.5, 6), ('#7a6650', '#5a4a3a', '#94836c', '#3c3026'))
-        _strokes(rng, canvas, 1, 260, ('#8a6a45', '#6a4a2c'), (10, 28), (0.6, 1.2))
-    if name == 'gravel':
-        canvas.pixels *= 1 + 0.2 * grain
-        _pebbles(
-            rng,
-            canvas,
-            5200,
-            (3, 9),
-            ('#a58d76', '#8a715c', '#b9a48f', '#75604e', '#96806f', '#a3775c', '#c4b8a8', '#6f6a66'),
-        )
-    if name == 'wood':
-        fibre = np.tile(noise('fibre').T, (2, 2)).T
-        canvas.pixels *= 1 + 0.09 * fibre + 0.04 * grain
-        for row in range(96, ground_size, 128):
-            canvas.pixels[:, row - 1 : row + 1] *= 0.45
-    if name == 'cloth':
-        y, x = np.ogrid[:ground_size, :ground_size]
-        canvas.pixels *= 1 + 0.03 * grain + 0.03 * cloud + 0.02 * np.sin(x * 1.3) * np.sin(y * 1.3)
-    canvas.pixels *= 1 + 0.1 * cloud
+    base, draw = _grounds[name]
+    canvas = Canvas(ground_size, base)
+    draw(rng, canvas)
+    canvas.pixels *= 1 + 0.1 * _large('cloud')
     return to_image(canvas.pixels)
 
 
 def floor(
     rng,
-    name: str,
-    size: int,
+    name: str,  # of the ground
+    size: int,  # image size, pixels
     zoom=(0.45, 1.1),  # ground pixels an image pixel, from and to
-    height: int | None = None,  # rows wanted (default: `size`), the ground squeezed into them
-    squeeze: float = 1.0,  # how many times more rows than columns of the ground go in a pixel: foreshortening
+    height: int | None = None,  # rows (default: `size`)
+    squeeze: float = 1.0,  # foreshortening: how many times more rows than columns of the ground go into a pixel
 ) -> np.ndarray:  # (3, height, size)
-    "A piece of a ground, at random"
+    "A random piece of a ground"
     image, height = ground(name), height or size
     scale = rng.uniform(*zoom) * 256 / size
     w, h = min(ground_size - 2, size * scale), min(ground_size - 2, height * scale * squeeze)
@@ -164,15 +148,25 @@ def floor(
     return to_planes(piece)
 
 # %% ../../nbs/samples/scenes.ipynb #efd75920
-def backdrop(rng, name: str, size: int) -> np.ndarray:  # (3, size, size)
-    "A ground far out of focus: colours without things"
+def backdrop(
+    rng,
+    name: str,  # of the ground
+    size: int,  # image size, pixels
+) -> np.ndarray:  # (3, size, size)
+    "A ground far out of focus: colours without objects"
     image = ground(name)
     x, y = rng.integers(0, ground_size - 256, 2).tolist()
     small = image.resize((int(rng.integers(4, 9)),) * 2, Image.BOX, box=(x, y, x + 256, y + 256))
     return to_planes(small.resize((size, size), Image.BICUBIC))
 
 
-def dapple(rng, size: int, cells: int = 5, low: float = 0.55, high: float = 1.25) -> np.ndarray:  # (size, size)
+def dapple(
+    rng,
+    size: int,  # image size, pixels
+    cells: int = 5,  # patches of light a row
+    low: float = 0.55,  # darkest and lightest factor
+    high: float = 1.25,
+) -> np.ndarray:  # (size, size) factors on the pixels
     "Uneven light"
     small = Image.fromarray(rng.uniform(0, 255, (cells, cells)).astype(np.uint8))
     field = np.asarray(small.resize((size, size), Image.BICUBIC), np.float32) / 255
@@ -180,42 +174,41 @@ def dapple(rng, size: int, cells: int = 5, low: float = 0.55, high: float = 1.25
 
 
 def grass_blades(
-    rng, canvas: Canvas, count: int, shades=('#5f8a36', '#7aa044', '#a8a860'), defocus: int = 0, height=(0.25, 0.7)
+    rng,
+    canvas: Canvas,
+    count: int,  # blades
+    shades=('#5f8a36', '#7aa044', '#a8a860'),  # their colours
+    defocus: int = 0,  # blur, pixels
+    height=(0.25, 0.7),  # from and to, in image heights
 ):
-    "Blades of grass that rise from the lower edge, before the subject"
+    "Draw blades of grass that rise from the lower edge in front of the subject"
     size, sketch = canvas.size, Sketch(canvas.size)
     for _ in range(count):
         x, length = rng.uniform(0, size), rng.uniform(*height) * size
-        leaf(
-            sketch,
-            (x, size + 5),
-            (x + rng.normal(0, 0.14) * size, size - length),
-            size * rng.uniform(0.012, 0.028),
-            vary(rng, pick(rng, shades), 0.1),
-            belly=0.35,
-            bend=rng.normal(0, 0.12),
-        )
+        tip = (x + rng.normal(0, 0.14) * size, size - length)
+        width = size * rng.uniform(0.012, 0.028)
+        shade = vary(rng, pick(rng, shades), 0.1)
+        leaf(sketch, (x, size + 5), tip, width, shade, belly=0.35, bend=rng.normal(0, 0.12))
     sketch.onto(canvas, shadow=0.25, defocus=defocus)
 
 
 def develop(
     rng,
     canvas: Canvas,
-    colour_cast: float = 0.05,  # deviation of the white balance
-    exposure: float = 0.14,  # deviation of the brightness, relative
+    colour_cast: float = 0.05,  # standard deviation of the white balance
+    exposure: float = 0.14,  # standard deviation of the brightness, relative
     blurred: float = 0.08,  # fraction of photos out of focus
-    grain: float = 0.013,  # deviation of the sensor's noise, at most
+    grain: float = 0.013,  # largest standard deviation of the sensor noise
 ) -> Image.Image:
-    "What the camera makes of the scene"
+    "The photo that the camera takes of the scene"
     size, pixels = canvas.size, canvas.pixels
     y = np.linspace(-1, 1, size, dtype=np.float32) ** 2
-    corners = 1 - rng.uniform(0, 0.28) * (y[:, None] + y[None]) / 2
+    vignetting = 1 - rng.uniform(0, 0.28) * (y[:, None] + y[None]) / 2
     warmth = rng.normal(0, colour_cast)
-    gain = np.array([1 + warmth, 1 + rng.normal(0, colour_cast / 4), 1 - warmth]) * np.clip(
-        rng.normal(1.14, exposure), 0.7, 1.5
-    )
-    pixels = pixels * (corners * gain[:, None, None].astype(np.float32))
-    pixels = pixels * (1.12 - 0.12 * pixels)  # a gentle shoulder
+    balance = np.array([1 + warmth, 1 + rng.normal(0, colour_cast / 4), 1 - warmth])
+    gain = balance * np.clip(rng.normal(1.14, exposure), 0.7, 1.5)
+    pixels = pixels * (vignetting * gain[:, None, None].astype(np.float32))
+    pixels = pixels * (1.12 - 0.12 * pixels)  # compresses the highlights
     pixels += np.float32(rng.uniform(0.003, grain)) * tiled(rng, 'grain', size)
     image = to_image(pixels)
     return image.filter(ImageFilter.BoxBlur(rng.uniform(0.8, 2.2))) if chance(rng, blurred) else image

@@ -1,4 +1,4 @@
-"""Steps of several batches, for when the memory holds only one
+"""One optimizer step for several batches, for when a larger batch does not fit into memory
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/training/accumulation.html.md"""
 
@@ -16,14 +16,14 @@ from .precision import Precision
 
 # %% ../../nbs/training/accumulation.ipynb #437acf14
 class Accumulate(Callback):
-    "A step for every `steps` batches, weighted by their images; the last step of an epoch takes what is left"
+    "One step for every `steps` batches, weighted by their images; the last step of an epoch takes the remainder"
 
-    order, run_valid = Precision.order - 1, False  # a batch without a step must not reach the scaler of float16
+    order, run_valid = Precision.order - 1, False  # a batch without a step must not reach the float16 scaler
 
     def __init__(
         self,
-        steps: int = 1,  # batches a step
-        clip: float = 0.0,  # largest norm of a step's gradient; 0 = any
+        steps: int = 1,  # batches for each step
+        clip: float = 0.0,  # maximum norm of a step's gradient; 0 = no clipping
     ):
         self.steps, self.clip = steps, clip
 
@@ -41,7 +41,7 @@ class Accumulate(Callback):
 
     def before_step(self):
         if not self.last:
-            raise CancelBatchException  # neither the step nor the forgetting of gradients
+            raise CancelBatchException  # skip the step and keep the gradients
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.steps > 1:
             torch._foreach_div_(gradients, self.images)

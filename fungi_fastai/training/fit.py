@@ -10,37 +10,41 @@ __all__ = ['prepare_items', 'make_learner', 'find_lr', 'learning_rates', 'fit']
 # %% ../../nbs/training/fit.ipynb #220bef28
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import torch
-import fastai.callback.progress  # gives a Learner `no_bar`, and notebooks their bar
-import fastai.callback.schedule  # gives a Learner `fit_one_cycle` and `lr_find`
+import fastai.callback.progress  # adds `no_bar` to Learner, and the progress bar in notebooks
+import fastai.callback.schedule  # adds `fit_one_cycle` and `lr_find` to Learner
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from torch.nn.functional import cross_entropy
 
+from ..core.attributes import temporary_attributes
 from ..data.cache import build_cache
 from ..data.images import ImageError, canvas_size
-from ..data.scan import check, exclude
+from ..data.scan import check
+from ..data.problems import exclude
 from ..data.loaders import make_loaders
 from ..core.figures import chart, colours
 from ..data.splits import fraction, split
 from ..models.learners import learner
-from ..models.networks import backbone_head, is_fixed_size
+from ..models.networks import backbone_and_head
+from ..models.architectures import is_fixed_size
 from ..core.errors import MissingFileError, TrainingError, UserError
 from .accumulation import Accumulate
 from .checkpoints import KeepBest, SaveState, read_state, restore_state, standard_error
-from .distributed import everywhere, from_first
+from .distributed import run_distributed
+from .processes import run_on_rank_zero
 from fungi_fastai.training.features import (
-    begins_with_probe,
-    forget_features,
-    has_frozen_features,
-    is_solvable,
-    known_features,
+    starts_with_probe,
+    clear_features,
+    can_train_on_features,
+    has_linear_head,
+    cached_features,
     on_features,
     probe_head,
 )
@@ -48,65 +52,102 @@ from .losses import LossMode, make_loss
 from .optimizers import NoDecay, make_optimizer
 from .precision import Precision, pick_device
 from .recipe import Recipe, source_of
-from .regularization import AverageWeights, mixing
+from .regularization import EMACallback, mixup_cutmix_callbacks
 from .resizing import ProgressiveResizing
-from .schedules import scheduler
-from .callbacks import History, show_progress, training_metrics
+from .schedules import make_scheduler
+from .callbacks import History, RunState, show_progress, training_metrics
 
 # %% ../../nbs/training/fit.ipynb #905f196f
 def prepare_items(
     recipe: Recipe,
-    progress: bool = True,  # show it
-) -> pd.DataFrame:  # a row an image; `split` is train, valid, test, or '' for what is left out or has no label
-    "Read, check and split a recipe's images. Raises `UserError` where there is nothing to train on"
+    progress: bool = True,  # show the progress
+) -> pd.DataFrame:  # one row per image; `split` is train, valid, test, or '' if the image is excluded or has no label
+    "Read, check and split a recipe's images. Raises `UserError` if there is nothing to train on"
     items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
-    used = exclude(items, recipe.exclude)
-    used = used[used.label.notna()]
-    classes = sorted(used.label.unique())
+    usable = exclude(items, recipe.exclude)
+    usable = usable[usable.label.notna()]
+    _check_classes(recipe, items, usable)
+    splits = split(usable, recipe.valid, recipe.test, recipe.seed)
+    _check_splits(recipe, usable, splits)
+    training = usable[splits == 'train']
+    unused = training.index.difference(fraction(training, recipe.fraction, recipe.seed).index)
+    return items.assign(split=splits.drop(unused).reindex(items.index, fill_value=''))
+
+
+def _check_classes(recipe, items, usable):
+    "Raise `UserError` if the usable images show fewer than two classes"
+    classes = sorted(usable.label.unique())
     if len(classes) < 2:
-        what = f'only the class {classes[0]!r}' if classes else 'no usable labelled image'
+        held = f'only the class {classes[0]!r}' if classes else 'no usable labelled image'
         raise UserError(
-            f'{recipe.source} holds {what} ({len(items)} files were found, {len(used)} are usable). '
+            f'{recipe.source} holds {held} ({len(items)} files were found, {len(usable)} are usable). '
             'A classifier needs images of at least two classes, in a folder each.'
         )
-    part = split(used, recipe.valid, recipe.test, recipe.seed)
-    if missing := sorted(set(classes) - set(used.label[part == 'train'])):  # folders that say the part may have it so
+
+
+def _check_splits(recipe, usable, splits):
+    "Raise `UserError` if a class has no training image (folders may define the split), or the validation set is empty"
+    if missing := sorted(set(usable.label) - set(usable.label[splits == 'train'])):
         raise UserError(
-            f'All images of {missing[0]!r} stand in given valid or test folders, so that none is left to train on. '
+            f'All images of {missing[0]!r} are in folders named valid or test, so that none is left to train on. '
             'Put some into the train folder, or leave that class out.'
         )
-    if not (part == 'valid').any():
-        raise UserError(
-            f'No image of {recipe.source} is left to validate on: each class is one specimen'
-            + (
-                f", read from the names by the pattern {recipe.group}. Give another one (--group), or --group '' where each photo shows another specimen."
-                if recipe.group
-                else ', as its images are copies of each other. Add images of other specimens.'
+    if not (splits == 'valid').any():
+        if recipe.group:
+            advice = (
+                f', read from the names by the pattern {recipe.group}. Give another pattern (--group), '
+                "or --group '' if each photo shows another specimen."
             )
-        )
-    trained = used[part == 'train']
-    dropped = trained.index.difference(fraction(trained, recipe.fraction, recipe.seed).index)
-    return items.assign(split=part.drop(dropped).reindex(items.index, fill_value=''))
+        else:
+            advice = ', because its images are duplicates of each other. Add images of other specimens.'
+        raise UserError(f'No image of {recipe.source} is left to validate on: each class is one specimen{advice}')
 
 # %% ../../nbs/training/fit.ipynb #a1c6cf14
 def make_learner(
     recipe: Recipe,
-    items: pd.DataFrame | None = None,  # from `prepare_items` (default: made here)
-    trained: bool = False,  # leave the weights to be loaded: nothing is downloaded, and no cache made
-    progress: bool = True,  # show it
-) -> Learner:  # nothing trained; `.dls`, precision and memory format set; `.items` the table
+    items: pd.DataFrame | None = None,  # from `prepare_items` (default: call it)
+    trained: bool = False,  # you load trained weights yourself: download no weights and build no cache
+    progress: bool = True,  # show the progress
+) -> Learner:  # with loaders, precision and memory format, and `.run_state` (a `RunState`); nothing is trained
     "A fastai Learner for a recipe. Raises `UserError`"
     items = prepare_items(recipe, progress) if items is None else items
     set_seed(recipe.seed)
     if recipe.start_size and is_fixed_size(recipe.arch):
         raise UserError(
-            f'{recipe.arch} is built for images of one size and cannot grow from {recipe.start_size} pixels; leave start_size at 0.'
+            f'{recipe.arch} accepts images of one size only, so progressive resizing from {recipe.start_size} pixels '
+            'is impossible; leave start_size at 0.'
         )
-    kept = (
-        recipe.cache and not trained and {'sha', 'width', 'height'} <= set(items)
-    )  # a table of one's own may lack them
-    cache = build_cache(items[items.split != ''], canvas_size(recipe.size), recipe.resize, progress) if kept else None
-    dls = make_loaders(
+    dls = _make_loaders(recipe, items, use_cache=recipe.cache and not trained, progress=progress)
+    learn = learner(
+        dls,
+        recipe.arch,
+        pretrained=recipe.pretrained and not trained,
+        weights=None if trained else recipe.weights or None,
+        drop_path=recipe.drop_path,
+        n_groups=1000 if recipe.layer_decay else 3,
+        head=recipe.head,
+        dropout=recipe.dropout or None,
+        hidden=recipe.hidden or None,
+        size=recipe.size,
+        freeze_batchnorm=recipe.freeze_batchnorm,
+        metrics=training_metrics(),
+        lr=recipe.lr,
+        wd=recipe.wd,
+        loss_func=make_loss(recipe, _class_counts(recipe, items, dls.vocab)),
+        opt_func=make_optimizer(recipe.optimizer),
+        cbs=[Precision(recipe.precision, recipe.compile), History(), LossMode(), NoDecay()],
+    )
+    learn.model.to(dls.device)
+    learn.run_state = RunState(recipe, items)
+    return show_progress(learn) if progress else _hide_progress(learn)
+
+
+def _make_loaders(recipe, items, use_cache, progress):
+    "The loaders of a recipe's images"
+    cache = None
+    if use_cache and {'sha', 'width', 'height'} <= set(items):  # a table of your own may lack these columns
+        cache = build_cache(items[items.split != ''], canvas_size(recipe.size), recipe.resize, progress)
+    return make_loaders(
         items,
         recipe.size,
         recipe.bs,
@@ -116,232 +157,280 @@ def make_learner(
         cache=cache,
         balance=recipe.balance,
     )
-    learn = learner(
-        dls,
-        recipe.arch,
-        pretrained=recipe.pretrained and not trained,
-        weights=None if trained else recipe.weights or None,
-        drop_path=recipe.drop_path,
-        groups=1000 if recipe.layer_decay else 3,
-        head=recipe.head,
-        dropout=recipe.dropout or None,
-        hidden=recipe.hidden or None,
-        size=recipe.size,
-        freeze_batchnorm=recipe.freeze_batchnorm,
-        metrics=training_metrics(),
-        lr=recipe.lr,
-        wd=recipe.wd,
-        loss_func=make_loss(recipe, _counts(recipe, items, dls.vocab)),
-        opt_func=make_optimizer(recipe.optimizer),
-        cbs=[Precision(recipe.precision, recipe.compile), History(), LossMode(), NoDecay()],
-    )
-    learn.model.to(dls.device)
-    learn.items, learn.recipe = items, recipe
-    if progress:
-        return show_progress(learn)
+
+
+def _class_counts(recipe, items, classes):
+    "Images of each class in an epoch; equal if the sampling balances the classes"
+    if recipe.balance in ('oversample', 'weighted'):
+        return np.ones(len(classes))
+    return items.label[items.split == 'train'].value_counts().reindex(list(classes), fill_value=0).to_numpy()
+
+
+def _hide_progress(learn):
     if hasattr(learn, 'progress'):
         learn.remove_cb(learn.progress)
     learn.logger = lambda *_: None
     return learn
 
-
-def _counts(recipe, items, classes):
-    "How many images of each class an epoch trains on; alike where they are drawn in balance"
-    if recipe.balance in ('oversample', 'weighted'):
-        return np.ones(len(classes))
-    return items.label[items.split == 'train'].value_counts().reindex(list(classes), fill_value=0).to_numpy()
-
 # %% ../../nbs/training/fit.ipynb #0caa6f96
 def find_lr(
     learn: Learner,
-) -> tuple[float, object]:  # the suggested rate, and a matplotlib Figure of loss against rate
-    """fastai's `lr_find`: the learning rate test of Smith (2015, arXiv:1506.01186), with the valley's suggestion. Weights are put back.
-    Raises `TrainingError` where the loss is never a number"""
+) -> tuple[float, object]:  # the suggested learning rate, and a matplotlib Figure of the loss against the learning rate
+    """fastai's `lr_find`: the learning-rate range test of Smith (2015, arXiv:1506.01186), with the valley's suggestion.
+    The weights are restored. Raises `TrainingError` if the loss is NaN at every learning rate"""
+    valley = fastai.callback.schedule.SuggestionMethod.Valley
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(learn, 'model_dir', folder),
+        temporary_attributes(learn, model_dir=folder),
         learn.no_bar(),
         learn.no_logging(),
     ):
         try:
-            suggested = learn.lr_find(
-                show_plot=False, suggest_funcs=(fastai.callback.schedule.SuggestionMethod.Valley,)
-            ).valley
+            suggested = learn.lr_find(show_plot=False, suggest_funcs=(valley,)).valley
         except IndexError:
             raise TrainingError(
-                'The loss is no number at any learning rate. Try --precision fp32, or other weights.'
+                'The loss is not a number (NaN) at any learning rate. Try --precision fp32, or other weights.'
             ) from None
-    rates, losses = np.array(learn.recorder.lrs), np.array([float(loss) for loss in learn.recorder.losses])
-    rates, losses = rates[np.isfinite(losses)], losses[np.isfinite(losses)]
+    losses = np.array([float(loss) for loss in learn.recorder.losses])
+    finite = np.isfinite(losses)
+    return float(suggested), _plot_lr(np.array(learn.recorder.lrs)[finite], losses[finite], suggested)
+
+
+def _plot_lr(rates, losses, suggested):
     figure, (axis,) = chart(5, 3)
     axis.semilogx(rates, losses, color=colours['main'])
     axis.axvline(suggested, color=colours['warn'], linestyle='--', label=f'suggested {suggested:.1e}')
-    axis.set(
-        xlabel='learning rate', ylabel='training loss', ylim=(losses.min() * 0.9, min(losses.max(), 3 * losses[0]))
-    )
+    highest = min(losses.max(), 3 * losses[0])
+    axis.set(xlabel='learning rate', ylabel='training loss', ylim=(losses.min() * 0.9, highest))
     axis.legend(frameon=False, labelcolor=colours['ink'])
-    return float(suggested), figure
+    return figure
 
-# %% ../../nbs/training/fit.ipynb #1b577fc0
+# %% ../../nbs/training/fit.ipynb #2957fb21
 def learning_rates(
     recipe: Recipe,
-    trained: bool,  # whether the backbone is pretrained
-    groups: int = 3,  # of layers, the head's the last
+    pretrained: bool,  # whether the backbone is pretrained
+    n_groups: int = 3,  # number of layer groups; the last one is the head
 ) -> list[float]:  # from input to output
-    "The largest learning rate of each group of layers; the same for all where nothing is pretrained"
-    if not trained:
-        return [recipe.lr] * groups
+    "The largest learning rate of each layer group; equal for all groups if nothing is pretrained"
+    if not pretrained:
+        return [recipe.lr] * n_groups
     decay = recipe.layer_decay or 0.5
-    return [*(recipe.lr * recipe.backbone_lr * decay**i for i in reversed(range(groups - 1))), recipe.lr]
+    backbone = [recipe.lr * recipe.backbone_lr * decay**depth for depth in reversed(range(n_groups - 1))]
+    return [*backbone, recipe.lr]
 
-
-@everywhere
+# %% ../../nbs/training/fit.ipynb #1b577fc0
+@run_distributed
 def fit(
     learn: Learner,  # from `make_learner`
-    folder: str | Path,  # where history and checkpoints go; a state found there is continued
+    folder: str | Path,  # for the history and checkpoints; a saved state in it is resumed
     cbs=(),  # further fastai callbacks, for this fit only
-    on_time=None,  # an `OnTime`: the clock decides how many epochs there are (default: the recipe)
-) -> list[dict]:  # the history, a row an epoch
-    """Train as the Learner's recipe says, and leave the best epoch's weights in it, the head solved once more where that is better.
-    Raises `TrainingError` with advice where the loss turns to NaN or the memory does not suffice"""
-    recipe, folder = learn.recipe, Path(folder)
+    time_budget=None,  # a `TimeBudget` that ends the fit (default: the recipe's number of epochs)
+) -> list[dict]:  # the history, one row per epoch
+    """Train as the Learner's recipe says. Afterwards the Learner has the weights of the best epoch, with the head refit
+    if that is better. Raises `TrainingError` with advice if the loss becomes NaN or the memory does not suffice"""
+    recipe, folder = learn.run_state.recipe, Path(folder)
+    phases = _phases(recipe, time_budget)
+    callbacks = _fit_callbacks(recipe, folder / 'checkpoint', cbs, time_budget)
     learn.history.file = folder / 'history.csv'
-    keep = KeepBest(folder / 'checkpoint' / 'best.safetensors', recipe.monitor, recipe.patience)
-    save = SaveState(folder / 'checkpoint' / 'state.safetensors')
-    added = [keep, save, Accumulate(recipe.accumulate, recipe.clip), *mixing(recipe), *cbs]
-    if recipe.start_size:
-        added.append(ProgressiveResizing(recipe.start_size))
-    if recipe.ema:
-        added.append(AverageWeights(recipe.ema))
-    if on_time:
-        added.append(on_time)
-    learn.add_cbs(added)
-    phases = [(True, recipe.frozen_epochs), (False, on_time.most if on_time else recipe.epochs - recipe.frozen_epochs)]
-    start = dict(phase=0, epoch=0)
+    learn.add_cbs(callbacks)
     try:
-        if found := from_first(lambda: read_state(save.file) if save.file.exists() else None):
-            start, tensors = found
-            learn.freeze() if phases[start['phase']][0] else learn.unfreeze()
-            restore_state(learn, start, tensors)
-            learn.history.rows, keep.best, keep.waited = start['history'], start['best'], start['waited']
-            if on_time:
-                on_time.continue_from(start['used'], start['gone'])
-        else:
-            _begin(learn, keep, on_time)
-        for save.phase, (frozen, epochs) in enumerate(phases):
-            done = start['epoch'] if save.phase == start['phase'] else 0
-            if save.phase < start['phase'] or done >= epochs or keep.impatient or on_time and on_time.over:
-                continue
-            if not (done and save.phase == start['phase']):
-                learn.freeze() if frozen else learn.unfreeze()
-            learn.history.phase = 'head' if frozen else 'all layers'
-            if frozen and recipe.feature_views and not (recipe.mixup or recipe.cutmix) and has_frozen_features(learn):
-                way = on_features(learn, recipe.feature_views)
-            else:
-                way = nullcontext(forget_features(learn))
-            rates = learning_rates(recipe, learn.pretrained, len(learn.opt.hypers))
-            with way, learn.no_logging():
-                learn.fit(epochs, cbs=scheduler(recipe, rates, epochs), start_epoch=done)
-            if failure := getattr(learn, 'failure', None):
-                raise TrainingError(failure)
-    except torch.OutOfMemoryError as error:
-        raise _no_memory(recipe, error) from None
-    except MemoryError as error:
-        raise _no_memory(recipe, error) from None
-    except (ImageError, MissingFileError) as error:  # a file that changed since the check
-        raise TrainingError(f'{error} It could be read when the images were checked.') from None
-    except RuntimeError as error:
-        if 'out of memory' in str(error) or "can't allocate memory" in str(error):
-            raise _no_memory(recipe, error) from None
-        raise
+        with _readable_errors(recipe):
+            position = _resume(learn, phases, time_budget)
+            if position is None:
+                _initialise_head(learn, time_budget)
+            first_phase, epochs_done = position or (0, 0)
+            for index in range(first_phase, len(phases)):
+                _run_phase(learn, index, phases[index], epochs_done if index == first_phase else 0, time_budget)
     finally:
-        learn.precision.leave()
-        learn.remove_cbs(added)
-    keep.restore_into(learn)
-    _finish(learn)
+        learn.precision.restore_model()
+        learn.remove_cbs(callbacks)
+    keep_best = callbacks[0]
+    keep_best.restore_into(learn)
+    _refit_head(learn)
     return learn.history.rows
 
 
-def _begin(learn, keep, on_time):
-    "The head's start, and its score as epoch 0"
-    recipe, began = learn.recipe, time.perf_counter()
-    probed = learn.pretrained and begins_with_probe(recipe)
-    if not probed and recipe.epochs:
+@dataclass(frozen=True)
+class _Phase:
+    "A part of a fit"
+
+    name: str  # in the history
+    frozen: bool  # train the head only
+    epochs: int
+
+
+def _phases(recipe, time_budget):
+    "The phases of a fit: the head alone, then all layers"
+    epochs = time_budget.max_epochs if time_budget else recipe.epochs - recipe.frozen_epochs
+    return [_Phase('head', True, recipe.frozen_epochs), _Phase('all layers', False, epochs)]
+
+
+def _fit_callbacks(recipe, folder, cbs, time_budget):
+    "The callbacks of a fit; the first one is `KeepBest`"
+    callbacks = [
+        KeepBest(folder / 'best.safetensors', recipe.monitor, recipe.patience),
+        SaveState(folder / 'state.safetensors'),
+        Accumulate(recipe.accumulate, recipe.clip),
+        *mixup_cutmix_callbacks(recipe),
+        *cbs,
+    ]
+    if recipe.start_size:
+        callbacks.append(ProgressiveResizing(recipe.start_size))
+    if recipe.ema:
+        callbacks.append(EMACallback(recipe.ema))
+    if time_budget:
+        callbacks.append(time_budget)
+    return callbacks
+
+
+def _resume(learn, phases, time_budget):
+    "Restore the state of an interrupted fit; its phase and the epochs done in it, or None without a saved state"
+    file = learn.save_state.file
+    saved = run_on_rank_zero(lambda: read_state(file) if file.exists() else None)
+    if saved is None:
+        return None
+    state, tensors = saved
+    _freeze(learn, phases[state['phase']].frozen)
+    restore_state(learn, state, tensors)
+    learn.history.rows = state['history']
+    learn.keep_best.best, learn.keep_best.waited = state['best'], state['waited']
+    if time_budget:
+        time_budget.resume(state['seconds_used'], state['fraction_done'])
+    return state['phase'], state['epoch']
+
+
+def _freeze(learn, frozen):
+    "Train the head only, or all layers"
+    if frozen:
+        learn.freeze()
+    else:
+        learn.unfreeze()
+
+
+def _run_phase(learn, index, phase, epochs_done, time_budget):
+    "Run the rest of a phase, unless it is done, or early stopping or the time budget ended the fit"
+    recipe = learn.run_state.recipe
+    if epochs_done >= phase.epochs or learn.keep_best.should_stop or (time_budget and time_budget.is_over):
         return
-    if probed:
-        known_features(learn)
-        wanted = float(
-            not recipe.epochs and _may_flip(recipe)
-        )  # of the horizontal flips; on a budget as many as there is time for
-        if on_time:
-            wanted *= from_first(lambda: float(np.clip(on_time.left / (time.perf_counter() - began), 0, 1)))
-        probe_head(learn, flipped=wanted)
-    with on_features(learn) if probed else nullcontext(), learn.no_bar(), learn.no_logging():
-        loss, *scores = learn.validate()
-    names = [metric.name for metric in learn.metrics]
-    row = dict(zip(names, scores, strict=True))
-    learn.history.add(
-        epoch=0,
-        phase='probe' if probed else 'untrained',
-        valid_loss=loss,
-        **row,
-        seconds=round(time.perf_counter() - began, 3),
-    )
+    if not epochs_done:
+        _freeze(learn, phase.frozen)
+    learn.save_state.phase = index
+    learn.history.phase = phase.name
+    mixes = recipe.mixup or recipe.cutmix
+    if phase.frozen and recipe.feature_views and not mixes and can_train_on_features(learn):
+        loaders = on_features(learn, recipe.feature_views)
+    else:
+        clear_features(learn)
+        loaders = nullcontext()
+    rates = learning_rates(recipe, learn.pretrained, len(learn.opt.hypers))
+    with loaders, learn.no_logging():
+        learn.fit(phase.epochs, cbs=make_scheduler(recipe, rates, phase.epochs), start_epoch=epochs_done)
+    if learn.history.failure:
+        raise TrainingError(learn.history.failure)
+
+
+def _initialise_head(learn, time_budget):
+    "Solve the probe if the recipe has one, and record the score before training as epoch 0"
+    recipe, start = learn.run_state.recipe, time.perf_counter()
+    use_probe = learn.pretrained and starts_with_probe(recipe)
+    if not use_probe and recipe.epochs:
+        return
+    if use_probe:
+        cached_features(learn)
+        probe_head(learn, flipped=_flipped_fraction(learn, time_budget, start))
+    with on_features(learn) if use_probe else nullcontext(), learn.no_bar(), learn.no_logging():
+        loss, *metrics = learn.validate()
+    scores = dict(valid_loss=loss) | {m.name: value for m, value in zip(learn.metrics, metrics, strict=True)}
+    seconds = round(time.perf_counter() - start, 3)
+    learn.history.add(epoch=0, phase='probe' if use_probe else 'untrained', **scores, seconds=seconds)
     if hasattr(learn, 'progress_line'):
         learn.progress_line.epoch_done()
-    keep.offer(dict(valid_loss=loss, **row)[recipe.monitor])
+    learn.keep_best.offer(scores[recipe.monitor])
 
 
-def _finish(learn):
-    """The head solved once more, on the trained backbone's features, and kept where the validation loss is lower, both calibrated, and the
-    monitored score no worse than by a standard error. `learn.head_refit` says so"""
-    recipe, head = learn.recipe, backbone_head(learn.model)[1]
-    learn.head_refit = False
-    trained = any('train_loss' in row for row in learn.history.rows)
-    if not trained or not recipe.refit_head or not is_solvable(recipe) or recipe.loss != 'cross-entropy':
-        return
-    forget_features(learn)
-    before = {k: v.detach().clone() for k, v in head.state_dict().items()}
-
-    def scores():
-        with on_features(learn), learn.no_bar(), learn.no_logging():
-            _, *found = learn.validate()
-        return dict(zip(('calibrated loss', 'accuracy', 'macro_f1'), [_calibrated_loss(learn), *found], strict=True))
-
-    old = scores()
-    probe_head(learn, flipped=float(_may_flip(recipe)))
-    new = scores()
-    learn.head_refit = new['calibrated loss'] < old['calibrated loss'] and (
-        recipe.monitor == 'valid_loss'
-        or new[recipe.monitor] >= old[recipe.monitor] - standard_error(old[recipe.monitor], learn)
-    )
-    if not learn.head_refit:
-        head.load_state_dict(before)
-    if hasattr(learn, 'progress_line'):
-        said = ', '.join(f'{name} {new[name]:.4f} instead of {old[name]:.4f}' for name in new)
-        learn.progress_line.say(f'head solved once more: {said}{"" if learn.head_refit else "; not kept"}')
-    forget_features(learn)
-
-
-def _calibrated_loss(learn):
-    "Of the validation images, at the best of the temperatures from 0.1 to 10: a head that is too sure of itself may still be the better one"
-    seen, codes = known_features(learn)
-    head, device = backbone_head(learn.model)[1], learn.dls.device
-    x = torch.tensor(seen['valid'][0], device=device)
-    with torch.no_grad():
-        logits = head(x[..., None, None] if hasattr(head, 'pool') else x).float()
-    return min(
-        float(cross_entropy(logits / t, torch.tensor(codes['valid'], device=device))) for t in np.logspace(-1, 1, 41)
-    )
+def _flipped_fraction(learn, time_budget, start):
+    """The fraction of the training images whose flips a probe also uses: all for a probe without training, as far as
+    the time budget allows, and none before a training"""
+    recipe = learn.run_state.recipe
+    flipped = float(not recipe.epochs and _may_flip(recipe))
+    if time_budget:
+        seconds = time.perf_counter() - start  # for the features of the unflipped images
+        flipped *= run_on_rank_zero(lambda: float(np.clip(time_budget.left / seconds, 0, 1)))
+    return flipped
 
 
 def _may_flip(recipe):
     return recipe.augment.flip != 'none' and recipe.augment.strength > 0
 
 
-def _no_memory(recipe, error):
+@contextmanager
+def _readable_errors(recipe):
+    "Inside the block, errors of memory and of files become a `TrainingError` with advice"
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(recipe, error) from None
+    except (ImageError, MissingFileError) as error:
+        raise TrainingError(f'{error} It was readable when the images were checked.') from None
+    except RuntimeError as error:
+        if 'out of memory' in str(error) or "can't allocate memory" in str(error):
+            raise _out_of_memory(recipe, error) from None
+        raise
+
+
+def _out_of_memory(recipe, error):
     return TrainingError(
         f'The memory does not suffice for batches of {recipe.bs} images at {recipe.size} pixels '
         f'({str(error).splitlines()[0]}). Try --bs {max(2, recipe.bs // 2)}, or a smaller --size or --arch; '
-        'what was reached before is kept in the run folder.'
+        'the run folder keeps the epochs before.'
     )
+
+# %% ../../nbs/training/fit.ipynb #c6d9da61
+def _refit_head(learn):
+    """Refit a linear head on the trained backbone's features. Keep it if its calibrated validation loss is lower and
+    the monitored score is at most one standard error worse; `learn.run_state.head_refit` says whether it was kept"""
+    recipe, head = learn.run_state.recipe, backbone_and_head(learn.model)[1]
+    learn.run_state.head_refit = False
+    is_trained = any('train_loss' in row for row in learn.history.rows)
+    can_refit = recipe.refit_head and has_linear_head(recipe) and recipe.loss == 'cross-entropy'
+    if not (is_trained and can_refit):
+        return
+    clear_features(learn)
+    trained_head = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
+    before = _head_scores(learn)
+    probe_head(learn, flipped=float(_may_flip(recipe)))
+    after = _head_scores(learn)
+    learn.run_state.head_refit = _is_better_head(before, after, learn)
+    if not learn.run_state.head_refit:
+        head.load_state_dict(trained_head)
+    if hasattr(learn, 'progress_line'):
+        changes = ', '.join(f'{name} {after[name]:.4f} instead of {before[name]:.4f}' for name in after)
+        learn.progress_line.write(f'head refit: {changes}{"" if learn.run_state.head_refit else "; not kept"}')
+    clear_features(learn)
+
+
+def _head_scores(learn):
+    "The present head's calibrated loss, accuracy and macro-F1 on the validation set"
+    with on_features(learn), learn.no_bar(), learn.no_logging():
+        _, accuracy, macro_f1 = learn.validate()
+    return {'calibrated loss': _calibrated_loss(learn), 'accuracy': accuracy, 'macro_f1': macro_f1}
+
+
+def _is_better_head(before, after, learn):
+    monitor = learn.run_state.recipe.monitor
+    if not after['calibrated loss'] < before['calibrated loss']:
+        return False
+    if monitor == 'valid_loss':
+        return True
+    return after[monitor] >= before[monitor] - standard_error(before[monitor], learn)
+
+
+def _calibrated_loss(learn):
+    "The validation loss at the best temperature from 0.1 to 10, so that an overconfident head is judged by its ranking"
+    cached, targets = cached_features(learn)
+    head, device = backbone_and_head(learn.model)[1], learn.dls.device
+    x = torch.tensor(cached['valid'][0], device=device)
+    y = torch.tensor(targets['valid'], device=device)
+    with torch.no_grad():
+        logits = head(x[..., None, None] if hasattr(head, 'pool') else x).float()
+    return min(float(cross_entropy(logits / temperature, y)) for temperature in np.logspace(-1, 1, 41))

@@ -1,4 +1,4 @@
-"""The same function in N processes of this machine, ended together, with the first one's result and anybody's mistake
+"""Run one function in N processes of this machine, return the result of rank 0, and raise the error of any process
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/training/launch.html.md"""
 
@@ -16,14 +16,25 @@ import sys
 import threading
 import traceback
 import warnings
+from dataclasses import dataclass
 from multiprocessing.connection import wait
-from unittest.mock import patch
+from typing import Any
 
+from ..core.attributes import temporary_environment
 from ..core.errors import MissingFileError, TrainingError, UserError
 
 # %% ../../nbs/training/launch.ipynb #999e1cf9
+@dataclass(frozen=True)
+class _Outcome:
+    "What a child process sends to its parent"
+
+    error: BaseException | None = None
+    value: Any = None  # the function's result, of rank 0 only
+    traceback: str = ''  # of the error; '' where the process died without a message
+
+
 def _end_with_parent():
-    "End this process when the one that started it has gone, however that went"
+    "End this process when its parent has ended, in whatever way"
 
     def watch():
         wait([multiprocessing.parent_process().sentinel])
@@ -32,131 +43,160 @@ def _end_with_parent():
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run(sender, names, function, args, kwargs):
-    os.environ.update(names)  # again: a fork server has an environment of its own
+def _run(sender, variables, function, args, kwargs):
+    "The main function of a child process"
+    os.environ.update(variables)  # again, because a fork server has its own environment
     _end_with_parent()
-    if names['RANK'] != '0':
-        warnings.simplefilter('ignore')  # the first one says them
+    is_rank_zero = variables['RANK'] == '0'
+    if not is_rank_zero:
+        warnings.simplefilter('ignore')  # rank 0 shows them
     try:
-        answer = None, function(*args, **kwargs), ''
+        value = function(*args, **kwargs)
+        outcome = _Outcome(value=value if is_rank_zero else None)
     except BaseException as error:
-        answer = _sendable(error), None, traceback.format_exc()
-    if names['RANK'] != '0':
-        answer = answer[0], None, answer[2]
-    sender.send(answer)
-    if answer[0] is None and (found := sys.modules.get('fungi_fastai.training.distributed')):
-        found.leave()
+        outcome = _Outcome(_sendable(error), traceback=traceback.format_exc())
+    sender.send(outcome)
+    processes = sys.modules.get('fungi_fastai.training.processes')
+    if outcome.error is None and processes:
+        processes.leave_process_group()
 
 
 def _sendable(error):
-    "The error as one that needs nothing but its words"
+    "The error as one that can be pickled: an error of ours, or a `RuntimeError` with its message"
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return error
-    kind = next((kind for kind in (MissingFileError, UserError, TrainingError) if isinstance(error, kind)), None)
-    made = kind(str(error)) if kind else RuntimeError(f'{type(error).__name__}: {error}')
-    made.elsewhere = getattr(error, 'elsewhere', False)
-    return made
+    kinds = [kind for kind in (MissingFileError, UserError, TrainingError) if isinstance(error, kind)]
+    sendable = kinds[0](str(error)) if kinds else RuntimeError(f'{type(error).__name__}: {error}')
+    sendable.already_reported = getattr(error, 'already_reported', False)
+    return sendable
 
 # %% ../../nbs/training/launch.ipynb #ed31b837
 def launch(
-    processes: int,  # how many; 1 = call the function here
-    function,  # importable by its name, not written in a notebook; called with the rest
+    processes: int,  # number of processes; 1 = call the function in this process
+    function,  # importable by its name, not written in a notebook; called with the remaining arguments
     *args,
     method: str = 'spawn',  # how `multiprocessing` starts them: spawn, or forkserver
     **kwargs,
-):  # what the function gave back in the first process
-    """Call a function in several processes of this machine. Raises what it raised: `UserError` and `TrainingError` as they are,
-    `TrainingError` where a process was killed, others with the traceback of the process as a note"""
+):  # what the function returned in rank 0
+    """Call a function in several processes of this machine. Raises what the function raised: `UserError` and
+    `TrainingError` as they are, `TrainingError` if a process was killed, other errors with the traceback of the process
+    as a note"""
     if processes < 1:
         raise UserError(f'processes is {processes}; expected 1 or more.')
     if processes == 1:
         return function(*args, **kwargs)
-    if (there := int(os.environ.get('WORLD_SIZE', 1))) > 1:
+    if (already := int(os.environ.get('WORLD_SIZE', 1))) > 1:
         raise UserError(
-            f'This is one of {there} processes that torchrun or accelerate has started already; leave --processes out.'
+            f'This is one of {already} processes that torchrun or accelerate has started already; '
+            'leave --processes out.'
         )
-    context, started = multiprocessing.get_context(method), []
-    names = dict(
+    context, children = multiprocessing.get_context(method), []
+    try:
+        for variables in _rank_variables(processes):
+            receiver, sender = context.Pipe(duplex=False)
+            child = context.Process(
+                target=_run, args=(sender, variables, function, args, kwargs), name=f'fungi {variables["RANK"]}'
+            )
+            children.append((child, receiver))  # before it starts, so that it is ended below whatever happens here
+            with temporary_environment(**variables):
+                child.start()
+            sender.close()
+        return _first_result(children)
+    finally:
+        _end(children)
+
+
+def _rank_variables(processes):
+    "The environment variables of each process, as torchrun sets them"
+    threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // processes))
+    common = dict(
         WORLD_SIZE=str(processes),
         LOCAL_WORLD_SIZE=str(processes),
         MASTER_ADDR='127.0.0.1',
         MASTER_PORT=str(_free_port()),
-        OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // processes)),
+        OMP_NUM_THREADS=threads,
     )
-    try:
-        for rank in range(processes):
-            receiver, sender = context.Pipe(duplex=False)
-            mine = names | dict(RANK=str(rank), LOCAL_RANK=str(rank))
-            one = context.Process(target=_run, args=(sender, mine, function, args, kwargs), name=f'fungi {rank}')
-            started.append((one, receiver))  # before it starts: whatever happens from here, it is ended below
-            with patch.dict(os.environ, mine):
-                one.start()
-            sender.close()
-        return _first_result(started)
-    finally:
-        for one, _ in (running := [pair for pair in started if pair[0].pid is not None]):
-            one.terminate()
-        for one, receiver in running:
-            one.join(5)
-            if one.is_alive():
-                one.kill()
-            one.join()
-            receiver.close()
+    return [common | dict(RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(processes)]
 
 
 def _free_port():
-    with socket.socket() as one:
-        one.bind(('127.0.0.1', 0))
-        return one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
 
 
-def _first_result(started):
-    waiting, result, failures = {receiver: i for i, (_, receiver) in enumerate(started)}, None, []
+def _end(children):
+    "End the processes that still run: ask first, kill after five seconds"
+    started = [(child, receiver) for child, receiver in children if child.pid is not None]
+    for child, _ in started:
+        child.terminate()
+    for child, receiver in started:
+        child.join(5)
+        if child.is_alive():
+            child.kill()
+        child.join()
+        receiver.close()
+
+
+def _first_result(children):
+    "Wait for all processes; return the value of rank 0, or raise the failure that explains most"
+    waiting, value, failures = {receiver: rank for rank, (_, receiver) in enumerate(children)}, None, []
     while waiting:
         ready = wait(list(waiting), timeout=_patience(failures))
         for receiver in ready:
             rank = waiting.pop(receiver)
             try:
-                error, value, said = receiver.recv()
+                outcome = receiver.recv()
             except EOFError:
-                error, value, said = _death(started[rank][0], rank, len(started)), None, ''
+                outcome = _Outcome(_death(children[rank][0], rank, len(children)))
             if rank == 0:
-                result = value
-            if error is not None:
-                failures.append((_explains(error, said), len(failures), error, said))
+                value = outcome.value
+            if outcome.error is not None:
+                failures.append(outcome)
         if failures and not ready:
             break
-    if not failures:
-        for one, _ in started:
-            one.join(30)  # they say goodbye to each other
-        return result
-    _, _, error, said = min(failures, key=lambda one: one[:2])
-    vars(error).pop('elsewhere', None)  # here is where it is said
+    if failures:
+        raise _explanation(failures)
+    for child, _ in children:
+        child.join(30)  # they leave their process group
+    return value
+
+
+def _explanation(failures):
+    "The error to raise: the first of those that explain most"
+    outcome = min(failures, key=_unhelpfulness)
+    error = outcome.error
+    vars(error).pop('already_reported', None)  # it is reported in this process
     if not isinstance(error, (UserError, TrainingError, OSError, KeyboardInterrupt)):
-        error.add_note(f'In a process of `launch`:\n{said}')
-    raise error
+        error.add_note(f'In a process of `launch`:\n{outcome.traceback}')
+    return error
 
 
-def _explains(error, said):
-    "The lower, the more; a process that died said nothing, and some only repeat or follow"
-    if not said:
-        return 2
-    if getattr(error, 'elsewhere', False):
+def _unhelpfulness(outcome):
+    "0 for the error that explains most, 4 for one that only repeats or follows another process's error"
+    if not outcome.traceback:
+        return 2  # the process died
+    if getattr(outcome.error, 'already_reported', False):
         return 4
-    return 0 if isinstance(error, (UserError, KeyboardInterrupt)) else 1 if isinstance(error, TrainingError) else 3
+    if isinstance(outcome.error, (UserError, KeyboardInterrupt)):
+        return 0
+    return 1 if isinstance(outcome.error, TrainingError) else 3
 
 
 def _patience(failures):
-    "Seconds to wait for a better explanation: the failures that belong together come at once"
-    return None if not failures else 10 if all(one[0] == 4 for one in failures) else 1
+    "Seconds to wait for an error that explains more: related failures come within moments"
+    if not failures:
+        return None
+    return 10 if all(_unhelpfulness(outcome) == 4 for outcome in failures) else 1
 
 
 def _death(process, rank, processes):
+    "The error for a process that ended without sending an outcome"
     process.join(5)
     code = process.exitcode
-    how = f'ended with exit code {code} and without a word'
+    how = f'ended with exit code {code} and without a message'
     if code is not None and code < 0:
-        how = f'was ended by {signal.Signals(-code).name}, as the system does where the memory does not suffice'
+        how = f'was ended by {signal.Signals(-code).name}, as the system does when memory runs out'
     return TrainingError(
-        f'Process {rank + 1} of {processes} {how}. What was complete before is kept: the same call goes on there.'
+        f'Process {rank + 1} of {processes} {how}. What was complete before is kept; the same call resumes from there.'
     )

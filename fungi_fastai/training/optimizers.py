@@ -1,4 +1,4 @@
-"""Six ways to take a step: fastai's Adam, a whole list of parameters at a time, and five others
+"""Six optimizers: a fused version of fastai's Adam, Lion, and four of fastai's own
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/training/optimizers.html.md"""
 
@@ -21,16 +21,16 @@ from .recipe import choices
 
 # %% ../../nbs/training/optimizers.ipynb #82640f16
 class StepOptimizer(Optimizer):
-    "fastai's `Optimizer` that steps only what trains, and keeps its state laid out as the weights are"
+    "fastai's `Optimizer`, but it updates only parameters that train, and keeps its state in their memory layout"
 
     def zero_grad(self):
-        "Forget the gradients; the next backward pass then hands over its own instead of adding to zeros"
+        "Discard the gradients; the next backward pass stores its own instead of adding to zeros"
         for p, *_ in self.all_params(with_grad=True):
             p.grad = None
 
     @torch.no_grad()
     def step(self, closure=None):
-        "One step of the parameters that train and have a gradient"
+        "Update the parameters that train and have a gradient"
         if closure is not None:
             raise NotImplementedError('fastai optimizers take no closure')
         for p, _, state, hyper in self.all_params(with_grad=True):
@@ -38,78 +38,63 @@ class StepOptimizer(Optimizer):
                 continue
             for name, value in state.items():
                 if torch.is_tensor(value) and value.shape == p.shape:
-                    state[name] = _laid_out(value, p)
-            for step in self.cbs:
-                changed = step(p, **{**state, **hyper})
-                if isinstance(changed, dict):
-                    state.update(changed)
+                    state[name] = _with_layout_of(p, value)
+            for stepper in self.cbs:
+                new_state = stepper(p, **{**state, **hyper})
+                if isinstance(new_state, dict):
+                    state.update(new_state)
 
 
-def _laid_out(tensor, like):
-    "A tensor in the memory layout of another of its shape"
-    return tensor if tensor.stride() == like.stride() else torch.empty_like(like).copy_(tensor)
+def _with_layout_of(p, tensor):
+    "A tensor of the shape of `p`, in the memory layout of `p`"
+    return tensor if tensor.stride() == p.stride() else torch.empty_like(p).copy_(tensor)
 
 # %% ../../nbs/training/optimizers.ipynb #cbca6c42
-_kept = dict(amsgrad=False, maximize=False)
+_adamw_options = dict(amsgrad=False, maximize=False)
 
 
 @lru_cache
-def _way(kind):
-    "How torch steps over lists on a device: fused where this torch can (on CPUs since 2.4), else as a series of list operations"
-    if kind not in ('cpu', 'cuda'):
+def _implementation(device):
+    "Which of PyTorch's implementations a type of device supports: fused (on CPUs since torch 2.4), else foreach"
+    if device not in ('cpu', 'cuda'):
         return dict(foreach=True)
-    one = [[torch.zeros(1, device=kind)] for _ in range(4)]
+    param, grad, grad_avg, sqr_avg = ([torch.zeros(1, device=device)] for _ in range(4))
+    steps = [torch.zeros((), device=device)]
+    hypers = dict(beta1=0.9, beta2=0.99, lr=0.0, weight_decay=0.0, eps=1.0)
     try:
-        adamw(
-            *one,
-            [],
-            [torch.zeros((), device=kind)],
-            fused=True,
-            beta1=0.9,
-            beta2=0.99,
-            lr=0.0,
-            weight_decay=0.0,
-            eps=1.0,
-            **_kept,
-        )
+        adamw(param, grad, grad_avg, sqr_avg, [], steps, fused=True, **hypers, **_adamw_options)
     except (RuntimeError, ValueError):
         return dict(foreach=True)
     return dict(fused=True)
 
 
 class FusedAdam(StepOptimizer):
-    "fastai's `Adam` with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), by torch's operations on lists"
+    "fastai's `Adam` with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), in one fused operation"
 
     def __init__(
         self,
         params,  # parameters, or lists of them: fastai's groups
         lr: float,  # learning rate
-        mom: float = 0.9,  # of the average of gradients
-        sqr_mom: float = 0.99,  # of the average of their squares
-        eps: float = 1e-5,  # added to the root of that
-        wd: float = 0.01,  # weight decay, times the learning rate
+        mom: float = 0.9,  # β1, of the moving average of gradients
+        sqr_mom: float = 0.99,  # β2, of the moving average of their squares
+        eps: float = 1e-5,  # added to the square root
+        wd: float = 0.01,  # weight decay, multiplied by the learning rate
     ):
         super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
     @torch.no_grad()
     def step(self, closure=None):
-        "One step of the parameters that train and have a gradient"
+        "Update the parameters that train and have a gradient"
         if closure is not None:
             raise NotImplementedError('fastai optimizers take no closure')
         for group, hyper in zip(self.param_lists, self.hypers, strict=True):
-            lists = {}
-            for p in group:
-                if p.grad is None or not p.requires_grad:
-                    continue
-                state = self.state.setdefault(p, {})
-                decay = hyper['wd'] if state.get('do_wd', True) else 0.0
-                for one, tensor in zip(
-                    lists.setdefault((p.device.type, decay), ([], [], [], [], [])), _ready(p, state), strict=True
-                ):
-                    one.append(tensor)
-            for (kind, decay), (*tensors, steps) in lists.items():
+            for (device, decay), tensors in self._by_device_and_decay(group, hyper['wd']).items():
+                params, grads, grad_avgs, sqr_avgs, steps = map(list, zip(*tensors, strict=True))
                 adamw(
-                    *tensors,
+                    params,
+                    grads,
+                    grad_avgs,
+                    sqr_avgs,
                     [],
                     steps,
                     lr=hyper['lr'],
@@ -117,24 +102,35 @@ class FusedAdam(StepOptimizer):
                     beta2=hyper['sqr_mom'],
                     eps=hyper['eps'],
                     weight_decay=decay,
-                    **_kept,
-                    **_way(kind),
+                    **_adamw_options,
+                    **_implementation(device),
                 )
 
+    def _by_device_and_decay(self, group, wd):
+        "The tensors of each parameter to update, by (type of device, weight decay)"
+        batches = {}
+        for p in group:
+            if p.grad is None or not p.requires_grad:
+                continue
+            state = self.state.setdefault(p, {})
+            decay = wd if state.get('do_wd', True) else 0.0
+            batches.setdefault((p.device.type, decay), []).append(_adam_tensors(p, state))
+        return batches
 
-def _ready(p, state):
-    "A parameter, its gradient and its state, all laid out alike: the fused operation reads memory without asking how it is laid out"
+
+def _adam_tensors(p, state):
+    "A parameter, its gradient and its state, in one memory layout: the fused operation ignores strides"
     if 'grad_avg' not in state:
         state.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=torch.zeros((), device=p.device))
     if not torch.is_tensor(state['step']):
-        state['step'] = torch.tensor(float(state['step']), device=p.device)  # of fastai's Adam
+        state['step'] = torch.tensor(float(state['step']), device=p.device)  # from fastai's Adam
     for name in ('grad_avg', 'sqr_avg'):
-        state[name] = _laid_out(state[name], p)
-    return p, _laid_out(p.grad, p), state['grad_avg'], state['sqr_avg'], state['step']
+        state[name] = _with_layout_of(p, state[name])
+    return p, _with_layout_of(p, p.grad), state['grad_avg'], state['sqr_avg'], state['step']
 
 # %% ../../nbs/training/optimizers.ipynb #bae838ef
 def lion_step(p, lr, mom, avg_mom, grad_avg=None, **kwargs):
-    "Step for Lion with `lr` on `p`: by the sign of gradient and average mixed by `mom`; then the average takes the gradient in by `avg_mom`"
+    "fastai stepper for Lion: move `p` by the sign of the mix of average and gradient, then update the average"
     if grad_avg is None:
         grad_avg = torch.zeros_like(p)
     p.data.add_(grad_avg.lerp(p.grad, 1 - mom).sign_(), alpha=-lr)
@@ -144,55 +140,54 @@ def lion_step(p, lr, mom, avg_mom, grad_avg=None, **kwargs):
 def Lion(
     params,  # parameters, or lists of them: fastai's groups
     lr: float,  # learning rate: a third to a tenth of Adam's
-    mom: float = 0.9,  # fraction of the average in the direction of a step (β1)
-    avg_mom: float = 0.99,  # fraction of the average that a step keeps (β2)
-    wd: float = 0.0,  # weight decay, times the learning rate: three to ten times Adam's
+    mom: float = 0.9,  # β1, weight of the average in the direction of a step
+    avg_mom: float = 0.99,  # β2, of the moving average
+    wd: float = 0.0,  # weight decay, multiplied by the learning rate: three to ten times Adam's
 ) -> Optimizer:
     "A Lion `Optimizer` (Chen et al. 2023, arXiv:2302.06675)"
     return Optimizer(params, [weight_decay, lion_step], lr=lr, mom=mom, avg_mom=avg_mom, wd=wd)
 
 # %% ../../nbs/training/optimizers.ipynb #50bc87cf
-_makers = dict(sgd=partial(SGD, mom=0.9), rmsprop=RMSProp, radam=RAdam, lamb=Lamb, lion=Lion)
+_fastai_optimizers = dict(sgd=partial(SGD, mom=0.9), rmsprop=RMSProp, radam=RAdam, lamb=Lamb, lion=Lion)
 
 
 def make_optimizer(
     name: str = 'adam',  # adam, sgd, rmsprop, radam, lamb or lion
 ):  # a fastai `opt_func`: opt_func(params, lr=…, wd=…) → Optimizer
-    "The optimizer of that name, for a Learner's `opt_func`. Raises `UserError` where there is none"
+    "The optimizer of that name, for a Learner's `opt_func`. Raises `UserError` for an unknown name"
     if name not in choices['optimizer']:
-        raise UserError(
-            f'There is no optimizer {name!r}; expected {", ".join(choices["optimizer"][:-1])} or {choices["optimizer"][-1]}.'
-        )
-    return FusedAdam if name == 'adam' else partial(_stepped, _makers[name])
+        *others, last = choices['optimizer']
+        raise UserError(f'There is no optimizer {name!r}; expected {", ".join(others)} or {last}.')
+    return FusedAdam if name == 'adam' else partial(_make_step_optimizer, _fastai_optimizers[name])
 
 
-def _stepped(make, params, lr, **hypers):
-    "fastai's optimizer of some steppers, as a `StepOptimizer`"
-    made = make(list(params), lr=lr, **hypers)
-    opt = StepOptimizer(made.param_lists, made.cbs)
-    opt.hypers = made.hypers
+def _make_step_optimizer(make, params, lr, **hypers):
+    "A `StepOptimizer` with the steppers and hyperparameters of a fastai optimizer"
+    original = make(list(params), lr=lr, **hypers)
+    opt = StepOptimizer(original.param_lists, original.cbs)
+    opt.hypers = original.hypers
     return opt
 
 # %% ../../nbs/training/optimizers.ipynb #7330fcad
 def no_decay(
     model: nn.Module,
 ) -> list[nn.Parameter]:  # each once
-    "The parameters that weight decay leaves alone: biases, scales of norms and layers, and what the network names itself"
-    found = {p: True for p in model.parameters() if p.ndim < 2}
+    "The parameters without weight decay: biases, scales of norms and layers, and those that the network lists"
+    excluded = {p: True for p in model.parameters() if p.ndim < 2}
     for module in model.modules():
         names = module.no_weight_decay() if callable(getattr(module, 'no_weight_decay', None)) else ()
-        own = dict(module.named_parameters()) if names else {}
-        found |= {own[name]: True for name in names if name in own}
-    return list(found)
+        parameters = dict(module.named_parameters()) if names else {}
+        excluded |= {parameters[name]: True for name in names if name in parameters}
+    return list(excluded)
 
 
 class NoDecay(Callback):
-    "No weight decay on what `no_decay` finds, unless the Learner says `wd_bn_bias=True`"
+    "Switch off weight decay for the parameters of `no_decay`, unless the Learner has `wd_bn_bias=True`"
 
     def before_fit(self):
         if self.opt is None or self.learn.wd_bn_bias:
             return
-        spared = {id(p) for p in no_decay(self.model)}
+        excluded = {id(p) for p in no_decay(self.model)}
         for p, _, state, _ in self.opt.all_params():
-            if id(p) in spared:
+            if id(p) in excluded:
                 state['do_wd'] = False

@@ -1,4 +1,4 @@
-"""The four systems, each a value
+"""The recipes of the four systems, each one a value
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/training/recipes.html.md"""
 
@@ -8,8 +8,10 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/training/recipes.html.md"""
 __all__ = ['MUSHROOMS', 'DEFUNGI', 'FLOWERS', 'SEEDLINGS', 'recipes']
 
 # %% ../../nbs/training/recipes.ipynb #9572880e
+import shlex
+
 from ..data.policies import policies
-from .recipe import Recipe
+from .recipe import Recipe, is_sample
 
 # %% ../../nbs/training/recipes.ipynb #d1d11900
 MUSHROOMS = Recipe(
@@ -29,12 +31,30 @@ SEEDLINGS = Recipe(name='seedlings', source='competition:plant-seedlings-classif
 
 recipes = dict(mushrooms=MUSHROOMS, defungi=DEFUNGI, flowers=FLOWERS, seedlings=SEEDLINGS)
 
-# %% ../../nbs/training/recipes.ipynb #78242870
-def __getattr__(name):
-    recipe = recipes.get(name.removeprefix('train_')) if name.startswith('train_') else None
-    if recipe is None:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from fungi_fastai.runs.run import trainer
+# %% ../../nbs/training/recipes.ipynb #9390d1ef
+def command_of(
+    recipe: Recipe,
+    command: str = 'train',  # a command that takes a recipe: train or folds
+    *flags: str,  # further flags, added at the end
+) -> str:  # fungi train mushrooms --source my_photos --epochs 3
+    "The command line for a recipe, without the folder of the run"
+    base = recipes.get(recipe.name, MUSHROOMS)
+    words = ['fungi', command, base.name]
+    if is_sample(recipe.source):
+        base = base.for_sample()
+        words += ['--source', recipe.source]
+    for name, (value, default) in recipe.differences(base).items():
+        if not (name == 'source' and is_sample(value)):
+            words += _as_flags(name, value, default)
+    return shlex.join([*words, *flags])
 
-    globals()[name] = trainer(recipe)
-    return globals()[name]
+
+def _as_flags(name, value, default):
+    "The words of the command line that set a field"
+    flag = name.replace('_', '-')
+    if name == 'augment':
+        changed = {k: v for k, v in value.items() if v != default[k]}
+        return [word for k, v in changed.items() for word in (f'--augment.{k}', str(v))]
+    if isinstance(value, bool):
+        return [f'--{flag}' if value else f'--no-{flag}']
+    return [f'--{flag}', *map(str, value if isinstance(value, tuple) else (value,))]

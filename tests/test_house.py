@@ -1,0 +1,54 @@
+"The structure of the package: no circles, no imports through strings, light modules"
+
+import ast
+import json
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parents[1]
+modules = sorted(p for p in (root / 'fungi_fastai').rglob('*.py') if p.name != '_modidx.py')
+
+
+def code_lines(notebook):
+    "The lines of code that a notebook exports, without blank ones and comments"
+    text = (root / 'fungi_fastai' / notebook.relative_to(root / 'nbs')).with_suffix('.py').read_text('utf8')
+    return [line for line in text.splitlines() if line.strip() and not line.strip().startswith('#')]
+
+
+def test_no_circle():
+    "Imports inside functions count too"
+    import grimp
+
+    graph = grimp.build_graph('fungi_fastai')
+    TopologicalSorter({one: graph.find_modules_directly_imported_by(one) for one in graph.modules}).prepare()
+
+
+def test_no_import_through_a_string():
+    "A circle through `import_module` is one that no contract sees; the package's own lazy names and trackers by name are the exceptions"
+    allowed = {'__init__.py', 'training/trackers.py'}
+    for file in modules:
+        names = {
+            alias.name
+            for node in ast.walk(ast.parse(file.read_text('utf8')))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        calls = re.findall(r'\b(?:import_module|__import__)\(', file.read_text('utf8'))
+        if str(file.relative_to(root / 'fungi_fastai')) not in allowed:
+            assert 'import_module' not in names and 'importlib' not in names and not calls, file
+
+
+def test_no_mock_in_the_package():
+    for file in modules:
+        assert 'unittest' not in file.read_text('utf8'), f'{file} imports a test library'
+
+
+@pytest.mark.parametrize('name', ['training/fit', 'runs/run', 'runs/train', 'deploy/server', 'data/scan', 'cli'])
+def test_a_notebook_is_a_lesson(name):
+    notebook = root / 'nbs' / f'{name}.ipynb'
+    assert len(code_lines(notebook)) <= 400
+    cells = json.loads(notebook.read_text('utf8'))['cells']
+    assert not any('simplefilter' in ''.join(cell['source']) and '#| hide' in ''.join(cell['source']) for cell in cells)
