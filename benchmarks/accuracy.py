@@ -1,18 +1,18 @@
-"""How long until a validation accuracy is reached, from pretrained weights: plain `fine_tune`, and ours.   run.py starts it
+"""Time to a validation accuracy from pretrained weights: plain `fine_tune`, and ours. run.py starts it.
 
-Both train on the same images and validate on the same ones: the split of ours for the round's seed."""
+Both train and validate on the same images: our split for the seed of the round."""
 
-from child import asked, format_duration, report
+from child import parse_arguments, report, synchronized_time
 
-who, given = asked()
+contender, parameters = parse_arguments()
 from fungi_fastai.training.recipes import MUSHROOMS  # noqa: E402
 
 recipe = MUSHROOMS.but(
-    source=given['source'],
-    arch=given['arch'],
-    size=given['size'],
-    seed=given['seed'],
-    **(dict(weights=given['weights']) if given['weights'] else dict(pretrained=False)),
+    source=parameters['source'],
+    arch=parameters['arch'],
+    size=parameters['size'],
+    seed=parameters['seed'],
+    **(dict(weights=parameters['weights']) if parameters['weights'] else dict(pretrained=False)),
 )
 
 
@@ -22,22 +22,25 @@ def plain():
 
     from fungi_fastai.training.fit import prepare_items
 
-    items = prepare_items(recipe, progress=False)  # not timed: plain fastai checks and splits in no time, and worse
+    items = prepare_items(recipe, progress=False)  # not timed: plain fastai needs no time for its simpler split
 
-    class Reached(Callback):
+    class AccuracyHistory(Callback):
         order, history = 90, []
 
         def after_epoch(self):
-            self.history.append((format_duration() - began, float(self.recorder.values[-1][-1])))
+            self.history.append((synchronized_time() - start, float(self.recorder.values[-1][-1])))
 
-    set_seed(given['seed'])
-    began = format_duration()
+    set_seed(parameters['seed'])
+    start = synchronized_time()
     learn = plain_learner(
-        plain_loaders(items, given['size'], workers=given['workers']), given['arch'], given['weights'], metrics=accuracy
+        plain_loaders(items, parameters['size'], workers=parameters['workers']),
+        parameters['arch'],
+        parameters['weights'],
+        metrics=accuracy,
     )
     with learn.no_bar(), learn.no_logging():
-        learn.fine_tune(given['epochs'], cbs=Reached())
-    return Reached.history, format_duration() - began
+        learn.fine_tune(parameters['epochs'], cbs=AccuracyHistory())
+    return AccuracyHistory.history, synchronized_time() - start
 
 
 def ours():
@@ -46,15 +49,15 @@ def ours():
 
     history, add = [], History.add
 
-    def noted(self, **row):
+    def timed_add(self, **row):
         add(self, **row)
-        history.append((format_duration() - began, self.rows[-1]['accuracy']))
+        history.append((synchronized_time() - start, self.rows[-1]['accuracy']))
 
-    History.add = noted
-    began = format_duration()
+    History.add = timed_add
+    start = synchronized_time()
     train(recipe, out='run', progress=False)
-    return history, format_duration() - began
+    return history, synchronized_time() - start
 
 
-history, total = (ours if who == 'ours' else plain)()
+history, total = (ours if contender == 'ours' else plain)()
 report(history=[dict(seconds=s, accuracy=a) for s, a in history], total_seconds=total)

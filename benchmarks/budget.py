@@ -1,10 +1,11 @@
-"""The same minutes for this library and for plain fastai, on the same images, split and weights.
+"""The same training time for this library and for plain fastai, on the same images, split and weights.
 
     python benchmarks/budget.py ../shared OUT --minutes 5 --seeds 1 2 3 --sets mushrooms flowers
 
-For each set and seed `fungi train --budget` is called, and then plain fastai (plain.py: what its tutorials teach) in a process of its own:
-as many epochs of `fine_tune` as fit into the same seconds, by the speed that a few batches of each kind have. Both are scored on the run's
-test set, which neither has seen, and each leaves a folder in OUT, which `fungi compare` takes. One that is there is not made again."""
+For each set and seed it calls `fungi train --budget`, and then plain fastai (plain.py, as its tutorials teach it)
+in another process, with as many epochs of `fine_tune` as fit into the same time; the time of an epoch is estimated
+from a few batches. Both are scored on the run's test set, which neither has seen. Each leaves a folder in OUT for
+`fungi compare`. An existing folder is not computed again."""
 
 import argparse
 import json
@@ -15,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-began = time.monotonic()  # plain fastai's imports count, as ours do
+start_time = time.monotonic()  # the imports of plain fastai count, as ours do
 plain_sizes = dict(
     mushrooms=192, defungi=160, flowers=192, seedlings=150
 )  # as in the reference measurements beside the data
@@ -29,7 +30,7 @@ arch, weights = 'mobilenetv2_100', 'mobilenetv2_100.coral_ptq_in1k.safetensors'
 
 
 def seconds_an_epoch(learn) -> tuple[float, float]:
-    "Of all layers, and of validating; the Learner's weights are spoiled"
+    "Training all layers, and validating; changes the Learner's weights"
     from fastai.callback.core import Callback
 
     class Stopwatch(Callback):
@@ -37,35 +38,35 @@ def seconds_an_epoch(learn) -> tuple[float, float]:
             self.ends = {True: [], False: []}
 
         def before_batch(self):
-            self.began = time.perf_counter()
+            self.start_time = time.perf_counter()
 
         def after_batch(self):
-            self.ends[self.training].append((self.began, time.perf_counter()))
+            self.ends[self.training].append((self.start_time, time.perf_counter()))
 
-    class Few(Callback):  # batches of each kind
+    class FewBatches(Callback):
         def after_batch(self):
             from fastai.callback.core import CancelTrainException, CancelValidException
 
             if self.iter == 2:
                 raise CancelTrainException if self.training else CancelValidException
 
-    watch = Stopwatch()
+    stopwatch = Stopwatch()
     learn.unfreeze()
     with learn.no_bar(), learn.no_logging():
-        learn.fit(1, cbs=[watch, Few()])
+        learn.fit(1, cbs=[stopwatch, FewBatches()])
 
-    def each(way, loader):  # from the end of a batch to the end of the next, which has the loading in it
-        ends = [end for _, end in watch.ends[way]]
-        whole = [b - a for a, b in zip(ends[:-1], ends[1:], strict=True)] or [
-            end - start for start, end in watch.ends[way]
+    def epoch_seconds(training, loader):  # from the end of a batch to the end of the next, which includes loading
+        ends = [end for _, end in stopwatch.ends[training]]
+        durations = [b - a for a, b in zip(ends[:-1], ends[1:], strict=True)] or [
+            end - start for start, end in stopwatch.ends[training]
         ]
-        return min(whole) * len(loader)
+        return min(durations) * len(loader)
 
-    return each(True, learn.dls.train), each(False, learn.dls.valid)
+    return epoch_seconds(True, learn.dls.train), epoch_seconds(False, learn.dls.valid)
 
 
 def plain(run_folder: Path, size: int, seconds: float, out: Path):
-    "Plain fastai within so many seconds, as a folder like a run's"
+    "Train plain fastai within a number of seconds; writes a folder like a run's"
     from fastai.vision.all import set_seed
     from plain import plain_learner, plain_loaders
 
@@ -73,52 +74,53 @@ def plain(run_folder: Path, size: int, seconds: float, out: Path):
 
     run = Run.load(run_folder)
     recipe, items = run.recipe, run.items
-    held = items[items.split == 'test']
+    test_items = items[items.split == 'test']
     set_seed(recipe.seed)
     dls = plain_loaders(
         items, size, workers=min(16, len(os.sched_getaffinity(0)))
     )  # fastai's own default, and so is the batch of 64
-    whole, validate = seconds_an_epoch(plain_learner(dls, recipe.arch, recipe.weights))
+    train_seconds, valid_seconds = seconds_an_epoch(plain_learner(dls, recipe.arch, recipe.weights))
     set_seed(recipe.seed)
     learn = plain_learner(dls, recipe.arch, recipe.weights)
-    testing = validate * len(held) / (items.split == 'valid').sum()
+    testing = valid_seconds * len(test_items) / (items.split == 'valid').sum()
     left = (
-        seconds - (time.monotonic() - began) - testing - whole / 2 - validate
+        seconds - (time.monotonic() - start_time) - testing - train_seconds / 2 - valid_seconds
     )  # the first epoch trains the head alone, in about half the time
-    epochs = max(1, int(left / (whole + validate)))
+    epochs = max(1, int(left / (train_seconds + valid_seconds)))
     with learn.no_bar():
         learn.fine_tune(epochs)
     with learn.no_bar(), learn.no_logging():
-        probs, _ = learn.get_preds(dl=dls.test_dl(held))
-    write_judged(
+        probs, _ = learn.get_preds(dl=dls.test_dl(test_items))
+    write_scored(
         out,
         recipe.but(name='plain fastai', size=size, epochs=0, budget=0.0),
         run_folder,
-        held,
+        test_items,
         probs.numpy(),
         list(dls.vocab),
-        seconds=round(time.monotonic() - began, 1),
+        seconds=round(time.monotonic() - start_time, 1),
         epochs=epochs,
     )
 
 
-def write_judged(out: Path, recipe, run_folder: Path, held, probs, classes: list[str], **told):
-    "What somebody else says of a run's test images, as a folder that `fungi compare` takes for a run"
-    from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
+def write_scored(out: Path, recipe, run_folder: Path, test_items, probs, classes: list[str], **more_metrics):
+    "Write other predictions for a run's test images, as a folder that `fungi compare` accepts as a run"
     from fungi_fastai.core.files import write_json, write_table
+    from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
 
-    predictions = predictions_table(held, probs, classes)
+    predictions = predictions_table(test_items, probs, classes)
     out.mkdir(parents=True)
     write_json(out / 'recipe.json', json.loads(recipe.to_json()))
     shutil.copy(run_folder / 'items.parquet', out)
     write_table(out / 'predictions.parquet', predictions.assign(split='test'))
     write_json(
-        out / 'metrics.json', Evaluation.of(predictions).metrics() | dict(evaluated_on='test', classes=classes) | told
+        out / 'metrics.json',
+        Evaluation.of(predictions).metrics() | dict(evaluated_on='test', classes=classes) | more_metrics,
     )
 
 
 def ours(name: str, data: Path, minutes: float, seed: int, out: Path):
-    "The command, as a user gives it, with an empty cache"
+    "Run the command as a user does, with an empty cache"
     home = out.with_name(f'home of {out.name}')
     home.mkdir(parents=True, exist_ok=True)
     (home / 'settings.ini').write_text(f'[DEFAULT]\ndata_dir = {out.parents[1]}/data\ncache_dir = cache\n')
@@ -147,7 +149,7 @@ def ours(name: str, data: Path, minutes: float, seed: int, out: Path):
 
 
 def table(out: Path) -> dict:
-    "Each side's scores, and how much better ours are, with 95 % intervals over images (by specimen) and seeds"
+    "The scores of both, and their differences with 95 % intervals over images (by specimen) and seeds"
     from run import machine
 
     from fungi_fastai.runs.compare import compare
@@ -176,21 +178,23 @@ def main():
     parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3])
     parser.add_argument('--sets', nargs='+', choices=list(archives), default=list(archives))
     parser.add_argument('--only', choices=['ours', 'plain'])
-    parser.add_argument('--table', action='store_true', help='print what is in OUT as JSON, and measure nothing')
-    asked = parser.parse_args()
-    asked.data, asked.out = asked.data.resolve(), asked.out.resolve()
-    if asked.table:
-        print(json.dumps(table(asked.out), indent=1))
+    parser.add_argument('--table', action='store_true', help='print the results in OUT as JSON, and measure nothing')
+    arguments = parser.parse_args()
+    arguments.data, arguments.out = arguments.data.resolve(), arguments.out.resolve()
+    if arguments.table:
+        print(json.dumps(table(arguments.out), indent=1))
         return
-    for name in asked.sets:
-        for seed in asked.seeds:
-            mine, other = (asked.out / f'{name}-{asked.minutes:g}m' / f'{side}-{seed}' for side in ('fungi', 'fastai'))
+    for name in arguments.sets:
+        for seed in arguments.seeds:
+            mine, other = (
+                arguments.out / f'{name}-{arguments.minutes:g}m' / f'{side}-{seed}' for side in ('fungi', 'fastai')
+            )
             for side, folder in dict(ours=mine, plain=other).items():
-                if (folder / 'metrics.json').exists() or asked.only not in (None, side):
+                if (folder / 'metrics.json').exists() or arguments.only not in (None, side):
                     continue
                 start = time.monotonic()
                 if side == 'ours':
-                    ours(name, asked.data, asked.minutes, seed, folder)
+                    ours(name, arguments.data, arguments.minutes, seed, folder)
                 else:
                     subprocess.run(
                         [
@@ -199,25 +203,25 @@ def main():
                             'PLAIN',
                             mine,
                             str(plain_sizes[name]),
-                            str(60 * asked.minutes),
+                            str(60 * arguments.minutes),
                             folder,
                         ],
                         check=True,
                         env=os.environ | dict(PYTHONWARNINGS='ignore'),
                     )
-                found = json.loads((folder / 'metrics.json').read_text())
+                metrics = json.loads((folder / 'metrics.json').read_text())
                 row = dict(
                     set=name,
                     side=side,
-                    minutes=asked.minutes,
+                    minutes=arguments.minutes,
                     seed=seed,
                     wall=round(time.monotonic() - start, 1),
-                    epochs=found['epochs'],
-                    accuracy=found['accuracy'],
-                    macro_f1=found['macro_f1'],
-                    n_test=found['n_test'],
+                    epochs=metrics['epochs'],
+                    accuracy=metrics['accuracy'],
+                    macro_f1=metrics['macro_f1'],
+                    n_test=metrics['n_test'],
                 )
-                with open(asked.out / 'rows.jsonl', 'a') as file:
+                with open(arguments.out / 'rows.jsonl', 'a') as file:
                     file.write(json.dumps(row) + '\n')
                 print(row, flush=True)
 

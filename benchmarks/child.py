@@ -1,5 +1,7 @@
-"""What every measuring process shares. Each is started as `python FILE CONTENDER PARAMETERS_AS_JSON` by run.py, in a folder with
-settings of its own, and prints one line of JSON at the end. Nothing of fastai or fungi_fastai is imported here: see epoch_timm.py."""
+"""What all measuring processes share.
+
+run.py starts each as `python FILE CONTENDER PARAMETERS_AS_JSON`, in a folder with its own settings, and it prints
+one line of JSON at the end. Imports nothing of fastai or fungi_fastai: see epoch_timm.py."""
 
 import json
 import os
@@ -10,34 +12,34 @@ import time
 import warnings
 from pathlib import Path
 
-warnings.filterwarnings('ignore')  # fastai's import and Trainer warn; a failure is shown with all that was said
+warnings.filterwarnings('ignore')  # fastai's import and Trainer warn; run.py shows the whole output of a failure
 
 
-def asked() -> tuple[str, dict]:
-    "Which contender this process is, and its parameters"
+def parse_arguments() -> tuple[str, dict]:
+    "The contender that this process measures, and its parameters"
     return sys.argv[1], json.loads(sys.argv[2])
 
 
 def peak_mb() -> float:
-    "The most memory this process ever had, in MB"
-    status = Path('/proc/self/status')  # getrusage also counts what the parent had before this program began
-    if status.exists() and (found := re.search(r'VmHWM:\s*(\d+) kB', status.read_text())):
-        return int(found[1]) * 1024 / 1e6
+    "The peak memory of this process, in MB"
+    status = Path('/proc/self/status')  # getrusage also counts the memory of the parent process
+    if status.exists() and (match := re.search(r'VmHWM:\s*(\d+) kB', status.read_text())):
+        return int(match[1]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == 'darwin' else 1e3)
 
 
-def report(**found):
-    "Print what was measured"
+def report(**results):
+    "Print the results as JSON and end the process"
     torch = sys.modules.get('torch')
     if torch is not None and torch.cuda.is_available():
-        found['peak_gpu_mb'] = torch.cuda.max_memory_allocated() / 1e6
-    print('\n' + json.dumps(found | dict(peak_mb=peak_mb())), flush=True)
+        results['peak_gpu_mb'] = torch.cuda.max_memory_allocated() / 1e6
+    print('\n' + json.dumps(results | dict(peak_mb=peak_mb())), flush=True)
     sys.stderr.flush()
-    os._exit(0)  # threads and worker processes that still wait have nothing to say
+    os._exit(0)  # does not wait for threads and worker processes
 
 
-def format_duration() -> float:
-    "Seconds, once the accelerator has done what it was told"
+def synchronized_time() -> float:
+    "A clock in seconds, read after the accelerator has finished its work"
     torch = sys.modules.get('torch')
     if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()

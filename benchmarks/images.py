@@ -1,9 +1,9 @@
-"""The benchmarks' images, drawn by the library's own sample, so that nothing is downloaded:
+"""The images of the benchmarks, drawn by the library's built-in sample, so that nothing is downloaded:
 
-    python benchmarks/images.py photos FOLDER 2000     640×480 JPEGs of 60-100 KB, as a phone sends them; kept, and added to
-    python benchmarks/images.py small FOLDER 100000    about 100×100 pixels, 5 KB: to see how cost grows with their number
+    python benchmarks/images.py photos FOLDER 2000     640×480 JPEGs of 60-100 KB, as a phone sends them
+    python benchmarks/images.py small FOLDER 100000    about 100×100 pixels, 5 KB, to measure growth
 
-Both write FOLDER/table.csv (path, label), classes in turn."""
+Existing photos are kept. Both write FOLDER/table.csv (path, label), with the classes in turn."""
 
 import csv
 import os
@@ -21,13 +21,13 @@ KIND = 'mushrooms'
 LABELS = kinds[KIND].labels
 
 
-def place(i: int) -> str:
+def relative_path(i: int) -> str:
     return f'{LABELS[i % len(LABELS)]}/{i:06}.jpg'
 
 
 def photo(folder: Path, i: int):
-    "Draw image `i`, unless it is there"
-    file = folder / place(i)
+    "Draw image `i`, unless it exists"
+    file = folder / relative_path(i)
     if file.exists():
         return
     part = file.with_suffix('.part')
@@ -42,21 +42,19 @@ def drawing(label: str, number: int):
 
 
 def small(folder: Path, i: int):
-    "Two pieces of drawings over one another, with changed colours: quick, and no two alike"
-    chance, label = random.Random(f'{folder.name}/{i}'), LABELS[i % len(LABELS)]
-    side = chance.randint(96, 120)
+    "Two overlaid pieces of drawings with changed colours: fast, and no two alike"
+    rng, label = random.Random(f'{folder.name}/{i}'), LABELS[i % len(LABELS)]
+    size = rng.randint(96, 120)
 
     def piece():
-        image = drawing(label, chance.randrange(33))
-        width = chance.randint(60, 110)
-        left, top = chance.randint(0, 144 - width), chance.randint(0, 144 - width)
-        image = image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + width, top + width))
-        return image.transpose(chance.choice(list(Image.Transpose)))
+        image = drawing(label, rng.randrange(33))
+        width = rng.randint(60, 110)
+        left, top = rng.randint(0, 144 - width), rng.randint(0, 144 - width)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + width))
+        return image.transpose(rng.choice(list(Image.Transpose)))
 
-    image = ImageEnhance.Color(Image.blend(piece(), piece(), chance.uniform(0.3, 0.7))).enhance(
-        chance.uniform(0.5, 1.5)
-    )
-    image.save(folder / place(i), 'JPEG', quality=chance.randint(88, 95))
+    image = ImageEnhance.Color(Image.blend(piece(), piece(), rng.uniform(0.3, 0.7))).enhance(rng.uniform(0.5, 1.5))
+    image.save(folder / relative_path(i), 'JPEG', quality=rng.randint(88, 95))
 
 
 def _make(draw_one, folder, numbers):
@@ -65,13 +63,13 @@ def _make(draw_one, folder, numbers):
 
 
 def make(draw_one, folder: Path, count: int, processes: int = os.cpu_count() or 1) -> Path:
-    "The folder with at least `count` images and their table"
+    "Draw images until the folder has at least `count`, and write their table"
     table = folder / 'table.csv'
     if table.exists() and sum(1 for _ in open(table)) > count:
         return folder
     for label in LABELS:
         (folder / label).mkdir(parents=True, exist_ok=True)
-    draw_one(folder, 0)  # textures that the processes will share
+    draw_one(folder, 0)  # textures that the processes share
     pieces = [range(k, count, 4 * processes) for k in range(4 * processes)]
     if count < 100:
         _make(draw_one, folder, range(count))
@@ -79,7 +77,7 @@ def make(draw_one, folder: Path, count: int, processes: int = os.cpu_count() or 
         with ProcessPoolExecutor(processes) as pool:
             list(pool.map(_make, [draw_one] * len(pieces), [folder] * len(pieces), pieces))
     part = table.with_suffix('.part')
-    rows = ((folder / place(i), LABELS[i % len(LABELS)]) for i in range(count))
+    rows = ((folder / relative_path(i), LABELS[i % len(LABELS)]) for i in range(count))
     with open(part, 'w', newline='') as file:
         csv.writer(file).writerows([('path', 'label'), *rows])
     part.rename(table)

@@ -1,4 +1,4 @@
-"""Plain fastai, as its tutorials teach it: `DataBlock` with `Resize(460)` and `aug_transforms`, `vision_learner`, the defaults of each"""
+"Plain fastai as its tutorials teach it, with defaults: `DataBlock`, `Resize(460)`, `aug_transforms`, `vision_learner`"
 
 from fastai.data.all import CategoryBlock, ColReader, DataBlock, DataLoaders, Normalize
 from fastai.vision.all import (
@@ -16,12 +16,12 @@ from plain_convmixer import convmixer
 def plain_loaders(table, size: int, bs: int = 64, workers: int = 0) -> DataLoaders:
     "Loaders of a table with the columns path, label and split"
     table = table[table.split.isin(['train', 'valid'])].reset_index(drop=True)
-    parts = [list(table.index[table.split == part]) for part in ('train', 'valid')]
+    splits = [list(table.index[table.split == name]) for name in ('train', 'valid')]
     block = DataBlock(
         (ImageBlock, CategoryBlock),
         get_x=ColReader('path'),
         get_y=ColReader('label'),
-        splitter=lambda _: parts,
+        splitter=lambda _: splits,
         item_tfms=Resize(460),
         batch_tfms=[*aug_transforms(size=size), Normalize.from_stats(*imagenet_stats)],
     )
@@ -29,7 +29,7 @@ def plain_loaders(table, size: int, bs: int = 64, workers: int = 0) -> DataLoade
 
 
 def plain_learner(dls, arch: str, weights: str = '', **options) -> Learner:
-    "A `vision_learner`, all of it trainable; with the backbone frozen where there are weights for it, as `fine_tune` wants it"
+    "A `vision_learner`; with weights, its backbone is frozen, as `fine_tune` expects"
     if network := convmixer(arch, len(dls.vocab)):
         return Learner(dls, network, CrossEntropyLossFlat(), **options)
     learn = vision_learner(dls, arch, pretrained=False, normalize=False, **options)

@@ -1,10 +1,10 @@
-"A ConvMixer from timm, for those contenders that are not ours"
+"A ConvMixer from timm, for the contenders other than ours"
 
 import re
 
 
 def convmixer(arch: str, classes: int):
-    "timm's ConvMixer for a name such as convmixer_256_8, which timm has no entry for; None for other names"
+    "timm's ConvMixer for a name such as convmixer_256_8, for which timm has no entry; None for other names"
     if not (numbers := re.fullmatch(r'convmixer_(\d+)_(\d+)', arch)):
         return None
     from timm.models.convmixer import ConvMixer

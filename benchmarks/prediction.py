@@ -1,21 +1,19 @@
-"""Predicting JPEGs that were never seen before: `learn.get_preds` of plain fastai, and ours.   run.py starts it"""
+"""Predicting new JPEGs: `learn.get_preds` of plain fastai, and ours. run.py starts it."""
 
-from child import asked, format_duration, report
+from child import parse_arguments, report, synchronized_time
 
-who, given = asked()
+contender, parameters = parse_arguments()
 import pandas as pd  # noqa: E402
 
-table, wanted = pd.read_csv(given['table']), pd.read_csv(given['wanted'])
-for (
-    path
-) in wanted.path:  # the system's page cache cannot be emptied by a program, so all files are in it, for every contender
+table, wanted = pd.read_csv(parameters['table']), pd.read_csv(parameters['wanted'])
+for path in wanted.path:  # read once, so that every contender finds all files in the system's page cache
     with open(path, 'rb') as file:
         file.read()
 
-if who.startswith('fastai'):
+if contender.startswith('fastai'):
     from plain import plain_learner, plain_loaders
 
-    learn = plain_learner(plain_loaders(table, given['size'], workers=given['workers']), given['arch'])
+    learn = plain_learner(plain_loaders(table, parameters['size'], workers=parameters['workers']), parameters['arch'])
 
     def predict(rows):
         with learn.no_bar():
@@ -23,18 +21,18 @@ if who.startswith('fastai'):
 else:
     from ours import our_items, our_recipe
 
-    from fungi_fastai.runs import run as runs
+    from fungi_fastai.runs.run import predict as predict_items
     from fungi_fastai.training.fit import make_learner
 
-    learn = make_learner(our_recipe(given, cache=False), our_items(given['table']), progress=False)
+    learn = make_learner(our_recipe(parameters, cache=False), our_items(parameters['table']), progress=False)
 
     def predict(rows):
-        return runs.predict(learn, rows)
+        return predict_items(learn, rows)
 
 
-predict(wanted[: learn.dls.valid.bs])  # does not count
-began = format_duration()
+predict(wanted[: learn.dls.valid.bs])  # not measured
+start = synchronized_time()
 probabilities = predict(wanted)
-seconds = format_duration() - began
+seconds = synchronized_time() - start
 assert len(probabilities) == len(wanted)
 report(seconds=seconds, rate=len(wanted) / seconds, images=len(wanted))

@@ -1,12 +1,13 @@
-"""A bundle's server beside the limit that onnxruntime sets: how much of a bare loop over decoded images is left when they come as
-JPEGs over HTTP, from many clients, one image a request. Prints ratios.
+"""A bundle's server compared with the limit of onnxruntime: how much of the rate of a bare loop over decoded images
+remains when they arrive as JPEGs over HTTP, from many clients, one image per request. Prints ratios.
 
-    python benchmarks/serving.py BUNDLE --images FOLDER        as they are in FOLDER; default: drawn, 640×480
-    python benchmarks/serving.py BUNDLE --requests 200 --rounds 1 --flat 0      a try of a minute
+    python benchmarks/serving.py BUNDLE --images FOLDER        the images in FOLDER; default: drawn, 640×480
+    python benchmarks/serving.py BUNDLE --requests 200 --rounds 1 --flat 0      takes a minute
 
-`bare` is `session.run` in a loop, nothing else, on images that are in memory as arrays of the network's size; of several batch
-sizes the one with the largest median counts. `bare, reading` decodes the same JPEGs first, in as many threads as there are cores, while the network
-runs. Server and clients share the machine, as the bare loop has it for itself; what the clients cost is said."""
+`bare` is `session.run` in a loop on images that are in memory as arrays of the network's size; of several batch
+sizes the one with the highest median counts. `bare, reading` decodes the same JPEGs first, with one thread per
+core, while the network runs. Server and clients share the machine, which the bare loop has for itself; the cost of
+the clients is printed."""
 
 import argparse
 import asyncio
@@ -23,42 +24,42 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CORES = os.cpu_count() or 1
-MOST = 256  # different images
+MAX_IMAGES = 256  # different ones
 
 
 def files_of(folder):
     found = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))
     if not found:
         sys.exit(f'There are no images in {folder}.')
-    return found[:: max(1, len(found) // MOST)][:MOST]
+    return found[:: max(1, len(found) // MAX_IMAGES)][:MAX_IMAGES]
 
 
-# --- bare: a process of its own ------------------------------------------------------------------------------------
-def bare(given):
+# --- bare: another process ------------------------------------------------------------------------------------
+def bare(parameters):
     import numpy as np
     import onnxruntime
 
     from fungi_fastai.deploy.predictor import Predictor
 
-    predictor = Predictor.load(given['bundle'])
-    files = [p.read_bytes() for p in files_of(given['images'])]
+    predictor = Predictor.load(parameters['bundle'])
+    files = [p.read_bytes() for p in files_of(parameters['images'])]
     squares = np.stack([predictor.read(f) for f in files])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = CORES
     session = onnxruntime.InferenceSession(
-        Path(given['bundle']) / 'model.onnx', options, providers=['CPUExecutionProvider']
+        Path(parameters['bundle']) / 'model.onnx', options, providers=['CPUExecutionProvider']
     )
 
     def run(pixels):
         return session.run(['probabilities'], {'images': pixels})[0]
 
     def rate(batches, total):
-        began, used, count = time.perf_counter(), time.process_time(), 0
+        start, used, count = time.perf_counter(), time.process_time(), 0
         for batch in batches:
             run(batch)
             count += len(batch)
             if count >= total:
-                return dict(rate=count / (time.perf_counter() - began), cpu=(time.process_time() - used) / count * 1000)
+                return dict(rate=count / (time.perf_counter() - start), cpu=(time.process_time() - used) / count * 1000)
 
     def plain(size):
         while True:
@@ -78,7 +79,8 @@ def bare(given):
     print(
         json.dumps(
             dict(
-                bare={s: rate(plain(s), given['requests']) for s in sizes}, reading=rate(reading(8), given['requests'])
+                bare={s: rate(plain(s), parameters['requests']) for s in sizes},
+                reading=rate(reading(8), parameters['requests']),
             )
         )
     )
@@ -88,10 +90,10 @@ def bare(given):
 
 # --- clients: another process --------------------------------------------------------------------------------------
 class Client(asyncio.Protocol):
-    "Sends, waits for the answer, sends: nothing of it is parsed but its length and status"
+    "Sends requests one after the other; of an answer it parses only length and status"
 
     def __init__(self, state):
-        self.state, self.got = state, b''
+        self.state, self.received = state, b''
 
     def connection_made(self, transport):
         self.transport = transport
@@ -101,16 +103,16 @@ class Client(asyncio.Protocol):
         if self.state.left <= 0:
             return self.transport.close()
         self.state.left -= 1
-        self.began = time.perf_counter()
+        self.start = time.perf_counter()
         self.transport.writelines(self.state.requests[self.state.left % len(self.state.requests)])
 
     def data_received(self, data):
-        self.got += data
-        head, blank, backbone = self.got.partition(b'\r\n\r\n')
-        if not blank or len(backbone) < int(re.search(rb'content-length: (\d+)', head)[1]):
+        self.received += data
+        head, blank, body = self.received.partition(b'\r\n\r\n')
+        if not blank or len(body) < int(re.search(rb'content-length: (\d+)', head)[1]):
             return
-        self.got = b''
-        self.state.seconds.append(time.perf_counter() - self.began)
+        self.received = b''
+        self.state.seconds.append(time.perf_counter() - self.start)
         self.state.failed += not head.startswith(b'HTTP/1.1 200')
         self.send()
 
@@ -129,25 +131,26 @@ class State:
             self.done.set_result(None)
 
 
-def clients(given):
+def clients(parameters):
     def request(file):
-        backbone = (
+        body = (
             b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
             + file.read_bytes()
             + b'\r\n--x--\r\n'
         )
-        head = f'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(backbone)}\r\n\r\n'
-        return [head.encode(), backbone]
+        head = 'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n'
+        head += f'Content-Length: {len(body)}\r\n\r\n'
+        return [head.encode(), body]
 
     async def work():
-        requests = [request(p) for p in files_of(given['images'])]
-        state = State(requests, given['requests'], given['clients'])
-        began, used = time.perf_counter(), time.process_time()
+        requests = [request(p) for p in files_of(parameters['images'])]
+        state = State(requests, parameters['requests'], parameters['clients'])
+        start, used = time.perf_counter(), time.process_time()
         loop = asyncio.get_running_loop()
-        for _ in range(given['clients']):
-            await loop.create_connection(lambda: Client(state), '127.0.0.1', given['port'])
+        for _ in range(parameters['clients']):
+            await loop.create_connection(lambda: Client(state), '127.0.0.1', parameters['port'])
         await state.done
-        wall = time.perf_counter() - began
+        wall = time.perf_counter() - start
         taken = sorted(state.seconds)
         at = lambda q: taken[min(len(taken) - 1, int(q * len(taken)))] * 1000
         return dict(
@@ -170,9 +173,9 @@ def environment():
     }
 
 
-def child(what, given):
+def child(what, parameters):
     done = subprocess.run(
-        [sys.executable, __file__, what, json.dumps(given)], stdout=subprocess.PIPE, text=True, env=environment()
+        [sys.executable, __file__, what, json.dumps(parameters)], stdout=subprocess.PIPE, text=True, env=environment()
     )
     if done.returncode:
         sys.exit(f'{what} failed.')
@@ -198,33 +201,41 @@ def main():
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--flat', type=int, default=10_000, help='requests over which memory is watched; 0: none')
     parser.add_argument('--json', type=Path, help='where to write the numbers')
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as drawn:
-        if asked.images is None:
+        if arguments.images is None:
             from images import make, photo
 
-            asked.images = make(photo, Path(drawn), MOST)
-        found = measure(asked)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2))
+            arguments.images = make(photo, Path(drawn), MAX_IMAGES)
+        found = measure(arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2))
 
 
-def measure(asked):
-    given = dict(bundle=str(asked.bundle), images=str(asked.images), clients=asked.clients, requests=asked.requests)
-    code = 'import sys; from fungi_fastai.deploy.server import serve; sys.exit(serve(sys.argv[1], port=0, page=False, drain=0))'
+def measure(arguments):
+    parameters = dict(
+        bundle=str(arguments.bundle),
+        images=str(arguments.images),
+        clients=arguments.clients,
+        requests=arguments.requests,
+    )
+    code = (
+        'import sys; from fungi_fastai.deploy.server import serve; '
+        'sys.exit(serve(sys.argv[1], port=0, page=False, drain=0))'
+    )
     server = subprocess.Popen(
-        [sys.executable, '-c', code, given['bundle']], stdout=subprocess.PIPE, text=True, env=environment()
+        [sys.executable, '-c', code, parameters['bundle']], stdout=subprocess.PIPE, text=True, env=environment()
     )
     try:
-        given['port'] = int(re.search(r':(\d+)$', (greeting := server.stdout.readline()).strip())[1])
+        parameters['port'] = int(re.search(r':(\d+)$', (greeting := server.stdout.readline()).strip())[1])
         print(greeting.strip())
-        child('clients', given | dict(requests=max(64, asked.requests // 10)))  # does not count
+        child('clients', parameters | dict(requests=max(64, arguments.requests // 10)))  # not measured
         rounds = []
-        for i in range(asked.rounds):
-            alone = child('bare', given)
+        for i in range(arguments.rounds):
+            alone = child('bare', parameters)
             used = cpu_seconds(server.pid)
-            served = child('clients', given)
-            used = (cpu_seconds(server.pid) - used) / asked.requests * 1000
+            served = child('clients', parameters)
+            used = (cpu_seconds(server.pid) - used) / arguments.requests * 1000
             if served['failed']:
                 sys.exit(f'{served["failed"]} requests failed.')
             rounds.append(
@@ -238,7 +249,8 @@ def measure(asked):
             )
             rates = ', '.join(f'{found["rate"]:.0f}' for found in alone['bare'].values())
             print(
-                f'round {i + 1}: bare {rates}/s (batches of {", ".join(alone["bare"])}), bare and reading {alone["reading"]["rate"]:.0f}/s, '
+                f'round {i + 1}: bare {rates}/s (batches of {", ".join(alone["bare"])}), '
+                f'bare and reading {alone["reading"]["rate"]:.0f}/s, '
                 f'server {served["rate"]:.0f}/s',
                 flush=True,
             )
@@ -248,28 +260,31 @@ def measure(asked):
             r |= dict(ratio=r['rate'] / r['bare'], ratio_reading=r['rate'] / r['reading'])
         middle = {k: statistics.median(r[k] for r in rounds) for k in rounds[0]}
         sizes = [memory(server.pid)]
-        for _ in range(10 if asked.flat else 0):
-            child('clients', given | dict(requests=asked.flat // 10))
+        for _ in range(10 if arguments.flat else 0):
+            child('clients', parameters | dict(requests=arguments.flat // 10))
             sizes.append(memory(server.pid))
     finally:
         server.terminate()
         server.wait(60)
-    print(f'\n| {asked.clients} clients, medians of {asked.rounds} rounds | |\n| --- | ---: |')
+    print(f'\n| {arguments.clients} clients, medians of {arguments.rounds} rounds | |\n| --- | ---: |')
     ratios = [r['ratio'] for r in rounds]
     print(
-        f'| server ÷ bare onnxruntime (batches of {size}) | {middle["ratio"]:.2f} ({min(ratios):.2f}–{max(ratios):.2f}) |'
+        f'| server ÷ bare onnxruntime (batches of {size}) | '
+        f'{middle["ratio"]:.2f} ({min(ratios):.2f}–{max(ratios):.2f}) |'
     )
     print(f'| server ÷ bare onnxruntime that reads the JPEGs too | {middle["ratio_reading"]:.2f} |')
     print(
-        f'| images a second: server, bare, bare and reading | {middle["rate"]:.0f}, {middle["bare"]:.0f}, {middle["reading"]:.0f} |'
+        f'| images a second: server, bare, bare and reading | '
+        f'{middle["rate"]:.0f}, {middle["bare"]:.0f}, {middle["reading"]:.0f} |'
     )
     print(
-        f'| ms of a core an image: server, bare, bare and reading | {middle["server_cpu"]:.1f}, {middle["bare_cpu"]:.1f}, {middle["reading_cpu"]:.1f} |'
+        f'| ms of a core per image: server, bare, bare and reading | '
+        f'{middle["server_cpu"]:.1f}, {middle["bare_cpu"]:.1f}, {middle["reading_cpu"]:.1f} |'
     )
     print(f'| latency p50, p99 | {middle["p50"]:.0f} ms, {middle["p99"]:.0f} ms |')
     print(f'| cores that the clients used | {middle["cpu_of_clients"]:.2f} of {CORES} |')
-    if asked.flat:
-        print(f'| memory after each tenth of {asked.flat:,} requests | {", ".join(f"{s:.0f}" for s in sizes)} MB |')
+    if arguments.flat:
+        print(f'| memory after each tenth of {arguments.flat:,} requests | {", ".join(f"{s:.0f}" for s in sizes)} MB |')
     return dict(rounds=rounds, median=middle, memory_mb=sizes)
 
 

@@ -1,6 +1,6 @@
-"""fastai callbacks that time training: of ours and of plain fastai alike"""
+"""fastai callbacks that time the training of ours and of plain fastai"""
 
-from child import format_duration
+from child import synchronized_time
 from fastai.callback.core import Callback, CancelTrainException
 
 
@@ -15,7 +15,7 @@ class OneStep(Callback):
 
 
 class Stopwatch(Callback):
-    "Seconds of the training set of each epoch: all batches, loading included; no validation"
+    "Seconds of each epoch's training, including loading, without validation"
 
     order = -90
 
@@ -23,26 +23,26 @@ class Stopwatch(Callback):
         self.seconds, self.count = [], 0
 
     def before_train(self):
-        self.began, self.count = format_duration(), 0
+        self.start, self.count = synchronized_time(), 0
 
     def after_batch(self):
         self.count += len(self.y) if self.training else 0
 
     def after_train(self):
-        self.seconds.append(format_duration() - self.began)
+        self.seconds.append(synchronized_time() - self.start)
 
 
 def one_step(learn):
-    "Train one step: it sets model, optimizer and libraries up, and counts for nobody"
-    history = [cb for cb in learn.cbs if cb.name == 'history']  # ours, which keeps whole epochs
+    "Train one step that is not measured: it sets up model, optimizer and libraries"
+    history = [cb for cb in learn.cbs if cb.name == 'history']  # ours, which expects complete epochs
     with learn.no_bar(), learn.no_logging(), learn.removed_cbs(history):
         learn.fit_one_cycle(1, cbs=OneStep())
 
 
 def timed_epochs(learn, epochs: int) -> Stopwatch:
-    "Train: one step that does not count, then all epochs"
+    "Train one step that is not measured, then all epochs"
     one_step(learn)
-    watch = Stopwatch()
+    stopwatch = Stopwatch()
     with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(epochs, cbs=watch)
-    return watch
+        learn.fit_one_cycle(epochs, cbs=stopwatch)
+    return stopwatch

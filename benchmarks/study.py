@@ -1,22 +1,22 @@
-"""Which settings of fine-tuning are worth it? One factor at a time, on the training sets of four sets, specimens apart, three seeds.
+"""Which options of fine-tuning help? One factor at a time, on four data sets, grouped by specimen, with three seeds.
 
-    python benchmarks/study.py ../shared OUT mushrooms base ema mixup    train what is not in OUT yet (default: every setting)
-    python benchmarks/study.py ../shared OUT                             compare what is in OUT with `base`, as JSON
-    python benchmarks/study.py ../shared OUT flowers@mobilenetv2_035     with another network than the usual one
-    python benchmarks/study.py ../shared OUT seedlings 'resnet18 0.002'  (networks from scratch are named by arch and learning rate)
+    python benchmarks/study.py ../shared OUT mushrooms base ema mixup    train what OUT lacks (default: every setting)
+    python benchmarks/study.py ../shared OUT                             compare the runs in OUT with `base`, as JSON
+    python benchmarks/study.py ../shared OUT flowers@mobilenetv2_035     with another network
+    python benchmarks/study.py ../shared OUT seedlings 'resnet18 0.002'  (from scratch: named by arch and learning rate)
 
-The images that a recipe with seed 0 tests on are left alone; of the others each seed tests on a third, drawn again. Each training is a run of
-`fungi train`, and each comparison one of `fungi compare`: paired by image, drawn by specimen and by seed."""
+The test images of a recipe with seed 0 are not used; each seed tests on another third of the others. Each training
+is a run of `fungi train`, each comparison one of `fungi compare`: paired by image, resampled by specimen and seed."""
 
 import json
 import sys
 import warnings
 from pathlib import Path
 
-from budget import arch, archives, write_judged
+from budget import arch, archives, write_scored
 
 seeds = (1, 2, 3)
-given = dict(
+options = dict(
     mushrooms=dict(size=224, epochs=4),
     flowers=dict(size=160, epochs=4),  # about a minute of one core each
     seedlings=dict(size=160, epochs=4, fraction=0.3),
@@ -47,16 +47,18 @@ settings = dict(
     lamb=dict(optimizer='lamb'),
     cosine=dict(schedule='cosine', warmup=0.1),
     growing=dict(start_size=128),
-    tta={},  # the runs of `base` once more, averaged over flips
+    tta={},  # the runs of `base`, with test-time augmentation by flips
     loss=dict(balance='loss'),
     weighted=dict(balance='weighted'),
     long=dict(epochs=20),
     folds=dict(average_folds=5),
     whole=dict(epochs=0, fraction=1.0),
     even=dict(epochs=0, fraction=1.0, balance='loss'),
-)  # the last two: probes on all images
+)  # the last two are probes on all images
 from_scratch = [('convmixer_64_4', 1e-2), ('convmixer_128_8', 2e-3), ('convmixer_128_8', 1e-2), ('resnet18', 2e-3)]
-settings['five minutes'] = dict(fraction=1.0, size=224, budget=300.0)  # pretrained, and five minutes each from scratch
+settings['five minutes'] = dict(
+    fraction=1.0, size=224, budget=300.0
+)  # pretrained; the settings below are five minutes from scratch
 settings |= {
     f'{arch} {lr:g}': settings['five minutes'] | dict(arch=arch, weights='', pretrained=False, lr=lr, size=128)
     for arch, lr in from_scratch
@@ -64,74 +66,80 @@ settings |= {
 
 
 def runs(shared: Path, out: Path, name: str, wanted: list[str]):
-    "Train and judge what is not there yet"
-    from fungi_fastai.runs.run import Run
-    from fungi_fastai.runs.train import train
+    "Train and score the runs that are missing"
     from fungi_fastai.evaluation.tta import predict_tta
     from fungi_fastai.models.weights import find_weights_file
-    from fungi_fastai.training.recipes import recipes
+    from fungi_fastai.runs.run import Run
+    from fungi_fastai.runs.train import train
     from fungi_fastai.training.fit import prepare_items
+    from fungi_fastai.training.recipes import recipes
 
-    name, _, other = (place := name).partition('@')
-    network = other or arch
-    usual = recipes[name].but(source=shared / 'data' / archives[name], valid=0.15, test=0.15, seed=0)
-    items = prepare_items(usual, False)
-    known = items[items.split.isin(['train', 'valid'])][['path', 'label', 'group']]
-    base = usual.but(
-        source=known, test=1 / 3, arch=network, weights=str(find_weights_file(shared / 'weights', network)), **given[name]
+    folder_name = name
+    name, _, network = name.partition('@')
+    network = network or arch
+    defaults = recipes[name].but(source=shared / 'data' / archives[name], valid=0.15, test=0.15, seed=0)
+    items = prepare_items(defaults, False)
+    training_images = items[items.split.isin(['train', 'valid'])][['path', 'label', 'group']]
+    base = defaults.but(
+        source=training_images,
+        test=1 / 3,
+        arch=network,
+        weights=str(find_weights_file(shared / 'weights', network)),
+        **options[name],
     )
     for seed in seeds:
         for setting in wanted or settings:
-            folder = out / place / f'{setting}-{seed}'
+            folder = out / folder_name / f'{setting}-{seed}'
             if (folder / 'metrics.json').exists():
                 continue
             if setting == 'tta':
                 run = Run.load(folder.with_name(f'base-{seed}'))
-                held = run.items[run.items.split == 'test']
+                test_items = run.items[run.items.split == 'test']
                 flipped = run.recipe.but(name=f'{name}, flips')
-                write_judged(
+                write_scored(
                     folder,
                     flipped,
                     run.folder,
-                    held,
-                    predict_tta(run, held),
+                    test_items,
+                    predict_tta(run, test_items),
                     run.classes,
                     seconds=run.metrics['seconds'],
                 )
-                found = Run.load(folder).metrics
+                metrics = Run.load(folder).metrics
             else:
-                found = train(base.but(**settings[setting], seed=seed), folder, progress=False).metrics
+                metrics = train(base.but(**settings[setting], seed=seed), folder, progress=False).metrics
             print(
-                place,
+                folder_name,
                 folder.name,
-                *(round(found[score], 3) for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')),
+                *(round(metrics[score], 3) for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')),
                 flush=True,
             )
 
 
 def table(out: Path) -> list[dict]:
-    "A row a set and setting: scores, what is better than `base` and by how much, with 95 % intervals, and seconds"
+    "A row a data set and setting: scores, seconds, and the differences from `base` with 95 % intervals"
     from fungi_fastai.runs.compare import compare
     from fungi_fastai.runs.run import Run
 
     rows = []
     for folder in sorted(p for p in out.iterdir() if p.is_dir()):
         for setting in settings:
-            found = [one for seed in seeds if ((one := folder / f'{setting}-{seed}') / 'metrics.json').exists()]
-            if not found:
+            folders = [folder / f'{setting}-{seed}' for seed in seeds]
+            folders = [one for one in folders if (one / 'metrics.json').exists()]
+            if not folders:
                 continue
-            judged = [Run.load(one).metrics for one in found]
+            metrics = [Run.load(one).metrics for one in folders]
             mean = {
-                score: round(sum(one[score] for one in judged) / len(judged), 4)
+                score: round(sum(one[score] for one in metrics) / len(metrics), 4)
                 for score in ('accuracy', 'macro_f1', 'log_loss', 'seconds')
             }
             row = (
-                dict(set=folder.name, setting=setting, seeds=len(found), images=sum(one['n_test'] for one in judged))
+                dict(set=folder.name, setting=setting, seeds=len(folders), images=sum(one['n_test'] for one in metrics))
                 | mean
             )
-            beside = [one.with_name(one.name.replace(setting, 'base')) for one in found]
-            if setting != 'base' and all((one / 'metrics.json').exists() for one in beside):
-                compared = compare(beside + found).differences
+            base = [one.with_name(one.name.replace(setting, 'base')) for one in folders]
+            if setting != 'base' and all((one / 'metrics.json').exists() for one in base):
+                compared = compare(base + folders).differences
                 for one in compared.itertuples():
                     row |= {
                         f'{one.score}_{k}': round(float(getattr(one, k)), 4)

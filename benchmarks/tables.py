@@ -1,4 +1,4 @@
-"""Markdown tables of what run.py measured: `python benchmarks/tables.py` prints them all"""
+"""Markdown tables of the results of run.py: `python benchmarks/tables.py` prints them all"""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 
-# what is aimed at on two cores: what, part, case, ratio, sign, number
+# targets on two cores: figure, part, case, ratio, sign, number
 GOALS = [
     ('Training epoch, ResNet-50 at 224 px: plain fastai ÷ ours', 'epoch', 'resnet50_224', 'fastai ÷ ours', '≥', 5),
     (
@@ -61,13 +61,13 @@ STAGES = dict(
 
 
 def read(part: str, folder: Path = RESULTS) -> dict | None:
-    "What was measured of a part, or None"
+    "The results of a part, or None"
     file = Path(folder) / f'{part}.json'
     return json.loads(file.read_text(encoding='utf8')) if file.exists() else None
 
 
 def number(value, digits=3) -> str:
-    "Three digits, as people write them"
+    "A number with three digits"
     if value is None:
         return '–'
     if abs(value) >= 100:
@@ -80,9 +80,9 @@ def grid(head: list[str], rows: Iterator[list[str]]) -> str:
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
-def ratio(found: dict, name: str) -> str:
-    "A ratio of medians, and between which bounds single rounds had it"
-    one = found['ratios'].get(name)
+def ratio(case_results: dict, name: str) -> str:
+    "A ratio of medians, with the lowest and highest of single rounds"
+    one = case_results['ratios'].get(name)
     if one is None:
         return '–'
     value, least, most = (number(one[k]) for k in ('value', 'least', 'most'))
@@ -94,7 +94,7 @@ def missing(part):
 
 
 def table(result: dict) -> str:
-    "One part as a Markdown table or several"
+    "One part as one or several Markdown tables"
     shown = dict(
         start=_start,
         loader=_rates,
@@ -114,9 +114,9 @@ def _contenders(case):
 
 def _start(cases):
     rows = (
-        [found['label'], f'{number(found["median"]["seconds"])} s']
+        [case_results['label'], f'{number(case_results["median"]["seconds"])} s']
         for case in cases.values()
-        for _, found in _contenders(case)
+        for _, case_results in _contenders(case)
     )
     return grid(['', 'seconds'], rows)
 
@@ -160,17 +160,20 @@ def _epochs(cases):
             ]
 
         rows = []
-        for who, found in _contenders(case):
-            m = found['median']
+        for who, case_results in _contenders(case):
+            m = case_results['median']
             if who == 'ours':
                 rows.append(
                     row(
-                        'ours, first epoch (the cache is made in it)', m['first_seconds'], m['first_rate'], m['peak_mb']
+                        'ours, first epoch (includes building the cache)',
+                        m['first_seconds'],
+                        m['first_rate'],
+                        m['peak_mb'],
                     )
                 )
             rows.append(
                 row(
-                    '**ours, each later epoch**' if who == 'ours' else found['label'],
+                    '**ours, each later epoch**' if who == 'ours' else case_results['label'],
                     m['seconds'],
                     m['rate'],
                     m['peak_mb'],
@@ -213,7 +216,7 @@ def _accuracy(cases):
 
 def _ratios(case):
     return (
-        'Ratios of the medians, and the least and most of single rounds: '
+        'Ratios of the medians, with the lowest and highest of single rounds: '
         + '; '.join(f'{name} **{ratio(case, name)}**' for name in case['ratios'])
         + '.'
     )
@@ -225,50 +228,52 @@ def _growth(cases):
     head = ['milliseconds an image', *(f'{int(size):,} files' for size in sizes), 'most files ÷ fewest']
     stages = {**STAGES, 'scan': '**open, hash and find duplicates**'}
 
-    def row(said, figure, unit=''):
+    def row(label, figure, unit=''):
         values = [figures[size][figure] for size in sizes]
-        return [said, *(number(value) + unit for value in values), number(values[-1] / values[0])]
+        return [label, *(number(value) + unit for value in values), number(values[-1] / values[0])]
 
     return grid(
-        head, [*(row(said, f'{stage}_ms') for stage, said in stages.items()), row('peak memory', 'peak_mb', ' MB')]
+        head, [*(row(label, f'{stage}_ms') for stage, label in stages.items()), row('peak memory', 'peak_mb', ' MB')]
     )
 
 
 def goals(folder: Path = RESULTS) -> str:
-    "What was aimed at, and what was measured"
+    "The targets and the results"
     rows = []
-    for what, part, case, name, sign, aim in GOALS:
+    for what, part, case, name, sign, target in GOALS:
         result = read(part, folder)
-        found = result and result['cases'].get(case)
-        if found and part == 'growth':
+        case_results = result and result['cases'].get(case)
+        if case_results and part == 'growth':
             small = result['cases'].get('1000')
             value = (
                 small
-                and found['contenders']['ours']['median'][f'{name}_ms']
+                and case_results['contenders']['ours']['median'][f'{name}_ms']
                 / small['contenders']['ours']['median'][f'{name}_ms']
             )
-            said = number(value)
+            measured = number(value)
         else:
-            value = found and found['ratios'].get(name, {}).get('value')
-            said = ratio(found, name) if found else '–'
-        reached = '' if not value else 'yes' if (value >= aim if sign == '≥' else value <= aim) else '**no**'
-        rows.append([what, f'{sign} {aim}', said, reached])
-    return grid(['figure', 'aim', 'measured', 'reached'], rows)
+            value = case_results and case_results['ratios'].get(name, {}).get('value')
+            measured = ratio(case_results, name) if case_results else '–'
+        reached = '' if not value else 'yes' if (value >= target if sign == '≥' else value <= target) else '**no**'
+        rows.append([what, f'{sign} {target}', measured, reached])
+    return grid(['figure', 'target', 'measured', 'reached'], rows)
 
 
 def show(part: str, folder: Path = RESULTS) -> str:
-    "One part's table with when and where it was measured, or that it was not"
+    "A part's tables, with date and command of the measurement"
     result = read(part, folder)
     if result is None:
         return missing(part)
-    notes = [f'Not measured: {name}, as {reason}.' for name, reason in (result['skipped'] | result['failed']).items()]
+    notes = [
+        f'Not measured: {name}, because {reason}.' for name, reason in (result['skipped'] | result['failed']).items()
+    ]
     return '\n\n'.join(
         [table(result), *notes, f'Measured {result["date"]}, {result["rounds"]} rounds, `{result["command"].strip()}`.']
     )
 
 
 def machines(folder: Path = RESULTS) -> str:
-    "What it was measured on"
+    "The machines on which the parts were measured"
     seen = {}
     for part in ('start', 'loader', 'epoch', 'small', 'prediction', 'accuracy', 'growth', 'gpu'):
         if result := read(part, folder):
@@ -276,14 +281,15 @@ def machines(folder: Path = RESULTS) -> str:
             packages = ', '.join(
                 f'{name} {number}' for name, number in m['packages'].items() if number and name != 'fungi_fastai'
             )
-            said = (
-                f'{m["cores"]} cores ({m["cpu"]}; {" ".join(m["flags"])}), {m["memory_gb"]} GB of memory, {m["system"]}, threads: {m["threads"]}; '
+            description = (
+                f'{m["cores"]} cores ({m["cpu"]}; {" ".join(m["flags"])}), {m["memory_gb"]} GB of memory, '
+                f'{m["system"]}, threads: {m["threads"]}; '
                 f'Python {m["python"]}, {packages}; this library at {m["commit"]}'
             )
-            seen.setdefault(said, []).append(part)
+            seen.setdefault(description, []).append(part)
     return (
-        '\n\n'.join(f'{", ".join(parts)}: {said}.' for said, parts in seen.items())
-        or 'Nothing is measured yet: `make bench`.'
+        '\n\n'.join(f'{", ".join(parts)}: {description}.' for description, parts in seen.items())
+        or 'Nothing is measured yet; run `make bench`.'
     )
 
 

@@ -1,4 +1,4 @@
-"Headless Chromium for tests, spoken to over pipes (the DevTools protocol): no driver, no packages, no port"
+"Headless Chromium for tests, controlled over pipes (the DevTools protocol): no driver, no packages, no port"
 
 import base64
 import json
@@ -31,18 +31,18 @@ class Chromium:
 
     def __enter__(self):
         self.profile = tempfile.mkdtemp(prefix='chromium')
-        read_in, self.to = os.pipe()
-        self.of, write_out = os.pipe()
-        # the browser reads descriptor 3 and writes 4
-        script = f'exec 3<&{read_in} 4>&{write_out}; exec "$0" "$@"'
+        browser_input, self.commands = os.pipe()
+        self.responses, browser_output = os.pipe()
+        # the browser reads from descriptor 3 and writes to 4
+        script = f'exec 3<&{browser_input} 4>&{browser_output}; exec "$0" "$@"'
         self.process = subprocess.Popen(
             ['bash', '-c', script, self.program, *COMMON, f'--user-data-dir={self.profile}', 'about:blank'],
-            pass_fds=(read_in, write_out),
+            pass_fds=(browser_input, browser_output),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(read_in)
-        os.close(write_out)
+        os.close(browser_input)
+        os.close(browser_output)
         self.buffer, self.number, self.session, self.events = b'', 0, None, []
         page = next(t for t in self.call('Target.getTargets')['targetInfos'] if t['type'] == 'page')
         self.session = self.call('Target.attachToTarget', targetId=page['targetId'], flatten=True)['sessionId']
@@ -61,45 +61,45 @@ class Chromium:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        os.close(self.to)
-        os.close(self.of)
+        os.close(self.commands)
+        os.close(self.responses)
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def call(self, method, timeout=60, **parameters):
-        "A command's result; what happens meanwhile goes to `events`"
+        "The result of a command; events that arrive meanwhile are appended to `events`"
         self.number += 1
         message = dict(id=self.number, method=method, params=parameters) | (
             {'sessionId': self.session} if self.session else {}
         )
         data = json.dumps(message).encode() + b'\0'
         while data:
-            data = data[os.write(self.to, data) :]
+            data = data[os.write(self.commands, data) :]
         end = time.monotonic() + timeout
         while True:
-            got = self._receive(end - time.monotonic())
-            if got is None:
-                raise TimeoutError(f'{method}: no answer from Chromium within {timeout} s')
-            if got.get('id') == self.number:
-                if 'error' in got:
-                    raise RuntimeError(f'{method}: {got["error"]["message"]}')
-                return got['result']
-            self.events.append(got)
+            response = self._receive(end - time.monotonic())
+            if response is None:
+                raise TimeoutError(f'{method}: no response from Chromium within {timeout} s')
+            if response.get('id') == self.number:
+                if 'error' in response:
+                    raise RuntimeError(f'{method}: {response["error"]["message"]}')
+                return response['result']
+            self.events.append(response)
 
     def _receive(self, seconds):
         end = time.monotonic() + max(0, seconds)
         while b'\0' not in self.buffer:
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([self.of], [], [], left)[0]:
+            remaining = end - time.monotonic()
+            if remaining <= 0 or not select.select([self.responses], [], [], remaining)[0]:
                 return None
-            chunk = os.read(self.of, 1 << 20)
+            chunk = os.read(self.responses, 1 << 20)
             if not chunk:
-                raise RuntimeError('Chromium ended')
+                raise RuntimeError('Chromium has exited')
             self.buffer += chunk
         message, _, self.buffer = self.buffer.partition(b'\0')
         return json.loads(message)
 
     def size(self, width, height, phone=False, dark=False):
-        "What the page is shown on"
+        "Set the size and kind of the screen"
         self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.call('Emulation.setTouchEmulationEnabled', enabled=phone)
         self.call(
@@ -108,7 +108,7 @@ class Chromium:
         )
 
     def open(self, address, timeout=60):
-        "Load a page and wait until it has settled"
+        "Load a page and wait until it is complete"
         self.events.clear()
         self.call('Page.navigate', url=address)
         self.wait("document.readyState == 'complete'", timeout)
@@ -133,20 +133,19 @@ class Chromium:
             time.sleep(0.1)
         raise TimeoutError(f'never true within {timeout} s: {script}')
 
-    def choose(self, path, which='input[type=file]'):
-        "Choose a file in a field for files, as a person does in the system's window"
+    def choose(self, path, selector='input[type=file]'):
+        "Choose a file in a file input, as a user does"
         root = self.call('DOM.getDocument')['root']['nodeId']
         self.call(
             'DOM.setFileInputFiles',
             files=[str(path)],
-            nodeId=self.call('DOM.querySelector', nodeId=root, selector=which)['nodeId'],
+            nodeId=self.call('DOM.querySelector', nodeId=root, selector=selector)['nodeId'],
         )
 
-    def drop(self, path, where):
-        "Drag a file onto an element and let it go"
-        x, y = self.run(
-            f'(box => [box.x+box.width/2, box.y+box.height/2])(document.querySelector({where!r}).getBoundingClientRect())'
-        )
+    def drop(self, path, selector):
+        "Drag a file onto an element and drop it"
+        box = f'document.querySelector({selector!r}).getBoundingClientRect()'
+        x, y = self.run(f'(box => [box.x+box.width/2, box.y+box.height/2])({box})')
         for kind in ('dragEnter', 'dragOver', 'drop'):
             self.call(
                 'Input.dispatchDragEvent',
@@ -159,26 +158,26 @@ class Chromium:
     def type(self, text):
         self.call('Input.insertText', text=text)
 
-    def make_image(self, path):
-        "A PNG of what is shown"
+    def screenshot(self, path):
+        "Save a PNG of the visible page"
         path.write_bytes(base64.b64decode(self.call('Page.captureScreenshot', format='png')['data']))
 
-    def complaints(self):
-        "Errors on the console, and addresses that were fetched in vain"
-        found = []
+    def errors(self):
+        "Errors on the console, and requests that failed"
+        errors = []
         for event in self.events:
-            kind, what = event.get('method'), event.get('params', {})
+            kind, params = event.get('method'), event.get('params', {})
             if kind == 'Runtime.exceptionThrown':
-                thrown = what['exceptionDetails']
-                found.append(thrown.get('exception', {}).get('description') or thrown['text'])
-            elif kind == 'Runtime.consoleAPICalled' and what['type'] in ('error', 'assert'):
-                found.append(str(what['args'])[:300])
-            elif kind == 'Log.entryAdded' and what['entry']['level'] == 'error':
-                found.append(f'{what["entry"]["text"]} {what["entry"].get("url", "")}')
-        return found
+                thrown = params['exceptionDetails']
+                errors.append(thrown.get('exception', {}).get('description') or thrown['text'])
+            elif kind == 'Runtime.consoleAPICalled' and params['type'] in ('error', 'assert'):
+                errors.append(str(params['args'])[:300])
+            elif kind == 'Log.entryAdded' and params['entry']['level'] == 'error':
+                errors.append(f'{params["entry"]["text"]} {params["entry"].get("url", "")}')
+        return errors
 
-    def fetched(self):
-        "The addresses that the page asked for"
+    def requested_urls(self):
+        "The addresses that the page requested"
         return [
             event['params']['request']['url']
             for event in self.events

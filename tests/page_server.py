@@ -40,7 +40,7 @@ class Specimens(Colours):
             files=['examples.safetensors'],
             conformal=Conformal('lac', 0.9, 0.8, images=200),
             threshold=Threshold(
-                0.7, 0.8, 0.95, 0.08, 0.95, '95% of the answers right', True, 200, 'chosen on 200 images'
+                0.7, 0.8, 0.95, 0.08, 0.95, '95% of the answers correct', True, 200, 'chosen on 200 images'
             ),
         )
         super().__init__(bundle=bundle)

@@ -283,8 +283,8 @@ def test_features_of_horizontal_flips(photos, ready):
     learn = make_learner(FLOWERS.but(source=photos, **tiny, cache=False), progress=False)
     features, _ = cached_features(learn, flipped=True)
     rows = learn.run_state.items[learn.run_state.items.split == 'train']
-    mirrored = rows.assign(path=[ImageOps.mirror(Image.open(path)) for path in rows.path])
-    assert np.allclose(features['flipped'][0], backbone_features(learn, mirrored), atol=2e-2)
+    flipped = rows.assign(path=[ImageOps.mirror(Image.open(path)) for path in rows.path])
+    assert np.allclose(features['flipped'][0], backbone_features(learn, flipped), atol=2e-2)
     assert not np.allclose(features['flipped'], features['train'], atol=2e-2)
 
 

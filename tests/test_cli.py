@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter
 
 commands = ('train', 'evaluate', 'predict', 'check', 'explore', 'probe', 'cache', 'report')
 command = Path(sys.executable).with_name('fungi')
+heavy_modules = ('torch', 'fastai', 'pandas', 'numpy', 'PIL', 'matplotlib', 'timm', 'sklearn', 'kaggle')
 
 
 def make_image(seed, size=(160, 120)):
@@ -68,7 +69,7 @@ def test_help_loads_nothing_heavy(arguments):
         f'from fungi_fastai.cli import main\n'
         f'try: code = main({arguments!r})\n'
         f'except SystemExit as error: code = error.code\n'
-        f"heavy = {{'torch', 'fastai', 'pandas', 'numpy', 'PIL', 'matplotlib', 'timm', 'sklearn', 'kaggle'}} & set(sys.modules)\n"
+        f'heavy = {set(heavy_modules)} & set(sys.modules)\n'
         f"print('\\n' + json.dumps([code, sorted(heavy), time.perf_counter()-start]))"
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
@@ -116,7 +117,7 @@ def test_every_field_of_a_recipe_is_an_option_with_its_comment(fungi):
 
 def test_the_options_of_a_recipe_are_grouped(fungi):
     out = fungi('train', 'mushrooms', '--help').out
-    titles = re.findall(r'^\W*(\w+) options\b', out, re.M)
+    titles = re.findall(r'^\W*([a-z]+) options\b', out, re.M)
     assert titles == ['common', 'data', 'model', 'schedule', 'optimisation', 'machine', 'augment']
     common = out[out.index('common options') : out.index('data options')]
     assert all(f'--{name} ' in common for name in ('source', 'arch', 'size', 'epochs', 'budget', 'bs', 'lr', 'seed'))

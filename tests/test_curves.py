@@ -123,26 +123,26 @@ def test_the_same_call_resumes_and_seeds_can_be_added(curve, recipe, tmp_path, m
 def test_across_epochs_is_the_mean_of_the_histories(recipe, tmp_path):
     from fungi_fastai.studies.curves import learning_curve
 
-    found = learning_curve(recipe.but(epochs=2), seeds=(1, 2), out=tmp_path / 'curve', across='epochs', progress=False)
+    result = learning_curve(recipe.but(epochs=2), seeds=(1, 2), out=tmp_path / 'curve', across='epochs', progress=False)
     histories = [pd.read_csv(tmp_path / f'curve/seed-{s}/history.csv') for s in (1, 2)]
-    assert found.summary.epoch.tolist() == [1, 2] and found.summary.runs.tolist() == [2, 2]
+    assert result.summary.epoch.tolist() == [1, 2] and result.summary.runs.tolist() == [2, 2]
     for key in ('train_loss', 'valid_loss', 'accuracy', 'macro_f1'):
         both = np.array([h[key] for h in histories])
-        assert found.summary[f'{key}_mean'].to_numpy() == pytest.approx(both.mean(0))
-        assert found.summary[f'{key}_sd'].to_numpy() == pytest.approx(both.std(0, ddof=1))
-    assert 'Validation loss is lowest after epoch' in found.conclusion
-    assert len(found.metrics['summary']) == 2
+        assert result.summary[f'{key}_mean'].to_numpy() == pytest.approx(both.mean(0))
+        assert result.summary[f'{key}_sd'].to_numpy() == pytest.approx(both.std(0, ddof=1))
+    assert 'Validation loss is lowest after epoch' in result.conclusion
+    assert len(result.metrics['summary']) == 2
 
 
 def test_across_split(recipe, photos, tmp_path):
     from fungi_fastai.studies.curves import learning_curve
 
-    found = learning_curve(recipe.but(epochs=0), (0.2, 0.5), (1, 2), tmp_path / 'curve', 'split', progress=False)
-    tested = found.summary[found.summary.split == 'test']
+    result = learning_curve(recipe.but(epochs=0), (0.2, 0.5), (1, 2), tmp_path / 'curve', 'split', progress=False)
+    tested = result.summary[result.summary.split == 'test']
     assert tested.test.tolist() == [0.2, 0.5] and tested.n_train_mean.is_monotonic_decreasing
-    sizes = found.table[found.table.split == 'test'].groupby('test').images.mean()
+    sizes = result.table[result.table.split == 'test'].groupby('test').images.mean()
     assert sizes[0.5] > 1.5 * sizes[0.2]
-    assert 'largest test set within one standard error' in found.conclusion
+    assert 'largest test set within one standard error' in result.conclusion
     given = tmp_path / 'given'
     for i, file in enumerate(sorted(photos.rglob('*.jpg'))):
         folder = given / ('test' if i % 3 == 0 else 'train') / file.parent.name

@@ -290,15 +290,15 @@ def test_comments_beside_parameters():
 def test_pages_in_a_browser(address, browser, tmp_path, page, width, height, phone, dark):
     browser.size(width, height, phone, dark)
     browser.open(address + page)
-    assert browser.complaints() == []
-    assert [url for url in browser.fetched() if not url.startswith((address, 'data:', 'blob:'))] == []
+    assert browser.errors() == []
+    assert [url for url in browser.requested_urls() if not url.startswith((address, 'data:', 'blob:'))] == []
     assert browser.run('document.documentElement.scrollWidth') <= width, 'the page is wider than the screen'
     browser.run("document.querySelectorAll('img').forEach(img => img.loading = 'eager')")
     browser.wait('[...document.images].every(img => img.complete)')
     assert browser.run('[...document.images].filter(img => !img.naturalWidth).map(img => img.src)') == []
     brightness = 'getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)'
     assert (browser.run(brightness) < 380) == dark
-    browser.make_image(tmp_path / 'page.png')
+    browser.screenshot(tmp_path / 'page.png')
     assert (tmp_path / 'page.png').stat().st_size > 10_000  # something was drawn
 
 
@@ -309,7 +309,7 @@ def test_search_finds_train_mushrooms(address, browser, width, height, phone):
     browser.size(width, height, phone)
     browser.open(address + 'index.html')
     search(browser, 'train_mushrooms')
-    assert browser.complaints() == []
+    assert browser.errors() == []
 
 
 def search(browser, words):

@@ -272,8 +272,8 @@ def test_an_image_is_classified(server, browser, images, width, dark):
         and 'below 0.70' in text('.answer')
         and 'No class can be ruled out' in text('.answer')
     )
-    assert browser.complaints() == []
-    outside = [u for u in browser.fetched() if not u.startswith((address, 'data:', 'blob:' + address))]
+    assert browser.errors() == []
+    outside = [u for u in browser.requested_urls() if not u.startswith((address, 'data:', 'blob:' + address))]
     assert outside == []
     assert [p for p in temporary.rglob('*') if p.is_file()] == []  # no image is left behind
 
@@ -304,7 +304,7 @@ def test_a_rejected_file_gets_a_message_and_the_next_is_classified(server, brows
     browser.wait("document.querySelector('.answer h2')?.innerText == 'Russula'")
     browser.wait("!document.querySelector('.shown').hidden && document.querySelector('.shown').naturalWidth == 16")
     assert [
-        c for c in browser.complaints() if not re.search(r'status of 4\d\d .*/answer$', c)
+        c for c in browser.errors() if not re.search(r'status of 4\d\d .*/answer$', c)
     ] == []  # a browser logs each rejected request
 
 

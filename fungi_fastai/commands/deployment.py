@@ -25,7 +25,7 @@ def export(
     openvino: bool = False,  # add OpenVINO's format
     examples: int = 500,  # training images whose features and thumbnails are included; 0: no image leaves this machine
     references: int = 8,  # images with torch's predictions, to check the bundle on other machines; 0: none
-    licence: str = 'not stated by the author',  # of images and network, for the model card
+    licence: str = 'not stated by who made it',  # of images and network, for the model card
     push: str | None = None,  # also push the bundle to the Hugging Face Hub, as OWNER/NAME
     public: bool = False,  # with --push: make it public
     json: bool = False,  # print bundle.json

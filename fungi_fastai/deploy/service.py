@@ -200,14 +200,14 @@ class PredictionService:
     def _result(self, probs, decision, top):
         order = np.argsort(-probs, kind='stable')[:top]
         classes = self.predictor.classes
-        likeliest = [dict(label=classes[i], probability=round(float(probs[i]), 6)) for i in order]
+        top_classes = [dict(label=classes[i], probability=round(float(probs[i]), 6)) for i in order]
         return dict(
-            label=likeliest[0]['label'],
-            confidence=likeliest[0]['probability'],
+            label=top_classes[0]['label'],
+            confidence=top_classes[0]['probability'],
             answer=decision.label,
             why=decision.why,
             set=list(decision.set),
-            top=likeliest,
+            top=top_classes,
         )
 
     # --- the app

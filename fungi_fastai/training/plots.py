@@ -1,4 +1,4 @@
-"""The two figures that a training is followed by: its curves, and what is taken for what
+"""The curves of a training, and its confusion matrix
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/training/plots.html.md"""
 
@@ -15,87 +15,89 @@ from ..core.figures import chart, colours
 
 # %% ../../nbs/training/plots.ipynb #0f3d2250
 def plot_history(
-    history: pd.DataFrame,  # a row an epoch, as in history.csv; columns that are not there are not drawn
+    history: pd.DataFrame,  # one row per epoch, as in history.csv; missing columns are not drawn
     recipe=None,  # a `Recipe`, or anything with its `epochs` and `monitor`
-    steps=(),  # (epochs done, smoothed training loss, learning rate) on the way (default: what the history knows)
+    steps=(),  # (epochs done, smoothed training loss, learning rate) within the epochs
 ):  # a matplotlib Figure
     "Losses, validation scores and the learning rate by epoch"
     figure, axes = chart(11, 3, columns=3)
     epoch = history.epoch if 'epoch' in history else pd.Series(dtype=float)
-    done, losses, rates = np.array(steps, dtype=float).reshape(-1, 3).T
-    drawn = [
-        dict(train_loss=('faint', 'training'), valid_loss=('main', 'validation')),
-        dict(accuracy=('main', 'accuracy'), macro_f1=('warn', 'macro-F1')),
-        dict(lr=('main', 'at the end of the epoch')),
-    ]
-    for axis, columns, label in zip(axes, drawn, ('loss', 'on the validation set', 'learning rate'), strict=True):
-        for column, (colour, said) in columns.items():
-            if column in history and not (column == 'lr' and len(done)):
-                axis.plot(epoch, history[column], marker='o', markersize=3, color=colours[colour], label=said)
+    step_epochs, step_losses, step_rates = np.array(steps, dtype=float).reshape(-1, 3).T
+    for axis, (label, curves) in zip(axes, _panels.items(), strict=True):
+        for column, (colour, name) in curves.items():
+            if column in history and not (column == 'lr' and len(step_epochs)):
+                axis.plot(epoch, history[column], marker='o', markersize=3, color=colours[colour], label=name)
             if column == getattr(recipe, 'monitor', None) and column in history and history[column].notna().any():
-                best, name = (
-                    (history[column].idxmin(), 'lowest')
-                    if column == 'valid_loss'
-                    else (history[column].idxmax(), 'highest')
-                )
-                axis.plot(
-                    epoch[best],
-                    history[column][best],
-                    'o',
-                    markersize=9,
-                    fillstyle='none',
-                    color=colours['ink'],
-                    label=name,
-                    clip_on=False,
-                )
+                _circle_best(axis, epoch, history[column])
         axis.set_ylabel(label)
         axis.set_xlabel('epoch (0 = the probe)' if (epoch == 0).any() else 'epoch')
         axis.xaxis.get_major_locator().set_params(integer=True)
-    if len(done):
-        axes[0].plot(done, losses, color=colours['faint'], linewidth=0.8, zorder=1)
-        axes[2].plot(done, rates, color=colours['main'])
+    if len(step_epochs):
+        axes[0].plot(step_epochs, step_losses, color=colours['faint'], linewidth=0.8, zorder=1)
+        axes[2].plot(step_epochs, step_rates, color=colours['main'])
     axes[2].ticklabel_format(axis='y', style='sci', scilimits=(-2, 2), useMathText=True)
     axes[2].yaxis.offsetText.set(color=colours['ink'], fontsize=8)
-    first = min([*epoch[:1], *done[:1], 1])
+    first = min([*epoch[:1], *step_epochs[:1], 1])
     for axis in axes:
         if hasattr(recipe, 'epochs'):
             axis.set_xlim(first - 0.1, max([recipe.epochs, *epoch[-1:], first + 0.5]) + 0.1)
-        if (
-            'phase' in history
-            and (history.phase == 'head').any()
-            and len(later := epoch[history.phase == 'all layers'])
-        ):
-            axis.axvline(later.iloc[0] - 0.5, color=colours['faint'], linestyle=':', linewidth=1)
+        _mark_unfreezing(axis, epoch, history)
         if axis.lines and len(axis.get_legend_handles_labels()[0]):
             axis.legend(frameon=False, fontsize=8, labelcolor=colours['ink'])
     return figure
 
+
+_panels = {  # label of the panel → column → colour and name of its curve
+    'loss': dict(train_loss=('faint', 'training'), valid_loss=('main', 'validation')),
+    'on the validation set': dict(accuracy=('main', 'accuracy'), macro_f1=('warn', 'macro-F1')),
+    'learning rate': dict(lr=('main', 'at the end of the epoch')),
+}
+
+
+def _circle_best(axis, epoch, scores):
+    "Circle the lowest loss, or the highest score"
+    is_loss = scores.name == 'valid_loss'
+    best = scores.idxmin() if is_loss else scores.idxmax()
+    axis.plot(
+        epoch[best],
+        scores[best],
+        'o',
+        markersize=9,
+        fillstyle='none',
+        color=colours['ink'],
+        label='lowest' if is_loss else 'highest',
+        clip_on=False,
+    )
+
+
+def _mark_unfreezing(axis, epoch, history):
+    "Draw a dotted line where all layers start to train, after epochs of the head alone"
+    if 'phase' not in history or not (history.phase == 'head').any():
+        return
+    later = epoch[history.phase == 'all layers']
+    if len(later):
+        axis.axvline(later.iloc[0] - 0.5, color=colours['faint'], linestyle=':', linewidth=1)
+
 # %% ../../nbs/training/plots.ipynb #b21d287e
 def plot_confusion(
-    counts: np.ndarray,  # (classes, classes) true class by row, predicted by column
+    counts: np.ndarray,  # (classes, classes) true class by row, predicted class by column
     classes: list[str],
 ):  # a matplotlib Figure
-    "The confusion matrix, coloured by fraction of the row, readable from 2 to 200 classes: numbers are written where there is room"
+    "The confusion matrix, coloured by fraction of the row, for 2 to 200 classes; up to 25 classes it shows the numbers"
     n = len(classes)
-    side = min(9, 2.5 + 0.42 * n)
-    figure, (axis,) = chart(side, side)
+    inches = min(9, 2.5 + 0.42 * n)
+    figure, (axis,) = chart(inches, inches)
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axis.imshow(fractions, cmap='Greens', vmin=0, vmax=1)
-    names = [c if len(c) <= 24 else c[:23] + '…' for c in classes]
+    names = [name if len(name) <= 24 else name[:23] + '…' for name in classes]
     step = -(-n // 60)  # at most sixty names along an axis
     axis.set_xticks(range(0, n, step), names[::step], rotation=90)
     axis.set_yticks(range(0, n, step), names[::step])
     axis.set(xlabel='predicted', ylabel='true')
     if n <= 25:
-        for i, j in zip(*np.nonzero(counts), strict=True):
-            axis.text(
-                j,
-                i,
-                str(counts[i, j]),
-                ha='center',
-                va='center',
-                fontsize=8,
-                color='white' if fractions[i, j] > 0.55 else '#24302b',
-            )
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            colour = 'white' if fractions[row, column] > 0.55 else '#24302b'
+            text = str(counts[row, column])
+            axis.text(column, row, text, ha='center', va='center', fontsize=8, color=colour)
     axis.spines[['left', 'bottom']].set_visible(False)
     return figure

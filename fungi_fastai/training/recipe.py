@@ -206,7 +206,7 @@ class OptimisationOptions(Options):
 class MachineOptions(Options):
     "Precision, device and cache"
 
-    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # number format of the forward and backward pass
+    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # precision of the forward and backward pass
     device: str = 'auto'  # auto (from settings.ini), cpu, cuda, cuda:1 or mps
     compile: bool = False  # torch.compile the network: takes a minute or more, and pays off in long trainings
     cache: bool = True  # decode each image once, into a file in `cache_dir`
