@@ -2,9 +2,9 @@
 
 nbs/*.ipynb ─► Markdown in .cache/docs/pages ─► Zensical ─► every link checked ─► _site/
 
-It needs `pip install -e '.[docs]'`, and neither Quarto nor a network. What a cell exports is documented from the installed
-package itself (notebooks.py, symbols.py), so no notebook is run. docs/zensical.toml holds everything there is to configure.
-Exit codes: 0 done, 1 a notebook or link has to be mended, 2 something isn't installed.
+It needs `pip install -e '.[docs]'`, but neither Quarto nor a network connection. The API documentation comes from the
+installed package (notebooks.py, symbols.py), so no notebook is executed. docs/zensical.toml holds the configuration.
+Exit codes: 0 done, 1 a notebook or link has to be fixed, 2 a package is not installed.
 """
 
 import argparse
@@ -29,51 +29,51 @@ PACKAGE = 'fungi_fastai'
 
 # --- links in prose ----------------------------------------------------------------------------------------------
 class Index:
-    "Every documented name and page, for links from backticks"
+    "All documented names and pages, for links from backticks"
 
     def __init__(self, pages, site_url, git, branch):
         self.pages = {page.name: page for page in pages}
         self.modules = {page.module: page for page in pages if page.module}
         self.site_url, self.git, self.branch = site_url.rstrip('/') + '/', git, branch
         self.symbols = {}  # name -> [Symbol], once all pages are written
-        self.outside = {}  # fastai's and fastcore's names -> address
+        self.external = {}  # names of fastai and fastcore -> address
 
     def add(self, symbols, page):
         for symbol in symbols:
             symbol.page = page.name
             self.symbols.setdefault(symbol.name, []).append(symbol)
 
-    def load_outside(self):
-        "The documentation of fastai and fastcore, as those packages describe it"
+    def load_external(self):
+        "The addresses of the documentation of fastai and fastcore, from the indexes of those packages"
         from nbdev.doclinks import NbdevLookup
 
         known = NbdevLookup(strip_libs=('fastai', 'fastcore'), incl_libs=('fastai', 'fastcore')).syms
-        self.outside = {name: found[0] for name, found in known.items() if isinstance(found, tuple)}
+        self.external = {name: entry[0] for name, entry in known.items() if isinstance(entry, tuple)}
 
     def target(self, text, page):
-        "The address that `text` in backticks means on `page`, or None"
+        "The address that `text` in backticks links to from `page`, or None"
         if command := re.match(r'fungi (\w+)', text):
-            found = [symbol for symbol in self.symbols.get(command[1], ()) if symbol.module == f'{PACKAGE}.cli']
-            return page.to(found[0].page, found[0].anchor) if found else None
-        called, name = text.endswith('()'), re.sub(r'\(.*\)$', '', text)
+            commands = [s for s in self.symbols.get(command[1], ()) if s.module.startswith(f'{PACKAGE}.commands.')]
+            return page.to(commands[0].page, commands[0].anchor) if commands else None
+        is_call, name = text.endswith('()'), re.sub(r'\(.*\)$', '', text)
         if not re.fullmatch(r'[A-Za-z_][\w.]*', name):
             return None
         short = name.removeprefix(f'{PACKAGE}.')
         if short in self.modules and ('.' in short or name != short):
             return page.to(self.modules[short].name)
-        found = self.symbols.get(name) or self._qualified(short)
-        if found:
-            plain = re.fullmatch(r'[a-z]+', name) and not called  # `train` may be a folder or a word
-            here = [s for s in found if s.page == page.name]
-            if here:
-                return page.to(here[0].page, here[0].anchor)
-            return None if plain else page.to(found[0].page, found[0].anchor)
+        symbols = self.symbols.get(name) or self._qualified(short)
+        if symbols:
+            is_word = re.fullmatch(r'[a-z]+', name) and not is_call  # `train` may be a folder or a word
+            on_page = [s for s in symbols if s.page == page.name]
+            if on_page:
+                return page.to(on_page[0].page, on_page[0].anchor)
+            return None if is_word else page.to(symbols[0].page, symbols[0].anchor)
         if '.' in name or re.search('[A-Z]', name):
-            return self.outside.get(name)
+            return self.external.get(name)
         return None
 
     def _qualified(self, name):
-        "`data.sources.Source` as the symbol it is"
+        "The symbols for a qualified name such as `data.sources.Source`"
         for module in self.modules:
             if name.startswith(f'{module}.'):
                 return [s for s in self.symbols.get(name[len(module) + 1 :], ()) if s.module == f'{PACKAGE}.{module}']
@@ -90,13 +90,13 @@ class Links:
         return f'{self.index.git}/blob/{self.index.branch}/{page.notebook.relative_to(ROOT).as_posix()}'
 
     def markdown(self, text, skip=()):
-        "Backticks, links between notebooks and formulas, left alone in code"
+        "Resolve backticks, links between notebooks and formulas, but not in code"
         out, fence = [], ''
         for line in re.split(r'(\n)', text):
             if mark := re.match(r'\s*(`{3,}|~{3,})', line):
                 fence = '' if fence and line.strip().startswith(fence) else fence or mark[1]
             elif not fence and not line.startswith('#'):
-                line = re.sub(r'`([^`\n]+)`', lambda found: self._mark(found, skip), line)
+                line = re.sub(r'`([^`\n]+)`', lambda match: self._mark(match, skip), line)
             out.append(line)
         return self._formulas(self._pages(''.join(out)))
 
@@ -115,55 +115,55 @@ class Links:
 
         return ''.join(part(piece) for piece in re.split(r'(`[^`]+`)', text) if piece)
 
-    def _mark(self, found, skip):
-        before, after = found.string[: found.start()], found.string[found.end() :]
-        if found[1] in skip or re.search(r'\[[^\]]*$', before) and re.match(r'[^\[]*\]', after):
-            return found[0]
-        return f'\x01{found[1]}\x02{found[0]}\x03'
+    def _mark(self, match, skip):
+        before, after = match.string[: match.start()], match.string[match.end() :]
+        if match[1] in skip or re.search(r'\[[^\]]*$', before) and re.match(r'[^\[]*\]', after):
+            return match[0]
+        return f'\x01{match[1]}\x02{match[0]}\x03'
 
     def resolve(self, text):
-        "The marks as links, once all names are known"
+        "Turn the marks into links, once all names are known"
 
-        def link(found):
-            address = self.index.target(found[1], self.page)
+        def link(match):
+            address = self.index.target(match[1], self.page)
             if not address:
-                return found[2]
-            return f'<a href="{address}">{found[2]}</a>' if found[2].startswith('<') else f'[{found[2]}]({address})'
+                return match[2]
+            return f'<a href="{address}">{match[2]}</a>' if match[2].startswith('<') else f'[{match[2]}]({address})'
 
         return re.sub('\x01([^\x02]*)\x02([^\x03]*)\x03', link, text)
 
     def _pages(self, text):
-        "`[x](sources.ipynb)` and the site's own full address as a link to the page"
+        "Turn `[x](sources.ipynb)` and full addresses of this site into links to the page"
 
-        def fix(found):
-            address, anchor = found[2], found[3] or ''
+        def fix(match):
+            address, anchor = match[2], match[3] or ''
             if address.startswith(self.index.site_url):
                 name = address[len(self.index.site_url) :]
             elif '://' in address:
-                return found[0]
+                return match[0]
             else:
                 name = os.path.normpath(os.path.join(os.path.dirname(self.page.name), address))
             name = re.sub(r'\.(ipynb|html|md|html\.md)$', '', name)
             return (
-                f'{found[1]}({self.page.to(name or "index", anchor.lstrip("#"))}'
+                f'{match[1]}({self.page.to(name or "index", anchor.lstrip("#"))}'
                 if name in self.index.pages or not name
-                else found[0]
+                else match[0]
             )
 
         return re.sub(r'(\])\(([^()\s#]+(?:\.ipynb|\.html|\.md|/))(#[\w.-]+)?(?=[)\s])', fix, text)
 
     def _formulas(self, text):
-        "`$…$` and `$$…$$` as MathML, which browsers draw themselves: no script, no fonts"
+        "Turn `$…$` and `$$…$$` into MathML, which browsers render without scripts and fonts"
         if '$' not in text:
             return text
         code = r'(^\s*(`{3,}|~{3,})[\s\S]*?^\s*\2|`[^`\n]+`)'
 
-        def formula(found):
-            if found[1]:
-                return found[0]
+        def formula(match):
+            if match[1]:
+                return match[0]
             from latex2mathml.converter import convert
 
-            shown = convert(found[3] or found[4], display='block' if found[3] else 'inline')
+            shown = convert(match[3] or match[4], display='block' if match[3] else 'inline')
             return re.sub(r'[*_`\\\[\]]', lambda c: f'&#{ord(c[0])};', shown)
 
         return re.sub(
@@ -174,37 +174,48 @@ class Links:
         )
 
 
-# --- pages that no notebook holds --------------------------------------------------------------------------------
+# --- pages without a notebook -------------------------------------------------------------------------------------
 def names_page(index, sections):
-    "All names on one page, by module"
+    "A page of all names, by module"
     from notebooks import Page
 
-    page = Page('names', title='All names', summary='Everything the package exports, by module')
+    page = Page('names', title='All names', summary='Everything that the package exports, by module')
     lines = [
-        '---\ntitle: All names\ndescription: Everything the package exports, by module\n---\n',
+        '---\ntitle: All names\ndescription: Everything that the package exports, by module\n---\n',
         '# All names\n',
-        'Everything the package exports, by module\n{ .doc-lead }\n',
+        'Everything that the package exports, by module\n{ .doc-lead }\n',
     ]
     for _, pages in sections:
         for module in (page for page in pages if page.module):
-            here = [s for found in index.symbols.values() for s in found if s.page == module.name and '.' not in s.name]
-            if not here:
+            symbols = [
+                s
+                for same_name in index.symbols.values()
+                for s in same_name
+                if s.page == module.name and '.' not in s.name
+            ]
+            if not symbols:
                 continue
-            rows = ''.join(
-                f'<tr><th scope="row"><a href="{module.name}.html#{s.anchor}"><code>{s.name}</code></a></th>'
-                f'<td class="doc-meaning">{Links(page, index).html(s.summary) or f"<span class=doc-kind>{s.kind}</span>"}</td></tr>'
-                for s in here
-            )
+            rows = ''.join(_name_row(module, symbol, Links(page, index)) for symbol in symbols)
             lines.append(
-                f'## [{module.title}]({module.name}.html) {{ data-toc-label="{module.title}" }}\n\n`{PACKAGE}.{module.module}`\n{{ .doc-origin }}\n\n'
+                f'## [{module.title}]({module.name}.html) {{ data-toc-label="{module.title}" }}\n\n'
+                f'`{PACKAGE}.{module.module}`\n{{ .doc-origin }}\n\n'
                 f'<div class="doc-table"><table class="doc-params doc-names"><tbody>{rows}</tbody></table></div>\n'
             )
     page.markdown = '\n'.join(lines)
     return page
 
 
+def _name_row(module, symbol, links):
+    address = f'{module.name}.html#{symbol.anchor}'
+    meaning = links.html(symbol.summary) or f'<span class=doc-kind>{symbol.kind}</span>'
+    return (
+        f'<tr><th scope="row"><a href="{address}"><code>{symbol.name}</code></a></th>'
+        f'<td class="doc-meaning">{meaning}</td></tr>'
+    )
+
+
 def home_page(project, sections):
-    "A first page for as long as nbs/index.ipynb is not there: what it is, and what there is to read"
+    "A home page with links to all pages, used if nbs/index.ipynb does not exist"
     from notebooks import Page, escape
 
     page = Page('index', title=project['name'], summary=project['description'])
@@ -220,7 +231,7 @@ def home_page(project, sections):
 
 
 def in_sections(pages, configured):
-    "[(title, pages)] in the order of the configuration; a folder that isn't named there stands before the modules"
+    "[(title, pages)] in the order of the configuration; folders that it does not name come before the modules"
     left, sections = {page.name: page for page in pages if page.name != 'index'}, []
     for section in configured:
         folder = section['folder']
@@ -234,72 +245,74 @@ def in_sections(pages, configured):
     others = {}
     for name in sorted(left):
         others.setdefault(name.rpartition('/')[0], []).append(left[name])
-    at = next((i for i, (_, found) in enumerate(sections) if found[0].module), len(sections))
+    at = next((i for i, (_, section_pages) in enumerate(sections) if section_pages[0].module), len(sections))
     sections[at:at] = [
-        (folder.replace('_', ' ').replace('/', ': ').capitalize() or 'More', found) for folder, found in others.items()
+        (folder.replace('_', ' ').replace('/', ': ').capitalize() or 'More', section_pages)
+        for folder, section_pages in others.items()
     ]
     return sections
 
 
-# --- checking the finished site ----------------------------------------------------------------------------------
-class Found(HTMLParser):
-    "The ids and addresses of a page"
+# --- check the finished site -------------------------------------------------------------------------------------
+class PageParser(HTMLParser):
+    "Collects the ids and addresses of a page"
 
     def __init__(self):
         super().__init__()
         self.ids, self.addresses = set(), []
 
     def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        if given.get('id'):
-            self.ids.add(given['id'])
-        if tag == 'a' and given.get('name'):
-            self.ids.add(given['name'])
+        values = dict(attributes)
+        if values.get('id'):
+            self.ids.add(values['id'])
+        if tag == 'a' and values.get('name'):
+            self.ids.add(values['name'])
         for key in ('href', 'src'):
-            if given.get(key) is not None and not (
-                tag == 'link' and given.get('rel') in ('canonical', 'prev', 'next', 'alternate')
+            if values.get(key) is not None and not (
+                tag == 'link' and values.get('rel') in ('canonical', 'prev', 'next', 'alternate')
             ):
-                self.addresses.append((tag, given[key]))
+                self.addresses.append((tag, values[key]))
 
 
 def dead_links(site, site_url):
-    "What is wrong with the addresses on the site's pages: dead files and anchors, and things fetched from elsewhere"
-    base, found = site_url.rstrip('/') + '/', {}
+    "Problems of the addresses on a site's pages: dead files and anchors, and files fetched from other sites"
+    base, pages = site_url.rstrip('/') + '/', {}
     for file in sorted(site.rglob('*.html')):
-        found[file] = Found()
-        found[file].feed(file.read_text(encoding='utf-8'))
-    wrong = []
-    for file, page in found.items():
-        here = urljoin(base, file.relative_to(site).as_posix())
+        pages[file] = PageParser()
+        pages[file].feed(file.read_text(encoding='utf-8'))
+    problems = set()
+    for file, page in pages.items():
+        page_url = urljoin(base, file.relative_to(site).as_posix())
         for tag, address in page.addresses:
-            whole = urljoin(here, address)
-            if not whole.startswith(base):
-                outside = urlsplit(whole).scheme in ('http', 'https')
-                if urlsplit(whole).netloc == urlsplit(base).netloc and outside:
-                    wrong.append(f'{file.relative_to(site)}: {address} leads out of the site')
-                elif outside and tag != 'a':
-                    wrong.append(
-                        f'{file.relative_to(site)}: <{tag}> fetches {address}; every file must be on the site itself'
-                    )
-                continue
-            parts = urlsplit(whole[len(base) :])
-            target = site / unquote(parts.path) if parts.path else site / 'index.html'
-            if target.is_dir():
-                target = target / 'index.html'
-            if not target.is_file():
-                wrong.append(f'{file.relative_to(site)}: {address} leads to no file')
-            elif (
-                parts.fragment
-                and target in found
-                and unquote(parts.fragment) not in found[target].ids | {'__top', '__skip'}
-            ):
-                wrong.append(f'{file.relative_to(site)}: {address}: no such place on that page')
-    return sorted(set(wrong))
+            if problem := _link_problem(site, base, pages, tag, urljoin(page_url, address)):
+                problems.add(f'{file.relative_to(site)}: {problem.format(tag=tag, address=address)}')
+    return sorted(problems)
+
+
+def _link_problem(site, base, pages, tag, url):
+    "The problem of an address, as a template, or None"
+    if not url.startswith(base):
+        is_web = urlsplit(url).scheme in ('http', 'https')
+        if is_web and urlsplit(url).netloc == urlsplit(base).netloc:
+            return '{address} points outside the site'
+        if is_web and tag != 'a':
+            return '<{tag}> fetches {address}; every file must be on the site itself'
+        return None
+    parts = urlsplit(url[len(base) :])
+    target = site / unquote(parts.path) if parts.path else site / 'index.html'
+    if target.is_dir():
+        target = target / 'index.html'
+    if not target.is_file():
+        return '{address} is a dead link: the file does not exist'
+    anchors = pages[target].ids | {'__top', '__skip'} if target in pages else None
+    if parts.fragment and anchors is not None and unquote(parts.fragment) not in anchors:
+        return '{address}: the page has no such anchor'
+    return None
 
 
 # --- the build ---------------------------------------------------------------------------------------------------
 def build(site, work):
-    "Build the site into `site`; the folder is replaced only by a whole one. Returns its numbers"
+    "Build the site into `site`; the folder is replaced only when the new one is complete. Returns counts"
     from nbdev.config import get_config
     from notebooks import DocError, read_page, write_page
     from symbols import Module
@@ -316,15 +329,13 @@ def build(site, work):
     paths = [path for path in sorted(nbs.rglob('*.ipynb')) if not hidden.search(path.relative_to(nbs).as_posix())]
     pages = [read_page(path, nbs) for path in paths]
     index = Index(pages, site_url, git, branch)
-    index.load_outside()
+    index.load_external()
     package = __import__(PACKAGE)
     links = {}
     for page in pages:
         link = links[page.name] = Links(page, index)
         module = Module(f'{PACKAGE}.{page.module}', ROOT, git, branch) if page.module else None
-        lazy = [
-            name for name in package.__all__ if page.module and getattr(package, '_home', {}).get(name) == page.module
-        ]
+        lazy = [name for name in package.__all__ if page.module and package._modules.get(name) == page.module]
         try:
             write_page(page, module, link, lazy)
         except DocError as error:
@@ -343,7 +354,7 @@ def build(site, work):
         for name, content in {f'{page.name}.md': text.encode(), **page.files}.items():
             (texts / name).parent.mkdir(parents=True, exist_ok=True)
             (texts / name).write_bytes(content)
-    for path in nbs.rglob('*'):  # images that the prose shows
+    for path in nbs.rglob('*'):  # images in the prose
         if path.suffix.lower() in ('.png', '.jpg', '.jpeg', '.gif', '.svg', '.webp') and not hidden.search(
             path.relative_to(nbs).as_posix()
         ):
@@ -352,11 +363,11 @@ def build(site, work):
     shutil.copytree(ROOT / 'docs' / 'theme', texts / 'theme')
 
     nav = [{'Home': 'index.md'}]
-    for title, found in sections:
+    for title, section_pages in sections:
         if title:
-            nav.append({title: [{p.title: f'{p.name}.md'} for p in found]})
+            nav.append({title: [{p.title: f'{p.name}.md'} for p in section_pages]})
         else:
-            nav += [{p.title: f'{p.name}.md'} for p in found]
+            nav += [{p.title: f'{p.name}.md'} for p in section_pages]
     nav.append({'All names': 'names.md'})
     settings = {
         **configuration['project'],
@@ -379,13 +390,15 @@ def build(site, work):
         cwd=work,
     )
     if done.returncode:
-        said = re.sub(r'\x1b\[[\d;]*m', '', done.stdout + done.stderr)
-        raise DocError(f'Zensical could not build the site from {texts}:\n{said}')
-    symbols = {f'{s.module}.{s.name}': f'{s.page}.html#{s.anchor}' for found in index.symbols.values() for s in found}
+        output = re.sub(r'\x1b\[[\d;]*m', '', done.stdout + done.stderr)
+        raise DocError(f'Zensical could not build the site from {texts}:\n{output}')
+    symbols = {
+        f'{s.module}.{s.name}': f'{s.page}.html#{s.anchor}' for same_name in index.symbols.values() for s in same_name
+    }
     (rendered / 'symbols.json').write_text(json.dumps(symbols, indent=1, sort_keys=True), encoding='utf-8')
     (rendered / '.nojekyll').touch()
-    if wrong := dead_links(rendered, site_url):
-        raise DocError('Dead links:\n  ' + '\n  '.join(wrong))
+    if problems := dead_links(rendered, site_url):
+        raise DocError('Dead links:\n  ' + '\n  '.join(problems))
     shutil.rmtree(site, ignore_errors=True)
     site.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(rendered, site)
@@ -393,27 +406,29 @@ def build(site, work):
 
 
 def main():
-    "The command"
+    "The command line"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=ROOT / '_site', help='folder of the finished site (default: _site)')
+    parser.add_argument(
+        '--out', type=Path, default=ROOT / '_site', help='folder for the finished site (default: _site)'
+    )
     parser.add_argument(
         '--work',
         type=Path,
         default=ROOT / '.cache' / 'docs',
-        help='folder for the Markdown in between (default: .cache/docs)',
+        help='folder for intermediate files (default: .cache/docs)',
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     sys.path.insert(0, str(ROOT))
     start = time.monotonic()
-    for folder, mark in ((given.out, 'symbols.json'), (given.work, 'pages')):  # both are deleted
+    for folder, mark in ((arguments.out, 'symbols.json'), (arguments.work, 'pages')):  # both are deleted
         if (
             folder.exists()
             and not (folder / mark).exists()
             and not (folder.is_dir() and next(folder.iterdir(), None) is None)
         ):
             print(
-                f'{folder} is there and holds something else than a site; name an empty folder or a new one.',
+                f'{folder} exists and is not a site; choose a new or an empty folder.',
                 file=sys.stderr,
             )
             return 2
@@ -423,7 +438,7 @@ def main():
         import zensical  # noqa: F401
     except ImportError as error:
         print(
-            f"{error.name} is not installed. Install the packages of the site: pip install -e '.[docs]'",
+            f"{error.name} is not installed. Install the packages for the documentation: pip install -e '.[docs]'",
             file=sys.stderr,
         )
         return 2
@@ -432,12 +447,13 @@ def main():
     try:
         with warnings.catch_warnings(), contextlib.chdir(ROOT):
             warnings.simplefilter('ignore')
-            counts = build(given.out.resolve(), given.work.resolve())
+            counts = build(arguments.out.resolve(), arguments.work.resolve())
     except DocError as error:
         print(error, file=sys.stderr)
         return 1
     print(
-        f'{given.out}: {counts["pages"]} pages, {counts["names"]} names, {counts["images"]} images, no dead link ({time.monotonic() - start:.0f} s)'
+        f'{arguments.out}: {counts["pages"]} pages, {counts["names"]} names, {counts["images"]} images, '
+        f'no dead links ({time.monotonic() - start:.0f} s)'
     )
     return 0
 

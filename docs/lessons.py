@@ -1,4 +1,4 @@
-"Run notebooks from top to bottom and save their outputs, figures as plain PNG: python docs/lessons.py nbs/training/fit.ipynb …"
+"Run notebooks and save their outputs, with figures as PNG: python docs/lessons.py nbs/training/fit.ipynb …"
 
 import argparse
 import subprocess
@@ -13,8 +13,8 @@ root = Path(__file__).parents[1]
 
 
 def run(notebook):
-    "Execute one notebook and save it, cleaned; whether all its cells passed"
-    with warnings.catch_warnings():  # what importing fastai says of itself is no output of a lesson
+    "Execute a notebook, save and clean it; returns whether all cells passed"
+    with warnings.catch_warnings():  # importing fastai triggers these warnings
         warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
         warnings.filterwarnings('ignore', "The 'mode.chained_assignment' option is deprecated")
         passed, seconds = nbdev.test.test_nb(notebook, basepath=str(root), save=True)
@@ -29,8 +29,8 @@ if __name__ == '__main__':
     parser.add_argument('notebooks', nargs='*', type=Path, help='default: all of them')
     notebooks = parser.parse_args().notebooks or sorted((root / 'nbs').rglob('[!._]*.ipynb'))
     nbdev.test.CaptureShell = partial(nbdev.test.CaptureShell, mpl_format='png')
-    # a process each: a notebook may change what others import
+    # a separate process for each, because a notebook may change imported modules
     if len(notebooks) == 1:
         sys.exit(not run(notebooks[0].resolve()))
-    done = [subprocess.run([sys.executable, __file__, one]).returncode for one in notebooks]
-    sys.exit(any(done))
+    codes = [subprocess.run([sys.executable, __file__, one]).returncode for one in notebooks]
+    sys.exit(any(codes))

@@ -1,4 +1,4 @@
-"A notebook as the Markdown of a page: nbdev reads its directives, its saved outputs stay as they are, nothing runs"
+"Convert a notebook to the Markdown of a page: nbdev reads its directives, saved outputs are kept, nothing is executed"
 
 import ast
 import base64
@@ -24,42 +24,42 @@ from nbdev.processors import (
 )
 from symbols import bound_names
 
-PICTURES = {'image/png': 'png', 'image/jpeg': 'jpg', 'image/gif': 'gif', 'image/webp': 'webp'}
+IMAGE_TYPES = {'image/png': 'png', 'image/jpeg': 'jpg', 'image/gif': 'gif', 'image/webp': 'webp'}
 CALLOUTS = dict(note='note', tip='tip', warning='warning', caution='warning', important='danger')
 
 
 class DocError(Exception):
-    "What has to be mended before the site can be built"
+    "A problem that prevents the build of the site"
 
 
 @dataclass
 class Page:
     "A page of the site"
 
-    name: str  # data/sources: its address without the suffix
+    name: str  # address without the suffix, such as data/sources
     notebook: Path | None = None
     title: str = ''
     summary: str = ''
     module: str = ''  # fungi_fastai.data.sources, '' for a tutorial
     markdown: str = ''
-    files: dict[str, bytes] = field(default_factory=dict)  # images, beside the page
+    files: dict[str, bytes] = field(default_factory=dict)  # images, stored beside the page
 
     def to(self, other, anchor=''):
-        "The link from this page to another"
+        "The link from this page to another one"
         up = '../' * self.name.count('/')
         return (f'{up}{other}.html' if other != self.name else '' if anchor else f'{self.name.split("/")[-1]}.html') + (
             f'#{anchor}' if anchor else ''
         )
 
 
-# --- nbdev's processors, with the package's symbols in place of executed `show_doc` cells ------------------------
+# --- nbdev's processors, with the symbols of the package instead of executed `show_doc` cells ---------------------
 def documented(page, module, link, package_names):
-    "An nbdev processor that puts the documentation of what a cell exports behind it"
+    "An nbdev processor that adds the documentation of exported symbols after each cell"
 
     class Document(Processor):
         def begin(self):
             cells, calls = self.nb.cells, {}
-            for cell in cells:  # `show_doc(Source.of)` moves a symbol to where its author wants it
+            for cell in cells:  # `show_doc(Source.of)` moves the documentation of a symbol
                 for node in (cell.parsed_() or []) if cell.cell_type == 'code' else []:
                     if (
                         isinstance(node, ast.Expr)
@@ -67,7 +67,7 @@ def documented(page, module, link, package_names):
                         and getattr(node.value.func, 'id', '') == 'show_doc'
                     ):
                         calls[ast.unparse(node.value.args[0])] = cell
-            done, behind = set(calls), []
+            done, after_cells = set(calls), []
             for cell in cells:
                 directives = set(cell.directives_ or ())
                 if cell.cell_type != 'code':
@@ -82,7 +82,7 @@ def documented(page, module, link, package_names):
                             ):
                                 continue
                             done.add(name)
-                            behind.append(
+                            after_cells.append(
                                 (
                                     cell,
                                     module.document(
@@ -92,20 +92,20 @@ def documented(page, module, link, package_names):
                             )
                 for name, shown in calls.items():
                     if shown is cell:
-                        behind.append((cell, self.show(name)))
+                        after_cells.append((cell, self.show(name)))
             exports = [
                 cell
                 for cell in cells
                 if cell.cell_type == 'code' and {'export', 'exports'} & set(cell.directives_ or ())
             ]
-            if module:  # names that the package gives lazily
+            if module:  # names that the package imports lazily
                 for name in package_names:
                     if name not in module.exports and name not in done:
-                        behind.append((exports[-1], module.document(name, link)))
-            for cell, blocks in reversed(behind):
-                made = mk_cell('\n\n'.join(blocks), 'markdown')
-                made.ready = True
-                cells.insert(cells.index(cell) + 1, made)
+                        after_cells.append((exports[-1], module.document(name, link)))
+            for cell, blocks in reversed(after_cells):
+                new_cell = mk_cell('\n\n'.join(blocks), 'markdown')
+                new_cell.ready = True
+                cells.insert(cells.index(cell) + 1, new_cell)
             for cell in set(calls.values()):
                 cell.source = '#| hide\n' + cell.source
                 cell.directives_ = {'hide': ''}
@@ -113,20 +113,19 @@ def documented(page, module, link, package_names):
         def show(self, name):
             if module and (name in module.exports or name.split('.')[0] in module.exports):
                 return module.document(name, link)
-            raise DocError(
-                f'{page.notebook}: show_doc({name}): no such name in {module.name if module else "a notebook that exports nothing"}.'
-            )
+            where = module.name if module else 'a notebook that exports nothing'
+            raise DocError(f'{page.notebook}: show_doc({name}): no such name in {where}.')
 
     return Document
 
 
 def read_page(path, nbs):
-    "Title, summary and module of a notebook, without its text"
+    "Read the title, summary and module of a notebook, without its text"
     notebook = read_nb(path)
     page = Page(path.relative_to(nbs).with_suffix('').as_posix(), path)
     for cell in notebook.cells:
-        if cell.cell_type == 'code' and (found := re.search(r'^#\|\s*default_exp\s+(\S+)', cell.source, re.MULTILINE)):
-            page.module = found[1]
+        if cell.cell_type == 'code' and (match := re.search(r'^#\|\s*default_exp\s+(\S+)', cell.source, re.MULTILINE)):
+            page.module = match[1]
     processor = NBProcessor(nb=notebook, procs=[FrontmatterProc], rm_directives=False)
     processor.process()
     fm = notebook.frontmatter_
@@ -138,7 +137,7 @@ def read_page(path, nbs):
 
 
 def write_page(page, module, link, package_names=()):
-    "Fill in the Markdown and the images of a page"
+    "Write the Markdown and the images of a page"
     notebook = read_nb(page.notebook)
     procs = [
         FrontmatterProc,
@@ -165,12 +164,13 @@ def write_page(page, module, link, package_names=()):
 
 
 def head(page, module, link):
-    "Front matter, heading, summary and where the page comes from"
+    "Front matter, heading, summary and links to the source"
     text = f'---\ntitle: {page.title!r}\ndescription: {page.summary!r}\n---\n\n# {page.title}\n'
     if page.summary:
         text += f'\n{link.markdown(escape(page.summary))}\n{{ .doc-lead }}\n'
     if module:
-        text += f'\n`{module.name}` · [module]({module.source_link("")}) · [notebook]({link.notebook(page)})\n{{ .doc-origin }}\n'
+        links = f'[module]({module.source_link("")}) · [notebook]({link.notebook(page)})'
+        text += f'\n`{module.name}` · {links}\n{{ .doc-origin }}\n'
     elif page.notebook:
         text += f'\n[notebook]({link.notebook(page)})\n{{ .doc-origin }}\n'
     return text
@@ -182,7 +182,7 @@ def escape(text):
 
 # --- prose -------------------------------------------------------------------------------------------------------
 def prose(page, cell, link):
-    "A Markdown cell as Python-Markdown wants it: callouts, lists, links, formulas and attached images"
+    "Convert a Markdown cell for Python-Markdown: callouts, lists, links, formulas and attachments"
     source = cell.source
     for name, data in (cell.get('attachments') or {}).items():
         kind, content = next(iter(data.items()))
@@ -193,9 +193,9 @@ def prose(page, cell, link):
 
 
 def callouts(text):
-    "Quarto's `::: {.callout-note}` and GitHub's `> [!NOTE]` as admonitions; other fenced divs lose their fence"
+    "Convert Quarto's `::: {.callout-note}` and GitHub's `> [!NOTE]` to admonitions; remove other fenced divs"
     lines, out, fence = text.splitlines(), [], ''
-    stack = []  # the lines of each open div, with what opened it
+    stack = []  # the opening and the lines of each open div
     for line in lines:
         if mark := re.match(r'\s*(`{3,}|~{3,})', line):
             fence = '' if fence and line.strip().startswith(fence) else fence or mark[1]
@@ -203,19 +203,19 @@ def callouts(text):
         if opening:
             stack.append((opening[1], []))
         elif not fence and stack and re.match(r':{3,}\s*$', line):
-            what, inner = stack.pop()
-            (stack[-1][1] if stack else out).extend(_callout(what, inner))
+            attributes, inner = stack.pop()
+            (stack[-1][1] if stack else out).extend(_callout(attributes, inner))
         else:
             (stack[-1][1] if stack else out).append(line)
-    for what, inner in stack:
-        raise DocError(f'A fenced div {what} is never closed: ' + ' '.join(inner)[:80])
+    for attributes, inner in stack:
+        raise DocError(f'A fenced div {attributes} is never closed: ' + ' '.join(inner)[:80])
     text = '\n'.join(out)
     return re.sub(
         r'^> \[!(\w+)\]\s*\n((?:>.*(?:\n|$))+)',
-        lambda found: (
+        lambda match: (
             '\n'.join(
                 _callout(
-                    '{.callout-' + found[1].lower() + '}', [re.sub(r'^> ?', '', line) for line in found[2].splitlines()]
+                    '{.callout-' + match[1].lower() + '}', [re.sub(r'^> ?', '', line) for line in match[2].splitlines()]
                 )
             )
             + '\n'
@@ -225,24 +225,24 @@ def callouts(text):
     )
 
 
-def _callout(what, inner):
-    kind = re.search(r'callout-(\w+)', what)
+def _callout(attributes, inner):
+    kind = re.search(r'callout-(\w+)', attributes)
     if not kind:
         return ['', *inner, '']
-    title = re.search(r'title\s*=\s*"([^"]*)"', what)
+    title = re.search(r'title\s*=\s*"([^"]*)"', attributes)
     title = title[1] if title else None
     while inner and not inner[0].strip():
         inner = inner[1:]
     if title is None and inner and (heading := re.match(r'#+\s+(.*)', inner[0])):
         title, inner = heading[1], inner[1:]
-    collapse = re.search(r'collapse\s*=\s*"?(true|false)', what)
+    collapse = re.search(r'collapse\s*=\s*"?(true|false)', attributes)
     mark = '!!!' if not collapse else '???' if collapse[1] == 'true' else '???+'
     head = f'{mark} {CALLOUTS.get(kind[1], "note")}' + (f' "{title}"' if title is not None else '')
     return ['', head, '', *textwrap.indent('\n'.join(inner), '    ').splitlines(), '']
 
 
 def lists(text):
-    "Lists as Python-Markdown reads them: a blank line before, four blanks a level"
+    "Convert lists for Python-Markdown: a blank line before, four spaces per level"
     out, fence, indents = [], '', []
     for line in text.splitlines():
         if mark := re.match(r'\s*(`{3,}|~{3,})', line):
@@ -268,7 +268,7 @@ def lists(text):
                 else:
                     line = (
                         '    ' * len(indents) + line[min(len(line) - len(line.lstrip()), indents[-1] + 2) :]
-                    )  # what belongs to the item
+                    )  # part of the item
             out.append(line)
     return '\n'.join(out)
 
@@ -316,7 +316,7 @@ def text_block(text):
 
 
 def show_output(page, output, name, alt, caption):
-    "One output of a cell, in the richest form that a page can show"
+    "One output of a cell, in its richest format"
     if output.output_type == 'stream':
         return text_block(''.join(output.text))
     if output.output_type == 'error':
@@ -325,17 +325,17 @@ def show_output(page, output, name, alt, caption):
     if 'text/html' in data and (shown := show_html(page, data['text/html'], name)):
         return shown
     if 'image/svg+xml' in data:
-        return show_picture(page, data['image/svg+xml'].encode(), f'{name}.svg', alt, caption)
-    for kind, suffix in PICTURES.items():
+        return show_image(page, data['image/svg+xml'].encode(), f'{name}.svg', alt, caption)
+    for kind, suffix in IMAGE_TYPES.items():
         if kind in data:
-            return show_picture(page, base64.b64decode(data[kind]), f'{name}.{suffix}', alt, caption)
+            return show_image(page, base64.b64decode(data[kind]), f'{name}.{suffix}', alt, caption)
     if 'text/markdown' in data:
         return data['text/markdown']
     return text_block(data.get('text/plain', ''))
 
 
-def show_picture(page, content, name, alt, caption):
-    "An image as a file beside the page, with its size so that the text does not jump"
+def show_image(page, content, name, alt, caption):
+    "An image as a file beside the page, with its size, so that the layout is stable while it loads"
     folder = f'{page.name}_files'
     page.files[f'{folder}/{name}'] = content
     size = ''
@@ -345,17 +345,18 @@ def show_picture(page, content, name, alt, caption):
         with Image.open(io.BytesIO(content)) as image:
             size = ' width="{}" height="{}"'.format(*image.size)
     img = f'<img src="{Path(folder).name}/{name}" alt="{html.escape(alt)}"{size} loading="lazy">'
-    return f'<figure class="doc-figure">{img}{f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""}</figure>'
+    caption = f'<figcaption>{html.escape(caption)}</figcaption>' if caption else ''
+    return f'<figure class="doc-figure">{img}{caption}</figure>'
 
 
 def show_html(page, text, name):
-    "HTML without scripts and styles, its embedded images as files"
+    "HTML without scripts and styles, with embedded images as files"
     text = re.sub(r'<(script|style)\b.*?</\1\s*>', '', text, flags=re.DOTALL | re.IGNORECASE)
 
-    def to_file(found):
-        suffix = {'svg+xml': 'svg', 'jpeg': 'jpg'}.get(found[1], found[1])
+    def to_file(match):
+        suffix = {'svg+xml': 'svg', 'jpeg': 'jpg'}.get(match[1], match[1])
         file = f'{page.name}_files/{name}_{len(page.files)}.{suffix}'
-        page.files[file] = base64.b64decode(found[2])
+        page.files[file] = base64.b64decode(match[2])
         return f'src="{Path(file).parent.name}/{Path(file).name}"'
 
     text = re.sub(r'src="data:image/([\w+]+);base64,([^"]+)"', to_file, text)

@@ -1,4 +1,4 @@
-"README.md from nbs/index.ipynb: prose as it stands, code fenced, text outputs below it, links to pages made absolute"
+"Write README.md from nbs/index.ipynb: prose, fenced code, text outputs, and absolute links to pages"
 
 import json
 import re
@@ -9,9 +9,9 @@ root = Path(__file__).parents[1]
 
 
 def readme() -> str:
-    "The README's text"
+    "The text of the README"
     site = tomllib.loads((root / 'pyproject.toml').read_text())['project']['urls']['Documentation']
-    parts = ['<!-- Written from nbs/index.ipynb by `make readme`: edit that. -->']
+    parts = ['<!-- `make readme` writes this file from nbs/index.ipynb: edit the notebook. -->']
     for cell in json.loads((root / 'nbs' / 'index.ipynb').read_text())['cells']:
         source = ''.join(cell['source']).strip()
         if cell['cell_type'] == 'markdown':

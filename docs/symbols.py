@@ -1,4 +1,4 @@
-"The API part of a page: what a module exports, as headings, signatures and parameter tables in Markdown"
+"The API section of a page: the exports of a module as headings, signatures and parameter tables in Markdown"
 
 import ast
 import contextlib
@@ -18,12 +18,12 @@ from fastcore.docments import docments
 from nbdev.doclinks import patch_name
 
 DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
-LONGEST_CONSTANT = 40  # lines of an exported constant's source that are shown as they are
+LONGEST_CONSTANT = 40  # lines of source; the source of a longer constant is collapsed
 
 
 @dataclasses.dataclass
 class Symbol:
-    "A documented name and where it stands"
+    "A documented name and its location"
 
     name: str  # `train`, `Source`, `Source.of`
     module: str  # fungi_fastai.data.sources
@@ -33,26 +33,26 @@ class Symbol:
 
     @property
     def anchor(self):
-        return self.name.lower()  # nbdev's links end so
+        return self.name.lower()  # as in nbdev's links
 
 
-# --- where things are defined ------------------------------------------------------------------------------------
+# --- locations of definitions ------------------------------------------------------------------------------------
 @cache
 def lines_of(file: Path):
-    "name -> the first line of its definition in a Python file"
-    found = {}
+    "name -> first line of its definition in a Python file"
+    lines = {}
     for node in ast.parse(file.read_text(encoding='utf-8')).body:
         for name in bound_names(node):
-            found.setdefault(name, node.lineno)
+            lines.setdefault(name, node.lineno)
         if isinstance(node, ast.ClassDef):
             for inner in node.body:
                 for name in bound_names(inner):
-                    found.setdefault(f'{node.name}.{name}', inner.lineno)
-    return found
+                    lines.setdefault(f'{node.name}.{name}', inner.lineno)
+    return lines
 
 
 def bound_names(node):
-    "The names a statement defines; for a patched method `Class.method`"
+    "The names that a statement defines; for a patched method, `Class.method`"
     if isinstance(node, DEFINITIONS):
         name = patch_name(node)
         return name if isinstance(name, list) else [name]
@@ -81,7 +81,7 @@ def exported(file: Path):
 
 # --- pieces of text ----------------------------------------------------------------------------------------------
 def type_text(annotation):
-    "An annotation as it is written: `str|Path|None` rather than `str | pathlib.Path | None`"
+    "An annotation in short form: `str|Path|None` rather than `str | pathlib.Path | None`"
     if annotation is inspect.Parameter.empty or annotation is None:
         return ''
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
@@ -89,7 +89,7 @@ def type_text(annotation):
 
 
 def default_text(default):
-    "A default as it is written, or '' for a parameter that must be given"
+    "A default in short form, or '' for a required parameter"
     if default is inspect.Parameter.empty:
         return ''
     if isinstance(default, enum.Enum):
@@ -98,7 +98,7 @@ def default_text(default):
         return getattr(default, '__name__', repr(default))
     if isinstance(default, Path):
         return repr(str(default))
-    if dataclasses.is_dataclass(default):  # one that is made of defaults itself is written so
+    if dataclasses.is_dataclass(default):  # an instance with all defaults is shown as a call
         with contextlib.suppress(TypeError):
             if type(default)() == default:
                 return f'{type(default).__name__}()'
@@ -109,7 +109,7 @@ def default_text(default):
 
 
 def escape_prose(text):
-    "A docstring as Markdown: `<` outside backticks is text, not the begin of a tag"
+    "A docstring as Markdown: `<` outside backticks is text, not the start of a tag"
     return ''.join(part if part.startswith('`') else part.replace('<', '&lt;') for part in re.split(r'(`[^`]*`)', text))
 
 
@@ -119,7 +119,7 @@ def summary_of(docstring):
 
 
 def own_doc(thing):
-    "The docstring of `thing` itself: not its class's, nor the signature that dataclass writes for want of one"
+    "The docstring of `thing` itself: not that of its class, nor the signature that `dataclass` generates"
     doc = (
         inspect.getdoc(thing)
         if inspect.isclass(thing) or inspect.isroutine(thing) or isinstance(thing, property)
@@ -134,7 +134,7 @@ def own_doc(thing):
 
 # --- signature and parameters ------------------------------------------------------------------------------------
 def comments_of(thing):
-    "name -> the comment beside each parameter or field, 'return' -> that of the result, from the source (docments)"
+    "name -> the comment beside each parameter or field, 'return' -> that of the return value (docments)"
     if inspect.isclass(thing) and dataclasses.is_dataclass(thing):
         return {
             name: text
@@ -145,78 +145,72 @@ def comments_of(thing):
     return _comments(thing.__init__ if inspect.isclass(thing) else inspect.unwrap(thing))
 
 
+def _names_by_line(node):
+    "The parameter or field that ends on each line of a definition"
+    if isinstance(node, ast.ClassDef):
+        return {field.end_lineno: field.target.id for field in node.body if isinstance(field, ast.AnnAssign)}
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return {}
+    signature = node.args
+    positional = [*signature.posonlyargs, *signature.args]
+    defaults = dict(zip([one.arg for one in positional][::-1], signature.defaults[::-1], strict=False))
+    keywords = zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
+    defaults |= {one.arg: default for one, default in keywords if default}
+    names = {}
+    for one in [*positional, signature.vararg, *signature.kwonlyargs, signature.kwarg]:
+        if one:
+            names[getattr(defaults.get(one.arg), 'end_lineno', one.end_lineno)] = one.arg
+    if node.returns:
+        names[node.returns.end_lineno] = 'return'
+    return names
+
+
 def _comments(thing):
     try:
         source = textwrap.dedent(inspect.getsource(thing))
     except (OSError, TypeError):
         return {}
-    node = ast.parse(source).body[0]
-    if isinstance(node, ast.ClassDef):
-        places = {field.end_lineno: field.target.id for field in node.body if isinstance(field, ast.AnnAssign)}
-    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        given = node.args
-        arguments = [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs, given.kwarg]
-        defaults = dict(
-            zip(
-                [argument.arg for argument in [*given.posonlyargs, *given.args]][::-1],
-                given.defaults[::-1],
-                strict=False,
-            )
-        )
-        defaults |= {
-            argument.arg: default
-            for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
-            if default
-        }
-        places = {
-            getattr(defaults.get(argument.arg), 'end_lineno', argument.end_lineno): argument.arg
-            for argument in arguments
-            if argument
-        }
-        if node.returns:
-            places[node.returns.end_lineno] = 'return'
-    else:
-        return {}
-    found, above, code = {}, [], set()
+    names_by_line = _names_by_line(ast.parse(source).body[0])
+    comments, above, code = {}, [], set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         line = token.start[0]
         if token.type == tokenize.COMMENT:
             text = token.string.lstrip('# ').rstrip()
             if line not in code:
-                above.append(text)  # on a line of its own: meant for what follows, if that has none
-            elif line in places and places[line] not in found:
-                found[places[line]] = text
+                above.append(text)  # on a separate line: applies to the next parameter without a comment
+            elif line in names_by_line and names_by_line[line] not in comments:
+                comments[names_by_line[line]] = text
         elif token.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
             code.update(range(line, token.end[0] + 1))
         if token.type in (tokenize.NL, tokenize.NEWLINE) and line in code:
-            if line in places and above and not above[0].startswith('---'):
-                found.setdefault(places[line], ' '.join(above))
+            if line in names_by_line and above and not above[0].startswith('---'):
+                comments.setdefault(names_by_line[line], ' '.join(above))
             above = []
-    return found
+    return comments
 
 
 def parameters_of(thing, bound=False):
-    "The parameters as dictionaries name, type, default, meaning, and what is returned as type, meaning"
+    "The parameters as dictionaries (name, type, default, meaning), and the return value (type, meaning)"
     try:
         signature = inspect.signature(thing)
     except (ValueError, TypeError):
         return None, None
     comments = comments_of(thing)
     if set(signature.parameters) - set(comments):
-        with contextlib.suppress(Exception):  # what `@delegates` took from elsewhere
-            given = docments(thing, full=True, returns=False, eval_str=False)
+        with contextlib.suppress(Exception):  # parameters added by `@delegates`
+            fields = docments(thing, full=True, returns=False, eval_str=False)
             comments = {
-                name: about['docment']
-                for name, about in given.items()
-                if name in signature.parameters and about['docment']
+                name: field['docment']
+                for name, field in fields.items()
+                if name in signature.parameters and field['docment']
             } | comments
-    found = []
+    parameters = []
     for position, (name, parameter) in enumerate(signature.parameters.items()):
         if bound and position == 0 and name in ('self', 'cls'):
             continue
         stars = {parameter.VAR_POSITIONAL: '*', parameter.VAR_KEYWORD: '**'}.get(parameter.kind, '')
         meaning = comments.get(name)
-        found.append(
+        parameters.append(
             dict(
                 name=stars + name,
                 type=type_text(parameter.annotation),
@@ -231,27 +225,27 @@ def parameters_of(thing, bound=False):
         type='' if annotation in ('', '_empty') else annotation,
         meaning=' '.join(meaning.split()) if isinstance(meaning, str) else '',
     )
-    return found, None if inspect.isclass(thing) else returns
+    return parameters, None if inspect.isclass(thing) else returns
 
 
 def signature_text(name, parameters, returns, types=True, width=88):
-    "A call as code, one parameter a line where it is long"
-    written, star = [], False
+    "The signature as code, on several lines if it is long"
+    items, star = [], False
     for p in parameters:
         if p['kind'] is inspect.Parameter.VAR_POSITIONAL:
             star = True
         if p['kind'] is inspect.Parameter.KEYWORD_ONLY and not star:
-            written.append('*')
+            items.append('*')
             star = True
         kind = f':{p["type"]}' if types and p['type'] else ''
-        default = p['default'] if len(p['default']) <= 32 else '…'  # the table shows it whole
-        written.append(p['name'] + kind + (f'={default}' if default else ''))
+        default = p['default'] if len(p['default']) <= 32 else '…'  # the table shows the full value
+        items.append(p['name'] + kind + (f'={default}' if default else ''))
     end = f' -> {returns["type"]}' if returns and returns['type'] else ''
-    line = f'{name}({", ".join(written)}){end}'
+    line = f'{name}({", ".join(items)}){end}'
     if len(line) <= width:
         return line
     lines, row = [], ''
-    for item in written:  # as many as fit on a line: a table below holds them one by one
+    for item in items:  # several per line; the table below has one row for each
         if row and len(row) + len(item) > width - 8:
             lines.append(row)
             row = ''
@@ -262,7 +256,7 @@ def signature_text(name, parameters, returns, types=True, width=88):
 
 
 def table_html(parameters, returns, link, heading='Parameter'):
-    "The parameters that have something to say, as an HTML table; `link` turns prose with backticks into HTML"
+    "The parameters as an HTML table; `link` converts prose with backticks to HTML"
     rows = []
     for p in parameters:
         kind = _type_html(p['type'])
@@ -275,17 +269,19 @@ def table_html(parameters, returns, link, heading='Parameter'):
         if p['name'].startswith('*'):
             default = ''
         rows.append(
-            f'<tr><th scope="row"><code>{html.escape(p["name"])}</code>{kind}</th><td class="doc-meaning">{link(p["meaning"])}</td>'
-            f'<td class="doc-default">{default}</td></tr>'
+            f'<tr><th scope="row"><code>{html.escape(p["name"])}</code>{kind}</th>'
+            f'<td class="doc-meaning">{link(p["meaning"])}</td><td class="doc-default">{default}</td></tr>'
         )
-    if returns and returns['meaning']:  # the type alone stands in the signature
+    if returns and returns['meaning']:  # the type alone is in the signature
         kind = _type_html(returns['type'])
         rows.append(
-            f'<tr class="doc-returns"><th scope="row"><em>returns</em>{kind}</th><td class="doc-meaning">{link(returns["meaning"])}</td><td></td></tr>'
+            f'<tr class="doc-returns"><th scope="row"><em>returns</em>{kind}</th>'
+            f'<td class="doc-meaning">{link(returns["meaning"])}</td><td></td></tr>'
         )
     if not rows:
         return ''
-    head = f'<thead><tr><th scope="col">{heading}</th><th scope="col">Meaning</th><th scope="col">Default</th></tr></thead>'
+    columns = ''.join(f'<th scope="col">{column}</th>' for column in (heading, 'Meaning', 'Default'))
+    head = f'<thead><tr>{columns}</tr></thead>'
     return f'<div class="doc-table"><table class="doc-params">{head}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
@@ -294,13 +290,13 @@ def _type_html(text):
         return ''
     if len(text) <= 24:
         return f'<code class="doc-type">{html.escape(text)}</code>'
-    broken = re.sub(r'([|,\[])', r'\1<wbr>', html.escape(text))  # where a long one may be broken
+    broken = re.sub(r'([|,\[])', r'\1<wbr>', html.escape(text))  # possible line breaks
     return f'<code class="doc-type doc-long">{broken}</code>'
 
 
 # --- a symbol ----------------------------------------------------------------------------------------------------
 class Module:
-    "An exported module, whose symbols are turned into Markdown"
+    "An exported module, whose symbols are converted to Markdown"
 
     def __init__(self, name, root, git, branch):
         self.name, self.root, self.git, self.branch = name, root, git, branch
@@ -317,22 +313,21 @@ class Module:
         )
 
     def heading(self, symbol, level):
-        "The heading of a symbol, and the link to its source (docs.css writes its word, so that no search result begins with it)"
+        "The heading of a symbol, with a link to its source (docs.css adds the word, so that search results omit it)"
         self.symbols.append(symbol)
-        return (
-            f'{"#" * level} `{symbol.name}` {{ #{symbol.anchor} .doc-heading .doc-{symbol.kind} data-toc-label="{symbol.name}" }}\n\n'
-            f'<p class="doc-source"><a href="{self.source_link(symbol.name)}" aria-label="Source of {symbol.name}"></a></p>'
-        )
+        attributes = f'#{symbol.anchor} .doc-heading .doc-{symbol.kind} data-toc-label="{symbol.name}"'
+        source = f'<a href="{self.source_link(symbol.name)}" aria-label="Source of {symbol.name}"></a>'
+        return f'{"#" * level} `{symbol.name}` {{ {attributes} }}\n\n<p class="doc-source">{source}</p>'
 
     def resolve(self, name):
-        "The object a name stands for; a property as itself, a class method unbound"
+        "The object of a name; a property as such, a class method unbound"
         thing = self.module
         for part in name.split('.'):
             thing = inspect.getattr_static(thing, part) if inspect.isclass(thing) else getattr(thing, part)
         return thing
 
     def document(self, name, link, level=3, skip=(), source=''):
-        "One exported name as Markdown blocks; of a class its documented public methods too, less those in `skip`"
+        "One exported name as Markdown blocks; for a class also its documented public methods, except those in `skip`"
         thing = self.resolve(name)
         if inspect.isclass(thing):
             return self._class(name, thing, link, level, skip)
@@ -361,19 +356,19 @@ class Module:
 
     def _body(self, name, kind, doc, parameters, returns, link, prefix=''):
         own = {p['name'].lstrip('*') for p in parameters or ()}
-        talking = any(p['meaning'] for p in parameters or ()) or bool(returns and returns['meaning'])
+        has_comments = any(p['meaning'] for p in parameters or ()) or bool(returns and returns['meaning'])
         blocks = []
         if kind == 'property':
             code = f'{name}: {returns["type"]}' if returns and returns['type'] else ''
         elif parameters is None:
             code = f'{prefix}{name}(…)'
         else:
-            code = signature_text(prefix + name, parameters, returns, types=not talking)
+            code = signature_text(prefix + name, parameters, returns, types=not has_comments)
         if code:
             blocks.append(f'``` {{ .python .doc-signature }}\n{code}\n```')
         if doc:
             blocks.append(link.markdown(escape_prose(doc), skip=own))
-        if talking:
+        if has_comments:
             blocks.append(
                 table_html(
                     parameters,
@@ -388,8 +383,8 @@ class Module:
         doc = own_doc(thing)
         blocks = [self.heading(Symbol(name, self.name, 'class', summary_of(doc)), level)]
         bases = [base.__name__ for base in thing.__bases__ if base is not object]
-        made = dataclasses.is_dataclass(thing) or '__init__' in thing.__dict__
-        if made:
+        has_init = dataclasses.is_dataclass(thing) or '__init__' in thing.__dict__
+        if has_init:
             parameters, _ = parameters_of(thing)
             blocks += self._body(
                 name, 'dataclass' if dataclasses.is_dataclass(thing) else 'class', doc, parameters, None, link, 'class '
@@ -404,7 +399,7 @@ class Module:
             )
             if doc:
                 blocks.append(link.markdown(escape_prose(doc)))
-        found = ['\n\n'.join(blocks)]
+        sections = ['\n\n'.join(blocks)]
         for inner, member in thing.__dict__.items():
             if inner.startswith('_') or f'{name}.{inner}' in skip:
                 continue
@@ -414,15 +409,15 @@ class Module:
                 or type(member).__name__ == 'cached_property'
             )
             if not routine or f'{name}.{inner}' not in lines_of(self.file):
-                continue  # a patched or generated one stands elsewhere
+                continue  # a patched or generated method is documented elsewhere
             function = (
                 member.fget
                 if isinstance(member, property)
                 else getattr(member, '__func__', None) or getattr(member, 'func', member)
             )
             if inspect.isroutine(function) and function.__doc__:
-                found.append(self._callable(f'{name}.{inner}', member, link, level + 1))
-        return found
+                sections.append(self._callable(f'{name}.{inner}', member, link, level + 1))
+        return sections
 
     def _constant(self, name, thing, link, level, source):
         doc = own_doc(thing) if hasattr(thing, '__dict__') and callable(thing) else ''

@@ -128,7 +128,7 @@ def _recipe_type(arguments):
         recipe = recipe.for_sample() if is_sample(following.get('--source')) else recipe
         description = f'{recipe.source}: {recipe.arch} at {recipe.size} px, {recipe.epochs} epochs'
         choices.append(Annotated[Recipe, subcommand(name, constructor=_recipe_maker(recipe), description=description)])
-    return Annotated[Union[tuple(choices)], arg(name='')]
+    return Annotated[Union[tuple(choices)], arg(name='')]  # noqa: UP007  a computed union
 
 
 def _one_line(comment):

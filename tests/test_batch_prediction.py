@@ -1,4 +1,4 @@
-"`fungi predict` of bundles: killed anywhere, out of disk, with a model that was changed meanwhile, through Ray"
+"`fungi predict` with bundles: killed anywhere, out of disk, with a model that changed in between, through Ray"
 
 import io
 import json
@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from fungi_fastai.core.errors import UserError
-from fungi_fastai.deploy import streaming as predictions
+from fungi_fastai.deploy import prediction_files
 from fungi_fastai.deploy.streaming import iter_predictions, stream_predictions
 from fungi_fastai.runs import batch_prediction as batch
 from fungi_fastai.runs.batch_prediction import predict_to
@@ -85,7 +85,7 @@ def test_the_three_formats_hold_the_predictions_of_the_predictor(bundle, many, e
     predictor = Predictor.load(bundle)
     tables = {ending: table_of(expected[ending], ending) for ending in endings}
     lines = [json.loads(line) for line in expected['jsonl'].splitlines()]
-    wanted = [
+    columns = [
         'path',
         'name',
         'predicted',
@@ -95,15 +95,17 @@ def test_the_three_formats_hold_the_predictions_of_the_predictor(bundle, many, e
         *(f'p_{c}' for c in predictor.classes),
         'error',
     ]
-    assert all(list(table.columns) == wanted for table in tables.values()) and list(lines[0]) == wanted
+    assert all(list(table.columns) == columns for table in tables.values()) and list(lines[0]) == columns
     assert all(len(table) == 183 and (table.error != '').sum() == 3 for table in tables.values())
     table = tables['parquet']
     good = table[table.error == '']
-    said = predictor.predict(good.path.tolist())
-    assert [p.label for p in said] == good.predicted.tolist() and [p.answer for p in said] == good.answer.tolist()
-    assert [list(p.set) for p in said] == good['set'].map(list).tolist()
-    assert (np.stack([p.probabilities for p in said]) == good.filter(like='p_').to_numpy()).all()
-    assert good.confidence.tolist() == [p.confidence for p in said]
+    predicted = predictor.predict(good.path.tolist())
+    assert [p.label for p in predicted] == good.predicted.tolist() and [
+        p.answer for p in predicted
+    ] == good.answer.tolist()
+    assert [list(p.set) for p in predicted] == good['set'].map(list).tolist()
+    assert (np.stack([p.probabilities for p in predicted]) == good.filter(like='p_').to_numpy()).all()
+    assert good.confidence.tolist() == [p.confidence for p in predicted]
     for other in ('csv', 'jsonl'):
         assert (
             tables[other].answer.tolist() == table.answer.tolist()
@@ -138,21 +140,22 @@ def test_a_model_without_a_threshold_gives_no_answer(many):
     assert tables[0].column_names == ['path', 'name', 'predicted', 'confidence', 'p_a', 'p_b', 'error']
 
 
-@pytest.mark.parametrize('form', ['csv', 'json', 'jsonl'])
+@pytest.mark.parametrize('stdout_format', ['csv', 'json', 'jsonl'])
 def test_standard_output(bundle, many, expected, capsys, stdout_format):
     predict_to(bundle, many, stdout_format=stdout_format)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     if stdout_format == 'json':
-        assert json.loads(said) == [json.loads(line) for line in expected['jsonl'].splitlines()]
+        assert json.loads(output) == [json.loads(line) for line in expected['jsonl'].splitlines()]
     else:
-        assert said.encode() == expected[stdout_format]
+        assert output.encode() == expected[stdout_format]
 
 
 def test_the_command(fungi, bundle, many, tmp_path):
-    said = fungi('predict', bundle, many, '--out', tmp_path / 'p.jsonl', '--json', code=1)
+    result = fungi('predict', bundle, many, '--out', tmp_path / 'p.jsonl', '--json', code=1)
     assert (
-        json.loads(said.out) | dict(errors=0) == dict(out=str(tmp_path / 'p.jsonl'), images=183, unreadable=3, errors=0)
-        and '3 of 183 files' in said.err
+        json.loads(result.out) | dict(errors=0)
+        == dict(out=str(tmp_path / 'p.jsonl'), images=183, unreadable=3, errors=0)
+        and '3 of 183 files' in result.err
     )
     assert len(json.loads(fungi('predict', bundle, many / 'a/000.jpg', '--json').out)) == 1
     assert 'has neither recipe.json nor bundle.json' in fungi('predict', many, many, code=2).err
@@ -186,7 +189,7 @@ def test_row_groups_do_not_show_where_parts_ended():
     for sizes in ([7, 1, 25, 3], [36], [1] * 36):
         parts = pa.concat_tables([pa.table(dict(n=range(36)))]).to_batches()[0]
         cut = [pa.Table.from_batches([parts.slice(sum(sizes[:i]), n)]) for i, n in enumerate(sizes)]
-        assert [t['n'].to_pylist() for t in predictions._gathered(cut, 10)] == [
+        assert [t['n'].to_pylist() for t in prediction_files._regroup(cut, 10)] == [
             [*range(i, min(i + 10, 36))] for i in range(0, 36, 10)
         ]
 
@@ -222,11 +225,11 @@ def started(*arguments, **options):
 
 @pytest.mark.parametrize('ending', endings)
 def test_killed_at_any_time(bundle, many, expected, tmp_path, ending):
-    "Five times, at times drawn by lot: no half file, and in the end the bytes of an undisturbed call"
-    lots, out, killed, done = random.Random(ending), tmp_path / f'p.{ending}', 0, []
+    "Five times, at random times: no half file, and in the end the bytes of an undisturbed call"
+    rng, out, killed, done = random.Random(ending), tmp_path / f'p.{ending}', 0, []
     for _ in range(5):
         call = started([bundle, many, '--out', out], tmp_path / 'log', seconds=0.03)
-        time.sleep(lots.uniform(0.05, 0.7))
+        time.sleep(rng.uniform(0.05, 0.7))
         os.kill(call.pid, signal.SIGKILL)
         call.join()
         killed += call.exitcode == -signal.SIGKILL
@@ -261,8 +264,8 @@ def test_disk_full(bundle, many, expected, tmp_path, limit):
     "A limit on the size of files: no part fits; all parts fit and the whole does not"
     call = started([bundle, many, '--out', tmp_path / 'p.csv'], tmp_path / 'log', limit=limit)
     call.join()
-    said = (tmp_path / 'log').read_text('utf8')
-    assert call.exitcode == 1 and 'arge' in said and 'repeat the same call' in said and 'Traceback' not in said
+    log = (tmp_path / 'log').read_text('utf8')
+    assert call.exitcode == 1 and 'arge' in log and 'repeat the same call' in log and 'Traceback' not in log
     assert not (tmp_path / 'p.csv').exists()
     assert len(list(tmp_path.glob('p.csv.partial/0*'))) == (0 if limit == 3_000 else 23)
     call = started([bundle, many, '--out', tmp_path / 'p.csv'], tmp_path / 'log')
@@ -333,11 +336,11 @@ def test_ray_finishes_what_the_local_engine_began(bundle, many, expected, tmp_pa
         env={k: v for k, v in os.environ.items() if not k.startswith('RAY_')},
     )
     assert done.returncode == 1 and not done.stdout, done.stderr
-    said = done.stderr.splitlines()
+    lines = done.stderr.splitlines()
     assert (
-        'had been classified before' in said[0]
-        and '3 of 183 files' in said[-1]
-        and not any('ray' in line.lower() for line in said)
+        'had been classified before' in lines[0]
+        and '3 of 183 files' in lines[-1]
+        and not any('ray' in line.lower() for line in lines)
     ), done.stderr
     assert (tmp_path / 'p.jsonl').read_bytes() == expected['jsonl'] and left_over(tmp_path) == []
 

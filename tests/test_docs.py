@@ -1,4 +1,4 @@
-"The documentation site: built strictly from the notebooks, complete, and usable in a browser on a phone and a desktop"
+"The documentation site: built from the notebooks with strict checks, complete, and usable on a phone and a desktop"
 
 import functools
 import http.server
@@ -28,21 +28,21 @@ def docs_on_path():
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
-    "The site, built once as `make docs` builds it"
+    "The site, built once, as `make docs` builds it"
     folder = tmp_path_factory.mktemp('docs')
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, docs / 'build.py', '--out', folder / 'www' / 'fungi_fastai', '--work', folder / 'work'],
         capture_output=True,
         text=True,
         cwd=folder,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
     return folder / 'www' / 'fungi_fastai'
 
 
 @pytest.fixture(scope='module')
 def address(site):
-    "The site, served as GitHub Pages serves it: under the project's name"
+    "The address of the site, served under the name of the project, as on GitHub Pages"
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -63,26 +63,26 @@ def browser():
         yield started
 
 
-# --- what is on the pages ---
+# --- content of the pages ---
 @needs_docs
 def test_every_exported_name_is_on_a_page(site):
-    from build import Found
+    from build import PageParser
     from symbols import exported
 
     import fungi_fastai
 
-    known, pages = json.loads((site / 'symbols.json').read_text()), {}
-    wanted = {f'fungi_fastai.{home}.{name}' for name, home in fungi_fastai._modules.items()}
+    anchors, pages = json.loads((site / 'symbols.json').read_text()), {}
+    expected = {f'fungi_fastai.{home}.{name}' for name, home in fungi_fastai._modules.items()}
     for file in (root / 'fungi_fastai').rglob('*.py'):
         module = '.'.join(file.relative_to(root).with_suffix('').parts)
         if file.stem not in ('__init__', '_modidx'):
-            wanted |= {f'{module}.{name}' for name in exported(file)}
-    assert len(wanted) > 100
-    assert not wanted - known.keys()
-    for name in wanted:
-        page, _, anchor = known[name].partition('#')
+            expected |= {f'{module}.{name}' for name in exported(file)}
+    assert len(expected) > 100
+    assert not expected - anchors.keys()
+    for name in expected:
+        page, _, anchor = anchors[name].partition('#')
         if page not in pages:
-            pages[page] = Found()
+            pages[page] = PageParser()
             pages[page].feed((site / page).read_text())
         assert anchor in pages[page].ids, name
 
@@ -97,25 +97,25 @@ def test_every_notebook_is_a_page(site):
 
 @needs_docs
 def test_field_comments_and_lazy_names_are_shown(site):
-    assert 'one folder a run' in (site / 'core/settings.html').read_text()  # a dataclass field's comment
-    assert 'id="train_mushrooms"' in (site / 'training/recipes.html').read_text()  # not in the module's __all__
+    assert 'one folder a run' in (site / 'core/settings.html').read_text()  # the comment of a dataclass field
+    assert 'id="train_mushrooms"' in (site / 'runs/train.html').read_text()
 
 
 @needs_docs
-def test_build_leaves_the_old_site_where_it_fails(tmp_path, monkeypatch):
+def test_a_failed_build_keeps_the_old_site(tmp_path, monkeypatch):
     import build
     from notebooks import DocError
 
     (tmp_path / 'old').mkdir()
     (tmp_path / 'old' / 'index.html').write_text('old')
-    monkeypatch.setattr(build, 'dead_links', lambda *_: ['index.html: nowhere.html leads to no file'])
+    monkeypatch.setattr(build, 'dead_links', lambda *_: ['index.html: nowhere.html is a dead link'])
     monkeypatch.setattr(build, 'ROOT', _project(tmp_path / 'project', {'index': [('markdown', '# Start\n\n> Here')]}))
     with pytest.raises(DocError, match='nowhere.html'):
         build.build(tmp_path / 'old', tmp_path / 'work')
     assert (tmp_path / 'old' / 'index.html').read_text() == 'old'
 
 
-def test_build_deletes_no_folder_of_another_kind(tmp_path, monkeypatch, capsys):
+def test_build_does_not_delete_other_folders(tmp_path, monkeypatch, capsys):
     import build
 
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
@@ -127,19 +127,19 @@ def test_build_deletes_no_folder_of_another_kind(tmp_path, monkeypatch, capsys):
             'argv',
             ['build.py', '--out', str(tmp_path / 'new'), '--work', str(tmp_path / 'new'), option, str(tmp_path)],
         )
-        assert build.main() == 2 and 'something else' in capsys.readouterr().err
+        assert build.main() == 2 and 'is not a site' in capsys.readouterr().err
     assert (tmp_path / 'thesis.txt').exists()
 
 
 # --- notebooks of all kinds ---
 def _project(folder, notebooks):
-    "A project with notebooks of (kind, source[, outputs]) cells, and this project's configuration"
+    "A project with notebooks of (kind, source[, outputs]) cells and the configuration of this project"
     (folder / 'docs').mkdir(parents=True)
     (folder / 'docs' / 'zensical.toml').write_text((docs / 'zensical.toml').read_text())
     (folder / 'docs' / 'theme').symlink_to(docs / 'theme')
     (folder / 'pyproject.toml').write_text((root / 'pyproject.toml').read_text())
     for name, cells in notebooks.items():
-        made = [
+        dicts = [
             dict(
                 cell_type=kind,
                 id=f'c{i}',
@@ -151,7 +151,7 @@ def _project(folder, notebooks):
         ]
         file = folder / 'nbs' / f'{name}.ipynb'
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(dict(cells=made, metadata={}, nbformat=4, nbformat_minor=5)))
+        file.write_text(json.dumps(dict(cells=dicts, metadata={}, nbformat=4, nbformat_minor=5)))
     return folder
 
 
@@ -164,7 +164,7 @@ def _build(tmp_path, monkeypatch, notebooks):
     return tmp_path / 'site'
 
 
-def _shown(**data):
+def _display(**data):
     return dict(
         output_type='display_data', metadata={}, data={key.replace('_', '/'): value for key, value in data.items()}
     )
@@ -188,7 +188,8 @@ def test_a_tutorial_with_everything(tmp_path, monkeypatch):
                 ),
                 (
                     'markdown',
-                    '## A list\nFirst:\n- one\n  - two\n- three\n\nA sum $x_1 + \\frac{a*b}{2}$ costs $5 or $6, `$no$`.\n\n$$\\sum_i p_i = 1$$',
+                    '## A list\nFirst:\n- one\n  - two\n- three\n\n'
+                    'A sum $x_1 + \\frac{a*b}{2}$ costs $5 or $6, `$no$`.\n\n$$\\sum_i p_i = 1$$',
                 ),
                 ('markdown', 'Home is [there](../index.ipynb), and `names` is nothing.'),
                 (
@@ -196,16 +197,16 @@ def test_a_tutorial_with_everything(tmp_path, monkeypatch):
                     'print(1)',
                     dict(output_type='stream', name='stdout', text='\x1b[31mred\x1b[0m\nslow\rdone\n'),
                 ),
-                ('code', 'plot()', _shown(image_png=image, text_plain='<Figure>')),
+                ('code', 'plot()', _display(image_png=image, text_plain='<Figure>')),
                 (
                     'code',
                     'table',
-                    _shown(
+                    _display(
                         text_html='<style>a{}</style><table class="dataframe">\n\n<tr><td>7</td></tr></table>',
                         text_plain='7',
                     ),
                 ),
-                ('code', 'drawing', _shown(text_html=f'<img src="data:image/png;base64,{image}">', text_plain='x')),
+                ('code', 'drawing', _display(text_html=f'<img src="data:image/png;base64,{image}">', text_plain='x')),
                 ('code', '#| echo: false\nunechoed = 1'),
                 ('code', '#| hide\nkept_back = 1'),
             ],
@@ -284,9 +285,7 @@ def test_comments_beside_parameters():
     'width, height, phone, dark',
     [(390, 844, True, False), (390, 844, True, True), (1280, 900, False, False), (1280, 900, False, True)],
 )
-@pytest.mark.parametrize(
-    'page', ['index.html', 'data/scan.html', 'data/explore.html', 'training/recipes.html', 'names.html']
-)
+@pytest.mark.parametrize('page', ['index.html', 'data/scan.html', 'data/explore.html', 'runs/train.html', 'names.html'])
 def test_pages_in_a_browser(address, browser, tmp_path, page, width, height, phone, dark):
     browser.size(width, height, phone, dark)
     browser.open(address + page)
@@ -296,10 +295,10 @@ def test_pages_in_a_browser(address, browser, tmp_path, page, width, height, pho
     browser.run("document.querySelectorAll('img').forEach(img => img.loading = 'eager')")
     browser.wait('[...document.images].every(img => img.complete)')
     assert browser.run('[...document.images].filter(img => !img.naturalWidth).map(img => img.src)') == []
-    brightness = 'getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)'
-    assert (browser.run(brightness) < 380) == dark
+    channels = 'getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).slice(0, 3).map(Number)'
+    assert (sum(browser.run(channels)) < 380) == dark
     browser.screenshot(tmp_path / 'page.png')
-    assert (tmp_path / 'page.png').stat().st_size > 10_000  # something was drawn
+    assert (tmp_path / 'page.png').stat().st_size > 10_000  # the page is not blank
 
 
 @needs_docs
@@ -308,15 +307,16 @@ def test_pages_in_a_browser(address, browser, tmp_path, page, width, height, pho
 def test_search_finds_train_mushrooms(address, browser, width, height, phone):
     browser.size(width, height, phone)
     browser.open(address + 'index.html')
-    search(browser, 'train_mushrooms')
+    search(browser, 'train_mushrooms', page='runs/train.html')
     assert browser.errors() == []
 
 
-def search(browser, words):
-    "Open the search, type, and wait until the first result leads to the name"
+def search(browser, words, page):
+    "Open the search, type, and wait until the first result links to the name"
     browser.wait("document.querySelector('.md-search__button')")
     browser.run("document.querySelector('.md-search__button').click()")
-    browser.wait('document.activeElement.shadowRoot')  # the search's own window
+    browser.wait('document.activeElement.shadowRoot')  # the search dialog
     browser.type(words)
-    browser.wait(f"""[...document.querySelectorAll('*')].map(e => e.shadowRoot && e.shadowRoot.querySelector('a[role=option]'))
-                      .some(a => a && a.getClientRects().length && /recipes.html.*#{words}$/.test(a.href))""")
+    browser.wait(f"""[...document.querySelectorAll('*')]
+                      .map(e => e.shadowRoot && e.shadowRoot.querySelector('a[role=option]'))
+                      .some(a => a && a.getClientRects().length && /{page}.*#{words}$/.test(a.href))""")

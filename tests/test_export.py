@@ -67,7 +67,7 @@ def test_what_is_written(small_run, small_bundle):
     bundle.verify()
     modes = {p.stat().st_mode & 0o777 for p in small_bundle.iterdir()}
     assert modes == {small_bundle.stat().st_mode & 0o666}  # who may enter may read: a server runs as somebody else
-    assert json.loads((small_bundle / 'bundle.json').read_text('utf8'))['schema'] == 1
+    assert json.loads((small_bundle / 'bundle.json').read_text('utf8'))['schema'] == 2
 
 
 def test_nothing_in_it_can_run_code_or_names_this_machine(small_bundle, photos):
@@ -312,7 +312,7 @@ def test_words_are_no_pickle(tmp_path, words):
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        (dict(schema=2), 'schema 2; this version of fungi_fastai reads schema 1'),
+        (dict(schema=3), 'schema 3; this version of fungi_fastai reads schema 2'),
         (dict(schema=None), 'schema None'),
         (dict(classes=['a']), '5 numbers for 1 classes'),
         (dict(temperature=float('nan')), 'temperature is nan'),
@@ -327,8 +327,8 @@ def test_words_are_no_pickle(tmp_path, words):
     ],
 )
 def test_other_bundles_are_refused(copy, change, words):
-    said = json.loads((copy / 'bundle.json').read_text('utf8'))
-    (copy / 'bundle.json').write_text(json.dumps(said | change))
+    values = json.loads((copy / 'bundle.json').read_text('utf8'))
+    (copy / 'bundle.json').write_text(json.dumps(values | change))
     with pytest.raises(UserError, match=words):
         _ = Bundle.load(copy).threshold
     (copy / 'bundle.json').write_text('{')

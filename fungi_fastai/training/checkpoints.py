@@ -73,7 +73,7 @@ def standard_error(
 
 
 class KeepBest(EpochCallback):
-    "Saves the weights of the best epoch (the latest of equals); ends the fit after `patience` epochs without improvement"
+    "Saves the weights of the best epoch (the latest of equals); stops after `patience` epochs without improvement"
 
     order = ProgressLine.order + 1
 
