@@ -12,6 +12,7 @@ import re
 import textwrap
 import tokenize
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from fastcore.docments import docments
@@ -156,10 +157,12 @@ def _names_by_line(node):
     defaults = dict(zip([one.arg for one in positional][::-1], signature.defaults[::-1], strict=False))
     keywords = zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
     defaults |= {one.arg: default for one, default in keywords if default}
-    names = {}
-    for one in [*positional, signature.vararg, *signature.kwonlyargs, signature.kwarg]:
-        if one:
-            names[getattr(defaults.get(one.arg), 'end_lineno', one.end_lineno)] = one.arg
+    parameters = [one for one in [*positional, signature.vararg, *signature.kwonlyargs, signature.kwarg] if one]
+    names = {getattr(defaults.get(one.arg), 'end_lineno', one.end_lineno): one.arg for one in parameters}
+    for one, following in pairwise(parameters):  # a default in parentheses ends after its value
+        for line in range(one.end_lineno + 1, following.lineno):
+            if line - 1 in names:
+                names.setdefault(line, names[line - 1])
     if node.returns:
         names[node.returns.end_lineno] = 'return'
     return names

@@ -177,15 +177,3 @@ def run_folders(
             f'The cross-validation in {given} is not finished. Continue it with: fungi folds RECIPE --out {given}'
         )
     return [RunFolder.load(Path(given) / f'fold-{n + 1}') for n in range(experiment['k'])]
-
-# %% ../nbs/run_folder.ipynb #600d0426
-def trained_learner(
-    run: RunFolder,
-):  # a fastai `Learner`, ready to predict
-    "The Learner of a run, with its loaders and the trained weights. Raises `MissingFileError`, `UserError`"
-    from fungi_fastai.training.checkpoints import read_saved_weights  # with fastai, which takes seconds to import
-    from fungi_fastai.training.fit import make_learner
-
-    learn = make_learner(run.recipe, run.items, trained=True)
-    learn.model.load_state_dict(read_saved(run.folder / 'model.safetensors', read_saved_weights)[0])
-    return learn

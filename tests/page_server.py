@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from serving import Colours
 
+from fungi_fastai.core.errors import UserError
 from fungi_fastai.evaluation.conformal import Conformal
 from fungi_fastai.evaluation.selective import Threshold, decide
-from fungi_fastai.core.errors import UserError
 
 names = [
     'Amanita',

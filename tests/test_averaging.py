@@ -11,7 +11,8 @@ import torch
 from conftest import flags, tiny, wait_for
 
 from fungi_fastai.core.errors import TrainingError
-from fungi_fastai.runs.watch import is_training, watch
+from fungi_fastai.runs.snapshot import is_training
+from fungi_fastai.runs.watch import watch
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')

@@ -319,4 +319,5 @@ def search(browser, words, page):
     browser.type(words)
     browser.wait(f"""[...document.querySelectorAll('*')]
                       .map(e => e.shadowRoot && e.shadowRoot.querySelector('a[role=option]'))
-                      .some(a => a && a.getClientRects().length && /{page}.*#{words}$/.test(a.href))""")
+                      .some(a => a && a.getClientRects().length
+                                 && a.href.includes('{page}') && a.href.endsWith('#{words}'))""")

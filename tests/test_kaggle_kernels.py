@@ -10,12 +10,12 @@ from conftest import tiny
 from kaggle_server import PORT
 from test_kaggle import competition, kaggle, machine, signed_in  # noqa: F401
 
+from fungi_fastai.core.errors import MissingFileError, TrainingError, UserError
 from fungi_fastai.data import downloads
 from fungi_fastai.deploy import kaggle as deploy
 from fungi_fastai.deploy.kaggle import submissions, submit_file
 from fungi_fastai.deploy.kaggle_notebook import push_notebook, requirements, write_notebook
 from fungi_fastai.training.recipes import FLOWERS, MUSHROOMS, SEEDLINGS
-from fungi_fastai.core.errors import MissingFileError, TrainingError, UserError
 
 rows = 'file,species\n' + ''.join(f'{n:09}.png,Sugar beet\n' for n in range(9000))
 

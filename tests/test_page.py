@@ -19,9 +19,9 @@ from chromium import Chromium, find
 from page_server import Specimens, coloured, names
 from PIL import Image
 
+from fungi_fastai.core.errors import UserError
 from fungi_fastai.deploy.page import about_mushrooms, answer_html, evidence_html, explain
 from fungi_fastai.evaluation.costs import safety_note
-from fungi_fastai.core.errors import UserError
 
 here = Path(__file__).parent
 missing = [name for name in ('gradio', 'fastapi', 'uvicorn', 'prometheus_client') if find_spec(name) is None]

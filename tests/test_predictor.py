@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fungi_fastai.core.errors import MissingFileError, TrainingError, UserError
 from fungi_fastai.data.images import ImageError
 from fungi_fastai.deploy.bundle import Bundle
 from fungi_fastai.deploy.predictor import Predictor
-from fungi_fastai.core.errors import MissingFileError, TrainingError, UserError
 
 backends = ['onnx', 'torch', 'int8', 'openvino']
 

@@ -24,12 +24,12 @@ from PIL import Image
 from serving import Colours, photo
 from starlette.testclient import TestClient
 
-from fungi_fastai.deploy.batching import Batcher
-from fungi_fastai.deploy.server import make_app, check_server_packages, serve
-from fungi_fastai.deploy.api_docs import statuses
-from fungi_fastai.deploy.monitoring import BundleWatch
-from fungi_fastai.deploy.uploads import Limits, Upload
 from fungi_fastai.core.errors import UserError
+from fungi_fastai.deploy.api_docs import statuses
+from fungi_fastai.deploy.batching import Batcher
+from fungi_fastai.deploy.monitoring import BundleWatch
+from fungi_fastai.deploy.server import check_server_packages, make_app, serve
+from fungi_fastai.deploy.uploads import Limits, Upload
 
 here = Path(__file__).parent
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fungi_fastai.data.tables import read_table
 from PIL import Image
 
 from fungi_fastai.core.errors import MissingFileError, UserError
 from fungi_fastai.data import archives
 from fungi_fastai.data.sources import Source
+from fungi_fastai.data.tables import read_table
 
 real = Path(os.environ.get('FUNGI_DATA') or Path(__file__).parents[2] / 'shared' / 'data').resolve()
 

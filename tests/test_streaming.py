@@ -15,11 +15,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from fungi_fastai.core.errors import TrainingError, UserError
 from fungi_fastai.data.sources import Source
 from fungi_fastai.deploy import streaming
 from fungi_fastai.deploy.streaming import fingerprint, iter_predictions, stream_predictions
 from fungi_fastai.deploy.walking import walk_images
-from fungi_fastai.core.errors import TrainingError, UserError
 
 classes = ['Boletus', 'Amanita, "red"', '菌']
 processes = multiprocessing.get_context('forkserver')  # a process with the imports, which forks one for each call

@@ -15,7 +15,8 @@ from conftest import flags, tiny
 from PIL import Image
 
 from fungi_fastai.core.errors import MissingFileError, UserError
-from fungi_fastai.runs.watch import best_row, is_training, read_snapshot, screen, sparkline, ticks, time_left, watch
+from fungi_fastai.runs.snapshot import is_training, read_snapshot, time_left
+from fungi_fastai.runs.watch import best_row, screen, sparkline, ticks, watch
 
 call = 'import sys; from fungi_fastai.cli import main; sys.exit(main(sys.argv[1:]))'
 

@@ -103,7 +103,8 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding
 code,pre{font:14px/1.5 ui-monospace,monospace;background:#f3f3f0;border-radius:4px;padding:.1em .3em}
 pre{padding:.8em;overflow-x:auto}h2{margin-top:2rem;border-top:1px solid #ddd;padding-top:1rem}
 td{vertical-align:top;padding:.2em .8em .2em 0}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}code,pre{background:#282828}h2{border-color:#444}}"""
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}
+code,pre{background:#282828}h2{border-color:#444}}"""
 
 _introduction = """<p>Model <b>{name}</b>, fingerprint <code>{fingerprint}</code>.
 For programs: <a href="openapi.json">openapi.json</a>.</p>

@@ -1,4 +1,4 @@
-"""Many clients, one network: images are read in a few threads, pass the network in batches, and wait in a queue of limited size
+"""Many clients, one network: images are read in threads, classified in batches, and wait in a queue of limited size
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/batching.html.md"""
 

@@ -12,7 +12,7 @@ import json
 from string import Template
 
 # %% ../../nbs/deploy/card.ipynb #c9ebb594
-_card = Template('''---
+_card = Template("""---
 $front_matter
 ---
 
@@ -47,26 +47,26 @@ $parity
 ## Licence
 
 $licence.
-''')
+""")
 
-_use = Template('''\
+_use = Template("""\
 `fungi predict FOLDER IMAGES --out FILE.csv`, `fungi serve FOLDER`, \
 or `Predictor.load('FOLDER').predict('photo.jpg')`. `model.onnx` takes \
 `images`, uint8 RGB (n, height, width, 3) of any size, and gives `probabilities` and `features`; \
 preprocessing and temperature ($temperature) are inside it, except for the JPEG decoder's own scaling: \
-a photo that is decoded at its full size may get a probability that differs by about 0.01 (here $difference).''')
+a photo that is decoded at its full size may get a probability that differs by about 0.01 (here $difference).""")
 
-_timm_use = '''\
+_timm_use = """\
 timm: `timm.create_model('local-dir:FOLDER', pretrained=True)`, or `hf-hub:OWNER/NAME` where it was pushed. \
-It gives logits; divide them by the temperature before softmax.'''
+It gives logits; divide them by the temperature before softmax."""
 
-_parity = Template('''\
+_parity = Template("""\
 fungi_fastai $version, $created. torch and ONNX were compared on $images images of the run: \
-largest difference of a probability $difference, the same most probable class for $same.''')
+largest difference of a probability $difference, the same most probable class for $same.""")
 
-_engine = Template('''\
+_engine = Template("""\
 $name: accuracy $accuracy on $images held-out images ($change), the same most probable class for $same of them, \
-$speed times as fast as ONNX in full precision on one core of the machine that made it.''')
+$speed times as fast as ONNX in full precision on one core of the machine that made it.""")
 
 # %% ../../nbs/deploy/card.ipynb #8182b299
 def _front_matter(about):
@@ -169,9 +169,7 @@ def model_card(
 ) -> str:  # Markdown
     "README.md of a bundle"
     data, network = about['data'], about['network']
-    use = _use.substitute(
-        temperature=f'{about["temperature"]:.3f}', difference=f'{about["parity"]["raw_images"]:.1g}'
-    )
+    use = _use.substitute(temperature=f'{about["temperature"]:.3f}', difference=f'{about["parity"]["raw_images"]:.1g}')
     return _card.substitute(
         front_matter=_front_matter(about),
         title=f'{about["name"]}: {network["arch"]} at {about["preprocessing"]["size"]} px',

@@ -8,16 +8,12 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/export.html.md"""
 __all__ = ['export']
 
 # %% ../../nbs/deploy/export.ipynb #719c851c
-import ctypes
-import glob
 import hashlib
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +22,9 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..core.errors import TrainingError, UserError
-from ..core.files import atomic, check_writable, only_process, write_json, write_text
+from ..core.errors import UserError
+from ..core.files import atomic, check_writable, write_json, write_text
+from ..core.folders import replaced_folder
 from ..core.progress import format_size
 from ..data.images import canvas_size, open_image
 from .bundle import Bundle
@@ -355,50 +352,6 @@ def _other_files(folder):
         known = ()
     return [name for name in sorted(os.listdir(folder)) if name != 'bundle.json' and name not in known]
 
-
-@contextmanager
-def _replacing(out):
-    "A new folder that takes the place of `out` when the block ends, for one process at a time. Raises `TrainingError`"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    busy = f'Another process is exporting to {out}. Wait for it, or choose another folder.'
-    with only_process(out.with_name(f'.{out.name}.lock'), busy):
-        for leftover in out.parent.glob(f'.{glob.escape(out.name)}.*.part'):  # of a killed process
-            shutil.rmtree(leftover, ignore_errors=True)
-        part = out.with_name(f'.{out.name}.{os.getpid()}.part')
-        try:
-            part.mkdir()
-            yield part
-            _move_into_place(part, out)
-        except UserError:
-            raise
-        except OSError as error:
-            raise TrainingError(
-                f'{out} could not be written: {error.strerror or error}. What was there before is unchanged.'
-            ) from None
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def _move_into_place(new, out):
-    "Rename a folder; an existing one changes places with it, in one step where the system can (Linux)"
-    if not out.exists():
-        os.rename(new, out)
-    elif not _exchange(new, out):
-        old = new.with_suffix('.old.part')
-        os.rename(out, old)
-        os.rename(new, out)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(one, other):
-    "Let two folders change places by renameat2; whether that worked"
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    try:
-        paths = [os.fsencode(path.absolute()) for path in (one, other)]
-        return ctypes.CDLL(None).renameat2(here, paths[0], here, paths[1], exchange) == 0
-    except (AttributeError, OSError):
-        return False
-
 # %% ../../nbs/deploy/export.ipynb #63f16f42
 def export(
     run: RunFolder | str | Path,  # a finished run: its folder, or opened
@@ -426,7 +379,8 @@ def export(
         if progress:
             print(text, file=sys.stderr)
 
-    with _replacing(target) as folder:
+    busy = f'Another process is exporting to {target}. Wait for it, or choose another folder.'
+    with replaced_folder(target, busy) as folder:
         _write_bundle(run, folder, options, say)
     files = Bundle.load(target, check=False).files
     say(f'{out}: {format_size(sum(file["bytes"] for file in files.values()))}')

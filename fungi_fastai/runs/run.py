@@ -33,7 +33,8 @@ from ..evaluation.metrics import Evaluation, predictions_table
 from ..evaluation.report import write_report
 from ..evaluation.assess import guarantee, verdict
 from ..evaluation.gallery import gallery, loss_captions, top_losses
-from ..run_folder import RunFolder, trained_learner
+from ..run_folder import RunFolder
+from ..training.load import trained_learner
 from ..training.recipes import command_of
 
 # %% ../../nbs/runs/run.ipynb #fc893080
@@ -93,7 +94,7 @@ class Run(RunFolder):
     @cached_property
     def learner(self):
         "The fastai `Learner`, with its loaders and the trained weights"
-        return trained_learner(self)
+        return trained_learner(self.recipe, self.items, self.folder / 'model.safetensors')
 
     def probabilities(
         self,

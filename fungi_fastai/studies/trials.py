@@ -120,7 +120,7 @@ class TrialRunner:
 
 
 def _train_when_free(recipe, folder, items, report):
-    "`train`; waits where another process has the folder: a trial with the same values, or a worker that was taken for dead"
+    "`train`, after another process has left the folder: a trial with the same values, or a worker taken for dead"
     while True:
         try:
             return train(recipe, folder, progress=False, items=items, cbs=[report])
