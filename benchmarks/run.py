@@ -582,7 +582,7 @@ def machine() -> dict:
         flags=[f for f in shown_flags if flags and f in flags[1].split()],
         memory_gb=round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9, 1),
         system=platform.system(),
-        threads=os.environ.get('OMP_NUM_THREADS', 'one a core'),
+        threads=os.environ.get('OMP_NUM_THREADS', 'one per core'),
         python=platform.python_version(),
         commit=commit,
         packages={

@@ -38,7 +38,7 @@ GOALS = [
         '≥',
         8,
     ),
-    ('Scan and duplicates, time a file: 100,000 files ÷ 1,000 files', 'growth', '100000', 'scan', '≤', 1.3),
+    ('Scan and duplicates, time per file: 100,000 files ÷ 1,000 files', 'growth', '100000', 'scan', '≤', 1.3),
     ('Peak memory training ResNet-50: ours ÷ plain fastai', 'epoch', 'resnet50_224', 'memory: ours ÷ fastai', '≤', 1.2),
     (
         'Peak memory training mobilenetv2_100: ours ÷ plain fastai',
@@ -179,12 +179,8 @@ def _epochs(cases):
                     m['peak_mb'],
                 )
             )
-        texts.append(
-            grid(
-                [f'{case["title"]}, {case["images"]} images', 'images/s', 'an epoch', 'beside ours', 'peak memory'],
-                rows,
-            )
-        )
+        title = f'{case["title"]}, {case["images"]} images'
+        texts.append(grid([title, 'images/s', 'time per epoch', 'relative to ours', 'peak memory'], rows))
         texts.append(_ratios(case))
     return '\n\n'.join(texts)
 
@@ -225,7 +221,7 @@ def _ratios(case):
 def _growth(cases):
     sizes = sorted(cases, key=int)
     figures = {size: cases[size]['contenders']['ours']['median'] for size in sizes}
-    head = ['milliseconds an image', *(f'{int(size):,} files' for size in sizes), 'most files ÷ fewest']
+    head = ['milliseconds per image', *(f'{int(size):,} files' for size in sizes), 'most files ÷ fewest']
     stages = {**STAGES, 'scan': '**open, hash and find duplicates**'}
 
     def row(label, figure, unit=''):
@@ -267,9 +263,9 @@ def show(part: str, folder: Path = RESULTS) -> str:
     notes = [
         f'Not measured: {name}, because {reason}.' for name, reason in (result['skipped'] | result['failed']).items()
     ]
-    return '\n\n'.join(
-        [table(result), *notes, f'Measured {result["date"]}, {result["rounds"]} rounds, `{result["command"].strip()}`.']
-    )
+    rounds = f'{result["rounds"]} round{"s" if result["rounds"] > 1 else ""}'
+    measured = f'Measured {result["date"]}, {rounds}, `{result["command"].strip()}`.'
+    return '\n\n'.join([table(result), *notes, measured])
 
 
 def machines(folder: Path = RESULTS) -> str:

@@ -154,7 +154,7 @@ def call_command(*arguments):
 
 @pytest.fixture
 def started(home, tmp_path, monkeypatch):
-    "started(function, …, folder=home) calls it in a process of its own; the process has `.log`, and is killed after the test"
+    "started(function, …, folder=home) calls it in a process of its own; it has a `.log` and is killed after the test"
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     running = []
 

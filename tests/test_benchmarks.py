@@ -1,4 +1,4 @@
-"The benchmarks measure and their tables say what was measured. How fast anything is, no test asserts"
+"The benchmarks run, and their tables show the results. No test asserts a speed"
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ def result(**cases):
         flags=['avx2'],
         memory_gb=8.0,
         system='Linux',
-        threads='one a core',
+        threads='one per core',
         python='3',
         commit='abc',
         packages=dict(torch='2'),
@@ -48,7 +48,7 @@ def contender(label, seconds, **more):
     return dict(label=label, median=dict(seconds=seconds, rate=160 / seconds, peak_mb=1000.0) | more, rounds=[])
 
 
-def test_aims_beside_what_was_measured(tables, tmp_path):
+def test_targets_beside_results(tables, tmp_path):
     ratios = {
         'fastai ÷ ours': dict(value=6.2, least=6.0, most=6.5),
         'ours ÷ limit': dict(value=1.31, least=1.3, most=1.4),
@@ -71,26 +71,26 @@ def test_aims_beside_what_was_measured(tables, tmp_path):
     assert '2 cores (a CPU; avx2)' in tables.machines(tmp_path)
 
 
-def test_results_tell_nothing_of_the_machine_but_what_it_can_do():
+def test_results_contain_no_paths():
     for file in (root / 'benchmarks' / 'results').glob('*.json'):
         text = file.read_text(encoding='utf8')
         assert str(Path.home()) not in text and '"/' not in text, file
         assert {'cores', 'flags', 'packages', 'commit'} <= set(json.loads(text)['machine']), file
 
 
-def test_a_quick_run_measures_and_keeps_nothing(tmp_path):
+def test_a_quick_run_writes_no_results(tmp_path):
     before = sorted((root / 'benchmarks' / 'results').glob('*'))
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, root / 'benchmarks' / 'run.py', 'growth', '--quick'],
         capture_output=True,
         text=True,
         cwd=tmp_path,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert '| open and hash |' in done.stdout and '60 files' in done.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert '| open and hash |' in process.stdout and '60 files' in process.stdout
     assert sorted((root / 'benchmarks' / 'results').glob('*')) == before and not list(tmp_path.iterdir())
 
 
 def test_an_unknown_part_is_refused():
-    done = subprocess.run([sys.executable, root / 'benchmarks' / 'run.py', 'speed'], capture_output=True, text=True)
-    assert done.returncode == 2 and 'there is no part speed' in done.stderr and 'Traceback' not in done.stderr
+    process = subprocess.run([sys.executable, root / 'benchmarks' / 'run.py', 'speed'], capture_output=True, text=True)
+    assert process.returncode == 2 and 'there is no part speed' in process.stderr and 'Traceback' not in process.stderr

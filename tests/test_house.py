@@ -27,7 +27,7 @@ def test_no_circle():
 
 
 def test_no_import_through_a_string():
-    "A circle through `import_module` is one that no contract sees; the package's own lazy names and trackers by name are the exceptions"
+    "No contract sees a circle through `import_module`; the lazy names of the package and trackers are exceptions"
     allowed = {'__init__.py', 'training/trackers.py'}
     for file in modules:
         names = {

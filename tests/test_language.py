@@ -1,7 +1,7 @@
 """The words of the field, everywhere: retired words stay out of names, messages, help, lessons and this suite
 
-Who knows fastai, timm or scikit-learn should never have to translate. A word that is right where it stands is an exception
-below, with its reason."""
+Whoever knows fastai, timm or scikit-learn should never have to translate. A word that is right where it stands is an
+exception below, with its reason."""
 
 import ast
 import json
@@ -14,10 +14,10 @@ import pytest
 
 root = Path(__file__).parents[1]
 
-# names of our own: parts of functions, classes, parameters, attributes, fields, variables and keys (word by word, by the underscores)
+# words in names of our own: functions, classes, parameters, attributes, fields, variables and keys
 retired_names = set(
-    'picture pictures said told asked meant wish wished remark fate misfit lots twin twins stranger strangers doubted mended '
-    'mirrored rightly wrongly anew'.split()
+    'picture pictures said told asked meant wish wished remark fate misfit lots twin twins stranger strangers doubted '
+    'mended mirrored rightly wrongly anew'.split()
 )
 
 # what is read: in strings, comments, docstrings, lessons; and the field's word for it
@@ -77,7 +77,9 @@ def own_names(tree):
             yield from ((node.lineno, one.arg) for one in node.keywords if one.arg)
         elif isinstance(node, ast.Dict):
             yield from (
-                (key.lineno, key.value) for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)
+                (key.lineno, key.value)
+                for key in node.keys
+                if isinstance(key, ast.Constant) and isinstance(key.value, str)
             )
 
 
@@ -120,7 +122,20 @@ def test_no_retired_phrase():
     assert not found, f'{len(found)} retired phrases:\n' + '\n'.join(found[:60])
 
 
-@pytest.mark.parametrize('command', ['', 'train mushrooms', 'folds mushrooms', 'sweep mushrooms', 'export', 'serve', 'compare'])
+commands = [
+    '',
+    'train mushrooms',
+    'folds mushrooms',
+    'sweep mushrooms',
+    'export',
+    'serve',
+    'compare',
+    'predict',
+    'probe',
+]
+
+
+@pytest.mark.parametrize('command', commands)
 def test_help_speaks_the_same_language(command):
     done = subprocess.run(
         [sys.executable, '-m', 'fungi_fastai.cli', *command.split(), '--help'], capture_output=True, text=True, cwd=root

@@ -30,11 +30,11 @@ def replaced_folder(
     with only_process(out.with_name(f'.{out.name}.lock'), busy):
         for leftover in out.parent.glob(f'.{glob.escape(out.name)}.*.part'):  # of a killed process
             shutil.rmtree(leftover, ignore_errors=True)
-        part = out.with_name(f'.{out.name}.{os.getpid()}.part')
+        new = out.with_name(f'.{out.name}.{os.getpid()}.part')
         try:
-            part.mkdir()
-            yield part
-            _move_into_place(part, out)
+            new.mkdir()
+            yield new
+            _move_into_place(new, out)
         except UserError:
             raise
         except OSError as error:
@@ -42,7 +42,7 @@ def replaced_folder(
                 f'{out} could not be written: {error.strerror or error}. What was there before is unchanged.'
             ) from None
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def _move_into_place(new, out):

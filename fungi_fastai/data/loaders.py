@@ -273,8 +273,8 @@ def make_loaders(
     used = items[items.split.isin(['train', 'valid'])].reset_index(drop=True)
     _check_trainable(used, vocab)
     block = photo_block(size, augment, vocab, resize, cache)
-    bs = min(bs, int((used.split == 'train').sum()))
-    dls = block.dataloaders(used, bs=bs, val_bs=2 * bs, num_workers=workers, device=device)
+    train_bs = min(bs, int((used.split == 'train').sum()))
+    dls = block.dataloaders(used, bs=train_bs, val_bs=2 * bs, num_workers=workers, device=device)
     dls.train.balance(balance, dls.train._item_targets().numpy())
     return dls
 

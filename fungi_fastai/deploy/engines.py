@@ -9,7 +9,6 @@ __all__ = ['OnnxEngine', 'OpenVinoEngine', 'TorchEngine']
 
 # %% ../../nbs/deploy/engines.ipynb #cce0dba9
 import threading
-from pathlib import Path
 
 import numpy as np
 

@@ -10,7 +10,6 @@ __all__ = []
 # %% ../../nbs/runs/averaging.ipynb #a99a1917
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ..core.errors import TrainingError

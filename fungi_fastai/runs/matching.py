@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import chain
 from os.path import commonprefix
 
-import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError

@@ -309,8 +309,8 @@ def _one_training(folder):
     busy = f'Another process is training into {folder}. Wait for it, or choose another --out.'
     with only_process(folder / '.lock', busy):
         try:
-            for part in filter(_is_leftover, folder.rglob('.*.part')):
-                part.unlink()
+            for leftover in filter(_is_leftover, folder.rglob('.*.part')):
+                leftover.unlink()
             yield
         finally:
             if not (folder / 'items.parquet').exists():  # a mistake: you can correct it and use the same `out`
