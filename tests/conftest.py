@@ -31,6 +31,7 @@ def flags(**changes):
 heaviest = 'test_docs test_sweeps test_distributed test_runs test_budget test_bad_input test_trackers'.split()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     "Markers by what a test uses; one worker for each file, and for each notebook"
     for item in items:
