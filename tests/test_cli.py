@@ -61,7 +61,15 @@ def test_from_training_to_prediction(home, photos, tmp_path):
 
 @pytest.mark.parametrize(
     'arguments',
-    [['--help'], ['--version'], [], ['train', '--help'], ['train', 'mushrooms', '--help'], ['check', '--helq']],
+    [
+        ['--help'],
+        ['--version'],
+        [],
+        ['train', '--help'],
+        ['train', 'mushrooms', '--help'],
+        ['check', '--helq'],
+        ['experiment', 'list'],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments):
     code = (

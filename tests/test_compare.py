@@ -330,6 +330,8 @@ def test_two_runs(small_run, other_run, tmp_path):
         compare([small_run.folder, small_run])
     with pytest.raises(UserError, match='at least 2'):
         compare(small_run.folder)
+    with pytest.raises(UserError, match='at least 2'):
+        compare(tmp_path / 'gone')
     with pytest.raises(UserError, match='no run folder'):
         compare([small_run.folder, tmp_path / 'gone'])
     shutil.copytree(other_run.folder, tmp_path / 'begun')

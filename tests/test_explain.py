@@ -3,6 +3,7 @@
 import base64
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -362,6 +363,22 @@ def test_a_learner_of_plain_fastai(squares, tmp_path):
     with made.no_bar():
         cams = grad_cam(made, squares.path.head(3).tolist(), 'b')
     assert cams.shape == (3, 64, 64)
+
+
+def test_items_of_a_plain_learner_stay_what_they_are(squares):
+    "Its own transforms may need a Path, which text is not"
+    from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, Resize, vision_learner
+
+    paths = [Path(path) for path in squares.path]
+    labels = dict(zip(paths, squares.label, strict=True))
+    block = DataBlock(
+        (ImageBlock, CategoryBlock), get_x=lambda path: path.parent / path.name, get_y=labels.get, item_tfms=Resize(64)
+    )
+    dls = block.dataloaders(paths, bs=8, num_workers=0, device='cpu')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        made = vision_learner(dls, 'resnet18', pretrained=False, normalize=True)
+    assert as_seen(made, paths[:3]).shape == (3, 64, 64, 3)
 
 
 # --- what is shown

@@ -401,25 +401,25 @@ class Hub(BaseHTTPRequestHandler):
     "As much of the Hugging Face Hub as an upload needs; small files and large go the same way"
 
     def do_POST(self):
-        backbone = self.rfile.read(int(self.headers.get('Content-Length') or 0))
-        said = dict(error='no') if self.server.code != 200 else {}
+        body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        response = dict(error='no') if self.server.code != 200 else {}
         if self.server.code != 200:
             pass
         elif self.path == '/api/repos/create':
-            said = dict(url=f'{self.server.address}/me/flowers', id='me/flowers')
+            response = dict(url=f'{self.server.address}/me/flowers', id='me/flowers')
         elif '/preupload/' in self.path:
-            said = dict(
-                files=[dict(f, uploadMode='regular', shouldIgnore=False) for f in json.loads(backbone)['files']]
+            response = dict(
+                files=[dict(f, uploadMode='regular', shouldIgnore=False) for f in json.loads(body)['files']]
             )
         elif '/commit/' in self.path:
-            for line in map(json.loads, backbone.splitlines()):
+            for line in map(json.loads, body.splitlines()):
                 if line['key'] == 'file':
                     self.server.files[line['value']['path']] = base64.b64decode(line['value']['content'])
-            said = dict(
+            response = dict(
                 commitUrl=f'{self.server.address}/me/flowers/commit/1', commitOid='1', hookOutput='', success=True
             )
         self.server.tokens.add(self.headers.get('Authorization'))
-        content = json.dumps(said).encode()
+        content = json.dumps(response).encode()
         self.send_response(self.server.code)
         self.send_header('Content-Type', 'application/json')
         self.send_header('Content-Length', str(len(content)))

@@ -115,7 +115,7 @@ def test_public_data_needs_no_credentials(kaggle):
     assert len(Source.of(dataset).read()) == 2
 
 
-@pytest.mark.parametrize('direct', [False, True])
+@pytest.mark.parametrize('no_redirect', [False, True])
 @pytest.mark.parametrize('length', [True, False])
 def test_an_interrupted_download_resumes(kaggle, machine, signed_in, no_redirect, length):
     kaggle.no_redirect, kaggle.length, kaggle.cuts = no_redirect, length, [200_000, 250_000]

@@ -257,7 +257,7 @@ def test_a_class_with_one_specimen_is_left_out(made, tmp_path):
     )
 
 
-def test_two_pictures_a_class(made, tmp_path):
+def test_two_images_a_class(made, tmp_path):
     result = made(images(tmp_path / 'least', one=2, two=2))
     assert len(result.by_fold) == 2 and len(result.predictions) == 4 and np.isfinite(result.metrics['log_loss'])
 

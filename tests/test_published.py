@@ -34,6 +34,12 @@ def test_every_experiment_can_be_planned(name, size):
         assert plan_experiment(name, 'small')[0] != recipe
 
 
+def test_a_data_frame_is_read_by_the_given_column():
+    table = pd.DataFrame(dict(specimen_shot=['a/1.jpg', 'b/2.jpg'], label=['a', 'b']))
+    recipe, _ = plan_experiment('convmixer-split', 'small', table, column='specimen_shot')
+    assert recipe.column == 'specimen_shot' and recipe == recipe.but(source=table, column='specimen_shot')
+
+
 def test_the_ladder_changes_one_thing_at_a_time():
     for size in ('full', 'small'):
         rows = [one for _, one in plan_experiment('flowers-ladder', size)[1]]

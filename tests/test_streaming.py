@@ -291,9 +291,9 @@ def test_an_invalid_classifier(many, tmp_path):
         lambda paths: (np.ones((len(paths), 3)), []),
         lambda paths: (np.full((len(paths), 3), np.nan), [''] * len(paths)),
     ]
-    for classify_wrongly in invalid:
+    for classify_incorrectly in invalid:
         with pytest.raises(UserError):
-            stream_predictions(many, classify_wrongly, classes, tmp_path / 'p.csv', progress=False)
+            stream_predictions(many, classify_incorrectly, classes, tmp_path / 'p.csv', progress=False)
         assert leftovers(tmp_path) == []
 
 

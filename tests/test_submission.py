@@ -1,6 +1,8 @@
 "Submissions to a competition: order, columns, spelling, ensembles, and refusals"
 
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -183,13 +185,30 @@ def test_runs_that_cannot_be_averaged(submit, grown, small_run, tmp_path):
         submit(tmp_path / 'gone')
 
 
+def test_a_loaded_learner_is_used(submit, grown, monkeypatch):
+    from fungi_fastai import Run
+
+    run = Run.load(grown.run.folder)
+    assert run.learner
+    expected = submit().table
+    monkeypatch.setattr('fungi_fastai.training.load.trained_learner', lambda *_: pytest.fail('loaded again'))
+    pd.testing.assert_frame_equal(submit(run).table, expected)
+
+
+def test_it_is_imported_without_fastai():
+    code = 'import sys, fungi_fastai.deploy.submission; print({"torch", "fastai", "timm"} & {*sys.modules})'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.strip() == 'set()', done.stderr
+
+
 def test_a_source_without_test_images(place, small_run, photos, plants, tmp_path):
     from fungi_fastai.deploy.submission import submission
 
     with pytest.raises(UserError, match='no unlabelled images in a folder test. .*--test'):
         submission(small_run, tmp_path / 'out.csv')
-    with pytest.raises(UserError, match='holds no sample_submission.csv. .*--sample'):
-        submission(small_run, tmp_path / 'out.csv', test=photos)
+    one_class = next(path for path in sorted(photos.iterdir()) if path.is_dir())
+    with pytest.raises(UserError, match=f'{one_class.name} holds no sample_submission.csv. .*--sample'):
+        submission(small_run, tmp_path / 'out.csv', test=one_class)
     with pytest.raises(UserError, match='ends in .csv'):
         submission(small_run, tmp_path / 'out.txt')
     with pytest.raises(MissingFileError, match='under Data'):

@@ -159,12 +159,13 @@ def experiment(
     out: Path | None = None,  # folder of the experiment (default: a new one in `runs_dir`); an interrupted one resumes
 ) -> int:
     "Repeat an experiment of one of the four published projects"
-    from fungi_fastai.studies.published import run_experiment
     from fungi_fastai.studies.catalogue import published_experiments
 
     if name == 'list':
         for key, one in published_experiments.items():
             print(f'{key:<24}{one.question}')
         return 0
+    from fungi_fastai.studies.published import run_experiment  # here, since it imports fastai
+
     print(run_experiment(name, out, size, source, weights, seeds, **given(epochs=epochs)))
     return 0

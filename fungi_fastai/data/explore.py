@@ -243,10 +243,10 @@ def _write_chart(section, folder):
 
 def _write_gallery(section, folder):
     "Write a gallery as PNG and return the HTML that embeds it, smaller, as WebP"
-    png, webp = io.BytesIO(), io.BytesIO()
+    figure, png, webp = section.draw(), io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # a script that matplotlib's own font lacks
-        section.draw().savefig(png, format='png', dpi=100, facecolor='none')
+        figure.savefig(png, format='png', dpi=100, facecolor='none')
     image = Image.open(png)
     with atomic(folder / f'{section.name}.png') as temporary:
         image.save(temporary, 'png')

@@ -107,17 +107,20 @@ def _same_key(sent, expected):
     return hmac.compare_digest(hashlib.sha256(sent).digest(), hashlib.sha256(expected).digest())
 
 
+def _unauthorized():
+    return error_response(
+        401,
+        'This server requires an API key: send it as X-API-Key.',
+        **{'WWW-Authenticate': 'Basic realm="fungi", charset="UTF-8"'},
+    )
+
+
 class Middleware:
     "Count and time all requests, and require the API key; plain ASGI, because every request passes it"
 
     def __init__(self, app, metrics, api_key):
         self.app, self.metrics = app, metrics
         self.api_key = api_key.encode() if api_key else None
-        self.unauthorized = error_response(
-            401,
-            'This server requires an API key: send it as X-API-Key.',
-            **{'WWW-Authenticate': 'Basic realm="fungi", charset="UTF-8"'},
-        )
 
     async def __call__(self, scope, receive, send):
         if scope['type'] == 'lifespan':
@@ -126,7 +129,7 @@ class Middleware:
         if not self.is_allowed(scope):
             if scope['type'] == 'websocket':
                 return await send({'type': 'websocket.close', 'code': 1008})
-            app = self.unauthorized
+            app = _unauthorized()
         start, status = time.perf_counter(), 500
 
         async def send_and_note_status(message):

@@ -23,7 +23,6 @@ from ..data.sources import Source
 from ..evaluation.tta import make_views, predict_tta
 from .submission_format import check_submission, find_sample, first_few, read_sample, spelling
 from ..run_folder import RunFolder, run_folders
-from ..training.load import trained_learner
 from ..training.recipe import source_of
 
 # %% ../../nbs/deploy/submission.ipynb #14dc78fc
@@ -73,7 +72,7 @@ def _sample_of(sources):
     for source in sources:
         if source.kind != 'csv' and (file := find_sample(source.prepare())):
             return file
-    raise UserError(f'{sources[-1]} holds no sample_submission.csv. Say where it is: --sample FILE.')
+    raise UserError(f'{sources[0]} holds no sample_submission.csv. Say where it is: --sample FILE.')
 
 
 _identifier_forms = (
@@ -156,7 +155,7 @@ def _predict(networks, items, classes, n_views, progress):
             print(f'Network {number} of {len(networks)}: {network.run.folder}', file=sys.stderr, flush=True)
         run = network.run
         predicted = predict_tta(
-            trained_learner(run.recipe, run.items, run.folder / 'model.safetensors'),
+            _learner(run),
             items,
             n_views,
             on_error=lambda position, _: unreadable.add(position),
@@ -171,6 +170,15 @@ def _predict(networks, items, classes, n_views, progress):
         )
     probs[sorted(unreadable)] = np.nanmean(probs, axis=0)
     return _Predicted(probs, sorted(unreadable))
+
+
+def _learner(run):
+    "The Learner that an opened `Run` has loaded already, otherwise a new one from the run's folder"
+    if 'learner' in vars(run):
+        return run.learner
+    from fungi_fastai.training.load import trained_learner  # with fastai, which takes seconds to import
+
+    return trained_learner(run.recipe, run.items, run.folder / 'model.safetensors')
 
 # %% ../../nbs/deploy/submission.ipynb #d1c73af2
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def read_attributes(
 ) -> list[str]:  # the attribute of each class, in the order of `classes`
     "Attributes of classes from a file. Raises `MissingFileError`, `UserError`"
     table = read_csv(path).rename(columns=str.strip).map(str.strip)
-    column = column or _attribute_column(path, table)
+    column = _attribute_column(path, table) if column is None else column
     if 'class' not in table or column not in table:
         raise UserError(f'{path} has the columns {", ".join(table.columns)}; expected class and {column}.')
     if duplicates := sorted(set(table['class'][table['class'].duplicated()])):

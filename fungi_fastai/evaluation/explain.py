@@ -108,13 +108,14 @@ def _batches(learn, images):
             raise UserError(f'The tensor has the shape {tuple(images.shape)}; expected (n, 3, height, width).')
         yield from images.split(learn.dls.bs)
         return
-    items = _as_items(images)
-    if not len(items):
+    if isinstance(images, (str, Path, Image.Image)):
+        images = [images]
+    if not len(images):
         return
     if isinstance(learn.dls.valid, PhotoLoader):
-        loader = make_test_loader(learn.dls, items)
-    else:  # fastai's own loaders
-        loader = learn.dls.test_dl(list(items['path']))
+        loader = make_test_loader(learn.dls, _as_items(images))
+    else:  # fastai's own loaders, whose transforms may need the items as they are
+        loader = learn.dls.test_dl(list(images['path'] if isinstance(images, pd.DataFrame) else images))
     for x, *_ in loader:
         yield x.as_subclass(torch.Tensor)
 

@@ -302,12 +302,12 @@ def compare(
 def _open_runs(runs):
     "The runs of folders, cross-validations and opened runs. Raises `UserError` if there are fewer than two"
     runs = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    if len(runs) < 2:
+        raise UserError(f'{len(runs)} run was given; expected at least 2 to compare.')
     opened = list(chain(*(run_folders(run) for run in runs)))
     folders = [str(run.folder) for run in opened]
     if duplicates := [folder for folder in dict.fromkeys(folders) if folders.count(folder) > 1]:
         raise UserError(f'{duplicates[0]} was given twice.')
-    if len(runs) < 2:
-        raise UserError(f'{len(runs)} run was given; expected at least 2 to compare.')
     return opened
 
 

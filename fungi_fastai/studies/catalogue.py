@@ -214,9 +214,8 @@ def plan_experiment(
     untrained = is_sample(source) and not weights  # the built-in sample has no pretrained weights
     if untrained:
         recipe = recipe.but(pretrained=False)
-    if source is not None:
-        recipe = recipe.but(source=source)
-    recipe = recipe.but(**changes)
+    # in one step: how a DataFrame is read depends on `column`
+    recipe = recipe.but(**({} if source is None else dict(source=source)), **changes)
     rows = []
     for variant in variants:
         values = {key: value for key, value in variant.items() if key not in changes and key != 'step'}
