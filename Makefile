@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	@echo 'Open demo/report.html in a browser.'
 
 # each file and each notebook on one of the workers; the slowest twenty are listed at the end
-pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed
 	$(pytest)

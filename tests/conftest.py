@@ -31,21 +31,30 @@ def flags(**changes):
 heaviest = 'test_docs test_sweeps test_distributed test_runs test_budget test_bad_input test_trackers'.split()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    "Markers by what a test uses; one worker for each file, and for each notebook"
+    "Markers by what a test uses, and the heaviest files first"
     for item in items:
         used = set(item.fixturenames)
         if 'notebook' in used:
             item.add_marker('notebook')
-        else:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))  # fixtures of a file are made once
         if 'browser' in used:
             item.add_marker('browser')
         if used & {'started', 'process'}:
             item.add_marker('process')
     rank = {name: number for number, name in enumerate(heaviest)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))  # stable: the order within a file stays
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "--dist loadfile: the tests of a file run on one worker, which makes its fixtures once; each notebook is a file of its own"
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileAndNotebook(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if 'test_notebooks.py::' in nodeid else super()._split_scope(nodeid)
+
+    return ByFileAndNotebook(config, log) if config.getoption('dist') == 'loadfile' else None
 
 
 @pytest.fixture(scope='session')

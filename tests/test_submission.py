@@ -206,9 +206,9 @@ def test_a_source_without_test_images(place, small_run, photos, plants, tmp_path
 
     with pytest.raises(UserError, match='no unlabelled images in a folder test. .*--test'):
         submission(small_run, tmp_path / 'out.csv')
-    one_class = next(path for path in sorted(photos.iterdir()) if path.is_dir())
-    with pytest.raises(UserError, match=f'{one_class.name} holds no sample_submission.csv. .*--sample'):
-        submission(small_run, tmp_path / 'out.csv', test=one_class)
+    inside = next(path for path in sorted(photos.iterdir()) if path.is_dir())
+    with pytest.raises(UserError, match=f'folder {inside.name}, .* holds no sample_submission.csv. .*--sample'):
+        submission(small_run, tmp_path / 'out.csv', test=inside)
     with pytest.raises(UserError, match='ends in .csv'):
         submission(small_run, tmp_path / 'out.txt')
     with pytest.raises(MissingFileError, match='under Data'):
