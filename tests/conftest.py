@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "--dist loadfile: the tests of a file run on one worker, which makes its fixtures once; each notebook is a file of its own"
+    "--dist loadfile: a file's tests run on one worker, which makes its fixtures once; each notebook counts as a file"
     from xdist.scheduler import LoadFileScheduling
 
     class ByFileAndNotebook(LoadFileScheduling):
