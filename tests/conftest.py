@@ -28,7 +28,7 @@ def flags(**changes):
 
 
 # What takes longest starts first, so that all workers finish at about the same time
-heaviest = 'test_docs test_sweeps test_distributed test_runs test_budget test_bad_input test_trackers'.split()
+heaviest = 'test_distributed test_runs test_sweeps test_docs test_averaging test_folds test_budget test_cli'.split()
 
 
 def pytest_collection_modifyitems(items):

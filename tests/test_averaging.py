@@ -118,6 +118,7 @@ def test_it_is_exported_as_one_network(averaged, tmp_path):
     assert f'{averaged.metrics["n_train"]} images in 3 folds' in (bundle / 'README.md').read_text('utf8')
 
 
+@pytest.mark.slow
 def test_the_same_call_continues_after_a_kill(process, photos, begun, averaged, tmp_path):
     call = ('train', 'flowers', '--source', str(photos), *flags(**begun), '--out', tmp_path / 'run')
     for number, file in enumerate(
@@ -143,6 +144,7 @@ def test_the_same_call_continues_after_a_kill(process, photos, begun, averaged, 
     )
 
 
+@pytest.mark.slow
 def test_a_budget_is_for_all_of_them(photos, begun, tmp_path):
     from fungi_fastai import Run, train_flowers
 
@@ -158,6 +160,7 @@ def test_a_budget_is_for_all_of_them(photos, begun, tmp_path):
     assert run.requested_recipe.budget == 24 and run.requested_recipe.average_folds == 3
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_network_together(process, photos, begun, tmp_path):
     from fungi_fastai import Run
 

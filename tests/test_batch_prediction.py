@@ -308,6 +308,7 @@ def test_a_model_that_changed_since_the_file_was_begun(fungi, bundle, many, expe
 # --- Ray
 
 
+@pytest.mark.slow
 def test_ray_finishes_what_the_local_engine_began(bundle, many, expected, tmp_path):
     "A cluster of this machine's, in a process of its own; the file, the messages and the exit code are the same"
     pytest.importorskip('ray', reason="ray is not installed: pip install 'fungi_fastai[scale]'")

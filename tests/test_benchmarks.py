@@ -78,6 +78,7 @@ def test_results_contain_no_paths():
         assert {'cores', 'flags', 'packages', 'commit'} <= set(json.loads(text)['machine']), file
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_no_results(tmp_path):
     before = sorted((root / 'benchmarks' / 'results').glob('*'))
     process = subprocess.run(

@@ -110,6 +110,7 @@ def test_too_little_for_an_epoch_leaves_the_probe(photos, ready, tmp_path):
     assert best_plan(Recipe(pretrained=False), items, slow, 60.0).epochs == 1, 'there is no probe from scratch'
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_keeps_its_budget(started, photos, tmp_path):
     from fungi_fastai.runs.run import Run
     from fungi_fastai.training.checkpoints import read_state
@@ -135,6 +136,7 @@ def test_a_killed_run_resumes_and_keeps_its_budget(started, photos, tmp_path):
     assert plan.split('"ends"')[0] == plan_file.read_text().split('"ends"')[0], 'resumed, not planned again'
 
 
+@pytest.mark.slow
 def test_resume_uses_the_saved_plan(started, fungi, photos, tmp_path, monkeypatch):
     from fungi_fastai.training import budget
 

@@ -36,6 +36,7 @@ def plain(text):
 # --- the real command, in processes of its own
 
 
+@pytest.mark.slow
 def test_from_training_to_prediction(home, photos, tmp_path):
     "The README's commands, as a newcomer runs them"
 

@@ -105,6 +105,7 @@ def train_on_budget(recipe, folder):
     return run.requested_recipe.budget, run.history.lr.iat[-1] / run.history.lr.max()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_time_budget(photos, tmp_path):
     "They end after the same batch, at the end of the schedule"
     budget, last = two(
@@ -117,6 +118,7 @@ def test_two_processes_share_a_time_budget(photos, tmp_path):
     assert first == second and first['epochs'] >= 1 and budget == 15 and last < 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_two_processes_train_like_one(photos, tmp_path, accumulate):
     "The same images, cropped alike, in the same steps; with accumulation, those of one large batch"
@@ -201,6 +203,7 @@ def fit_numbers(folder, steps):
     (folder / f'{rank()}.json').write_text(json.dumps(dict(single=single, distributed=distributed_result)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('steps', [1, 3])
 def test_batch_sizes_that_are_not_divisible(tmp_path, steps):
     two(single_threaded, fit_numbers, tmp_path, steps)
@@ -223,6 +226,7 @@ def train_recipes(recipes, folder):
     (folder / f'{rank()}.json').write_text(json.dumps(results))
 
 
+@pytest.mark.slow
 def test_weights_are_equal_for_many_recipes(photos, tmp_path):
     import timm
     from safetensors.torch import save_file
@@ -266,6 +270,7 @@ def train_watched(recipe, out, folder, cbs=()):
     return run
 
 
+@pytest.mark.slow
 def test_only_rank_zero_writes(photos, home, tmp_path):
     recipe = recipe_of(photos, **tiny | dict(size=40, epochs=2))  # an image size without a cache
     run = two(single_threaded, train_watched, recipe, tmp_path / 'run', tmp_path)
@@ -321,6 +326,7 @@ def resume(recipe, out):
     return train(recipe, out, progress=False)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(photos, tmp_path):
     import shutil
 
@@ -356,6 +362,7 @@ def fail(how):
     run_on_rank_zero(lambda: time.sleep(600))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('how', 'error', 'message'),
     [
@@ -403,6 +410,7 @@ def forked(monkeypatch):
     monkeypatch.setitem(launch.__kwdefaults__, 'method', 'forkserver')
 
 
+@pytest.mark.slow
 def test_the_command(forked, fungi, photos, tmp_path):
     call = ('train', 'flowers', '--source', photos, '--processes', 2, *flags(**tiny))
     assert 'bs is 7' in fungi(*call, '--out', tmp_path / 'run', '--bs', 7, code=2).err

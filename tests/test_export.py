@@ -190,6 +190,7 @@ export(*sys.argv[1:], progress=False)
 """
 
 
+@pytest.mark.slow
 def test_killed_in_mid_export(small_run, copy, ship):
     before = everything(copy)
     process = subprocess.Popen([sys.executable, '-c', killed, str(small_run.folder), str(copy)], stderr=subprocess.PIPE)

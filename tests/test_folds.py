@@ -181,6 +181,7 @@ def _validate(recipe, out):
     cross_validate(recipe, 3, out)
 
 
+@pytest.mark.slow
 def test_a_killed_cross_validation_resumes_with_the_same_folds(started, recipe, photos, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     from fungi_fastai.studies.folds import CrossValidation, cross_validate

@@ -244,6 +244,7 @@ def total_loss(learn):
         return sum(learn.validate(dl=dl.new(shuffle=False, drop_last=False))[0] * dl.n for dl in learn.dls) / 120
 
 
+@pytest.mark.slow
 def test_training_is_as_good_in_each_precision(dls):
     "From the same weights, with frozen statistics, as a pretrained network is trained: only rounding differs"
     dls.train.rng.seed(1)

@@ -94,6 +94,7 @@ def test_the_score_on_training_images(photos, tmp_path):
     assert len(result.table) == 5 and result.summary.train_accuracy.between(0, 1).all() and 'gap' in result.conclusion
 
 
+@pytest.mark.slow
 def test_folds_of_both_kinds(slides, tmp_path):
     result = run_experiment('defungi-folds', tmp_path / 'out', 'small', slides, progress=False, **quick)
     assert (

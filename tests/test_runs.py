@@ -124,6 +124,7 @@ def test_seedlings_without_labels_stay_out_of_training(tmp_path):
     assert len(unlabelled) == len(list((folder / 'test').iterdir())) and (unlabelled.split == '').all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (shared / 'defungi.zip').exists(), reason=f'{shared}/defungi.zip (real DeFungi crops) does not exist'
 )
@@ -395,6 +396,7 @@ def long_call(photos):
     return lambda out, **more: ('train', 'flowers', '--source', photos, '--out', out, *flags(**changes | more))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(process, long_call, tmp_path, capsys):
     begun = time.monotonic()
     whole = process(*long_call(tmp_path / 'whole'))
@@ -438,6 +440,7 @@ def _with_little_room(size, *arguments):
     call_command(*arguments)
 
 
+@pytest.mark.slow
 def test_no_room_for_a_checkpoint(started, process, long_call, tmp_path):
     "A clear error and the last checkpoint intact; with room again it continues to the same end, by `--resume` too"
     one, history, state = (

@@ -483,6 +483,7 @@ def _slow(many, out, log):
         sys.exit(str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('ending', ['csv', 'parquet'])
 def test_killed_and_resumed(tmp_path, ending):
     many = make(tmp_path / 'photos', [f'{c}/{i:03}.jpg' for c in 'abcd' for i in range(100)])

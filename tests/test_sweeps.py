@@ -89,6 +89,7 @@ def pretend(monkeypatch):
 # --- trained
 
 
+@pytest.mark.slow
 def test_a_grid_of_real_trainings(recipe, tmp_path):
     from fungi_fastai import Run
     from fungi_fastai.studies.sweep_results import Sweep
@@ -210,6 +211,7 @@ def lines(log):
     return [line for line in log.read_text().splitlines() if line.startswith('trial ')] if log.exists() else []
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_grid_and_one_is_killed(process, recipe, tmp_path):
     space, out = dict(bs=[8, 16], lr=[1e-4, 1e-3, 1e-2]), tmp_path / 'sweep'
     recipe = recipe.but(epochs=6)
@@ -244,6 +246,7 @@ def test_two_processes_share_a_grid_and_one_is_killed(process, recipe, tmp_path)
     assert alone.table.accuracy.tolist() == table.accuracy[:3].tolist()  # the killed trial has lost nothing
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_from_the_checkpoint_of_its_trial(process, recipe, tmp_path, monkeypatch):
     import optuna
 
@@ -282,6 +285,7 @@ def _take(folder, names, start, results):
     worker.close()
 
 
+@pytest.mark.slow
 def test_each_of_a_queue_is_taken_once(tmp_path):
     "Optuna does not guarantee this in SQLite: two processes may read that a trial is waiting before either takes it"
     names, start, results = [str(i) for i in range(30)], children.Barrier(5), children.Queue()

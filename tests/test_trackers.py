@@ -333,6 +333,7 @@ def test_wandb_resumes(train, tmp_path):
     assert sorted(r['epoch'] for p in folders for r in wandb_rows(p)[0]) == [1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('server', ['closed', 'silent', 'other'])
 def test_wandb_without_a_network(server, train, tmp_path, capsys, monkeypatch, web):
     monkeypatch.setenv('WANDB_API_KEY', 'k' * 40)

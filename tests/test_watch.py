@@ -98,6 +98,7 @@ def watching(folder, stream, **options):
     return join
 
 
+@pytest.mark.slow
 def test_to_the_end(training, tmp_path):
     folder, terminal, log = tmp_path / 'run', Terminal(), io.StringIO()
     training(folder, epochs=4)
@@ -124,6 +125,7 @@ def test_to_the_end(training, tmp_path):
     assert watch(folder, stream=again) == 0 and 'test images' in again.getvalue()  # one that has ended
 
 
+@pytest.mark.slow
 def test_killed_while_watched(training, tmp_path):
     folder, terminal = tmp_path / 'run', Terminal()
     process = training(folder, epochs=500)
