@@ -18,6 +18,20 @@ tiny = dict(
 )  # seconds, not minutes
 
 
+# what the folder of a finished run holds
+run_files = {
+    'recipe.json',
+    'items.parquet',
+    'environment.json',
+    'history.csv',
+    'model.safetensors',
+    'predictions.parquet',
+    'metrics.json',
+    'report.html',
+    'report.json',
+}
+
+
 def flags(**changes):
     "A recipe's changes as flags of the command"
     found = []

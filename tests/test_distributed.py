@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import flags, tiny
+from conftest import flags, run_files, tiny
 
 from fungi_fastai.core.errors import TrainingError, UserError
 from fungi_fastai.training.launch import launch
@@ -283,17 +283,7 @@ def test_only_rank_zero_writes(photos, home, tmp_path):
     assert not outputs(second)
     assert any('history.csv' in p for p in outputs(first)) and any('.pixels' in p for p in outputs(first))
     assert first['metrics'] == second['metrics'] == run.metrics
-    assert {f.name for f in run.folder.iterdir()} == {
-        'recipe.json',
-        'items.parquet',
-        'environment.json',
-        'history.csv',
-        'model.safetensors',
-        'predictions.parquet',
-        'metrics.json',
-        'report.html',
-        'report.json',
-    }
+    assert {f.name for f in run.folder.iterdir()} == run_files
     held_out = run.items[run.items.split.isin(['valid', 'test'])]
     assert run.predictions.path.tolist() == held_out.path.tolist()
     assert np.allclose(run.probabilities(held_out), run.predictions.filter(like='p_'), atol=1e-3)  # in this process

@@ -12,23 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import call_command, flags, shared, tiny, wait_for
+from conftest import call_command, flags, run_files, shared, tiny, wait_for
 from PIL import Image
 
 from fungi_fastai.core.errors import UserError
 from fungi_fastai.samples.datasets import make_sample
 
-files = {
-    'recipe.json',
-    'items.parquet',
-    'environment.json',
-    'history.csv',
-    'model.safetensors',
-    'predictions.parquet',
-    'metrics.json',
-    'report.html',
-    'report.json',
-}
 scores = {
     'accuracy',
     'balanced_accuracy',
@@ -82,7 +71,7 @@ def test_each_trainer_ends_in_a_complete_run(kind, tmp_path):
     train = getattr(fungi_fastai, f'train_{kind}')
     run = train(source=folder, out=tmp_path / 'run', progress=False, **tiny)
 
-    assert {f.name for f in run.folder.iterdir()} == files  # no lock, no checkpoint, no half-written file
+    assert {f.name for f in run.folder.iterdir()} == run_files  # no lock, no checkpoint, no half-written file
     assert scores <= set(run.metrics) and run.metrics['evaluated_on'] == 'test'
     loaded = fungi_fastai.Run.load(tmp_path / 'run')
     assert loaded.metrics == run.metrics == json.loads((tmp_path / 'run/metrics.json').read_text('utf8'))
@@ -299,7 +288,7 @@ def test_every_way_to_train_ends(photos, tmp_path, changes):
     from fungi_fastai import Run, train_flowers
 
     run = train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny | changes)
-    assert {f.name for f in run.folder.iterdir()} == files
+    assert {f.name for f in run.folder.iterdir()} == run_files
     assert run.metrics['evaluated_on'] == ('valid' if changes.get('test') == 0 else 'test')
     assert len(run.history[run.history.epoch > 0]) == (2 if 'patience' in changes else (tiny | changes)['epochs'])
     assert repr(Run.load(run.folder)).startswith('Run(')
@@ -373,7 +362,7 @@ def test_leftovers_of_a_very_early_kill_are_no_obstacle(fungi, photos, tmp_path)
     for name in ('.lock', '.recipe.json.4711.part'):
         (tmp_path / 'run' / name).touch()  # killed before recipe.json was there
     fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'run', *flags(**tiny))
-    assert {f.name for f in (tmp_path / 'run').iterdir()} == files
+    assert {f.name for f in (tmp_path / 'run').iterdir()} == run_files
 
 
 def test_an_unfinished_or_damaged_run_says_so(fungi, photos, small_run, tmp_path):
@@ -422,7 +411,7 @@ def test_a_killed_run_ends_with_the_same_weights(process, long_call, tmp_path, c
         left = {
             f.name for f in (tmp_path / name).iterdir() if not f.name.endswith('.part')
         }  # what a kill in mid-write leaves
-        assert left == files, kills
+        assert left == run_files, kills
         tables = [
             pd.read_csv(tmp_path / n / 'history.csv').drop(columns=['seconds', 'images_per_second'])
             for n in ('whole', name)
