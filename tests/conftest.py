@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,7 +152,12 @@ def small_bundle(home, small_run):
 # --- calls in processes of their own, which can be killed
 
 children = multiprocessing.get_context('forkserver')  # a process that has all imported, and forks one for each call
-children.set_forkserver_preload(['torch', 'optuna', 'sqlalchemy', 'fungi_fastai.studies.sweeps', 'fungi_fastai.cli'])
+children.set_forkserver_preload(
+    'torch optuna sqlalchemy captum.attr sklearn.linear_model sklearn.svm IPython.display imagehash scipy.fftpack '
+    'pyarrow.parquet mpl_toolkits.axes_grid1 matplotlib.backends.backend_svg fastai.callback.progress '
+    'fungi_fastai.studies.sweeps fungi_fastai.runs.run fungi_fastai.training.distributed fungi_fastai.cli '
+    'fungi_fastai.samples.datasets'.split()
+)
 
 
 def call_in(folder, log, function, *arguments, **options):
@@ -176,24 +182,32 @@ def call_command(*arguments):
     sys.exit(main([str(a) for a in arguments]))
 
 
-@pytest.fixture
-def started(home, tmp_path, monkeypatch):
-    "started(function, …, folder=home) calls it in a process of its own; it has a `.log` and is killed after the test"
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+@contextmanager
+def processes(logs, folder):
+    "start(function, …) calls it in a process of its own; it has a `.log` and is killed at the end"
     running = []
 
-    def start(function, *arguments, folder=home, **options):
-        log = tmp_path / f'log {len(running)}.txt'
+    def start(function, *arguments, folder=folder, **options):
+        log = logs / f'log {len(running)}.txt'
         one = children.Process(target=call_in, args=(str(folder), str(log), function, *arguments), kwargs=options)
         one.log = log
         one.start()
         running.append(one)
         return one
 
-    yield start
-    for one in running:
-        one.kill()
-        one.join()
+    try:
+        yield start
+    finally:
+        for one in running:
+            one.kill()
+            one.join()
+
+
+@pytest.fixture
+def started(home, tmp_path):
+    "started(function, …, folder=home), see `processes`"
+    with processes(tmp_path, home) as start:
+        yield start
 
 
 @pytest.fixture

@@ -22,9 +22,7 @@ from fungi_fastai.core.errors import TrainingError, UserError
 from fungi_fastai.training.launch import launch
 
 pytestmark = pytest.mark.usefixtures('place', 'few_threads')
-# a server process with fastai imported, which is forked for each call
-multiprocessing.get_context('forkserver').set_forkserver_preload(['torch', 'fungi_fastai.runs.run', 'fungi_fastai.cli'])
-two = partial(launch, 2, method='forkserver')
+two = partial(launch, 2, method='forkserver')  # the server process of conftest, which has fastai imported
 plain = tiny | dict(
     arch='test_convnext', optimizer='sgd', schedule='constant', precision='fp32', bs=10, epochs=2, seed=3
 )  # no BatchNorm

@@ -7,12 +7,14 @@ import resource
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import call_command, flags, run_files, shared, tiny, wait_for
+from conftest import call_command, flags, processes, run_files, shared, tiny, wait_for
 from PIL import Image
 
 from fungi_fastai.core.errors import UserError
@@ -378,49 +380,63 @@ def test_an_unfinished_or_damaged_run_says_so(fungi, photos, small_run, tmp_path
 # --- killed, and continued
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def long_call(photos):
-    "The command for a training of two phases and eight epochs (or others) into a folder"
-    changes = tiny | dict(epochs=8, frozen_epochs=2, feature_views=2)
+    "The command for a training of two phases and five epochs (or others) into a folder"
+    changes = tiny | dict(epochs=5, frozen_epochs=2, feature_views=2)
     return lambda out, **more: ('train', 'flowers', '--source', photos, '--out', out, *flags(**changes | more))
 
 
+@pytest.fixture(scope='module')
+def uninterrupted(long_call, home, tmp_path_factory):
+    "The folder of this training when nothing disturbs it, and its seconds until recipe.json and until the end"
+    folder = tmp_path_factory.mktemp('uninterrupted')
+    with processes(folder, home) as start:
+        begun = time.monotonic()
+        one = start(call_command, *long_call(folder / 'run'))
+        wait_for((folder / 'run/recipe.json').exists, one)
+        early = time.monotonic() - begun
+        one.join()
+        assert one.exitcode == 0, one.log.read_text()
+        yield SimpleNamespace(folder=folder / 'run', early=early, seconds=time.monotonic() - begun)
+
+
+def assert_same_run(folder, expected):
+    "Weights, history and metrics, but for the times"
+    assert same_weights(expected, folder)
+    histories = [
+        pd.read_csv(f / 'history.csv').drop(columns=['seconds', 'images_per_second']) for f in (expected, folder)
+    ]
+    pd.testing.assert_frame_equal(*histories)
+    metrics = [json.loads((f / 'metrics.json').read_text('utf8')) | dict(seconds=0) for f in (expected, folder)]
+    assert metrics[0] == metrics[1]
+
+
+def finish(process, call):
+    "Run the command to its end"
+    last = process(*call)
+    last.join()
+    assert last.exitcode == 0, last.log.read_text()
+
+
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_weights(process, long_call, tmp_path, capsys):
-    begun = time.monotonic()
-    whole = process(*long_call(tmp_path / 'whole'))
-    wait_for((tmp_path / 'whole/recipe.json').exists, whole)
-    early = time.monotonic() - begun
-    whole.join()
-    length = time.monotonic() - begun
-    assert whole.exitcode == 0, whole.log.read_text()
+def test_a_killed_run_ends_with_the_same_weights(process, long_call, uninterrupted, tmp_path):
     chance, kills = random.Random(time.time_ns()), []
     for name in ('once', 'often'):
-        for _ in range(1 if name == 'once' else 4):
-            one, delay = process(*long_call(tmp_path / name)), chance.uniform(0.8 * early, length)
+        for _ in range(1 if name == 'once' else 3):
+            one = process(*long_call(tmp_path / name))
+            delay = chance.uniform(0.8 * uninterrupted.early, uninterrupted.seconds)
             kills.append(round(delay, 3))
             one.join(delay)
             one.kill()  # SIGKILL
             one.join()
             if one.exitcode == 0:
                 break  # it was finished
-        last = process(*long_call(tmp_path / name))
-        last.join()
-        assert last.exitcode == 0, (kills, last.log.read_text())
-        assert same_weights(tmp_path / 'whole', tmp_path / name), kills
-        left = {
-            f.name for f in (tmp_path / name).iterdir() if not f.name.endswith('.part')
-        }  # what a kill in mid-write leaves
-        assert left == run_files, kills
-        tables = [
-            pd.read_csv(tmp_path / n / 'history.csv').drop(columns=['seconds', 'images_per_second'])
-            for n in ('whole', name)
-        ]
-        pd.testing.assert_frame_equal(*tables)
-        found = [
-            json.loads((tmp_path / n / 'metrics.json').read_text('utf8')) | dict(seconds=0) for n in ('whole', name)
-        ]
-        assert found[0] == found[1], kills
+        print('killed after', kills)  # shown if the test fails
+        finish(process, long_call(tmp_path / name))
+        assert_same_run(tmp_path / name, uninterrupted.folder)
+        left = {f.name for f in (tmp_path / name).iterdir() if not f.name.endswith('.part')}  # of a kill in mid-write
+        assert left == run_files
 
 
 def _with_little_room(size, *arguments):
@@ -429,32 +445,28 @@ def _with_little_room(size, *arguments):
     call_command(*arguments)
 
 
-@pytest.mark.slow
-def test_no_room_for_a_checkpoint(started, process, long_call, tmp_path):
-    "A clear error and the last checkpoint intact; with room again it continues to the same end, by `--resume` too"
-    one, history, state = (
-        process(*long_call(tmp_path / 'run')),
-        tmp_path / 'run/history.csv',
-        tmp_path / 'run/checkpoint/state.safetensors',
-    )
-    wait_for(lambda: history.exists() and len(history.read_text().splitlines()) > 4, one)
+def killed_after(epochs, process, call, folder):
+    "Start the command and kill it when the history has so many epochs"
+    one, history = process(*call), folder / 'history.csv'
+    wait_for(lambda: history.exists() and len(history.read_text().splitlines()) > epochs, one)
     one.kill()
     one.join()
+
+
+@pytest.mark.slow
+def test_no_room_for_a_checkpoint(started, process, long_call, uninterrupted, tmp_path):
+    "A clear error and the last checkpoint intact; with room again it continues to the same end, by `--resume` too"
+    run = tmp_path / 'run'
+    state = run / 'checkpoint/state.safetensors'
+    killed_after(3, process, long_call(run), run)
     before = state.read_bytes()
-    full = started(_with_little_room, len(before) // 2, *long_call(tmp_path / 'run'))
-    log = full.log
+    full = started(_with_little_room, len(before) // 2, *long_call(run))
     full.join()
-    assert (
-        full.exitcode == 1
-        and 'Traceback' not in log.read_text()
-        and 'state.safetensors could not be' in log.read_text()
-    ), log.read_text()
-    assert state.read_bytes() == before and not list((tmp_path / 'run').rglob('*.part'))
-    other, whole = process('train', '--resume', tmp_path / 'run'), process(*long_call(tmp_path / 'whole'))
-    for p in (other, whole):
-        p.join()
-    assert other.exitcode == whole.exitcode == 0, other.log.read_text()
-    assert same_weights(tmp_path / 'run', tmp_path / 'whole')
+    log = full.log.read_text()
+    assert full.exitcode == 1 and 'Traceback' not in log and 'state.safetensors could not be' in log, log
+    assert state.read_bytes() == before and not list(run.rglob('*.part'))
+    finish(process, ('train', '--resume', run))
+    assert_same_run(run, uninterrupted.folder)
 
 
 def test_resume_wants_a_run(fungi, tmp_path):
@@ -463,51 +475,32 @@ def test_resume_wants_a_run(fungi, tmp_path):
     assert 'not a run' in fungi('train', f'--resume={tmp_path}/other', code=2).err
 
 
-@pytest.mark.parametrize('epochs', [1, 2, 3, 8])
-def test_killed_right_after_an_epoch(process, long_call, tmp_path, epochs):
+@pytest.mark.parametrize('epochs', [1, 2, 5])
+def test_killed_right_after_an_epoch(process, long_call, uninterrupted, tmp_path, epochs):
     "Within a phase, between two phases, and after the last epoch"
-    one = process(*long_call(tmp_path / 'run'))
-    history = tmp_path / 'run/history.csv'
-    wait_for(lambda: history.exists() and len(history.read_text().splitlines()) > epochs, one)
-    one.kill()
-    one.join()
-    other = process(*long_call(tmp_path / 'run'))
-    whole = process(*long_call(tmp_path / 'whole'))
-    for p in (other, whole):
-        p.join()
-    assert other.exitcode == whole.exitcode == 0, other.log.read_text()
-    assert same_weights(tmp_path / 'run', tmp_path / 'whole')
-    tables = [
-        pd.read_csv(tmp_path / n / 'history.csv').drop(columns=['seconds', 'images_per_second'])
-        for n in ('whole', 'run')
-    ]
-    pd.testing.assert_frame_equal(*tables)
+    run = tmp_path / 'run'
+    killed_after(epochs, process, long_call(run), run)
+    finish(process, long_call(run))
+    assert_same_run(run, uninterrupted.folder)
 
 
-def test_killed_and_continued_with_threads_that_read(process, long_call, tmp_path):
-    "This is the case on any machine with more than two cores"
+def test_killed_and_continued_with_threads_that_read(process, long_call, uninterrupted, tmp_path):
+    "This is the case on any machine with more than two cores; the result is that of one thread"
     (tmp_path / 'settings.ini').write_text('[DEFAULT]\nnum_workers = 2\n')
-    runs, call = {}, lambda out: (*long_call(out), '--epochs', '3', '--frozen-epochs', '1')
-    for name in ('run', 'whole'):
-        runs[name] = process(*call(tmp_path / name), folder=tmp_path)
-        if name == 'run':
-            wait_for((tmp_path / 'run/checkpoint/state.safetensors').exists, runs[name])
-            runs[name].kill()
-            runs[name].join()
-            runs[name] = process(*call(tmp_path / name), folder=tmp_path)
-        runs[name].join()
-        assert runs[name].exitcode == 0, runs[name].log.read_text()
-    assert same_weights(tmp_path / 'run', tmp_path / 'whole')
+    run, process = tmp_path / 'run', partial(process, folder=tmp_path)
+    killed_after(1, process, long_call(run), run)
+    finish(process, long_call(run))
+    assert_same_run(run, uninterrupted.folder)
 
 
 def test_an_interrupt_says_how_to_continue(process, long_call, tmp_path):
-    one = process(*long_call(tmp_path / 'run', epochs=100))
+    one = process(*long_call(tmp_path / 'run', epochs=30))
     wait_for((tmp_path / 'run/checkpoint/state.safetensors').exists, one)
     os.kill(one.pid, signal.SIGINT)
     one.join()
     log = one.log.read_text()
     assert one.exitcode == 130 and f'--resume {tmp_path / "run"}' in log and 'Traceback' not in log
-    other = process(*long_call(tmp_path / 'run', epochs=100))
+    other = process(*long_call(tmp_path / 'run', epochs=30))
     other.join()
     assert other.exitcode == 0 and (tmp_path / 'run/metrics.json').exists()
 
