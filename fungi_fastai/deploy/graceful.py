@@ -31,6 +31,7 @@ class GracefulServer(uvicorn.Server):
         config = uvicorn.Config(
             service.app,
             http=_protocol(timeout),
+            log_config=None,  # the process's own logging stays as it is; warnings go to stderr
             log_level='warning',
             access_log=False,
             server_header=False,
