@@ -1,7 +1,7 @@
 # make demo · make test · make test-fast · make check · make docs · make bench — each sets up what it needs in $(VENV)
 VENV ?= .venv
 bin := $(VENV)/bin
-# keep compiled modules: without them each process compiles the 5,000 modules of torch and fastai anew, in 15 seconds
+# keep compiled modules: without them each process compiles the 5,000 modules of torch and fastai, in 15 seconds
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-fast check docs lessons readme bench clean

@@ -253,6 +253,16 @@ def in_sections(pages, configured):
     return sections
 
 
+def navigation(sections):
+    "The tabs of the site: a tab for each section of guides, and one for the API reference with all modules"
+    tabs, reference = [{'Home': 'index.md'}], [{'All names': 'names.md'}]
+    for title, pages in sections:
+        entries = [{page.title: f'{page.name}.md'} for page in pages]
+        group = reference if pages[0].module else tabs
+        group.append(entries[0] if len(entries) == 1 and group is reference else {title: entries})
+    return [*tabs, {'API reference': reference}]
+
+
 # --- check the finished site -------------------------------------------------------------------------------------
 class PageParser(HTMLParser):
     "Collects the ids and addresses of a page"
@@ -362,23 +372,17 @@ def build(site, work):
             shutil.copy2(path, texts / path.relative_to(nbs))
     shutil.copytree(ROOT / 'docs' / 'theme', texts / 'theme')
 
-    nav = [{'Home': 'index.md'}]
-    for title, section_pages in sections:
-        if title:
-            nav.append({title: [{p.title: f'{p.name}.md'} for p in section_pages]})
-        else:
-            nav += [{p.title: f'{p.name}.md'} for p in section_pages]
-    nav.append({'All names': 'names.md'})
     settings = {
         **configuration['project'],
         'docs_dir': 'pages',
         'site_dir': 'site',
-        'nav': nav,
+        'nav': navigation(sections),
         'use_directory_urls': False,
     }
     settings['extra'] = {
         'social': [{'icon': 'fontawesome/brands/github', 'link': git, 'name': 'Source on GitHub'}],
         'generator': False,
+        'polyfills': [{'path': 'theme/iframe-worker.js', 'type': 'text/javascript', 'async': False, 'defer': False}],
     }
     (work / 'mkdocs.yml').write_text(
         json.dumps(settings, indent=1), encoding='utf-8'

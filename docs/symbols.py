@@ -11,9 +11,12 @@ import io
 import re
 import textwrap
 import tokenize
-from functools import cache
+from functools import cache, reduce
 from itertools import pairwise
+from operator import or_
 from pathlib import Path
+from types import UnionType
+from typing import Annotated, Union, get_args, get_origin
 
 from fastcore.docments import docments
 from nbdev.doclinks import patch_name
@@ -81,12 +84,21 @@ def exported(file: Path):
 
 
 # --- pieces of text ----------------------------------------------------------------------------------------------
+def plain_type(annotation):
+    "An annotation without what `Annotated` adds to it, also within a union"
+    if get_origin(annotation) is Annotated:
+        return plain_type(annotation.__origin__)
+    if get_origin(annotation) in (Union, UnionType):
+        return reduce(or_, map(plain_type, get_args(annotation)))
+    return annotation
+
+
 def type_text(annotation):
-    "An annotation in short form: `str|Path|None` rather than `str | pathlib.Path | None`"
+    "An annotation in short form: `Path | None` rather than `pathlib.Path | None`"
     if annotation is inspect.Parameter.empty or annotation is None:
         return ''
-    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    return re.sub(r'\b(?:\w+\.)+(?=\w)', '', text.strip('\'"')).replace(' | ', '|')
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(plain_type(annotation))
+    return re.sub(r'\b(?:\w+\.)+(?=\w)', '', text.strip('\'"'))
 
 
 def default_text(default):
@@ -291,9 +303,9 @@ def table_html(parameters, returns, link, heading='Parameter'):
 def _type_html(text):
     if not text:
         return ''
-    if len(text) <= 24:
+    if len(text) <= 26:
         return f'<code class="doc-type">{html.escape(text)}</code>'
-    broken = re.sub(r'([|,\[])', r'\1<wbr>', html.escape(text))  # possible line breaks
+    broken = re.sub(r'([,\[])', r'\1<wbr>', html.escape(text))  # possible line breaks
     return f'<code class="doc-type doc-long">{broken}</code>'
 
 

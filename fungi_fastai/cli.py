@@ -1,4 +1,4 @@
-"""`fungi train mushrooms --source my_photos`
+"""`fungi train my_photos`
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/cli.html.md"""
 
@@ -21,6 +21,7 @@ from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, Positional, arg, s
 
 from .commands import data, deployment, machine, results, training
 from .commands.common import print_message, show_warning
+from .commands.recipe_argument import given_source, with_recipe_name
 from .core.errors import TrainingError, UserError, did_you_mean
 from .data.policies import Augment
 from fungi_fastai.training.recipe import (
@@ -121,12 +122,11 @@ def _recipe_maker(recipe):
 
 def _recipe_type(arguments):
     "The type of a `recipe` parameter: one subcommand per recipe. The defaults depend on the source"
-    following = dict(zip(arguments, arguments[1:], strict=False))
-    following |= dict(argument.split('=', 1) for argument in arguments if argument.startswith('--source='))
-    choices = []
+    source, choices = given_source(arguments), []
     for name, recipe in recipes.items():
-        recipe = recipe.for_sample() if is_sample(following.get('--source')) else recipe
-        description = f'{recipe.source}: {recipe.arch} at {recipe.size} px, {recipe.epochs} epochs'
+        recipe = recipe.for_sample() if is_sample(source) else recipe
+        images = recipe.source or 'your own images, SOURCE instead of RECIPE'
+        description = f'{images}: {recipe.arch} at {recipe.size} px, {recipe.epochs} epochs'
         choices.append(Annotated[Recipe, subcommand(name, constructor=_recipe_maker(recipe), description=description)])
     return Annotated[Union[tuple(choices)], arg(name='')]  # noqa: UP007  a computed union
 
@@ -189,12 +189,12 @@ def main(
 
         print(f'fungi_fastai {__version__}')
         return 0
-    if message := _unknown_name(arguments):
+    if message := _unknown_command(arguments):
         print_message(message)
         return 2
     warnings.showwarning = show_warning
     try:
-        return _run_command(arguments)
+        return _run_command(_with_recipe_name(arguments))
     except (UserError, TrainingError) as error:
         if not getattr(error, 'already_reported', False):  # by another process
             print_message(error)
@@ -210,16 +210,21 @@ def main(
         return 130
 
 
-def _unknown_name(arguments):
-    "What is wrong if there is no such command or recipe; otherwise ''"
-    command, recipe, *_ = [*arguments, '-', '-']
-    if command in _recipe_commands:
-        kind, word, known = 'recipe', recipe, list(recipes)
-    else:
-        kind, word, known = 'command', command, [function.__name__ for function in commands]
+def _unknown_command(arguments):
+    "What is wrong if there is no such command; otherwise ''"
+    word, known = arguments[0] if arguments else '-', [function.__name__ for function in commands]
     if word.startswith('-') or word in known:
         return ''
-    return f'There is no {kind} {word!r}. {did_you_mean(word, known)}'
+    return f'There is no command {word!r}. {did_you_mean(word, known)}'
+
+
+def _with_recipe_name(arguments):
+    "The arguments with a recipe's name if the command takes a recipe, and a source stood there. Raises `UserError`"
+    if arguments[:2] == ['kaggle', 'notebook']:
+        return with_recipe_name(arguments, kaggle_commands['notebook'], start=2)
+    command = next((c for c in commands if c.__name__ in _recipe_commands and [c.__name__] == arguments[:1]), None)
+    is_resumed = any(word.partition('=')[0] == '--resume' for word in arguments)
+    return with_recipe_name(arguments, command) if command and not is_resumed else arguments
 
 
 def _run_command(arguments):

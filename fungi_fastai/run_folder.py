@@ -102,6 +102,11 @@ class RunFolder:
         "The class names, in the order of the network's outputs"
         return self.metrics['classes']
 
+    @cached_property
+    def initial_weights(self) -> dict | None:
+        "Where the network's initial weights come from: source, trained_on, licence; None if random, or not recorded"
+        return read_saved(self.folder / 'environment.json', read_json).get('initial_weights')
+
     @property
     def evaluation(self) -> Evaluation:
         "The evaluation on the test set (or the validation set, if there is no test set), from the saved probabilities"

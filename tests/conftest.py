@@ -153,7 +153,7 @@ def small_bundle(home, small_run):
 
 children = multiprocessing.get_context('forkserver')  # a process that has all imported, and forks one for each call
 children.set_forkserver_preload(
-    'torch optuna sqlalchemy captum.attr sklearn.linear_model sklearn.svm IPython.display imagehash scipy.fftpack '
+    'torch optuna sqlalchemy captum.attr sklearn.linear_model sklearn.svm IPython.display '
     'pyarrow.parquet mpl_toolkits.axes_grid1 matplotlib.backends.backend_svg fastai.callback.progress '
     'fungi_fastai.studies.sweeps fungi_fastai.runs.run fungi_fastai.training.distributed fungi_fastai.cli '
     'fungi_fastai.samples.datasets'.split()

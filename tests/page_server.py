@@ -34,7 +34,11 @@ class Specimens(Colours):
     def __init__(self):
         bundle = SimpleNamespace(
             name='finds',
-            metrics=dict(accuracy=0.875, n_test=400),
+            metrics=dict(
+                accuracy=0.875,
+                n_test=400,
+                reliability=[dict(low=0.8, high=1.0, accuracy_low=0.91, accuracy_high=0.99, images=150)],
+            ),
             data=dict(source='sample'),
             classes=names,
             files=['examples.safetensors'],
@@ -58,7 +62,7 @@ class Specimens(Colours):
 
     def nearest(self, features, k):
         return [
-            SimpleNamespace(label=names[i % 3], name=f'{i}', distance=0.1 * i, thumbnail=coloured(250, 9, 9))
+            SimpleNamespace(label=names[i % 3], name=f'{i}', distance=0.1 * (i + 1), thumbnail=coloured(250, 9, 9))
             for i in range(k)
         ]
 

@@ -88,7 +88,7 @@ def test_a_class_with_all_images_in_the_test_set(train, photos, tmp_path):
             folder = tmp_path / 'splits' / ('train' if i < trained else 'test') / label
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, folder)
-    assert "All images of 'tulips' are in folders named valid or test" in train(tmp_path / 'splits', 2).err
+    assert "All usable images of 'tulips' are given as validation or test images" in train(tmp_path / 'splits', 2).err
 
 
 def test_a_pattern_that_gives_one_specimen_for_each_class(train, own):
@@ -111,6 +111,28 @@ def test_a_single_image_and_a_text_file_as_source(train, own, tmp_path):
     assert 'single image' in train(next((own / 'daisy').iterdir()), 2).err
     (tmp_path / 'notes.txt').write_text('x')
     assert 'notes.txt' in train(tmp_path / 'notes.txt', 2).err
+
+
+def test_one_image_for_each_class(fungi, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        path = tmp_path / f'single/species {i}/a.png'
+        path.parent.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+    got = fungi('train', 'flowers', '--source', path.parents[1], '--arch', 'convmixer_16_1', '--no-pretrained', code=2)
+    assert 'each of the 4 classes has one usable image' in got.err and 'duplicates' not in got.err
+
+
+def test_a_class_without_usable_images_is_named_with_the_reason(fungi, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        for kind in 'AB':
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / kind / f'{i}.png')
+        (tmp_path / f'B/{i}.png').write_bytes(b'\0\0\0\x18ftypisom\0\0\0\0')
+    got = fungi('train', 'flowers', '--source', tmp_path, '--arch', 'convmixer_16_1', '--no-pretrained', code=2)
+    assert "only the class 'A'" in got.err
+    assert 'it has no usable image (3 images found): B/0.png is not an image but a video' in got.err
 
 
 def test_a_truncated_zip(train, own, tmp_path):

@@ -200,17 +200,19 @@ def test_the_best_available_network(fungi, photos, tmp_path):
     assert not (tmp_path / 'other').exists()
 
 
-def test_no_weights_available(fungi, photos, tmp_path):
+def test_no_weights_available(fungi, photos, tmp_path, monkeypatch):
+    from fungi_fastai.training import budget
     from fungi_fastai.training.budget import make_plan, scratch_arch
     from fungi_fastai.training.fit import prepare_items
 
     (tmp_path / 'weights').mkdir()
-    recipe = Recipe(
-        source=str(photos), group='', arch='auto', weights=str(tmp_path / 'weights'), size=32, bs=8, epochs=1
-    )
+    recipe = Recipe(source=str(photos), group='', arch='auto', size=32, bs=8, epochs=1)
+    with pytest.raises(UserError, match='holds no weights of a network'):
+        make_plan(recipe.but(weights=str(tmp_path / 'weights')), prepare_items(recipe, progress=False))
+    monkeypatch.setattr(budget, 'available_backbones', lambda _: {})
     plan = make_plan(recipe, prepare_items(recipe, progress=False))
     assert (plan.arch, plan.pretrained, plan.weights, plan.lr) == (scratch_arch, False, '', 1e-2)
-    assert 'from scratch' in plan.reason
+    assert 'none are installed' in plan.reason and 'expect a low accuracy' in plan.reason
     assert make_plan(recipe.but(lr=0.003), prepare_items(recipe, progress=False)).lr == 0.003
 
 

@@ -289,7 +289,7 @@ def test_evaluate_prints_the_metrics_of_the_run(fungi, small_run):
 def test_evaluate_on_another_zip(fungi, small_run, zipped, tmp_path):
     from fungi_fastai.samples.datasets import make_sample
 
-    other = make_sample('flowers', tmp_path / 'other', specimens=2, photos=1, size=64, seed=5, workers=1)
+    other = make_sample('flowers', tmp_path / 'other', specimens=2, photos=1, size=64, seed=7, workers=1)
     archive = zipped('OTHER.zip', {f'any name/{f.parent.name}/{f.name}': f for f in sorted(other.rglob('*.jpg'))})
     done = fungi('evaluate', small_run.folder, '--source', archive, '--json', '--out', tmp_path / 'scored.parquet')
     metrics = json.loads(done.out)
@@ -309,6 +309,38 @@ def test_evaluate_counts_images_seen_in_training(fungi, small_run, zipped):
     done = fungi('evaluate', small_run.folder, '--source', archive, '--json')
     assert json.loads(done.out)['n_seen_in_training'] == 5 and json.loads(done.out)['n_test'] == 9
     assert '5 of these 9 images were seen in training' in done.err
+
+
+def test_evaluate_recognises_training_images_that_were_saved_again(fungi, small_run, tmp_path):
+    "As PNG, smaller, in grey, with a mark in a corner; and images that only look like them are not counted"
+    from PIL import Image
+
+    def smaller(image):
+        return image.resize((48, 48))
+
+    def marked(image):
+        image.paste('white', (0, 0, 10, 4))
+        return image
+
+    changes = dict(png=lambda image: image, smaller=smaller, grey=lambda image: image.convert('L'), marked=marked)
+    items = small_run.items
+    trained, tested = (items[items.split == name].head(4) for name in ('train', 'test'))
+    for number, (row, change) in enumerate(zip(trained.itertuples(), changes.values(), strict=True)):
+        file = tmp_path / 'again' / row.label / f'{number}.{"png" if number % 2 else "webp"}'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        change(Image.open(row.path).convert('RGB')).save(file, quality=80)
+    for row in tested.itertuples():
+        file = tmp_path / 'again' / row.label / f'tested {Path(row.path).name}'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(Path(row.path).read_bytes())
+    done = fungi('evaluate', small_run.folder, '--source', tmp_path / 'again', '--json')
+    metrics = json.loads(done.out)
+    assert metrics['n_seen_in_training'] == metrics['n_near_duplicates_in_training'] == 4 and metrics['n_test'] == 8
+    known = {Path(row['path']).stem: row['seen_in_training'] for row in metrics['seen_in_training']}
+    assert known == dict(zip('0123', trained.path, strict=True))
+    unseen = small_run.predictions.set_index('path').loc[tested.path]
+    assert metrics['accuracy_unseen'] == pytest.approx((unseen.predicted == unseen.label).mean())
+    assert '0 as the same file, 4 saved again' in done.err and f'({trained.path.iloc[0]})' in done.err
 
 
 def test_evaluate_on_a_subset_of_the_classes(fungi, small_run, zipped):
@@ -379,6 +411,23 @@ def test_predict_to_standard_output(fungi, small_run, photos):
     some = sorted(photos.rglob('*.jpg'))[:2]
     table = pd.read_csv(io.StringIO(fungi('predict', small_run.folder, *some).out))
     assert list(table['name']) == [f.name for f in some] and f'p_{small_run.classes[0]}' in table
+
+
+def test_predict_in_a_terminal(fungi, small_run, photos, tmp_path, monkeypatch):
+    some = sorted(photos.rglob('*.jpg'))[:2]
+    (tmp_path / 'letter.jpg').write_text('Dear Sir')
+    monkeypatch.setattr(sys.stdout.__class__, 'isatty', lambda self: True)
+    result = fungi('predict', small_run.folder, *some, tmp_path / 'letter.jpg', code=1)
+    blocks = result.out.strip().split('\n\n')
+    assert [block.splitlines()[0] for block in blocks] == [*map(str, some), str(tmp_path / 'letter.jpg')]
+    for block in blocks[:2]:
+        *classes, answer = block.splitlines()[1:]
+        assert len(classes) == 3 and re.match(r'  Answer: .+\. .*confidence', answer), answer
+        assert all(re.match(r' +\w+ +\d+%  [█▏]', line) for line in classes)
+    assert 'cannot be read' in blocks[2] and result.err.count('letter.jpg') == 0
+    fungi('predict', small_run.folder, some[0], '--out', tmp_path / 'p.csv')
+    assert (tmp_path / 'p.csv').read_text().startswith('path,name,predicted')
+    assert json.loads(fungi('predict', small_run.folder, some[0], '--json').out)
 
 
 def test_report_is_written_again(fungi, small_run, tmp_path):

@@ -14,7 +14,15 @@ from fungi_fastai.data.splits import split_groups
 from fungi_fastai.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
-files = {'experiment.json', 'items.parquet', 'predictions.parquet', 'folds.csv', 'metrics.json', 'folds.svg'}
+files = {
+    'experiment.json',
+    'items.parquet',
+    'predictions.parquet',
+    'folds.csv',
+    'metrics.json',
+    'folds.svg',
+    'report.html',
+}
 
 
 @pytest.fixture(scope='session')
@@ -87,6 +95,8 @@ def test_naive_folds_leak_and_report_it(recipe, tmp_path):
         *((naive.folder / f).read_text('utf8') for f in ('folds.csv', 'metrics.json', 'folds.svg')),
     ):
         assert 'NAIVE' in text
+    page = (naive.folder / 'report.html').read_text('utf8')
+    assert 'Do not report these scores' in page and all(f'href="fold-{n}/report.html"' in page for n in (1, 2, 3))
 
 
 def test_splits_are_those_of_train(recipe):

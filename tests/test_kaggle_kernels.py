@@ -1,7 +1,9 @@
 "Submissions, scores and notebooks: Kaggle's own client with a local server, and everything that can go wrong"
 
 # ruff: noqa: F811  (fixtures of test_kaggle)
+import ast
 import json
+import shlex
 import subprocess
 import sys
 
@@ -14,7 +16,7 @@ from fungi_fastai.core.errors import MissingFileError, TrainingError, UserError
 from fungi_fastai.data import downloads
 from fungi_fastai.deploy import kaggle as deploy
 from fungi_fastai.deploy.kaggle import submissions, submit_file
-from fungi_fastai.deploy.kaggle_notebook import push_notebook, requirements, write_notebook
+from fungi_fastai.deploy.kaggle_notebook import push_notebook, requirements, save_pretrained, write_notebook
 from fungi_fastai.training.recipes import FLOWERS, MUSHROOMS, SEEDLINGS
 
 rows = 'file,species\n' + ''.join(f'{n:09}.png,Sugar beet\n' for n in range(9000))
@@ -158,13 +160,47 @@ def test_a_notebook_is_valid_and_attaches_what_it_needs(machine):
         assert ('submission.csv' in code(notebook)[-1]) == bool(competitions)
     script = (machine / 'seedlings' / 'make_dataset.sh').read_text()
     assert (
-        """save_pretrained('"'"'resnet50'"'"', '"'"'dataset/resnet50.safetensors'"'"')""" in script
+        """save_pretrained('"'"'resnet50'"'"', '"'"'dataset/resnet50.safetensors'"'"', '"'"'resnet50'"'"')""" in script
         and 'kaggle datasets create -p dataset' in script
     )
     assert 'save_pretrained' not in (machine / 'flowers' / 'make_dataset.sh').read_text(), (
         'a network from scratch needs no weights'
     )
     assert subprocess.run(['sh', '-n', machine / 'seedlings' / 'make_dataset.sh']).returncode == 0
+
+
+@pytest.mark.parametrize('flags', [[], ['--folds', 3], ['--epochs', 2, '--arch', 'convnext_tiny']])
+def test_the_command_writes_a_notebook(fungi, tmp_path, flags):
+    fungi('kaggle', 'notebook', 'seedlings', '--out', tmp_path / 'kernel', *flags)
+    cells = code(tmp_path / 'kernel' / 'notebook.ipynb')
+    assert any('recipe = Recipe(' in cell for cell in cells)
+    assert any('cross_validate(recipe, k=3' in cell for cell in cells) == ('--folds' in flags)
+    fungi('kaggle', 'notebook', 'seedlings', '--out', tmp_path / 'other', '--folds', 1, code=2)
+    assert not (tmp_path / 'other').exists()
+
+
+def test_weights_keep_the_normalisation_that_stands_beside_them(machine):
+    "A folder of the hub becomes one file of the dataset; a missing file is noticed before anything is written"
+    import torch
+    from safetensors.torch import save_file
+
+    from fungi_fastai.models.normalization import weight_normalization
+
+    (machine / 'hub').mkdir()
+    save_file(dict(weight=torch.zeros(3)), machine / 'hub' / 'model.safetensors')
+    (machine / 'hub' / 'config.json').write_text('{"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}')
+    for given in (machine / 'hub', machine / 'hub' / 'model.safetensors'):
+        notebook = write_notebook(SEEDLINGS.but(weights=str(given)), machine / 'kernel', owner='ada')
+        script = (notebook.parent / 'make_dataset.sh').read_text()
+        saving = next(line for line in script.splitlines() if 'save_pretrained' in line)
+        arguments = ast.literal_eval('(' + shlex.split(saving)[2].partition('save_pretrained(')[2])
+        file = notebook.parent / arguments[1]
+        save_pretrained(arguments[0], file, arguments[2])
+        assert weight_normalization(file, 'resnet50').mean == (0.1, 0.2, 0.3)
+        assert f'attached({file.name!r})' in ''.join(code(notebook))
+    with pytest.raises(MissingFileError, match='no file of weights'):
+        write_notebook(SEEDLINGS.but(weights='gone.safetensors'), machine / 'none', owner='ada')
+    assert not (machine / 'none').exists()
 
 
 def test_file_names_are_quoted_for_the_shell(machine):

@@ -55,7 +55,10 @@ phrases = re.compile('|'.join(rf'\b(?:{phrase})\b' for phrase in retired_phrases
 # (file as a pattern, the word) → why it is right there
 exceptions = {
     ('tests/test_language.py', ''): 'the list itself',
-    ('nbs/data/tables.ipynb', 'picture'): 'a name that people give to the column of paths',
+    (
+        r'nbs/data/(split_words|column_names|table_paths)\.ipynb',
+        'pictures?',
+    ): 'names that people give to folders and columns',
     ('tests/test_sources.py', 'picture'): 'the test of that name',
 }
 

@@ -1,5 +1,6 @@
 "Networks, weights and learners: the cases that the notebooks in nbs/models do not show"
 
+import json
 import os
 import pickle
 import time
@@ -37,6 +38,7 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fungi_fastai.models.summary import summary
     from fungi_fastai.models.weights import load_weights, read_state_dict
 from fungi_fastai.core.errors import MissingFileError, UserError
+from fungi_fastai.models.normalization import weight_normalization
 
 shared = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2] / 'shared' / 'data')).parent / 'weights'
 real_weights = pytest.mark.skipif(
@@ -440,3 +442,83 @@ def test_an_architecture_without_pretrained_weights():
 def test_all_public_names_exist():
     for module in (learners, networks, weights):
         assert all(hasattr(module, name) for name in module.__all__)
+
+
+# --- normalisation
+
+
+@pytest.fixture
+def weights_folder(tmp_path):
+    "weights_folder('config.json', {…}, folder='a') → a folder with weights and a configuration"
+
+    def make(name='', content='', folder='hub'):
+        path = tmp_path / folder
+        path.mkdir(parents=True)
+        save_file(dict(weight=torch.zeros(3)), path / 'model.safetensors')
+        if name:
+            (path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return make
+
+
+half = dict(mean=[0.5] * 3, std=[0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    'name, content, folder, mean',
+    [
+        ('config.json', dict(architecture='tf_efficientnet_b0', pretrained_cfg=half), 'hub', 0.5),
+        (
+            'config.json',
+            dict(architecture='tf_efficientnet_b0.ap_in1k') | half,
+            'hub',
+            0.5,
+        ),  # older timm
+        ('preprocessor_config.json', dict(image_mean=[0.25] * 3, image_std=[1] * 3), 'hub', 0.25),  # of transformers
+        ('preprocessor_config.json', dict(do_normalize=False) | half, 'hub', 0.0),
+        ('', '', 'models--timm--tf_efficientnet_b0.ap_in1k/snapshots/1f0c', 0.5),  # the cache of the hub
+        ('', '', 'tf_efficientnet_b0.aa_in1k', 0.485),
+        ('config.json', dict(architecture='resnet18', pretrained_cfg=half), 'hub', None),
+        ('config.json', dict(architecture='tf_efficientnet_b0', num_classes=4), 'hub', None),
+        ('config.json', [1, 2], 'tf_efficientnet_b0.my_own_tag', None),
+    ],
+)
+def test_weights_state_their_normalisation(weights_folder, name, content, folder, mean):
+    stated = weight_normalization(weights_folder(name, content, folder), 'tf_efficientnet_b0')
+    assert stated is None if mean is None else stated.mean[0] == mean and stated.source
+
+
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        ('{', 'no readable JSON'),
+        (dict(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4]), r'mean \[123.7, .* fractions of 255'),
+        (dict(mean=[0.5, 0.5], std=[0.5] * 3), 'expected three numbers'),
+        (dict(mean=[0.5] * 3, std=[0.0] * 3), r'states std \[0.0'),
+        (dict(mean='imagenet', std=[0.5] * 3), "mean 'imagenet'"),
+        ('{"mean": [NaN, 0, 0], "std": [1, 1, 1]}', r'mean \[nan'),
+    ],
+)
+def test_a_normalisation_that_is_refused(weights_folder, content, message):
+    with pytest.raises(UserError, match=message):
+        weight_normalization(weights_folder('config.json', content), 'resnet18')
+
+
+def test_a_run_keeps_the_normalisation_of_its_weights(dls, tmp_path, fungi, images):
+    "Training, prediction, bundle and a training from the run's own file use the same"
+    from fungi_fastai import Run
+    from fungi_fastai.deploy.timm_names import load_network
+    from fungi_fastai.run_folder import RunFolder
+
+    backbone, _ = make_backbone('convmixer_16_1', pretrained=False)
+    save_file(backbone.state_dict(), tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').write_text(json.dumps(dict(mean=[0.2, 0.3, 0.4], std=[0.6, 0.7, 0.8])))
+    common = ['train', 'flowers', '--source', images, '--arch', 'convmixer_16_1', '--size', 32, '--epochs', 0]
+    first = fungi(*common, '--weights', tmp_path, '--out', tmp_path / 'run')
+    assert 'normalised by mean (0.2, 0.3, 0.4)' in first.err
+    (tmp_path / 'config.json').unlink()
+    stats = ((0.2, 0.3, 0.4), (0.6, 0.7, 0.8))
+    assert Run.load(tmp_path / 'run').learner.stats == stats
+    assert weight_normalization(tmp_path / 'run', 'convmixer_16_1').stats == stats
+    assert load_network(RunFolder.load(tmp_path / 'run'))[0].stats == stats  # of a bundle

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from page_server import Specimens, coloured, names
 from PIL import Image
 
 from fungi_fastai.core.errors import UserError
-from fungi_fastai.deploy.page import about_mushrooms, answer_html, evidence_html, explain
+from fungi_fastai.deploy.page import about_mushrooms, answer, answer_html, evidence_html, explain
 from fungi_fastai.evaluation.costs import safety_note
 
 here = Path(__file__).parent
@@ -116,10 +117,32 @@ def answer_for(*probs):
 
 def test_a_confident_answer():
     text = answer_for(0.04, 0.06, 0.9)
-    assert '<h2>Russula</h2><p class="confidence"><b>90%</b> very likely</p>' in text
-    assert 'about 90 are correct' in text and '0.90 reaches 0.70' in text
+    assert '<h2>Russula</h2><p class="confidence"><b>90%</b> confidence, very likely correct</p>' in text
+    assert 'about 91 to 99 are correct, judging by 150 test images' in text and '0.90 reaches 0.70' in text
     assert 'Only Russula is left' in text
     assert re.findall(r'<b>([^<]*)</b><i', text) == ['90%', '6%', '4%']
+
+
+@pytest.mark.parametrize('images, low', [(12, 0.75), (25, 0.86), (900, 0.985)])
+def test_words_of_confidence_need_test_images(images, low):
+    model, probs = Specimens(), np.array([[0.004, 0.004, 0.992]])
+    model.bundle.metrics['reliability'][0] |= dict(images=images, accuracy_low=low, accuracy_high=1.0)
+    text = answer_html(probs[0], names, model.decide(probs)[0], model.bundle)
+    assert 'virtually certain' not in text and 'about 99' not in text  # no lower end of an interval reaches 0.99
+    assert ('Only 12 test images' in text) == (images == 12) and ('likely correct</p>' in text) == (images > 12)
+    model.bundle.metrics = {}
+    assert 'was not measured' in answer_html(probs[0], names, model.decide(probs)[0], model.bundle)
+
+
+def test_a_training_image_is_recognised():
+    model, pixels, probs = Specimens(), np.zeros((16, 16, 3), np.uint8), np.array([0.05, 0.05, 0.9])
+    assert 'was trained on this image' not in answer(model, pixels, probs)['html']
+    model.nearest = lambda features, k: [SimpleNamespace(label='Russula', name='b/<1>.jpg', distance=0.002)]
+    for one in (probs, np.array([0.3, 0.3, 0.4])):
+        text = answer(model, pixels, one)['html']
+        assert 'was trained on this image' in text and 'b/&lt;1&gt;.jpg' in text and 'Of 100 answers' not in text
+    model.bundle.files = []
+    assert 'was trained on this image' not in answer(model, pixels, probs)['html']
 
 
 def test_an_abstention_says_why_and_what_helps():
@@ -245,7 +268,9 @@ def test_an_image_is_classified(server, browser, images, width, dark):
     def text(what='body'):
         return browser.run(f'document.querySelector({what!r}).innerText')
 
-    assert safety_note in text() and '88% of its answers' in text() and 'at most 0.191 MB' in text()
+    assert safety_note in browser.run("document.querySelector('.note').textContent")
+    assert 'Do not eat' in text() and 'not determinations' not in text()  # until it is unfolded
+    assert '88% of its answers' in text() and 'at most 0.191 MB' in text()
     assert browser.run("document.querySelectorAll('input[type=file][aria-label]').length") == 2
     assert browser.run("getComputedStyle(document.querySelector('.camera')).display != 'none'") == (width < 800)
     channel = browser.run('Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])')
@@ -258,6 +283,8 @@ def test_an_image_is_classified(server, browser, images, width, dark):
         and 'very likely' in text('.answer')
         and 'The most likely of 3 classes' in text('.answer')
     )
+    box = "document.querySelector('{}').getBoundingClientRect().top"
+    assert browser.run(f'{box.format(".answer h2")} < {box.format(".note")}')
     browser.wait("document.querySelectorAll('.near img').length == 6")
     browser.wait('[...document.images].every(i => i.hidden || i.naturalWidth)')
     assert 'evidence for Russula' in text('.evidence') and '2 of these 6 are Russula' in text('.evidence')

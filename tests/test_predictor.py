@@ -4,7 +4,9 @@ import io
 import json
 import os
 import pickle
+import select
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -114,7 +116,8 @@ def test_all_kinds_of_input(load, files, photos):
     predictions = predictor.predict(inputs)
     assert len({p.probabilities.tobytes() for p in predictions}) == 1
     assert [p.source for p in predictions] == [str(file), str(file), *(f'image {i}' for i in range(3, 8))]
-    assert [one.probabilities.tobytes() for one in predictor.predict(file)] == [predictions[0].probabilities.tobytes()]
+    assert predictor.predict(file).probabilities.tobytes() == predictions[0].probabilities.tobytes()
+    assert len(predictor.predict([file])) == 1 and predictor.predict(file)[0].source == str(file)
     assert [p.source for p in predictor.predict(photos)] == [str(file) for file in files]
     assert predictor.predict([]) == []
     grey, alpha = np.asarray(image.convert('L')), np.asarray(image.convert('RGBA'))
@@ -159,11 +162,11 @@ def test_invalid_images(load, tmp_path, files):
     (tmp_path / 'empty.jpg').touch()
     (tmp_path / 'none').mkdir()
     for image, error, words in [
-        (b'', ImageError, 'The file is not an image'),
+        (b'', ImageError, 'The file is empty'),
         (b'GIF89a', ImageError, 'The file'),
         (truncated, ImageError, 'The file cannot be read to its end'),
         (opened, ImageError, 'cannot be read to its end'),
-        (tmp_path / 'empty.jpg', ImageError, 'empty.jpg is not an image'),
+        (tmp_path / 'empty.jpg', ImageError, 'empty.jpg is empty'),
         (tmp_path / 'gone.jpg', MissingFileError, 'There is no file .*gone.jpg'),
         (tmp_path / 'none', UserError, 'is empty'),
         (np.full((9, 9, 3), np.nan), ImageError, r'uint8, 0 to 255; this one is \(9, 9, 3\) of float64'),
@@ -194,10 +197,60 @@ def test_classify_continues_after_a_file_that_cannot_be_read(load, files, tmp_pa
     (tmp_path / 'broken.jpg').write_bytes(b'no image')
     paths = [files[0], tmp_path / 'broken.jpg', files[1], tmp_path / 'gone.jpg']
     probs, errors = load(backend).classify([str(path) for path in paths])
-    assert [bool(e) for e in errors] == [False, True, False, True] and 'broken.jpg is not an image' in errors[1]
+    assert [bool(e) for e in errors] == [False, True, False, True] and 'broken.jpg is' in errors[1]
     assert not probs[[1, 3]].any()
     assert probs[[0, 2]].tobytes() == np.stack([p.probabilities for p in load(backend).predict(files[:2])]).tobytes()
     assert load(backend).classify([])[0].shape == (0, 5)
+
+
+def in_fork(function, seconds=60):
+    "What a function returns in a forked child"
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(sender, json.dumps(function()).encode())
+        finally:
+            os._exit(0)
+    os.close(sender)
+    try:
+        assert select.select([receiver], [], [], seconds)[0], 'the child hangs'
+        return json.loads(os.read(receiver, 10**6))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(receiver)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
+@pytest.mark.parametrize('backend', backends)
+def test_a_forked_child_predicts(load, files, backend):
+    predictor = load(backend)
+    expected = predictor.predict(files[5]).probabilities.tolist()  # its threads exist
+
+    def in_child():
+        return predictor.predict(files[5]).probabilities.tolist()
+
+    assert in_fork(in_child) == expected
+    assert in_fork(lambda: in_fork(in_child)) == expected  # and a child of the child
+    with ThreadPoolExecutor(1) as pool:  # while the parent computes
+        busy = pool.submit(lambda: [predictor.predict(files[:12]) for _ in range(5)])
+        assert in_fork(in_child) == expected
+        busy.result()
+    assert predictor.predict(files[5]).probabilities.tolist() == expected
+
+
+def test_a_forked_child_refuses_a_bundle_that_has_changed(copy, files):
+    with closing(Predictor.load(copy)) as predictor:
+        (copy / 'model.onnx').write_bytes(b'another network')
+
+        def in_child():
+            try:
+                predictor.predict(files[0])
+            except UserError as error:
+                return str(error)
+
+        assert 'is not the file that was exported' in in_fork(in_child)
 
 
 def test_explanations(load, pixels, small_run):
@@ -340,20 +393,26 @@ def test_a_hostile_pickle_is_not_opened(copy):
 
 script = """
 import time; start = time.perf_counter()
-import sys
+import os, sys
 from fungi_fastai.deploy.predictor import Predictor
 predictor = Predictor.load(sys.argv[1], 'onnx')
-print(predictor.predict(sys.argv[2])[0])
+print(predictor.predict(sys.argv[2]))
+if not (child := os.fork()):  # a worker of gunicorn --preload ends normally too
+    predictor.predict(sys.argv[2])
+    sys.exit(7)
 print(f'{time.perf_counter()-start:.2f} s, {time.process_time():.2f} s of CPU time')
 heavy = {'fastai', 'torch', 'timm', 'captum', 'matplotlib', 'pandas', 'sklearn', 'scipy'}
 ours = ('fungi_fastai.training', 'fungi_fastai.data.loaders', 'fungi_fastai.models')
 print(sorted({m.split('.')[0] for m in sys.modules} & heavy | {m for m in sys.modules if m.startswith(ours)}))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 def test_the_first_prediction_needs_neither_fastai_nor_torch(small_bundle, files):
-    process = subprocess.run([sys.executable, '-c', script, small_bundle, files[0]], capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, '-c', script, small_bundle, files[0]], capture_output=True, text=True, timeout=120
+    )
     assert process.returncode == 0, process.stderr
-    prediction, seconds, modules = process.stdout.splitlines()
+    prediction, seconds, modules, child = process.stdout.splitlines()
     print(f'first prediction after {seconds}')
-    assert files[0].name in prediction and modules == '[]', process.stdout
+    assert files[0].name in prediction and modules == '[]' and child == '7', process.stdout

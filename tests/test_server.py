@@ -164,7 +164,7 @@ def test_the_documentation_names_every_status_and_needs_no_network(client):
         and "default-src 'none'" in page.headers['content-security-policy']
     )
     assert not re.search(r'(src|href)="(https?:)?//', page.text) and '<script' not in page.text
-    assert client.get('/', follow_redirects=False).headers['location'] == '/docs'
+    assert client.get('/', follow_redirects=False).headers['location'] == 'docs'  # relative: a proxy may add a prefix
 
 
 # ---- rejected requests
@@ -249,7 +249,7 @@ def test_content_types(client):
         assert is_error(client.post('/predict', files=dict(files=('a.jpg', photo(), kind))), 415, f'declared as {kind}')
     for kind in ('image/png', 'image/x-anything', 'application/octet-stream', 'IMAGE/JPEG'):
         assert client.post('/predict', files=dict(files=('a.jpg', photo(), kind))).status_code == 200
-    for kind in ('application/json', 'text/plain', 'application/x-www-form-urlencoded', ''):
+    for kind in ('application/json', 'text/plain', 'application/x-www-form-urlencoded'):
         assert is_error(
             client.post('/predict', content=photo(), headers={'content-type': kind}), 415, 'Send multipart/form-data'
         )
@@ -275,14 +275,91 @@ def test_forms(client):
     assert is_error(form(b'--x\r\nno header at all\r\n\r\n'), 400, 'cannot be read')
     assert is_error(form(b'--x\r\n' + b'a' * 100_000), 400, 'cannot be read')
     assert is_error(form(b'--x\r\n' + b'A: b\r\n' * 1000), 400, 'cannot be read')
-    other = client.post('/predict', files=dict(image=photo()), data=dict(note='hello'))
-    assert is_error(other, 400, r'no file in the field `files`. It has: (note|image), (note|image)')
+    other = form((part.replace(b'; filename="a"', b'').replace(b'"files"', b'"note"') + b'hello\r\n') + b'--x--\r\n')
+    assert is_error(other, 400, r'no file, such as one in the field `files`. It has the fields: note')
     assert (
         client.post('/predict', files=dict(files=photo()), data=dict(note='x' * 10_000)).status_code == 200
     )  # other fields are ignored
-    assert is_error(form((part.replace(b'"files"', b'"note"') + b'\r\n') * 101), 413, 'more than 100 other fields')
+    note = part.replace(b'"files"; filename="a"', b'"note"') + b'\r\n'
+    assert is_error(form(note * 101), 413, 'more than 100 other fields')
     result = client.post('/predict', files=dict(files=('a', photo(), 'text/' + 'x' * 1000))).json()['results'][0]
     assert result['status'] == 415 and len(result['error']) < 250
+
+
+disposition_names = {  # the header of a part, and the name of its file
+    'form-data; name=files; filename=oak.jpg': 'oak.jpg',
+    'form-data; name="upload[]"; filename="oak; 1.jpg"': 'oak; 1.jpg',
+    'form-data; name="photo"; filename*=utf-8\'\'Birken%20r%C3%B6hrling.jpg': 'Birken röhrling.jpg',
+    'form-data; name="files"; filename="_.jpg"; filename*=UTF-8\'\'%E6%9C%A8.jpg': '木.jpg',
+    'form-data; name="files"; filename*=ISO-8859-15\'\'%A4.jpg; x=y': '€.jpg',
+    'form-data; name="files"; filename*=no-encoding\'\'a.jpg': 'a.jpg',
+    'attachment; filename="leaf.jpg"': 'leaf.jpg',
+}
+
+
+@pytest.mark.parametrize('disposition', disposition_names)
+@pytest.mark.parametrize('kind', ['', 'Content-Type: multipart/form-data\r\n', 'Content-Type: */*\r\n'])
+def test_forms_of_other_clients(client, disposition, kind):
+    head = f'--x\r\nContent-Disposition: {disposition}\r\n{kind}\r\n'.encode()
+    response = client.post(
+        '/predict',
+        content=head + photo() + b'\r\n--x--\r\n',
+        headers={'content-type': 'multipart/form-data; boundary=x'},
+    )
+    assert [r['label'] for r in response.json()['results']] == ['red']
+    assert response.json()['results'][0]['file'] == disposition_names[disposition]
+
+
+def test_a_body_without_a_type(client):
+    for headers in ({}, {'content-type': '*/*'}, {'content-type': 'binary/octet-stream'}):
+        assert client.post('/predict', content=photo(), headers=headers).json()['results'][0]['label'] == 'red'
+    assert is_error(client.post('/predict', content=b'a=b'), 415, 'not an image')
+
+
+def test_head_is_get_without_a_body(client):
+    for path in ('/health', '/ready', '/classes', '/metrics', '/docs', '/openapi.json'):
+        response = client.head(path)
+        assert response.status_code == 200 and not response.content and int(response.headers['content-length']) > 0
+    assert client.head('/nowhere').status_code == 404 and client.head('/predict').status_code == 405
+
+
+# ---- behind a proxy
+
+
+@pytest.mark.parametrize(
+    'root_path, header', [('/oaks', None), ('oaks/', None), ('', '/oaks'), ('/elsewhere', '/oaks'), ('', '/oaks/')]
+)
+def test_a_prefix(root_path, header):
+    headers = {'x-forwarded-prefix': header} if header else {}
+    with client_of(root_path=root_path) as client:
+        client.headers |= headers
+        for path in ('/health', '/oaks/health'):  # a proxy removes the prefix, or does not
+            assert client.get(path).json() == dict(healthy=True)
+        assert client.get('/oaks', follow_redirects=False).headers['location'] == '/oaks/'
+        assert client.get('/oaks/', follow_redirects=False).headers['location'] == 'docs'
+        assert client.get('/oaks/openapi.json').json()['servers'] == [dict(url='/oaks')]
+        docs = client.get('/oaks/docs').text
+        assert not re.search(r'(src|href|action)="/', docs) and 'http://testserver/oaks/predict' in docs
+        assert '/oaks/docs' in client.get('/oaks/nowhere').json()['error']
+        assert client.post('/oaks/predict', files=dict(files=photo())).status_code == 200
+        assert 'path="/predict",status="200"' in client.get('/oaks/metrics').text
+
+
+def test_an_invalid_prefix():
+    for header in ('//evil.org', 'javascript:x', '/a"b', '/a/../..', '/x y'):
+        with client_of() as client:
+            response = client.get('/', headers={'x-forwarded-prefix': header}, follow_redirects=False)
+            assert response.headers['location'] == 'docs'
+            assert 'servers' not in client.get('/openapi.json', headers={'x-forwarded-prefix': header}).json()
+    with pytest.raises(UserError, match='such as /fungi'):
+        make_app(Colours(), root_path='http://site.org/oaks')
+
+
+def test_a_prefix_does_not_bypass_the_key():
+    with client_of(api_key='toadstool') as client:
+        for path, prefix in (('/predict', '/health'), ('/health/classes', '/health'), ('/oaks/classes', '/oaks')):
+            assert client.get(path, headers={'x-forwarded-prefix': prefix}).status_code == 401
+        assert client.get('/oaks/health', headers={'x-forwarded-prefix': '/oaks'}).status_code == 200
 
 
 def test_parameters_methods_and_paths(client):

@@ -11,6 +11,7 @@ import pytest
 from conftest import tiny
 
 from fungi_fastai.core.errors import MissingFileError, UserError
+from fungi_fastai.deploy.submission_format import spelling
 
 
 @pytest.fixture(scope='session')
@@ -154,6 +155,39 @@ def test_labels_may_be_given(submit, plants, grown, tmp_path):
     numbers = {c: i for i, c in enumerate(grown.run.classes)}
     table = submit(sample=tmp_path / 'sample.csv', labels=numbers).table
     assert set(table.species) <= {str(i) for i in range(12)}
+
+
+@pytest.mark.parametrize(
+    'name, content',
+    [
+        ('map.json', '{"healthy leaf": 0, "rust, orange": 1}'),
+        ('label_num_to_disease.json', '{"0": "healthy leaf", "1": "rust, orange"}'),
+        ('map.csv', 'disease,number\nhealthy leaf,0\n"rust, orange",1\n'),
+        ('map.csv', '\ufeffnumber,disease\n1,"rust, orange"\n0,healthy leaf\n'),
+    ],
+)
+def test_labels_from_a_file(tmp_path, name, content):
+    (tmp_path / name).write_text(content, 'utf8')
+    spelled = spelling(['healthy leaf', 'rust, orange'], ['0'], tmp_path / name)
+    assert spelled == {'healthy leaf': '0', 'rust, orange': '1'}
+
+
+def test_labels_as_text_and_labels_that_cannot_be_read(tmp_path):
+    assert spelling(['a = b', 'c'], ['1'], 'a = b=1, c=2') == {'a = b': '1', 'c': '2'}
+    (tmp_path / 'one.csv').write_text('only\nx\n')
+    (tmp_path / 'list.json').write_text('[1, 2]')
+    (tmp_path / 'broken.json').write_text('{')
+    for wrong, message in {
+        'healthy': 'cannot be read',
+        'a=1,b=': 'cannot be read',
+        'a=1,a=2': 'more than once',
+        'd=1': "'d', which|d that the runs do not know|class .*d",
+        'a=1,c=1': 'spelled alike',
+        'gone.csv': 'no file of labels gone.csv',
+        **{str(tmp_path / name): 'is not a table' for name in ('one.csv', 'list.json', 'broken.json')},
+    }.items():
+        with pytest.raises(UserError, match=message):
+            spelling(['a', 'c'], ['1'], wrong)
 
 
 def test_an_unreadable_image_gets_the_mean_prediction(submit, plants, tmp_path):

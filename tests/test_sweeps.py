@@ -486,3 +486,12 @@ def test_values_that_are_no_file_names(recipe, tmp_path, pretend):
         (tmp_path / 'sweep' / f).is_dir() and len(f) < 130 for f in result.table.folder
     )
     assert json.loads((tmp_path / 'sweep/best.json').read_text())['exclude'] == ['tiny']
+
+
+def test_valid_loss_is_one_number(recipe, tmp_path):
+    "The history, by which a pruner ends trials, and the table of trials have the plain loss, whatever the smoothing"
+    from fungi_fastai.runs.train import train
+    from fungi_fastai.studies.trials import _valid_scores
+
+    run = train(recipe.but(label_smoothing=0.4, refit_head=False), tmp_path / 'run', progress=False)
+    assert run.history.valid_loss.iloc[-1] == pytest.approx(_valid_scores(run)['valid_loss'], rel=1e-3)

@@ -1,4 +1,4 @@
-"""Messages, output files and default recipes that several commands share
+"""Messages, output files, default recipes and options that several commands share
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/commands/common.html.md"""
 
@@ -10,12 +10,17 @@ __all__ = []
 # %% ../../nbs/commands/common.ipynb #5e45cfc1
 import json as _json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from fastcore.docments import docments
+from tyro.conf import OmitArgPrefixes, arg
 
 from fungi_fastai.core.errors import UserError
 from fungi_fastai.core.files import check_writable
 from fungi_fastai.training.recipe import Recipe, is_sample
-from fungi_fastai.training.recipes import recipes
+from fungi_fastai.training.recipes import PHOTOS, recipes
 
 # %% ../../nbs/commands/common.ipynb #a3abe48b
 def print_json(value):
@@ -73,11 +78,46 @@ def given(**options) -> dict:
 
 def base_recipe(
     source: str,  # folder, zip, CSV, Kaggle slug, or sample
-    name: str | None = None,  # of a recipe (default: the plain one)
+    name: str | None = None,  # of a recipe (default: the one for photos)
 ) -> Recipe:
     "The recipe whose settings hold for a source"
-    recipe = recipes.get(name, Recipe())
+    recipe = recipes.get(name, PHOTOS)
     if is_sample(source):
         name = name or source.partition(':')[2] or 'mushrooms'
         recipe = recipes.get(name, recipe).for_sample()
     return recipe.but(source=source)
+
+# %% ../../nbs/commands/common.ipynb #3076215a
+@dataclass(frozen=True)
+class ReadingOptions:
+    "How the source is read; fungi check says what is detected"
+
+    # where the class is read: folder, a table's column, or a regular expression over the path (default: the recipe's,
+    # otherwise folder)
+    label: str | None = None
+    # regular expression or table's column that reads the specimen (group) of an image (default: the recipe's,
+    # otherwise detected)
+    group: str | None = None
+    column: str | None = None  # a table's column of image paths (default: detected)
+    # what the folders around the images mean, such as class/specimen or split/class (default: detected)
+    layout: str | None = None
+    split: str | None = None  # a table's column of the split; none = ignore given splits (default: detected)
+    # encoding of the names in a zip that does not say it, such as cp850 (default: detected)
+    zip_encoding: str | None = None
+
+    def given(self) -> dict:
+        "The options that the user gave"
+        return given(**vars(self))
+
+
+def _with_help(options):
+    "The dataclass with its comments as help texts"
+    for name, comment in docments(options, returns=False).items():
+        text = ' '.join(comment.split())
+        kind = Annotated[str | None, arg(help=text, metavar=name.upper(), help_behavior_hint='')]
+        options.__annotations__[name] = options.__dataclass_fields__[name].type = kind
+    return options
+
+
+Reading = OmitArgPrefixes[_with_help(ReadingOptions)]
+default_reading = ReadingOptions()

@@ -13,22 +13,29 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from .common import base_recipe, check_output_file, given, print_json, print_result
+from fungi_fastai.commands.common import (
+    Reading,
+    default_reading,
+    base_recipe,
+    check_output_file,
+    given,
+    print_json,
+    print_result,
+)
 from ..core.files import check_writable, write_table
 from ..training.recipes import recipes
 
 # %% ../../nbs/commands/data.ipynb #41038dc4
 def check(
     source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
-    label: str = 'folder',  # where the class is read: folder, a CSV's column, or a regular expression over the path
-    group: str = '',  # regular expression or CSV column that reads the specimen (group) of an image
+    reading: Reading = default_reading,
     json: bool = False,  # print JSON
 ) -> int:
     "Find problems in a set of images: unreadable files, duplicates, label conflicts. Nothing is changed"
     from fungi_fastai.data.scan import check as check_source
     from fungi_fastai.data.scan import summary_text
 
-    items, summary = check_source(source, label=label, group=group)
+    items, summary = check_source(source, **reading.given())
     if json:
         print_json(summary)
     else:
@@ -50,34 +57,30 @@ def _group_proposal(items):
 def explore(
     source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
     out: Path,  # folder for the page, figures and table
-    label: str = 'folder',  # where the class is read: folder, a CSV's column, or a regular expression over the path
-    group: str = '',  # regular expression or CSV column that reads the specimen (group) of an image
+    reading: Reading = default_reading,
 ) -> int:
     "Write a page of figures about a set of images"
     from fungi_fastai.data.explore import explore as explore_items
     from fungi_fastai.data.scan import check as check_source
 
     check_writable(out / 'index.html')
-    items, _ = check_source(source, label=label, group=group)
-    print(explore_items(items, out))
+    items, _ = check_source(source, **reading.given())
+    print(explore_items(items, out, title=Path(source).name or source))
     return 0
 
 # %% ../../nbs/commands/data.ipynb #af650a70
 def probe(
     source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
     recipe: Literal[tuple(recipes)] | None = None,  # recipe for all settings that no option gives (default: plain)
-    # architecture: a timm or torchvision name, or convmixer_DIM_DEPTH (default: the recipe's, otherwise resnet50;
-    # for the sample convmixer_64_4)
+    # architecture: a timm or torchvision name, or convmixer_DIM_DEPTH (default: the recipe's, otherwise the installed
+    # one; for the sample convmixer_64_4)
     arch: str | None = None,
     weights: str = '',  # .safetensors or .pth file, or Hugging Face hub id, instead of a download
     pretrained: bool = True,  # weights pretrained on ImageNet; the sample uses none unless you give weights
     size: int | None = None,  # image size, pixels (default: the recipe's, otherwise 224; for the sample 96)
     folds: int = 5,  # number of folds; fewer if a class has fewer specimens
     seed: int = 42,  # random seed of the folds
-    # where the class is read: folder, a CSV's column, or a regular expression (default: the recipe's, otherwise folder)
-    label: str | None = None,
-    # regular expression or CSV column that reads the specimen (default: the recipe's, otherwise unknown)
-    group: str | None = None,
+    reading: Reading = default_reading,
     device: str = 'auto',  # auto (from settings.ini), cpu, cuda, cuda:1 or mps
     out: Path | None = None,  # .csv or .parquet file for the out-of-fold predictions of all images
     json: bool = False,  # print JSON
@@ -87,7 +90,7 @@ def probe(
 
     if out:
         check_output_file(out, '.csv', '.parquet')
-    options = given(arch=arch, size=size, label=label, group=group, pretrained=None if pretrained else False)
+    options = given(arch=arch, size=size, pretrained=None if pretrained else False) | reading.given()
     base = base_recipe(source, recipe)
     result = probe_source(base.but(weights=weights, seed=seed, device=device, **options), folds)
     if out:
@@ -99,23 +102,21 @@ def probe(
 def labels(
     source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
     recipe: Literal[tuple(recipes)] | None = None,  # recipe for all settings that no option gives (default: plain)
-    # architecture whose features are used (default: the recipe's, otherwise resnet50; for the sample convmixer_64_4)
+    # architecture whose features are used (default: the recipe's, otherwise the installed one; for the sample
+    # convmixer_64_4)
     arch: str | None = None,
     weights: str = '',  # .safetensors or .pth file, or Hugging Face hub id, instead of a download
     pretrained: bool = True,  # weights pretrained on ImageNet; the sample uses none unless you give weights
     size: int | None = None,  # image size, pixels (default: the recipe's, otherwise 224; for the sample 96)
     folds: int = 5,  # number of folds; each image is judged by a classifier trained on the other folds
-    # where the class is read: folder, a CSV's column, or a regular expression (default: the recipe's, otherwise folder)
-    label: str | None = None,
-    # regular expression or CSV column that reads the specimen (default: the recipe's, otherwise unknown)
-    group: str | None = None,
+    reading: Reading = default_reading,
     out: Path | None = None,  # folder for a page of the images, and tables
     json: bool = False,  # print JSON
 ) -> int:
     "Find label issues: rank the images whose label is likely wrong. Nothing is changed"
     from fungi_fastai.studies.labels import label_issues
 
-    options = given(arch=arch, size=size, label=label, group=group, pretrained=None if pretrained else False)
+    options = given(arch=arch, size=size, pretrained=None if pretrained else False) | reading.given()
     result = label_issues(base_recipe(source, recipe).but(weights=weights, **options), folds, out=out)
     print_result(result, json, *([f'Page: {out / "labels.html"}'] if out else []))
     return 0

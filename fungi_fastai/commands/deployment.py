@@ -23,6 +23,8 @@ def export(
     out: Path | None = None,
     int8: bool = False,  # add a quantised 8-bit network, calibrated on training images, with its measured accuracy loss
     openvino: bool = False,  # add OpenVINO's format
+    # with --int8: fraction of validation and test images that must get the class of the full network; else no bundle
+    min_agreement: float = 0.95,
     examples: int = 500,  # training images whose features and thumbnails are included; 0: no image leaves this machine
     references: int = 8,  # images with torch's predictions, to check the bundle on other machines; 0: none
     licence: str = 'not stated by who made it',  # of images and network, for the model card
@@ -39,6 +41,7 @@ def export(
         out or run / 'bundle',
         int8=int8,
         openvino=openvino,
+        min_agreement=min_agreement,
         examples=examples,
         references=references,
         licence=licence,
@@ -56,6 +59,8 @@ def serve(
     port: int = 8000,  # 0: any free port
     backend: Literal['auto', 'onnx', 'torch', 'int8', 'openvino'] = 'auto',  # inference backend; auto: onnx
     page: bool = True,  # serve the web page at /
+    # prefix under which a proxy serves it, such as /fungi (default: that of the header X-Forwarded-Prefix)
+    root_path: str = '',
     max_batch: int = 16,  # largest batch of images
     max_wait: float = 0.01,  # longest time that an image waits for others to join its batch, seconds
     queue_size: int = 256,  # images that may wait or be processed; further requests get status 503
@@ -72,7 +77,16 @@ def serve(
 
     limits = Limits(max_bytes, max_pixels, max_files, max_memory, queue_size, timeout)
     return serve_bundle(
-        bundle, host, port, drain, backend=backend, page=page, max_batch=max_batch, max_wait=max_wait, limits=limits
+        bundle,
+        host,
+        port,
+        drain,
+        backend=backend,
+        page=page,
+        root_path=root_path,
+        max_batch=max_batch,
+        max_wait=max_wait,
+        limits=limits,
     )
 
 # %% ../../nbs/commands/deployment.ipynb #8091d678
@@ -81,6 +95,9 @@ def submit(
     out: Path,  # .csv file for the competition
     sample: Path | None = None,  # sample_submission.csv (default: the one beside the images)
     test: str | None = None,  # test images: folder, zip or CSV (default: `test/` of the first run's source)
+    # how the competition writes the classes: CLASS=LABEL,CLASS=LABEL, or a .csv or .json file of classes and labels
+    # (default: as in the sample submission)
+    labels: str | None = None,
     tta: bool = False,  # test-time augmentation: average over all flips that the recipe allows
     probabilities: bool = False,  # also write the probabilities, as .parquet beside the file
     competition: str | None = None,  # submit to this competition, and wait for the score
@@ -90,7 +107,7 @@ def submit(
     "Predict a competition's test images, write the submission file, and submit it"
     from fungi_fastai.deploy.submission import submission
 
-    result = submission(runs, out, test, sample, tta, probabilities=probabilities)
+    result = submission(runs, out, test, sample, tta, labels=labels, probabilities=probabilities)
     facts = result.facts
     if not json:
         print(result)

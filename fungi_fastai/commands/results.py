@@ -8,12 +8,15 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/commands/results.html.md"""
 __all__ = ['evaluate', 'predict', 'report', 'compare', 'watch']
 
 # %% ../../nbs/commands/results.ipynb #88f3f68a
+import sys
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
 from fungi_fastai.commands.common import (
+    Reading,
+    default_reading,
     base_recipe,
     check_output_file,
     given,
@@ -30,23 +33,25 @@ def evaluate(
     source: str | None = None,  # other labelled images: folder, zip, CSV, Kaggle slug (default: the run's test set)
     leakage: bool = False,  # measure the leakage of a random split instead, and list the images that cause it
     retrain: bool = False,  # with --leakage: train networks instead of probes on frozen features; needs --out
-    # with --leakage: architecture whose features are used (default: the run's, otherwise resnet50; for the sample
+    # with --leakage: architecture whose features are used (default: the run's, else the installed one; for the sample
     # convmixer_64_4)
     arch: str | None = None,
     weights: str = '',  # with --leakage: .safetensors or .pth file, or Hugging Face hub id, instead of a download
     size: int | None = None,  # with --leakage: image size, pixels (default: the run's, otherwise 224; sample: 96)
-    # with --leakage: regular expression or CSV column that reads the specimen (default: the run's, else a proposal)
-    group: str | None = None,
+    reading: Reading = default_reading,
     out: Path | None = None,  # .csv or .parquet file for the predictions; with --leakage a folder for page and tables
     json: bool = False,  # print JSON
 ) -> int:
     "Score a run on its test set or on other images, or find leakage between training and test set"
-    options = given(arch=arch, weights=weights or None, size=size, group=group)
+    options = given(arch=arch, weights=weights or None, size=size)
     if leakage:
-        return _report_leakage(run, source, retrain, out, json, options)
+        return _report_leakage(run, source, retrain, out, json, options | reading.given())
     if wrong := [*options, *(['retrain'] if retrain else [])]:
         raise UserError(f'--{wrong[0]} is for --leakage; a run is scored with the settings of its training.')
-    return _score(run, source, out, json)
+    if not source and (wrong := list(reading.given())):
+        option = wrong[0].replace('_', '-')
+        raise UserError(f'--{option} is for --source and --leakage; without them, the test set of the run is scored.')
+    return _score(run, source, reading.given(), out, json)
 
 
 def _report_leakage(run, source, retrain, out, json, options):
@@ -63,24 +68,37 @@ def _report_leakage(run, source, retrain, out, json, options):
     return 0
 
 
-def _score(run, source, out, json):
+def _score(run, source, reading, out, json):
     from fungi_fastai.runs.run import Run
 
     if out:
         check_output_file(out, '.csv', '.parquet')
     run = Run.load(run)
-    metrics, predictions = run.evaluate(source) if source else (run.metrics, run.predictions)
+    metrics, predictions = run.evaluate(source, **reading) if source else (run.metrics, run.predictions)
     if out:
         write_table(out, predictions)
     if json:
         print_json(metrics)
     else:
         _print_metrics(metrics)
-    if n_seen := metrics.get('n_seen_in_training'):
-        print_message(
-            f'{n_seen} of these {metrics["n_test"]} images were seen in training; the scores are too optimistic.'
-        )
+    if metrics.get('n_seen_in_training'):
+        print_message(_seen_in_words(metrics, predictions))
     return 0
+
+
+def _seen_in_words(metrics, predictions):
+    "Which images were seen in training, and the accuracy on the others"
+    n_seen, n_near = metrics['n_seen_in_training'], metrics['n_near_duplicates_in_training']
+    kinds = f'{n_seen - n_near} as the same file, {n_near} saved again or nearly the same'
+    examples = predictions[predictions.seen_in_training != '']
+    pairs = [f'{row.path} ({row.seen_in_training})' for row in examples.head(3).itertuples()]
+    rest = f', and {n_seen - 3} more (--out FILE lists them)' if n_seen > 3 else ''
+    unseen = metrics['n_test'] - n_seen
+    others = f' Accuracy on the {unseen} others: {metrics["accuracy_unseen"]:.4f}.' if unseen else ''
+    return (
+        f'{n_seen} of these {metrics["n_test"]} images were seen in training ({kinds}); the scores are too optimistic.'
+        f'{others} They are, with the image in the training: {"; ".join(pairs)}{rest}.'
+    )
 
 
 _printed_metrics = (
@@ -96,22 +114,26 @@ _printed_metrics = (
 
 
 def _print_metrics(metrics):
-    "Print the main metrics with their confidence intervals"
-    intervals = metrics.get('intervals', {})
+    "Print the main metrics with their confidence intervals; those of images seen in training are marked"
+    intervals, n_seen = metrics.get('intervals', {}), metrics.get('n_seen_in_training')
+    mark = '  * too optimistic' if n_seen else ''
     for name in _printed_metrics:
         low, high = intervals.get(name) or (None, None)
         interval = '' if low is None else f'  ({low:.4f} to {high:.4f})'
-        print(f'{name:>18}  {metrics[name]:.4f}{interval}')
+        print(f'{name:>18}  {metrics[name]:.4f}{interval}{mark}')
     print(f'{"n_test":>18}  {metrics["n_test"]}  (95 % confidence intervals in parentheses)')
+    if n_seen:
+        print(f'{"* seen in training":>18}  {n_seen} of these images')
 
 # %% ../../nbs/commands/results.ipynb #b6582d8c
 def predict(
     model: Positional[Path],  # folder of a bundle or of a finished run
     paths: Positional[list[Path]],  # images, or folders of images
-    # .csv, .jsonl or .parquet file; the same call resumes an interrupted one (default: CSV on standard output)
+    # .csv, .jsonl or .parquet file; the same call resumes an interrupted one (default: standard output, as text in a
+    # terminal and as CSV in a pipe)
     out: Path | None = None,
     engine: Literal['local', 'ray'] = 'local',  # ray: many processes, on one or many machines; for bundles only
-    workers: int | None = None,  # threads, or processes with ray (default: one per core of the machine or cluster)
+    workers: int | None = None,  # threads, or processes with ray (default: one per usable CPU of machine or cluster)
     backend: Literal['auto', 'onnx', 'torch', 'int8', 'openvino'] = 'auto',  # inference backend of a bundle; auto: onnx
     address: str | None = None,  # of a Ray cluster, such as 10.0.0.1:6379 (default: RAY_ADDRESS, or start one here)
     json: bool = False,  # print JSON: a list of the rows, or with --out the number of images
@@ -120,25 +142,24 @@ def predict(
     from fungi_fastai.core.progress import format_count
     from fungi_fastai.runs.batch_prediction import predict_to
 
-    form = 'json' if json else 'csv'
+    form = 'json' if json else 'text' if out is None and sys.stdout.isatty() else 'csv'
     result = predict_to(
         model, paths, out, engine=engine, workers=workers, backend=backend, address=address, stdout_format=form
     )
     if json and out:
         print_json(dict(out=str(out), images=result.images, unreadable=result.failed, errors=result.errors))
-    for error in result.errors:
+    for error in result.errors if form != 'text' else ():  # the text says them beside the files
         print_message(error)
     if result.failed:
-        print_message(
-            f'{result.failed:,} of {result.images:,} files could not be read; the column error says why for each.'
-        )
+        reasons = '' if form == 'text' else '; the column error says why for each'
+        print_message(f'{result.failed:,} of {result.images:,} files could not be read{reasons}.')
     elif out and not json:
         print_message(f'{format_count(result.images, "image")} classified: {out}')
     return 1 if result.failed else 0
 
 # %% ../../nbs/commands/results.ipynb #5250ddc8
 def report(
-    runs: Positional[list[Path]],  # folder of a finished run; several runs are compared on one page
+    runs: Positional[list[Path]],  # folder of a finished run or cross-validation; several are compared on one page
     out: Path | None = None,  # .html page of several runs (default: comparison.html); for one run it is report.html
 ) -> int:
     "Write the report.html of a run again, or compare several runs on one page"
@@ -154,8 +175,10 @@ def report(
             f'The report of one run is the report.html in its folder; --out {out} is for a page of several runs.'
         )
     from fungi_fastai.runs.run import Run
+    from fungi_fastai.studies.folds import CrossValidation
 
-    print(Run.load(runs[0]).report())
+    is_study = (runs[0] / 'experiment.json').exists()
+    print((CrossValidation(runs[0]) if is_study else Run.load(runs[0])).report())
     return 0
 
 

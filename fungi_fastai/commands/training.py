@@ -87,7 +87,7 @@ def folds(
     from fungi_fastai.studies.folds import cross_validate
 
     result = cross_validate(recipe, k, out, grouped=not naive)
-    print_result(result, json, f'In {result.folder}')
+    print_result(result, json, f'Report: {result.folder / "report.html"}')
     return 0
 
 

@@ -9,7 +9,11 @@ __all__ = ['UserError', 'MissingFileError', 'TrainingError']
 
 # %% ../../nbs/core/errors.ipynb #4a7abdb3
 class UserError(ValueError):
-    "A mistake that the user can correct; the message says how"
+    "A mistake that the user can correct; the message says how. A notebook shows the message without a traceback"
+
+    def _render_traceback_(self):
+        "The lines that IPython shows"
+        return [f'{type(self).__name__}: {self}']
 
 
 class MissingFileError(UserError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Charts and self-contained HTML pages in one style
+"""Charts in one style, as SVG and as JPEG
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/core/figures.html.md"""
 
@@ -8,7 +8,6 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/core/figures.html.md"""
 __all__ = ['colours', 'chart', 'as_svg', 'Jpeg', 'as_jpeg']
 
 # %% ../../nbs/core/figures.ipynb #8cdff98e
-import html
 import io
 import warnings
 from dataclasses import dataclass, field
@@ -43,12 +42,17 @@ def chart(
 def as_svg(
     figure: Figure,
     salt: str = '',  # makes the ids in the SVG unique if a page has several charts
+    axes=None,  # cut the figure to one of its axes (default: all of it)
 ) -> str:
     "A chart as SVG whose text stays text; the same figure gives the same SVG"
     file = io.StringIO()
+    options = {}
+    if axes is not None:
+        box = axes.get_tightbbox().transformed(figure.dpi_scale_trans.inverted())
+        options = dict(bbox_inches=box.padded(0.05))
     with warnings.catch_warnings(), rc_context({'svg.fonttype': 'none', 'svg.hashsalt': salt}):
         warnings.simplefilter('ignore')  # a script that matplotlib's own font lacks; the browser has it
-        figure.savefig(file, format='svg', metadata={'Date': None, 'Creator': None})
+        figure.savefig(file, format='svg', metadata={'Date': None, 'Creator': None}, **options)
     text = file.getvalue()
     return text[text.index('<svg') :]
 
@@ -85,93 +89,3 @@ def as_jpeg(
         )
     with Image.open(file) as jpeg:
         return Jpeg(*jpeg.size, file.getvalue())
-
-# %% ../../nbs/core/figures.ipynb #7a307a84
-_template = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-:root {{ color-scheme: light dark;
-  --ground: #fff; --text: #24302b; --soft: #66716c; --line: #dfe5e2; --panel: #f6f8f7 }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ground: #161a18; --text: #e2e8e5; --soft: #98a39e; --line: #2f3733; --panel: #1d2320 }} }}
-body {{ margin: 2.5rem auto; padding: 0 1.25rem; max-width: 60rem; background: var(--ground); color: var(--text);
-  font: 16px/1.55 system-ui, sans-serif }}
-h1 {{ font-size: 1.75rem; margin: 0 0 .3rem; overflow-wrap: anywhere }}
-h2 {{ font-size: 1.2rem; margin: 2.8rem 0 .2rem }}
-p {{ color: var(--soft); margin: .2rem 0 1rem; max-width: 46rem }}
-svg, img {{ max-width: 100%; height: auto; display: block }}
-svg text {{ font-family: system-ui, sans-serif !important }}
-table {{ border-collapse: collapse; width: 100%; font-size: .93rem }}
-td, th {{ text-align: left; padding: .32rem .9rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top }}
-th {{ color: var(--soft); font-weight: 500 }} .number {{ text-align: right; font-variant-numeric: tabular-nums }}
-td.name {{ overflow-wrap: break-word }} .facts {{ display: flex; flex-wrap: wrap; gap: .6rem; margin: 1.2rem 0 }}
-.facts div {{ background: var(--panel); border-radius: .5rem; padding: .5rem 1rem }}
-.facts b {{ display: block; font-size: 1.3rem }} .facts span {{ color: var(--soft); font-size: .88rem }}
-th.number {{ text-align: right }} .scroll {{ overflow-x: auto }}
-pre {{ background: var(--panel); padding: .8rem 1rem; border-radius: .5rem; overflow-x: auto; font-size: .85rem }}
-.verdict {{ font-size: 1.15rem; color: var(--text); max-width: 46rem }}
-td.heat {{ text-align: center; min-width: 2.2rem; font-variant-numeric: tabular-nums; padding: .3rem }}
-@media print {{ body {{ margin: 0; max-width: none }} }}
-details {{ margin: .4rem 0 }} summary {{ cursor: pointer; padding: .2rem 0 }}
-.sortable th {{ cursor: pointer }} .sortable th:hover {{ color: var(--text) }}
-@media print {{ :root {{ --ground: #fff; --text: #24302b; --soft: #66716c; --line: #dfe5e2; --panel: #f6f8f7 }}
-  h2 {{ break-after: avoid }} svg, tr {{ break-inside: avoid }} }}
-</style></head><body>
-{body}
-</body></html>
-"""
-
-_sorting = """<script>
-for (const table of document.querySelectorAll('table.sortable')) table.querySelectorAll('th').forEach((head, i) => {
-  head.tabIndex = 0
-  const sort = () => {
-    const up = head.ariaSort !== 'descending', value = row => row.cells[i].textContent, [first, ...rows] = table.rows
-    table.querySelectorAll('th').forEach(h => h.ariaSort = 'none')
-    head.ariaSort = up ? 'descending' : 'ascending'
-    rows.sort((a, b) => (up ? -1 : 1)*value(a).localeCompare(value(b), undefined, {numeric: true}))
-    first.parentNode.append(...rows)
-  }
-  head.onclick = sort
-  head.onkeydown = e => { if (e.key === 'Enter') sort() }
-})
-</script>
-"""
-
-
-def page(
-    title: str,  # of the browser tab; escaped here
-    body: str,  # HTML
-) -> str:
-    "A whole HTML page in the library's style, light and dark, that needs no other file"
-    return _template.format(title=html.escape(title), body=body + (_sorting if 'class="sortable"' in body else ''))
-
-
-def facts(
-    values: dict,  # words → number or text
-) -> str:  # HTML
-    "Big numbers in a row of panels"
-    panels = (
-        f'<div><b>{html.escape(str(value))}</b><span>{html.escape(str(words))}</span></div>'
-        for words, value in values.items()
-    )
-    return f'<div class="facts">{"".join(panels)}</div>'
-
-
-def table(
-    frame,  # DataFrame; columns of numbers are aligned to the right
-    digits: int = 3,  # after the decimal point
-    sortable: bool = False,  # whether a click on a column's name sorts the rows
-) -> str:  # HTML
-    "A DataFrame as an HTML table, everything escaped"
-    styles = ['number' if dtype.kind in 'if' else 'name' for dtype in frame.dtypes]
-
-    def row_html(values, tag):
-        cells = []
-        for value, style in zip(values, styles, strict=True):
-            text = f'{value:.{digits}f}' if isinstance(value, float) else str(value)
-            cells.append(f'<{tag} class="{style}">{html.escape(text)}</{tag}>')
-        return f'<tr>{"".join(cells)}</tr>'
-
-    rows = [row_html(map(str, frame.columns), 'th'), *(row_html(row, 'td') for row in frame.itertuples(index=False))]
-    sorting = ' class="sortable"' if sortable else ''
-    return f'<div class="scroll"><table{sorting}>{"".join(rows)}</table></div>'

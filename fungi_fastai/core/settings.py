@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from .cpus import cpu_limit
 from .errors import UserError, did_you_mean
 
 # %% ../../nbs/core/settings.ipynb #06f2c772
@@ -29,11 +30,11 @@ class Settings:
 
     @property
     def workers(self) -> int:
-        "`num_workers` as a number; `auto` is one a core, at most 16, shared among the processes of a distributed run"
+        "`num_workers` as a number; `auto` is one a usable CPU, at most 16, shared among distributed processes"
         if self.num_workers != 'auto':
             return int(self.num_workers)
         processes = int(os.environ.get('LOCAL_WORLD_SIZE') or 1)
-        return min(16, max(1, (os.cpu_count() or 1) // processes))
+        return min(16, max(1, cpu_limit().cpus // processes))
 
 # %% ../../nbs/core/settings.ipynb #22761f98
 def find_config(

@@ -11,8 +11,10 @@ __all__ = []
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
+from weakref import WeakSet
 
 from .settings import settings
 
@@ -20,10 +22,6 @@ from .settings import settings
 @lru_cache
 def _pool(workers):
     return ThreadPoolExecutor(workers, thread_name_prefix='images')
-
-
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of the threads
 
 
 def map_in_threads(
@@ -47,3 +45,35 @@ def map_in_threads(
     finally:
         for job in waiting:
             job.cancel()
+
+# %% ../../nbs/core/threads.ipynb #5aac0298
+@contextmanager
+def few_threads(
+    elements: int,  # of the matrices inside the block
+    enough: int = 4_000_000,  # elements for which several threads are worth it
+):
+    "A block in which numpy, scipy and scikit-learn use one thread, unless the matrices are large"
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1 if elements < enough else None):
+        yield
+
+# %% ../../nbs/core/threads.ipynb #75aa6dc0
+_restarted = WeakSet()
+
+
+def restart_in_child(
+    owner,  # of threads or locks; its method `restart` creates them again, and should take no time
+):
+    "Call `owner.restart()` in each process that is forked from this one"
+    _restarted.add(owner)
+
+
+def _after_fork():
+    _pool.cache_clear()
+    for owner in _restarted:
+        owner.restart()
+
+
+if hasattr(os, 'register_at_fork'):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_after_fork)

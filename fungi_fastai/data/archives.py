@@ -1,4 +1,4 @@
-"""Unpack an archive once, completely or not at all, and refuse what would do harm
+"""Unpack an archive once, completely or not at all, and read the archives inside a folder as folders
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/archives.html.md"""
 
@@ -14,232 +14,41 @@ import json
 import os
 import re
 import shutil
-import stat
 import sys
-import tarfile
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 
-from .images import image_extensions, is_image_name
-from ..core.settings import settings
-from ..core.errors import TrainingError, UserError
+from ..core.errors import UserError
+from ..core.files import file_stamp
 from ..core.progress import format_count, format_size, track_bytes
-
-# %% ../../nbs/data/archives.ipynb #92c37f56
-def walk_files(
-    root: str | Path,  # a folder
-) -> list[tuple]:  # the parts of each path below it, in order
-    "Paths of all files below `root` as tuples of parts, without hidden files and `__MACOSX`; follows each link once"
-    paths, visited = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if is_visible(name))
-        parts = Path(folder).relative_to(root).parts
-        paths += [(*parts, name) for name in sorted(files) if is_visible(name)]
-    return paths
-
-
-def is_visible(
-    name: str,  # of a file or folder, without its path
-) -> bool:
-    "Whether a file or folder is part of the data: neither hidden nor `__MACOSX`"
-    return not name.startswith('.') and name != '__MACOSX'
-
-# %% ../../nbs/data/archives.ipynb #dd660e0b
-def nothing_found(
-    root,  # a folder or archive
-    files: list,  # the paths in it, each a tuple of parts
-) -> str:
-    "The message for a folder or archive without images"
-    if not files:
-        return f'{root} is empty. Expected a folder with a folder of images for each class.'
-    kinds = Counter(PurePosixPath(f[-1]).suffix.lower() or 'no extension' for f in files).most_common(3)
-    return (
-        f'{root} holds no images: {format_count(len(files), "file")}, of which '
-        + ', '.join(f'{n:,} {kind}' for kind, n in kinds)
-        + '. Expected a folder of images for each class, in one of '
-        f'the formats {" ".join(sorted(e[1:] for e in image_extensions))}.'
-    )
-
-# %% ../../nbs/data/archives.ipynb #94b8a734
-archive_extensions = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
-text_extensions = frozenset('.csv .tsv .txt .json .md'.split())
-max_ratio = 100  # photos hardly compress: an archive that unpacks to more than a hundred times its size …
-max_ratio_bytes = 100 * 2**20  # … and to more than this is a zip bomb
-max_members = 5_000_000  # files in an archive
-_receipt = '.complete.json'  # in an unpacked folder: the archive's key and the number of files
-
-
-class ArchiveError(UserError):
-    "An archive that is broken, dangerous or without images"
-
-
-@dataclass(frozen=True)
-class _Member:
-    "A file or folder in an archive"
-
-    name: str  # as the archive has it
-    size: int  # bytes when unpacked
-    is_folder: bool
-    is_link: bool  # or a device
-    record: object  # of `zipfile` or `tarfile`
-
-    @property
-    def parts(self) -> tuple:
-        "The parts of its path"
-        return PurePosixPath(self.name.replace('\\', '/')).parts
-
-    @property
-    def escapes(self) -> bool:
-        "Whether it would be written outside the folder that the archive is unpacked to"
-        absolute = self.name.startswith(('/', '\\')) or re.match('[A-Za-z]:', self.name)
-        return bool(not self.parts or absolute or '..' in self.parts or '\0' in self.name)
-
-    @property
-    def is_wanted(self) -> bool:
-        "Whether it is an image or a small text"
-        is_text = PurePosixPath(self.parts[-1]).suffix.lower() in text_extensions
-        return is_image_name(self.parts[-1]) or is_text
-
-
-def _zip_members(archive):
-    for info in archive.infolist():
-        name = info.filename
-        if not info.flag_bits & 0x800 and not name.isascii():  # no UTF-8 flag; most tools write UTF-8 all the same
-            try:
-                name = name.encode('cp437').decode('utf-8')
-            except UnicodeError:
-                pass
-        mode = info.external_attr >> 16
-        yield _Member(name, info.file_size, info.is_dir(), bool(mode) and stat.S_ISLNK(mode), info)
-
-
-def _tar_members(archive):
-    for info in archive:
-        yield _Member(info.name, info.size, info.isdir(), not (info.isfile() or info.isdir()), info)
-
-
-def _check_members(
-    file: Path,  # the archive
-    members,  # all of them
-) -> list[_Member]:  # what to unpack
-    "Refuse an archive that would do harm. Raises `ArchiveError`"
-    wanted, others = [], []
-    total, packed = 0, file.stat().st_size
-    for number, member in enumerate(members):
-        if number >= max_members:
-            raise ArchiveError(f'{file} holds more than {max_members:,} files. It was not unpacked.')
-        if member.is_folder and not member.parts:
-            continue  # `./`, as tar writes it
-        if member.escapes:
-            raise ArchiveError(
-                f'{file} would write outside its folder: it holds {member.name!r}. '
-                'It was not unpacked; do not trust it.'
-            )
-        if member.is_link:
-            raise ArchiveError(
-                f'{file} holds a link or a device ({member.name!r}), not only files. It was not unpacked.'
-            )
-        total += member.size
-        if total > max_ratio_bytes and total > max_ratio * packed:
-            raise ArchiveError(
-                f'{file} has {format_size(packed)} and would unpack to {format_size(total)} or more, over {max_ratio} '
-                'times as much. Images do not shrink like that; it was not unpacked.'
-            )
-        if member.is_folder or not all(is_visible(part) for part in member.parts):
-            continue
-        if not is_image_name(member.parts[-1]):
-            others.append(member.parts)
-        if member.is_wanted:
-            wanted.append(member)
-    if not any(is_image_name(member.parts[-1]) for member in wanted):
-        raise ArchiveError(nothing_found(file, others))
-    return wanted
-
-# %% ../../nbs/data/archives.ipynb #338499ea
-@dataclass(frozen=True)
-class _Archive:
-    "An open archive"
-
-    key: str  # a hash of its content
-    members: list[_Member]  # what to unpack, checked
-    open_member: Callable  # opens the record of a member for reading
-
-
-@contextmanager
-def _open_archive(
-    file: Path,  # zip or tar
-) -> Iterator[_Archive]:
-    "An archive while the block runs. Raises `ArchiveError` if it is broken or dangerous"
-    broken = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
-    try:
-        if _is_tar(file):
-            with tarfile.open(file) as archive:
-                members = _check_members(file, _tar_members(archive))
-                yield _Archive(_file_key(file), members, archive.extractfile)
-        else:
-            with zipfile.ZipFile(file) as archive:
-                if any(info.flag_bits & 1 for info in archive.infolist()):
-                    raise ArchiveError(f'{file} is locked with a password. Unpack it and give the folder.')
-                members = _check_members(file, _zip_members(archive))
-                yield _Archive(_zip_key(file, archive), members, archive.open)
-    except (UserError, TrainingError):
-        raise
-    except broken as error:
-        if isinstance(error, OSError) and error.errno:
-            raise disk_error(error, file) from None
-        raise ArchiveError(
-            f'{file} is not a complete archive: {str(error) or type(error).__name__}. It may be truncated; '
-            'download or copy it again.'
-        ) from None
-
-
-def _is_tar(file):
-    name = file.name.lower()
-    return name.endswith(archive_extensions) and not name.endswith('.zip') and not zipfile.is_zipfile(file)
-
-
-def _zip_key(file, archive):
-    "A key from the directory of a zip, which has the checksum of each file"
-    entries = ((info.filename, info.CRC, info.file_size) for info in archive.infolist())
-    return hashlib.sha256(repr([file.stat().st_size, *entries]).encode()).hexdigest()[:12]
-
-
-def _file_key(file):
-    key = hashlib.sha256()
-    with open(file, 'rb') as f:
-        while block := f.read(2**20):
-            key.update(block)
-    return key.hexdigest()[:12]
-
-
-def disk_error(
-    error: OSError,  # of reading or writing
-    path: Path,  # where, if the error does not say
-) -> TrainingError:
-    "The error for a disk that is full, broken or without permission"
-    return TrainingError(f'Reading or writing failed at {error.filename or path}: {error.strerror}.')
+from ..core.settings import settings
+from .archive_kinds import ArchiveError, is_archive_name
+from .archive_members import disk_error, open_archive
+from .file_kinds import is_image_name
+from .tree import Tree, list_names, walk_files, walk_tree
 
 # %% ../../nbs/data/archives.ipynb #07f896d3
+receipt_name = '.complete.json'  # in an unpacked folder: the archive's key, the number of files, and what was left out
+_version = 2  # of what is unpacked; a folder of an older version is unpacked again
+
+
+def _read_receipt(folder):
+    "What an unpacked folder says about itself; {} for any other folder"
+    try:
+        return json.loads((folder / receipt_name).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return {}
+
+
 def is_complete(
     folder: Path,  # it need not exist
     key: str | None = None,  # of the archive, if known
 ) -> bool:
     "Whether `folder` was unpacked completely and still has all its files"
-    try:
-        receipt = json.loads((folder / _receipt).read_text())
-    except (OSError, ValueError):
-        return False
-    if key is not None and receipt['key'] != key:
+    receipt = _read_receipt(folder)
+    if not receipt or key is not None and (receipt['key'], receipt.get('version')) != (key, _version):
         return False
     return len(walk_files(folder)) >= receipt['files']
 
@@ -272,19 +81,27 @@ def unpack(
     file: Path,  # zip or tar
     target: Path | None = None,  # the folder to create (default: below `data_dir`, named after the content)
     progress: bool = True,  # show a line with rate and time left, if it takes longer than two seconds
+    zip_encoding: str = '',  # of names that do not say it; '' to detect it
 ) -> Path:  # the complete folder
     "Unpack an archive once. Raises `ArchiveError` if it cannot be used, `UserError` if the disk lacks room"
     file = Path(file)
-    with _open_archive(file) as archive:
-        if target is None:
-            stem = re.sub(r'(\.tar)?\.[^.]+$', '', file.name) or 'archive'
-            target = settings().data_dir / 'unpacked' / f'{stem}-{archive.key}'
-        if is_complete(target, archive.key):
-            return target
+    with open_archive(file, zip_encoding) as archive:
+        return _unpack_open(archive, file, target, progress)
+
+
+def _unpack_open(archive, file, target, progress):
+    if target is None:
+        target = settings().data_dir / 'unpacked' / f'{_stem(file.name)}-{archive.key}'
+    if not is_complete(target, archive.key):
         with locked(target):
             if not is_complete(target, archive.key):
                 _extract(archive, file, target, progress)
     return target
+
+
+def _stem(name):
+    "The name of an archive without its extension"
+    return re.sub(r'(\.tar)?\.[^.]+$', '', name) or 'archive'
 
 
 def _extract(archive, file, target, progress):
@@ -296,18 +113,176 @@ def _extract(archive, file, target, progress):
             f'{file} unpacks to {format_size(total)}, but {target.parent} has {format_size(free)} free. '
             'Make room, or set data_dir in settings.ini to a larger disk.'
         )
+    with _new_folder(target, archive.key, left_out=archive.left_out, notes=archive.notes) as part:
+        with track_bytes(total, f'unpacking {file.name}', show=progress) as advance:
+            _write_members(archive, part, advance)
+        for parts in archive.left_out:  # a folder without images is seen, as in the folder that was packed
+            part.joinpath(*parts[:-1]).mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _new_folder(target, key, **receipt):
+    "A temporary folder to write to, which becomes `target` with a receipt at the end of the block"
     part = target.with_name(f'.{target.name}.{os.getpid()}.part')
     try:
-        with track_bytes(total, f'unpacking {file.name}', show=progress) as advance:
-            for member in archive.members:
-                path = part.joinpath(*member.parts)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open_member(member.record) as source, open(path, 'wb') as copy:
-                    shutil.copyfileobj(source, copy, 2**20)
-                advance(member.size)
-        (part / _receipt).write_text(json.dumps({'key': archive.key, 'files': len(walk_files(part))}))
+        yield part
+        receipt |= dict(key=key, version=_version, files=len(walk_files(part)))
+        (part / receipt_name).write_text(json.dumps(receipt, ensure_ascii=False), encoding='utf-8')
         if target.exists():
             shutil.rmtree(target)
         os.rename(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_members(archive, part, advance):
+    "Write files and folders; a file that several links lead to is read once and copied"
+    written = {}
+    for member in archive.members:
+        path = part.joinpath(*member.parts)
+        if member.kind == 'folder':
+            path.mkdir(parents=True, exist_ok=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if id(member.record) in written:
+            shutil.copyfile(written[id(member.record)], path)
+        else:
+            with archive.open_member(member.record) as source, open(path, 'wb') as copy:
+                shutil.copyfileobj(source, copy, 2**20)
+        written[id(member.record)] = path
+        advance(member.size)
+
+# %% ../../nbs/data/archives.ipynb #0a7af12c
+max_depth = 2  # archives inside archives
+
+
+def read_archives(
+    tree: Tree,  # of a folder
+    zip_encoding: str = '',  # of names that do not say it; '' to detect it
+    progress: bool = True,  # show a line with rate and time left
+    depth: int = 0,  # of archives that this folder was in
+) -> Tree:  # with the files of its archives, and notes on how they were read
+    "Read the archives in a folder as folders. Raises `UserError` if two different files have the same name"
+    receipt = _read_receipt(tree.root)
+    left_out = [tuple(parts) for parts in receipt.get('left_out', ())]
+    tree = replace(
+        tree,
+        files=tree.files + left_out,
+        paths=tree.paths | dict.fromkeys(left_out, ''),
+        notes=[*tree.notes, *receipt.get('notes', ())],
+    )
+    inner = [parts for parts in tree.files if is_archive_name(parts[-1])]
+    read, beside, unread = [], [], []
+    for parts in inner:
+        name = '/'.join(parts)
+        try:
+            if found := _read_inner(tree, parts, zip_encoding, progress, depth):
+                tree = _join_trees(tree, parts, found)
+                read.append(name)
+            else:
+                beside.append(name)
+        except ArchiveError as error:
+            reason = str(error).removeprefix(f'{tree.path(parts)} ').partition(' Expected')[0]
+            unread.append(f'Not read: {name} {reason}')
+    tree.notes.extend(unread[:5])
+    if len(unread) > 5:
+        tree.notes.append(f'Not read: {format_count(len(unread) - 5, "more archive")}.')
+    count = format_count(len(read), 'archive')
+    if read:
+        tree.notes.append(f'Unpacked {count} inside, and read each as a folder: {list_names(read)}.')
+    if beside:
+        tree.notes.append(f'Not unpacked, because their images are already in the folder: {list_names(beside)}.')
+    return _link_together(tree) if read and not depth else tree
+
+
+def _link_together(tree):
+    "The tree as one folder of links below `data_dir`, where a table finds all images"
+    paths = {parts: os.path.abspath(path) for parts in tree.files if (path := tree.path(parts))}
+    stamps = [(parts, path, *file_stamp(path)) for parts, path in paths.items()]
+    key = hashlib.sha256(repr(stamps).encode()).hexdigest()[:12]
+    target = settings().data_dir / 'unpacked' / f'{tree.root.name}-{key}'
+    if not is_complete(target, key):
+        try:
+            with locked(target), _new_folder(target, key) as part:
+                for parts, path in paths.items():
+                    part.joinpath(*parts[:-1]).mkdir(parents=True, exist_ok=True)
+                    _link(path, part.joinpath(*parts))
+        except OSError as error:
+            raise disk_error(error, target) from None
+    left_out = dict.fromkeys((parts for parts in tree.files if parts not in paths), '')
+    return replace(tree, root=target, paths=left_out)
+
+
+def _link(path, link):
+    try:
+        os.symlink(path, link)
+    except OSError:  # Windows lets only some users create symbolic links
+        shutil.copyfile(path, link)
+
+
+def _read_inner(tree, parts, zip_encoding, progress, depth):
+    "What an archive in a folder holds; None if the folder has its images already. Raises `ArchiveError`"
+    if not tree.path(parts):
+        raise ArchiveError('is an archive inside an archive, of a kind that is not read. Unpack it.')
+    if depth >= max_depth:
+        raise ArchiveError('is an archive in an archive in an archive. Unpack it.')
+    file = Path(tree.path(parts))
+    with open_archive(file, zip_encoding, images=False) as archive:
+        images = {member.parts: member.size for member in archive.members if is_image_name(member.name)}
+        if images and _is_unpacked_beside(tree, parts, images):
+            return None
+        folder = _unpack_open(archive, file, None, progress)
+    return read_archives(walk_tree(folder), zip_encoding, progress, depth + 1)
+
+
+def _is_unpacked_beside(tree, parts, images):
+    "Whether at least half of an archive's images are in the folder around it, with the same size"
+    folder, found = parts[:-1], 0
+    for name, size in images.items():
+        for candidate in ((*folder, *name), (*folder, *name[1:]), (*folder, _stem(parts[-1]), *name)):
+            path = os.path.join(tree.root, *candidate)
+            if os.path.isfile(path) and os.path.getsize(path) == size:
+                found += 1
+                break
+    return found >= len(images) / 2
+
+
+def _join_trees(tree, parts, inner):
+    "`tree` with the files of an archive in it. Raises `UserError` if a name is there already, with other content"
+    prefix = _folder_of(parts, inner.files)
+    paths = {(*prefix, *name): inner.path(name) for name in inner.files}
+    for name in paths.keys() & set(tree.files) - {parts}:
+        one, other = tree.path(name), paths[name]
+        if not (one and other and os.path.getsize(one) == os.path.getsize(other)):
+            raise UserError(
+                f'{tree.root} holds {"/".join(name)} twice, in a folder and in {"/".join(parts)}, with different '
+                'content. Unpack the archive yourself, or move it away.'
+            )
+    new = [name for name in paths if name not in tree.paths and name not in set(tree.files)]
+    folders = [prefix[:end] for end in range(len(parts), len(prefix) + 1)]
+    folders += [(*prefix, *folder) for folder in inner.folders]
+    return replace(
+        tree,
+        files=[name for name in tree.files if name != parts] + new,
+        folders=list(dict.fromkeys([*tree.folders, *folders])),
+        paths=tree.paths | {name: paths[name] for name in new},
+        notes=[*tree.notes, *(f'{"/".join(parts)}: {note}' for note in inner.notes)],
+    )
+
+
+def _folder_of(
+    parts: tuple,  # of an archive
+    names: Iterable[tuple],  # of the files in it
+) -> tuple:  # the folder as which it is read
+    "The folder named after the archive, or the one around it if the content brings the name along"
+    stem, around = _stem(parts[-1]), parts[:-1]
+    if around and around[-1].casefold() == stem.casefold():  # Russula/Russula.zip
+        around = around[:-1]
+    tops = {name[0] for name in names}
+    if re.match(r'drive-download-\d{8}T\d{6}Z', stem):  # of several folders, from Google Drive
+        return around
+    if len(tops) != 1:
+        return (*around, stem)
+    top = re.escape(tops.pop().casefold()).replace('_', '.').replace(r'\ ', '.')
+    brings_name = re.match(rf'{top}(?![^\W_])', stem.casefold())  # also Russula-20240501T101010Z-001
+    return around if brings_name else (*around, stem)

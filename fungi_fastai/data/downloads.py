@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from .archives import ArchiveError, disk_error, is_complete, locked, unpack
+from .archives import is_complete, locked, unpack
+from .archive_members import disk_error
+from .archive_kinds import ArchiveError
 from ..core.progress import format_size, track_bytes
 from ..core.settings import settings
 from ..core.errors import UserError

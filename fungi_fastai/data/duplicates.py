@@ -175,3 +175,38 @@ def cluster_contents(
 def _as_integers(hashes, rows):
     "Hexadecimal hashes of some rows as uint64"
     return np.array([int(text, 16) for text in hashes.to_numpy(object)[rows]], np.uint64)
+
+# %% ../../nbs/data/duplicates.ipynb #e0f8b982
+def find_known(
+    items: pd.DataFrame,  # with the columns sha, variance, phash and dhash
+    known: pd.DataFrame,  # with the same columns
+) -> pd.DataFrame:  # index of `items`; `row`: position of the most similar known image, -1 if none; `same_file`
+    "Look up images among known ones, as files or as near-duplicates"
+    first = {content: row for row, content in reversed(list(enumerate(known.sha)))}
+    same_file = items.sha.map(first).fillna(-1).to_numpy(int)
+    near = np.full(len(items), -1)
+    queries, targets = (np.flatnonzero(table.variance.to_numpy(float) >= 1) for table in (items, known))
+    if len(queries) and len(targets):
+        near[queries] = _nearest_hashes(_both_hashes(items, queries), _both_hashes(known, targets), targets)
+    row = np.where(same_file >= 0, same_file, near)
+    return pd.DataFrame(dict(row=row, same_file=same_file >= 0), items.index)
+
+
+def _both_hashes(items, rows):
+    return np.stack([_as_integers(items[column], rows) for column in ('phash', 'dhash')], axis=1)
+
+
+def _nearest_hashes(queries, targets, rows):
+    "For each query the one of `rows`, numbered as `targets`, with the nearest hashes within the limits; -1 if none"
+    distinct, inverse = np.unique(np.concatenate([targets, queries]), axis=0, return_inverse=True)
+    of_target, of_query = np.split(inverse.reshape(-1), [len(targets)])
+    row_of = np.full(len(distinct), -1)
+    row_of[of_target[::-1]] = rows[::-1]  # the last write wins, which is the first target
+    pairs = near_pairs(*distinct.T)
+    one, other = np.concatenate([pairs, pairs[:, ::-1]]).T
+    is_known = row_of[other] >= 0
+    one, other = one[is_known], other[is_known]
+    order = np.argsort(-np.bitwise_count(distinct[one] ^ distinct[other]).sum(1), kind='stable')
+    nearest = np.full(len(distinct), -1)
+    nearest[one[order]] = row_of[other[order]]  # the nearest is written last
+    return np.where(row_of >= 0, row_of, nearest)[of_query]

@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image
 
-from ..core.figures import as_svg, chart, colours, facts, page
+from ..core.figures import as_svg, chart, colours
+from ..core.pages import facts, figure_html, figure_panels, page
 from ..core.files import atomic, check_writable, write_table, write_text
 from .galleries import duplicates_gallery, low_variance_gallery, mean_images, sample_grid, shorten
 from .scan import check, problem_action, problem_detail, problem_meanings, summary
@@ -213,10 +214,16 @@ def explore(
     numbers = summary(items, policy, checks)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / 'items.csv', items)
-    body = [f'<h1>{html.escape(title)}</h1>', _summary_panels(numbers), _problem_tables(items, policy)]
+    notes = ''.join(f'<p>{html.escape(note)}</p>' for note in items.attrs.get('notes', ()))
+    shortcuts = ''.join(f'<p class="warning">{html.escape(text)}</p>' for text in items.attrs.get('shortcuts', ()))
+    body = [f'<h1>{html.escape(title)}</h1>', _summary_panels(numbers), notes, shortcuts]
+    body.append('<p><a href="items.csv">items.csv</a> lists every image with its measurements.</p>')
+    body.append(_problem_tables(items, policy))
     for section in _sections(items, policy, checks, numbers):
         embedded = _write_chart(section, folder) if section.chart else _write_gallery(section, folder)
-        body.append(f'<h2>{html.escape(section.heading)}</h2><p>{html.escape(section.text)}</p>{embedded}')
+        file = f'{section.name}.{"svg" if section.chart else "png"}'
+        link = f'<p><small><a href="{file}">{file}</a></small></p>'
+        body.append(f'<h2>{html.escape(section.heading)}</h2><p>{html.escape(section.text)}</p>{embedded}{link}')
     write_text(folder / 'index.html', page(title, '\n'.join(body)))
     return folder / 'index.html'
 
@@ -234,11 +241,10 @@ class _Section:
 
 def _write_chart(section, folder):
     "Write a chart as SVG and return the HTML that embeds it"
-    svg = as_svg(section.draw(), section.name)
-    write_text(folder / f'{section.name}.svg', svg)
-    svg = svg[svg.index('<svg') :].replace(colours['ink'], 'var(--soft)')
-    label = html.escape(section.heading, quote=True)
-    return svg.replace('<svg ', f'<svg role="img" aria-label="{label}" ', 1)
+    figure = section.draw()
+    write_text(folder / f'{section.name}.svg', as_svg(figure, section.name))
+    embed = figure_panels if len(figure.axes) > 1 else figure_html
+    return embed(figure, section.name, section.heading)
 
 
 def _write_gallery(section, folder):
@@ -252,7 +258,8 @@ def _write_gallery(section, folder):
         image.save(temporary, 'png')
     image.save(webp, 'webp', quality=84)
     data, label = base64.b64encode(webp.getvalue()).decode(), html.escape(section.heading, quote=True)
-    return f'<img alt="{label}" width="{image.width}" src="data:image/webp;base64,{data}">'
+    source = f'data:image/webp;base64,{data}'
+    return f'<div class="chart"><img alt="{label}" width="{image.width}" src="{source}"></div>'
 
 # %% ../../nbs/data/explore.ipynb #c68dcc59
 def _sections(items, policy, checks, numbers):
@@ -300,7 +307,7 @@ def _summary_panels(numbers):
     if numbers['unlabelled']:
         panels['unlabelled'] = numbers['unlabelled']
     if numbers['groups']:
-        panels['groups (specimens)'] = numbers['groups']
+        panels['specimens (declared groups)' if numbers['groups'] < numbers['images'] else 'groups'] = numbers['groups']
     panels = {name: f'{number:,}' for name, number in panels.items()}
     if numbers['width']:
         panels['pixels, median'] = f'{numbers["width"]["median"]:,}×{numbers["height"]["median"]:,}'

@@ -12,6 +12,7 @@ __all__ = ['OpenPhoto', 'ResizeSquare', 'balanced_order', 'Balanced', 'PhotoLoad
 import random
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,9 @@ from ..core.errors import MissingFileError, UserError
 
 # %% ../../nbs/data/loaders.ipynb #8d2a43f2
 class OpenPhoto(Transform):
-    "Open a path or a Pillow image as fastai's `PILImage`, at the scale of the canvas"
+    "Open a path, a Pillow image, an array or bytes as fastai's `PILImage`, at the scale of the canvas"
+
+    input_types = (str, Path, Image.Image, np.ndarray, torch.Tensor, bytes)  # for fastai's `predict` and `test_dl`
 
     def __init__(
         self,
@@ -48,9 +51,13 @@ class OpenPhoto(Transform):
 
     def read(
         self,
-        source,  # a path, or a Pillow image
+        source,  # one of `input_types`
     ) -> np.ndarray:  # (height, width, 3) uint8
         "The image's pixels, from the cache if it holds them; see `read_pixels`"
+        if isinstance(source, Path):
+            source = str(source)
+        if not isinstance(source, (str, Image.Image, bytes)):
+            source = PILImage.create(source)
         if self.cache is not None and isinstance(source, str) and source in self.cache:
             return self.cache[source]
         return read_pixels(source, self.canvas, self.method)
@@ -153,9 +160,7 @@ class PhotoLoader(Balanced, TfmdDL):
         return loader
 
     def create_batches(self, samps):
-        transforms = (
-            self._image_transforms() if isinstance(getattr(self.dataset, 'items', None), pd.DataFrame) else None
-        )
+        transforms = self._image_transforms() if hasattr(self.dataset, 'tls') else None
         if transforms is None:
             return super().create_batches(samps)
         batches = self._photo_batches(*transforms, samps)
@@ -163,10 +168,12 @@ class PhotoLoader(Balanced, TfmdDL):
         return _prefetch(batches) if on_gpu else batches
 
     def _image_transforms(self):
-        "The transforms that open and resize an image; None if the pipeline has any others"
+        "The transforms that open and resize an image; None if the pipeline has any others, or items of another kind"
         type_transforms = list(self.dataset.tls[0].tfms.fs)
         item_transforms = [t for t in self.after_item.fs if not isinstance(t, ToTensor)]
         if not all(isinstance(t, (ColReader, OpenPhoto)) for t in type_transforms):
+            return None
+        if not isinstance(self.dataset.items, pd.DataFrame) and len(type_transforms) != 1:
             return None
         openers = [t for t in type_transforms if isinstance(t, OpenPhoto)]
         if not openers or len(item_transforms) != 1 or not isinstance(item_transforms[0], ResizeSquare):
@@ -174,7 +181,8 @@ class PhotoLoader(Balanced, TfmdDL):
         return openers[0], item_transforms[0]
 
     def _photo_batches(self, opener, resizer, samps):
-        paths, targets = self.dataset.items['path'].tolist(), self._item_targets()
+        items = self.dataset.items
+        paths, targets = list(items['path'] if isinstance(items, pd.DataFrame) else items), self._item_targets()
         split_idx = self.dataset.split_idx
         size, method = resizer.output_size(split_idx), resizer.method
         # copying out of the cache is faster than handing the work to another thread

@@ -8,9 +8,9 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/problems.html.md"""
 __all__ = ['problem_names', 'default_policy', 'default_checks', 'Checks', 'count_problems', 'has_problem', 'exclude']
 
 # %% ../../nbs/data/problems.ipynb #3461a895
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -78,8 +78,10 @@ def _is_labelled(items):
 def _has_wrong_extension(items):
     "Whether the extension belongs to another format than the real one. A phone's MPO is named .jpg, which is accepted"
 
+    format_of = Image.registered_extensions()
+
     def is_wrong(path, actual):
-        expected = Image.registered_extensions().get(Path(path).suffix.lower())
+        expected = format_of.get(os.path.splitext(path)[1].lower())
         if not actual or not expected or {expected, actual} == {'JPEG', 'MPO'}:
             return False
         return expected != actual

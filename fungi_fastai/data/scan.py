@@ -9,7 +9,6 @@ __all__ = ['scan', 'summary', 'check', 'summary_text']
 
 # %% ../../nbs/data/scan.ipynb #45d2a53a
 import hashlib
-import io
 import os
 import threading
 import time
@@ -26,7 +25,9 @@ from ..core.files import atomic, file_stamp
 from ..core.progress import format_count, track
 from ..core.settings import settings
 from ..core.threads import map_in_threads
-from .images import max_pixels, open_image
+from .exif import read_photo_header, unknown_header
+from .hashes import perceptual_hashes
+from .images import NamedBytes, decode, identify, image_errors
 from fungi_fastai.data.problems import (
     Checks,
     count_problems,
@@ -39,72 +40,63 @@ from fungi_fastai.data.problems import (
 
 # %% ../../nbs/data/scan.ipynb #ea1e0c57
 _columns = dict(
-    width=0, height=0, mode='', format='', variance=np.nan, brightness=np.nan, phash='', dhash='', sha='', error=''
+    width=0,
+    height=0,
+    mode='',
+    format='',
+    frames=1,
+    **unknown_header,
+    variance=np.nan,
+    brightness=np.nan,
+    phash='',
+    dhash='',
+    sha='',
+    error='',
 )
 _large_image = threading.Lock()  # one image of more than 2**26 pixels is decoded at a time, however many threads run
 
 
-class _NamedBytes(io.BytesIO):
-    "A file's bytes that print as its name, for messages"
-
-    def __init__(self, content, name):
-        super().__init__(content)
-        self.name = name
-
-    def __str__(self):
-        return self.name
+def _describe(image):
+    "What the header says: size, mode, format, and 2 frames for a file with several"
+    width, height = image.size
+    if image.format in ('JPEG', 'MPO') and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+        width, height = height, width  # EXIF turns it by 90°
+    frames = 2 if getattr(image, 'is_animated', False) else 1
+    return dict(width=width, height=height, mode=image.mode, format=image.format, frames=frames)
 
 
-def _read_header(file):
-    "Size, mode and format without decoding the pixels; as much of it as the header holds"
-    header = {}
-    try:
-        with Image.open(file) as image:
-            header = dict(width=image.width, height=image.height, mode=image.mode, format=image.format)
-            if image.width * image.height <= max_pixels and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
-                header |= dict(width=image.height, height=image.width)  # EXIF turns it by 90°
-    except Exception:
-        pass  # `open_image` raises the better message
-    file.seek(0)
-    return header
-
-
-def _measure(image):
-    "Brightness, variance and hashes of an image"
-    import imagehash
-
-    grey = image.convert('L')
+def _measure(grey):
+    "Brightness, variance and hashes of a grey image"
     grey.thumbnail((256, 256), Image.Resampling.BOX)
-    histogram = np.asarray(grey.histogram(), float) / (grey.width * grey.height)
-    brightness = histogram @ np.arange(256)
-    # imagehash scales to 32×32 and 9×8 with a wide filter: from 96×96 that is quicker, and nearly the same
-    small = grey.resize((96, 96), Image.Resampling.BILINEAR) if min(grey.size) > 160 else grey
-    return dict(
-        brightness=float(brightness),
-        variance=float(histogram @ (np.arange(256) - brightness) ** 2),
-        phash=str(imagehash.phash(small)),
-        dhash=str(imagehash.dhash(small)),
-    )
+    histogram = np.array(grey.histogram(), float) / (grey.width * grey.height)
+    brightness = histogram @ _levels
+    phash, dhash = perceptual_hashes(grey)
+    variance = histogram @ (_levels - brightness) ** 2
+    return dict(brightness=float(brightness), variance=float(variance), phash=phash, dhash=dhash)
+
+
+_levels = np.arange(256.0)
 
 
 def inspect_image(
     path: str | Path,  # the file
     name: str | None = None,  # its name in messages (default: its path)
-) -> dict:  # width height mode format variance brightness phash dhash sha error
+) -> dict:  # width height mode format variance brightness phash dhash sha error, and what its header says
     "Measure one file. Never raises for a bad file: `error` says what is wrong with it"
     result, name = dict(_columns), str(path) if name is None else name
     try:
-        content = Path(path).read_bytes()
-        result['sha'] = hashlib.blake2b(content, digest_size=16).hexdigest()
-        if not content:
-            return result | dict(error=f'{name} is empty (0 bytes).')
-        file = _NamedBytes(content, name)
-        result |= _read_header(file)
-        with _large_image if result['width'] * result['height'] > 2**26 else nullcontext():
-            image = open_image(file, size=128)
-        return result | _measure(image)
-    except FileNotFoundError:
-        return result | dict(error=f'There is no file {name}.')
+        with image_errors(name):
+            content = Path(path).read_bytes()
+            result['sha'] = hashlib.blake2b(content, digest_size=16).hexdigest()
+            file = NamedBytes(content, name)
+            with identify(file) as image:
+                result |= _describe(image)
+                with _large_image if result['width'] * result['height'] > 2**26 else nullcontext():
+                    grey = decode(image, file, 128, 'L')
+                result |= read_photo_header(image)
+                if image.format not in ('JPEG', 'MPO'):
+                    result['width'], result['height'] = grey.size  # upright, and not scaled by the decoder
+        return result | _measure(grey)
     except Exception as error:
         return result | dict(error=str(error) or type(error).__name__)
 
@@ -116,9 +108,6 @@ def inspect_images(
     progress: bool = True,  # show it
 ) -> list[dict]:  # the result of `inspect_image` for each path, in the same order
     "Inspect many files in parallel"
-    import imagehash  # noqa: F401  imported here, once, rather than by all threads at the same time
-    import scipy.fftpack  # noqa: F401
-
     names = paths if names is None else names
     results = [None] * len(paths)
 
@@ -140,7 +129,7 @@ def _scan_cache(paths):
     "The cache file for a set of files, named after the folder that holds them all"
     folder = os.path.commonpath([os.path.abspath(path) for path in paths])
     key = hashlib.blake2b(folder.encode(), digest_size=8).hexdigest()
-    return settings().cache_dir / 'scans' / f'{key}.v1.parquet'
+    return settings().cache_dir / 'scans' / f'{key}.v2.parquet'
 
 
 def _read_scan_cache(file, stamps):
@@ -191,7 +180,18 @@ def scan(
             frame[column] = default
     measured = _inspect_rows(frame, workers, progress, cache)
     items = pd.concat([frame.drop(columns=[c for c in frame if c in measured]), measured], axis=1)
+    items.attrs = dict(frame.attrs)
+    if note := _frames_note(items):
+        items.attrs['notes'] = [*items.attrs.get('notes', []), note]
     return find_problems(items, checks)
+
+
+def _frames_note(items):
+    "A sentence about files with several frames; '' if there are none"
+    names = items['name'][items['frames'] > 1]
+    if names.empty:
+        return ''
+    return f'Several frames are in {format_count(len(names), "file")}, such as {names.iloc[0]}: the first is read.'
 
 # %% ../../nbs/data/scan.ipynb #c5011d01
 def summary(
@@ -221,6 +221,7 @@ def summary(
         width=_range(readable['width']),
         height=_range(readable['height']),
         low_variance_limit=round(checks.variance_limit(items['variance']), 2),
+        notes=list(items.attrs.get('notes', [])),
     )
 
 
@@ -241,11 +242,15 @@ def check(
     **options,  # passed to `Source.of`: label, group, …
 ) -> tuple[pd.DataFrame, dict]:  # the items, and their summary
     "Read a source, scan it and summarise it"
+    from fungi_fastai.data.shortcuts import find_shortcuts, shortcut_messages
     from fungi_fastai.data.sources import Source
 
     begin = time.monotonic()
     items = scan(Source.of(source, **options).read(), workers, progress, checks)
-    return items, {**summary(items, policy, checks), 'seconds': round(time.monotonic() - begin, 2)}
+    shortcuts = find_shortcuts(items, workers)
+    items.attrs['shortcuts'] = shortcut_messages(shortcuts)
+    facts = summary(items, policy, checks) | dict(properties=shortcuts.to_dict('records'))
+    return items, facts | dict(seconds=round(time.monotonic() - begin, 2))
 
 # %% ../../nbs/data/scan.ipynb #cd2e737b
 problem_meanings = dict(
@@ -309,6 +314,8 @@ def summary_text(
     facts, policy = summary(items, policy), set(policy)
     problems = {name: count for name, count in facts['problems'].items() if count}
     lines = [*_overview_lines(facts), '']
+    if facts['notes']:
+        lines += [*facts['notes'], '']
     if not problems:
         lines.append('No problems found.')
     for name, count in problems.items():
@@ -319,6 +326,7 @@ def summary_text(
             rows = items[has_problem(items, name)].head(show)
             lines += _indented([_describe_file(row, name, items) for _, row in rows.iterrows()], count, show)
     labelled = facts['images'] - facts['unlabelled']
+    lines += ['', *items.attrs['shortcuts']] if items.attrs.get('shortcuts') else []
     lines += ['', f'{facts["used"]:,} of {format_count(labelled, "labelled image")} used. Files are never changed.']
     return '\n'.join(lines)
 

@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import os
 import re
-import zipfile
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -21,11 +21,19 @@ import pandas as pd
 from ..core.errors import MissingFileError, UserError
 from ..core.files import write_text
 from ..core.settings import settings
-from .archives import archive_extensions, is_visible, unpack
+from .archives import read_archives, unpack
+from .archive_kinds import archive_extensions, is_archive
+from .archive_names import check_encoding
+from .class_names import with_clear_names
+from .column_names import find_column
 from .downloads import Remote, fetch
-from .folders import compile_pattern, read_folder
-from .images import is_image_name
-from .tables import find_column, read_table
+from .folders import NoLabelsError, compile_pattern, read_folder
+from .file_kinds import is_image_name
+from .inner_tables import compare_tables, read_inner_table
+from .layout import auto_layout, parse_layout
+from .table_files import table_extensions
+from .tables import read_table
+from .tree import is_visible, walk_tree
 
 # %% ../../nbs/data/sources.ipynb #0bb376a5
 _kinds = dict(
@@ -47,6 +55,9 @@ class Source:
     label: str = 'folder'  # 'folder', a pattern with a group named label, or a column of the CSV
     group: str = ''  # '' for none, a pattern with a group named group, or a column of the CSV
     column: str = ''  # the column of the CSV with the paths; '': the one that looks like it
+    layout: str = auto_layout  # 'auto', or the meaning of each folder, such as split/class/specimen
+    split: str = ''  # the column of the CSV with the split; 'none': ignore given splits; '': the one that looks like it
+    zip_encoding: str = ''  # encoding of the names in a zip that does not say it, such as cp850; '': detected
 
     @classmethod
     def of(
@@ -56,6 +67,9 @@ class Source:
         group: str = '',  # as the field
         sample: str = 'mushrooms',  # the kind that `sample` alone stands for
         column: str = '',  # as the field
+        layout: str = auto_layout,  # as the field
+        split: str = '',  # as the field
+        zip_encoding: str = '',  # as the field
     ) -> 'Source':  # `x` itself if it is a Source
         "The source that `x` describes. An existing path is never taken for a name on Kaggle. Raises `UserError`"
         if isinstance(x, Source):
@@ -72,7 +86,9 @@ class Source:
         for pattern, what in ((label, 'label'), (group, 'group')):  # check a pattern before a download
             if pattern not in ('', 'folder') and kind != 'csv':
                 compile_pattern(pattern, what)
-        return cls(location, kind, label, group, column)
+        if layout != auto_layout:
+            parse_layout(layout)
+        return cls(location, kind, label, group, column, layout, split, check_encoding(zip_encoding))
 
     @classmethod
     def from_dict(
@@ -107,7 +123,7 @@ class Source:
             return Path(sample_folder(self.location))
         if not path.exists():
             raise _missing_error(path)
-        return unpack(path, progress=progress) if self.kind == 'zip' else path
+        return unpack(path, progress=progress, zip_encoding=self.zip_encoding) if self.kind == 'zip' else path
 
     def read(
         self,
@@ -115,11 +131,34 @@ class Source:
         progress: bool = True,  # as in `prepare`
     ) -> pd.DataFrame:  # path name label group given
         """One row for each image: `path` absolute, `name` unique and with `/`, `label` None if unlabelled,
-        `group` '' for none, `given` the split of a `train/` `valid/` `test/` layout or ''. Raises `UserError`"""
+        `group` '' for none, `given` the split that the source itself gives or ''. `attrs['notes']` are sentences about
+        how the source was read. Raises `UserError`"""
         path = self.prepare(progress)
         if self.kind == 'csv':
-            return read_table(path, self.label, self.group, self.column, labels)
-        return read_folder(path, self.label, self.group, labels)
+            table = read_table(path, self.label, self.group, self.column, labels, self.split)
+        else:
+            table = self._read_folder(path, labels)
+        if labels:
+            return with_clear_names(table)
+        if self.kind != 'csv' and (notes := table.attrs['notes']):
+            warnings.warn(' '.join(notes), stacklevel=2)
+        return table
+
+    def _read_folder(self, path, labels):
+        "The images in a folder; labels from a table in it if the folders have none"
+        tree = read_archives(walk_tree(path), self.zip_encoding)
+        options = dict(label=self.label, group=self.group, layout=self.layout, splits=self.split != 'none')
+        try:
+            table = read_folder(tree, labels=labels, **options)
+        except NoLabelsError:
+            images = read_folder(tree, labels=False, **options)
+            table = read_inner_table(tree, images, self.group, self.column, self.split)
+            if table is None:
+                raise
+            return table
+        if self.label != 'folder' or self.layout != auto_layout:
+            return table
+        return compare_tables(tree, table, self.group, self.column, self.split)
 
     def describe(self) -> str:
         "The source in words, on one line"
@@ -146,6 +185,11 @@ def _kind_and_location(text, sample):
     "Kind and location of a source from its text. Raises `UserError`"
     if not text:
         raise UserError('The source is empty. Give a path, owner/name on Kaggle, or sample.')
+    if text == 'sample' and os.path.isdir(text):
+        raise UserError(
+            f'sample may be the built-in sample or the folder {os.path.abspath(text)}. Write ./sample for the folder, '
+            f'or sample:{sample} for the built-in sample.'
+        )
     if text == 'sample' or text.startswith('sample:'):
         return 'sample', _sample_kind(text.partition(':')[2] or sample)
     path = Path(os.path.expanduser(text))
@@ -181,16 +225,15 @@ def _kaggle_address(text, path):
 
 def _file_kind(path):
     "zip or csv. Raises `UserError`"
-    name = path.name.lower()
-    if name.endswith(('.csv', '.tsv')):
+    if path.suffix.lower() in table_extensions:
         return 'csv'
-    if name.endswith(archive_extensions) or path.is_file() and zipfile.is_zipfile(path):
+    if is_archive(path):
         return 'zip'
     if is_image_name(path):
         raise UserError(f'{path} is a single image. A source is a folder with a folder for each class, a zip or a CSV.')
     raise UserError(
-        f'{path} is no source. Expected a folder, an archive ({" ".join(archive_extensions)}) or a .csv with the '
-        'columns path and label.'
+        f'{path} is no source. Expected a folder, an archive ({" ".join(archive_extensions)}) or a table ('
+        f'{" ".join(sorted(table_extensions))}) with the columns path and label.'
     )
 
 

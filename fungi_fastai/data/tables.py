@@ -1,4 +1,4 @@
-"""How a CSV that names images becomes a table of paths, labels, groups and splits
+"""How a table that names images becomes paths, labels, groups and splits
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/tables.html.md"""
 
@@ -8,160 +8,199 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/tables.html.md"""
 __all__ = ['read_table']
 
 # %% ../../nbs/data/tables.ipynb #d8e2ab33
-import csv
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from ..core.errors import MissingFileError, UserError
+from ..core.errors import UserError
 from ..core.progress import format_count
-from .folders import compile_pattern, find_groups, group_name, images_table, plain_text, split_names
+from .column_names import find_columns
+from fungi_fastai.data.columns import (
+    choose_group,
+    choose_label,
+    choose_splits,
+    is_missing,
+    one_hot_columns,
+    read_one_hot,
+    read_splits,
+)
+from .folders import compile_pattern, find_groups, group_name, images_table, plain_text
+from .table_files import label_names, read_frame
+from .table_paths import ImageFiles, PathColumns, find_paths
+from .table_text import line_numbers, listed
 
 # %% ../../nbs/data/tables.ipynb #5cf937f8
-usual_columns = {
-    'path': 'path file filename file_name filepath file_path image image_path image_name img photo picture'.split(),
-    'label': 'label labels class class_name category species genus target'.split(),
-    'group': 'group specimen observation specimen_id observation_id'.split(),
-    'split': 'split given set subset fold_name'.split(),
-}
-
-
-def find_column(
-    columns: list,  # names of columns
-    what: str,  # path, label, group or split
-) -> str | None:
-    "The column that usually has such a name, or None"
-    lower = {column.strip().lower().replace(' ', '_'): column for column in reversed(columns)}
-    return next((lower[name] for name in usual_columns[what] if name in lower), None)
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Columns:
-    "The columns of a table by their meaning; None if there is none"
+    "The columns of a table by their meaning, and notes about the choice"
 
-    path: str
+    path: PathColumns
     label: str | None
+    one_hot: list  # the columns that hold a class each, if no column has the labels
     group: str | None
-    split: str | None
+    splits: list
+    notes: list = field(default_factory=list)
 
     @classmethod
-    def of(cls, file, names, label, group, path):
-        "The columns that the user names, otherwise those with usual names. Raises `UserError` without a path column"
-        path_column = path or find_column(names, 'path')
-        if path_column not in names:
-            problem = f'{file} has no column {path}' if path else f'No column of {file} looks like paths'
-            raise UserError(f'{problem}. Its columns are {", ".join(names)}; expected path and label.')
-        label_column = find_column(names, 'label') if label == 'folder' else None
-        return cls(
-            path=path_column,
-            label=label if label in names else label_column,
-            group=group if group in names else find_column(names, 'group'),
-            split=find_column(names, 'split'),
-        )
+    def of(cls, file, table, files, label, group, column, split):
+        "The columns that the user names, otherwise those that suit by name and content. Raises `UserError`"
+        names = list(table.columns)
+        path = find_paths(file, table, column, files)
+        taken = {path.columns[-1]}
+        _check_named(file, names, split='' if split == 'none' else split)
+        splits, notes = choose_splits(table, taken | {label, group}, split)
+        label_column, one_hot = label if label in names else None, []
+        if label == 'folder':
+            label_column, more = choose_label(table, taken | {*splits, group})
+            notes += more
+            one_hot = [] if label_column else one_hot_columns(table, taken | {*splits, group})
+        elif label not in names and '(' not in label:
+            _check_named(file, names, label=label)
+        group_column = group if group in names else None
+        if not group:
+            group_column = choose_group(table, taken | {*splits, label_column})
+        elif group not in names and '(' not in group:
+            _check_named(file, names, group=group)
+        columns = cls(path, label_column, one_hot, group_column, splits, notes)
+        columns.notes.insert(0, columns.describe(file, table))
+        return columns
+
+    def describe(self, file, table):
+        "The choice as a sentence"
+        labels = self.label or (f'{listed(self.one_hot)} (a 1 in one of them)' if self.one_hot else '')
+        meanings = [('images', '/'.join(self.path.columns)), ('labels', labels), ('specimens', self.group)]
+        meanings.append(('split', ' and '.join(self.splits)))
+        chosen = ', '.join(f'{what} from {name}' for what, name in meanings if name)
+        others = [n for n in find_columns(table.columns, 'label') if n != self.label and table[n].nunique() > 1]
+        hint = f'; labels may also be in {listed(others)}' if others and self.label else ''
+        return f'Columns of {file.name}: {chosen}{hint} (to choose others: --column, --label, --group, --split).'
+
+
+def _check_named(file, names, **columns):
+    for name in columns.values():
+        if name and name not in names:
+            raise UserError(f'{file} has no column {name}. Its columns are {", ".join(names)}.')
 
 # %% ../../nbs/data/tables.ipynb #c5cd6495
 def read_table(
-    file: Path,  # a CSV (also with `;` or tabs between the columns)
+    file: Path,  # with one of the `table_extensions`: CSV, Excel, JSON, Parquet
     label: str = 'folder',  # a column, or a pattern for the path; 'folder': the column that looks like labels
     group: str = '',  # a column; or a pattern, for a table without a column that looks like groups
     column: str = '',  # the column with the paths; '': the one that looks like it
     labels: bool = True,  # whether a table with no label at all is an error
+    split: str = '',  # the column with the split; 'none': no column; '': the one that looks like it
 ) -> pd.DataFrame:  # path name label group given
-    "The images that a CSV names. Raises `UserError`, or `MissingFileError` if none of them exists"
+    "The images that a table names. Raises `UserError`, or `MissingFileError` if none of them exists"
     file = Path(file)
-    table = _read_csv(file)
-    all_columns = list(table.columns)
-    columns = _Columns.of(file, all_columns, label, group, column)
-    table = table[table[columns.path] != '']
-    if not len(table):
-        raise UserError(f'{file} names no images. Expected a row for each, with the columns path and label.')
-    paths = _image_paths(file, table[columns.path])
+    table = read_frame(file)
+    notes, short = table.attrs['notes'], table.attrs['short']
+    files = ImageFiles(file)
+    columns = _Columns.of(file, table, files, label, group, column, split)
+    _check_short_lines(file, table, columns, short)
+    notes = [*notes, *columns.notes]
+    has_path = [bool(value) for value in columns.path.values]
+    if not all(has_path):
+        lines = table.index[[not has for has in has_path]]
+        notes.append(f'{file.name} has {format_count(len(lines), "row")} without an image ({line_numbers(lines)}).')
+    rows = table[has_path]
+    paths = columns.path.located.paths
     names = _image_names(paths, file.parent)
-    image_labels = _image_labels(file, table, columns, names, label, labels)
-    listed = ', '.join(all_columns)
+    splits = read_splits(file, rows, columns.splits)
+    if columns.splits and (without := int((splits == '').sum())):
+        notes.append(f'{format_count(without, "row")} without a split in {" and ".join(columns.splits)}.')
+    image_labels, more = _image_labels(file, rows, columns, names, label, labels)
+    image_labels = [None if split == 'unlabelled' else one for one, split in zip(image_labels, splits, strict=True)]
     if labels and not any(image_labels):
-        raise UserError(f'No image in {file} has a label. Its columns are {listed}.')
-    if columns.group:
-        groups = _image_groups(table[columns.group], image_labels, names)
-    elif group and '(' not in group:
-        raise UserError(f'{file} has no column {group}. Its columns are {listed}.')
-    else:
-        groups = find_groups(names, image_labels, group)
-    splits = table[columns.split] if columns.split else [''] * len(names)
-    given = [split_names.get(value.strip().lower(), '') for value in splits]
-    return _distinct(images_table(paths, names, image_labels, groups, given))
+        raise UserError(f'No image in {file} has a label. Its columns are {", ".join(table.columns)}.')
+    groups, more_groups = _image_groups(rows, columns, image_labels, names, group)
+    images = images_table(paths, names, image_labels, groups, splits.replace('unlabelled', '').tolist())
+    images.index = rows.index
+    notes += [*more, *more_groups, *_path_notes(file, columns.path, rows, files), *_check_repeated(file, images)]
+    images = _distinct(images)
+    images.attrs['notes'] = notes
+    return images
 
 
-def _read_csv(file):
-    "A CSV as text"
-    try:
-        with open(file, encoding='utf-8-sig', newline='') as f:
-            header = f.readline()
-        try:
-            separator = csv.Sniffer().sniff(header, ',;\t|').delimiter
-        except csv.Error:
-            separator = ','
-        return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding='utf-8-sig')
-    except OSError as error:
-        raise MissingFileError(f'{file} cannot be opened: {error.strerror}.') from None
-    except UnicodeDecodeError:
-        raise UserError(f'{file} is not UTF-8 text. Save it as a CSV in UTF-8.') from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+def _check_short_lines(file, table, columns, short):
+    "Raise if a line ends before a column that is used"
+    used = [*columns.path.columns, columns.label, columns.group, *columns.splits, *columns.one_hot]
+    number = max(list(table.columns).index(name) for name in used if name) + 1
+    cut = [line for line in short if line in table.index and not (table.loc[line].iloc[number - 1 :] != '').any()]
+    if cut:
         raise UserError(
-            f'{file} cannot be read as a CSV: {error}. Expected a header with the columns path and label.'
-        ) from None
-
-
-def _image_paths(file, values):
-    "Absolute paths. Raises `MissingFileError` if none of them exists"
-    if os.sep == '/':
-        values = values.str.replace('\\', '/', regex=False)
-    paths = [os.path.abspath(os.path.join(file.parent, os.path.expanduser(value))) for value in values]
-    if not any(os.path.exists(path) for path in paths):
-        raise MissingFileError(
-            f'None of the {format_count(len(paths), "image")} named in {file} exists. The first would be '
-            f"{paths[0]}; relative paths are taken from the CSV's own folder."
+            f'{file} has {format_count(len(cut), "line")} with fewer cells than the header: {line_numbers(cut)}. Write '
+            'the missing cells; an empty cell is enough for an unknown label.'
         )
-    return paths
 
 
 def _image_names(paths, folder):
-    "Names for paths: from the CSV's folder if all are below it, otherwise from the deepest folder that they share"
+    "Names for paths: from the table's folder if all are below it, otherwise from the deepest folder that they share"
     folder = os.path.abspath(folder)
     if not all(path.startswith(folder + os.sep) for path in paths):
+        folders = {os.path.dirname(os.path.dirname(os.path.abspath(path))) for path in paths}
         try:
-            folder = os.path.commonpath([os.path.dirname(os.path.dirname(path)) for path in paths])
+            folder = os.path.commonpath(folders)
         except ValueError:
             return [plain_text(Path(path).as_posix()) for path in paths]  # on two drives
-    return [plain_text(Path(os.path.relpath(path, folder)).as_posix()) for path in paths]
+    start = len(folder.rstrip(os.sep)) + 1
+    names = [os.path.abspath(path)[start:] if '..' in path else path[start:] for path in paths]
+    return [plain_text(name.replace(os.sep, '/')) for name in names]
 
 
 def _image_labels(file, table, columns, names, label, required):
-    "Labels from their column, from a pattern, or, for a table of paths alone, from the folders"
+    "Labels from their column, from a pattern, or, for a table of paths alone, from the folders; notes"
     if columns.label:
-        return [plain_text(value.strip()) or None for value in table[columns.label]]
-    listed = ', '.join(table.columns)
-    if label == 'folder':
-        others = set(table.columns) - {columns.path, columns.split, columns.group}
-        if others and required:
-            raise UserError(
-                f"No column of {file} looks like labels. Its columns are {listed}. Name the column (label='…')."
+        values = table[columns.label]
+        known, notes = label_names(file, set(values[values != '']))
+        known = {value: known.get(value) or plain_text(value) or None for value in values.unique()}
+        return [known[value] for value in values.tolist()], notes + _missing_labels(values)
+    if columns.one_hot:
+        return read_one_hot(file, table, columns.one_hot), []
+    if label != 'folder':
+        return list(map(compile_pattern(label, 'label'), names)), []
+    others = set(table.columns) - {*columns.path.columns, *columns.splits, columns.group}
+    if others and required:
+        repeated = [name for name in table.columns if name in others and 1 < table[name].nunique() < len(table)]
+        hint = f' The values of {listed(repeated)} repeat.' if repeated else ''
+        raise UserError(
+            f'No column of {file} looks like labels. Its columns are {", ".join(table.columns)}.{hint} Name the column '
+            "(label='…'), or give a pattern that finds the label in the path."
+        )
+    return [plain_text(name.split('/')[-2]) if '/' in name else None for name in names], []
+
+
+def _missing_labels(values):
+    "Notes about rows without a label, and about a class that is called like a missing value"
+    notes = []
+    if empty := (values == '').sum():
+        notes.append(f'{format_count(empty, "row")} without a label: such images are not used for training.')
+    for value in ('NA', 'N/A', 'nan', 'NaN', 'null', 'NULL', 'None', '?', '-1'):
+        if number := (values == value).sum():
+            notes.append(
+                f'The label {value} ({format_count(number, "row")}) was read as the name of a class. If it means that '
+                'the label is unknown, leave these cells empty.'
             )
-        return [plain_text(name.split('/')[-2]) if '/' in name else None for name in names]
-    if '(' not in label:
-        raise UserError(f'{file} has no column {label}. Its columns are {listed}.')
-    return list(map(compile_pattern(label, 'label'), names))
+    return notes
 
 
-def _image_groups(values, labels, names):
-    "Groups from their column; an image without one is a group of its own, unless no image has one"
-    values = [value.strip() for value in values]
-    if not any(values):
-        return [''] * len(names)
-    rows = zip(values, labels, names, strict=True)
-    return [group_name(value, label) if value else name for value, label, name in rows]
+def _image_groups(table, columns, labels, names, group):
+    "Specimens from their column or from a pattern; an image without one is a group of its own, unless none has one"
+    if not columns.group:
+        return find_groups(names, labels, group), []
+    values, missing = table[columns.group], is_missing(table[columns.group])
+    if missing.all():
+        return [''] * len(names), [f'No row has a value in {columns.group}: the specimens are unknown.']
+    notes = []
+    if missing.any():
+        words = sorted(set(values[missing]) - {''})
+        notes.append(
+            f'{missing.sum():,} of {format_count(len(values), "row")} have no specimen in {columns.group}'
+            f'{f" ({listed(words)})" if words else ""}: each counts as a specimen of its own.'
+        )
+    rows = zip(values.tolist(), missing.tolist(), labels, names, strict=True)
+    return [name if none else group_name(value, label) for value, none, label, name in rows], notes
 
 
 def _distinct(table):
@@ -169,3 +208,63 @@ def _distinct(table):
     table = table.drop_duplicates(['path', 'label'], ignore_index=True)
     number = table.groupby('name').cumcount()
     return table.assign(name=table.name.where(number == 0, table.name + '#' + (number + 1).astype(str)))
+
+# %% ../../nbs/data/tables.ipynb #a43be2f4
+def _path_notes(file, path, table, files):
+    "Notes about files: missing, found under another name, on the disk but not in the table"
+    located, notes = path.located, []
+    values = [value for value in path.values if value]
+    missing = [i for i, found in enumerate(located.found) if not found]
+    if missing:
+        notes.append(
+            f'{len(missing):,} of {format_count(len(values), "image")} named in {file.name} do not exist, such as '
+            f'{values[missing[0]]} ({line_numbers(table.index[missing])}).'
+        )
+    if located.stripped:
+        notes.append(f'The paths begin with {located.stripped}, which was left out: the files are in {files.folder}.')
+    pairs = zip(located.paths, values, located.found, strict=True)
+    unequal = [(path, value) for path, value, found in pairs if found and not path.endswith(value)]
+    other = [(path.rpartition(os.sep)[2], value.rpartition('/')[2]) for path, value in unequal]
+    other = [(name, value) for name, value in other if name != value]
+    added = [name for name, value in other if os.path.splitext(name)[0] == value]
+    if added:
+        notes.append(f'{format_count(len(added), "name")} in {path.columns[-1]} have no extension, such as {added[0]}.')
+    if len(other) > len(added):
+        name, value = next((name, value) for name, value in other if os.path.splitext(name)[0] != value)
+        notes.append(
+            f'{format_count(len(other) - len(added), "name")} in {path.columns[-1]} and on the disk differ: {name} is '
+            f'read for {value}.'
+        )
+    beside = {root for folders in located.folders for root in folders[:1] if not root.startswith(files.folder)}
+    if beside:
+        notes.append(f'The files are in {listed(sorted(beside))}, beside the folder of {file.name}.')
+    if guessed := [i for i, folders in enumerate(located.folders) if len(folders) > 1]:
+        chosen, other = (os.path.relpath(folder, files.folder) for folder in located.folders[guessed[0]][:2])
+        notes.append(f'{format_count(len(guessed), "name")} exist in {chosen} and in {other}; {chosen} was taken.')
+    if others := files.others(located.paths):
+        notes.append(
+            f'{format_count(len(others), "image")} beside those of {file.name} are in none of its rows, such as '
+            f'{os.path.relpath(others[0], files.folder)}.'
+        )
+    return notes
+
+
+def _check_repeated(file, images):
+    "Notes about images in two rows with two labels. Raises `UserError` for an image in two splits"
+    repeated = images[images.path.duplicated(keep=False)]
+    if not len(repeated):
+        return []
+    by_path = repeated.groupby('path', sort=False)
+    notes = []
+    for what, column in (('splits', 'given'), ('labels', 'label')):
+        several = by_path[column].nunique(dropna=False)
+        paths = several.index[several > 1]
+        if len(paths):
+            rows = by_path.get_group(paths[0])
+            shown = ', '.join(f'line {line}: {value}' for line, value in rows[column].items())
+            number = format_count(len(paths), 'image')
+            text = f'{file.name} has {number} with two {what}, such as {rows.name.iloc[0]} ({shown}).'
+            if what == 'splits':
+                raise UserError(f'{text} Keep one row for each image, or ignore the split with --split none.')
+            notes.append(text)
+    return notes

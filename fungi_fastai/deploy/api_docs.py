@@ -10,11 +10,12 @@ __all__ = []
 # %% ../../nbs/deploy/api_docs.ipynb #e1b9e5f7
 import html
 import json
+import re
 
 # %% ../../nbs/deploy/api_docs.ipynb #6e3b3c5a
 statuses = {  # of /predict
     200: 'At least one file was classified. A file that was not holds `error` and `status` instead of a label.',
-    400: 'The form cannot be read, or it has no field `files`.',
+    400: 'The form cannot be read, or it has no file, such as one in the field `files`.',
     401: 'The server requires an API key, and the key of the request is missing or wrong.',
     408: 'The upload took too long.',
     413: 'Too large: a file, the whole request, the number of files, or the number of pixels of an image.',
@@ -99,9 +100,13 @@ def predict_responses(
 
 # %% ../../nbs/deploy/api_docs.ipynb #f5ffe05c
 _style = """
+:root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 code,pre{font:14px/1.5 ui-monospace,monospace;background:#f3f3f0;border-radius:4px;padding:.1em .3em}
-pre{padding:.8em;overflow-x:auto}h2{margin-top:2rem;border-top:1px solid #ddd;padding-top:1rem}
+h1,h2,p{overflow-wrap:anywhere}input,button{font:inherit;max-width:100%}a{color:inherit}
+pre{padding:.8em;white-space:pre-wrap;overflow-wrap:anywhere}h2 code{font-size:1.15rem}
+form>*{margin:.2rem .4rem .2rem 0}
+h2{margin-top:2rem;border-top:1px solid #ddd;padding-top:1rem}
 td{vertical-align:top;padding:.2em .8em .2em 0}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}
 code,pre{background:#282828}h2{border-color:#444}}"""
@@ -110,35 +115,42 @@ _introduction = """<p>Model <b>{name}</b>, fingerprint <code>{fingerprint}</code
 For programs: <a href="openapi.json">openapi.json</a>.</p>
 <form action="predict" method="post" enctype="multipart/form-data"><input type="file" name="files" multiple required>
 <button>Classify</button></form>
-<pre>curl -F files=@photo.jpg -F files=@another.png http://HOST:PORT/predict?top=3
-curl -H "content-type: image/jpeg" --data-binary @photo.jpg http://HOST:PORT/predict</pre>"""
+<pre>curl -F files=@photo.jpg -F files=@another.png "{address}predict?top=3"
+curl -H "content-type: image/jpeg" --data-binary @photo.jpg {address}predict</pre>"""
 
 _page = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>{style}</style><h1>{title}</h1><p>{description}</p>{content}</html>"""
+<link rel="icon" href="data:,">
+<title>{title}</title><style>{style}</style>
+<h1>{title}</h1><p>{description}</p>{content}</html>"""
 
 
 def docs_page(
     spec: dict,  # OpenAPI description
     model: dict,  # name and fingerprint
+    address: str = 'http://HOST:PORT/',  # of the server, for the examples
 ) -> str:  # HTML that loads nothing from other addresses
     "The documentation of the API as a page"
     escape = html.escape
-    content = [_introduction.format(name=escape(model['name']), fingerprint=escape(model['fingerprint'][:12]))]
+    about = dict(name=model['name'], fingerprint=model['fingerprint'][:12], address=address)
+    content = [_introduction.format(**{key: escape(value) for key, value in about.items()})]
     for path, methods in spec['paths'].items():
         content += [_describe_route(path, method, route) for method, route in methods.items()]
-    title, description = escape(spec['info']['title']), escape(spec['info']['description'])
+    title, description = escape(spec['info']['title']), _with_code(spec['info']['description'])
     return _page.format(title=title, style=_style, description=description, content=''.join(content))
+
+
+def _with_code(text):
+    "Escaped text, with `code` in backticks as HTML"
+    return re.sub('`([^`]+)`', r'<code>\1</code>', html.escape(text))
 
 
 def _describe_route(path, method, route):
     rows = ''.join(
-        f'<tr><td><code>{html.escape(str(status))}</code></td><td>{html.escape(response["description"])}</td></tr>'
+        f'<tr><td><code>{html.escape(str(status))}</code></td><td>{_with_code(response["description"])}</td></tr>'
         for status, response in route['responses'].items()
     )
-    text = (
-        f'<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(route.get("description", ""))}</p>'
-    )
-    text += f'<table>{rows}</table>'
+    text = f'<h2><code>{method.upper()} {html.escape(path)}</code></h2>'
+    text += f'<p>{_with_code(route.get("description", ""))}</p><table>{rows}</table>'
     if path == '/predict':
         example = route['responses']['200']['content']['application/json']['example']
         text += f'<pre>{html.escape(json.dumps(example, indent=2, ensure_ascii=False))}</pre>'

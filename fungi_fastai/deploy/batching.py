@@ -9,7 +9,6 @@ __all__ = ['Busy', 'Batcher']
 
 # %% ../../nbs/deploy/batching.ipynb #04312bf3
 import math
-import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,9 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
+from ..core.cpus import cpu_limit
 from ..core.errors import UserError
+from ..core.threads import restart_in_child
 
 # %% ../../nbs/deploy/batching.ipynb #7d98d3fc
 class Busy(RuntimeError):
@@ -42,20 +43,30 @@ class Batcher:
         queue_size: int = 256,  # images that may wait, be read or be in the network at the same time
         max_batch: int = 16,  # largest number of images in a batch
         max_wait: float = 0.01,  # seconds that an image waits at most for others that are being read
-        readers: int | None = None,  # threads that read images (default: one per core, at most 16)
+        readers: int | None = None,  # threads that read images (default: one per usable CPU, at most 16)
         on_stage=None,  # called as on_stage('read', seconds, 1) and on_stage('run', seconds, images)
     ):
         self.read, self.run = read, run
         self.queue_size, self.max_batch, self.max_wait = queue_size, max_batch, max_wait
         self.on_stage = on_stage or (lambda stage, seconds, images: None)
+        self.n_readers = readers or min(16, cpu_limit().cpus)
+        self.restart()
+        restart_in_child(self)
+
+    def restart(self):
+        "Start with an empty queue; called in a forked process too, where no thread is left"
         self.queued = 0  # images that have a slot
         self._reading = 0  # images of these that have not been read yet
         self._seconds_per_image = 0.0  # moving average
         self._closed, self._lock, self._ready = False, threading.Lock(), SimpleQueue()
-        self._readers = ThreadPoolExecutor(readers or min(16, os.cpu_count() or 1), thread_name_prefix='read')
+        self._readers = ThreadPoolExecutor(self.n_readers, thread_name_prefix='read')
         self._runners = [threading.Thread(target=self._run_all, name=f'run-{i}', daemon=True) for i in range(2)]
+
+    def _start_runners(self):
+        "Start the threads with the first images, so that a process that forks before has none"
         for runner in self._runners:
-            runner.start()
+            if runner.ident is None:
+                runner.start()
 
     def check(
         self,
@@ -83,6 +94,7 @@ class Batcher:
         "Take a slot for each source and begin to read. Raises `Busy`"
         with self._lock:
             self.check(len(sources))
+            self._start_runners()
             self.queued += len(sources)
             self._reading += len(sources)
             futures = [Future() for _ in sources]
@@ -99,7 +111,8 @@ class Batcher:
         self._readers.shutdown()
         self._ready.put(None)
         for runner in self._runners:
-            runner.join()
+            if runner.ident is not None:
+                runner.join()
 
     def _read(self, source, future):
         start = time.perf_counter()

@@ -47,6 +47,8 @@ $parity
 ## Licence
 
 $licence.
+
+$initial_weights
 """)
 
 _use = Template("""\
@@ -65,8 +67,9 @@ fungi_fastai $version, $created. torch and ONNX were compared on $images images 
 largest difference of a probability $difference, the same most probable class for $same.""")
 
 _engine = Template("""\
-$name: accuracy $accuracy on $images held-out images ($change), the same most probable class for $same of them, \
-$speed times as fast as ONNX in full precision on one core of the machine that made it.""")
+$name: accuracy $accuracy on $images held-out images ($change), the same most probable class for $same of them \
+(at least $required was required), $speed times as fast as ONNX in full precision on one core of the machine that \
+made it.""")
 
 # %% ../../nbs/deploy/card.ipynb #8182b299
 def _front_matter(about):
@@ -138,6 +141,18 @@ def _limits(about):
     return limits
 
 
+def _initial_weights(weights, pretrained):
+    "What the network was before this training, and the licence of that"
+    if weights is None:
+        what = 'pretrained, but the run does not record where they come from' if pretrained else 'random'
+        return f'Its initial weights were {what}.'
+    trained_on = f' trained on {weights["trained_on"]}' if weights['trained_on'] else ''
+    return (
+        f'Its initial weights were pretrained weights{trained_on}, from {weights["source"]}; their licence: '
+        f'{weights["licence"] or "not stated there"}.'
+    )
+
+
 def _parity_paragraphs(about):
     "How the exported networks compare with torch, and with each other"
     parity = about['parity']
@@ -158,9 +173,13 @@ def _parity_paragraphs(about):
                 images=engine['images'],
                 change=f'{0 - engine["accuracy_loss"]:+.3f}',
                 same=f'{engine["same_top1"]:.0%}',
+                required=f'{engine["min_agreement"]:.0%}',
                 speed=f'{engine["speed"]:.2f}',
             )
-            paragraphs.append(_engine.substitute(values, name=name))
+            text = _engine.substitute(values, name=name)
+            if engine.get('layers_in_float'):
+                text += f' {engine["layers_in_float"]} of its {engine["layers"]} layers stay in full precision.'
+            paragraphs.append(text)
     return paragraphs
 
 # %% ../../nbs/deploy/card.ipynb #984eadcd
@@ -186,4 +205,5 @@ def model_card(
         command=about['command'],
         parity='\n\n'.join(_parity_paragraphs(about)),
         licence=f'{data["licence"][:1].upper()}{data["licence"][1:]}',
+        initial_weights=_initial_weights(network.get('initial_weights'), about['recipe']['pretrained']),
     )

@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/engines.html.md"""
 __all__ = ['OnnxEngine', 'OpenVinoEngine', 'TorchEngine']
 
 # %% ../../nbs/deploy/engines.ipynb #cce0dba9
+import os
 import threading
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 from ..core.errors import UserError
 
 # %% ../../nbs/deploy/engines.ipynb #5ebab6de
+# onnxruntime reports usage from a thread of its own, and a forked process would wait for that thread when it ends
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
 backends = ('auto', 'onnx', 'torch', 'int8', 'openvino')
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..core.cpus import compute_threads
 from ..core.errors import UserError
 from ..core.files import atomic, check_writable, write_json, write_text
 from ..core.folders import replaced_folder
@@ -31,16 +32,15 @@ from .bundle import Bundle
 from .card import model_card
 from fungi_fastai.deploy.onnx import (
     DeployedNetwork,
-    agreement,
     import_onnx,
     network_graph,
-    quantize,
     save_graph,
     cpu_seconds_per_image,
     add_resizing,
     write_openvino,
 )
 from fungi_fastai.deploy.parity import (
+    check_agreement,
     check_parity,
     compare_with_evaluation,
     in_batches,
@@ -49,8 +49,10 @@ from fungi_fastai.deploy.parity import (
     with_flips,
 )
 from .engines import OnnxEngine, OpenVinoEngine
+from .quantization import quantize
 from .timm_names import load_network, timm_config, timm_equivalent
 from ..evaluation.assess import guarantee, verdict
+from ..evaluation.calibration import apply_temperature, reliability
 from ..evaluation.gallery import thumbnail
 from ..evaluation.neighbors import FeatureIndex
 from ..run_folder import RunFolder
@@ -62,6 +64,7 @@ class _Options:
 
     int8: bool
     openvino: bool
+    min_agreement: float
     examples: int
     references: int
     images: int
@@ -179,9 +182,8 @@ def _write_examples(job, engine):
 # %% ../../nbs/deploy/export.ipynb #478a3292
 def _engines(job, graph):
     "Write the further engines, and measure accuracy and speed of all of them: the table of bundle.json"
-    others = _write_engines(job, graph)
-    split = 'test' if (job.run.items.split == 'test').any() else 'valid'
-    squares, rows = job.images((split,), 1000 if others else 16)
+    others, facts = _write_engines(job, graph)
+    squares, rows = job.images(('test', 'valid'), 1000 if others else 16)
     onnx = OnnxEngine(job.folder / 'model.onnx')
     seconds = _seconds_on_one_core(dict(torch=job.torch, onnx=onnx) | others, squares[:16])
     engines = dict(
@@ -193,36 +195,36 @@ def _engines(job, graph):
         return engines
     full = in_batches(onnx, squares)[0]
     targets = rows.label.map({name: i for i, name in enumerate(job.run.classes)}).to_numpy(int)
-    full_accuracy = float((full.argmax(1) == targets).mean())
     for name, engine in others.items():
         probs = in_batches(engine, squares)[0]
-        accuracy = float((probs.argmax(1) == targets).mean())
-        engines[name] = agreement(full, probs) | dict(
-            accuracy=accuracy,
-            accuracy_loss=full_accuracy - accuracy,
-            milliseconds=round(1000 * seconds[name], 2),
-            speed=round(seconds['onnx'] / seconds[name], 2),
-        )
+        compared = check_agreement(full, probs, targets, job.options.min_agreement, name)
+        if name == 'openvino':  # in full precision
+            check_parity(full, probs, job.options.tolerance, 'OpenVINO network')
+        speed = dict(milliseconds=round(1000 * seconds[name], 2), speed=round(seconds['onnx'] / seconds[name], 2))
+        engines[name] = compared | speed | facts.get(name, {})
         job.say(
-            f'{name}: accuracy {accuracy:.3f} on {len(squares)} held-out images, against {full_accuracy:.3f}; '
-            f'{engines[name]["speed"]:.2f} times as fast'
+            f'{name}: the class of the full network for {compared["same_top1"]:.1%} of {len(squares)} held-out images '
+            f'(required: {job.options.min_agreement:.0%}); accuracy {compared["accuracy"]:.3f} instead of '
+            f'{compared["accuracy"] + compared["accuracy_loss"]:.3f}; {speed["speed"]:.2f} times as fast'
         )
     return engines
 
 
 def _write_engines(job, graph):
-    "The requested further engines, by name"
-    engines = {}
+    "The requested further engines by name, and facts about them"
+    engines, facts = {}, {}
     if job.options.int8:
-        job.say('Measuring ranges for 8-bit numbers on training images')
-        squares, _ = job.images(('train',), 128)
-        job.save_graph(quantize(graph, squares), 'model.int8.onnx')
+        squares, _ = job.images(('train',), 256)
+        job.say(f'Measuring ranges for 8-bit numbers on {len(squares)} training images')
+        quantized = quantize(graph, squares, job.images(('valid', 'test'), 128)[0])
+        job.save_graph(quantized.graph, 'model.int8.onnx')
         engines['int8'] = OnnxEngine(job.folder / 'model.int8.onnx')
+        facts['int8'] = dict(layers=quantized.layers, layers_in_float=quantized.in_float)
     if job.options.openvino:
         job.say("Writing OpenVINO's format")
         write_openvino(graph, job.folder / 'model.openvino.xml')
         engines['openvino'] = OpenVinoEngine(job.folder / 'model.openvino.xml')
-    return engines
+    return engines, facts
 
 
 def _seconds_on_one_core(engines, squares):
@@ -276,6 +278,15 @@ def _command(run, options):
     return f'{" ".join(map(shlex.quote, words))} --out RUN && fungi export RUN{flags} --out FOLDER'
 
 
+def _reliability(run):
+    "Bins of calibrated confidence with the accuracy on the test set and its interval, about 20 images a bin or more"
+    evaluation = run.evaluation
+    probs = apply_temperature(evaluation.probs, run.decisions.temperature)
+    bins = min(15, max(1, len(probs) // 20))
+    table = reliability(probs, evaluation.targets, bins, 'mass', evaluation.groups)
+    return table.to_dict('records')
+
+
 def _bundle_values(job, compared, engines):
     "The values of bundle.json"
     run, decisions = job.run, job.run.decisions
@@ -285,12 +296,13 @@ def _bundle_values(job, compared, engines):
         created=datetime.now(UTC).isoformat(timespec='seconds'),
         fungi_fastai=__version__,
         classes=list(run.classes),
-        network=job.about,
+        network=job.about | dict(initial_weights=run.initial_weights),
         preprocessing=job.preprocessing,
         temperature=decisions.temperature,
         threshold=decisions.threshold and asdict(decisions.threshold),
         conformal=decisions.conformal and decisions.conformal.to_dict(),
-        metrics={k: v for k, v in run.metrics.items() if k not in ('classes', 'confusion', 'per_class')},
+        metrics={k: v for k, v in run.metrics.items() if k not in ('classes', 'confusion', 'per_class')}
+        | dict(reliability=_reliability(run)),
         data=data,
         parity=compared.parity,
         engines=engines,
@@ -306,7 +318,7 @@ def _write_bundle(run, folder, options, say):
     say(f'Writing {job.about["arch"]} as an ONNX graph')
     graph = network_graph(job.shipped, run.recipe.size)
     job.save_graph(graph, 'model.onnx')
-    engine = OnnxEngine(folder / 'model.onnx', os.cpu_count() or 1)
+    engine = OnnxEngine(folder / 'model.onnx', compute_threads())
     compared = _compare(job, engine)
     _write_weights(job)
     if options.references:
@@ -363,17 +375,21 @@ def export(
     references: int = 8,  # images with torch's predictions, by which a bundle is checked elsewhere; 0 = none
     images: int = 64,  # images on which torch and ONNX must agree
     tolerance: float = 1e-4,  # largest difference of a probability between them
+    min_agreement: float = 0.95,  # fraction of held-out images for which an 8-bit engine must name the same class
     licence: str = 'not stated by who made it',  # of images and network, for the model card
     progress: bool = True,  # show it
 ) -> Path:  # `out`
-    "Make a bundle of a run. Raises `UserError`; `TrainingError`, without a bundle, if ONNX and torch disagree"
+    """Make a bundle of a run. Without a bundle, raises `TrainingError` if ONNX and torch disagree, and `UserError` if
+    an 8-bit engine does not give the answers of the full network"""
     run = RunFolder.load(run) if isinstance(run, (str, Path)) else run
     import_onnx()
     target = check_writable(Path(out).resolve())
     if images < 1:
         raise UserError(f'images is {images}; torch and ONNX have to be compared on 1 or more.')
+    if not 0 <= min_agreement <= 1:
+        raise UserError(f'min_agreement is {min_agreement}; expected a fraction from 0 to 1.')
     _check_target(target)
-    options = _Options(int8, openvino, examples, references, images, tolerance, licence)
+    options = _Options(int8, openvino, min_agreement, examples, references, images, tolerance, licence)
 
     def say(text):
         if progress:

@@ -22,15 +22,20 @@ from ..core.errors import MissingFileError, UserError
 from ..core.files import check_writable, write_json, write_text
 from ..data.downloads import Remote
 from .kaggle import KaggleRequest, kaggle_client
+from ..models.normalization import configurations
+from ..models.packaged import packaged_weights
 from ..training.recipe import Recipe, source_of
 
 # %% ../../nbs/deploy/kaggle_notebook.ipynb #b8fde769
 _on_image = ('torch', 'torchvision', 'triton', 'nvidia', 'cuda')  # large, and made for the driver of the Kaggle image
 
 
-def requirements() -> list[str]:  # lines for pip, mostly name==version
-    "All packages that this library needs, in the versions that are installed here, except PyTorch"
-    lines, visited, todo = {}, set(), [('fungi_fastai', '')]  # (package, one of its extras or '')
+def requirements(
+    *further: str,  # names of packages
+) -> list[str]:  # lines for pip, mostly name==version
+    "All packages that this library needs, in the versions that are installed here, except PyTorch; and further ones"
+    lines, visited = {name: name for name in further}, set()
+    todo = [('fungi_fastai', ''), *[(name, '') for name in further]]  # (package, one of its extras or '')
     while todo:
         name, extra = todo.pop()
         if (name, extra) in visited:
@@ -223,28 +228,41 @@ def _weights_command(recipe, weights):
     "The shell command that puts the weights into the dataset; '' if there are none"
     if not weights:
         return ''
-    target = f'dataset/{weights}'
-    if recipe.weights and Path(recipe.weights).exists():
-        return f'cp {quote(str(Path(recipe.weights).resolve()))} {quote(target)}'
-    name = recipe.weights or recipe.arch
-    code = f'from fungi_fastai.deploy.kaggle_notebook import save_pretrained; save_pretrained({name!r}, {target!r})'
+    target, path = f'dataset/{weights}', Path(recipe.weights or recipe.arch)
+    source = str(path.resolve()) if path.exists() else recipe.weights or recipe.arch
+    if _is_complete_file(path):
+        return f'cp {quote(source)} {quote(target)}'
+    arguments = f'{source!r}, {target!r}, {recipe.arch!r}'
+    code = f'from fungi_fastai.deploy.kaggle_notebook import save_pretrained; save_pretrained({arguments})'
     return f'python -c {quote(code)}'
 
 
+def _is_complete_file(path):
+    "Whether a file of weights can be copied alone: nothing beside it states its normalisation"
+    return path.is_file() and not any(path.with_name(name).exists() for name in configurations)
+
+
 def save_pretrained(
-    name: str,  # an architecture, or a hub id
+    weights: str,  # an architecture, a hub id, or a file or folder of weights
     file: str | Path,  # .safetensors
+    arch: str,  # the architecture's name
 ):
-    "Write the pretrained weights of a network into a file. Raises `UserError` if they cannot be downloaded"
+    "Write the weights of a network and their normalisation into one file. Raises `UserError` if they cannot be read"
     from safetensors.torch import save_file
 
     from fungi_fastai.models.networks import make_backbone
-    from fungi_fastai.models.weights import download_state_dict
+    from fungi_fastai.models.normalization import normalization_metadata, weight_normalization
+    from fungi_fastai.models.weights import download_state_dict, read_state_dict
 
     check_writable(file)
-    is_hub_id = name.startswith(('hf-hub:', 'hf_hub:'))
-    state = download_state_dict(name) if is_hub_id else make_backbone(name)[0].state_dict()
-    save_file({key: value.contiguous() for key, value in state.items()}, file)
+    if weights == arch:
+        backbone, _ = make_backbone(arch)
+        state, stated = backbone.state_dict(), backbone.normalization
+    else:
+        state = read_state_dict(weights) if Path(weights).exists() else download_state_dict(weights)
+        stated = weight_normalization(weights, arch)
+    state = {key: value.contiguous() for key, value in state.items()}
+    save_file(state, file, normalization_metadata(stated) if stated else None)
 
 # %% ../../nbs/deploy/kaggle_notebook.ipynb #49853dcf
 def write_notebook(
@@ -261,7 +279,7 @@ def write_notebook(
     "Write a Kaggle notebook that trains a recipe, and the files that it needs. Raises `UserError`"
     out, source = Path(out), source_of(recipe)
     title = title or f'{recipe.name} with fungi fastai'
-    _check_arguments(out, source, folds, title)
+    _check_arguments(recipe, out, source, folds, title)
     owner = owner or os.environ.get('KAGGLE_USERNAME') or _unknown_owner
     weights = _weights_name(recipe)
     submits = source.kind == 'competition' or (source.kind == 'sample' and source.location == 'seedlings')
@@ -270,13 +288,17 @@ def write_notebook(
     write_json(out / 'kernel-metadata.json', _kernel_metadata(source, owner, title, dataset, gpu, public))
     about = dict(id=f'{owner}/{dataset}', title=dataset, licenses=[dict(name='other')])
     write_json(out / 'dataset' / 'dataset-metadata.json', about)
-    write_text(out / 'requirements.txt', '\n'.join(requirements()) + '\n')
+    packages = [packaged_weights[recipe.arch].package] if recipe.arch in packaged_weights else []
+    write_text(out / 'requirements.txt', '\n'.join(requirements(*packages)) + '\n')
     write_text(out / 'make_dataset.sh', _script(recipe, weights, dataset))
     (out / 'make_dataset.sh').chmod(0o755)
     return out / 'notebook.ipynb'
 
 
-def _check_arguments(out, source, folds, title):
+_weights_suffixes = ('.safetensors', '.pth', '.pt', '.bin')
+
+
+def _check_arguments(recipe, out, source, folds, title):
     if source.kind not in ('kaggle', 'competition', 'sample'):
         raise UserError(
             f'A notebook on Kaggle cannot read {source.location}. Upload the images as a dataset and give its name: '
@@ -286,6 +308,9 @@ def _check_arguments(out, source, folds, title):
         raise UserError(
             f'{out} exists and does not hold a notebook of ours. Choose another --out; nothing in it was changed.'
         )
+    weights = Path(recipe.weights)
+    if weights.suffix in _weights_suffixes and not weights.exists():
+        raise MissingFileError(f'There is no file of weights {weights}, which the notebook needs in its dataset.')
     if folds == 1 or folds < 0:
         raise UserError(f'folds is {folds}; expected at least 2, or 0 for one training.')
     if not 5 <= len(title) <= 50 or not _slug(title):
@@ -295,10 +320,13 @@ def _check_arguments(out, source, folds, title):
 
 def _weights_name(recipe):
     "The name of the file with the weights in the dataset; '' if the recipe needs none"
-    if Path(recipe.weights).suffix in ('.safetensors', '.pth', '.pt', '.bin'):
-        return Path(recipe.weights).name
-    if not recipe.pretrained and not recipe.weights:
-        return ''
+    path = Path(recipe.weights)
+    if path.suffix in _weights_suffixes:
+        return path.name if _is_complete_file(path) else f'{path.stem}.safetensors'
+    if not recipe.weights and (not recipe.pretrained or recipe.arch == 'auto' or recipe.arch in packaged_weights):
+        return ''  # random, or installed as a package
+    if recipe.weights and path.is_dir():
+        return f'{path.resolve().name}.safetensors'
     return re.sub(r'[^\w.-]+', '-', recipe.weights or recipe.arch) + '.safetensors'
 
 

@@ -12,13 +12,17 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import time
+from urllib.parse import quote
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import get_route_path
 
+from ..core.errors import UserError
 from .api_docs import statuses
 from .batching import Busy
 from .uploads import RequestError
@@ -66,7 +70,7 @@ async def _on_invalid_parameter(request, error):
 async def _on_http_exception(request, error):
     message = str(error.detail)
     if error.status_code in (404, 405):
-        message = f'There is no {request.method} on this path. See /docs.'
+        message = f'There is no {request.method} on this path. See {request.scope.get("root_path", "")}/docs.'
     return error_response(error.status_code, message, **(error.headers or {}))
 
 
@@ -115,37 +119,74 @@ def _unauthorized():
     )
 
 
-class Middleware:
-    "Count and time all requests, and require the API key; plain ASGI, because every request passes it"
+_prefix = re.compile(r'(/(?!\.)[\w.~-]+)*')
 
-    def __init__(self, app, metrics, api_key):
-        self.app, self.metrics = app, metrics
+
+def clean_prefix(
+    text: str,  # such as /fungi, or fungi/
+) -> str:  # '', or a path that begins with a slash and does not end with one
+    "The path under which a proxy serves an app. Raises `UserError`"
+    prefix = '/' + text.strip('/') if text.strip('/') else ''
+    if not _prefix.fullmatch(prefix):
+        raise UserError(f'root_path is {text!r}; expected the path of an address, such as /fungi.')
+    return prefix
+
+
+def _with_prefix(scope, root_path):
+    "A scope whose path begins with its `root_path`, whether or not the proxy has removed the prefix"
+    sent = dict(scope['headers']).get(b'x-forwarded-prefix', b'').decode('latin1')
+    sent = ''.join(one.strip().rstrip('/') for one in sent.split(','))
+    prefix = (sent if _prefix.fullmatch(sent) else '') or root_path
+    if not prefix or scope.get('root_path', '').endswith(prefix):  # as uvicorn --root-path sets it, or a mount
+        return scope
+    inside = scope['path'] == prefix or scope['path'].startswith(f'{prefix}/')
+    path = scope['path'] if inside else prefix + scope['path']
+    return scope | dict(root_path=prefix, path=path, raw_path=quote(path).encode())
+
+
+class Middleware:
+    """Count and time all requests, require the API key, answer HEAD like GET without a body, and serve under the prefix
+    of a proxy; plain ASGI, because every request passes it"""
+
+    def __init__(self, app, metrics, api_key, root_path=''):
+        self.app, self.metrics, self.root_path = app, metrics, root_path
         self.api_key = api_key.encode() if api_key else None
 
     async def __call__(self, scope, receive, send):
         if scope['type'] == 'lifespan':
             return await self.app(scope, receive, send)
-        app = self.app
-        if not self.is_allowed(scope):
-            if scope['type'] == 'websocket':
-                return await send({'type': 'websocket.close', 'code': 1008})
-            app = _unauthorized()
+        scope = _with_prefix(scope, self.root_path)
+        path, is_head = get_route_path(scope), scope.get('method') == 'HEAD'
+        app = self._app_for(scope, path)
+        if app is None:
+            return await send({'type': 'websocket.close', 'code': 1008})
+        if is_head:
+            scope = scope | dict(method='GET')
         start, status = time.perf_counter(), 500
 
         async def send_and_note_status(message):
             nonlocal status
             if message['type'] == 'http.response.start':
                 status = message['status']
+            elif is_head and message['type'] == 'http.response.body':
+                message = message | dict(body=b'')
             await send(message)
 
         try:
             await app(scope, receive, send_and_note_status)
         finally:
             if scope['type'] == 'http':
-                path = scope['path'] if scope['path'] in _paths else 'page'
-                self.metrics.observe_request(path, status, time.perf_counter() - start)
+                self.metrics.observe_request(path if path in _paths else 'page', status, time.perf_counter() - start)
 
-    def is_allowed(self, scope):
-        if self.api_key is None or scope['path'] in _open_paths:
+    def _app_for(self, scope, path):
+        "What answers a request: the app, an error, or a redirect; None for a websocket without the key"
+        if not self.is_allowed(scope, path):
+            return None if scope['type'] == 'websocket' else _unauthorized()
+        if path == '':  # links on the page are relative to /fungi/
+            return RedirectResponse(f'{scope["root_path"]}/')
+        return self.app
+
+    def is_allowed(self, scope, path):
+        if self.api_key is None or path in _open_paths:
             return True
         return any(_same_key(key, self.api_key) for key in _sent_keys(scope['headers']))

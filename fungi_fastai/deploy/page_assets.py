@@ -46,8 +46,8 @@ h3 { font-size: 1.02rem; font-weight: 600; margin-top: 1.7rem; overflow-wrap: an
 .confidence { color: inherit; font-size: 1.1rem } .confidence b { color: var(--main); font-weight: 650 }
 .stage, .evidence { display: grid; gap: 1.4rem; grid-template-columns: minmax(0, 1fr) }
 .note { border-left: 3px solid var(--warn); background: var(--panel); border-radius: 0 .5rem .5rem 0; padding:
-  .7rem 1rem; margin: 0;
-  font-size: .88rem; color: inherit }
+  .7rem 1rem; margin: 1.4rem 0 0; font-size: .92rem } .note summary { color: inherit }
+.copy { border-left: 3px solid var(--warn); padding-left: .8rem; color: inherit }
 .given { display: flex; flex-direction: column; gap: .8rem }
 .shown { align-self: center; max-width: 100%; max-height: 75vh; border-radius: 1rem }
 .drop { display: flex; flex-direction: column; align-items: center; justify-content: center; text-align: center;
@@ -88,7 +88,7 @@ img { display: block; max-width: 100%; margin: 0 } figcaption { font-size: .88re
   border: 2px solid var(--line); border-top-color: var(--main); animation: turn .8s linear infinite }
 @media (prefers-reduced-motion: reduce) { .busy::before { animation-duration: 4s } }
 footer { margin: 2.4rem 0 1rem; font-size: .86rem; border-top: 1px solid var(--line); padding-top: .6rem }
-@media (min-width: 800px) { .stage { gap: 1.4rem 2.6rem } .note { order: -1; grid-column: 1/-1 } .drop {
+@media (min-width: 800px) { .stage { gap: 1.4rem 2.6rem } .drop {
   min-height: 20rem }
   .answered, .evidence { grid-template-columns: minmax(0, 5fr) minmax(0, 6fr) } .evidence { column-gap: 2.6rem } }
 """
@@ -112,8 +112,8 @@ stroke-linejoin="round" aria-hidden="true">
 <input type="file" accept="image/*" aria-label="Choose an image"></label>
 <label class="camera">Take a photo
 <input type="file" accept="image/*" capture="environment" aria-label="Take a photo with the camera"></label></div>
-{note}<div class="answer" role="status" aria-live="polite" hidden></div></div>
-<div class="evidence" aria-live="polite"></div>
+<div class="answer" role="status" aria-live="polite" hidden></div></div>
+{note}<div class="evidence" aria-live="polite"></div>
 <footer>Your image is processed in the server's memory and then discarded; no file is kept.
 For programs: <a href="docs">the API</a>.</footer>
 """
@@ -147,7 +147,7 @@ async function classify(file) {
   const first = await ask('answer', file).catch(() => ({error: noResponse}))
   if (late()) return
   answer.innerHTML = first.html ?? wrong(first.error)
-  if (innerWidth < 800) (find('.note') || answer).scrollIntoView({behavior: 'smooth'})
+  if (innerWidth < 800) answer.scrollIntoView({behavior: 'smooth'})
   if (!first.square) return
   shown.decode().catch(() => late() || (shown.src = first.square))   // a format that the browser cannot show
   evidence.innerHTML = busy('Computing the explanation; the first time takes a while …')

@@ -11,7 +11,7 @@ __all__ = ['check_parity']
 import numpy as np
 import pandas as pd
 
-from ..core.errors import MissingFileError, TrainingError
+from ..core.errors import MissingFileError, TrainingError, UserError
 from ..core.threads import map_in_threads
 from ..data.images import ImageError, canvas_size, read_pixels, square
 from .onnx import agreement
@@ -78,17 +78,44 @@ def check_parity(
     reference: np.ndarray,  # (n, classes) probabilities of torch
     exported: np.ndarray,  # (n, classes) of the graph
     tolerance: float,  # largest difference that is accepted
+    name: str = 'ONNX graph',  # of what was exported, for the message
 ) -> dict:  # images max_difference same_top1 tolerance
-    "Accept a graph only if it gives torch's predictions. Raises `TrainingError`"
+    "Accept an export in full precision only if it gives torch's predictions. Raises `TrainingError`"
     result = agreement(reference, exported)
     if not result['max_difference'] <= tolerance or result['same_top1'] < 1:
         raise TrainingError(
-            f'The ONNX graph does not give the predictions of torch: on {result["images"]} images of the run '
+            f'The {name} does not give the predictions of torch: on {result["images"]} images of the run '
             f'their probabilities differ by up to {result["max_difference"]:.2g} (allowed: {tolerance:g}), '
             f'and {result["same_top1"]:.1%} have the same most probable class. No bundle was written. '
             'Try another version of torch or onnxruntime, or a larger tolerance if such a difference does not matter.'
         )
     return result | dict(tolerance=tolerance)
+
+# %% ../../nbs/deploy/parity.ipynb #527da822
+max_accuracy_loss = 0.02  # that an engine with rounded numbers may have
+
+
+def check_agreement(
+    full: np.ndarray,  # (n, classes) probabilities in full precision
+    rounded: np.ndarray,  # (n, classes) of the engine
+    targets: np.ndarray,  # (n,) class indices
+    min_agreement: float,  # fraction of the images that must get the same class
+    name: str,  # of the engine, for the message
+) -> dict:  # images max_difference same_top1 accuracy accuracy_loss min_agreement max_accuracy_loss
+    "Accept an engine with rounded numbers only if it gives the answers of the full network. Raises `UserError`"
+    n, result = len(full), agreement(full, rounded)
+    accuracy, full_accuracy = (float((probs.argmax(1) == targets).mean()) for probs in (rounded, full))
+    different, lost = round(n * (1 - result['same_top1'])), round(n * (full_accuracy - accuracy))
+    too_many = different > max(1, n * (1 - min_agreement)) or lost > max(1, n * max_accuracy_loss)
+    if too_many or not np.isfinite(result['max_difference']):
+        raise UserError(
+            f'The engine {name} does not give the answers of the full network: on {n} images of the validation and '
+            f'test sets it names the same class for {result["same_top1"]:.1%} (required: {min_agreement:.1%}), and its '
+            f'accuracy is {accuracy:.3f} instead of {full_accuracy:.3f} (allowed: {max_accuracy_loss:.2f} less). '
+            f'No bundle was written. Export without it, or accept less agreement (--min-agreement 0.9).'
+        )
+    limits = dict(min_agreement=min_agreement, max_accuracy_loss=max_accuracy_loss)
+    return result | dict(accuracy=accuracy, accuracy_loss=full_accuracy - accuracy) | limits
 
 # %% ../../nbs/deploy/parity.ipynb #4876bbce
 def compare_with_evaluation(

@@ -8,7 +8,6 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/prediction.html.md"""
 __all__ = ['Prediction', 'Example']
 
 # %% ../../nbs/deploy/prediction.ipynb #62904ede
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,22 +16,22 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import UserError
-from ..data.images import ImageError, max_pixels
+from ..data.images import ImageError, NamedBytes, max_pixels
 
 # %% ../../nbs/deploy/prediction.ipynb #145a5bb1
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     "The prediction of a bundle for one image"
 
     source: str  # the file, or 'image 1' for an image without a name
     label: str  # the most likely class
     confidence: float  # its calibrated probability
-    probabilities: np.ndarray = field(repr=False)  # (classes,) float32, calibrated, in the order of `classes`
-    classes: tuple = field(repr=False)
+    probabilities: np.ndarray  # (classes,) float32, calibrated, in the order of `classes`
+    classes: tuple
     answer: str  # the class, or 'not sure'
     why: str  # the reason for the answer
     set: tuple = ()  # classes left at the bundle's coverage, most likely first; () without sets, or if nothing fits
-    n_top: int = field(default=3, repr=False)  # classes that `top()` returns by default
+    n_top: int = 3  # classes that `top()` returns by default
 
     def top(
         self,
@@ -46,6 +45,13 @@ class Prediction:
         likeliest = ', '.join(f'{name} {p:.0%}' for name, p in self.top())
         return f'{self.source}: {self.answer} ({likeliest})'
 
+    def __repr__(self):
+        return f'Prediction({self})'
+
+    def __getitem__(self, index):
+        "The prediction of one image reads like a list of one: `prediction[0]`, `for one in prediction`"
+        return (self,)[index]
+
 
 @dataclass(frozen=True)
 class Example:
@@ -57,13 +63,6 @@ class Example:
     thumbnail: bytes = field(repr=False)  # a small JPEG; b'' if the bundle has none
 
 # %% ../../nbs/deploy/prediction.ipynb #5da42c5f
-class _FileContent(io.BytesIO):
-    "The bytes of a file; error messages call it 'The file'"
-
-    def __str__(self):
-        return 'The file'
-
-
 def as_source(
     image,  # a path, bytes, an open binary file, a Pillow image, or an array
 ):  # a path, an open binary file or a Pillow image, as `read_pixels` takes them
@@ -75,7 +74,7 @@ def as_source(
             raise ImageError(f'The image has {image.width}×{image.height} pixels; at most {max_pixels:,} are accepted.')
         return image
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return _FileContent(image)
+        return NamedBytes(image, 'The file')
     if isinstance(image, (str, os.PathLike)) or hasattr(image, 'read'):
         return image
     raise ImageError(
@@ -107,9 +106,18 @@ def named_images(
         yield (str(images) if isinstance(images, (str, os.PathLike)) else 'image 1'), images
 
 
+def is_one_image(
+    images,  # as `named_images` takes them
+) -> bool:
+    "Whether an input is an image itself, and not a folder or a list"
+    is_folder = isinstance(images, (str, os.PathLike)) and os.path.isdir(images)
+    return not is_folder and not isinstance(images, (list, tuple))
+
+
 def _files_in(folder):
-    from fungi_fastai.data.archives import nothing_found, walk_files
-    from fungi_fastai.data.images import is_image_name
+    from fungi_fastai.data.tree import walk_files
+    from fungi_fastai.data.file_kinds import nothing_found
+    from fungi_fastai.data.file_kinds import is_image_name
 
     paths = walk_files(folder)
     files = [os.path.join(folder, *parts) for parts in paths if is_image_name(parts[-1])]

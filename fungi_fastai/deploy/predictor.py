@@ -8,8 +8,8 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/predictor.html.md"""
 __all__ = ['Predictor']
 
 # %% ../../nbs/deploy/predictor.ipynb #232aaba5
+import ctypes
 import os
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -18,25 +18,27 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.cpus import compute_threads
 from ..core.errors import MissingFileError, TrainingError, UserError
+from ..core.threads import restart_in_child
 from ..data.images import ImageError, read_pixels, square
 from .bundle import Bundle
 from .engines import OnnxEngine, OpenVinoEngine, TorchEngine, backends
-from .prediction import Example, Prediction, as_source, named_images
+from .prediction import Example, Prediction, as_source, is_one_image, named_images
 
 # %% ../../nbs/deploy/predictor.ipynb #f534becb
 _gpu_batch = 64  # images a call
 
 
 class Predictor:
-    "A bundle that classifies images; any number of threads may use it at the same time"
+    "A bundle that classifies images; any number of threads and forked processes may use it at the same time"
 
     @classmethod
     def load(
         cls,
         folder: str | Path,  # of a bundle
         backend: str = 'auto',  # onnx, torch, int8 or openvino; auto: onnx, or torch without onnxruntime or on a GPU
-        threads: int | None = None,  # images processed side by side (default: one per core available to the process)
+        threads: int | None = None,  # images processed side by side (default: one per CPU, or OMP_NUM_THREADS)
         device: str = 'cpu',  # of the backend torch: cpu, cuda, cuda:1, mps
     ) -> 'Predictor':
         "Open a bundle. Raises `UserError` if it is invalid or has changed, or if the backend cannot be used"
@@ -44,7 +46,7 @@ class Predictor:
             raise UserError(f'The backend is {backend!r}; expected one of {", ".join(backends)}.')
         if threads is not None and threads < 1:
             raise UserError(f'threads is {threads}; expected 1 or more.')
-        return cls(Bundle.load(folder), backend, threads or _available_cores(), str(device))
+        return cls(Bundle.load(folder), backend, threads or compute_threads(), str(device))
 
     def __init__(self, bundle, backend, threads, device):
         if backend == 'auto':
@@ -53,13 +55,34 @@ class Predictor:
             raise UserError(f"The backend {backend} runs on the CPU; use backend='torch' for {device}.")
         self.bundle, self.classes, self.fingerprint = bundle, list(bundle.classes), bundle.fingerprint
         self.backend, self.threads, self.device = backend, threads, device
-        self._engine = _make_engine(bundle, backend, threads, device)
         self._batch = 1 if device == 'cpu' else _gpu_batch  # images a call
-        self._lock = threading.Lock()
-        limit_threads = backend == 'torch' and device == 'cpu'
+        self._process = os.getpid()
+        self._engine  # noqa: B018  errors come now, and not with the first image
+        self.restart()
+        restart_in_child(self)
+
+    def restart(self):
+        "Create the threads again, and have the engine opened again; called in a forked process"
+        limit_threads = self.backend == 'torch' and self.device == 'cpu'
         self._pool = ThreadPoolExecutor(
-            threads, thread_name_prefix='predict', initializer=_use_one_torch_thread if limit_threads else None
+            self.threads, thread_name_prefix='predict', initializer=_use_one_torch_thread if limit_threads else None
         )
+        self._explanations = ThreadPoolExecutor(1, thread_name_prefix='explain')
+        if self._process != os.getpid():
+            for name in ('_engine', '_explainer'):
+                if name in vars(self):
+                    _keep_for_ever(vars(self).pop(name))
+
+    @cached_property
+    def _engine(self):
+        if self._process != os.getpid():
+            if self._batch > 1:
+                raise UserError(
+                    f'This process was forked from the one that uses {self.device}, and a GPU cannot be shared like '
+                    "that. Start processes with the method 'spawn', or load the Predictor in each of them."
+                )
+            self.bundle.verify()  # the files are read again, so they must be the ones that were opened
+        return _make_engine(self.bundle, self.backend, self.threads, self.device)
 
     def __repr__(self):
         return f'Predictor({str(self.bundle.folder)!r}, backend={self.backend!r}, {len(self.classes)} classes)'
@@ -67,6 +90,7 @@ class Predictor:
     def close(self):
         "Stop the threads"
         self._pool.shutdown()
+        self._explanations.shutdown()
 
     # --- from images to probabilities
 
@@ -132,14 +156,14 @@ class Predictor:
         self,
         images,  # one image, as `read` takes it, a folder, or a list of them
         top: int | None = None,  # number of classes that `top()` of each prediction returns (default: 3)
-    ) -> list[Prediction]:  # always a list, in order
+    ) -> Prediction | list[Prediction]:  # one for one image; a list, in order, for a list or a folder
         "Predictions. Raises `ImageError` or `MissingFileError` for the first image that cannot be read, with its name"
         names, sources = [], []
         for name, source in named_images(images):
             names.append(name)
             sources.append(source)
         probs = self._read_and_run(sources)
-        return [
+        predictions = [
             Prediction(
                 source=name,
                 label=self.classes[p.argmax()],
@@ -153,6 +177,7 @@ class Predictor:
             )
             for name, p, decision in zip(names, probs, self.decide(probs), strict=True)
         ]
+        return predictions[0] if is_one_image(images) else predictions
 
     def _read_and_run(self, sources):
         "Probabilities of each image"
@@ -209,9 +234,14 @@ class Predictor:
         if any(c is None for c in classes):
             classes = [int(p.argmax()) if c is None else c for c, p in zip(classes, self.run(pixels), strict=True)]
         targets = [self._class_index(c) for c in classes]
-        with self._lock:  # hooks on the network's layers: one call at a time
-            maps = [self._explainer.explain(pixels[i : i + 1], target)[0] for i, target in enumerate(targets)]
-        return np.stack(maps) if maps else np.zeros((0, *pixels.shape[1:3]), np.float32)
+
+        def maps():
+            return [self._explainer.explain(pixels[i : i + 1], target)[0] for i, target in enumerate(targets)]
+
+        if not targets:
+            return np.zeros((0, *pixels.shape[1:3]), np.float32)
+        # one thread for all calls: they hook into the layers, and the main thread of a fork cannot use OpenMP
+        return np.stack(self._explanations.submit(maps).result())
 
     @cached_property
     def _explainer(self):
@@ -268,8 +298,9 @@ def _make_engine(bundle, backend, threads, device):
     return OnnxEngine(file, threads=1, backend=backend)  # the pool runs one image per thread
 
 
-def _available_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+def _keep_for_ever(engine):
+    "Never destroy an engine that a fork copied: OpenVINO would wait for its threads, which are not in this process"
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
 
 
 def _use_one_torch_thread():

@@ -15,10 +15,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastcore.meta import delegates
-
 from ..core.errors import UserError
-from .uploads import Limits
 
 # %% ../../nbs/deploy/server.ipynb #6f82f598
 _packages = dict(  # module → name on PyPI
@@ -37,39 +34,21 @@ def check_server_packages():
 
 def make_app(
     bundle,  # folder of a bundle, or a `Predictor`
-    *,
-    backend: str = 'auto',  # auto, onnx, torch, int8 or openvino
-    max_batch: int = 16,  # largest number of images in a batch
-    max_wait: float = 0.01,  # seconds that an image waits at most for others that are being read
-    limits: Limits = Limits(),
-    api_key: str | None = None,  # that requests must send (default: no key is required)
-    page: bool = True,  # serve the page for people at /, if gradio is installed
-    check_every: float = 10.0,  # seconds between checks of the bundle's files
+    **options,  # of `PredictionService`: backend, max_batch, max_wait, limits, api_key, page, root_path, check_every
 ):  # FastAPI
     "A bundle as a web application. Raises `UserError`"
     check_server_packages()
     from fungi_fastai.deploy.service import PredictionService
 
-    service = PredictionService(
-        bundle,
-        backend=backend,
-        max_batch=max_batch,
-        max_wait=max_wait,
-        limits=limits,
-        api_key=api_key,
-        page=page,
-        check_every=check_every,
-    )
-    return service.app
+    return PredictionService(bundle, **options).app
 
 # %% ../../nbs/deploy/server.ipynb #80f90e59
-@delegates(make_app)
 def serve(
     bundle: str | Path,  # folder of a bundle
     host: str = '127.0.0.1',  # address to listen on: this machine only; 0.0.0.0 for all that can reach it
     port: int = 8000,  # 0: any free port
     drain: float = 1.0,  # seconds between /ready returning 503 and no new connections
-    **options,
+    **options,  # of `PredictionService`
 ) -> int:  # 0
     """Serve a bundle until SIGTERM or Ctrl-C. Without `api_key`, the environment variable FUNGI_API_KEY is the key.
     Raises `UserError` if the server cannot start"""

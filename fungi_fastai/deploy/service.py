@@ -23,7 +23,7 @@ from starlette.responses import RedirectResponse, Response
 from ..core.errors import UserError
 from .api_docs import docs_page, predict_request, predict_responses, statuses
 from .batching import Batcher
-from .middleware import Middleware, error_handlers, json_response
+from .middleware import Middleware, clean_prefix, error_handlers, json_response
 from .monitoring import BundleWatch, Metrics
 from .uploads import Limits, RequestError, UploadMemory, UploadReader, read_upload
 
@@ -41,12 +41,14 @@ class PredictionService:
         limits: Limits = Limits(),
         api_key: str | None = None,  # that requests must send (default: no key is required)
         page: bool = True,  # serve the page for people at /, if gradio is installed
+        root_path: str = '',  # under which a proxy serves the app, such as /fungi
         check_every: float = 10.0,  # seconds between checks of the bundle's files
     ):
         if max_batch < 1 or max_wait < 0:
             raise UserError(f'max_batch is {max_batch} and max_wait {max_wait}; expected at least 1 and 0.')
         if api_key is not None and not api_key.strip():
             raise UserError('The API key is empty. Give one, or leave it out.')
+        root_path = clean_prefix(root_path)
         logging.getLogger('python_multipart').setLevel(logging.CRITICAL)  # the client is told about an invalid form
         self.limits, self.check_every, self.memory, self.stopping = limits, check_every, UploadMemory(), False
         self._open(bundle, backend)
@@ -60,7 +62,7 @@ class PredictionService:
         )
         labels = dict(classes=str(len(self.predictor.classes)), backend=str(getattr(self.predictor, 'backend', '')))
         self.metrics = Metrics(self.batcher, self.model | labels, lambda: not self.problem())
-        self.app = self._make_app(api_key)
+        self.app = self._make_app(api_key, root_path)
         self._add_routes()
         self._add_page(page)
 
@@ -145,10 +147,10 @@ class PredictionService:
             return json_response(503, content, **{'Retry-After': '10'})
         return json_response(200, dict(ready=True, model=self.model))
 
-    async def show_docs(self):
+    async def show_docs(self, request: Request):
         "This page"
         policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
-        page = docs_page(self.app.openapi(), self.model)
+        page = docs_page(self.app.openapi(), self.model, str(request.base_url))
         return Response(page, media_type='text/html', headers={'Content-Security-Policy': policy})
 
     # --- classification
@@ -212,7 +214,7 @@ class PredictionService:
 
     # --- the app
 
-    def _make_app(self, api_key):
+    def _make_app(self, api_key, root_path):
         app = FastAPI(
             title=f'{self.model["name"]} — fungi_fastai',
             version=self.model['fingerprint'][:12],
@@ -224,7 +226,7 @@ class PredictionService:
         app.state.service = self
         for kind, handler in error_handlers.items():
             app.add_exception_handler(kind, handler)
-        app.add_middleware(Middleware, metrics=self.metrics, api_key=api_key)
+        app.add_middleware(Middleware, metrics=self.metrics, api_key=api_key, root_path=root_path)
         return app
 
     def _add_routes(self):
@@ -253,7 +255,7 @@ class PredictionService:
         if page and find_spec('gradio'):
             _PageHandlers(self).add_to(self.app)
         else:
-            self.app.add_api_route('/', lambda: RedirectResponse('/docs'), include_in_schema=False)
+            self.app.add_api_route('/', lambda: RedirectResponse('docs'), include_in_schema=False)
 
 # %% ../../nbs/deploy/service.ipynb #7d9edf96
 class _PageHandlers:

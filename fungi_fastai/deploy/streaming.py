@@ -33,6 +33,7 @@ from fungi_fastai.deploy.prediction_files import (
     without_bookkeeping,
     write_predictions,
 )
+from .terminal import describe_predictions
 from .walking import list_images, survey
 
 # %% ../../nbs/deploy/streaming.ipynb #97b19af6
@@ -204,7 +205,7 @@ def stream_predictions(
     progress: bool = True,  # show it, with rate and time left, on standard error
     decide: Callable | None = None,  # (images, classes) probabilities → a `Decision` each: adds answer and set
     map_batches: Callable = map,  # calls `classify` for one list of paths after the other, as `map` does
-    stdout_format: str = 'csv',  # csv, jsonl, or json (one list)
+    stdout_format: str = 'csv',  # csv, jsonl, json (one list), or text to read
 ) -> Tally:  # how many images, how many unreadable, and why
     """Classify any number of images into a file with the columns path name predicted confidence (answer set)
     p_<class>… error. The same call resumes a job that was interrupted. `map_batches` may work ahead, in the order of
@@ -249,12 +250,16 @@ def _stream_to_stdout(paths, network, stdout_format, progress):
     counted, tally = survey(paths), Tally()
     images = list_images(paths, counted.outer_folders)
     tables = tally.count(without_bookkeeping(table) for _, table in network.classify_images(images))
-    names = _visible(prediction_schema(network.classes, network.decide is not None)).names
+    if stdout_format == 'text':
+        pieces = describe_predictions(tables, network.classes, network.decide)
+    else:
+        names = _visible(prediction_schema(network.classes, network.decide is not None)).names
+        pieces = format_rows(tables, names, stdout_format)
 
     def steps():
         "Print the rows as they are made; yields how many images were classified"
         before = 0
-        for text in format_rows(tables, names, stdout_format):
+        for text in pieces:
             sys.stdout.write(text)
             sys.stdout.flush()
             yield tally.images - before

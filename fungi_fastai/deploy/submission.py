@@ -243,7 +243,7 @@ def submission(
     sample: str | Path | None = None,  # sample_submission.csv (default: the one beside the images)
     tta: bool | int | str = False,  # views of each image: a number; flips or True for all flips of the recipe
     weights=None,  # of each run (default: all networks count the same)
-    labels: dict | None = None,  # class → label, as the competition spells it (default: read from the sample)
+    labels: dict | str | Path | None = None,  # class → label, or a file of them (default: read from the sample)
     probabilities: bool = False,  # write the probabilities beside it, as .parquet
     progress: bool = True,  # show it
 ) -> Submission:

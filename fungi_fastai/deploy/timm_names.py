@@ -13,6 +13,7 @@ import torch
 from ..core.errors import UserError
 from ..models.networks import make_network
 from ..models.architectures import find_arch
+from ..models.normalization import weight_normalization
 from ..models.weights import read_state_dict
 from ..run_folder import RunFolder
 
@@ -22,12 +23,21 @@ def load_network(
 ) -> tuple[torch.nn.Sequential, dict]:  # backbone and head; the table `network` of bundle.json
     "A run's network with its weights, in evaluation mode. Raises `UserError` if they do not fit the recipe"
     recipe, n_out = run.recipe, len(run.classes)
-    network = make_network(recipe.arch, n_out, recipe.head, recipe.hidden or None, recipe.dropout or None, recipe.size)
+    weights = run.folder / 'model.safetensors'
+    network = make_network(
+        recipe.arch,
+        n_out,
+        recipe.head,
+        recipe.hidden or None,
+        recipe.dropout or None,
+        recipe.size,
+        normalization=weight_normalization(weights, recipe.arch),
+    )
     try:
-        network.load_state_dict(read_state_dict(run.folder / 'model.safetensors'))
+        network.load_state_dict(read_state_dict(weights))
     except RuntimeError as error:
         raise UserError(
-            f'{run.folder}/model.safetensors does not fit the network of its recipe.json: {str(error).splitlines()[0]}'
+            f'{weights} does not fit the network of its recipe.json: {str(error).splitlines()[0]}'
         ) from None
     return network.eval(), dict(
         arch=recipe.arch,

@@ -9,14 +9,18 @@ __all__ = ['RequestError', 'Limits', 'Upload', 'read_upload', 'UploadMemory', 'U
 
 # %% ../../nbs/deploy/uploads.ipynb #41a066c1
 import io
+import re
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..core.errors import UserError
 from ..core.progress import format_count
-from ..data.images import ImageError, formats
+from ..data.images import ImageError
+from ..data.pixels import is_deep
+from ..data.file_kinds import readable_formats
 
 # %% ../../nbs/deploy/uploads.ipynb #81179f56
 class RequestError(UserError):
@@ -65,7 +69,15 @@ class Limits:
 
 # %% ../../nbs/deploy/uploads.ipynb #42e7f518
 _accepted_formats = 'JPEG, PNG, WebP, TIFF, GIF, BMP or PPM'
-_binary_types = ('application/octet-stream', 'binary/octet-stream')
+_vague_types = (  # declared by clients that do not know the type of a file, or repeat that of the form
+    'application/octet-stream',
+    'binary/octet-stream',
+    'application/x-download',
+    'application/force-download',
+    'multipart/form-data',
+    'text/plain',  # the default of a part without a type, by RFC 7578
+    '*/*',
+)
 _light_modes = ('1', 'L', 'P', 'RGB', 'CMYK', 'YCbCr')  # at most four bytes a pixel, and at most two copies
 _max_scans = 100  # of a progressive JPEG: each scan walks over all pixels, and 10 KB can ask for thousands
 
@@ -104,7 +116,8 @@ def read_upload(
     max_pixels: int,  # of an image; a quarter of them if it has transparency or more than 8 bits
 ) -> np.ndarray:  # (size, size, 3) uint8
     "Read an untrusted file. Raises `RequestError`"
-    if file.kind and not file.kind.startswith('image/') and file.kind not in _binary_types:
+    says_type = '/' in file.kind and file.kind not in _vague_types
+    if says_type and not file.kind.startswith('image/'):
         raise RequestError(
             415, f'The file is declared as {file.kind}, which is not an image. Send {_accepted_formats}.'
         )
@@ -129,7 +142,7 @@ def read_upload(
 def _open_header(content, data, max_pixels):
     "The image, of which only the header was read. Raises `RequestError`"
     try:
-        with Image.open(content, formats=formats) as image:
+        with Image.open(content, formats=readable_formats()) as image:
             return image
     except UserError:
         raise
@@ -143,7 +156,7 @@ def _open_header(content, data, max_pixels):
 
 def _check_header(image, data, max_pixels):
     "Raise `RequestError` if it would take too much memory or time to decode the image"
-    is_heavy = image.mode not in _light_modes or 'transparency' in image.info
+    is_heavy = image.mode not in _light_modes or 'transparency' in image.info or is_deep(image)
     if is_heavy:
         max_pixels //= 4
     width, height = image.size
@@ -182,7 +195,7 @@ class UploadReader:
         self.limits, self.memory = limits, memory
         self.received = 0  # bytes of the request
         self.files = []
-        self.other_fields = []  # names of the form's fields other than `files`
+        self.other_fields = []  # names of the form's fields that hold no file
 
     async def read(
         self,
@@ -195,7 +208,7 @@ class UploadReader:
         kind, options = _parse_header(request.headers.get('content-type', ''))
         if kind == 'multipart/form-data':
             await self._read_form(request, options.get('boundary', ''))
-        elif kind.startswith('image/') or kind == 'application/octet-stream':
+        elif kind.startswith('image/') or kind in ('', '*/*', 'application/octet-stream', 'binary/octet-stream'):
             await self._read_image(request, kind)
         else:
             raise RequestError(
@@ -205,8 +218,8 @@ class UploadReader:
                 '(curl -H "content-type: image/jpeg" --data-binary @photo.jpg).',
             )
         if not self.files:
-            fields = f'It has: {", ".join(self.other_fields[:5])}.' if self.other_fields else 'It is empty.'
-            raise RequestError(400, f'The form has no file in the field `files`. {fields}')
+            fields = f'It has the fields: {", ".join(self.other_fields[:5])}.' if self.other_fields else 'It is empty.'
+            raise RequestError(400, f'The form has no file, such as one in the field `files`. {fields}')
         return self.files
 
     def release(self):
@@ -256,8 +269,8 @@ class UploadReader:
         )
 
     def _add_file(self, field_name, name, kind):
-        "Begin a part of the form; returns its `Upload`, or None if its field is not `files`"
-        if field_name != 'files':
+        "Begin a part of the form; returns its `Upload`, or None if it is not a file"
+        if not name and field_name not in ('files', 'files[]'):
             if len(self.other_fields) == 100:
                 raise RequestError(413, 'The form has more than 100 other fields.')
             self.other_fields.append(field_name[:50] or '(no name)')
@@ -304,9 +317,11 @@ class _Form:
         self._headers[self._header] += data[start:end]
 
     def on_headers_finished(self):
-        _, options = _parse_header(self._headers.get(b'content-disposition', b''))
+        disposition = self._headers.get(b'content-disposition', b'')
+        _, options = _parse_header(disposition)
+        name = _extended_value(disposition, 'filename') or options.get('filename', '')
         kind, _ = _parse_header(self._headers.get(b'content-type', b''))
-        self._file = self._add_file(options.get('name', ''), options.get('filename', ''), kind)
+        self._file = self._add_file(options.get('name', ''), name, kind)
 
     def on_part_data(self, data, start, end):
         if self._file is not None:
@@ -322,6 +337,18 @@ def _parse_header(header):
 
     value, options = parse_options_header(header)
     return _decode(value).lower(), {_decode(key): _decode(text) for key, text in options.items()}
+
+
+def _extended_value(header, option):
+    "The value of an option that is encoded by RFC 5987, such as filename*=UTF-8''%C3%A4.jpg; '' if there is none"
+    match = re.search(rf"""(?:^|[;\s]){option}\*\s*=\s*"?([\w-]*)'[^']*'([^;"\s]*)""", _decode(header), re.I)
+    if not match:
+        return ''
+    encoding, text = match.groups()
+    try:
+        return unquote(text, encoding or 'utf8', 'replace')
+    except LookupError:  # no encoding has this name
+        return unquote(text, 'utf8', 'replace')
 
 
 def _decode(data):

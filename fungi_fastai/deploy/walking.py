@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import UserError
-from ..data.archives import is_visible, nothing_found, walk_files
-from ..data.images import is_image_name, unread_extensions
+from ..data.tree import is_visible, walk_files
+from ..data.file_kinds import nothing_found
+from ..data.file_kinds import is_image_name, unread_extensions
 
 # %% ../../nbs/deploy/walking.ipynb #d755a97b
 def walk_images(

@@ -13,7 +13,7 @@ from functools import partial
 
 import pandas as pd
 
-from ..data.splits import leaks
+from ..data.splits import has_specimens, leaks
 from fungi_fastai.evaluation.calibration import (
     CalibrationWarning,
     apply_temperature,
@@ -28,21 +28,39 @@ def calibrate(
     valid_predictions: pd.DataFrame,  # from `predictions_table`, labelled: the temperature is fitted on these
     test_predictions: pd.DataFrame,  # from `predictions_table`, labelled: calibration is measured on these
     classes: list[str] | None = None,  # (default: those of the columns `p_…`)
-) -> dict:  # temperature n_valid n_test note, and before and after: accuracy ece ece_mass mce log_loss brier
-    """Fit a temperature on the validation set and measure its effect on the test set. `note` says why it may be 1.
-    Raises `UserError`"""
+) -> dict:  # temperature fitted n_valid n_test note; before, after: accuracy ece ece_mass mce log_loss brier
+    """Fit a temperature on the validation set and measure its effect on the test set; one that makes log loss and Brier
+    score worse there is not applied. `note` says why the temperature may be 1. Raises `UserError`"""
     valid, test = (Evaluation.of(p, classes) for p in (valid_predictions, test_predictions))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always', CalibrationWarning)
         temperature = fit_temperature(valid.probs, valid.targets)
     notes = [str(w.message) for w in caught if issubclass(w.category, CalibrationWarning)]
+    before = calibration_errors(test.probs, test.targets)
+    after = calibration_errors(apply_temperature(test.probs, temperature), test.targets)
+    fitted = temperature
+    if all(after[key] > before[key] for key in ('log_loss', 'brier')):
+        notes.append(_not_applied(temperature, before, after))
+        temperature, after = 1.0, before
     return dict(
         temperature=temperature,
+        fitted=fitted,
         n_valid=len(valid.targets),
         n_test=len(test.targets),
         note=' '.join(notes),
-        before=calibration_errors(test.probs, test.targets),
-        after=calibration_errors(apply_temperature(test.probs, temperature), test.targets),
+        before=before,
+        after=after,
+    )
+
+
+def _not_applied(temperature, before, after):
+    changes = ' and '.join(
+        f'the {name} from {before[key]:.3f} to {after[key]:.3f}'
+        for name, key in (('log loss', 'log_loss'), ('Brier score', 'brier'))
+    )
+    return (
+        f'The temperature of {temperature:.2f}, fitted on the validation set, raises {changes} on the test set. '
+        'So it is not applied: the probabilities stay as the network gives them.'
     )
 
 # %% ../../nbs/evaluation/assess.ipynb #8cda6f98
@@ -81,17 +99,29 @@ def verdict(
     metrics: dict,  # as in metrics.json
 ) -> str:
     "The result of a run in words"
-    n, wrong = metrics['n_test'], round((1 - metrics['accuracy']) * metrics['n_test'])
+    n, correct = metrics['n_test'], round(metrics['accuracy'] * metrics['n_test'])
     f1 = {c: row['f1'] for c, row in metrics['per_class'].items() if row['images']}
     best, worst = max(f1, key=f1.get), min(f1, key=f1.get)
     intervals = '; 95 % confidence intervals in brackets' if metrics.get('intervals') else ''
     return (
-        f'Of {n} test images, none of which was seen in training, {n - wrong} were classified correctly: '
+        f'{_tested_images(metrics, n)} {correct:,} were classified correctly: '
         f'accuracy {_with_interval(metrics, "accuracy")}, '
         f'macro-F1 {_with_interval(metrics, "macro_f1", False)}{intervals}. '
         f'The class with the highest F1 is {best} ({f1[best]:.2f}), the one with the lowest {worst} ({f1[worst]:.2f}).'
         f'{_averaged_folds(metrics.get("folds", ()))}'
     )
+
+
+def _tested_images(metrics, n):
+    "Which images the scores are of"
+    if 'by_fold' in metrics:
+        return f'Of {n:,} images, each tested by the one of {metrics["k"]} networks that was not trained on it,'
+    if metrics.get('evaluated_on') == 'valid':
+        return (
+            f'There is no test set, so these scores are of the {n:,} validation images, on which the best epoch was '
+            'selected: they are optimistic. Of these images'
+        )
+    return f'Of {n:,} test images, none of which was seen in training,'
 
 
 def _averaged_folds(folds):
@@ -115,7 +145,7 @@ def guarantee(
     groups, clusters = used.group[used.group.ne('')], used.cluster[used.cluster.ne('')]
     clusters = clusters[clusters.duplicated(keep=False)]  # the other duplicates may have been left out
     sentences = [_set_sizes(used)]
-    if groups.duplicated().any():
+    if has_specimens(used):
         sentences.append(f'{groups.nunique()} declared specimens{in_one_set}.')
     else:
         sentences.append(
@@ -134,6 +164,8 @@ def guarantee(
 def _set_sizes(used):
     sizes = used.split.value_counts()
     test = f'{sizes.get("test", 0)} images to test on'
+    if 'fold' in used:  # a cross-validation
+        return f'{len(used)} images in {used.fold.nunique()} folds, each tested by a network trained on the others.'
     if 'left_out' in used:  # an average of networks
         return (
             f'{used.split.ne("test").sum()} images in {used.left_out.max() + 1} folds, '

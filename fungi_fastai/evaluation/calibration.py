@@ -196,12 +196,11 @@ def plot_reliability(
     panels = {'before calibration': probs}
     if calibrated is not None:
         panels['after calibration'] = calibrated
-    figure, axes = chart(3.4 * len(panels), 3.2, len(panels), sharey=True)
+    figure, axes = chart(3.4 * len(panels), 3.2, len(panels))
     for axis, (title, shown) in zip(axes, panels.items(), strict=True):
         _plot_bins(axis, reliability(shown, targets, bins, equal, groups))
         ece = expected_calibration_error(shown, targets)
         axis.set_title(f'{title}: ECE {ece:.3f}', fontsize=9, color=colours['ink'])
-    axes[0].set_ylabel('accuracy')
     return figure
 
 
@@ -215,7 +214,8 @@ def _plot_bins(axis, table):
     sizes = 12 + 150 * table.images / table.images.sum()
     axis.scatter(table.confidence, table.accuracy, sizes, color=colours['main'], zorder=3)
     limits, ticks = (-0.02, 1.02), [0, 0.5, 1]
-    axis.set(xlim=limits, ylim=limits, xlabel='confidence', xticks=ticks, yticks=ticks, aspect='equal')
+    axis.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks, aspect='equal')
+    axis.set(xlabel='confidence', ylabel='accuracy')
 
 # %% ../../nbs/evaluation/calibration.ipynb #56598901
 def calibration_errors(

@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import MissingFileError, UserError
-from ..core.figures import as_svg, chart, colours
-from ..core.figures import table as table_html
+from ..core.figures import chart, colours
+from ..core.pages import interval_bar
+from ..core.pages import table as table_html
 from ..core.threads import map_in_threads
 from ..data.groups import read_exif
 from ..data.images import ImageError, open_image
-from .intervals import interval_of
+from .intervals import interval_of, interval_text
 from .metrics import image_groups
 
 # %% ../../nbs/evaluation/errors.ipynb #667ca8ed
@@ -200,15 +201,35 @@ class ErrorAnalysis:
         self,
         max_pairs: int = 12,  # confusions that are listed
     ) -> str:  # for a page
-        "Verdict, figure and tables"
+        "Verdict and tables"
         parts = [f'<p>{html.escape(self.verdict)}</p>']
-        if len(self.strata):
-            kinds = self.strata.assign(worse=np.where(self.strata.worse, 'yes', ''))
-            numbers = table_html(kinds.rename(columns=lambda c: c.replace('_', ' ')))
-            parts += [as_svg(self.figure(), 'errors'), f'<details><summary>All numbers</summary>{numbers}</details>']
         if len(self.pairs):
-            parts.append(table_html(self.pairs.head(max_pairs).rename(columns=lambda c: c.replace('_', ' '))))
+            pairs = self.pairs.head(max_pairs).rename(columns=dict(label='true label'))
+            for column in ('fraction_of_label', 'fraction_of_errors'):
+                pairs[column] = [f'{fraction:.0%}' for fraction in pairs[column]]
+            pairs = pairs.rename(columns=lambda c: c.replace('fraction_', '').replace('_', ' '))
+            parts += ['<h3>Most frequent confusions</h3>', table_html(pairs)]
+        if len(self.strata):
+            parts += ['<h3>Error rate by kind of image</h3>', _strata_html(self.strata)]
         return '\n'.join(parts)
+
+
+def _strata_html(strata):
+    "The error rates with their intervals; `expected` is what the classes of these images alone would lead to"
+    rows = [
+        {
+            'kind of image': f'{row.trait}: {row.kind}',
+            'error rate': interval_bar(row.rate, row.low, row.high, interval_text(row.low, row.high)),
+            'expected': row.expected_rate,
+            'images': row.images,
+            'significantly worse': 'yes' if row.worse else '',
+        }
+        for row in strata.itertuples()
+    ]
+    table = pd.DataFrame(rows)
+    if not strata.worse.any():
+        table = table.drop(columns='significantly worse')
+    return table_html(table, digits=2, markup=('error rate',))
 
 
 def _worse_in_words(row):
@@ -219,7 +240,7 @@ def _worse_in_words(row):
     )
     return (
         f'Images with {row.trait} {row.kind} are worse than the others: {row.rate:.0%} misclassified '
-        f'({row.low:.0%}–{row.high:.0%}, {row.images:,} images), {reason}.'
+        f'({interval_text(row.low, row.high, percent=True)}, {row.images:,} images), {reason}.'
     )
 
 # %% ../../nbs/evaluation/errors.ipynb #668177b5

@@ -129,6 +129,20 @@ def interval_of(
     low, high = proportion_interval(hits.mean(), effective_size(hits, groups), confidence_level)
     return float(low), float(high)
 
+# %% ../../nbs/evaluation/intervals.ipynb #4dbb03d2
+widest_interval = 0.8  # a wider one says nothing about a score between 0 and 1
+
+
+def interval_text(
+    low: float | None,  # None or NaN where it cannot be computed
+    high: float | None,
+    percent: bool = False,  # as percentages
+) -> str:
+    "`0.71–0.92`, or `too few images` where the interval says nothing"
+    if low is None or high is None or not high - low <= widest_interval:  # also NaN
+        return 'too few images'
+    return f'{low:.0%}–{high:.0%}' if percent else f'{low:.2f}–{high:.2f}'
+
 # %% ../../nbs/evaluation/intervals.ipynb #4fb6d070
 def draw_weights(
     n: int,  # groups

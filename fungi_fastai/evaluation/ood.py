@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.errors import UserError
 from .intervals import check_probabilities, group_numbers
+from ..models.scaling import FeatureScaling
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,9 +85,8 @@ def _precision_matrix(residuals):
 
 def _relative_mahalanobis(features, train, targets):
     "Squared distance to the nearest class centre, minus that to the centre of all"
-    scale, mean = train.std(0), train.mean(0)
-    scale = np.where(scale > 1e-12, scale, 1)
-    features, train = (features - mean) / scale, (train - mean) / scale
+    scaling = FeatureScaling.of(train)
+    features, train = scaling(features), scaling(train)
     classes = np.unique(targets)
     centres = np.stack([train[targets == c].mean(0) for c in classes])
     within = _precision_matrix(train - centres[np.searchsorted(classes, targets)])

@@ -11,146 +11,113 @@ __all__ = ['write_report']
 import html
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from ..core.figures import as_svg, facts, page, table
 from ..core.files import write_text
+from ..core.pages import facts, figure_html, figure_panels, interval_bar, page, table
+from ..core.progress import format_duration
 from ..data.problems import has_problem, problem_names
+from ..data.splits import has_specimens
 from .assess import guarantee, verdict
 from .calibration import apply_temperature, plot_reliability
 from .costs import safety_note
+from .intervals import interval_text
 from .metrics import Evaluation
 from .scores import score_names
 from .selective import Threshold, plot_risk_coverage
 from ..training.plots import plot_confusion, plot_history
 
 # %% ../../nbs/evaluation/report.ipynb #fcb12f17
-def _paragraph(text):
-    return f'<p>{html.escape(text)}</p>'
+def _paragraph(text, style=''):
+    start = f'<p class="{style}">' if style else '<p>'
+    return f'{start}{html.escape(text)}</p>'
 
 
-def _summary(title, metrics, history):
+def _score(metrics, key, form):
+    "A score and its confidence interval, for a panel"
+    low, high = metrics.get('intervals', {}).get(key) or (None, None)
+    interval = '' if low is None else f'\n95 % interval: {form(low)} to {form(high)}'
+    return form(metrics[key]) + interval
+
+
+def _summary(title, metrics, strip, warnings, seconds):
+    percent, decimal = '{:.1%}'.format, '{:.3f}'.format
+    third = 'top3_accuracy' if metrics['n_classes'] > 5 else 'balanced_accuracy'
     numbers = {
-        'accuracy': f'{metrics["accuracy"]:.1%}',
-        'macro-F1': f'{metrics["macro_f1"]:.3f}',
-        'top-3 accuracy': f'{metrics["top3_accuracy"]:.1%}',
-        'test images': metrics['n_test'],
-        'classes': metrics['n_classes'],
-        'seconds of training': f'{history.seconds.sum():.0f}',
+        'accuracy': _score(metrics, 'accuracy', percent),
+        'macro-F1': _score(metrics, 'macro_f1', decimal),
+        score_names[third]: _score(metrics, third, percent),
     }
+    about = [f'{metrics["n_test"]:,} images tested', f'{metrics["n_classes"]} classes']
+    about += [f'{format_duration(seconds)} of training'] if seconds else []
     return [
         f'<h1>{html.escape(title)}</h1>',
-        f'<p class="verdict">{html.escape(verdict(metrics))}</p>',
+        _paragraph(verdict(metrics), 'verdict'),
+        *(_paragraph(warning, 'warning') for warning in warnings),
+        strip,
         facts(numbers),
+        _paragraph(' · '.join(about)),
     ]
 
 
-def _data(items):
-    counts = {name: has_problem(items, name).sum() for name in problem_names}
-    problems = pd.DataFrame([dict(problem=k.replace('_', ' '), images=int(n)) for k, n in counts.items() if n])
-    return [
-        '<h2>Training, validation and test set</h2>',
-        _paragraph(
-            'The split decides what the scores mean: a fair test set shares no specimen and no duplicate with the '
-            'training set.'
-        ),
-        _paragraph(guarantee(items)),
-        '<h2>Data</h2>',
-        _paragraph(f'The source has {len(items)} files; {(items.split != "").sum()} of them are used.'),
-        table(problems) if len(problems) else _paragraph('The check of the images reported no problem.'),
-    ]
-
-
-def _training_curves(history):
-    return [
-        '<h2>Training curves</h2>',
-        _paragraph(
-            'Loss and scores after each epoch: a validation loss that rises while the training loss falls is a sign of '
-            'overfitting.'
-        ),
-        as_svg(plot_history(history), 'curves'),
-    ]
-
-
-def _value_with_interval(value, low, high):
-    return f'{value:.2f}' + (f' ({low:.2f}–{high:.2f})' if np.isfinite(low) else '')
-
-
-def _per_class(evaluation):
+def _per_class(evaluation, items):
     per_class = evaluation.per_class(intervals=True).reset_index()
     shown = pd.DataFrame({'class': per_class['class']})
     for name in ('precision', 'recall', 'f1'):
         rows = per_class[[name, f'{name}_low', f'{name}_high']].to_numpy()
-        shown[name] = [_value_with_interval(*row) for row in rows]
-    shown = shown.assign(images=per_class.images, specimens=per_class.groups)
+        shown[name.replace('f1', 'F1')] = [interval_bar(*row, interval_text(*row[1:])) for row in rows]
+    shown['images'] = per_class.images
+    resampled = 'by image'
+    if has_specimens(items):
+        resampled = 'by specimen'
+        shown['specimens'] = per_class.groups
     scores = evaluation.summary().reset_index()
     return [
         '<h2>Per-class metrics</h2>',
         _paragraph(
             'Precision is the fraction of images predicted as the class that belong to it, recall the fraction of '
-            "the class's images that are predicted as it, and F1 their harmonic mean. In brackets are 95 % confidence "
-            'intervals, drawn by specimen. Click on a column to sort by it.'
+            "the class's images that are predicted as it, and F1 their harmonic mean. The bar shows the 95 % "
+            f'confidence interval, resampled {resampled}. Click on a column to sort by it.'
         ),
-        table(shown, sortable=True),
+        table(shown, sortable=True, markup=('precision', 'recall', 'F1')),
         '<details><summary>All scores, with confidence intervals</summary>',
         table(scores.assign(metric=scores.metric.map(score_names))),
         '</details>',
     ]
 
 
-def _confusion(evaluation):
+def _confusion(evaluation, most_numbers=25):
+    counts, classes = evaluation.confusion(), evaluation.classes
+    if len(classes) > most_numbers:
+        matrix = figure_html(plot_confusion(counts, classes), 'confusion', 'Confusion matrix')
+    else:
+        matrix = _confusion_table(counts, classes)
     return [
         '<h2>Confusion matrix</h2>',
         _paragraph(
             'The confusion matrix counts which class is predicted for which: rows are the true classes, columns the '
-            'predicted ones; numbers are images, colour is the fraction of the row.'
+            'predicted ones. Green is correct, orange is confused; the stronger the colour, the larger the fraction '
+            'of the row.'
         ),
-        as_svg(plot_confusion(evaluation.confusion(), evaluation.classes), 'confusion'),
+        matrix,
     ]
 
 
-def _calibration(metrics, evaluation):
-    calibration = metrics['calibration']
-    names = {
-        'ECE, bins of equal width': 'ece',
-        'ECE, bins of equal mass': 'ece_mass',
-        'log loss': 'log_loss',
-        'Brier score': 'brier',
-    }
-    rows = {name: [calibration[when][key] for when in ('before', 'after')] for name, key in names.items()}
-    calibrated = apply_temperature(evaluation.probs, calibration['temperature'])
-    return [
-        '<h2>Calibration</h2>',
-        _paragraph(
-            'A model is calibrated when 80 % of the answers given with 80 % confidence are correct. The expected '
-            'calibration error (ECE) is the mean distance from that. '
-            f'The temperature of {calibration["temperature"]:.2f}, fitted on the {calibration["n_valid"]} validation '
-            f'images alone, changes the confidence but no answer. {calibration["note"]}'
-        ),
-        table(pd.DataFrame({'': ['before calibration', 'after calibration'], **rows})),
-        as_svg(plot_reliability(evaluation.probs, evaluation.targets, calibrated), 'calibration'),
-    ]
+def _confusion_table(counts, classes):
+    "The confusion matrix as an HTML table, coloured by fraction of the row"
+    names = [html.escape(name) for name in classes]
+    head = ''.join(f'<th title="predicted: {name}"><span>{name}</span></th>' for name in names)
+    rows = [f'<tr><th>true ↓ predicted →</th>{head}</tr>']
+    for i, name in enumerate(names):
+        cells = ''.join(_confusion_cell(n, n / max(counts[i].sum(), 1), i == j) for j, n in enumerate(counts[i]))
+        rows.append(f'<tr><th title="{name}">{name}</th>{cells}</tr>')
+    return f'<div class="scroll"><table class="heat">{"".join(rows)}</table></div>'
 
 
-def _abstention(metrics, evaluation):
-    abstention = metrics['abstention']
-    threshold, test = Threshold(**abstention['threshold']), abstention['test']
-    text = (
-        'With abstention (selective prediction), the answer is “not sure” where the confidence is below a threshold. '
-        f'The target is that {abstention["target_accuracy"]:.0%} of the answers are correct. {threshold.why} '
-    )
-    if threshold.found and test['answered']:
-        text += (
-            f'On the test set {test["coverage"]:.0%} of the images are answered, and {test["accuracy"]:.1%} of those '
-            f'answers are correct ({test["accuracy_low"]:.1%} to {test["accuracy_high"]:.1%}).'
-        )
-    calibrated = apply_temperature(evaluation.probs, metrics['calibration']['temperature'])
-    return [
-        '<h2>Abstention (selective prediction)</h2>',
-        _paragraph(text),
-        as_svg(plot_risk_coverage(calibrated, evaluation.targets, threshold), 'risk'),
-    ]
+def _confusion_cell(count, fraction, correct):
+    if not count:
+        return '<td></td>'
+    return f'<td{"" if correct else " class=off"} style="--part: {0.1 + 0.65 * fraction:.0%}">{count}</td>'
 
 
 def _error_analysis(errors):
@@ -173,12 +140,92 @@ def _examples(images):
     ]
 
 
+def _calibration(metrics, evaluation):
+    calibration = metrics['calibration']
+    names = {
+        'ECE, bins of equal width': 'ece',
+        'ECE, bins of equal mass': 'ece_mass',
+        'log loss': 'log_loss',
+        'Brier score': 'brier',
+    }
+    applied = calibration['temperature'] != 1
+    when = {'before': 'before calibration', 'after': 'after calibration'} if applied else {'before': 'not calibrated'}
+    scores = {words: [calibration[key][score] for score in names.values()] for key, words in when.items()}
+    calibrated = apply_temperature(evaluation.probs, calibration['temperature']) if applied else None
+    text = (
+        'A model is calibrated when 80 % of the answers given with 80 % confidence are correct. The expected '
+        'calibration error (ECE) is the mean distance from that. '
+    )
+    if applied:
+        text += (
+            f'The temperature of {calibration["temperature"]:.2f}, fitted on the {calibration["n_valid"]} validation '
+            'images alone, changes the confidence but no answer. '
+        )
+    return [
+        '<h2>Calibration</h2>',
+        _paragraph(text + calibration['note']),
+        table(pd.DataFrame({'': list(names), **scores})),
+        figure_panels(
+            plot_reliability(evaluation.probs, evaluation.targets, calibrated), 'calibration', 'Reliability diagram'
+        ),
+    ]
+
+
+def _abstention(metrics, evaluation):
+    abstention = metrics['abstention']
+    threshold, test = Threshold(**abstention['threshold']), abstention['test']
+    text = (
+        'With abstention (selective prediction), the answer is “not sure” where the confidence is below a threshold. '
+        f'The target is that {abstention["target_accuracy"]:.0%} of the answers are correct. {threshold.why} '
+    )
+    if threshold.found and test['answered']:
+        text += (
+            f'On the test set {test["coverage"]:.0%} of the images are answered, and {test["accuracy"]:.1%} of those '
+            f'answers are correct (95 % interval: {interval_text(test["accuracy_low"], test["accuracy_high"], True)}).'
+        )
+    calibrated = apply_temperature(evaluation.probs, metrics['calibration']['temperature'])
+    figure = plot_risk_coverage(calibrated, evaluation.targets, threshold)
+    return [
+        '<h2>Abstention</h2>',
+        _paragraph(text),
+        figure_html(figure, 'risk', 'Error rate by fraction of images answered'),
+    ]
+
+
+def _data(items, notes):
+    counts = {name: has_problem(items, name).sum() for name in problem_names}
+    problems = pd.DataFrame([dict(problem=k.replace('_', ' '), images=int(n)) for k, n in counts.items() if n])
+    return [
+        '<h2>Data and split</h2>',
+        _paragraph(
+            'The split decides what the scores mean: a fair test set shares no specimen and no duplicate with the '
+            'training set.'
+        ),
+        _paragraph(guarantee(items)),
+        _paragraph(f'The source has {len(items):,} files; {(items.split != "").sum():,} of them are used.'),
+        *map(_paragraph, notes),
+        table(problems) if len(problems) else _paragraph('The check of the images reported no problem.'),
+    ]
+
+
 def _reproducibility(settings):
     details = [
         f'<details><summary>{html.escape(name)}</summary><pre>{html.escape(text)}</pre></details>'
         for name, text in settings.items()
     ]
     return ['<h2>Reproducibility</h2>', _paragraph('With these settings you can repeat the run.'), *details]
+
+
+def _training_curves(history, note):
+    return [
+        '<h2>Training curves</h2>',
+        _paragraph(
+            'Loss and scores after each epoch: a validation loss that rises while the training loss falls is a sign of '
+            'overfitting.'
+        ),
+        *([_paragraph(note)] if note else []),
+        figure_panels(plot_history(history), 'curves', 'Training curves'),
+    ]
 
 # %% ../../nbs/evaluation/report.ipynb #80919b9b
 def write_report(
@@ -187,23 +234,29 @@ def write_report(
     metrics: dict,  # as in metrics.json; with what `assess_predictions` adds
     evaluation: Evaluation,  # of the test set
     items: pd.DataFrame,  # as in items.parquet
-    history: pd.DataFrame,  # as in history.csv
-    settings: dict,  # name → text, for the last section: the recipe, the environment, the command
+    history: pd.DataFrame | None,  # as in history.csv; None where several networks were trained
+    settings: dict,  # name → text: the recipe, the environment, the command
+    strip: str = '',  # HTML: some predictions, right and wrong
     images: str = '',  # HTML: the worst and best predictions
     errors: str = '',  # HTML: the error analysis
+    more: str = '',  # HTML: further sections, after the confusion matrix
+    warnings=(),  # sentences beside the result
 ) -> Path:  # `file`
     "Write a run's report as one self-contained HTML page"
+    shortcuts, notes = items.attrs.get('shortcuts', ()), items.attrs.get('notes', ())
+    seconds = metrics.get('seconds') or (0 if history is None else history.seconds.sum())
     sections = [
-        _summary(title, metrics, history),
-        _data(items),
-        _training_curves(history),
-        _per_class(evaluation),
+        _summary(title, metrics, strip, [*warnings, *shortcuts], seconds),
+        _per_class(evaluation, items),
         _confusion(evaluation),
-        _calibration(metrics, evaluation) if 'calibration' in metrics else [],
-        _abstention(metrics, evaluation) if 'abstention' in metrics else [],
+        [more],
         _error_analysis(errors) if errors else [],
         _examples(images) if images else [],
+        _calibration(metrics, evaluation) if 'calibration' in metrics else [],
+        _abstention(metrics, evaluation) if 'abstention' in metrics else [],
+        _data(items, [note for note in notes if note not in shortcuts]),
         _reproducibility(settings),
+        [] if history is None else _training_curves(history, metrics.get('head_refit_note', '')),
         [_paragraph(safety_note)],
     ]
     write_text(file, page(title, '\n'.join(part for section in sections for part in section)))

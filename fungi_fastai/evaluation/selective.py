@@ -134,7 +134,7 @@ class _Validation:
     @property
     def in_words(self):
         return f'of {len(self)} validation images' + (
-            f' ({self.groups.max() + 1} specimens)' if self.has_groups else ''
+            f' in {self.groups.max() + 1} independent groups' if self.has_groups else ''
         )
 
     @property

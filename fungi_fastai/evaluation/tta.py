@@ -17,7 +17,7 @@ from ..core.errors import UserError
 from ..core.figures import chart, colours
 from ..core.progress import track
 from ..data.policies import Augment, policy
-from ..data.splits import split_groups
+from ..data.splits import has_specimens, split_groups
 from .intervals import draw_weights
 from .metrics import Evaluation
 
@@ -242,6 +242,7 @@ class Gain:
     gain_interval: tuple  # 95 % confidence interval, on the same specimens
     n: int  # specimens, or images where none are known
     curve: tuple = ()  # of `PooledAccuracy`, where photos are pooled
+    unit: str = 'specimens'  # what `n` counts
 
     @property
     def verdict(self) -> str:
@@ -256,7 +257,7 @@ class Gain:
             result = f'changes the accuracy by {100 * self.gain:.1f} points, which is not statistically significant'
         return (
             f'{self.what} {result} (95 % confidence interval {100 * low:+.1f} to {100 * high:+.1f}): '
-            f'{self.before:.3f} before, {self.after:.3f} after, on {self.n:,} specimens.'
+            f'{self.before:.3f} before, {self.after:.3f} after, on {self.n:,} {self.unit}.'
         )
 
     def __str__(self):
@@ -330,7 +331,8 @@ def views_gain(
     after = after.loc[before.index]
     groups = before.group.fillna('').to_numpy() if 'group' in before else ''
     groups = pd.factorize(split_groups(pd.DataFrame({'name': before.index, 'group': groups})))[0]
-    return _gain(what, _correct(before), _correct(after), samples, seed, groups=groups)
+    unit = 'specimens' if has_specimens(before) else 'images'
+    return _gain(what, _correct(before), _correct(after), samples, seed, groups=groups, unit=unit)
 
 
 def _correct(predictions):
@@ -339,7 +341,7 @@ def _correct(predictions):
     return (evaluation.predicted == evaluation.targets).astype(float)
 
 
-def _gain(what, before, after, samples, seed, curve=(), groups=None):
+def _gain(what, before, after, samples, seed, curve=(), groups=None, unit='specimens'):
     "The `Gain` of (images,) correct or not, before and after"
     groups = np.arange(len(before)) if groups is None else groups
     total = np.bincount(groups)
@@ -357,6 +359,7 @@ def _gain(what, before, after, samples, seed, curve=(), groups=None):
         _percentiles(resampled_after - resampled_before),
         len(total),
         tuple(curve),
+        unit,
     )
 
 

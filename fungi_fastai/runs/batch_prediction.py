@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.cpus import cpu_limit
 from ..core.errors import TrainingError, UserError
 from ..core.files import read_saved
 from ..deploy.prediction_files import Tally, check_predictions
@@ -41,7 +42,7 @@ class Classifier:
 def open_classifier(
     model: str | Path,  # the folder of a bundle or of a finished run
     backend: str = 'auto',  # of a bundle: auto, onnx, torch, int8 or openvino
-    threads: int | None = None,  # of a bundle (default: one per core)
+    threads: int | None = None,  # of a bundle (default: one per usable CPU)
 ) -> Classifier:
     "Open a bundle or a run for classification. Raises `UserError`"
     folder = Path(model)
@@ -192,7 +193,7 @@ def _start_cluster(ray, workers):
     with _silent_stderr():
         ray.init(
             'local',
-            num_cpus=workers or os.cpu_count(),
+            num_cpus=workers or cpu_limit().cpus,
             include_dashboard=False,
             log_to_driver=False,
             logging_level='ERROR',
@@ -238,10 +239,10 @@ def predict_to(
     out: str | Path | None = None,  # .csv, .jsonl or .parquet (default: standard output, as `stdout_format`)
     *,
     engine: str = 'local',  # local, or ray: many processes, many machines; for bundles
-    workers: int | None = None,  # threads, or processes with ray (default: one per core of machine or cluster)
+    workers: int | None = None,  # threads, or processes with ray (default: one per usable CPU of machine or cluster)
     backend: str = 'auto',  # of a bundle: auto, onnx, torch, int8 or openvino
     address: str | None = None,  # of a Ray cluster: 10.0.0.1:6379 or auto (default: RAY_ADDRESS, or this machine)
-    stdout_format: str = 'csv',  # of standard output: csv, jsonl, or json, which is one list
+    stdout_format: str = 'csv',  # of standard output: csv, jsonl, json (one list), or text (to read)
     progress: bool = True,  # show it
 ) -> Tally:  # how many images, how many unreadable, and why
     """Classify any number of images into a file with the columns path name predicted confidence (answer set) p_<class>…

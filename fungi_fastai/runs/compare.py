@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.figures import as_svg, chart, colours, page, table
+from ..core.figures import as_svg, chart, colours
+from ..core.pages import figure_html, page, table
 from ..core.files import check_writable, write_json, write_table, write_text
+from ..data.splits import has_specimens
 from fungi_fastai.evaluation.paired_tests import (
     bootstrap_difference,
     compared_scores,
@@ -78,7 +80,8 @@ class Comparison:
         level = 100 * self.differences.confidence_level.iloc[0]
         first = self.differences['first'].iloc[0]
         axis.set_xlabel(f'points better than {first}, with {level:.3g} % confidence intervals')
-        axis.legend(frameon=False, fontsize=8, labelcolor=colours['ink'])
+        style = dict(frameon=False, fontsize=8, ncols=2, labelcolor=colours['ink'])
+        axis.legend(loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=0, **style)
         return figure
 
     def write(
@@ -99,12 +102,12 @@ class Comparison:
         "Write the comparison as one self-contained HTML page"
         words = lambda frame: frame.rename(columns=lambda name: name.replace('_', ' '))
         parts = [
-            f'<h1>{len(self.configurations)} compared</h1>',
+            f'<h1>{len(self.configurations)} configurations compared</h1>',
             *(f'<p class="verdict">{html.escape(sentence)}</p>' for sentence in self.conclusions),
             '<h2>Scores on the shared test images</h2>',
             table(words(self.configurations.dropna(axis=1, how='all')), sortable=True),
-            '<h2>Differences, paired by image, with confidence intervals from resampled specimens</h2>',
-            as_svg(self.figure(), 'comparison'),
+            '<h2>Differences, paired by image, with bootstrap confidence intervals</h2>',
+            figure_html(self.figure(), 'comparison', 'Differences with confidence intervals'),
             table(words(self.differences.drop(columns='confidence_level')), sortable=True),
             *(f'<p>{html.escape(note)}</p>' for note in self.notes),
         ]
@@ -156,7 +159,7 @@ def _compare_two(first, second, settings):
     differences = _differences(pairs, counts, images, settings)
 
     n_images, n_groups = images.index.nunique(), counts[0][0].shape[1]
-    specimens = (images.group != '').any()
+    specimens = has_specimens(images)
     notes = [note for one in shared for note in one.notes]
     if n_groups < 30:
         kind = 'specimens' if specimens else 'separate images'

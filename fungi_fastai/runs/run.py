@@ -19,6 +19,7 @@ from PIL import Image
 from ..core.errors import UserError
 from ..core.files import read_json, read_saved, write_json
 from ..data.images import ImageError
+from ..data.duplicates import find_known
 from ..data.loaders import make_test_loader
 from ..data.scan import check
 from ..data.problems import exclude
@@ -32,8 +33,9 @@ from ..evaluation.explain import grad_cam
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..evaluation.report import write_report
 from ..evaluation.assess import guarantee, verdict
-from ..evaluation.gallery import gallery, loss_captions, top_losses
+from ..evaluation.gallery import gallery, loss_captions, prediction_strip, top_losses
 from ..run_folder import RunFolder
+from .prediction_table import PredictionTable
 from ..training.load import trained_learner
 from ..training.recipes import command_of
 
@@ -117,11 +119,11 @@ class Run(RunFolder):
         probs = apply_temperature(self.probabilities(items), self.decisions.temperature)
         table = predictions_table(items, probs, self.classes)
         if not abstain:
-            return table
+            return PredictionTable(table)
         if self.decisions.threshold is None:
             raise UserError(f'{self.folder} has no threshold: that needs a validation and a test set.')
         decided = decide(probs, self.classes, threshold=self.decisions.threshold)
-        return table.assign(answer=[one.label for one in decided], why=[one.why for one in decided])
+        return PredictionTable(table.assign(answer=[one.label for one in decided], why=[one.why for one in decided]))
 
     def classify(
         self,
@@ -143,11 +145,12 @@ class Run(RunFolder):
         self,
         source,  # labelled images: whatever `Source.of` takes
         progress: bool = True,  # show it
-        **options,  # `label`, `group`, `column` (default: the recipe's)
-    ) -> tuple[dict, pd.DataFrame]:  # metrics, and the predictions
-        "Evaluate on other labelled images; those from the training are counted as `n_seen_in_training`"
+        **options,  # `label`, `group`, `column`, `layout`, … (default: the recipe's)
+    ) -> tuple[dict, pd.DataFrame]:  # metrics; predictions, with the training image in the column `seen_in_training`
+        "Evaluate on other labelled images; those that were trained on, also if saved again, are counted and named"
         if not isinstance(source, Source):
-            options = dict(label=self.recipe.label, group=self.recipe.group, column=self.recipe.column) | options
+            reading = dict(label=self.recipe.label, group=self.recipe.declared_group, column=self.recipe.column)
+            options = reading | dict(layout=self.recipe.layout) | options
             source = Source.of(source, sample=self.recipe.name, **options)
         items, _ = check(source, policy=('unreadable',), progress=progress)
         readable = exclude(items, ('unreadable',))
@@ -155,13 +158,26 @@ class Run(RunFolder):
         self._check_labels(labelled)
         predictions = predictions_table(labelled, self.probabilities(labelled), self.classes)
         evaluation = Evaluation.of(predictions, self.classes)
-        trained = set(self.items.sha[self.items.split.isin(['train', 'valid'])])
+        predictions, seen = self._seen_in_training(labelled, predictions)
         metrics = saved_metrics(evaluation) | dict(
-            intervals=evaluation.intervals(),
-            n_unreadable=len(items) - len(readable),
-            n_seen_in_training=int(labelled.sha.isin(trained).sum()),
+            intervals=evaluation.intervals(), n_unreadable=len(items) - len(readable), **seen
         )
         return metrics, predictions
+
+    def _seen_in_training(self, items, predictions):
+        "The predictions with the training image that each image is, or nearly is; and what metrics say about them"
+        trained = self.items[self.items.split.isin(['train', 'valid'])]
+        found = find_known(items, trained)
+        is_seen = found.row.to_numpy() >= 0
+        paths = np.where(is_seen, trained.path.to_numpy()[found.row], '')
+        predictions = predictions.assign(seen_in_training=paths)
+        unseen = predictions[~is_seen]
+        return predictions, dict(
+            n_seen_in_training=int(is_seen.sum()),
+            n_near_duplicates_in_training=int((is_seen & ~found.same_file.to_numpy()).sum()),
+            seen_in_training=predictions.loc[is_seen, ['path', 'seen_in_training']].to_dict('records'),
+            accuracy_unseen=float((unseen.predicted == unseen.label).mean()) if len(unseen) else None,
+        )
 
     def _check_labels(self, items):
         "Raise `UserError` for unknown classes, before the network predicts anything"
@@ -191,9 +207,22 @@ class Run(RunFolder):
                 'The recipe': self.recipe.to_json(),
                 'The machine': json.dumps(environment, indent=2, ensure_ascii=False),
             },
+            self._strip(),
             self._gallery(),
             self._error_analysis(),
         )
+
+    def _strip(self):
+        "Some predictions as HTML, with the confidence that a user of the model sees; empty if the images are gone"
+        tested = self._evaluated_predictions
+        columns = [f'p_{name}' for name in self.classes]
+        calibrated = apply_temperature(tested[columns].to_numpy(float), self.decisions.temperature)
+        try:
+            return prediction_strip(
+                tested.assign(**dict(zip(columns, calibrated.T, strict=True))), 6, self.recipe.resize
+            )
+        except (UserError, ImageError):
+            return ''
 
     def _error_analysis(self):
         "The table of errors by kind of image as HTML; with at most a few thousand images their files are read too"

@@ -28,7 +28,7 @@ from ..core.settings import settings
 from ..training.recipe import Recipe
 
 # %% ../../nbs/studies/feature_store.ipynb #207dd5ba
-_version = 1  # of the features; increase it to ignore all features that are on disk
+_version = 2  # of the features; increase it to ignore all features that are on disk
 
 
 def feature_key(recipe: Recipe) -> dict:  # plain values
@@ -37,6 +37,7 @@ def feature_key(recipe: Recipe) -> dict:  # plain values
         version=_version,
         arch=recipe.arch,
         weights=_weights_key(recipe),
+        normalization=_normalization_key(recipe),
         size=recipe.size,
         resize=recipe.resize,
         precision=recipe.precision,
@@ -49,6 +50,14 @@ def _installed_version(package):
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _normalization_key(recipe):
+    "The mean and deviation that the weights state, since those of an architecture change with timm's version only"
+    from fungi_fastai.models.normalization import weight_normalization
+
+    stated = weight_normalization(recipe.weights, recipe.arch) if recipe.weights else None
+    return stated and stated.stats
 
 
 def _weights_key(recipe):

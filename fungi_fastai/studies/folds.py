@@ -24,9 +24,14 @@ from ..core.figures import as_svg, chart, colours
 from ..core.files import read_json, read_saved, write_json, write_table, write_text
 from ..core.progress import format_duration
 from ..core.resume import ResumableFolder, finished_folder
-from ..data.splits import folds, fraction, split, split_groups
+from ..core.pages import figure_html, table
+from ..data.images import ImageError
+from ..data.splits import folds, fraction, has_specimens, split, split_groups
+from ..evaluation.errors import error_table
+from ..evaluation.gallery import gallery, loss_captions, prediction_strip, top_losses
 from ..evaluation.metrics import Evaluation
-from ..runs.run import Run
+from ..evaluation.report import write_report
+from ..runs.run import Run, saved_metrics
 from ..run_folder import next_folder
 from ..runs.train import train
 from ..training.recipes import command_of
@@ -144,7 +149,7 @@ def fold_items(
     items = prepare_items(recipe.but(fraction=1.0), progress)
     used = items[items.split.ne('')]
     drawn = used if grouped else used.assign(group='', cluster='')
-    _check_group_counts(drawn, k, 'specimens' if grouped and used.group.ne('').any() else 'separate images')
+    _check_group_counts(drawn, k, 'specimens' if grouped and has_specimens(used) else 'separate images')
     return items.assign(
         split_group=split_groups(used).reindex(items.index, fill_value=''),
         fold=folds(drawn, k, recipe.seed).reindex(items.index, fill_value=-1),
@@ -229,16 +234,52 @@ class CrossValidation:
             figure.suptitle('NAIVE: ' + _leak_warning(self.metrics), color=colours['warn'], fontsize=9)
         return figure
 
+    def report(self) -> Path:
+        "Write `report.html` from the folder's files, in the form of a run's report, and return the page's path"
+        items = read_saved(self.folder / 'items.parquet', pd.read_parquet)
+        used = items.fold >= 0
+        items = items.assign(split=np.where(used, 'fold ' + items.fold.astype(str), ''))
+        settings = read_saved(self.folder / 'experiment.json', read_json)
+        predictions, resize = self.predictions, settings['recipe']['resize']
+        try:
+            strip, losses = prediction_strip(predictions, 6, resize), top_losses(predictions, 4)
+            images = gallery(losses, loss_captions(losses), resize=resize)
+        except (UserError, ImageError):  # the images no longer exist
+            strip = images = ''
+        return write_report(
+            self.folder / 'report.html',
+            f'{self.metrics["recipe"]}: {self.metrics["arch"]} at {self.metrics["size"]} px, {self.metrics["k"]} folds',
+            self.metrics,
+            self.evaluation,
+            items,
+            None,
+            {'The experiment': json.dumps(settings, indent=2, ensure_ascii=False)},
+            strip,
+            images,
+            error_table(predictions, items, read_images=len(predictions) <= 3000).html(),
+            self._folds_html(),
+            [] if self.metrics['grouped'] else [f'Do not report these scores: {_leak_warning(self.metrics)}'],
+        )
+
+    def _folds_html(self):
+        "The section of the folds: scores, figure, and links to the report of each"
+        rows = self.by_fold.drop(columns=['scheme', 'leaked']).rename(columns=lambda name: name.replace('_', ' '))
+        pages = [f'<a href="fold-{number}/report.html">fold {number}</a>' for number in self.by_fold.fold]
+        text = (
+            'Each fold was tested by a network of its own. How much the scores of the folds differ shows how much they '
+            'depend on the images that happen to be tested.'
+        )
+        shown = table(rows.assign(fold=pages), markup=('fold',))
+        return f'<h2>Folds</h2><p>{text}</p>{shown}{figure_html(self.figure(), "folds", "Scores of the folds")}'
+
     def __str__(self):
         metrics = self.metrics
         scheme = 'folds; no specimen and no near-duplicate is in two of them' if metrics['grouped'] else 'NAIVE folds'
-        groups = (
-            f'{metrics["n_specimens"]:,} specimens' if metrics['n_specimens'] else f'{metrics["n_groups"]:,} separate'
-        )
+        groups = f'{metrics["n_specimens"]:,} specimens' if metrics['n_specimens'] else 'no specimens known'
         lines = [f'{metrics["k"]} {scheme}. {metrics["n_test"]:,} images, {groups}, {metrics["n_classes"]} classes']
         for name, key in (('accuracy', 'accuracy'), ('macro-F1', 'macro_f1')):
-            mean, sd = metrics[f'{key}_mean'], metrics[f'{key}_sd']
-            lines.append(f'  {name:<9} {metrics[key]:.3f}   {mean:.3f} ± {sd:.3f} over the folds')
+            spread = f'standard deviation over {metrics["k"]} folds: {metrics[f"{key}_sd"]:.3f}'
+            lines.append(f'  {name:<9} {metrics[key]:.3f}   {spread}')
         if not metrics['grouped']:
             lines.append('Do not report these scores: ' + _leak_warning(metrics))
         return '\n'.join(lines)
@@ -277,7 +318,7 @@ def cross_validate(
             tested = run.predictions[run.predictions.split == 'test'].drop(columns='split')
             tested.insert(tested.columns.get_loc('predicted'), 'fold', number)
             predictions.append(tested)
-        if not ((folder / 'metrics.json').exists() and (folder / 'folds.svg').exists()):
+        if not all((folder / name).exists() for name in ('metrics.json', 'folds.svg', 'report.html')):
             _write_pooled(folder, recipe, k, grouped, items, pd.concat(predictions, ignore_index=True), rows)
     return CrossValidation(folder)
 
@@ -314,28 +355,29 @@ def _fold_row(run, number, grouped):
 
 
 def _write_pooled(folder, recipe, k, grouped, items, predictions, rows):
-    "Write the scores of all folds together. metrics.json marks a finished experiment; only the figure is made from it"
+    "Write the scores of all folds together. metrics.json marks a finished experiment; figure and page are made from it"
     by_fold = pd.DataFrame(rows)
     write_table(folder / 'predictions.parquet', predictions)
     write_table(folder / 'folds.csv', by_fold)
     evaluation = Evaluation.of(predictions)
     used = items[items.fold >= 0]
     naive = 'NAIVE: images of a specimen and near-duplicates are in several folds, so the scores are optimistic'
-    metrics = evaluation.metrics() | mean_and_sd(by_fold)
+    metrics = saved_metrics(evaluation) | dict(intervals=evaluation.intervals()) | mean_and_sd(by_fold)
     metrics |= dict(
         k=k,
         grouped=grouped,
         scheme='grouped' if grouped else naive,
         leaked=float(np.average(by_fold.leaked, weights=by_fold.images)),
-        n_specimens=int(used.group[used.group.ne('')].nunique()),
+        n_specimens=int(used.group[used.group.ne('')].nunique()) if has_specimens(used) else 0,
         n_groups=int(used.split_group.nunique()),
         recipe=recipe.name,
         arch=recipe.arch,
         size=recipe.size,
         seed=recipe.seed,
-        classes=list(evaluation.classes),
-        confusion=evaluation.confusion().tolist(),
+        seconds=float(by_fold.seconds.sum()),
         by_fold=json.loads(by_fold.to_json(orient='records', double_precision=15)),
     )
     write_json(folder / 'metrics.json', metrics)
-    write_text(folder / 'folds.svg', as_svg(CrossValidation(folder).figure(), 'folds'))
+    study = CrossValidation(folder)
+    write_text(folder / 'folds.svg', as_svg(study.figure(), 'folds'))
+    study.report()

@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.figures import facts as facts_html
-from ..core.figures import page
-from ..core.figures import table as table_html
+from ..core.pages import facts as facts_html
+from ..core.pages import page
+from ..core.pages import table as table_html
 from ..core.files import check_writable, write_json, write_table, write_text
 from ..evaluation.gallery import gallery
 from ..evaluation.metrics import Evaluation

@@ -17,15 +17,17 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.figures import as_svg, chart, colours, page
-from ..core.figures import facts as facts_html
-from ..core.figures import table as table_html
+from ..core.figures import chart, colours
+from ..core.pages import figure_panels, page
+from ..core.pages import facts as facts_html
+from ..core.pages import table as table_html
 from ..core.files import check_writable, write_json, write_table, write_text
 from ..data.splits import leaks
 from ..evaluation.gallery import gallery
 from ..evaluation.intervals import draw_weights
 from ..evaluation.metrics import predictions_table
 from ..evaluation.paired_tests import group_counts, in_points, weighted_scores
+from ..models.scaling import FeatureScaling
 from .probe import count_groups, resolve_recipe, weights_in_words
 from fungi_fastai.studies.split_schemes import (
     Draw,
@@ -151,7 +153,7 @@ class _Similarity:
         self.hashes = np.array([int(text or '0', 16) for text in hashes], np.uint64)
         self.by_features = features is not None
         if self.by_features:
-            scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
+            scaled = FeatureScaling.of(features)(features)
             scaled /= np.linalg.norm(scaled, axis=1, keepdims=True) + 1e-9
             self.features = scaled
 
@@ -224,7 +226,7 @@ class LeakageReport:
 
     def figure(self):
         "The scores of the three schemes with their intervals, as a matplotlib Figure"
-        figure, axes = chart(7.5, 2.0, columns=2, sharey=True)
+        figure, axes = chart(9, 2.0, columns=2)
         heights = np.arange(len(self.scores))[::-1]
         for axis, (key, name) in zip(axes, _metrics.items(), strict=True):
             for y, row in zip(heights, self.scores.to_dict('records'), strict=True):
@@ -256,7 +258,7 @@ class LeakageReport:
             f'<h1>Leakage: {html.escape(str(self.about["source"]))}</h1>',
             f'<p class="verdict">{html.escape(self.verdict)}</p>',
             facts_html(numbers),
-            as_svg(self.figure(), 'leakage'),
+            figure_panels(self.figure(), 'leakage', 'Scores by split scheme'),
             table_html(scores),
             *(f'<p>{html.escape(note)}</p>' for note in self.notes),
         ]
@@ -353,7 +355,8 @@ def _describe(recipe, tested, classes, selected):
     proposal = selected.proposal
     about = dict(source=recipe.source, arch=recipe.arch, size=recipe.size, weights=weights_in_words(recipe))
     about |= dict(seed=recipe.seed, n_classes=len(classes), k=selected.k) | count_groups(tested)
-    return about | dict(group=proposal.pattern if proposal else recipe.group, group_proposed=proposal is not None)
+    group = proposal.pattern if proposal else recipe.declared_group
+    return about | dict(group=group, group_proposed=proposal is not None)
 
 
 def _note_on_splits(items):

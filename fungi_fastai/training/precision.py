@@ -23,6 +23,7 @@ from fastai.torch_core import to_float
 from torch import nn
 
 from ..models.folding import Folding
+from ..core.cpus import compute_threads
 from ..core.settings import settings
 from ..core.errors import UserError
 
@@ -30,7 +31,8 @@ from ..core.errors import UserError
 def pick_device(
     device: str = 'auto',  # auto, cpu, cuda, cuda:1 or mps
 ) -> torch.device:
-    "The device to use; `auto` takes this machine's setting, then the best available device. Raises `UserError`"
+    """The device to use; `auto` takes this machine's setting, then the best available device. On a CPU, PyTorch's
+    number of threads is lowered to the CPUs that this process may use. Raises `UserError`"""
     if device == 'auto':
         device = settings().device
     if device == 'auto':
@@ -43,6 +45,8 @@ def pick_device(
     available = counts.get(chosen.type, 0)
     if (chosen.index or 0) >= available:
         raise UserError(f'device is {device!r}, but this machine has {available} of {chosen.type}. Use auto or cpu.')
+    if chosen.type == 'cpu' and torch.get_num_threads() > compute_threads():  # torch does not know quotas
+        torch.set_num_threads(compute_threads())
     return chosen
 
 # %% ../../nbs/training/precision.ipynb #b182b212

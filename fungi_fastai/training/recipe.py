@@ -80,7 +80,13 @@ class DataOptions(Options):
     source: str = 'sample'  # folder, zip, CSV, Kaggle dataset owner/name, competition:NAME, or sample
     column: str = ''  # a CSV's column of image paths; '' = the column that looks like paths
     label: str = 'folder'  # where the class is read: folder, a CSV's column, or a regular expression over the path
-    group: str = ''  # regular expression or CSV column that reads the specimen (group) of an image; '' = unknown
+    # regular expression or CSV column that reads the specimen (group) of an image; '' = unknown, auto = proposed from
+    # file names and cameras
+    group: str = ''
+    # what the folders around the images mean, such as class/specimen or split/class; auto = detected
+    layout: str = 'auto'
+    split: str = ''  # a table's column of the split; none = ignore given splits; '' = the column that looks like it
+    zip_encoding: str = ''  # encoding of the names in a zip that does not say it, such as cp850; '' = detected
     # kinds of problem whose images are excluded
     exclude: tuple[str, ...] = ('unreadable', 'tiny', 'duplicate', 'label_conflict')
     valid: float = bounded(0.15, above=0, below=1)  # fraction of each class in the validation set
@@ -230,7 +236,7 @@ class Recipe(MachineOptions, OptimisationOptions, ScheduleOptions, ModelOptions,
         if unknown := sorted(set(changes) - set(known)):
             raise UserError(_no_such_field(unknown[0], known))
         if 'source' in changes:
-            changes = _with_source(changes, self.column)
+            changes = _with_source(changes, self)
         if isinstance(changes.get('budget'), str):
             changes['budget'] = parse_duration(changes['budget'])
         if isinstance(policy := changes.get('augment'), str):
@@ -238,6 +244,11 @@ class Recipe(MachineOptions, OptimisationOptions, ScheduleOptions, ModelOptions,
                 raise UserError(f'There is no augmentation policy {policy!r}. Known: {", ".join(policies)}.')
             changes['augment'] = policies[policy]
         return replace(self, **changes)
+
+    @property
+    def declared_group(self) -> str:
+        "The pattern or column that reads specimens; '' if there is none, or it is to be proposed"
+        return '' if self.group == 'auto' else self.group
 
     def for_sample(self) -> 'Recipe':
         """The recipe with settings for the built-in sample: a few hundred drawn images, on which a small network trains
@@ -287,15 +298,17 @@ def _no_such_field(name, known, owner='A recipe'):
     return f'{owner} has no field {name!r}. {did_you_mean(name, known)}'
 
 
-def _with_source(changes, column):
+def _with_source(changes, recipe):
     "Changes of a recipe with `source` as text; a `Source` also decides how labels and groups are read"
     from fungi_fastai.data.sources import Source  # here, because it imports pandas, which `fungi --help` does not need
 
     source = changes['source']
     if hasattr(source, 'columns'):  # a DataFrame
-        source = Source.of(source, column=changes.get('column', column))
+        source = Source.of(source, column=changes.get('column', recipe.column))
     if isinstance(source, Source):
-        return dict(label=source.label, group=source.group, column=source.column) | changes | dict(source=source.text)
+        group = source.group or ('auto' if recipe.group == 'auto' else '')
+        reading = {name: getattr(source, name) for name in ('label', 'column', 'layout', 'split', 'zip_encoding')}
+        return reading | dict(group=group) | changes | dict(source=source.text)
     return changes if source is None else changes | dict(source=str(source))
 
 
@@ -344,8 +357,11 @@ def source_of(
     return Source.of(
         recipe.source,
         label=recipe.label,
-        group=recipe.group,
+        group=recipe.declared_group,
         column=recipe.column,
+        layout=recipe.layout,
+        split=recipe.split,
+        zip_encoding=recipe.zip_encoding,
         sample=recipe.name if recipe.name in sample_kinds else sample_kinds[0],
     )
 

@@ -1,0 +1,538 @@
+"""Small sources and what is read from each: `test_layouts.py` checks them, and the page "What a source may look like"
+shows them"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Case:
+    "A small folder or table, and what is read from it"
+
+    title: str  # one line, for the page
+    images: tuple[str, ...]  # paths of images; `5 Amanita/#.jpg` stands for five, with the numbers 0 to 4 for `#`
+    texts: dict[str, str] = field(default_factory=dict)  # other files: path → content
+    source: str = '.'  # what is read: the folder, or a table in it
+    options: dict[str, str] = field(default_factory=dict)  # of `Source.of`: label, group, column, layout
+    classes: dict[str, int] = field(default_factory=dict)  # expected: class → images
+    unlabelled: int = 0  # expected: images without a label
+    splits: dict[str, int] = field(default_factory=dict)  # expected: given split → images
+    groups: int = 0  # expected: specimens
+    notes: tuple[str, ...] = ()  # expected: a text that a note contains, each
+    refused: tuple[str, ...] = ()  # expected instead of all that: texts that the error contains
+    topic: str = 'folders'  # the heading on the page: folders, splits, specimens, names, tables
+
+    def write(self, folder: Path, draw):  # draw: a function of a path, which writes an image there
+        "Write the files of the case below a folder"
+        for name in self.image_names():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw(path)
+        for name, text in self.texts.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    def image_names(self) -> Iterator[str]:
+        "The path of each image"
+        for text in self.images:
+            number, _, name = text.partition(' ') if text[0].isdigit() and '#' in text else ('1', '', text)
+            yield from (name.replace('#', str(i)) for i in range(int(number)))
+
+
+folder_cases = [
+    Case('A folder for each class', ('4 Amanita/#.jpg', '3 Boletus/#.jpg'), classes={'Amanita': 4, 'Boletus': 3}),
+    Case(
+        'Folders around all classes are ignored; a loose image has no label',
+        ('2 download/Fungi 2024/Amanita/#.jpg', '2 download/Fungi 2024/Boletus/#.jpg', 'download/cover.jpg'),
+        classes={'Amanita': 2, 'Boletus': 2},
+        unlabelled=1,
+    ),
+    Case(
+        'Order, family and species: the innermost folder is the class',
+        (
+            '3 Agaricales/Amanitaceae/muscaria/#.jpg',
+            '3 Agaricales/Agaricaceae/campestris/#.jpg',
+            '3 Boletales/Boletaceae/edulis/#.jpg',
+        ),
+        classes={'muscaria': 3, 'campestris': 3, 'edulis': 3},
+        notes=('innermost folder is the class',),
+    ),
+    Case(
+        'One epithet in two genera is refused',
+        ('3 Cortinarius/violaceus/#.jpg', '3 Tricholoma/sejunctum/#.jpg', '2 Clavaria/violaceus/#.jpg'),
+        refused=('Clavaria/violaceus/', '--layout class/class', "--layout '*/class'", '--layout class:'),
+    ),
+    Case(
+        '… until you say that genus and species make the name',
+        ('3 Cortinarius/violaceus/#.jpg', '3 Tricholoma/sejunctum/#.jpg', '2 Clavaria/violaceus/#.jpg'),
+        options=dict(layout='class/class'),
+        classes={'Cortinarius violaceus': 3, 'Tricholoma sejunctum': 3, 'Clavaria violaceus': 2},
+    ),
+    Case(
+        'Classes at different depths are refused',
+        ('3 Agaricus/#.jpg', '3 Amanita/red/#.jpg', '3 Amanita/white/#.jpg'),
+        refused=('Agaricus/ holds images', 'red, white', '--layout class', "'**/class'"),
+    ),
+    Case(
+        'A folder inside a class belongs to the class',
+        ('4 Suillus/#.jpg', '3 Suillus/after the rain/#.jpg', '4 Xerula/#.jpg'),
+        classes={'Suillus': 7, 'Xerula': 4},
+        notes=('Suillus/after the rain/',),
+    ),
+    Case(
+        'Folders for the images inside each class say nothing',
+        ('3 train/wasp/JPEGImages/#.jpg', '3 train/bee/JPEGImages/#.jpg', '2 val/bee/JPEGImages/#.jpg'),
+        classes={'wasp': 3, 'bee': 5},
+        splits={'train': 6, 'valid': 2},
+        topic='splits',
+    ),
+    Case(
+        'Previews of a network drive and of a photo manager are left out',
+        (
+            '3 Lepiota/#.jpg',
+            'Lepiota/@eaDir/0.jpg/SYNOFILE_THUMB_S.jpg',
+            '3 Lepiota/thumbnails/#.jpg',
+            '2 Panus/#.jpg',
+            '4 $RECYCLE.BIN/old/#.jpg',
+        ),
+        classes={'Lepiota': 3, 'Panus': 2},
+        notes=('$RECYCLE.BIN (4), @eaDir (1)', 'Lepiota/thumbnails/ (3)'),
+    ),
+    Case(
+        'Masks beside the photos are left out, in folders or by name',
+        ('3 polyp/img/#.jpg', '3 polyp/mask/#.png', '2 normal/img/#.jpg', '2 normal/img/#_mask.png'),
+        classes={'polyp': 3, 'normal': 2},
+        notes=('5 images that are masks',),
+    ),
+    Case(
+        'Classes that are called like masks stay classes',
+        ('3 with mask/#.jpg', '3 without mask/#.jpg'),
+        classes={'with mask': 3, 'without mask': 3},
+    ),
+    Case(
+        'An empty folder, and one with other files, are named',
+        ('3 Mycena/#.jpg', '3 Panus/#.jpg'),
+        {'Xerula/list.docx': '?'},
+        classes={'Mycena': 3, 'Panus': 3},
+        notes=('Xerula (1 .docx)',),
+    ),
+    Case(
+        'The same classes in colour and in grey are refused',
+        ('2 colour/oak/#.jpg', '2 colour/elm/#.jpg', '2 grey/oak/#.jpg', '2 grey/elm/#.jpg'),
+        refused=('colour/elm/ and grey/elm/', "'*/class'"),
+    ),
+    Case(
+        'Splits around the classes, under any of their usual names',
+        ('3 Training Set/A/#.jpg', '3 Training Set/B/#.jpg', '2 dev/A/#.jpg', '2 hold-out/B/#.jpg'),
+        classes={'A': 5, 'B': 5},
+        splits={'train': 6, 'valid': 2, 'test': 2},
+        notes=('dev/ (valid)', 'hold-out/ (test)'),
+        topic='splits',
+    ),
+    Case(
+        'Splits inside each class',
+        ('3 elm/train/#.jpg', '2 elm/test/#.jpg', '3 oak/train/#.jpg', '2 oak/test/#.jpg', '2 ash/train/#.jpg'),
+        classes={'elm': 5, 'oak': 5, 'ash': 2},
+        splits={'train': 8, 'test': 4},
+        topic='splits',
+    ),
+    Case(
+        'A folder of images to predict, and one for a poster, have no label',
+        (
+            '3 seg_train/seg_train/sea/#.jpg',
+            '2 seg_test/seg_test/sea/#.jpg',
+            '3 seg_train/seg_train/ice/#.jpg',
+            '4 seg_pred/seg_pred/#.jpg',
+            '2 poster/#.jpg',
+        ),
+        classes={'sea': 5, 'ice': 3},
+        unlabelled=6,
+        splits={'train': 6, 'test': 2},
+        notes=('poster/',),
+        topic='splits',
+    ),
+    Case(
+        'What may be a further split is refused',
+        ('3 train/sea/#.jpg', '3 train/ice/#.jpg', '2 test/sea/#.jpg', '2 bonus/sea/#.jpg'),
+        refused=('bonus/ stands beside the splits',),
+        topic='splits',
+    ),
+    Case(
+        'A word for a split that is not understood is refused',
+        ('3 train/sea/#.jpg', '3 train/ice/#.jpg', '2 test_hard/sea/#.jpg'),
+        refused=('test_hard', 'train, valid or test'),
+        topic='splits',
+    ),
+    Case(
+        'A validation set without class folders has no labels',
+        ('3 train/n01/images/#.jpg', '3 train/n02/images/#.jpg', '4 val/images/#.jpg'),
+        classes={'n01': 3, 'n02': 3},
+        unlabelled=4,
+        splits={'train': 6, 'valid': 4},
+        notes=('val/images/ have no label',),
+        topic='splits',
+    ),
+    Case(
+        'A class called train is a class',
+        ('3 train/#.jpg', '3 tram/#.jpg', '2 bus/#.jpg'),
+        classes={'train': 3, 'tram': 3, 'bus': 2},
+        topic='splits',
+    ),
+    Case(
+        'A folder called test beside classes is refused: its images must not be trained on',
+        ('3 oak/#.jpg', '3 elm/#.jpg', '2 test/#.jpg'),
+        refused=('test/ may be a split or a class', '--layout class: 3 classes'),
+        topic='splits',
+    ),
+    Case(
+        'A class called train, inside given splits',
+        ('3 train/train/#.jpg', '3 train/bus/#.jpg', '2 test/train/#.jpg'),
+        classes={'train': 5, 'bus': 3},
+        splits={'train': 6, 'test': 2},
+        topic='splits',
+    ),
+    Case(
+        'A folder for each specimen inside the classes',
+        ('2 Inocybe/specimen 1/#.jpg', '2 Inocybe/specimen 2/#.jpg', '2 Galerina/specimen 1/#.jpg', '1 Galerina/#.jpg'),
+        classes={'Inocybe': 4, 'Galerina': 3},
+        groups=4,
+        notes=('class/specimen',),
+        topic='specimens',
+    ),
+    Case(
+        'Days of collection, inside given splits',
+        ('2 train/Inocybe/2023-10-01/#.jpg', '2 train/Galerina/2023-10-02/#.jpg', '2 test/Galerina/2024-09-30/#.jpg'),
+        classes={'Inocybe': 2, 'Galerina': 4},
+        splits={'train': 4, 'test': 2},
+        groups=3,
+        notes=('split/class/specimen',),
+        topic='specimens',
+    ),
+    Case(
+        'Numbers may be specimens or classes, and are refused',
+        ('2 Plantae/5021/#.jpg', '2 Plantae/5022/#.jpg', '2 Fungi/7113/#.jpg'),
+        refused=('--layout class/specimen: 2 classes (Fungi, Plantae)', "--layout '*/class': 3 classes"),
+        topic='specimens',
+    ),
+    Case(
+        'So are the numbers of a herbarium',
+        ('2 Inocybe/STU-F-0017/#.jpg', '2 Inocybe/STU-F-0018/#.jpg', '2 Galerina/STU-F-0923/#.jpg'),
+        refused=('--layout class/specimen: 2 classes (Galerina, Inocybe)',),
+        topic='specimens',
+    ),
+    Case(
+        '… until you choose',
+        ('2 Plantae/5021/#.jpg', '2 Plantae/5022/#.jpg', '2 Fungi/7113/#.jpg'),
+        options=dict(layout='*/class'),
+        classes={'5021': 2, '5022': 2, '7113': 2},
+        topic='specimens',
+    ),
+    Case(
+        'Spellings that differ in case, blanks or Unicode form are one class',
+        ('3 Amanita rubescens/#.jpg', '2 amanita  rubescens/#.jpg', '2 Ro\u0308hrling/#.jpg', '1 R\u00f6hrling/a#.jpg'),
+        classes={'Amanita rubescens': 5, 'R\u00f6hrling': 3},
+        notes=("'Amanita rubescens' (3) and 'amanita  rubescens' (2)",),
+        topic='names',
+    ),
+    Case(
+        'A likely typing error is named, but not merged',
+        ('8 Amanita rubescens/#.jpg', '2 Amanita rubecsens/#.jpg', '4 Panus/#.jpg'),
+        classes={'Amanita rubescens': 8, 'Amanita rubecsens': 2, 'Panus': 4},
+        notes=("'Amanita rubecsens' (2) and 'Amanita rubescens' (8)",),
+        topic='names',
+    ),
+    Case(
+        'A folder of images and a table in it',
+        ('4 photos/#.jpg', '2 test_photos/9#.jpg'),
+        {'train.csv': 'path,label\n' + ''.join(f'photos/{i}.jpg,{"ab"[i % 2]}\n' for i in range(4))},
+        classes={'a': 2, 'b': 2},
+        unlabelled=2,
+        splits={'test': 2},
+        notes=('train.csv',),
+        topic='tables',
+    ),
+]
+
+
+def table(header: str, *rows: str) -> str:
+    "The text of a table"
+    return ''.join(f'{line}\n' for line in (header, *rows))
+
+
+def labelled(number: int, line: str = '{i}.jpg,{label}') -> list[str]:
+    "Rows of a table, with the labels oak and elm in turn"
+    return [line.format(i=i, half=i // 2, label=('oak', 'elm')[i % 2]) for i in range(number)]
+
+
+two_classes = {'oak': 3, 'elm': 3}
+table_cases = [
+    Case(
+        'A table with paths and labels',
+        ('6 #.jpg',),
+        {'labels.csv': table('path,label', *labelled(6))},
+        'labels.csv',
+        classes=two_classes,
+        topic='tables',
+    ),
+    Case(
+        'A German spreadsheet: semicolons, decimal commas, a comma in the header',
+        ('6 #.jpg',),
+        {'bäume.csv': table('sep=;', 'Datei;Art;Höhe, m', *labelled(6, '{i}.jpg;{label};1{i},5'))},
+        'bäume.csv',
+        classes=two_classes,
+        notes=('separated by semicolons',),
+        topic='tables',
+    ),
+    Case(
+        'Ranks of GBIF or of the Danish Fungi: the species is the label, the observation is the specimen',
+        ('6 media/#.jpg',),
+        {
+            'occurrences.csv': table(
+                'occurrenceID,kingdom,class,order,genus,species,image_path',
+                *[
+                    f'urn:{i // 2},Fungi,Agaricomycetes,Boletales,Suillus,Suillus {"ab"[i // 4]},{i}.jpg'
+                    for i in range(6)
+                ],
+            )
+        },
+        'occurrences.csv',
+        classes={'Suillus a': 4, 'Suillus b': 2},
+        groups=3,
+        notes=('class is a taxonomic rank', 'specimens from occurrenceID'),
+        topic='tables',
+    ),
+    Case(
+        'A Darwin Core archive: photos in one file, species in another',
+        ('4 photos/#.jpg',),
+        {
+            'multimedia.txt': table(
+                'gbifID\tidentifier', *[f'{i // 2}\thttps://example.org/{i}.jpg' for i in range(4)]
+            ),
+            'occurrence.txt': table('gbifID\tclass\tfamily\torder\tspecies', '0\tA\tB\tC\toak', '1\tA\tB\tC\telm'),
+        },
+        'multimedia.txt',
+        classes={'oak': 2, 'elm': 2},
+        groups=2,
+        notes=('joined with occurrence.txt by the column gbifID',),
+        topic='tables',
+    ),
+    Case(
+        'Names without an extension, in several folders, and a specimen for each lesion',
+        ('3 lesions_1/S#.jpg', 'lesions_2/S3.jpg', 'lesions_2/S4.jpg', 'lesions_2/S5.jpg'),
+        {'metadata.csv': table('lesion_id,image_id,dx', *labelled(6, 'lesion {label},S{i},{label}'))},
+        'metadata.csv',
+        classes=two_classes,
+        groups=2,
+        notes=('no extension, such as S0.jpg', 'specimens from lesion_id'),
+        topic='tables',
+    ),
+    Case(
+        'Numbers for the classes, and a file with their names',
+        ('6 train_images/#.jpg', 'test_images/9.jpg'),
+        {
+            'train.csv': table('image_id,label', *[f'{i}.jpg,{i % 2}' for i in range(6)]),
+            'label_num_to_tree_map.json': '{"0": "oak", "1": "elm", "2": "ash"}',
+            'sample_submission.csv': table('image_id,label', '9.jpg,0'),
+        },
+        classes=two_classes,
+        unlabelled=1,
+        splits={'train': 6, 'test': 1},
+        notes=('names are read from label_num_to_tree_map.json',),
+        topic='tables',
+    ),
+    Case(
+        'A column of 0 and 1 for each class',
+        ('4 images/#.jpg',),
+        {'train.csv': table('image_id,healthy,rust,scab', '0,1,0,0', '1,0,1,0', '2,0,0,1', '3,0,1,0')},
+        'train.csv',
+        classes={'healthy': 1, 'rust': 2, 'scab': 1},
+        notes=('labels from healthy, rust, scab',),
+        topic='tables',
+    ),
+    Case(
+        '… with two of them in one row is refused',
+        ('2 #.jpg',),
+        {'train.csv': table('image,rust,scab', '0,1,0', '1,1,1')},
+        'train.csv',
+        refused=('more than one label in the columns rust, scab (line 3)', '--label'),
+        topic='tables',
+    ),
+    Case(
+        'The metadata of a Hugging Face data set, one for each split',
+        ('3 train/#.png', '2 test/#.png'),
+        {
+            'train/metadata.jsonl': ''.join(
+                f'{{"file_name": "{i}.png", "label": "{"ab"[i % 2]}"}}\n' for i in range(3)
+            ),
+            'test/metadata.jsonl': '{"file_name": "0.png", "label": "a"}\n{"file_name": "1.png", "label": "b"}\n',
+        },
+        classes={'a': 3, 'b': 2},
+        splits={'train': 3, 'test': 2},
+        topic='tables',
+    ),
+    Case(
+        'The annotations of COCO, iNaturalist and camera traps',
+        ('4 trap/#.jpg',),
+        {
+            'annotations.json': '{"images": ['
+            + ', '.join(f'{{"id": {i}, "file_name": "{i}.jpg"}}' for i in range(4))
+            + '], "annotations": ['
+            + ', '.join(f'{{"image_id": {i}, "category_id": {i % 2}}}' for i in range(4))
+            + '], "categories": [{"id": 0, "name": "fox"}, {"id": 1, "name": "owl"}]}'
+        },
+        'annotations.json',
+        classes={'fox': 2, 'owl': 2},
+        topic='tables',
+    ),
+    Case(
+        'Lists of numbers as in CUB-200: folders, names and split belong together',
+        ('2 images/1.Wren/#.jpg', '2 images/2.Kite/#.jpg'),
+        {
+            'images.txt': '1 1.Wren/0.jpg\n2 1.Wren/1.jpg\n3 2.Kite/0.jpg\n4 2.Kite/1.jpg\n',
+            'image_class_labels.txt': '1 1\n2 1\n3 2\n4 2\n',
+            'classes.txt': '1 1.Wren\n2 2.Kite\n',
+            'train_test_split.txt': '1 1\n2 0\n3 1\n4 0\n',
+        },
+        classes={'1.Wren': 2, '2.Kite': 2},
+        splits={'train': 2, 'test': 2},
+        notes=('images.txt has the same labels as the folders; from it: split',),
+        topic='tables',
+    ),
+    Case(
+        'Folders that are no classes, and a table with other labels, are refused',
+        ('2 batch/#.jpg', '2 batch 2/#.jpg'),
+        {
+            'trees.csv': table(
+                'file,species', 'batch/0.jpg,oak', 'batch/1.jpg,elm', 'batch 2/0.jpg,oak', 'batch 2/1.jpg,oak'
+            )
+        },
+        refused=('two ways', 'trees.csv', '--layout class'),
+        topic='tables',
+    ),
+    Case(
+        'The folder in one column, the file in another',
+        ('2 north/#.jpg', '2 south/#.jpg'),
+        {
+            'trees.csv': table(
+                'site,file,species', 'north,0.jpg,oak', 'north,1.jpg,elm', 'south,0.jpg,elm', 'south,1.jpg,oak'
+            )
+        },
+        'trees.csv',
+        classes={'oak': 2, 'elm': 2},
+        notes=('images from site/file',),
+        topic='tables',
+    ),
+    Case(
+        'A name that is in two folders is refused',
+        ('2 north/#.jpg', '2 south/#.jpg'),
+        {'trees.csv': table('file,species', '0.jpg,oak', '1.jpg,elm')},
+        'trees.csv',
+        refused=('more than one folder', '0.jpg is in', 'move the table'),
+        topic='tables',
+    ),
+    Case(
+        'Paths of a Windows computer',
+        ('3 scans/a/#.jpg', '3 scans/b/#.jpg'),
+        {'t.csv': table('path;label', *[f'D:\\me\\scans\\{"ab"[i // 3]}\\{i % 3}.jpg;{i % 2}' for i in range(6)])},
+        't.csv',
+        classes={'0': 3, '1': 3},
+        notes=('begin with D:/me',),
+        topic='tables',
+    ),
+    Case(
+        'Unquoted commas in the label',
+        ('4 #.jpg',),
+        {'t.csv': table('species,path,part', *[f'Inocybe, sect. {"AB"[i % 2]},{i}.jpg,cap' for i in range(4)])},
+        't.csv',
+        classes={'Inocybe, sect. A': 2, 'Inocybe, sect. B': 2},
+        notes=('in the column species but without quotation marks (lines 2, 3, 4, 5)',),
+        topic='tables',
+    ),
+    Case(
+        'A row that can be read in two ways is refused',
+        ('2 #.jpg',),
+        {'t.csv': table('path,species,finder', '0.jpg,oak,Ann', '1.jpg,elm,Ben,Coe')},
+        't.csv',
+        refused=('more than the 3 cells of the header: line 3', 'quotation marks'),
+        topic='tables',
+    ),
+    Case(
+        'Specimens that are NA: each image counts by itself',
+        ('6 #.jpg',),
+        {'t.csv': table('path,label,specimen', *labelled(4, '{i}.jpg,{label},NA'), '4.jpg,oak,s1', '5.jpg,oak,s1')},
+        't.csv',
+        classes={'oak': 4, 'elm': 2},
+        groups=5,
+        notes=('4 of 6 rows have no specimen in specimen (NA)',),
+        topic='tables',
+    ),
+    Case(
+        'A column of questions, such as is_valid of fastai',
+        ('6 #.jpg',),
+        {
+            't.csv': table(
+                'name,label,is_valid', *labelled(4, '{i}.jpg,{label},False'), *labelled(6, '{i}.jpg,{label},True')[4:]
+            )
+        },
+        't.csv',
+        classes=two_classes,
+        splits={'train': 4, 'valid': 2},
+        notes=('split from is_valid',),
+        topic='tables',
+    ),
+    Case(
+        'Other words for a split',
+        ('6 #.jpg',),
+        {
+            't.csv': table(
+                'Bild;Art;Datensatz', *labelled(4, '{i}.jpg;{label};Training'), '4.jpg;oak;dev', '5.jpg;elm;Hold-out'
+            )
+        },
+        't.csv',
+        classes=two_classes,
+        splits={'train': 4, 'valid': 1, 'test': 1},
+        topic='tables',
+    ),
+    Case(
+        'A word for a split that is not understood is refused',
+        ('4 #.jpg',),
+        {'t.csv': table('path,label,partition', '0.jpg,a,train', '1.jpg,b,train', '2.jpg,a,gold', '3.jpg,b,gold')},
+        't.csv',
+        refused=("'gold' (lines 4, 5)", '--split none'),
+        topic='tables',
+    ),
+    Case(
+        '… unless the column is ignored',
+        ('4 #.jpg',),
+        {'t.csv': table('path,label,partition', '0.jpg,a,train', '1.jpg,b,train', '2.jpg,a,gold', '3.jpg,b,gold')},
+        't.csv',
+        options=dict(split='none'),
+        classes={'a': 2, 'b': 2},
+        topic='tables',
+    ),
+    Case(
+        'Folds of a cross-validation are no test set',
+        ('6 #.jpg',),
+        {'t.csv': table('path,label,fold', *labelled(6, '{i}.jpg,{label},{half}'))},
+        't.csv',
+        classes=two_classes,
+        notes=('fold numbers the folds of a cross-validation; it is not used',),
+        topic='tables',
+    ),
+    Case(
+        'Missing files, and images that the table does not name',
+        ('4 #.jpg', 'x.jpg'),
+        {'t.csv': table('path,label', *labelled(6))},
+        't.csv',
+        classes=two_classes,
+        notes=(
+            '2 of 6 images named in t.csv do not exist, such as 4.jpg (lines 6, 7)',
+            'in none of its rows, such as x.jpg',
+        ),
+        topic='tables',
+    ),
+]
+
+cases = folder_cases + table_cases

@@ -1,0 +1,136 @@
+"The pages that people mail to each other: what the first screen says, what is claimed, and that nothing is cut off"
+
+import re
+
+import chromium
+import numpy as np
+import pandas as pd
+import pytest
+
+from fungi_fastai.core.pages import page, table
+from fungi_fastai.data.splits import has_specimens
+from fungi_fastai.evaluation.assess import calibrate, guarantee, verdict
+from fungi_fastai.evaluation.gallery import prediction_strip
+from fungi_fastai.evaluation.intervals import interval_text
+from fungi_fastai.evaluation.metrics import predictions_table
+
+
+@pytest.fixture(scope='module')
+def report(small_run):
+    return (small_run.folder / 'report.html').read_text('utf8')
+
+
+def test_the_first_screen_has_verdict_predictions_and_three_scores(report, small_run):
+    first = report[: report.index('<h2')]
+    assert verdict(small_run.metrics).split(':')[0] in first and first.count('<figure>') == 6
+    wrong = round((1 - small_run.metrics['accuracy']) * small_run.metrics['n_test'])
+    assert first.count('true label:') >= min(2, wrong) and 'drawn at random' in first
+    assert first.count('95 % interval') == 3 and first.count('<b>') == 3
+
+
+def test_the_contents_lead_to_every_section_and_end_with_the_training_curves(report):
+    links = re.findall(r'<a href="#([^"]+)">([^<]+)</a>', report)
+    assert [report.count(f' id="{slug}"') for slug, _ in links] == [1] * len(links)
+    names = [name for _, name in links]
+    assert names[0] == 'Result' and names[-1] == 'Training curves'
+    assert names.index('Per-class metrics') < names.index('Confusion matrix') < names.index('Data and split')
+    assert report.count('class="bar"') >= 3 * 5  # precision, recall and F1 of five classes
+
+
+@pytest.mark.parametrize('screen', [dict(width=390, height=844, phone=True), dict(width=1280, height=800)])
+def test_nothing_is_cut_off(small_run, screen):
+    if not chromium.find():
+        pytest.skip('there is no Chromium')
+    with chromium.Chromium() as browser:
+        browser.size(**screen, dark=True)
+        browser.open((small_run.folder / 'report.html').as_uri())
+        assert browser.run('document.documentElement.scrollWidth') == screen['width'] and not browser.errors()
+        # what is wider than its place scrolls inside it
+        wide = """[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1
+            && !e.closest('.scroll, .chart, .strip, pre, details')).map(e => e.outerHTML.slice(0, 80))"""
+        assert browser.run(wide) == []
+        assert browser.run('getComputedStyle(document.body).backgroundColor') == 'rgb(22, 26, 24)'
+        white = "getComputedStyle(e).backgroundColor == 'rgb(255, 255, 255)'"
+        assert browser.run(f"[...document.querySelectorAll('main *')].filter(e => {white}).length") == 0
+
+
+@pytest.mark.parametrize(
+    ('low', 'high', 'text'),
+    [
+        (0.0, 1.0, 'too few images'),
+        (0.01, 0.9, 'too few images'),
+        (0.2, 0.9, '0.20–0.90'),
+        (None, None, 'too few images'),
+    ]
+    + [(np.nan, 1.0, 'too few images'), (1.0, 1.0, '1.00–1.00')],
+)
+def test_an_interval_that_says_nothing_says_so(low, high, text):
+    assert interval_text(low, high) == text
+
+
+def test_no_specimens_are_claimed_where_none_are_known():
+    names = [f'{i}.jpg' for i in range(8)]
+    items = pd.DataFrame(
+        dict(name=names, label=['a', 'b'] * 4, cluster='', split=['train', 'valid', 'test', 'test'] * 2)
+    )
+    for groups, known in ([''] * 8, False), (names, False), (['x', ''] * 4, True), ([None] * 8, False):
+        described = items.assign(group=groups)
+        assert has_specimens(described) == known
+        assert ('declared specimens' in guarantee(described.fillna({'group': ''}))) == known
+    assert not has_specimens(items)
+
+
+def predictions(confidence, correct, split):
+    "Images of two classes, of which a fraction is correct at one confidence"
+    n = 100
+    label = np.arange(n) % 2
+    hit = np.arange(n) < correct * n
+    probs = np.full((n, 2), 1 - confidence)
+    probs[np.arange(n), np.where(hit, label, 1 - label)] = confidence
+    names = [f'{split}-{i}' for i in range(n)]
+    items = pd.DataFrame(dict(path=names, name=names, label=np.array(['a', 'b'])[label], split=split))
+    return predictions_table(items, probs, ['a', 'b'])
+
+
+def test_a_calibration_that_makes_the_scores_worse_is_not_applied():
+    valid = predictions(0.8, 0.6, 'valid')  # overconfident: the temperature rises
+    helped = calibrate(valid, predictions(0.8, 0.6, 'test'))
+    assert helped['temperature'] == helped['fitted'] > 1 and helped['after']['log_loss'] < helped['before']['log_loss']
+    harmed = calibrate(valid, predictions(0.8, 0.95, 'test'))
+    assert harmed['temperature'] == 1 and harmed['fitted'] == helped['fitted']
+    assert harmed['after'] == harmed['before'] and 'is not applied' in harmed['note']
+
+
+def test_the_verdict_of_a_run_without_a_test_set_does_not_speak_of_one():
+    scores = dict(accuracy=0.5, macro_f1=0.5, n_test=10, per_class=dict(a=dict(f1=0.5, images=10)))
+    assert 'test images, none of which was seen' in verdict(scores | dict(evaluated_on='test'))
+    assert 'There is no test set' in verdict(scores | dict(evaluated_on='valid'))
+
+
+@pytest.mark.parametrize(('right', 'wrong'), [(8, 0), (0, 8), (7, 1), (1, 7), (2, 1)])
+def test_the_strip_shows_right_and_wrong_predictions(photos, right, wrong):
+    paths = [str(path) for path in sorted(photos.rglob('*.jpg'))[: right + wrong]]
+    hit = np.arange(len(paths)) < right
+    table = pd.DataFrame(
+        dict(path=paths, label='a<b', **{'p_a<b': np.where(hit, 0.9, 0.2), 'p_c': np.where(hit, 0.1, 0.8)})
+    )
+    strip = prediction_strip(table)
+    assert strip.count('<img') == min(6, right + wrong) and 'a<b' not in strip
+    assert bool(strip.count('class="wrong"')) == bool(wrong) and bool(strip.count('class="right"')) == bool(right)
+    assert strip == prediction_strip(table)
+
+
+def test_scores_of_training_images_are_marked_in_the_table(fungi, small_run, photos):
+    lines = fungi('evaluate', small_run.folder, '--source', photos).out.splitlines()
+    assert all('too optimistic' in line for line in lines if 'accuracy' in line or 'f1' in line)
+    assert any('seen in training' in line for line in lines)
+    assert 'optimistic' not in fungi('evaluate', small_run.folder).out
+
+
+def test_pages_escape_what_is_not_marked_as_html():
+    frame = pd.DataFrame({'a<b': ['<script>', 'x'], 'bar': ['<i>1</i>', '2'], 'score': [0.5, np.nan]})
+    text = table(frame, markup=('bar',))
+    assert '&lt;script&gt;' in text and 'a&lt;b' in text and '<i>1</i>' in text and '>–<' in text
+    twice = page('t', '<h1>Run</h1><h2>A & B</h2><h2>A & B</h2><h2>Ä</h2>')
+    ids = re.findall(r'<h\d id="([^"]+)"', twice)
+    assert len(set(ids)) == len(ids) == 4
