@@ -145,7 +145,8 @@ def test_a_truncated_zip(train, own, tmp_path):
 @pytest.mark.parametrize(
     'text, expected',
     [
-        ('name,species\na.jpg,x\n', 'expected path and label'),
+        ('name,species\na.jpg,x\n', 'exists'),
+        ('what,species\nan oak,x\n', 'expected'),
         ('path\nown/daisy/gone.jpg\n', 'exists'),
         ('', 'CSV'),
         ('path,label\n', 'names no images'),

@@ -552,7 +552,7 @@ def test_studies_by_command(fungi, photos, tmp_path):
         'given twice'
         in fungi('sweep', 'flowers', *small, '--out', tmp_path / 's2', '--vary', 'bs=4', '--vary', 'bs=8', code=2).err
     )
-    assert 'fold-1, which is one' in fungi('report', tmp_path / 'folds', code=2).err
+    assert 'report.html' in fungi('report', tmp_path / 'folds').out
 
 
 def test_options_without_effect_are_refused(fungi, small_run, photos, tmp_path):

@@ -45,6 +45,8 @@ def test_the_python_blocks_run(newcomer, capsys):
     assert (newcomer / 'bundle/model.onnx').exists() and (newcomer / 'runs/mine/report.html').exists()
 
 
+# gradio, which makes the page, leaves event loops open if its server never starts
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_the_commands_run(newcomer, fungi, monkeypatch):
     "As they stand, but for the budget, and without waiting for visitors of the page"
     import fungi_fastai.deploy.graceful as graceful

@@ -131,6 +131,8 @@ def initial_weights(
     if not (weights or pretrained):
         return None
     library, name = find_arch(str(weights) or arch)
+    if library == 'convmixer':
+        return None  # none exist, as `make_backbone` says
     if library == 'torchvision':
         return InitialWeights('download.pytorch.org (torchvision)', 'ImageNet-1k', 'BSD-3-Clause')
     if packaged := installed_weights(name):

@@ -56,7 +56,8 @@ def _normalization_key(recipe):
     "The mean and deviation that the weights state, since those of an architecture change with timm's version only"
     from fungi_fastai.models.normalization import weight_normalization
 
-    stated = weight_normalization(recipe.weights, recipe.arch) if recipe.weights else None
+    is_file = recipe.weights and Path(recipe.weights).expanduser().exists()  # on the hub, the name stands for both
+    stated = weight_normalization(recipe.weights, recipe.arch) if is_file else None
     return stated and stated.stats
 
 
