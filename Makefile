@@ -13,10 +13,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(bin)/uv pip install --quiet --python $(bin)/python -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
-# the main job on the built-in sample: train, evaluate, report
+# the main job on the built-in sample: look at the images, train, evaluate, report, export; the network is pretrained
+sample := mushrooms --source sample --arch tf_efficientnet_lite0 --pretrained --size 224 --bs 16 --lr 3e-3 \
+  --epochs 12 --frozen-epochs 12 --feature-views 2 --head-init random
 demo: $(VENV)/.installed
-	$(bin)/fungi train mushrooms --source sample --out demo
-	@echo 'Open demo/report.html in a browser.'
+	@rm -rf demo && mkdir demo
+	@set -e; begin=$$(date +%s); $(bin)/fungi explore sample --out demo/images; \
+	looked=$$(date +%s); $(bin)/fungi train $(sample) --out demo/run; \
+	trained=$$(date +%s); $(bin)/fungi export demo/run --out demo/bundle; \
+	exported=$$(date +%s); \
+	echo "Exploring took $$((looked - begin)) s, training, evaluation and report $$((trained - looked)) s, export $$((exported - trained)) s."
+	@echo 'Open demo/run/report.html in a browser. To use the network on a page of its own: $(bin)/fungi serve demo/bundle'
 
 # each file and each notebook on one of the workers; the slowest twenty are listed at the end
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -4,10 +4,13 @@ import functools
 import http.server
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from chromium import Chromium, find
@@ -278,7 +281,54 @@ def test_comments_beside_parameters():
     assert comments_of(three) == {'return': 'a result'}
 
 
+@needs_docs
+def test_types_are_shown_without_annotations():
+    from symbols import type_text
+
+    assert type_text(Annotated[Path | None, 'a flag']) == 'Path | None'
+    assert type_text(Annotated[str, 1] | list[int]) == 'str | list[int]'
+    assert type_text('pathlib.Path | None') == 'Path | None'
+
+
+@needs_docs
+def test_the_reference_is_folded_away_from_the_guides(site):
+    tab = re.compile(r'md-tabs__link[^>]*>\s*([^<]+?)\s*<')
+    sidebar = re.compile(r'<nav class="md-nav md-nav--primary.*?</nav>\s*</div>', re.DOTALL)
+    guide, reference = ((site / name).read_text() for name in ('tutorials/quickstart.html', 'data/scan.html'))
+    assert tab.findall(guide) == ['Home', 'Tutorials', 'How-to', 'Explanations', 'API reference']
+    links = [len(re.findall('href=', sidebar.search(page)[0])) for page in (guide, reference)]
+    assert max(links) < 100, 'the sidebar lists everything at once'
+
+
+def test_the_configuration_names_only_pages_that_exist():
+    sections = tomllib.loads((docs / 'zensical.toml').read_text())['sections']
+    for section in sections:
+        folder = root / 'nbs' / section['folder']
+        assert [name for name in section['pages'] if not (folder / f'{name}.ipynb').is_file()] == []
+
+
 # --- in a browser ---
+@needs_docs
+@needs_browser
+def test_search_works_on_a_site_that_is_opened_from_a_folder(site, browser):
+    browser.size(1280, 900)
+    browser.open((site / 'index.html').as_uri())
+    search(browser, 'train_mushrooms', page='runs/train.html')
+
+
+@needs_docs
+@needs_browser
+@pytest.mark.parametrize(
+    'page', ['index.html', 'howto/commands.html', 'tutorials/quickstart.html', 'training/fit.html']
+)
+def test_code_is_not_cut_off(address, browser, page):
+    browser.size(1280, 900)
+    browser.open(address + page)
+    assert browser.run("document.querySelectorAll('pre > code').length") > 1
+    cut_off = 'code => code.scrollWidth > code.clientWidth + 1'
+    assert browser.run(f"[...document.querySelectorAll('pre > code')].filter({cut_off}).map(c => c.textContent)") == []
+
+
 @needs_docs
 @needs_browser
 @pytest.mark.parametrize(

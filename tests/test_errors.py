@@ -54,7 +54,7 @@ def test_a_planted_weakness_is_marked_and_nothing_else():
             row.low <= row.rate <= row.high and row.errors == round(row.rate * row.images) and row.groups <= row.images
         )
     assert found.strata[found.strata.trait == 'camera'].images.sum() == 600
-    assert '<svg' in found.html() and found.metrics['errors'] == found.errors
+    assert '<table' in found.html() and found.metrics['errors'] == found.errors
 
 
 def test_the_expected_rate_of_the_classes():

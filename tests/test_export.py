@@ -416,7 +416,10 @@ def timm_run(small_run, tmp_path):
         torch.nn.init.normal_(network[1].linear.weight, std=0.2)
         (tmp_path / 'run').mkdir()
         save_file(network.state_dict(), tmp_path / 'run' / 'model.safetensors')
-        kept = {k: getattr(small_run, k) for k in ('items', 'metrics', 'classes', 'decisions')}
+        kept = {
+            k: getattr(small_run, k)
+            for k in ('items', 'metrics', 'classes', 'decisions', 'initial_weights', 'evaluation')
+        }
         return SimpleNamespace(
             folder=tmp_path / 'run',
             recipe=small_run.recipe.but(arch=arch),

@@ -96,7 +96,7 @@ def test_naive_folds_leak_and_report_it(recipe, tmp_path):
     ):
         assert 'NAIVE' in text
     page = (naive.folder / 'report.html').read_text('utf8')
-    assert 'Do not report these scores' in page and all(f'href="fold-{n}/report.html"' in page for n in (1, 2, 3))
+    assert 'Do not report these scores' in page and all(f'href="fold-{n}/report.html"' in page for n in (1, 2))
 
 
 def test_splits_are_those_of_train(recipe):
@@ -219,7 +219,7 @@ def test_a_killed_cross_validation_resumes_with_the_same_folds(started, recipe, 
     resumed, complete = CrossValidation(tmp_path / 'run'), CrossValidation(tmp_path / 'uninterrupted')
     pd.testing.assert_frame_equal(resumed.predictions, complete.predictions)
     pd.testing.assert_frame_equal(resumed.by_fold.drop(columns='seconds'), complete.by_fold.drop(columns='seconds'))
-    comparable = lambda metrics: json.dumps({k: v for k, v in metrics.items() if k != 'by_fold'})
+    comparable = lambda metrics: json.dumps({k: v for k, v in metrics.items() if k not in ('by_fold', 'seconds')})
     assert comparable(resumed.metrics) == comparable(complete.metrics)
     assert (
         'fold-1' not in log.read_text().split('Training', 1)[1].splitlines()[0]

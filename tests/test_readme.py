@@ -1,5 +1,8 @@
 "The README as a newcomer uses it: every Python block runs, and the command line takes every command"
 
+import contextlib
+import functools
+import json
 import re
 import shlex
 import shutil
@@ -11,13 +14,19 @@ root = Path(__file__).parents[1]
 readme = (root / 'README.md').read_text('utf8')
 
 
-def blocks(language):
-    return re.findall(rf'^```{language}\n(.*?)^```', readme, re.DOTALL | re.MULTILINE)
+def blocks(language, text=readme):
+    return re.findall(rf'^```{language}\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
 
 
-def commands():
+def prose(notebook):
+    cells = json.loads(notebook.read_text('utf8'))['cells']
+    return '\n\n'.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown')
+
+
+def commands(text=readme):
     "Each `fungi …` of the shell blocks, without its comment"
-    lines = [line.partition('  #')[0].strip() for block in blocks('bash') for line in block.splitlines()]
+    shell = '\n'.join(blocks('bash', text)).replace('\\\n', ' ')
+    lines = [line.partition('  #')[0].strip() for line in shell.splitlines()]
     return [part.strip() for line in lines for part in line.split('&&') if part.strip().startswith('fungi ')]
 
 
@@ -45,15 +54,19 @@ def test_the_python_blocks_run(newcomer, capsys):
     assert (newcomer / 'bundle/model.onnx').exists() and (newcomer / 'runs/mine/report.html').exists()
 
 
-# gradio, which makes the page, leaves event loops open if its server never starts
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_the_commands_run(newcomer, fungi, monkeypatch):
-    "As they stand, but for the budget, and without waiting for visitors of the page"
-    import fungi_fastai.deploy.graceful as graceful
+    "As they stand, but for the budget, and the bundle is loaded without waiting for visitors of the page"
+    from fungi_fastai import Predictor
+    from fungi_fastai.deploy import server
 
-    monkeypatch.chdir(newcomer)
     served = []
-    monkeypatch.setattr(graceful.GracefulServer, 'run', lambda self, *_, **__: served.append(self))
+
+    def load(bundle, *_, **__):
+        with contextlib.closing(Predictor.load(bundle)) as predictor:
+            served.append(predictor.predict('photo.jpg').label)
+        return 0
+
+    monkeypatch.setattr(server, 'serve', load)
     for line in commands():
         arguments = shlex.split(line)[1:]
         if '--budget' in arguments:
@@ -61,3 +74,37 @@ def test_the_commands_run(newcomer, fungi, monkeypatch):
             arguments[at : at + 2] = '--arch convmixer_16_1 --no-pretrained --size 32 --epochs 1'.split()
         fungi(*arguments)
     assert len(served) == sum(line.startswith('fungi serve') for line in commands())
+
+
+class Parsed(Exception):
+    "The command line took the arguments"
+
+
+def test_the_command_line_takes_every_command_of_the_guides(newcomer, monkeypatch, capsys):
+    import fungi_fastai.cli as cli
+
+    def only_parsed(command):
+        @functools.wraps(command)
+        def stop(*_, **__):
+            raise Parsed
+
+        return stop
+
+    prepared, with_help = cli._prepared, cli._with_help
+    monkeypatch.setattr(cli, '_prepared', lambda *given: only_parsed(prepared(*given)))
+    monkeypatch.setattr(cli, '_with_help', lambda command: only_parsed(with_help(command)))
+    pages = [
+        path for folder in ('howto', 'tutorials', 'explanations') for path in (root / 'nbs' / folder).glob('*.ipynb')
+    ]
+    lines = {line for page in pages for line in commands(prose(page))}
+    assert len(lines) > 40
+    refused = []
+    for line in sorted(lines):
+        try:
+            cli.main(shlex.split(line)[1:])
+            refused.append(line)
+        except Parsed:
+            pass
+        except SystemExit:
+            refused.append(line)
+    assert refused == [], capsys.readouterr().err

@@ -113,7 +113,7 @@ class ReadingOptions:
 def _with_help(options):
     "The dataclass with its comments as help texts"
     for name, comment in docments(options, returns=False).items():
-        text = ' '.join(comment.split())
+        text = ' '.join((comment or '').split())  # None in a notebook, whose classes have no source file
         kind = Annotated[str | None, arg(help=text, metavar=name.upper(), help_behavior_hint='')]
         options.__annotations__[name] = options.__dataclass_fields__[name].type = kind
     return options

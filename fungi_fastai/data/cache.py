@@ -29,7 +29,7 @@ from .images import read_pixels, scaled_size
 
 # %% ../../nbs/data/cache.ipynb #83130931
 _row = np.dtype([('sha', 'S32'), ('start', '<u8'), ('height', '<u4'), ('width', '<u4'), ('crc', '<u4')])
-_magic = b'fungi_fastai pixels 3\n'  # the number changes when other pixels are read from a file
+_magic = b'fungi_fastai pixels 4\n'  # the number changes when other pixels are read from a file
 
 
 class DamagedCache(Exception):

@@ -28,7 +28,7 @@ from ..core.settings import settings
 from ..training.recipe import Recipe
 
 # %% ../../nbs/studies/feature_store.ipynb #207dd5ba
-_version = 2  # of the features; increase it to ignore all features that are on disk
+_version = 3  # of the features; increase it to ignore all features that are on disk
 
 
 def feature_key(recipe: Recipe) -> dict:  # plain values
