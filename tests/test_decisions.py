@@ -93,7 +93,7 @@ def test_groups_widen_the_bound():
     naive, grouped = (threshold_for(probs, targets, coverage=0.5, groups=g) for g in (None, groups))
     assert grouped.error_bound > naive.error_bound + 0.05
     assert naive.confidence == grouped.confidence
-    assert 'about 95% confidence' in grouped.why and '60 specimens' in grouped.why and 'about' not in naive.why
+    assert 'about 95% confidence' in grouped.why and '60 independent groups' in grouped.why and 'about' not in naive.why
     alone = threshold_for(probs, targets, coverage=0.5, groups=np.arange(600))
     assert alone == naive
 

@@ -430,7 +430,7 @@ def test_gallery(tmp_path):
         page.count('<figure') == 3
         and page.count('<img') == 2
         and '<i>' not in page
-        and 'is not an image' in page
+        and 'b.jpg is a text' in page
         and 'There is no file' in page
     )
     for part in page.split('base64,')[1:]:

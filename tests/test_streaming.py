@@ -124,6 +124,9 @@ layouts = dict(
 )
 
 
+@pytest.mark.filterwarnings(
+    'ignore:No image that is read:UserWarning'
+)  # of `hidden`: folders that are left out are named
 @pytest.mark.parametrize('names', layouts.values(), ids=layouts)
 def test_the_same_images_and_names_as_a_source(tmp_path, names):
     make(tmp_path / 'set', names)
