@@ -26,7 +26,7 @@ demo: $(VENV)/.installed
 	@echo 'Open demo/run/report.html in a browser. To use the network on a page of its own: $(bin)/fungi serve demo/bundle'
 
 # each file and each notebook on one of the workers; the slowest twenty are listed at the end
-pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed
 	$(pytest)

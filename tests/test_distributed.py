@@ -373,7 +373,11 @@ def test_a_failure_of_one_process_ends_all(how, error, message):
 )
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
 def test_no_process_is_left_behind(how):
-    code = 'import time; from fungi_fastai.training.launch import launch; launch(2, time.sleep, 600)'
+    code = (
+        'import signal, time; from fungi_fastai.training.launch import launch;'
+        'signal.signal(signal.SIGINT, signal.default_int_handler);'  # ignored in what a script began in the background
+        'launch(2, time.sleep, 600)'
+    )
     parent = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
     children = lambda: Path(f'/proc/{parent.pid}/task/{parent.pid}/children').read_text().split()
     state = lambda pid: (
