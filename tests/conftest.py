@@ -44,6 +44,12 @@ def flags(**changes):
 
 # What takes longest starts first, so that all workers finish at about the same time
 heaviest = 'test_distributed test_runs test_sweeps test_docs test_averaging test_folds test_budget test_cli'.split()
+# Files whose tests train networks, or build the docs: `make test-fast` leaves them out
+trainings = {
+    *heaviest[:-1],
+    *'test_batch_prediction test_craft test_curves test_leakage test_precision test_published test_readme'.split(),
+    'test_trackers',
+}
 
 
 def pytest_collection_modifyitems(items):
@@ -56,6 +62,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker('browser')
         if used & {'started', 'process'}:
             item.add_marker('process')
+        if item.path.stem in trainings:
+            item.add_marker('slow')
     rank = {name: number for number, name in enumerate(heaviest)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))  # stable: the order within a file stays
 

@@ -484,6 +484,7 @@ def test_without_out_runs_are_numbered(fungi, photos, home):
     assert {'seedlings-1', 'seedlings-2'} <= {f.name for f in (home / 'runs').iterdir()}
 
 
+@pytest.mark.slow
 def test_leaks_and_labels(fungi, small_run, photos, tmp_path):
     result = fungi('evaluate', small_run.folder, '--leakage', '--out', tmp_path / 'leaks', '--group', r'(\d+)_\d')
     assert (
@@ -542,6 +543,7 @@ def test_several_runs_on_one_page(fungi, small_run, photos, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_studies_by_command(fungi, photos, tmp_path):
     small = ('--source', photos, *flags(**tiny))
     assert '2 folds' in fungi('folds', 'flowers', *small, '--k', 2, '--out', tmp_path / 'folds').out
