@@ -262,7 +262,7 @@ def test_a_table(home):
 
 def test_a_table_with_named_columns():
     write('1_x.jpg', '1_y.jpg')
-    Path('t.csv').write_text('id,where,who\n1,photos/1_x.jpg,A\n2,photos/1_y.jpg,B\n')
+    Path('t.csv').write_text('id,where,who\nq71,photos/1_x.jpg,A\nq72,photos/1_y.jpg,B\n')
     table = Source.of('t.csv', label='who', column='where', group='^(.)_').read()
     assert table.label.tolist() == ['A', 'B'] and table.group.tolist() == ['A/1', 'B/1']
     for options, message in (
