@@ -47,8 +47,8 @@ heaviest = 'test_distributed test_runs test_sweeps test_docs test_averaging test
 # Files whose tests train networks, or build the docs: `make test-fast` leaves them out
 trainings = {
     *heaviest[:-1],
-    *'test_batch_prediction test_craft test_curves test_leakage test_precision test_published test_readme'.split(),
-    'test_trackers',
+    *'test_batch_prediction test_craft test_curves test_explore test_export test_leakage test_precision'.split(),
+    *'test_published test_readme test_trackers'.split(),
 }
 
 
