@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/batching.html.md"""
 __all__ = ['Busy', 'Batcher']
 
 # %% ../../nbs/deploy/batching.ipynb #04312bf3
+import logging
 import math
 import threading
 import time
@@ -125,7 +126,7 @@ class Batcher:
                     e.__traceback__ = e.__context__ = None
                 error = e
             else:
-                self.on_stage('read', time.perf_counter() - start, 1)
+                self._measure('read', time.perf_counter() - start, 1)
         with self._lock:
             self._reading -= 1
             if pixels is not None:
@@ -172,9 +173,16 @@ class Batcher:
         seconds = time.perf_counter() - start
         per_image = seconds / len(futures) / len(self._runners)
         self._seconds_per_image = (self._seconds_per_image or per_image) * 0.9 + 0.1 * per_image
-        self.on_stage('run', seconds, len(futures))
         for future, row in zip(futures, rows, strict=True):
             self._finish(future, row)
+        self._measure('run', seconds, len(futures))
+
+    def _measure(self, stage, seconds, images):
+        "Report a measurement; whatever happens there, no image is lost and no thread ends"
+        try:
+            self.on_stage(stage, seconds, images)
+        except Exception:
+            logging.getLogger(__name__).exception('A measurement failed')
 
     def _finish(self, future, result):
         "Free the slot of an image (nothing else does), and set its result: a row, an error, or nothing if cancelled"
