@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue  # not SimpleQueue: its `get(timeout)` can wait forever with two consumers (Python 3.11)
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Batcher:
         self.queued = 0  # images that have a slot
         self._reading = 0  # images of these that have not been read yet
         self._seconds_per_image = 0.0  # moving average
-        self._closed, self._lock, self._ready = False, threading.Lock(), SimpleQueue()
+        self._closed, self._lock, self._ready = False, threading.Lock(), Queue()
         self._readers = ThreadPoolExecutor(self.n_readers, thread_name_prefix='read')
         self._runners = [threading.Thread(target=self._run_all, name=f'run-{i}', daemon=True) for i in range(2)]
 
