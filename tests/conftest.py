@@ -1,17 +1,20 @@
 "What the tests of the command and of runs share: a place of their own, small images, one small trained run"
 
+import io
 import multiprocessing
 import os
 import signal
 import sys
 import time
 import warnings
+import zipfile
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 shared = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2] / 'shared' / 'data'))
 tiny = dict(
@@ -104,6 +107,32 @@ def place(home, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     return home
+
+
+@pytest.fixture
+def own_home(tmp_path, monkeypatch):
+    "A working directory with a data folder of its own, for one test"
+    (tmp_path / 'settings.ini').write_text('[DEFAULT]\ndata_dir = data\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def small_jpeg(colour=0):
+    "The bytes of a tiny image"
+    out = io.BytesIO()
+    Image.new('RGB', (8, 8), (colour, 60, 90)).save(out, 'jpeg')
+    return out.getvalue()
+
+
+def pack(file, *names, extra=()):
+    "A zip with an image under each name"
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(file, 'w') as z:
+        for name in names:
+            z.writestr(name, small_jpeg(len(name)))
+        for info, content in extra:
+            z.writestr(info, content)
+    return file
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import pack, small_jpeg
 from PIL import Image
 
 from fungi_fastai.core.errors import UserError
@@ -21,30 +22,7 @@ from fungi_fastai.data.file_kinds import readable_formats, unreadable_reason
 from fungi_fastai.data.images import ImageError, open_image
 from fungi_fastai.data.sources import Source
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    "Each test has its own data folder and working directory"
-    (tmp_path / 'settings.ini').write_text('[DEFAULT]\ndata_dir = data\n')
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def make_image(colour=0):
-    out = io.BytesIO()
-    Image.new('RGB', (8, 8), (colour, 60, 90)).save(out, 'jpeg')
-    return out.getvalue()
-
-
-def pack(file, *names, extra=()):
-    "A zip with an image under each name"
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(file, 'w') as z:
-        for name in names:
-            z.writestr(name, make_image(len(name)))
-        for info, content in extra:
-            z.writestr(info, content)
-    return file
+pytestmark = pytest.mark.usefixtures('own_home')
 
 
 def classes(source, **options):
@@ -69,17 +47,17 @@ def unpacked():
 
 
 @pytest.mark.parametrize('name', ['../out.jpg', 'A/../../out.jpg', '/tmp/fungi_out.jpg', 'C:\\out.jpg', '..\\out.jpg'])
-def test_archives_that_write_outside_are_refused(name, home):
+def test_archives_that_write_outside_are_refused(name, own_home):
     pack('climbs.zip', 'A/1.jpg', name)
     with pytest.raises(UserError, match='would write outside its folder'):
         Source.of('climbs.zip').read()
     with tarfile.open('climbs.tar.gz', 'w:gz') as t:
         info = tarfile.TarInfo(name)
-        info.size = len(make_image())
-        t.addfile(info, io.BytesIO(make_image()))
+        info.size = len(small_jpeg())
+        t.addfile(info, io.BytesIO(small_jpeg()))
     with pytest.raises(UserError, match='would write outside its folder'):
         Source.of('climbs.tar.gz').read()
-    assert unpacked() == [] and not list(home.parent.glob('out.jpg'))
+    assert unpacked() == [] and not list(own_home.parent.glob('out.jpg'))
 
 
 def test_links_in_archives_are_refused():
@@ -234,7 +212,7 @@ def test_a_tar_with_names_in_an_old_code_page():
 
 def add(archive, name, content=None, **fields):
     "Add a file, or a link by its fields, to an open tar"
-    content = make_image() if content is None else content
+    content = small_jpeg() if content is None else content
     info = tarfile.TarInfo(name)
     info.size = 0 if fields else len(content)
     for field, value in fields.items():
@@ -327,10 +305,10 @@ def test_a_tar_that_ends_too_early_or_is_damaged_in_the_middle():
 def test_links_inside_an_archive_are_read_as_the_files_they_lead_to(mode):
     with tarfile.open('a.tar', mode) as t:
         add(t, 'set/B/first.jpg', type=tarfile.SYMTYPE, linkname='../A/1.jpg')  # before the file
-        add(t, 'set/A/1.jpg', make_image(200))
+        add(t, 'set/A/1.jpg', small_jpeg(200))
         add(t, 'set/A/copy.jpg', type=tarfile.LNKTYPE, linkname='set/A/1.jpg')
         add(t, 'set/A/again.jpg', type=tarfile.SYMTYPE, linkname='copy.jpg')
-        add(t, 'set/.store/f7', make_image(100))
+        add(t, 'set/.store/f7', small_jpeg(100))
         add(t, 'set/B/annex.jpg', type=tarfile.SYMTYPE, linkname='../.store/f7')
         add(t, 'set/B/gone.jpg', type=tarfile.SYMTYPE, linkname='nowhere.jpg')
         add(t, 'set/B/loop.jpg', type=tarfile.SYMTYPE, linkname='loop.jpg')
@@ -340,8 +318,8 @@ def test_links_inside_an_archive_are_read_as_the_files_they_lead_to(mode):
     assert 'left out 2 links to files that are not in it (set/B/gone.jpg → nowhere.jpg' in notes
     assert '1 link to folders, which are read where they are (set/C → A)' in notes
     table = Source.of('a.tar').read().set_index('name').path
-    assert Path(table['B/first.jpg']).read_bytes() == make_image(200) and not os.path.islink(table['B/first.jpg'])
-    assert Path(table['B/annex.jpg']).read_bytes() == make_image(100)
+    assert Path(table['B/first.jpg']).read_bytes() == small_jpeg(200) and not os.path.islink(table['B/first.jpg'])
+    assert Path(table['B/annex.jpg']).read_bytes() == small_jpeg(100)
 
 
 def test_a_link_in_a_zip():
@@ -361,7 +339,7 @@ def test_a_zip_for_each_class():
     with tarfile.open('mixed/Lactarius.tar.gz', 'w:gz') as t:
         add(t, 'photos/1.jpg')
     Path('mixed/Amanita').mkdir()
-    Path('mixed/Amanita/1.jpg').write_bytes(make_image())
+    Path('mixed/Amanita/1.jpg').write_bytes(small_jpeg())
     found, notes = classes('each')
     assert found == dict(Amanita=2, Boletus=2, Coprinus=2) and 'Amanita.zip, Boletus.zip, Coprinus.zip' in notes
     assert classes('mixed')[0] == dict(Amanita=1, Lactarius=1, Russula=1)
@@ -388,7 +366,7 @@ def test_an_archive_that_was_unpacked_already_is_not_read_twice():
     found, notes = classes('set')
     assert found == {'A': 1, 'B': 1} and 'already in the folder: all.zip' in notes
     pack('set/B.zip', '1.jpg', '333.jpg', '4444.jpg')
-    Path('set/B/1.jpg').write_bytes(make_image() + b'other')
+    Path('set/B/1.jpg').write_bytes(small_jpeg() + b'other')
     with pytest.raises(UserError, match=r'holds B/1.jpg twice, in a folder and in B.zip, with different'):
         Source.of('set').read()
 
@@ -419,15 +397,15 @@ def test_inner_archives_that_are_not_read_have_a_reason():
 # what is inside
 
 
-def test_a_zip_reads_as_the_folder_it_was_made_from(home):
+def test_a_zip_reads_as_the_folder_it_was_made_from(own_home):
     for name in ('A/1', 'A/2.jpg_large', 'B/3.jpg', 'B/4.HEIC', 'B/5.NEF', 'B/notes', 'C/6.pdf', 'meta.xlsx'):
-        path = home / 'photos' / name
+        path = own_home / 'photos' / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b'%PDF' if name in ('B/notes', 'C/6.pdf') else make_image())
-    (home / 'photos/D').mkdir()
+        path.write_bytes(b'%PDF' if name in ('B/notes', 'C/6.pdf') else small_jpeg())
+    (own_home / 'photos/D').mkdir()
     with zipfile.ZipFile('photos.zip', 'w') as z:
-        for path in sorted((home / 'photos').rglob('*')):
-            z.write(path, path.relative_to(home / 'photos'))
+        for path in sorted((own_home / 'photos').rglob('*')):
+            z.write(path, path.relative_to(own_home / 'photos'))
     folder, packed = Source.of('photos').read(), Source.of('photos.zip').read()
     assert packed.drop(columns='path').equals(folder.drop(columns='path')) and len(folder) == 4
     assert packed.attrs['notes'] == folder.attrs['notes']
@@ -450,13 +428,13 @@ turned_heic = base64.b64decode(
 )
 
 
-def test_a_heic_is_upright_or_the_reason_says_what_to_install(home):
-    (home / 'IMG_1.jpg').write_bytes(turned_heic)
+def test_a_heic_is_upright_or_the_reason_says_what_to_install(own_home):
+    (own_home / 'IMG_1.jpg').write_bytes(turned_heic)
     if 'HEIF' not in readable_formats():
         with pytest.raises(ImageError, match=r"IMG_1.jpg is a HEIC image.*pip install 'fungi_fastai\[heic\]'"):
-            open_image(home / 'IMG_1.jpg')
+            open_image(own_home / 'IMG_1.jpg')
         return
-    image = np.asarray(open_image(home / 'IMG_1.jpg')).astype(int)
+    image = np.asarray(open_image(own_home / 'IMG_1.jpg')).astype(int)
     assert image.shape == (64, 48, 3)
     assert image[5, 40, 1] < 60 and image[5, 5, 1] > 200 and image[60, 40, 1] > 200, 'red at the upper right'
 
@@ -471,7 +449,7 @@ def test_a_heic_is_upright_or_the_reason_says_what_to_install(home):
         (b'<html><head><title>429 Too Many Requests</title>', 'is not an image but a web page (429 Too Many Requests)'),
         ('Leg. Müller, 3. Oktober'.encode('utf-16'), "is not an image but a text ('Leg. Müller, 3. Oktober')"),
         (b'/9j/4AAQSkZJRgABAQ', 'is not an image but a JPEG written as base64 text'),
-        (b'\r\n' + make_image(), 'has 2 stray bytes before the image'),
+        (b'\r\n' + small_jpeg(), 'has 2 stray bytes before the image'),
         (bytes(64), 'begins with zero bytes only'),
         (b'', 'is empty (0 bytes)'),
     ],
@@ -481,10 +459,10 @@ def test_the_reason_why_a_file_is_no_image(content, reason):
         assert unreadable_reason(content).startswith(reason)
 
 
-def test_a_raw_file_is_not_read_as_the_preview_inside_it(home):
+def test_a_raw_file_is_not_read_as_the_preview_inside_it(own_home):
     Image.new('RGB', (16, 12)).save('thumbnail.tif', tiffinfo={50706: bytes([1, 4, 0, 0]), 254: 1})
     with pytest.raises(ImageError, match='is a RAW image of a camera'):
-        open_image(home / 'thumbnail.tif')
+        open_image(own_home / 'thumbnail.tif')
 
 
 def test_a_table_beside_an_archive_finds_the_images_in_it():
@@ -512,6 +490,6 @@ def test_a_table_does_not_find_images_of_another_archive():
 def test_placeholders_of_icloud():
     for name in ('A/1.jpg', 'B/2.jpg', 'C/.IMG_3.HEIC.icloud'):
         Path('set', name).parent.mkdir(parents=True)
-        Path('set', name).write_bytes(make_image())
+        Path('set', name).write_bytes(small_jpeg())
     found, notes = classes('set')
     assert found == {'A': 1, 'B': 1} and '1 image of which only a placeholder is on this computer' in notes

@@ -17,12 +17,10 @@ from fungi_fastai.data.sources import Source
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    "Each test has its own data folder and working directory"
-    (tmp_path / 'settings.ini').write_text('[DEFAULT]\ndata_dir = data\n')
-    (tmp_path / 'set').mkdir()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def home(own_home):
+    "A working directory with the folder `set`"
+    (own_home / 'set').mkdir()
+    return own_home
 
 
 def draw(path):

@@ -1,6 +1,5 @@
 "Sources: every layout, broken and hostile archives, tables, and bad input; the real sets if they are available"
 
-import io
 import json
 import os
 import tarfile
@@ -10,44 +9,23 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from PIL import Image
+from conftest import pack, small_jpeg
 
 from fungi_fastai.core.errors import MissingFileError, UserError
 from fungi_fastai.data.sources import Source
 from fungi_fastai.data.tables import read_table
 
+pytestmark = pytest.mark.usefixtures('own_home')
+
 real = Path(os.environ.get('FUNGI_DATA') or Path(__file__).parents[2] / 'shared' / 'data').resolve()
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    "Each test has its own data folder and working directory"
-    (tmp_path / 'settings.ini').write_text('[DEFAULT]\ndata_dir = data\n')
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def make_image():
-    out = io.BytesIO()
-    Image.new('RGB', (8, 8)).save(out, 'jpeg')
-    return out.getvalue()
 
 
 def write(*names, under='photos'):
     for name in names:
         path = Path(under) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(make_image())
+        path.write_bytes(small_jpeg())
     return under
-
-
-def pack(file, *names, extra=()):
-    with zipfile.ZipFile(file, 'w') as z:
-        for name in names:
-            z.writestr(name, make_image())
-        for info, content in extra:
-            z.writestr(info, content)
-    return file
 
 
 def rows(table):
@@ -128,7 +106,7 @@ def test_linked_folders_are_followed_and_loops_end():
 def test_names_that_are_not_utf8():
     write('A/1.jpg')
     try:
-        Path(os.fsdecode(b'photos/A/\xff.jpg')).write_bytes(make_image())
+        Path(os.fsdecode(b'photos/A/\xff.jpg')).write_bytes(small_jpeg())
     except OSError:
         pytest.skip('this disk takes only UTF-8 names')
     with pytest.raises(UserError, match=r'1 image with a name that is not UTF-8'):
@@ -246,7 +224,7 @@ def test_usual_names_of_columns():
         assert Source.of('t.csv').read().label.tolist() == ['A']
 
 
-def test_a_table(home):
+def test_a_table(own_home):
     write('a/1.jpg', 'a/2 é.jpg', 'b/3.jpg')
     Path('photos/list.csv').write_text(
         'Image;Species;Subset;Specimen\na/1.jpg;NA;train;7\na/2 é.jpg;007;Val;7\nb/3.jpg;;test;\n', encoding='utf-8-sig'
@@ -257,7 +235,7 @@ def test_a_table(home):
         ['a/2 é.jpg', '007', '007/7', 'valid'],
         ['b/3.jpg', None, 'b/3.jpg', 'test'],
     ]
-    assert table.path.tolist()[0] == str(home / 'photos' / 'a' / '1.jpg')
+    assert table.path.tolist()[0] == str(own_home / 'photos' / 'a' / '1.jpg')
 
 
 def test_a_table_with_named_columns():
