@@ -1,5 +1,6 @@
 "The page of a server in Chromium, on a desktop and on a phone, and requests that no browser sends"
 
+import gzip
 import json
 import os
 import re
@@ -239,6 +240,15 @@ def test_no_other_address_is_named(server):
     settings = config(address)
     assert not settings['analytics_enabled'] and not settings['run_history'] and not settings['footer_links']
     assert not re.search(r"""@import|@font-face|url\(["']?(http|//)""", get(address + 'theme.css')[1])
+
+
+@needs_server
+def test_the_files_of_the_page_are_compressed(server):
+    address, _, _ = server
+    script = address + re.search(r'src="\./(assets/[^"]+\.js)"', get(address)[1]).group(1)
+    with urllib.request.urlopen(urllib.request.Request(script, headers={'Accept-Encoding': 'gzip'})) as response:
+        assert response.headers['Content-Encoding'] == 'gzip'
+        assert gzip.decompress(response.read()).decode() == get(script)[1]
 
 
 @needs_server

@@ -197,7 +197,7 @@ def test_classify_continues_after_a_file_that_cannot_be_read(load, files, tmp_pa
     (tmp_path / 'broken.jpg').write_bytes(b'no image')
     paths = [files[0], tmp_path / 'broken.jpg', files[1], tmp_path / 'gone.jpg']
     probs, errors = load(backend).classify([str(path) for path in paths])
-    assert [bool(e) for e in errors] == [False, True, False, True] and 'broken.jpg is' in errors[1]
+    assert [bool(e) for e in errors] == [False, True, False, True] and 'broken.jpg is a text' in errors[1]
     assert not probs[[1, 3]].any()
     assert probs[[0, 2]].tobytes() == np.stack([p.probabilities for p in load(backend).predict(files[:2])]).tobytes()
     assert load(backend).classify([])[0].shape == (0, 5)

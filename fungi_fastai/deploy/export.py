@@ -28,6 +28,7 @@ from ..core.files import atomic, check_writable, write_json, write_text
 from ..core.folders import replaced_folder
 from ..core.progress import format_size
 from ..data.images import canvas_size, open_image
+from ..data.splits import count_specimens
 from .bundle import Bundle
 from .card import model_card
 from fungi_fastai.deploy.onnx import (
@@ -242,14 +243,12 @@ def _data_facts(run, licence):
     used = run.items[run.items.split.ne('')]
     if run.recipe.average_folds:  # all networks but one were trained on each of these images
         used = used.assign(split=used.split.replace('valid', 'train'))
-    groups = used.group[used.group.ne('')]
-    declared = groups.nunique() if groups.duplicated().any() else 0  # a group per image is none that was declared
     return dict(
         source=_without_path(run.recipe.source),
         images=len(used),
         split={name: int((used.split == name).sum()) for name in ('train', 'valid', 'test')},
         per_class={name: int(n) for name, n in used.label[used.split == 'train'].value_counts().items()},
-        groups=int(declared),
+        groups=count_specimens(used),
         fingerprint=_fingerprint(used),
         licence=licence,
     )

@@ -173,16 +173,21 @@ def about_mushrooms(
 _copy_distance = 0.03  # of features: photos saved again, smaller, have 0.003 to 0.025; other photos above 0.15
 
 
+def _similar(predictor, pixels, n):
+    "The training images in the bundle's examples that are most similar to an image, nearest first"
+    if 'examples.safetensors' not in predictor.bundle.files:
+        return []
+    _, features = predictor.run_with_features(pixels[None])
+    return predictor.nearest(features[0], n)
+
+
 def training_copy(
     predictor,  # a `Predictor`, or an object with its methods
     pixels,  # (size, size, 3) uint8
 ) -> str:
     "The name of the training image that an image is a copy of, among the bundle's examples; '' if there is none"
-    if 'examples.safetensors' not in predictor.bundle.files:
-        return ''
     try:
-        _, features = predictor.run_with_features(pixels[None])
-        nearest = predictor.nearest(features[0], 1)
+        nearest = _similar(predictor, pixels, 1)
     except UserError:  # the file has changed; `explain` says so
         return ''
     return nearest[0].name if nearest and nearest[0].distance < _copy_distance else ''
@@ -213,9 +218,7 @@ def explain(
     "The response that the script shows below: the explanation, or why there is none"
     best, cam, near, why = int(np.argmax(probs)), None, (), ''
     try:
-        if 'examples.safetensors' in predictor.bundle.files:
-            _, features = predictor.run_with_features(pixels[None])
-            near = predictor.nearest(features[0], n_examples)
+        near = _similar(predictor, pixels, n_examples)
         cam = predictor.explain(pixels[None], [best])[0]
     except UserError as error:
         why = str(error)
@@ -282,6 +285,8 @@ class _RelativeLinks:
         self.app = app
 
     async def __call__(self, scope, receive, send):
+        if not scope['path'].endswith('/'):  # a file that the page loads, perhaps compressed
+            return await self.app(scope, receive, send)
         start, body = None, b''
 
         async def send_rewritten(message):

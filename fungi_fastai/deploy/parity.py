@@ -95,6 +95,15 @@ def check_parity(
 max_accuracy_loss = 0.02  # that an engine with rounded numbers may have
 
 
+def exceeds(
+    fraction: float,  # of the images
+    allowed: float,  # the largest fraction that is accepted
+    n: int,  # images
+) -> bool:
+    "Whether a fraction of the images is larger than allowed; a single image is always allowed"
+    return round(n * fraction) > max(1, n * allowed)
+
+
 def check_agreement(
     full: np.ndarray,  # (n, classes) probabilities in full precision
     rounded: np.ndarray,  # (n, classes) of the engine
@@ -105,9 +114,9 @@ def check_agreement(
     "Accept an engine with rounded numbers only if it gives the answers of the full network. Raises `UserError`"
     n, result = len(full), agreement(full, rounded)
     accuracy, full_accuracy = (float((probs.argmax(1) == targets).mean()) for probs in (rounded, full))
-    different, lost = round(n * (1 - result['same_top1'])), round(n * (full_accuracy - accuracy))
-    too_many = different > max(1, n * (1 - min_agreement)) or lost > max(1, n * max_accuracy_loss)
-    if too_many or not np.isfinite(result['max_difference']):
+    too_different = exceeds(1 - result['same_top1'], 1 - min_agreement, n)
+    too_wrong = exceeds(full_accuracy - accuracy, max_accuracy_loss, n)
+    if too_different or too_wrong or not np.isfinite(result['max_difference']):
         raise UserError(
             f'The engine {name} does not give the answers of the full network: on {n} images of the validation and '
             f'test sets it names the same class for {result["same_top1"]:.1%} (required: {min_agreement:.1%}), and its '

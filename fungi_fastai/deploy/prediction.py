@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import UserError
-from ..data.images import ImageError, NamedBytes, max_pixels
+from ..data.images import ImageError, max_pixels
 
 # %% ../../nbs/deploy/prediction.ipynb #145a5bb1
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,7 +65,7 @@ class Example:
 # %% ../../nbs/deploy/prediction.ipynb #5da42c5f
 def as_source(
     image,  # a path, bytes, an open binary file, a Pillow image, or an array
-):  # a path, an open binary file or a Pillow image, as `read_pixels` takes them
+):  # a path, bytes, an open binary file or a Pillow image, as `read_pixels` takes them
     "An image in a form that `read_pixels` accepts. Raises `ImageError`"
     if isinstance(image, np.ndarray):
         image = _from_array(image)
@@ -73,9 +73,7 @@ def as_source(
         if image.width * image.height > max_pixels:
             raise ImageError(f'The image has {image.width}×{image.height} pixels; at most {max_pixels:,} are accepted.')
         return image
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return NamedBytes(image, 'The file')
-    if isinstance(image, (str, os.PathLike)) or hasattr(image, 'read'):
+    if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(image, 'read'):
         return image
     raise ImageError(
         'An image is a path, bytes, a Pillow image or an array (height, width, 3) of uint8, '
@@ -96,7 +94,7 @@ def named_images(
     images,  # one image, a folder, or a list of them
 ) -> Iterator[tuple]:  # name, and the image as it was given
     "All images of an input, in order. Raises `UserError` for a folder without images"
-    if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
+    if _is_folder(images):
         yield from ((file, file) for file in _files_in(images))
     elif isinstance(images, (list, tuple)):
         for number, one in enumerate(images, 1):
@@ -110,14 +108,16 @@ def is_one_image(
     images,  # as `named_images` takes them
 ) -> bool:
     "Whether an input is an image itself, and not a folder or a list"
-    is_folder = isinstance(images, (str, os.PathLike)) and os.path.isdir(images)
-    return not is_folder and not isinstance(images, (list, tuple))
+    return not _is_folder(images) and not isinstance(images, (list, tuple))
+
+
+def _is_folder(images):
+    return isinstance(images, (str, os.PathLike)) and os.path.isdir(images)
 
 
 def _files_in(folder):
     from fungi_fastai.data.tree import walk_files
-    from fungi_fastai.data.file_kinds import nothing_found
-    from fungi_fastai.data.file_kinds import is_image_name
+    from fungi_fastai.data.file_kinds import is_image_name, nothing_found
 
     paths = walk_files(folder)
     files = [os.path.join(folder, *parts) for parts in paths if is_image_name(parts[-1])]

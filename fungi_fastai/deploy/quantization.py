@@ -17,7 +17,7 @@ import numpy as np
 from ..core.errors import TrainingError
 from .engines import OnnxEngine
 from .onnx import import_onnx, quiet
-from .parity import in_batches
+from .parity import exceeds, in_batches
 
 # %% ../../nbs/deploy/quantization.ipynb #52b9fcad
 _layer_kinds = ('Conv', 'Gemm', 'MatMul')
@@ -125,8 +125,7 @@ def _search(quantizer, compared, agreement):
         return QuantizedGraph(graph, same, len(layers), len(in_float)), error
 
     def agrees(candidate):
-        n = len(compared)
-        return round(n * (1 - candidate.same_top1)) <= max(1, n * (1 - agreement))  # one image may always differ
+        return not exceeds(1 - candidate.same_top1, 1 - agreement, len(compared))
 
     best, best_error = attempt([])
     if agrees(best) or n_segments < 2:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -248,9 +248,11 @@ def _hash_paths(paths):
 
 def _stream_to_stdout(paths, network, stdout_format, progress):
     counted, tally = survey(paths), Tally()
+    is_text = stdout_format == 'text'
+    model = replace(network, decide=None) if is_text else network  # `describe_predictions` decides itself
     images = list_images(paths, counted.outer_folders)
-    tables = tally.count(without_bookkeeping(table) for _, table in network.classify_images(images))
-    if stdout_format == 'text':
+    tables = tally.count(without_bookkeeping(table) for _, table in model.classify_images(images))
+    if is_text:
         pieces = describe_predictions(tables, network.classes, network.decide)
     else:
         names = _visible(prediction_schema(network.classes, network.decide is not None)).names

@@ -144,7 +144,8 @@ def spelling(
     else:
         labels = labels if isinstance(labels, dict) else read_labels(labels)
         if not set(labels) <= set(classes) and set(labels.values()) <= set(classes):
-            labels = {name: label for label, name in labels.items()}  # written the other way round
+            reversed_pairs = [(name, label) for label, name in labels.items()]  # written the other way round
+            labels = _without_repetition(reversed_pairs, 'labels')
         if unknown := sorted(set(labels) - set(classes)):
             raise UserError(f'labels has {first_few(unknown, "class", "classes")} that the runs do not know.')
         spelled = {name: str(labels.get(name, name)) for name in classes}

@@ -8,7 +8,6 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/uploads.html.md"""
 __all__ = ['RequestError', 'Limits', 'Upload', 'read_upload', 'UploadMemory', 'UploadReader']
 
 # %% ../../nbs/deploy/uploads.ipynb #41a066c1
-import io
 import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote
@@ -18,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..core.errors import UserError
 from ..core.progress import format_count
-from ..data.images import ImageError
+from ..data.images import ImageError, NamedBytes
 from ..data.pixels import is_deep
 from ..data.file_kinds import readable_formats
 
@@ -93,14 +92,11 @@ class Upload:
     pixels: np.ndarray | None = field(default=None, repr=False)  # (size, size, 3) uint8, once it has been read
 
 
-class _Content(io.BytesIO):
+class _Content(NamedBytes):
     """Bytes for Pillow, with a limited number of reads: some decoders search for the next segment byte by byte, in
     Python, and block all other threads meanwhile"""
 
     reads_left = 30_000
-
-    def __str__(self):
-        return 'The file'  # how error messages name it
 
     def read(self, size=-1):
         self.reads_left -= 1
@@ -130,7 +126,7 @@ def read_upload(
     data = bytes(file.data)
     if data[:2] in (b'P1', b'P2', b'P3'):  # Pillow reads these in Python
         raise RequestError(415, f'The file is an image written as text. Send {_accepted_formats}.')
-    content = _Content(data)
+    content = _Content(data, 'The file')
     _check_header(_open_header(content, data, max_pixels), data, max_pixels)
     content.seek(0)
     try:
@@ -213,7 +209,7 @@ class UploadReader:
         else:
             raise RequestError(
                 415,
-                f'The content type is {kind or "missing"}. Send multipart/form-data with the field files '
+                f'The content type is {kind}. Send multipart/form-data with the field files '
                 '(curl -F files=@photo.jpg), or one image as the body, as image/jpeg '
                 '(curl -H "content-type: image/jpeg" --data-binary @photo.jpg).',
             )

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from ..data.tree import is_visible, walk_files
-from ..data.file_kinds import nothing_found
-from ..data.file_kinds import is_image_name, unread_extensions
+from ..data.file_kinds import is_image_name, nothing_found, unread_extensions
 
 # %% ../../nbs/deploy/walking.ipynb #d755a97b
 def walk_images(
