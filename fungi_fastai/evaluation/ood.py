@@ -85,7 +85,7 @@ def _precision_matrix(residuals):
 
 def _relative_mahalanobis(features, train, targets):
     "Squared distance to the nearest class centre, minus that to the centre of all"
-    scaling = FeatureScaling.of(train)
+    scaling = FeatureScaling.of(train, lowest=0)  # the covariance says how much a feature varies
     features, train = scaling(features), scaling(train)
     classes = np.unique(targets)
     centres = np.stack([train[targets == c].mean(0) for c in classes])

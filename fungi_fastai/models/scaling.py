@@ -27,12 +27,13 @@ class FeatureScaling:
     def of(
         cls,
         features: np.ndarray,  # (images, features) of the training images
+        lowest: float = lowest_scale,  # lowest scale, as a fraction of the upper quartile of the standard deviations
     ) -> 'FeatureScaling':
-        "The scaling of features: their standard deviations, but at least `lowest_scale` of their upper quartile"
+        "The scaling of features: their standard deviations, but at least `lowest` of their upper quartile"
         spread = features.std(0, dtype=np.float64)
         varies = spread > 1e-6 * np.abs(features).max(0, initial=0)  # not only by rounding
-        lowest = lowest_scale * np.quantile(spread[varies], 0.75) if varies.any() else 1.0
-        scale = np.where(varies, np.maximum(spread, lowest), np.inf)
+        floor = lowest * np.quantile(spread[varies], 0.75) if varies.any() else 1.0
+        scale = np.where(varies, np.maximum(spread, floor), np.inf)
         return cls(features.mean(0, dtype=np.float64), scale)
 
     def __call__(
