@@ -222,9 +222,15 @@ def _with_recipe_name(arguments):
     "The arguments with a recipe's name if the command takes a recipe, and a source stood there. Raises `UserError`"
     if arguments[:2] == ['kaggle', 'notebook']:
         return with_recipe_name(arguments, kaggle_commands['notebook'], start=2)
-    command = next((c for c in commands if c.__name__ in _recipe_commands and [c.__name__] == arguments[:1]), None)
-    is_resumed = any(word.partition('=')[0] == '--resume' for word in arguments)
-    return with_recipe_name(arguments, command) if command and not is_resumed else arguments
+    if not arguments or arguments[0] not in _recipe_commands or _resumes(arguments):
+        return arguments
+    command = next(command for command in commands if command.__name__ == arguments[0])
+    return with_recipe_name(arguments, command)
+
+
+def _resumes(arguments):
+    "Whether the command line continues a training, `fungi train --resume RUN`"
+    return arguments[:1] == ['train'] and any(word.partition('=')[0] == '--resume' for word in arguments)
 
 
 def _run_command(arguments):
@@ -235,9 +241,8 @@ def _run_command(arguments):
             app.command(_prepared(command, arguments), name=name)
         description = 'Write notebooks that train on Kaggle, and list the scores of submissions.'
         return app.cli(prog='fungi kaggle', args=arguments[1:] or ['--help'], description=description)
-    resumes = arguments[:1] == ['train'] and any(word.partition('=')[0] == '--resume' for word in arguments)
     for command in commands:
-        if command is training.train and resumes:
+        if command is training.train and _resumes(arguments):
             app.command(_with_help(training.resume), name='train')
         else:
             app.command(_prepared(command, arguments))

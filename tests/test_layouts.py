@@ -84,6 +84,13 @@ def test_links_to_nowhere_are_named():
     assert any('1 link to something that does not exist: Russula' in note for note in table.attrs['notes'])
 
 
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='Windows has no named pipes')
+def test_a_pipe_without_an_extension_is_not_read():
+    write('oak/1.jpg', 'elm/1.jpg')
+    os.mkfifo('set/oak/pipe')  # opening it would never end
+    assert counts(Source.of('set').read().label) == dict(oak=1, elm=1)
+
+
 def test_files_without_a_known_extension_are_images_by_their_content():
     write('Amanita/1.jpg', 'Boletus/2.jpg', 'Boletus/3.png')
     Path('set/Boletus/2.jpg').rename('set/Boletus/2.jpg!d')

@@ -240,7 +240,7 @@ def test_a_table(own_home):
 
 def test_a_table_with_named_columns():
     write('1_x.jpg', '1_y.jpg')
-    Path('t.csv').write_text('id,where,who\nq71,photos/1_x.jpg,A\nq72,photos/1_y.jpg,B\n')
+    Path('t.csv').write_text('id,where,who\n1,photos/1_x.jpg,A\n2,photos/1_y.jpg,B\n')
     table = Source.of('t.csv', label='who', column='where', group='^(.)_').read()
     assert table.label.tolist() == ['A', 'B'] and table.group.tolist() == ['A/1', 'B/1']
     for options, message in (
@@ -251,6 +251,15 @@ def test_a_table_with_named_columns():
     ):
         with pytest.raises(UserError, match=message):
             Source.of('t.csv', **options).read()
+
+
+def test_paths_that_exist_come_before_files_in_neighbouring_folders(own_home):
+    "The usual name `id` fits two files in a neighbouring folder"
+    write('blue/1.jpg', 'green/1.jpg', under='images')
+    write('set/photos/x.jpg', 'set/photos/y.jpg', under='.')
+    Path('set/t.csv').write_text('id,where,who\n1,photos/x.jpg,A\n2,photos/y.jpg,B\n')
+    table = Source.of('set/t.csv', label='who').read()
+    assert table.path.tolist() == [str(own_home / f'set/photos/{name}.jpg') for name in 'xy']
 
 
 def test_a_table_of_paths_alone_takes_labels_from_folders():

@@ -47,11 +47,9 @@ def check(
 
 def _group_proposal(items):
     "The best way to read specimens from the file names, if none is declared and one is found"
-    from fungi_fastai.data.groups import has_groups, propose_groups
+    from fungi_fastai.data.groups import best_proposal, has_groups
 
-    if has_groups(items):
-        return None
-    return next((proposal for proposal in propose_groups(items) if proposal.kind != 'duplicates'), None)
+    return None if has_groups(items) else best_proposal(items)
 
 
 def explore(

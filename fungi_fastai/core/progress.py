@@ -1,4 +1,4 @@
-"""Durations, counts and sizes in words; the progress of long work
+"""Durations, counts, sizes and lists in words; the progress of long work
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/core/progress.html.md"""
 
@@ -46,6 +46,17 @@ def format_size(
     power = min(4, (len(str(int(number))) - 1) // 3)
     amount = number / 1000**power
     return f'{amount:,.0f} {" KMGT"[power]}B' if amount >= 10 else f'{amount:.1f} {" KMGT"[power]}B'
+
+
+def format_list(
+    values: Iterable,  # names or numbers
+    most: int = 6,  # how many are shown
+    separator: str = ', ',
+) -> str:
+    "`3, 4, 8`, `oak, elm and 2 more`"
+    values = list(values)
+    more = f' and {len(values) - most:,} more' if len(values) > most else ''
+    return separator.join(map(str, values[:most])) + more
 
 # %% ../../nbs/core/progress.ipynb #a3495e25
 class Progress:

@@ -168,8 +168,7 @@ max_members = 5_000_000  # files in an archive
 
 
 def _check_size(file, total):
-    packed = file.stat().st_size
-    if total > max_ratio_bytes and total > max_ratio * packed:
+    if total > max_ratio_bytes and total > max_ratio * (packed := file.stat().st_size):
         raise ArchiveError(
             f'{file} has {format_size(packed)} and would unpack to {format_size(total)} or more, over {max_ratio} '
             'times as much. Images do not shrink like that; it was not unpacked.'

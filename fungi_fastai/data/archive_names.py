@@ -113,14 +113,17 @@ def detect_encoding(
 ) -> str:
     "The encoding in which all names together look most like words"
     distinct = sorted({part for raw in raws for part in raw.split(b'/') if not part.isascii()})
-    if all(map(_is_utf8, distinct)):
+    if all(map(is_utf8, distinct)):
         return 'utf-8'
     sample = distinct[:: len(distinct) // 2000 + 1]
     ranked = [(_score(sample, encoding) - 0.004 * rank, encoding) for rank, encoding in enumerate(_encodings)]
     return max(ranked)[1]
 
 
-def _is_utf8(raw):
+def is_utf8(
+    raw: bytes,
+) -> bool:
+    "Whether bytes are text in UTF-8"
     try:
         raw.decode()
     except UnicodeDecodeError:
@@ -152,9 +155,9 @@ def decode_names(
     if unknown and not forced:
         encoding = detect_encoding(unknown)
         multibyte = encoding in _level_1
-        if encoding != 'utf-8' and not multibyte and any(map(_is_utf8, unknown)):
+        if encoding != 'utf-8' and not multibyte and any(map(is_utf8, unknown)):
             keep_utf8 = True
-            unknown = [raw for raw in unknown if not _is_utf8(raw)]
+            unknown = [raw for raw in unknown if not is_utf8(raw)]
             encoding = detect_encoding(unknown)
     names = [_decode(raw, encoding, keep_utf8, archive) for raw in raws]
     if not unknown or encoding == 'utf-8' or forced:
@@ -173,7 +176,7 @@ def decode_names(
 def _decode(raw, encoding, keep_utf8, archive):
     if isinstance(raw, str):
         return raw
-    if raw.isascii() or keep_utf8 and _is_utf8(raw):
+    if raw.isascii() or keep_utf8 and is_utf8(raw):
         return raw.decode()
     try:
         return raw.decode(encoding)

@@ -22,12 +22,12 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from ..core.files import file_stamp
-from ..core.progress import format_count, format_size, track_bytes
+from ..core.progress import format_count, format_list, format_size, track_bytes
 from ..core.settings import settings
 from .archive_kinds import ArchiveError, is_archive_name
 from .archive_members import disk_error, open_archive
 from .file_kinds import is_image_name
-from .tree import Tree, list_names, walk_files, walk_tree
+from .tree import Tree, walk_files, walk_tree
 
 # %% ../../nbs/data/archives.ipynb #07f896d3
 receipt_name = '.complete.json'  # in an unpacked folder: the archive's key, the number of files, and what was left out
@@ -189,9 +189,9 @@ def read_archives(
         tree.notes.append(f'Not read: {format_count(len(unread) - 5, "more archive")}.')
     count = format_count(len(read), 'archive')
     if read:
-        tree.notes.append(f'Unpacked {count} inside, and read each as a folder: {list_names(read)}.')
+        tree.notes.append(f'Unpacked {count} inside, and read each as a folder: {format_list(read)}.')
     if beside:
-        tree.notes.append(f'Not unpacked, because their images are already in the folder: {list_names(beside)}.')
+        tree.notes.append(f'Not unpacked, because their images are already in the folder: {format_list(beside)}.')
     return _link_together(tree) if read and not depth else tree
 
 
@@ -251,14 +251,15 @@ def _join_trees(tree, parts, inner):
     "`tree` with the files of an archive in it. Raises `UserError` if a name is there already, with other content"
     prefix = _folder_of(parts, inner.files)
     paths = {(*prefix, *name): inner.path(name) for name in inner.files}
-    for name in paths.keys() & set(tree.files) - {parts}:
+    known = set(tree.files)
+    for name in paths.keys() & known - {parts}:
         one, other = tree.path(name), paths[name]
         if not (one and other and os.path.getsize(one) == os.path.getsize(other)):
             raise UserError(
                 f'{tree.root} holds {"/".join(name)} twice, in a folder and in {"/".join(parts)}, with different '
                 'content. Unpack the archive yourself, or move it away.'
             )
-    new = [name for name in paths if name not in tree.paths and name not in set(tree.files)]
+    new = [name for name in paths if name not in tree.paths and name not in known]
     folders = [prefix[:end] for end in range(len(parts), len(prefix) + 1)]
     folders += [(*prefix, *folder) for folder in inner.folders]
     return replace(

@@ -14,7 +14,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from ..core.progress import format_count
+from ..core.progress import format_count, format_list
 
 # %% ../../nbs/data/class_names.ipynb #40460137
 def clean_name(
@@ -39,8 +39,7 @@ def unify_names(
     lines = [' and '.join(f'{_visible(name)} ({counts[name]:,})' for name in group) for group in merged]
     notes = []
     if lines:
-        more = f' and {len(lines) - 5:,} more' if len(lines) > 5 else ''
-        notes.append(f'One class, although case, blanks or Unicode form differ: {"; ".join(lines[:5])}{more}.')
+        notes.append(f'One class, although case, blanks or Unicode form differ: {format_list(lines, 5, "; ")}.')
     return [names.get(label) for label in labels], notes
 
 
@@ -122,10 +121,9 @@ def describe_similar_names(
     pairs = similar_names(counts)
     if not pairs:
         return []
-    lines = '; '.join(f"'{a}' ({counts[a]:,}) and '{b}' ({counts[b]:,})" for a, b in pairs[:5])
-    more = f' and {len(pairs) - 5:,} more' if len(pairs) > 5 else ''
+    lines = format_list((f"'{a}' ({counts[a]:,}) and '{b}' ({counts[b]:,})" for a, b in pairs), 5, '; ')
     count = format_count(len(pairs), 'pair')
-    return [f'Nearly the same name, perhaps a typing error ({count} of classes, not merged): {lines}{more}.']
+    return [f'Nearly the same name, perhaps a typing error ({count} of classes, not merged): {lines}.']
 
 # %% ../../nbs/data/class_names.ipynb #4c19ca54
 def with_clear_names(

@@ -54,3 +54,10 @@ def find_column(
 
 
 header_names = frozenset(name for names in usual_columns.values() for name in names)
+
+
+def count_usual(
+    cells,  # of the first line of a table
+) -> int:
+    "How many cells are usual names of columns"
+    return sum(plain_name(cell) in header_names for cell in cells)

@@ -13,10 +13,10 @@ import re
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.progress import format_count
+from ..core.progress import format_count, format_list
 from .column_names import find_columns, plain_name, usual_columns
 from .split_words import looks_like_split, splits_of
-from .table_text import line_numbers, listed
+from .table_text import line_numbers
 
 # %% ../../nbs/data/columns.ipynb #344c7832
 _ranks = frozenset('kingdom phylum order family genus subfamily tribe superfamily division'.split())
@@ -82,9 +82,9 @@ def read_one_hot(
     several = ones.index[ones.sum(axis=1) > 1]
     if len(several):
         raise UserError(
-            f'{file} has {format_count(len(several), "row")} with more than one label in the columns {listed(columns)} '
-            f'({line_numbers(several)}). An image has one class: name the column of the labels with --label, or leave '
-            'one 1 in each row.'
+            f'{file} has {format_count(len(several), "row")} with more than one label in the columns '
+            f'{format_list(columns)} ({line_numbers(several)}). An image has one class: name the column of the labels '
+            'with --label, or leave one 1 in each row.'
         )
     labels = ones.idxmax(axis=1).where(ones.any(axis=1), None)
     return [label if isinstance(label, str) else None for label in labels]
@@ -154,7 +154,7 @@ def choose_splits(
     answers = [column for column in columns if plain_name(column) in _questions and _answers(table[column])]
     questions = [column for column in columns if plain_name(column).startswith(('isval', 'istest', 'istrain'))]
     unread = [c for c in dict.fromkeys(usual + questions) if not answers and (table[c] != '').any()]
-    notes += [f'The column {name} is not read as a split: it has {listed(table[name].unique())}.' for name in unread]
+    notes += [f'The column {c} is not read as a split: it has {format_list(table[c].unique())}.' for c in unread]
     return answers, notes
 
 
@@ -187,7 +187,7 @@ def read_splits(
             rows = table.index[table[column].isin(unknown)]
             raise UserError(
                 f'The column {column} of {file} looks like a split, but not all of its values are understood: '
-                f'{listed(map(repr, unknown))} ({line_numbers(rows)}). Write train, valid or test, or ignore the '
+                f'{format_list(map(repr, unknown))} ({line_numbers(rows)}). Write train, valid or test, or ignore the '
                 'column with --split none.'
             )
         splits = table[column].map(known).fillna('').astype(object)

@@ -14,9 +14,8 @@ from collections import Counter, defaultdict
 from functools import lru_cache
 
 from ..core.errors import UserError
-from ..core.progress import format_count
+from ..core.progress import format_count, format_list
 from .split_words import contains_split_word, says_nothing, words_of
-from .tree import list_names
 
 # %% ../../nbs/data/companions.ipynb #d2881c8f
 _companion_words = frozenset(
@@ -100,7 +99,7 @@ def leave_out_companions(
     if not left_out:
         return images, []
     folders = Counter('/'.join(parts[:-1]) for parts in left_out)
-    names = list_names([f'{folder or "."}/ ({n:,})' for folder, n in sorted(folders.items())])
+    names = format_list([f'{folder or "."}/ ({n:,})' for folder, n in sorted(folders.items())])
     count = format_count(len(left_out), 'image')
     return [parts for parts in images if parts not in left_out], [
         f'Left out: {count} that are masks or previews of other images: {names}.'

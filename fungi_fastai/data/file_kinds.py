@@ -259,9 +259,12 @@ def is_image_content(
 def is_image_file(
     path: str | Path,
 ) -> bool:
-    "Whether a file is an image: by its extension, or by its content if it has no known extension. Raises `OSError`"
-    path = Path(path)
-    return is_image_name(path) or may_be_image(path.name) and path.is_file() and is_image_content(read_start(path))
+    "Whether a file is an image: by its extension, or by its content if it has no known extension and can be read"
+    name = os.path.basename(path)
+    try:
+        return is_image_name(name) or may_be_image(name) and os.path.isfile(path) and is_image_content(read_start(path))
+    except OSError:
+        return False
 
 # %% ../../nbs/data/file_kinds.ipynb #a29c601a
 def foreign_reason(

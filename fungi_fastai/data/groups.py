@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .exif import photo_headers
-from ..core.progress import format_duration
+from ..core.progress import format_duration, format_list
 from .folders import compile_pattern, group_name
 from ..core.files import write_table
 from ..core.errors import UserError
@@ -224,7 +224,7 @@ def pattern_groups(
     if not len(used) or not _is_plausible(used, groups, mean_groups=2):
         return None
     similarity, p = group_similarity(used, groups, seed=seed)
-    fits = np.isnan(similarity) or (similarity >= 0.55 and p <= 0.01)
+    fits = np.isnan(similarity) or _are_similar(similarity, p)
     return groups.rename('group') if fits else None
 
 
@@ -247,6 +247,15 @@ def write_groups(
     table = items.loc[proposal.groups.index, ['path', 'label']].assign(group=proposal.groups)
     write_table(file, table)
     return file
+
+# %% ../../nbs/data/groups.ipynb #0390fad1
+def best_proposal(
+    items: pd.DataFrame,  # from `scan` or `check`
+    seed: int = 0,  # of the image pairs that are compared
+) -> Proposal | None:
+    "The most likely proposal from names or cameras; a split keeps near-duplicates together in any case"
+    proposals = propose_groups(items, seed=seed)
+    return next((proposal for proposal in proposals if proposal.kind != 'duplicates'), None)
 
 # %% ../../nbs/data/groups.ipynb #f8386eca
 @dataclass(frozen=True)
@@ -282,9 +291,14 @@ def _candidates(items, seed):
             continue
         seen.add(key)
         similarity, p = group_similarity(items, groups, seed=seed)
-        if similarity >= 0.55 and p <= 0.01:
+        if _are_similar(similarity, p):
             candidates.append(_Candidate(pattern, description, groups, similarity))
     return candidates
+
+
+def _are_similar(similarity, p):
+    "Whether the images of a group are clearly more similar than others of their class"
+    return similarity >= 0.55 and p <= 0.01
 
 
 def _or_own_name(items, groups):
@@ -323,7 +337,7 @@ def _by_burst(items, seconds, workers, seed):
     if not _is_plausible(items, groups):
         return []
     similarity, p = group_similarity(items, groups, seed=seed)
-    if not (similarity >= 0.55 and p <= 0.01):
+    if not _are_similar(similarity, p):
         return []
     description = f'one camera, one class, at most {format_duration(seconds)} apart'
     return [_proposal('burst', '', description, items, groups, similarity)]
@@ -343,6 +357,6 @@ def _proposal(kind, pattern, description, items, groups, similarity):
     counts = counts[counts > 1]
     largest = sorted(counts.index[counts == counts.iloc[0]])[0]
     names = items['name'][groups == largest].tolist()
-    example = ' = '.join(names[:2]) + (f' and {len(names) - 2} more' if len(names) > 2 else '')
+    example = format_list(names, 2, ' = ')
     groups = groups.rename('group')
     return Proposal(kind, pattern, description, len(counts), int(counts.sum()), similarity, example, groups)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.progress import format_count
+from ..core.progress import format_count, format_list
 from .split_words import splits_of
-from .table_files import may_name_images
+from .table_files import may_name_images, table_extensions
 from .tables import read_table
-from .tree import Tree, list_names
+from .tree import Tree
 
 # %% ../../nbs/data/inner_tables.ipynb #993118e7
 _deepest = 3  # parts of the path of a table: in the folder, or below one or two folders
@@ -28,7 +28,9 @@ def tables_in(
     tree: Tree,
 ) -> list[Path]:  # not Kaggle's example of a submission
     "The tables in a folder that may hold labels"
-    files = [Path(tree.path(parts)) for parts in tree.files if len(parts) <= _deepest and tree.path(parts)]
+    endings = tuple(table_extensions)
+    tables = [parts for parts in tree.files if len(parts) <= _deepest and parts[-1].lower().endswith(endings)]
+    files = [Path(path) for parts in tables if (path := tree.path(parts))]
     return [file for file in files if may_name_images(file)]
 
 
@@ -56,7 +58,7 @@ def compare_tables(
         else:
             raise _two_readings(tree, file, images, table)
     if unread:
-        names = list_names([_name(tree, file) for file in unread])
+        names = format_list([_name(tree, file) for file in unread])
         images.attrs['notes'].append(
             f'Labels are read from folders and not from the tables in them ({names}). To read a table, give it as the '
             'source.'
@@ -79,7 +81,7 @@ def _with_details(images, both, name):
 
 
 def _two_readings(tree, file, images, table):
-    folders, labels = (list_names(sorted(set(values.dropna()))) for values in (images.label, table.label))
+    folders, labels = (format_list(sorted(set(values.dropna()))) for values in (images.label, table.label))
     return UserError(
         f'{tree.root} can be read in two ways: its folders are classes ({folders}), or the labels are in the table '
         f'{_name(tree, file)} ({labels}). For the table, give it as the source: {file}. For the folders, add '
@@ -121,7 +123,7 @@ def _join(tree, tables):
     stems = {file.stem for file in tables}  # train.csv and test.csv, or train/metadata.csv and test/metadata.csv
     words = {file: file.stem if len(stems) == len(tables) else file.parent.name for file in tables}
     splits = splits_of(words.values())
-    names = list_names([_name(tree, file) for file in tables])
+    names = format_list([_name(tree, file) for file in tables])
     if None in splits.values() or len(set(splits.values())) < len(tables):
         raise UserError(f'{tree.root} holds several tables with labels: {names}. Give one of them as the source.')
     parts = [table.assign(given=splits[words[file]].replace('unlabelled', '')) for file, table in tables.items()]

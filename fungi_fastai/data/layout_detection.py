@@ -13,11 +13,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ..core.progress import format_count
+from ..core.progress import format_count, format_list
 from .layout import FolderTree, Roles
 from .layout_splits import ambiguous, mark_splits, quoted
 from .split_words import says_nothing, words_of
-from .tree import list_names
 
 # %% ../../nbs/data/layout_detection.ipynb #0be905ca
 @dataclass(slots=True)
@@ -190,7 +189,7 @@ def _mark_classes(tree, rest, roles, around):
             continue
         if specimens == 'unknown':
             problem = (
-                f'the folders in {deep[0].name}/ ({list_names(sorted(deep[0].children))}) may be specimens or classes.'
+                f'the folders in {deep[0].name}/ ({format_list(sorted(deep[0].children))}) may be specimens or classes.'
             )
             raise ambiguous(tree, problem, [around('/'.join([*words, 'specimen'])), around('/'.join(['*', *words]))])
         level, words = [child for node in level for child in node.children.values()], ['*', *words]
@@ -231,10 +230,10 @@ def _without_odd_names(level, roles):
         for folder in node.folders:
             roles.of[folder] = 'unlabelled'
     if unlabelled:
-        names = list_names(['/'.join(min(node.folders)) + '/' for node in unlabelled])
+        names = format_list(['/'.join(min(node.folders)) + '/' for node in unlabelled])
         roles.notes.append(f'The images in {names} have no label.')
     if others := [node.name for node in odd if node not in unlabelled]:
-        roles.notes.append(f'{list_names(others)} is read as a class, because it stands beside other classes.')
+        roles.notes.append(f'{format_list(others)} is read as a class, because it stands beside other classes.')
     return [node for node in level if node not in unlabelled]
 
 
@@ -252,9 +251,9 @@ def _mark_inner(tree, level, are_specimens, roles, words, around):
     mixed = [node for node in level if node.children]
     total = sum(map(_count, inner))
     if total > sum(node.images for node in mixed) and 2 * len(mixed) >= len(level) and len(inner) > 1:
-        problem = f'{mixed[0].name}/ holds images and the folders {list_names(sorted(mixed[0].children))}.'
+        problem = f'{mixed[0].name}/ holds images and the folders {format_list(sorted(mixed[0].children))}.'
         raise ambiguous(tree, problem, [around('/'.join(words)), around('**/class')])
-    names = list_names(sorted('/'.join(min(node.folders)) + '/' for node in inner))
+    names = format_list(sorted('/'.join(min(node.folders)) + '/' for node in inner))
     roles.notes.append(f'{format_count(total, "image")} in folders inside a class belong to that class: {names}.')
 
 
@@ -266,7 +265,7 @@ def _uneven(tree, level, deep, around, words):
     "The error for classes at different depths"
     plain = next(node for node in level if node not in deep)
     problem = (
-        f'{plain.name}/ holds images, but {deep[0].name}/ holds the folders {list_names(sorted(deep[0].children))}.'
+        f'{plain.name}/ holds images, but {deep[0].name}/ holds the folders {format_list(sorted(deep[0].children))}.'
     )
     layouts = [words, [*words, 'specimen'], ['*', *words], ['**', 'class'], [*words, 'class']]
     return ambiguous(tree, problem, [around('/'.join(layout)) for layout in layouts])
@@ -299,7 +298,7 @@ def detect_layout(
         return roles
     rest = _rest_of(tree, place.start, roles)
     if removed := _remove_empty_names(rest):
-        names = list_names(sorted(f'{name}/' for name in removed))
+        names = format_list(sorted(f'{name}/' for name in removed))
         roles.notes.append(f'The folders {names} are neither classes nor specimens.')
     if rest.children:
         _mark_classes(tree, rest, roles, _layout_writer(tree, rest, roles, place))

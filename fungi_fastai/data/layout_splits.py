@@ -11,10 +11,9 @@ __all__ = []
 from dataclasses import dataclass
 
 from ..core.errors import UserError
-from ..core.progress import format_count
+from ..core.progress import format_count, format_list
 from .layout import apply_layout
 from .split_words import contains_split_word, looks_like_split, says_nothing, split_of, splits_of
-from .tree import list_names
 
 # %% ../../nbs/data/layout_splits.ipynb #59d27da1
 class AmbiguousLayoutError(UserError):
@@ -36,7 +35,7 @@ def ambiguous(tree, problem, layouts):
             continue
         if not classes:
             continue
-        names = list_names(sorted(classes)[:3]) + (', …' if len(classes) > 3 else '')
+        names = format_list(sorted(classes)[:3]) + (', …' if len(classes) > 3 else '')
         lines.append(f'  --layout {quoted(layout)}: {format_count(len(classes), "class")} ({names})')
     text = '\n'.join(lines)
     return AmbiguousLayoutError(
@@ -89,12 +88,12 @@ def _refuse_unknown_splits(tree, start, roles):
     layouts = ['class', '*/class']
     if looks_like_split(names):
         unknown = [name for name in names if contains_split_word(name) and not split_of(name)]
-        problem = f'{list_names(names)} look like splits, but {list_names(unknown)} cannot be understood.'
+        problem = f'{format_list(names)} look like splits, but {format_list(unknown)} cannot be understood.'
         raise ambiguous(tree, f'{problem} Rename them to train, valid or test if they are splits.', layouts)
     for folder in tree.inside(start) if len(names) > 1 else ():
         split = split_of(folder[-1])
         if split and (split != 'train' or tree.inside(folder)):
-            others = list_names([name for name in names if name != folder[-1]])
+            others = format_list([name for name in names if name != folder[-1]])
             problem = f'{folder[-1]}/ may be a split or a class, and {others} beside it are no splits.'
             raise ambiguous(tree, f'{problem} Rename them to train, valid or test if they are splits.', layouts)
         if split:
@@ -133,7 +132,7 @@ def _mark_outer_splits(tree, holder, roles):
     described = ', '.join(f'{folder[-1]}/ ({split})' for folder, split in folders.items() if split)
     roles.notes.append(f'The split is given by folders: {described}.')
     if others:
-        names = list_names(['/'.join(folder) + '/' for folder in others])
+        names = format_list(['/'.join(folder) + '/' for folder in others])
         roles.notes.append(f'Images outside the split folders have no label and are not trained on: {names}.')
 
 
@@ -141,7 +140,7 @@ def _refuse_beside_splits(tree, folders, others):
     "Raise if a folder beside splits may be a split or a class of its own"
     known = [folder for folder, split in folders.items() if split]
     classes = {inside[-1] for folder in known for inside in tree.inside(folder)}
-    names = list_names([f'{folder[-1]}/' for folder in known])
+    names = format_list([f'{folder[-1]}/' for folder in known])
     for folder in others:
         shared = classes & {inside[-1] for inside in tree.inside(folder)}
         if shared or contains_split_word(folder[-1]):
@@ -168,7 +167,7 @@ def _mark_splits_of_classes(tree, holders, roles):
     if unknown := [name for name in sorted(names) if not splits[name]]:
         raise ambiguous(
             tree,
-            f'{unknown[0]}/ stands beside {list_names([name for name in splits if splits[name]])} in '
+            f'{unknown[0]}/ stands beside {format_list([name for name in splits if splits[name]])} in '
             f'{"/".join(holders[0])}/, and its name is not understood as a split.',
             ['class', 'class/split'],
         )
@@ -182,5 +181,5 @@ def _mark_splits_of_classes(tree, holders, roles):
     described = ', '.join(f'{name}/ ({split})' for name, split in splits.items())
     roles.notes.append(f'Each class holds the folders of the given split: {described}.')
     if without:
-        names = list_names(['/'.join(folder) + '/' for folder in without])
+        names = format_list(['/'.join(folder) + '/' for folder in without])
         roles.notes.append(f'No split is given for the images in {names}: they are trained on.')

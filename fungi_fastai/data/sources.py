@@ -137,16 +137,16 @@ class Source:
         if self.kind == 'csv':
             table = read_table(path, self.label, self.group, self.column, labels, self.split)
         else:
-            table = self._read_folder(path, labels)
+            table = self._read_folder(path, labels, progress)
         if labels:
             return with_clear_names(table)
         if self.kind != 'csv' and (notes := table.attrs['notes']):
             warnings.warn(' '.join(notes), stacklevel=2)
         return table
 
-    def _read_folder(self, path, labels):
+    def _read_folder(self, path, labels, progress):
         "The images in a folder; labels from a table in it if the folders have none"
-        tree = read_archives(walk_tree(path), self.zip_encoding)
+        tree = read_archives(walk_tree(path), self.zip_encoding, progress)
         options = dict(label=self.label, group=self.group, layout=self.layout, splits=self.split != 'none')
         try:
             table = read_folder(tree, labels=labels, **options)

@@ -45,8 +45,16 @@ def has_specimens(
     items: pd.DataFrame,  # a row an image
 ) -> bool:
     "Whether specimens are known: a declared group has several images. Else a number of specimens would be a claim"
+    return count_specimens(items) > 0
+
+# %% ../../nbs/data/splits.ipynb #abee607f
+def count_specimens(
+    items: pd.DataFrame,  # a row an image
+) -> int:  # 0 if they are unknown
+    "The number of declared specimens"
     groups = items['group'].fillna('') if 'group' in items else pd.Series(dtype=str)
-    return bool(groups[groups.ne('')].duplicated().any())
+    groups = groups[groups.ne('')]
+    return int(groups.nunique()) if groups.duplicated().any() else 0
 
 # %% ../../nbs/data/splits.ipynb #84ede59a
 def _hash_to_unit(name, seed, salt):

@@ -14,10 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import UserError
+from ..core.progress import format_list
 from .column_names import find_column, find_columns, plain_name
 from .file_kinds import is_image_name
 from .table_records import read_excel, read_json, read_json_lines, read_parquet
-from .table_text import listed, read_csv, read_text
+from .table_text import read_csv, read_text
 
 # %% ../../nbs/data/table_files.ipynb #e3555cf7
 def _numbered_list(file):
@@ -128,7 +129,7 @@ def _without_blanks(table):
     stripped = pd.DataFrame({name: table[name].str.strip() for name in table}, index=table.index)
     changed = [name for name in table if not stripped[name].equals(table[name])]
     is_empty = (stripped == '').all(axis=1) if len(table) else []
-    notes = [f'Blanks around the cells are ignored (columns {listed(changed)}).'] if changed else []
+    notes = [f'Blanks around the cells are ignored (columns {format_list(changed)}).'] if changed else []
     return stripped[~is_empty] if len(stripped) else stripped, notes
 
 # %% ../../nbs/data/table_files.ipynb #9438b0da
@@ -170,7 +171,8 @@ def label_names(
         name, names = found.popitem()
         return names, [f'The labels are numbers; their names are read from {name}.']
     if found:
-        return {}, [f'The labels are numbers, and {listed(found)} give them different names; the numbers are kept.']
+        files = format_list(found)
+        return {}, [f'The labels are numbers, and {files} give them different names; the numbers are kept.']
     return {}, []
 
 

@@ -24,7 +24,7 @@ from ..core.errors import MissingFileError, UserError
 from ..core.progress import format_count
 from .archives import receipt_name
 from .column_names import find_columns
-from .file_kinds import image_extensions
+from .file_kinds import image_extensions, is_image_name
 from .split_words import says_nothing, split_of, words_of
 from .tree import is_visible
 
@@ -204,7 +204,7 @@ class ImageFiles:
         for folder in folders:
             start = folder.rstrip(os.sep) + os.sep
             unnamed = [name for name in self._listing(folder)[0] if start + name not in named]
-            others += [start + name for name in unnamed if _is_image(name)]
+            others += [start + name for name in unnamed if is_image_name(name)]
         return sorted(others)
 
 
@@ -217,10 +217,6 @@ def _walk(root):
         if real not in visited:
             yield from ((folder.rstrip(os.sep), name) for name in files)
         visited.add(real)
-
-
-def _is_image(name):
-    return is_visible(name) and _split_extension(name)[1]
 
 
 def _candidates(names, value):
@@ -319,6 +315,8 @@ def find_paths(
     if best is None and not column:
         others = [name for name in names if name not in usual and sample[name].nunique() > len(sample) / 2]
         best = _best_columns(files, sample, others, least=0.5)
+    if best is None:  # files that may be in more than one folder, after all columns that leave no doubt
+        best = next((c for c in _column_sets(sample, usual) if any(_locate(files, sample, c).found)), None)
     if best is None and not usual:
         if addresses := [name for name in names if is_address(table[name].iloc[0] if len(table) else '')]:
             raise _address_error(file, addresses[0])
@@ -339,17 +337,22 @@ def find_paths(
 def _best_columns(files, sample, candidates, least=0.0):
     "The columns whose values find most files of a sample; None if they find none, or less than a fraction"
     scores = {}
-    for columns in chain(((name,) for name in candidates), _with_folders(sample, candidates)):
-        values = [value for value in _joined(sample, columns) if value]
-        scores[columns] = files.locate(values, beside=not least).n_certain if values else 0
-        if values and scores[columns] == len(values):
+    for columns in _column_sets(sample, candidates):
+        located = _locate(files, sample, columns, beside=not least)
+        scores[columns] = located.n_certain
+        if located.paths and located.n_certain == len(located.paths):
             return columns
     best = max(scores, key=scores.get, default=None)
-    if best and scores[best] > least * len(sample):
-        return best
-    if least:
-        return None
-    return next((c for c in scores if any(files.locate([v for v in _joined(sample, c) if v]).found)), None)
+    return best if best and scores[best] > least * len(sample) else None
+
+
+def _column_sets(sample, candidates):
+    "Each column, alone and after columns of folders"
+    return chain(((name,) for name in candidates), _with_folders(sample, candidates))
+
+
+def _locate(files, sample, columns, beside=True):
+    return files.locate([value for value in _joined(sample, columns) if value], beside=beside)
 
 
 def _with_folders(sample, candidates):

@@ -14,8 +14,9 @@ import pandas as pd
 import pyarrow as pa
 
 from ..core.errors import MissingFileError, UserError
-from .column_names import header_names, plain_name
-from .table_text import column_names, listed, read_text
+from ..core.progress import format_list
+from .column_names import count_usual
+from .table_text import column_names, read_text
 
 # %% ../../nbs/data/table_records.ipynb #55e2845f
 def read_excel(file):
@@ -36,18 +37,13 @@ def read_excel(file):
     sheets = {name: rows for name, rows in sheets.items() if any(map(any, rows))}
     if not sheets:
         raise UserError(f'{file} is empty. Expected a sheet with the columns path and label.')
-    name = max(sheets, key=lambda name: (_known_names(sheets[name]), len(sheets[name])))
+    name = max(sheets, key=lambda name: (count_usual(next(filter(any, sheets[name]))), len(sheets[name])))
     rows = [(number, [_cell_text(cell) for cell in row]) for number, row in enumerate(sheets[name], 1) if any(row)]
     header = column_names(rows[0][1])
     table = pd.DataFrame([row for _, row in rows[1:]], columns=list(header), dtype=str)
     table.index = [number for number, _ in rows[1:]]
     notes = [f'{file.name} has {len(sheets)} sheets; {name} is read.'] if len(sheets) > 1 else []
     return table, notes, []
-
-
-def _known_names(rows):
-    "How many known names of columns the first row of a sheet holds"
-    return sum(plain_name(cell) in header_names for cell in next(row for row in rows if any(row)))
 
 
 def _cell_text(value):
@@ -64,13 +60,13 @@ def read_json_lines(file):
     rows = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            rows[number] = _parse_json(file, line, f'Line {number} of {file}')
+            rows[number] = _parse_json(line, f'Line {number} of {file}')
     return _records_table(file, rows), notes, []
 
 
 def read_json(file):
     text, notes = read_text(file)
-    content = _parse_json(file, text, str(file))
+    content = _parse_json(text, str(file))
     if isinstance(content, dict) and isinstance(content.get('images'), list):
         content = _annotated_images(file, content)
     elif isinstance(content, dict) and content:
@@ -100,7 +96,7 @@ def _annotated_images(file, content):
         ) from None
 
 
-def _parse_json(file, text, where):
+def _parse_json(text, where):
     try:
         return json.loads(text)
     except ValueError as error:
@@ -111,7 +107,7 @@ def _records_table(file, rows):
     "A table of JSON objects, each with its number"
     if wrong := [number for number, row in rows.items() if not isinstance(row, dict)]:
         raise UserError(
-            f'{file} does not hold an object in lines {listed(wrong)}. Expected the keys file_name and label.'
+            f'{file} does not hold an object in lines {format_list(wrong)}. Expected the keys file_name and label.'
         )
     if not rows:
         raise UserError(f'{file} is empty. Expected objects with the keys file_name and label.')

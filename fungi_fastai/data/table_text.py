@@ -21,9 +21,9 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from ..core.errors import MissingFileError, UserError
-from ..core.progress import format_count
-from .archive_names import detect_encoding
-from .column_names import header_names, plain_name, usual_columns
+from ..core.progress import format_count, format_list
+from .archive_names import detect_encoding, is_utf8
+from .column_names import count_usual, header_names, plain_name, usual_columns
 from .file_kinds import is_image_name
 
 # %% ../../nbs/data/table_text.ipynb #4d6a56cc
@@ -63,18 +63,10 @@ def read_text(
 
 def _check_one_encoding(file, content, words):
     "Raise `UserError` if most words are UTF-8 and some are not: no single encoding reads them all"
-    utf8 = [word for word in set(words) if _is_utf8(word)]
+    utf8 = [word for word in set(words) if is_utf8(word)]
     if 2 * len(utf8) >= len(set(words)):
-        lines = [number for number, line in enumerate(content.splitlines(), 1) if not _is_utf8(line)]
+        lines = [number for number, line in enumerate(content.splitlines(), 1) if not is_utf8(line)]
         raise UserError(f'{file} is UTF-8 except for {line_numbers(lines)}. Save the file as UTF-8 again.')
-
-
-def _is_utf8(content):
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _utf16_without_mark(content):
@@ -138,7 +130,7 @@ def _score(dialect, lines):
     "How well a separator suits lines: known names and images, lines with the same number of cells, number of cells"
     rows = [row for row in dialect.rows(lines) if row]
     number = len(rows[0])
-    known = sum(plain_name(cell) in header_names for cell in rows[0])
+    known = count_usual(rows[0])
     images = any(is_image_name(cell.strip()) for row in rows[:2] for cell in row)
     same = sum(len(row) == number for row in rows) / len(rows)
     return (number > 1) * (known + images), (number > 1) * same, number, dialect.separator != ' '
@@ -153,22 +145,12 @@ def column_names(cells):
     return tuple(names)
 
 # %% ../../nbs/data/table_text.ipynb #8cb1b6b3
-def listed(
-    values,  # numbers or names
-    most: int = 5,  # how many are shown
-) -> str:  # `3, 4, 8 and 2 more`
-    "The first values as a text"
-    values = list(values)
-    more = f' and {len(values) - most:,} more' if len(values) > most else ''
-    return ', '.join(map(str, values[:most])) + more
-
-
 def line_numbers(
     numbers,  # of lines
 ) -> str:  # `line 3`, `lines 3, 4 and 5`
     "Numbers of lines as a text"
     numbers = list(numbers)
-    return f'line{"s" * (len(numbers) > 1)} {listed(numbers)}'
+    return f'line{"s" * (len(numbers) > 1)} {format_list(numbers)}'
 
 
 def _numbered_rows(dialect, text):
@@ -299,7 +281,9 @@ def read_csv(
         values = [row for _, row in rows]
         table = pd.DataFrame(values, columns=list(header), index=[line for line, _ in rows], dtype=str)
     if not dialect.header:
-        notes.append(f'{file.name} has no header: its first line was read as data, its columns are {listed(header)}.')
+        notes.append(
+            f'{file.name} has no header: its first line was read as data, its columns are {format_list(header)}.'
+        )
     if dialect.separator != ',':
         names = {';': 'semicolons', '\t': 'tabs', ' ': 'blanks'}
         notes.append(f'The columns of {file.name} are separated by {names.get(dialect.separator, dialect.separator)}.')

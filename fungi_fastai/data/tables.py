@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.progress import format_count
+from ..core.progress import format_count, format_list
 from .column_names import find_columns
 from fungi_fastai.data.columns import (
     choose_group,
@@ -29,7 +29,7 @@ from fungi_fastai.data.columns import (
 from .folders import compile_pattern, find_groups, group_name, images_table, plain_text
 from .table_files import label_names, read_frame
 from .table_paths import ImageFiles, PathColumns, find_paths
-from .table_text import line_numbers, listed
+from .table_text import line_numbers
 
 # %% ../../nbs/data/tables.ipynb #5cf937f8
 @dataclass
@@ -69,12 +69,12 @@ class _Columns:
 
     def describe(self, file, table):
         "The choice as a sentence"
-        labels = self.label or (f'{listed(self.one_hot)} (a 1 in one of them)' if self.one_hot else '')
+        labels = self.label or (f'{format_list(self.one_hot)} (a 1 in one of them)' if self.one_hot else '')
         meanings = [('images', '/'.join(self.path.columns)), ('labels', labels), ('specimens', self.group)]
         meanings.append(('split', ' and '.join(self.splits)))
         chosen = ', '.join(f'{what} from {name}' for what, name in meanings if name)
         others = [n for n in find_columns(table.columns, 'label') if n != self.label and table[n].nunique() > 1]
-        hint = f'; labels may also be in {listed(others)}' if others and self.label else ''
+        hint = f'; labels may also be in {format_list(others)}' if others and self.label else ''
         return f'Columns of {file.name}: {chosen}{hint} (to choose others: --column, --label, --group, --split).'
 
 
@@ -163,7 +163,7 @@ def _image_labels(file, table, columns, names, label, required):
     others = set(table.columns) - {*columns.path.columns, *columns.splits, columns.group}
     if others and required:
         repeated = [name for name in table.columns if name in others and 1 < table[name].nunique() < len(table)]
-        hint = f' The values of {listed(repeated)} repeat.' if repeated else ''
+        hint = f' The values of {format_list(repeated)} repeat.' if repeated else ''
         raise UserError(
             f'No column of {file} looks like labels. Its columns are {", ".join(table.columns)}.{hint} Name the column '
             "(label='…'), or give a pattern that finds the label in the path."
@@ -197,7 +197,7 @@ def _image_groups(table, columns, labels, names, group):
         words = sorted(set(values[missing]) - {''})
         notes.append(
             f'{missing.sum():,} of {format_count(len(values), "row")} have no specimen in {columns.group}'
-            f'{f" ({listed(words)})" if words else ""}: each counts as a specimen of its own.'
+            f'{f" ({format_list(words)})" if words else ""}: each counts as a specimen of its own.'
         )
     rows = zip(values.tolist(), missing.tolist(), labels, names, strict=True)
     return [name if none else group_name(value, label) for value, none, label, name in rows], notes
@@ -237,7 +237,7 @@ def _path_notes(file, path, table, files):
         )
     beside = {root for folders in located.folders for root in folders[:1] if not root.startswith(files.folder)}
     if beside:
-        notes.append(f'The files are in {listed(sorted(beside))}, beside the folder of {file.name}.')
+        notes.append(f'The files are in {format_list(sorted(beside))}, beside the folder of {file.name}.')
     if guessed := [i for i, folders in enumerate(located.folders) if len(folders) > 1]:
         chosen, other = (os.path.relpath(folder, files.folder) for folder in located.folders[guessed[0]][:2])
         notes.append(f'{format_count(len(guessed), "name")} exist in {chosen} and in {other}; {chosen} was taken.')

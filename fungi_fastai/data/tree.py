@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import UserError
-from ..core.progress import format_count
-from .file_kinds import format_notes, is_image_content, is_image_name, may_be_image, read_start
+from ..core.progress import format_count, format_list
+from .file_kinds import format_notes, is_image_file, is_image_name
 
 # %% ../../nbs/data/tree.ipynb #430866fe
 system_folders = frozenset(
@@ -86,7 +86,7 @@ def _sort_entries(tree, parts, entries):
     folders = []
     for entry in entries:
         if not is_visible(entry.name):
-            name = _icloud if entry.name.endswith('.icloud') else entry.name
+            name = _icloud if entry.name.endswith(_icloud) else entry.name
             tree.passed_over[name] += _count_images(entry)
         elif entry.is_dir():
             folders.append(entry.name)
@@ -117,30 +117,9 @@ def find_images(
     tree: Tree,
 ) -> list[tuple]:  # paths, sorted
     "The images of a folder, by extension or, where that says nothing, by content"
-    return sorted(parts for parts in tree.files if tree.path(parts) and _is_image(tree, parts))
-
-
-def _is_image(tree, parts):
-    "Whether a file is an image by its extension or, if nobody knows that, by its first bytes"
-    if is_image_name(parts[-1]):
-        return True
-    try:
-        return may_be_image(parts[-1]) and is_image_content(read_start(tree.path(parts)))
-    except OSError:
-        return False
+    return sorted(parts for parts in tree.files if (path := tree.path(parts)) and is_image_file(path))
 
 # %% ../../nbs/data/tree.ipynb #68c2fa35
-_listed = 6  # folders that a sentence names
-
-
-def list_names(
-    names: list,  # texts
-) -> str:  # the first few, and how many more there are
-    "Names with commas, for a sentence"
-    more = f' and {len(names) - _listed:,} more' if len(names) > _listed else ''
-    return ', '.join(names[:_listed]) + more
-
-
 def describe_passed_over(
     tree: Tree,
     images: list,  # as from `find_images`
@@ -148,7 +127,7 @@ def describe_passed_over(
     "What the folder holds that is not read, and why"
     notes = [*tree.notes, *(f'{line}.' for line in _folders_without_images(tree, images))]
     if links := ['/'.join(link) for link in tree.broken_links if not is_image_name(link[-1])]:
-        targets = f'{format_count(len(links), "link")} to something that does not exist: {list_names(links)}'
+        targets = f'{format_count(len(links), "link")} to something that does not exist: {format_list(links)}'
         notes.append(f'Left out: {targets}.')
     if count := tree.passed_over[_icloud]:
         notes.append(
@@ -181,7 +160,7 @@ def _folders_without_images(tree, images):
         if folder:
             contents[folder][_suffix(parts)] += 1
     if empty := ['/'.join(folder) for folder in without if not contents[folder]]:
-        yield f'No image in {format_count(len(empty), "empty folder")}: {list_names(empty)}'
+        yield f'No image in {format_count(len(empty), "empty folder")}: {format_list(empty)}'
     others = [f'{"/".join(f)} ({_count_kinds(kinds)})' for f, kinds in contents.items() if kinds]
     if others:
-        yield f'No image that is read in {format_count(len(others), "folder")}: {list_names(others)}'
+        yield f'No image that is read in {format_count(len(others), "folder")}: {format_list(others)}'

@@ -13,7 +13,7 @@ from functools import partial
 
 import pandas as pd
 
-from ..data.splits import has_specimens, leaks
+from ..data.splits import count_specimens, leaks
 from fungi_fastai.evaluation.calibration import (
     CalibrationWarning,
     apply_temperature,
@@ -142,11 +142,11 @@ def guarantee(
     used = items[items.split.ne('')]
     crossing = leaks(items)
     in_one_set = '' if len(crossing) else ', each in one set only'
-    groups, clusters = used.group[used.group.ne('')], used.cluster[used.cluster.ne('')]
+    clusters = used.cluster[used.cluster.ne('')]
     clusters = clusters[clusters.duplicated(keep=False)]  # the other duplicates may have been left out
     sentences = [_set_sizes(used)]
-    if has_specimens(used):
-        sentences.append(f'{groups.nunique()} declared specimens{in_one_set}.')
+    if n_specimens := count_specimens(used):
+        sentences.append(f'{n_specimens} declared specimens{in_one_set}.')
     else:
         sentences.append(
             'No specimens are known: photos of one specimen may be in two sets unless they are near-duplicates.'

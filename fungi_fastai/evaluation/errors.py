@@ -20,7 +20,7 @@ from ..core.figures import chart, colours
 from ..core.pages import interval_bar
 from ..core.pages import table as table_html
 from ..core.threads import map_in_threads
-from ..data.groups import read_exif
+from ..data.exif import photo_headers
 from ..data.images import ImageError, open_image
 from .intervals import interval_of, interval_text
 from .metrics import image_groups
@@ -62,9 +62,8 @@ def traits(
     if 'variance' in items:
         table['contrast'] = np.sqrt(items.variance.astype(float))
     if read_images and 'path' in items:
-        paths = items['path'].tolist()
-        table['sharpness'] = list(map_in_threads(sharpness, paths, workers))
-        table['camera'] = read_exif(paths, workers).camera.replace('', 'not known').to_numpy()
+        table['sharpness'] = list(map_in_threads(sharpness, items['path'].tolist(), workers))
+        table['camera'] = photo_headers(items, workers).exif_camera.replace('', 'not known')
     if 'format' in items:
         table['file'] = items['format'].replace('', 'not known').to_numpy()
     return table

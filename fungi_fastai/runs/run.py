@@ -21,7 +21,7 @@ from ..core.files import read_json, read_saved, write_json
 from ..data.images import ImageError
 from ..data.duplicates import find_known
 from ..data.loaders import make_test_loader
-from ..data.scan import check
+from ..data.scan import scan
 from ..data.problems import exclude
 from ..data.sources import Source
 from ..deploy.export import export
@@ -152,7 +152,7 @@ class Run(RunFolder):
             reading = dict(label=self.recipe.label, group=self.recipe.declared_group, column=self.recipe.column)
             options = reading | dict(layout=self.recipe.layout) | options
             source = Source.of(source, sample=self.recipe.name, **options)
-        items, _ = check(source, policy=('unreadable',), progress=progress)
+        items = scan(source.read(), progress=progress)
         readable = exclude(items, ('unreadable',))
         labelled = readable[readable.label.notna()]
         self._check_labels(labelled)

@@ -27,6 +27,7 @@ from ..core.cpus import cpu_limit
 from ..core.errors import TrainingError, UserError
 from ..core.files import check_writable, only_process, read_json, write_json, write_table
 from ..core.settings import settings
+from ..data.splits import count_specimens
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..evaluation.assess import assess_predictions
 from ..models.normalization import normalization_metadata
@@ -44,7 +45,7 @@ from fungi_fastai.runs.averaging import (
 )
 from .run import Run, predict, saved_metrics
 from ..training.budget import TimeBudget, Plan, planned_fields, make_plan
-from ..training.callbacks import divergence_message
+from ..training.callbacks import announce, divergence_message
 from ..training.checkpoints import save_weights
 from ..training.distributed import run_distributed
 from ..training.fit import fit, make_learner, prepare_items
@@ -108,12 +109,11 @@ def _prepare(job):
     if not started:
         write_table(job.folder / 'items.parquet', items)
     _write_environment(job, learn, weights)
-    if job.progress and hasattr(learn, 'progress_line'):
-        why = [plan.reason] if plan else []
-        if job.recipe.weights:
-            why.append(f'The images are normalised by {learn.normalization}')
-        why += [*items.attrs.get('notes', []), *items.attrs.get('shortcuts', [])]
-        learn.progress_line.write('\n'.join([_opening(learn, weights), *why, f'The run is kept in {job.folder}']))
+    why = [plan.reason] if plan else []
+    if job.recipe.weights:
+        why.append(f'The images are normalised by {learn.normalization}')
+    why += [*items.attrs.get('notes', []), *items.attrs.get('shortcuts', [])]
+    announce(learn, '\n'.join([_opening(learn, weights), *why, f'The run is kept in {job.folder}']))
     return learn, time_budget
 
 
@@ -164,12 +164,11 @@ def _opening(learn, weights):
         images = f'{counts.sum() - n_test - n_unused} images to train on, in {recipe.average_folds} folds'
     else:
         images = f'{n_train} images to train on, {n_valid} to validate'
-    used = items[items.split.ne('')]
     specimens = ''
-    if 'group' in used and used.group[used.group.ne('')].duplicated().any():
+    if n_specimens := count_specimens(items[items.split.ne('')]):
         assumed = items.attrs.get('assumed_group')
         source = 'assumed' if assumed else f"by '{recipe.group}'" if recipe.declared_group else 'detected'
-        specimens = f' of {used.group.nunique()} specimens ({source})'
+        specimens = f' of {n_specimens} specimens ({source})'
     return (
         f'{learn.arch} ({weights or "random weights"}): {images}, {n_test} to test{specimens}, '
         f'{len(learn.dls.vocab)} classes; {learn.dls.device.type} in {learn.precision.mode}'
@@ -198,7 +197,7 @@ def _fit_one(job, learn, time_budget, trackers):
     state = learn.run_state
     start_workers((job.folder, state.items, state.recipe, time_budget))
     history = fit(learn, job.folder, [*job.cbs, *trackers], time_budget)
-    _announce(job, learn, f'Predicting the {int(state.items.split.isin(["valid", "test"]).sum()):,} held-out images')
+    announce(learn, f'Predicting the {int(state.items.split.isin(["valid", "test"]).sum()):,} held-out images')
     return _predict_held_out(learn), dict(
         n_train=int((state.items.split == 'train').sum()),
         epochs=len([row for row in history if row['epoch']]),
@@ -237,8 +236,7 @@ def _fold_job(job, learn, time_budget, folders, number, prepared):
         recipe = fold_recipe(learn.run_state.recipe, folders, number, prepared, reserve)
         if time_budget:
             shutil.copy(job.folder / 'plan.json', folder)
-    if job.progress and hasattr(learn, 'progress_line'):
-        learn.progress_line.write(f'Network {number + 1} of {len(folders)}')
+    announce(learn, f'Network {number + 1} of {len(folders)}')
     return replace(
         job,
         folder=folder,
@@ -266,11 +264,6 @@ def _complete(job):
         _conclude(job, learn, predictions, facts | dict(seconds=round(seconds, 1)), trackers)
 
 
-def _announce(job, learn, phase):
-    if job.progress and hasattr(learn, 'progress_line'):
-        learn.progress_line.write(phase)
-
-
 def _conclude(job, learn, predictions, facts, trackers):
     "Save weights and predictions, evaluate, report"
     folder, state = job.folder, learn.run_state
@@ -284,7 +277,7 @@ def _conclude(job, learn, predictions, facts, trackers):
     run.learner = learn
     run.metrics = _run_metrics(state.items, predictions, classes, facts)
     if job.report:
-        _announce(job, learn, 'Writing the report: confidence intervals, error analysis, class activation maps')
+        announce(learn, 'Writing the report: confidence intervals, error analysis, class activation maps')
         run.report()
     for tracker in trackers:
         tracker.log_test_metrics(run.metrics)

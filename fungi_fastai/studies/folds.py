@@ -22,11 +22,11 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.figures import as_svg, chart, colours
 from ..core.files import read_json, read_saved, write_json, write_table, write_text
-from ..core.progress import format_duration
+from ..core.progress import format_duration, format_list
 from ..core.resume import ResumableFolder, finished_folder
 from ..core.pages import figure_html, table
 from ..data.images import ImageError
-from ..data.splits import folds, fraction, has_specimens, split, split_groups
+from ..data.splits import count_specimens, folds, fraction, has_specimens, split, split_groups
 from ..evaluation.errors import error_table
 from ..evaluation.gallery import gallery, loss_captions, prediction_strip, top_losses
 from ..evaluation.metrics import Evaluation
@@ -163,9 +163,7 @@ def _check_group_counts(items, k, noun):
     few = counts[counts < k].sort_values()
     if few.empty:
         return
-    names = ', '.join(f'{label} ({count})' for label, count in few.head(5).items())
-    if len(few) > 5:
-        names += f' and {len(few) - 5} more'
+    names = format_list((f'{label} ({count})' for label, count in few.items()), 5)
     if few.min() > 1:
         advice = f'at most {few.min()} folds are possible with these images (--k {few.min()})'
     else:
@@ -368,7 +366,7 @@ def _write_pooled(folder, recipe, k, grouped, items, predictions, rows):
         grouped=grouped,
         scheme='grouped' if grouped else naive,
         leaked=float(np.average(by_fold.leaked, weights=by_fold.images)),
-        n_specimens=int(used.group[used.group.ne('')].nunique()) if has_specimens(used) else 0,
+        n_specimens=count_specimens(used),
         n_groups=int(used.split_group.nunique()),
         recipe=recipe.name,
         arch=recipe.arch,

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.progress import format_count, format_duration, track
+from ..core.progress import format_count, format_duration, format_list, track
 from ..data.problems import exclude
 from ..data.scan import check
 from ..core.threads import few_threads
-from ..data.splits import folds, fraction, has_specimens, split, split_groups
+from ..data.splits import count_specimens, folds, fraction, has_specimens, split, split_groups
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..models.backbones import preferred_backbone
 from ..models.scaling import FeatureScaling
@@ -83,7 +83,7 @@ def drop_single_specimens(
         dropped += counts.index[counts < 2].tolist()
         items = items[~items.label.isin(dropped)]
     unit = 'specimen' if has_specimens(items) else 'separate image'
-    names = ', '.join(dropped[:5]) + (f' and {len(dropped) - 5} more' if len(dropped) > 5 else '')
+    names = format_list(dropped, 5)
     if items.label.nunique() < 2:
         reason = f'; {names} with one {unit} only' if dropped else ''
         raise UserError(
@@ -291,10 +291,10 @@ def weights_in_words(recipe: Recipe) -> str:
 
 def count_groups(items: pd.DataFrame) -> dict:
     "Numbers of images, specimens, near-duplicate clusters and groups"
-    specimens, clusters = (items[column][items[column] != ''] for column in ('group', 'cluster'))
+    clusters = items.cluster[items.cluster != '']
     return dict(
         n_images=len(items),
-        n_specimens=int(specimens.nunique()) if has_specimens(items) else 0,
+        n_specimens=count_specimens(items),
         n_clusters=int((clusters.value_counts() > 1).sum()),
         n_groups=int(items.split_group.nunique()),
     )

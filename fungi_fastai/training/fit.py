@@ -56,7 +56,7 @@ from .regularization import EMACallback, mixup_cutmix_callbacks
 from .resizing import ProgressiveResizing
 from .schedules import make_scheduler
 from .specimens import with_specimens
-from .callbacks import History, RunState, show_progress, training_metrics
+from .callbacks import History, RunState, announce, show_progress, training_metrics
 
 # %% ../../nbs/training/fit.ipynb #905f196f
 def prepare_items(
@@ -357,8 +357,7 @@ def _refit_head(learn):
     if not (is_trained and can_refit):
         return
     clear_features(learn)
-    if hasattr(learn, 'progress_line'):
-        learn.progress_line.write(_refit_plan(learn))
+    announce(learn, _refit_plan(learn))
     trained_head = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
     before = _head_scores(learn)
     probe_head(learn, flipped=float(_may_flip(recipe)))
@@ -367,8 +366,7 @@ def _refit_head(learn):
     if not learn.run_state.head_refit:
         head.load_state_dict(trained_head)
     learn.run_state.head_refit_note = _refit_in_words(before, after, learn)
-    if hasattr(learn, 'progress_line'):
-        learn.progress_line.write(learn.run_state.head_refit_note)
+    announce(learn, learn.run_state.head_refit_note)
     clear_features(learn)
 
 

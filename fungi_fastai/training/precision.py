@@ -45,8 +45,8 @@ def pick_device(
     available = counts.get(chosen.type, 0)
     if (chosen.index or 0) >= available:
         raise UserError(f'device is {device!r}, but this machine has {available} of {chosen.type}. Use auto or cpu.')
-    if chosen.type == 'cpu' and torch.get_num_threads() > compute_threads():  # torch does not know quotas
-        torch.set_num_threads(compute_threads())
+    if chosen.type == 'cpu' and torch.get_num_threads() > (threads := compute_threads()):  # torch ignores quotas
+        torch.set_num_threads(threads)
     return chosen
 
 # %% ../../nbs/training/precision.ipynb #b182b212

@@ -10,7 +10,7 @@ __all__ = []
 # %% ../../nbs/training/specimens.ipynb #e1768544
 import pandas as pd
 
-from ..data.groups import has_groups, pattern_groups, propose_groups
+from ..data.groups import best_proposal, has_groups, pattern_groups
 from .recipe import Recipe, is_sample
 from .recipes import recipes
 
@@ -54,8 +54,7 @@ def _tested(items, recipe):
 
 def _proposed(items):
     "The groups of the best proposal, and a note; None and a note without a proposal"
-    proposals = (proposal for proposal in propose_groups(items) if proposal.kind != 'duplicates')
-    proposal = next(proposals, None)
+    proposal = best_proposal(items)
     if proposal is None:
         return None, (
             'Each image is assumed to show another specimen: neither file names nor cameras suggest that some show the '
