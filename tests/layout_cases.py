@@ -1,6 +1,7 @@
 """Small sources and what is read from each: `test_layouts.py` checks them, and the page "What a source may look like"
 shows them"""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,6 +254,25 @@ folder_cases = [
         notes=('train.csv',),
         topic='tables',
     ),
+    Case(
+        'Names with numbers in one folder: the error says which pattern finds the class',
+        ('3 oak_#.jpg', '3 elm_#.jpg'),
+        refused=('no folders to take labels from', "--label '", 'gives 2 classes (elm, oak)'),
+    ),
+    Case(
+        'Masks in a folder of annotations',
+        (
+            '2 images/oak_#.jpg',
+            '2 images/elm_#.jpg',
+            '2 annotations/trimaps/oak_#.png',
+            '2 annotations/trimaps/elm_#.png',
+        ),
+        {'annotations/list.txt': 'oak_0 1\n', 'annotations/test.txt': 'oak_1 1\nelm_1 2\n'},
+        options=dict(label='(.+)_'),
+        classes={'oak': 2, 'elm': 2},
+        splits={'test': 2},
+        notes=('4 images that are masks or previews', 'From annotations/test.txt: the split'),
+    ),
 ]
 
 
@@ -397,7 +417,7 @@ table_cases = [
         },
         classes={'1.Wren': 2, '2.Kite': 2},
         splits={'train': 2, 'test': 2},
-        notes=('images.txt has the same labels as the folders; from it: split',),
+        notes=('From images.txt: the split',),
         topic='tables',
     ),
     Case(
@@ -519,6 +539,150 @@ table_cases = [
         't.csv',
         classes=two_classes,
         notes=('fold numbers the folds of a cross-validation; it is not used',),
+        topic='tables',
+    ),
+    Case(
+        'Lists of the images of each split, as in Food-101, beside class folders',
+        ('4 leaves/Oak/o#.jpg', '4 leaves/Elm/e#.jpg'),
+        {
+            'meta/train.txt': 'Oak/o0\nOak/o1\nOak/o2\nElm/e0\nElm/e1\nElm/e2\n',
+            'meta/test.txt': 'Oak/o3\nElm/e3\n',
+        },
+        classes={'Oak': 4, 'Elm': 4},
+        splits={'train': 6, 'test': 2},
+        notes=('From meta/test.txt and meta/train.txt: the split',),
+        topic='tables',
+    ),
+    Case(
+        'Lists with labels, without a header and without extensions, as of FGVC-Aircraft',
+        ('4 photos/10#.jpg',),
+        {'names_train.txt': '100 Boletus edulis\n101 Suillus\n', 'names_test.txt': '102 Boletus edulis\n103 Suillus\n'},
+        classes={'Boletus edulis': 2, 'Suillus': 2},
+        splits={'train': 2, 'test': 2},
+        topic='tables',
+    ),
+    Case(
+        'A list of test images alone',
+        ('4 leaves/Oak/o#.jpg', '4 leaves/Elm/e#.jpg'),
+        {'held_out_test.txt': 'leaves/Oak/o3.jpg\nleaves/Elm/e3.jpg\n'},
+        classes={'Oak': 4, 'Elm': 4},
+        splits={'test': 2},
+        topic='tables',
+    ),
+    Case(
+        'The tables of a competition: one of the test images, without labels',
+        ('4 train/#.jpg', '2 test/1#.jpg'),
+        {'train.csv': table('id,target', '0,oak', '1,elm', '2,oak', '3,elm'), 'test.csv': table('id', '10', '11')},
+        classes={'oak': 2, 'elm': 2},
+        unlabelled=2,
+        splits={'train': 4, 'test': 2},
+        notes=('The tables test.csv, train.csv are those of the splits',),
+        topic='tables',
+    ),
+    Case(
+        'Folders of numbers whose names a file has',
+        ('2 train/3/#.jpg', '2 train/12/#.jpg', '1 valid/12/v#.jpg'),
+        {'number_to_name.json': '{"3": "Oak", "12": "Elm", "13": "Yew"}'},
+        classes={'Oak': 2, 'Elm': 3},
+        splits={'train': 4, 'valid': 1},
+        notes=('their names are read from number_to_name.json. To keep the numbers, choose the layout',),
+        topic='tables',
+    ),
+    Case(
+        'A folder of COCO or iNaturalist for each split, with classes that are numbers',
+        ('2 trees/0/a#.jpg', '2 trees/1/b#.jpg'),
+        {
+            f'{split}2026.json': json.dumps(
+                dict(
+                    images=[dict(id=c, file_name=f'trees/{c}/{"ab"[c]}{i}.jpg') for c in (0, 1)],
+                    annotations=[dict(image_id=c, category_id=c) for c in (0, 1)],
+                    categories=[dict(id=0, name='Oak'), dict(id=1, name='Elm')],
+                )
+            )
+            for i, split in enumerate(('train', 'val'))
+        },
+        classes={'Oak': 2, 'Elm': 2},
+        splits={'train': 2, 'valid': 2},
+        notes=('the split and the names of the classes',),
+        topic='tables',
+    ),
+    Case(
+        'One folder of images is no class where a table has several',
+        ('4 photos of 2026/#.jpg',),
+        {'finds.csv': table('photo,species', '0.jpg,oak', '1.jpg,elm', '2.jpg,oak', '3.jpg,elm')},
+        classes={'oak': 2, 'elm': 2},
+        notes=('Labels are read from the table finds.csv',),
+        topic='tables',
+    ),
+    Case(
+        'Numbers and names of the classes in two columns',
+        ('4 #.jpg',),
+        {
+            't.csv': table(
+                'path,label,name of the tree', *[f'{i}.jpg,{i % 2},{("oak", "elm")[i % 2]}' for i in range(4)]
+            )
+        },
+        't.csv',
+        classes={'oak': 2, 'elm': 2},
+        notes=('The labels in label are numbers; their names are read from the column name of the tree',),
+        topic='tables',
+    ),
+    Case(
+        'One epithet in two genera',
+        ('4 #.jpg',),
+        {
+            't.csv': table(
+                'file,Genus,species', '0.jpg,Acer,alba', '1.jpg,Salix,alba', '2.jpg,Acer,rubrum', '3.jpg,Salix,'
+            )
+        },
+        't.csv',
+        classes={'Acer alba': 1, 'Acer rubrum': 1, 'Salix alba': 1},
+        unlabelled=1,
+        notes=('labels from Genus and species',),
+        topic='tables',
+    ),
+    Case(
+        'A column of things that are numbered holds specimens',
+        ('6 #.jpg',),
+        {
+            't.csv': table(
+                'path,label,tree', *[f'{i}.jpg,{("oak", "elm")[i // 3]},T{i // 3}{i % 3 // 2}' for i in range(6)]
+            )
+        },
+        't.csv',
+        classes=two_classes,
+        groups=4,
+        notes=('specimens from tree',),
+        topic='tables',
+    ),
+    Case(
+        'A question in other words',
+        ('6 #.jpg',),
+        {
+            't.csv': table(
+                'name,label,use_for_testing', *labelled(4, '{i}.jpg,{label},no'), '4.jpg,oak,yes', '5.jpg,elm,yes'
+            )
+        },
+        't.csv',
+        classes=two_classes,
+        splits={'train': 4, 'test': 2},
+        notes=('split from use_for_testing',),
+        topic='tables',
+    ),
+    Case(
+        'Two columns with two splits are refused',
+        ('4 #.jpg',),
+        {
+            't.csv': table(
+                'path,label,random,by tree',
+                '0.jpg,a,train,test',
+                '1.jpg,b,test,train',
+                '2.jpg,a,train,train',
+                '3.jpg,b,train,test',
+            )
+        },
+        't.csv',
+        refused=('random and by tree hold two different splits', '--split'),
         topic='tables',
     ),
     Case(

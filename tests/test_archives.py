@@ -240,7 +240,7 @@ def test_an_archive_is_opened_for_what_it_is_and_not_for_its_name():
     [
         ('a.zip', b'Rar!\x1a\x07\x01\0', 'is a RAR archive, which Python does not read. Unpack it'),
         ('a.7z', b'7z\xbc\xaf\x27\x1c\0\4', 'is a 7z archive'),
-        ('a.tar.zst', b'(\xb5/\xfdabc', 'is compressed with zstd'),
+        ('a.tar.zst', b'(\xb5/\xfdabc', 'compressed with zstd, which Python does not read'),
         ('a.zip', b'', 'is empty \\(0 bytes\\)'),
         ('a.zip', bytes(2000), 'holds only zero bytes'),
         (
@@ -355,6 +355,8 @@ def test_the_pieces_that_google_drive_makes_become_one_folder():
     pack('drive/Amanita-20240501T101010Z-002.zip', 'Amanita/2.jpg')
     pack('drive/drive-download-20240501T101010Z-001.zip', 'Boletus/1.jpg', 'Russula/1.jpg')
     assert classes('drive')[0] == dict(Amanita=2, Boletus=1, Russula=1)
+    assert 'is one of several archives of a download' in classes('drive/Amanita-20240501T101010Z-002.zip')[1]
+    assert 'of a download' not in classes('drive/drive-download-20240501T101010Z-001.zip')[1]
 
 
 def test_an_archive_that_was_unpacked_already_is_not_read_twice():

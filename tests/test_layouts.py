@@ -13,6 +13,7 @@ from fungi_fastai.core.errors import UserError
 from fungi_fastai.data.companions import leave_out_companions
 from fungi_fastai.data.layout import FolderTree
 from fungi_fastai.data.layout_detection import detect_layout
+from fungi_fastai.data.scan import inspect_image
 from fungi_fastai.data.sources import Source
 
 
@@ -85,10 +86,21 @@ def test_links_to_nowhere_are_named():
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='Windows has no named pipes')
-def test_a_pipe_without_an_extension_is_not_read():
+def test_pipes_devices_and_folders_named_like_images_are_not_read():
     write('oak/1.jpg', 'elm/1.jpg')
-    os.mkfifo('set/oak/pipe')  # opening it would never end
-    assert counts(Source.of('set').read().label) == dict(oak=1, elm=1)
+    for name in ('oak/pipe', 'oak/pipe.jpg', 'labels.csv'):
+        os.mkfifo(Path('set', name))  # opening it would never end
+    os.symlink('/dev/zero', 'set/oak/zero.jpg')
+    Path('set/oak/folder.jpg').mkdir()
+    table = Source.of('set').read()
+    assert counts(table.label) == dict(oak=1, elm=1)
+    assert (
+        'Left out, because they are pipes, sockets or devices and not files: labels.csv, oak/pipe, oak/pipe.jpg, '
+        'oak/zero.jpg.' in table.attrs['notes']
+    )
+    for name in ('pipe.jpg', 'zero.jpg'):  # as a table may name them
+        assert 'pipe or a device' in inspect_image(f'set/oak/{name}')['error']
+    assert 'Is a directory' in inspect_image('set/oak/folder.jpg')['error']
 
 
 def test_files_without_a_known_extension_are_images_by_their_content():

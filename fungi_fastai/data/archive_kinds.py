@@ -25,19 +25,6 @@ archive_extensions = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.
 # archives that are named like one, but need another program
 foreign_extensions = ('.7z', '.rar', '.tar.zst', '.tzst', '.tar.lz4', '.tar.z', '.cab', '.iso', '.dmg', '.lzh', '.sit')
 _part_name = re.compile(r'\.(z\d\d|zip\.\d\d\d|7z\.\d\d\d|part\d+\.rar|r\d\d|tar\.gz\.\w\w)$', re.I)
-_foreign_signatures = (  # where the bytes stand, the bytes, and what they tell
-    (0, b'Rar!\x1a', 'a RAR archive'),
-    (0, b'7z\xbc\xaf\x27\x1c', 'a 7z archive'),
-    (0, b'(\xb5/\xfd', 'compressed with zstd'),
-    (0, b'\x04"M\x18', 'compressed with lz4'),
-    (0, b'\x1f\x9d', 'compressed with compress (.Z)'),
-    (0, b'LZIP', 'compressed with lzip'),
-    (0, b'MSCF', 'a Windows cabinet'),
-    (0, b'xar!', 'a xar archive'),
-    (0, b'!<arch>', 'a Debian package or a library'),
-    (2, b'-lh', 'an LHA archive'),
-    (0x8001, b'CD001', 'an image of a disk (ISO)'),
-)
 _unpack = 'Unpack it (7-Zip, or the program that made it) and give the folder.'
 _join = (
     'Put all parts into one folder, unpack the first one with 7-Zip (or join them: `cat photos.zip.* > all.zip`, '
@@ -67,12 +54,8 @@ def is_archive(
 
 def _foreign_kind(path):
     "What kind of archive a file is, if it needs another program; '' otherwise"
-    with open(path, 'rb') as file:
-        for position, signature, kind in _foreign_signatures:
-            file.seek(position)
-            if file.read(len(signature)) == signature:
-                return kind
-    return ''
+    kind = file_kind(read_start(path, 0x8006))  # the mark of a disk's image stands at 0x8001
+    return kind.name if kind and kind.is_archive else ''
 
 
 def _is_tar(path):

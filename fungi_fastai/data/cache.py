@@ -193,7 +193,8 @@ def _write(file, path_of_content, size, method):
         out.write(zlib.crc32(table).to_bytes(4, 'little'))
 
 # %% ../../nbs/data/cache.ipynb #76481e67
-_kinds = dict(pixels='*.pixels', features='*.safetensors', scans='*.parquet')  # folders in `cache_dir` and their files
+# folders in `cache_dir` and their files
+_kinds = dict(pixels='*.pixels', activations='*.npy', features='*.safetensors', scans='*.parquet')
 
 
 def list_cache() -> pd.DataFrame:  # a row a file: kind, images, size (pixels), bytes, last_used, from (a folder), file

@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/class_names.html.md"""
 __all__ = []
 
 # %% ../../nbs/data/class_names.ipynb #368781ca
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from itertools import combinations
@@ -23,6 +24,10 @@ def clean_name(
     "A class name without invisible differences"
     visible = ''.join(c for c in unicodedata.normalize('NFC', name) if unicodedata.category(c) != 'Cf')
     return ' '.join(visible.split())
+
+
+_cyrillic, _similar = 'асеорхуіјѕһԁАВЕКМНОРСТУХЅІЈαοΑΒΕΖΗΙΚΜΝΟΡΤΥΧ', 'aceopxyijshdABEKMHOPCTYXSIJaoABEZHIKMNOPTYX'
+_latin = str.maketrans(_cyrillic, _similar)  # Cyrillic and Greek letters that look like Latin ones
 
 
 def unify_names(
@@ -44,8 +49,10 @@ def unify_names(
 
 
 def _visible(name):
-    "A name in quotes; characters that cannot be seen, or that are decomposed, as escapes"
+    "A name in quotes; characters that cannot be seen, are decomposed, or look like Latin letters, as escapes"
     is_plain = unicodedata.is_normalized('NFC', name) and clean_name(name) == ' '.join(name.split(' '))
+    is_mixed = name.translate(_latin) != name and any('a' <= letter <= 'z' for letter in name.lower())
+    is_plain = is_plain and not is_mixed
     return f"'{name}'" if is_plain else ascii(name)
 
 # %% ../../nbs/data/class_names.ipynb #4e69f07f
@@ -80,7 +87,8 @@ def _same_letters(names):
     for expand in (str, lambda text: text.replace('ä', 'ae').replace('ö', 'oe').replace('ü', 'ue').replace('ß', 'ss')):
         groups = defaultdict(set)
         for name in names:
-            text = unicodedata.normalize('NFKD', expand(name.lower()))
+            text = unicodedata.normalize('NFKD', expand(name.translate(_latin).lower()))
+            text = re.sub(r'0+(?=\d)', '', text)
             letters = ''.join(c for c in text if c.isalnum())
             if letters:
                 groups[letters].add(name)
@@ -90,7 +98,7 @@ def _same_letters(names):
 def _is_likely_typo(rare, frequent, counts):
     "Whether one of two names is likely a typing error for the other"
     a, b = rare.lower(), frequent.lower()
-    if [c for c in a if c.isdigit()] != [c for c in b if c.isdigit()]:
+    if [*map(int, re.findall(r'\d+', a))] != [*map(int, re.findall(r'\d+', b))]:
         return False
     if any({a, b} <= {name.lower() for name in group} for group in _same_letters([rare, frequent])):
         return True
@@ -121,7 +129,7 @@ def describe_similar_names(
     pairs = similar_names(counts)
     if not pairs:
         return []
-    lines = format_list((f"'{a}' ({counts[a]:,}) and '{b}' ({counts[b]:,})" for a, b in pairs), 5, '; ')
+    lines = format_list((f'{_visible(a)} ({counts[a]:,}) and {_visible(b)} ({counts[b]:,})' for a, b in pairs), 5, '; ')
     count = format_count(len(pairs), 'pair')
     return [f'Nearly the same name, perhaps a typing error ({count} of classes, not merged): {lines}.']
 

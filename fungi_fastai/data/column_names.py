@@ -25,11 +25,12 @@ usual_columns = {
     'label': 'label labels class classname category species genus target speciesname scientificname taxon taxonname '
     'acceptedscientificname canonicalname binomial taxonspeciesname dx diagnosis breed variety cultivar art klasse '
     'artname espece especie categoryname labelname commonname vernacularname genusname classid labelid categoryid '
-    'speciesid taxonid classlabel',
+    'speciesid taxonid classlabel choice',
     'group': 'group specimen observation specimenid observationid observationuuid individual individualid patient '
     'patientid subject subjectid plantid treeid animalid fruitbodyid lesion lesionid case caseid sequence sequenceid '
     'seqid burst burstid slideid voucher vouchernumber collectionnumber catalognumber occurrenceid gbifid coreid '
-    'obsid specimenno specimennumber beleg fund fundid',
+    'obsid specimenno specimennumber beleg fund fundid plant plantno plantnumber tree mushroom fruitbody fruitingbody '
+    'sporocarp animal collection sample sampleid colony',
     'split': 'split given set subset foldname partition usage phase datasplit datasetsplit splitname settype traintest '
     'trainvaltest traintestsplit dataset stage mode part',
 }

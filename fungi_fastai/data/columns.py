@@ -15,7 +15,7 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
 from .column_names import find_columns, plain_name, usual_columns
-from .split_words import looks_like_split, splits_of
+from .split_words import looks_like_split, split_of, splits_of, words_of
 from .table_text import line_numbers
 
 # %% ../../nbs/data/columns.ipynb #344c7832
@@ -23,6 +23,7 @@ _ranks = frozenset('kingdom phylum order family genus subfamily tribe superfamil
 _taxonomic_class = re.compile(  # of fungi, plants and algae; of animals
     r'.*(?:mycetes|opsida|phyceae)|aves|mammalia|insecta|reptilia|amphibia|arachnida|actinopterygii|gastropoda', re.I
 )
+_things = frozenset('plant tree mushroom fruitbody fruitingbody sporocarp animal collection sample colony'.split())
 _no_specimen = frozenset(' na n/a nan null none - -- ? . unknown unbekannt #n/a <na>'.split(' '))
 
 
@@ -44,10 +45,40 @@ def choose_label(
     several = [column for column in filled if 1 < distinct[column]]
     repeated = [column for column in several if distinct[column] < (table[column] != '').sum()]
     best = next(iter(repeated or several or filled or columns), None)
+    if best and (named := _named_column(table, best, taken)):
+        notes.append(f'The labels in {best} are numbers; their names are read from the column {named}.')
+        best = named
     others = [column for column in table.columns if column not in taken]
     if best is None and len(others) == 1 and all(re.fullmatch(r'column \d+', name) for name in table.columns):
         best = others[0]  # a table without a header that has a path and one other column
     return best, notes if best else []
+
+
+def _named_column(table, numbers, taken):
+    "The column with a name for each number in a column, if there is one"
+    values = table.loc[table[numbers] != '', numbers]
+    if not len(values) or values.nunique() == len(values) or not values.str.fullmatch(r'\d+').all():
+        return None
+    others = [column for column in table.columns if column != numbers and column not in taken]
+    for column in others:
+        pairs = table.loc[values.index, [numbers, column]].drop_duplicates()
+        has_words = pairs[column].str.contains(r'[^\W\d_]').all()
+        if has_words and pairs[numbers].is_unique and pairs[column].is_unique:
+            return column
+    return None
+
+
+def genus_column(
+    table: pd.DataFrame,  # of text
+    label: str,  # the column of the labels
+) -> str | None:
+    "The column of the genus, if the labels are epithets and some of them occurs in two genera"
+    genus = next((column for column in table.columns if plain_name(column) == 'genus'), None)
+    if genus in (None, label) or plain_name(label) not in ('species', 'specificepithet', 'epithet'):
+        return None
+    pairs = table.loc[(table[label] != '') & (table[genus] != ''), [genus, label]].drop_duplicates()
+    is_epithet = not pairs[label].str.contains(r'\s').any()
+    return genus if is_epithet and pairs[label].duplicated().any() else None
 
 
 def _is_rank(table, by_name):
@@ -100,6 +131,8 @@ def choose_group(
         number = values.nunique()
         is_usual = plain_name(column) in usual_columns['group'][:5]
         repeats = is_usual or 2 <= number < len(values) <= 500 * number
+        if plain_name(column) in _things and not values.str.contains(r'\d').all():
+            continue  # `plant` may also be the kind of plant
         if column not in taken and number and repeats and not looks_like_split(values.unique()[:20]):
             return column
     return None
@@ -112,13 +145,17 @@ def is_missing(
     return values.str.lower().isin(_no_specimen)
 
 # %% ../../nbs/data/columns.ipynb #bbbfed30
-_questions = {  # name of a column → the split of True, of False
-    **dict.fromkeys(('isvalid', 'isval', 'isvalidation', 'valid', 'val', 'validation'), ('valid', 'train')),
-    **dict.fromkeys(('istest', 'test', 'isholdout', 'holdout', 'intest'), ('test', 'train')),
-    **dict.fromkeys(
-        ('istrain', 'istraining', 'istrainingimage', 'istrainingimg', 'train', 'intrain'), ('train', 'test')
-    ),
-}
+_answers_to = {'train': ('train', 'test'), 'valid': ('valid', 'train'), 'test': ('test', 'train')}  # of True, of False
+_question_words = frozenset('is in use used image img images belongs'.split())
+
+
+def _question(column):
+    "The splits of True and of False in a column such as `is_valid` or `use_for_testing`; None for another name"
+    name = re.sub(r'^(is|in)(?=(train|val|test|hold))', '', plain_name(column))
+    words = ' '.join(word for word in words_of(column) if word not in _question_words)
+    return _answers_to.get(split_of(words) or split_of(name))
+
+
 _truth = dict.fromkeys('true 1 1.0 yes t y'.split(), True) | dict.fromkeys('false 0 0.0 no f n'.split(), False)
 _firm = frozenset(
     'split given subset foldname partition datasplit datasetsplit splitname settype traintest trainvaltest '
@@ -146,16 +183,34 @@ def choose_splits(
     ]
     usual = [column for column in find_columns(columns, 'split') if not _numbers_folds(table[column])]
     others = [c for c in columns if c not in usual and 1 < table[c].head(1000).nunique() < 7]
-    for column in usual + others:
-        values = [value for value in table[column].unique() if value and value.lower() not in _no_specimen]
-        is_firm = plain_name(column) in _firm and values
-        if is_firm or len(values) < 20 and looks_like_split(values) and not _answers(table[column]):
-            return [column], notes
-    answers = [column for column in columns if plain_name(column) in _questions and _answers(table[column])]
+    found = [column for column in usual + others if _holds_splits(table, column)]
+    if found:
+        _refuse_other_splits(table, found)
+        return found[:1], notes
+    answers = [column for column in columns if _question(column) and _answers(table[column])]
     questions = [column for column in columns if plain_name(column).startswith(('isval', 'istest', 'istrain'))]
     unread = [c for c in dict.fromkeys(usual + questions) if not answers and (table[c] != '').any()]
     notes += [f'The column {c} is not read as a split: it has {format_list(table[c].unique())}.' for c in unread]
     return answers, notes
+
+
+def _holds_splits(table, column):
+    "Whether a column holds the names of splits, by its name or by its values"
+    values = [value for value in table[column].unique() if value and value.lower() not in _no_specimen]
+    is_firm = plain_name(column) in _firm and values
+    return bool(is_firm or len(values) < 20 and looks_like_split(values) and not _answers(table[column]))
+
+
+def _refuse_other_splits(table, columns):
+    "Raise `UserError` if several columns hold different splits, unless the first is the one for it by its name"
+    if plain_name(columns[0]) == 'split':
+        return
+    splits = {column: table[column].map(splits_of(table[column].unique())) for column in columns}
+    if other := next((column for column in columns[1:] if not splits[column].equals(splits[columns[0]])), None):
+        raise UserError(
+            f'The columns {columns[0]} and {other} hold two different splits. Choose one with --split, or ignore both '
+            'with --split none.'
+        )
 
 
 def _numbers_folds(values):
@@ -175,8 +230,8 @@ def read_splits(
     "The split of each row. Raises `UserError` for a word that is not understood"
     splits = pd.Series('', index=table.index, dtype=object)
     for column in columns:
-        if plain_name(column) in _questions and _answers(table[column]):
-            yes, no = _questions[plain_name(column)]
+        if _question(column) and _answers(table[column]):
+            yes, no = _question(column)
             answers = table[column].str.lower().map(_truth)
             splits[(answers == False) & (splits == '')] = no  # noqa: E712
             splits[answers == True] = yes  # noqa: E712

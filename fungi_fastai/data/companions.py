@@ -28,7 +28,9 @@ _ending = re.compile(
 
 
 @lru_cache(maxsize=100_000)
-def _is_companion_name(name):
+def is_companion_name(
+    name: str,  # of a folder
+) -> bool:
     "Whether a folder has a name for masks or previews, such as `train_masks`"
     words = words_of(name)
     is_plain = all(word in _companion_words or says_nothing(word) or contains_split_word(word) for word in words)
@@ -52,7 +54,7 @@ def _in_companion_folders(images, ask):
     "Images in folders such as `masks/` that belong to other images"
     inside, others = defaultdict(list), []
     for parts in images:
-        depth = next((d for d in range(1, len(parts)) if _is_companion_name(parts[d - 1])), None)
+        depth = next((d for d in range(1, len(parts)) if is_companion_name(parts[d - 1])), None)
         inside[parts[:depth]].append(parts) if depth else others.append(parts)
     if not inside:
         return set()
@@ -77,8 +79,9 @@ def _in_companion_folders(images, ask):
 
 
 def _name_below(parts):
-    "The path of a companion below its folder, without the ending"
-    return (*parts[:-1], _ending.sub('', _stem(parts[-1])))
+    "The path of a companion below its folder, without the ending and other folders for companions"
+    folders = [name for name in parts[:-1] if not is_companion_name(name)]
+    return (*folders, _ending.sub('', _stem(parts[-1])))
 
 
 def _names_for_partners(parts):

@@ -61,6 +61,7 @@ class FileKind:
     name: str  # as it reads after "is"
     format: str = ''  # Pillow's name of the format, if it is an image that Pillow can read
     advice: str = ''  # what to do if it is not read
+    is_archive: bool = False  # whether it is an archive that Python does not read
 
 
 _export = 'Export it as JPEG or TIFF.'
@@ -75,6 +76,11 @@ _raw = FileKind('a RAW image of a camera', advice=_raw_advice)
 _jpeg2000 = FileKind('a JPEG 2000 image', advice=_export)
 _jpeg_xl = FileKind('a JPEG XL image', advice=_export)
 _zip = FileKind('a zip archive or an Office document', advice='Unpack or export it.')
+
+
+def _archive(name):
+    return FileKind(name, advice='Unpack it.', is_archive=True)
+
 
 _signatures = (  # where the bytes stand, the bytes, and what they tell; the first that fits counts
     (0, b'\xff\xd8\xff', FileKind('a JPEG image', 'JPEG')),
@@ -113,11 +119,19 @@ _signatures = (  # where the bytes stand, the bytes, and what they tell; the fir
     (4, b'wide', _video),
     (0, b'PK\x03\x04', _zip),
     (0, b'PK\x05\x06', _zip),
-    (0, b'Rar!\x1a', FileKind('a RAR archive', advice='Unpack it.')),
-    (0, b'7z\xbc\xaf\x27\x1c', FileKind('a 7z archive', advice='Unpack it.')),
+    (0, b'Rar!\x1a', _archive('a RAR archive')),
+    (0, b'7z\xbc\xaf\x27\x1c', _archive('a 7z archive')),
+    (0, b'(\xb5/\xfd', _archive('a file compressed with zstd')),
+    (0, b'\x04"M\x18', _archive('a file compressed with lz4')),
+    (0, b'\x1f\x9d', _archive('a file compressed with compress (.Z)')),
+    (0, b'LZIP', _archive('a file compressed with lzip')),
+    (0, b'MSCF', _archive('a Windows cabinet')),
+    (0, b'xar!', _archive('a xar archive')),
+    (0, b'!<arch>', _archive('a Debian package or a library')),
+    (2, b'-lh', _archive('an LHA archive')),
+    (0x8001, b'CD001', _archive('an image of a disk (ISO)')),
     (0, b'\x1f\x8b', FileKind('a file compressed with gzip', advice='Unpack it (gunzip).')),
     (0, b'\xfd7zXZ\0', FileKind('a file compressed with xz', advice='Unpack it (unxz).')),
-    (0, b'(\xb5/\xfd', FileKind('a file compressed with zstd', advice='Unpack it (unzstd).')),
     (0, b'\xd0\xcf\x11\xe0', FileKind('an Office document or a database of thumbnails', advice='Move it away.')),
     (0, b'\0\x05\x16\x07', FileKind("a Mac's description of a file (AppleDouble), without the file", advice=_rename)),
     (0, b'bplist00', FileKind('a property list, such as an iCloud placeholder', advice='Download the original.')),
@@ -144,10 +158,11 @@ start_size = 4096  # bytes that tell what a file is
 
 def read_start(
     path: str | Path,
+    size: int = start_size,  # bytes
 ) -> bytes:
     "The first bytes of a file. Raises `OSError`"
     with open(path, 'rb') as file:
-        return file.read(start_size)
+        return file.read(size)
 
 
 def file_kind(

@@ -12,13 +12,14 @@ import os
 import re
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.progress import format_count
+from ..core.progress import format_count, format_list
 from .file_kinds import nothing_found
 from .companions import leave_out_companions
 from .layout import FolderTree, Roles, apply_layout, auto_layout
@@ -107,6 +108,8 @@ def images_table(
 class NoLabelsError(UserError):
     "A folder in which no image has a label"
 
+    images: pd.DataFrame  # what `read_folder` would give, without labels
+
 
 def read_folder(
     root: Path | Tree,  # the folder with the data, or what `walk_tree` found in it
@@ -133,15 +136,15 @@ def read_folder(
         image_labels = _each(roles.label, images)
     else:
         image_labels = list(map(compile_pattern(label, 'label'), names))
-    if labels and not any(image_labels):
-        raise _no_labels(tree.root, names, label)
     given = _each(roles.split if splits else lambda folder: '', images)
     groups = _image_groups(roles, images, names, image_labels, group)
     paths = [os.path.abspath(tree.path(parts)) for parts in images]
     table = images_table(paths, names, image_labels, groups, given)
+    table.attrs |= dict(notes=notes, not_read=notes)
+    if labels and not any(image_labels):
+        raise _no_labels(tree, table, label)
     if labels:
-        notes = [*roles.notes, *_without_label(names, image_labels, given), *notes]
-    table.attrs['notes'] = notes
+        table.attrs['notes'] = [*roles.notes, *_without_label(names, image_labels, given), *notes]
     return table
 
 
@@ -208,14 +211,33 @@ def _is_utf8(name):
     return True
 
 
-def _no_labels(root, names, label):
+def _no_labels(tree, images, label):
     "The error for a folder without labels"
-    if label == 'folder':
-        return NoLabelsError(
-            f'{root} holds {format_count(len(names), "image")} ({names[0]}…) but no folders to take labels from. '
-            'Put the images of each class into a folder of its own, or give a CSV with the columns path and label, or '
-            'a pattern that finds the label in the name (--label).'
+    names = images.name.tolist()
+    if label != 'folder':
+        return UserError(
+            f'The label pattern {label!r} matches none of the {len(names):,} names in {tree.root}. The first is '
+            f'{names[0]}.'
         )
-    return UserError(
-        f'The label pattern {label!r} matches none of the {len(names):,} names in {root}. The first is {names[0]}.'
+    others = [parts[-1] for parts in tree.files if parts[-1].lower().endswith(_unread_labels)]
+    hint = f' The labels may be in {format_list(others)}, which is not read.' if others else ''
+    error = NoLabelsError(
+        f'{tree.root} holds {format_count(len(names), "image")} ({names[0]}…) but no folders to take labels from.'
+        f'{hint} Put the images of each class into a folder of its own, or give a CSV with the columns path and label, '
+        f'or a pattern that finds the label in the name{_numbered_names(names)}.'
     )
+    error.images = images
+    return error
+
+
+_unread_labels = ('.mat', '.xml', '.yaml', '.yml', '.db', '.sqlite', '.pkl', '.npy', '.h5', '.lst', '.json')
+_numbered = r'([^/]*?)[-_ ]*\(?\d[^/]*$'
+
+
+def _numbered_names(names):
+    "The flag for names such as `amanita_012.jpg`, with the classes that it gives"
+    classes = Counter(match[1] for name in names if (match := re.search(_numbered, name)) and match[1])
+    suits = 1 < len(classes) <= len(names) / 2 and 1.1 * classes.total() > len(names)
+    if not suits:
+        return ' (--label)'
+    return f": --label '{_numbered}' gives {format_count(len(classes), 'class')} ({format_list(sorted(classes), 3)})"

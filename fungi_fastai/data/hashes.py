@@ -29,12 +29,13 @@ def _operator(length, fields):
 
 
 def perceptual_hashes(
-    grey: Image.Image,  # mode L, a few hundred pixels wide
+    grey: Image.Image | np.ndarray,  # mode L or (height, width), at least 64 pixels on the shorter side if it has them
 ) -> tuple[str, str]:  # phash and dhash, 16 hexadecimal digits each
     "Two hashes of an image by which near-duplicates are found"
-    pixels = np.asarray(grey).astype(np.float32)
+    pixels = np.asarray(grey, np.float32)
     combined = _operator(pixels.shape[0], 8) @ pixels @ _operator(pixels.shape[1], 9).T
     cosines, fields = combined[:8, :8], np.rint(combined[8:, 8:])
-    bits = np.stack([cosines > np.median(cosines), fields[:, 1:] > fields[:, :-1]])
-    phash, dhash = np.packbits(bits.reshape(2, 64), axis=1)
+    ordered = np.sort(cosines, axis=None)  # as `np.median`, which takes five times as long for 64 values
+    phash = np.packbits(cosines > (ordered[31] + ordered[32]) / 2)
+    dhash = np.packbits(fields[:, 1:] > fields[:, :-1])
     return phash.tobytes().hex(), dhash.tobytes().hex()

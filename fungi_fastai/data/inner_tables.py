@@ -9,14 +9,15 @@ __all__ = []
 
 # %% ../../nbs/data/inner_tables.ipynb #0c7858e1
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
 
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
-from .split_words import splits_of
-from .table_files import may_name_images, table_extensions
+from .split_words import says_nothing, split_of, splits_of, words_of
+from .table_files import label_names, may_name_images, names_split, table_extensions
 from .tables import read_table
 from .tree import Tree
 
@@ -34,105 +35,46 @@ def tables_in(
     return [file for file in files if may_name_images(file)]
 
 
-def compare_tables(
-    tree: Tree,
-    images: pd.DataFrame,  # as from `read_folder`, with labels
-    group: str = '',  # as in `read_table`
-    column: str = '',  # as in `read_table`
-    split: str = '',  # as in `read_table`
-) -> pd.DataFrame:  # the same, with a note
-    "Use the split and the specimens of a table with the labels of the folders. Raises `UserError` for other labels"
-    unread = []
+def _read_tables(tree, group, column, split):
+    "(table by file, reason by file that cannot be used); the tables of the splits, such as `train.csv`, are joined"
+    tables, unread = {}, {}
     for file in tables_in(tree):
         try:
-            table = read_table(file, 'folder', group, column, split=split)
-        except UserError:
-            unread.append(file)
-            continue
-        both = images.merge(table[['path', 'label', 'given', 'group']], on='path', suffixes=('', '_table'))
-        pairs = both[['label', 'label_table']].dropna().drop_duplicates()
-        if len(both) < len(images) / 2 or not len(pairs):
-            unread.append(file)
-        elif pairs.label.is_unique and pairs.label_table.is_unique:
-            images = _with_details(images, both, _name(tree, file))
-        else:
-            raise _two_readings(tree, file, images, table)
-    if unread:
-        names = format_list([_name(tree, file) for file in unread])
-        images.attrs['notes'].append(
-            f'Labels are read from folders and not from the tables in them ({names}). To read a table, give it as the '
-            'source.'
-        )
-    return images
-
-
-def _with_details(images, both, name):
-    "The split and the specimens of a table, where the folders give none"
-    used = []
-    both = both.drop_duplicates('path').set_index('path')
-    for column, what in (('given', 'split'), ('group', 'specimens')):
-        values = images.path.map(both[f'{column}_table']).fillna('')
-        if not images[column].any() and values.any():
-            images[column] = values if column == 'given' else values.where(values != '', images.name)
-            used.append(what)
-    details = f'; from it: {" and ".join(used)}' if used else ''
-    images.attrs['notes'].append(f'The table {name} has the same labels as the folders{details}.')
-    return images
-
-
-def _two_readings(tree, file, images, table):
-    folders, labels = (format_list(sorted(set(values.dropna()))) for values in (images.label, table.label))
-    return UserError(
-        f'{tree.root} can be read in two ways: its folders are classes ({folders}), or the labels are in the table '
-        f'{_name(tree, file)} ({labels}). For the table, give it as the source: {file}. For the folders, add '
-        '--layout class.'
-    )
-
-
-def read_inner_table(
-    tree: Tree,
-    images: pd.DataFrame,  # as from `read_folder`, without labels
-    group: str = '',  # as in `read_table`
-    column: str = '',  # as in `read_table`
-    split: str = '',  # as in `read_table`
-) -> pd.DataFrame | None:  # path name label group given; None if the folder holds no table
-    "The images of a folder with the labels that a table in it gives. Raises `UserError`"
-    files = tables_in(tree)
-    tables, problems = {}, []
-    for file in files:
-        try:
-            tables[file] = read_table(file, 'folder', group, column, split=split)
+            table = read_table(file, 'folder', group, column, labels=False, split=split, from_folders=False)
         except UserError as error:
-            problems.append(str(error))
-    if not tables:
-        if problems:
-            advice = ' A table finds no images in archives: unpack those first.' if any(tree.paths.values()) else ''
-            raise UserError(
-                f'No folder in {tree.root} is a class, and no table in it can be read: {problems[0]}{advice}'
-            )
-        return None
-    return _with_other_images(_join(tree, tables), images)
+            unread[file] = str(error)
+            continue
+        if table.label.notna().any() or table.given.any() or table.group.any() or names_split(file):
+            tables[file] = table
+        else:
+            unread[file] = f'{file} gives neither a label nor a split nor a specimen.'
+    return tables, unread
 
 
-def _join(tree, tables):
-    "One table; several only if their names say that they are the splits"
+def _splits_of_files(tables):
+    "The split that the name of each table says; {} unless all say one and they differ"
     if len(tables) == 1:
         [(file, table)] = tables.items()
-        table.attrs['notes'] = [f'Labels are read from the table {_name(tree, file)}.', *table.attrs.get('notes', [])]
-        return table
+        split = split_of(file.stem)  # a training set alone is no split
+        is_list = file.suffix == '.txt' or not table.label.notna().any()
+        return {file: split} if is_list and not table.given.any() and split in ('valid', 'test') else {}
     stems = {file.stem for file in tables}  # train.csv and test.csv, or train/metadata.csv and test/metadata.csv
     words = {file: file.stem if len(stems) == len(tables) else file.parent.name for file in tables}
     splits = splits_of(words.values())
-    names = format_list([_name(tree, file) for file in tables])
-    if None in splits.values() or len(set(splits.values())) < len(tables):
-        raise UserError(f'{tree.root} holds several tables with labels: {names}. Give one of them as the source.')
-    parts = [table.assign(given=splits[words[file]].replace('unlabelled', '')) for file, table in tables.items()]
+    is_split = None not in splits.values() and len(set(splits.values())) == len(tables)
+    return {file: splits[word].replace('unlabelled', '') for file, word in words.items()} if is_split else {}
+
+
+def _join(tree, tables, splits):
+    "The tables of the splits as one. Raises `UserError` for an image in two of them"
+    parts = [table.assign(given=table.given.where(table.given != '', splits[file])) for file, table in tables.items()]
     joined = pd.concat(parts, ignore_index=True)
     joined['name'] = _names_below(tree.root, joined)
+    names = format_list([_name(tree, file) for file in tables])
     if joined.path.duplicated().any():
         raise UserError(f'The tables {names} in {tree.root} name the same images. Give one of them as the source.')
-    notes = [note for table in tables.values() for note in table.attrs.get('notes', [])]
-    joined.attrs['notes'] = [f'Labels are read from the tables {names}, one for each split.', *dict.fromkeys(notes)]
+    notes = [note for table in tables.values() for note in table.attrs['notes']]
+    joined.attrs['notes'] = [f'The tables {names} are those of the splits.', *dict.fromkeys(notes)]
     return joined
 
 
@@ -145,6 +87,156 @@ def _names_below(root, table):
 
 def _name(tree, file):
     return file.relative_to(tree.root).as_posix() if file.is_relative_to(tree.root) else file.name
+
+# %% ../../nbs/data/inner_tables.ipynb #5192c470
+def compare_tables(
+    tree: Tree,
+    images: pd.DataFrame,  # as from `read_folder`, with labels
+    group: str = '',  # as in `read_table`
+    column: str = '',  # as in `read_table`
+    split: str = '',  # as in `read_table`
+    labels: bool = True,  # whether the labels of the folders are compared; False if the user chose how they are read
+) -> pd.DataFrame:  # the same, with notes
+    "Use the split and the specimens of a table with the labels of the folders. Raises `UserError` for other labels"
+    tables, unread = _read_tables(tree, group, column, split)
+    splits = _splits_of_files(tables) if tables else {}
+    together = {' and '.join(_name(tree, file) for file in tables): _join(tree, tables, splits)} if splits else {}
+    for name, table in (together or {_name(tree, file): table for file, table in tables.items()}).items():
+        both = images.merge(table[['path', 'label', 'given', 'group']], on='path', suffixes=('', '_table'))
+        pairs = both[['label', 'label_table']].dropna().drop_duplicates()[: None if labels else 0]
+        if 2 * len(both) < min(len(images), len(table)):
+            unread[tree.root / name] = ''
+        elif pairs.label.is_unique and pairs.label_table.is_unique:
+            images, used = _with_details(images, both, pairs)
+            images.attrs['notes'] += _describe_details(name, used, pairs)
+            if not used and not len(pairs):
+                unread[tree.root / name] = ''
+        elif _are_no_classes(pairs.label):
+            images.attrs['notes'] = images.attrs['not_read']
+            return read_inner_table(tree, images.assign(label=None), group, column, split)
+        else:
+            raise _two_readings(tree, name, images, table)
+    if labels:
+        images = _with_names(tree, images)
+    if labels and (names := [_name(tree, file) for file in unread if file.suffix != '.txt']):
+        images.attrs['notes'].append(
+            f'Labels are read from folders and not from the tables in them ({format_list(names)}). To read a table, '
+            'give it as the source.'
+        )
+    return images
+
+
+def _are_no_classes(labels):
+    "Whether folders that are read as classes tell nothing: a single one, or several parts such as `images_2`"
+    names = set(labels)
+    forms = {re.sub(r'\d+', '', name) for name in names}
+    return len(names) == 1 or len(forms) == 1 and any(map(says_nothing, words_of(forms.pop())))
+
+
+def _with_details(images, both, pairs):
+    "The images with the split, the specimens and the names of the classes in a table where folders give none; which"
+    used = []
+    both = both.drop_duplicates('path').set_index('path')
+    for column, what in (('given', 'split'), ('group', 'specimens')):
+        values = images.path.map(both[f'{column}_table']).fillna('')
+        if not images[column].any() and values.any():
+            images[column] = values if column == 'given' else values.where(values != '', images.name)
+            used.append(what)
+    names = dict(zip(pairs.label, pairs.label_table, strict=True))
+    if set(images.label.dropna()) <= set(names) and _are_numbers(names) and not _are_numbers(names.values()):
+        images = _renamed(images, names)
+        used.append('names of the classes')
+    return images, used
+
+
+def _describe_details(name, used, pairs):
+    "Sentences about a table"
+    if len(pairs):
+        yield f'The labels in {name} are those of the folders.'
+    if used:
+        yield f'From {name}: the {" and the ".join(used)}.'
+
+
+def _renamed(images, names):
+    "The images with other names of the classes"
+    labels = images.label.map(names).astype(object)
+    result = images.assign(label=labels.where(labels.notna(), None))
+    result.attrs = images.attrs
+    return result
+
+
+def _with_names(tree, images):
+    "The images with the names of classes that are numbers, if a file in the folder has them"
+    files = [Path(path) for parts in tree.files if len(parts) <= _deepest and (path := tree.path(parts))]
+    names, notes = label_names(files, set(images.label.dropna()))
+    if names:
+        images = _renamed(images, names)
+        notes = [f'{note} To keep the numbers, choose the layout (--layout).' for note in notes]
+    images.attrs['notes'] += notes
+    return images
+
+
+def _are_numbers(labels):
+    return all(label.isdigit() for label in labels)
+
+
+def _two_readings(tree, name, images, table):
+    folders, labels = (format_list(sorted(set(values.dropna()))) for values in (images.label, table.label))
+    file = next((file for file in tables_in(tree) if _name(tree, file) == name), name)
+    return UserError(
+        f'{tree.root} can be read in two ways: its folders are classes ({folders}), or the labels are in the table '
+        f'{name} ({labels}). For the table, give it as the source: {file}. For the folders, add --layout class.'
+    )
+
+# %% ../../nbs/data/inner_tables.ipynb #349d0db2
+def read_inner_table(
+    tree: Tree,
+    images: pd.DataFrame,  # as from `read_folder`, without labels
+    group: str = '',  # as in `read_table`
+    column: str = '',  # as in `read_table`
+    split: str = '',  # as in `read_table`
+) -> pd.DataFrame | None:  # path name label group given; None if the folder holds no table
+    "The images of a folder with the labels that a table in it gives. Raises `UserError`"
+    tables, unread = _read_tables(tree, group, column, split)
+    labelled = {file: table for file, table in tables.items() if table.label.notna().any()}
+    if labelled and len(tables) > 1 and _splits_of_files(tables):
+        labelled = tables  # one of the test set may have no labels
+    lists = {file: table for file, table in tables.items() if file not in labelled and file.suffix == '.txt'}
+    if not labelled:
+        if others := [file for file in (*tables, *unread) if file.suffix != '.txt' or not names_split(file)]:
+            raise _no_table(tree, others, group, column, split)
+        return None
+    splits = _splits_of_files(labelled)
+    if len(labelled) > 1 and not splits:
+        names = format_list([_name(tree, file) for file in labelled])
+        raise UserError(f'{tree.root} holds several tables with labels: {names}. Give one of them as the source.')
+    if splits:
+        joined = _join(tree, labelled, splits)
+    else:
+        [(file, joined)] = labelled.items()
+        joined.attrs['notes'].insert(0, f'Labels are read from the table {_name(tree, file)}.')
+    joined = _with_other_images(joined, images)
+    if lists and (splits := _splits_of_files(lists)):
+        names, table = ' and '.join(_name(tree, file) for file in lists), _join(tree, lists, splits)
+        both = joined.merge(table[['path', 'label', 'given', 'group']], on='path', suffixes=('', '_table'))
+        joined, used = _with_details(joined, both, both[['label', 'label_table']][:0])
+        joined.attrs['notes'] += _describe_details(names, used, [])
+    if unused := [*unread, *(file for file in tables if file not in labelled and file not in lists)]:
+        names = format_list([_name(tree, file) for file in unused])
+        joined.attrs['notes'].append(f'Tables from which no labels are read: {names}.')
+    return joined
+
+
+def _no_table(tree, files, group, column, split):
+    "The error for a folder without class folders in which no table gives labels"
+    problem = ''
+    for file in files:
+        try:
+            read_table(file, 'folder', group, column, split=split, from_folders=False)
+        except UserError as error:
+            problem = problem or str(error)
+    advice = ' A table finds no images in archives: unpack those first.' if any(tree.paths.values()) else ''
+    return UserError(f'No folder in {tree.root} is a class, and no table in it can be read: {problem}{advice}')
 
 
 def _with_other_images(table, images):

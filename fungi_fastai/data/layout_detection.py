@@ -279,7 +279,10 @@ def _refuse_repeated(tree, level, words, around):
         places = [min(node.folders) for node in level if node.name.lower() == repeated[0].lower()]
         where = ' and '.join('/'.join(folder) + '/' for folder in sorted(places)[:2])
         more = f' (and {len(repeated) - 1:,} more)' if len(repeated) > 1 else ''
-        problem = f'{where} have the same name{more} and may be one class or several.'
+        problem = (
+            f'{where} have the same name{more} and may be one class or several. If the folders around them are splits, '
+            'rename those to train, valid or test.'
+        )
         inner = words[1:]
         layouts = [inner, words, ['class', *inner]]
         if 'specimen' not in words:

@@ -28,7 +28,7 @@ def quoted(layout):
 def ambiguous(tree, problem, layouts):
     "The error, with the classes that each layout would give"
     lines = []
-    for layout in layouts:
+    for layout in dict.fromkeys(layouts):
         try:
             classes = apply_layout(tree, layout).classes(tree)
         except UserError:

@@ -163,9 +163,9 @@ class PhotoLoader(Balanced, TfmdDL):
         transforms = self._image_transforms() if hasattr(self.dataset, 'tls') else None
         if transforms is None:
             return super().create_batches(samps)
-        batches = self._photo_batches(*transforms, samps)
         on_gpu = self.device is not None and self.device.type == 'cuda'
-        return _prefetch(batches) if on_gpu else batches
+        batches = self._photo_batches(*transforms, samps, pinned=on_gpu)
+        return _prefetch(batches, self.device) if on_gpu else batches
 
     def _image_transforms(self):
         "The transforms that open and resize an image; None if the pipeline has any others, or items of another kind"
@@ -180,7 +180,7 @@ class PhotoLoader(Balanced, TfmdDL):
             return None
         return openers[0], item_transforms[0]
 
-    def _photo_batches(self, opener, resizer, samps):
+    def _photo_batches(self, opener, resizer, samps, pinned):
         items = self.dataset.items
         paths, targets = list(items['path'] if isinstance(items, pd.DataFrame) else items), self._item_targets()
         split_idx = self.dataset.split_idx
@@ -195,7 +195,7 @@ class PhotoLoader(Balanced, TfmdDL):
             slot[:] = 0 if pixels is None else square(pixels, size, method, position)
 
         for indices in self.chunkify(samps):
-            images = torch.empty(len(indices), size, size, 3, dtype=torch.uint8)
+            images = torch.empty(len(indices), size, size, 3, dtype=torch.uint8, pin_memory=pinned)
             jobs = zip(indices, images.numpy(), self._positions(len(indices), split_idx), strict=True)
             for _ in map_in_threads(load, jobs, threads):
                 pass
@@ -222,23 +222,14 @@ class PhotoLoader(Balanced, TfmdDL):
         return torch.tensor([self.vocab.o2i[label] for label in self.dataset.items['label']])
 
 
-def _prefetch(batches, depth=3):
-    "The same batches, prepared in advance by a thread, in pinned memory"
-
-    def next_batch():
-        batch = next(batches, None)
-        return None if batch is None else tuple(_pin(x) for x in batch)
-
+def _prefetch(batches, device, depth=3):
+    """The same batches on a device, prepared in advance by a thread. Copies from pinned memory do not block: they run
+    while the GPU computes, so that it never waits for the next batch (PyTorch, "CUDA semantics")"""
     with ThreadPoolExecutor(1) as thread:
-        pending = deque(thread.submit(next_batch) for _ in range(depth))
+        pending = deque(thread.submit(next, batches, None) for _ in range(depth))
         while (batch := pending.popleft().result()) is not None:
-            pending.append(thread.submit(next_batch))
-            yield batch
-
-
-def _pin(x):
-    "A copy of the tensor in pinned memory; `pin_memory` alone would lose fastai's tensor type"
-    return type(x)(x.as_subclass(torch.Tensor).pin_memory())
+            pending.append(thread.submit(next, batches, None))
+            yield tuple(x.to(device, non_blocking=True) for x in batch)
 
 # %% ../../nbs/data/loaders.ipynb #44b7ba21
 def photo_block(

@@ -8,8 +8,10 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/scan.html.md"""
 __all__ = ['scan', 'summary', 'check', 'summary_text']
 
 # %% ../../nbs/data/scan.ipynb #45d2a53a
+import errno
 import hashlib
 import os
+import stat
 import threading
 import time
 import warnings
@@ -53,6 +55,20 @@ _columns = dict(
     sha='',
     error='',
 )
+
+
+def _read_file(path):
+    "The bytes of a file. Raises `OSError`, also for a pipe or a device, which might never end"
+    with open(path, 'rb', buffering=0, opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, 'it is no file but a pipe or a device')
+        return file.readall()
+
+
+def _open_at_once(path, flags):
+    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # a pipe would wait for somebody who writes
+
+
 _large_image = threading.Lock()  # one image of more than 2**26 pixels is decoded at a time, however many threads run
 
 
@@ -67,15 +83,15 @@ def _describe(image):
 
 def _measure(grey):
     "Brightness, variance and hashes of a grey image"
-    grey.thumbnail((256, 256), Image.Resampling.BOX)
-    histogram = np.array(grey.histogram(), float) / (grey.width * grey.height)
-    brightness = histogram @ _levels
-    phash, dhash = perceptual_hashes(grey)
-    variance = histogram @ (_levels - brightness) ** 2
-    return dict(brightness=float(brightness), variance=float(variance), phash=phash, dhash=dhash)
+    if (factor := min(grey.size) // _measured_size) > 1:
+        grey = grey.reduce(factor)
+    grey.thumbnail((8 * _measured_size, 8 * _measured_size), Image.Resampling.BOX)  # a long strip
+    pixels = np.asarray(grey, np.float32)
+    phash, dhash = perceptual_hashes(pixels)
+    return dict(brightness=float(pixels.mean()), variance=float(pixels.var()), phash=phash, dhash=dhash)
 
 
-_levels = np.arange(256.0)
+_measured_size = 64  # pixels that an image has at least on its shorter side when it is measured
 
 
 def inspect_image(
@@ -86,13 +102,13 @@ def inspect_image(
     result, name = dict(_columns), str(path) if name is None else name
     try:
         with image_errors(name):
-            content = Path(path).read_bytes()
+            content = _read_file(path)
             result['sha'] = hashlib.blake2b(content, digest_size=16).hexdigest()
             file = NamedBytes(content, name)
             with identify(file) as image:
                 result |= _describe(image)
                 with _large_image if result['width'] * result['height'] > 2**26 else nullcontext():
-                    grey = decode(image, file, 128, 'L')
+                    grey = decode(image, file, _measured_size, 'L')
                 result |= read_photo_header(image)
                 if image.format not in ('JPEG', 'MPO'):
                     result['width'], result['height'] = grey.size  # upright, and not scaled by the decoder
@@ -129,7 +145,7 @@ def _scan_cache(paths):
     "The cache file for a set of files, named after the folder that holds them all"
     folder = os.path.commonpath([os.path.abspath(path) for path in paths])
     key = hashlib.blake2b(folder.encode(), digest_size=8).hexdigest()
-    return settings().cache_dir / 'scans' / f'{key}.v2.parquet'
+    return settings().cache_dir / 'scans' / f'{key}.v3.parquet'
 
 
 def _read_scan_cache(file, stamps):

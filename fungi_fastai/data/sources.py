@@ -21,7 +21,7 @@ import pandas as pd
 from ..core.errors import MissingFileError, UserError
 from ..core.files import write_text
 from ..core.settings import settings
-from .archives import read_archives, unpack
+from .archives import describe_download, read_archives, unpack
 from .archive_kinds import archive_extensions, is_archive
 from .archive_names import check_encoding
 from .class_names import with_clear_names
@@ -147,18 +147,17 @@ class Source:
     def _read_folder(self, path, labels, progress):
         "The images in a folder; labels from a table in it if the folders have none"
         tree = read_archives(walk_tree(path), self.zip_encoding, progress)
+        tree.notes.extend(describe_download(Path(self.location)) if self.kind == 'zip' else ())
         options = dict(label=self.label, group=self.group, layout=self.layout, splits=self.split != 'none')
+        columns = dict(group=self.group, column=self.column, split=self.split)
         try:
-            table = read_folder(tree, labels=labels, **options)
-        except NoLabelsError:
-            images = read_folder(tree, labels=False, **options)
-            table = read_inner_table(tree, images, self.group, self.column, self.split)
-            if table is None:
+            images = read_folder(tree, labels=labels, **options)
+        except NoLabelsError as error:
+            if (table := read_inner_table(tree, error.images, **columns)) is None:
                 raise
             return table
-        if self.label != 'folder' or self.layout != auto_layout:
-            return table
-        return compare_tables(tree, table, self.group, self.column, self.split)
+        is_chosen = self.label != 'folder' or self.layout != auto_layout
+        return compare_tables(tree, images, **columns, labels=labels and not is_chosen)
 
     def describe(self) -> str:
         "The source in words, on one line"

@@ -15,9 +15,11 @@ from collections.abc import Iterable
 
 # %% ../../nbs/data/split_words.ipynb #33f04dca
 _words = {
-    'train': 'train training trainval trn trainset trainingset trainingsdaten 训练 训练集',
-    'valid': 'valid val validation dev devel eval evaluation valset validset validierung validierungsdaten 验证 验证集',
-    'test': 'test tests testing tst testset holdout heldout testdaten 测试 测试集',
+    'train': 'train training trainval trn trainset trainingset trainingsdaten 训练 训练集 entrenamiento entraînement '
+    'entrainement apprentissage addestramento treino treinamento',
+    'valid': 'valid val validation dev devel eval evaluation valset validset validierung validierungsdaten 验证 验证集 '
+    'validación validacion validazione validação validacao',
+    'test': 'test tests testing tst testset holdout heldout testdaten 测试 测试集 prueba pruebas teste testes',
     'unlabelled': 'unlabelled unlabeled unlabel pred predict prediction predictions inference unsup unsupervised '
     'nolabel unannotated',
 }
@@ -29,7 +31,7 @@ _image_words = frozenset(
 _single_words = frozenset('image img photo picture pic bild foto file'.split())
 _empty_words = _image_words | frozenset(
     'split subset partition part seg cls classification public private labelled labeled annotated full complete final '
-    'new the my of for to'.split()
+    'new the my of for to mini'.split()
 )
 _two_words = {('hold', 'out'): 'holdout', ('held', 'out'): 'heldout', ('no', 'label'): 'nolabel'} | {
     ('no', 'labels'): 'nolabel',

@@ -17,6 +17,7 @@ from ..core.errors import UserError
 from ..core.progress import format_list
 from .column_names import find_column, find_columns, plain_name
 from .file_kinds import is_image_name
+from .split_words import contains_split_word
 from .table_records import read_excel, read_json, read_json_lines, read_parquet
 from .table_text import read_csv, read_text
 
@@ -136,6 +137,13 @@ def _without_blanks(table):
 _json_words = re.compile('annotation|metadata|coco|instances|label|train|val|test', re.I)
 
 
+def names_split(
+    file: Path,
+) -> bool:
+    "Whether a table is named like a list of the images of a split, such as `train.txt` or `test_images.csv`"
+    return contains_split_word(Path(file).stem)
+
+
 def may_name_images(
     path: str | Path,  # of a file; the files beside it exist
 ) -> bool:
@@ -144,29 +152,36 @@ def may_name_images(
     suffix, stem = path.suffix.lower(), path.stem.lower()
     if suffix == '.txt':
         names = {'images': 'image_class_labels.txt', 'multimedia': 'occurrence.txt'}
-        return stem in names and path.with_name(names[stem]).exists()
+        return stem in names and path.with_name(names[stem]).exists() or names_split(path)
     if suffix == '.json':
-        return bool(_json_words.search(stem)) and not re.search(r'map|dict|to_|2', stem)
+        return bool(_json_words.search(stem)) and not re.search(r'map|dict|to_|(?<!\d)2(?!\d)', stem)
     return suffix in table_extensions and 'submission' not in stem
 
 # %% ../../nbs/data/table_files.ipynb #62a11c48
 _map_words = re.compile('map|class|name|label|categor|species|taxon|taxa|dict|legend|index|idx|id', re.I)
 
 
+def files_beside(
+    file: Path,  # a table
+) -> list[Path]:  # in order
+    "The other files in the folder of a table"
+    return sorted(other for other in file.parent.iterdir() if other.is_file() and other != file)
+
+
 def label_names(
-    file: Path,  # the table
+    files: list,  # that may hold the names: those beside a table, or in the folder of the images
     labels: set,  # of text
 ) -> tuple[dict, list]:  # name by label; empty if there is none; notes
-    "The names of labels that are numbers, from a file beside the table"
+    "The names of labels that are numbers, from a file beside the images or their table"
     if not labels or not all(re.fullmatch(r'\d+', label) for label in labels):
         return {}, []
     found = {}
-    for other in sorted(file.parent.iterdir()):
-        is_small = other.suffix.lower() in ('.json', '.csv', '.tsv', '.txt') and other.is_file() and other != file
-        if is_small and _map_words.search(other.stem) and other.stat().st_size < 5_000_000:
-            names = _names_in(other, labels)
+    for file in files:
+        is_map = file.suffix.lower() in ('.json', '.csv', '.tsv', '.txt') and _map_words.search(file.stem)
+        if is_map and file.stat().st_size < 5_000_000:
+            names = _names_in(file, labels)
             if names and names not in found.values():
-                found[other.name] = names
+                found[file.name] = names
     if len(found) == 1:
         name, names = found.popitem()
         return names, [f'The labels are numbers; their names are read from {name}.']

@@ -24,6 +24,7 @@ from ..core.errors import MissingFileError, UserError
 from ..core.progress import format_count
 from .archives import receipt_name
 from .column_names import find_columns
+from .companions import is_companion_name
 from .file_kinds import image_extensions, is_image_name
 from .split_words import says_nothing, split_of, words_of
 from .tree import is_visible
@@ -135,7 +136,7 @@ class ImageFiles:
         paths = [self._direct(value) for value in values]
         missing = [i for i, path in enumerate(paths) if path is None]
         folders, ambiguous = [()] * len(values), [False] * len(values)
-        for level in (0, 1) if beside else (0,):
+        for level in (0, 1, 2) if beside else (0, 2):
             if missing and (level == 0 or len(missing) == len(values)):
                 below = self._below([values[i] for i in missing], level)
                 for i, found in zip(missing, below, strict=True):
@@ -170,10 +171,10 @@ class ImageFiles:
         return self._listings[folder]
 
     def _tree(self, level):
-        "All files below the table's folder (level 0), or below the folders of images beside it (level 1)"
+        "Files below the table's folder (0) or the folders of images beside it (1), but masks and previews; or all (2)"
         if level not in self._trees:
-            roots = [self.folder] if level == 0 else _image_folders_beside(self.folder)
-            files = chain.from_iterable(map(_walk, roots))
+            roots = _image_folders_beside(self.folder) if level == 1 else [self.folder]
+            files = chain.from_iterable(_walk(root, companions=level == 2) for root in roots)
             self._trees[level] = _Names([(name, (folder, name)) for folder, name in islice(files, max_walked)])
         return self._trees[level]
 
@@ -208,12 +209,13 @@ class ImageFiles:
         return sorted(others)
 
 
-def _walk(root):
-    "(folder, name) of all visible files below a folder; follows each link once"
+def _walk(root, companions):
+    "(folder, name) of all visible files below a folder, with or without those in folders for masks and previews"
     visited = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        folders[:] = [] if real in visited else sorted(filter(is_visible, folders))
+        suits = [name for name in folders if is_visible(name) and (companions or not is_companion_name(name))]
+        folders[:] = [] if real in visited else sorted(suits)  # each link is followed once
         if real not in visited:
             yield from ((folder.rstrip(os.sep), name) for name in files)
         visited.add(real)
@@ -307,7 +309,8 @@ def find_paths(
     "The image of each row. Raises `UserError`, or `MissingFileError` if none exists"
     files = files or ImageFiles(file)
     names = list(table.columns)
-    usual = [column] if column else find_columns(names, 'path')
+    is_list = all(re.fullmatch(r'column \d+', name) for name in names)  # without a header
+    usual = [column] if column else find_columns(names, 'path') or (names[:1] if is_list else [])
     if column and column not in names:
         raise UserError(f'{file} has no column {column}. Its columns are {", ".join(names)}; expected path and label.')
     sample = table.iloc[:: max(1, len(table) // 200)]

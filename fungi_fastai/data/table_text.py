@@ -83,11 +83,12 @@ class _Dialect:
     quotes: bool = True  # whether a cell may be in quotation marks
     skipped: int = 0  # lines before the header or, without one, before the data
     header: tuple = ()  # names of the columns; () if the first line is data
+    blanks: int = -1  # at which a line is cut if they separate the cells; -1: all
 
     def rows(self, lines):
         "The cells of lines"
         if self.separator == ' ':
-            return (line.split() for line in lines)
+            return (line.split(None, self.blanks) for line in lines)
         quoting = csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE
         return csv.reader(lines, delimiter=self.separator, quoting=quoting)
 
@@ -99,7 +100,7 @@ def _find_dialect(file, text):
     separators = ',;\t|'
     if match := re.match(r'"?sep=(.)"?\s*$', lines[0] if lines else '', re.I):
         separators, skipped = match[1], 1
-    while skipped < len(lines) and (not lines[skipped].strip() or lines[skipped].startswith('# ')):
+    while skipped < len(lines) and _is_comment(lines[skipped : skipped + 2]):
         skipped += 1
     skipped = _after_title(lines, skipped, separators)
     if skipped == len(lines):
@@ -111,10 +112,28 @@ def _find_dialect(file, text):
     if Path(file).suffix.lower() == '.txt' and len(separators) > 1:
         found.append(_Dialect(' ', False, skipped))
     best = max(found, key=lambda dialect: _score(dialect, sample))
+    if best.separator == ' ' and len({len(row) for row in best.rows(sample) if row}) > 1:
+        best = replace(best, blanks=1)  # a name, and a label with blanks in it
     first = next(best.rows(sample))
-    if any(is_image_name(cell.strip()) for cell in first):
+    if any(is_image_name(cell.strip()) for cell in first) or _is_list_of_images(best, first):
         return best
     return replace(best, header=column_names(first))
+
+
+def _is_comment(lines):
+    "Whether the first of two lines is blank or a comment; a header may begin with #, but not before another comment"
+    first, second = lines[0].strip(), lines[-1]
+    return not first or first.startswith('# ') or first[0] == '#' and len(lines) > 1 and second.startswith('#')
+
+
+def _is_list_of_images(dialect, first):
+    "Whether a first line is data, as in the lists of public sets: a path without extension, or a number, and no name"
+    if count_usual(first):
+        return False
+    if len(first) == 1:
+        return '/' in first[0]
+    is_counted = list(first) == [str(number) for number in range(len(first))]  # the columns of a table without names
+    return dialect.separator == ' ' or any(map(str.isdigit, first)) and not is_counted
 
 
 def _after_title(lines, first, separators):

@@ -21,13 +21,15 @@ from fungi_fastai.data.columns import (
     choose_group,
     choose_label,
     choose_splits,
+    genus_column,
     is_missing,
     one_hot_columns,
     read_one_hot,
     read_splits,
 )
 from .folders import compile_pattern, find_groups, group_name, images_table, plain_text
-from .table_files import label_names, read_frame
+from .split_words import says_nothing, split_of
+from .table_files import files_beside, label_names, read_frame
 from .table_paths import ImageFiles, PathColumns, find_paths
 from .table_text import line_numbers
 
@@ -39,6 +41,7 @@ class _Columns:
     path: PathColumns
     label: str | None
     one_hot: list  # the columns that hold a class each, if no column has the labels
+    genus: str | None  # the column that stands before the epithets in the labels
     group: str | None
     splits: list
     notes: list = field(default_factory=list)
@@ -58,22 +61,25 @@ class _Columns:
             one_hot = [] if label_column else one_hot_columns(table, taken | {*splits, group})
         elif label not in names and '(' not in label:
             _check_named(file, names, label=label)
+        genus = genus_column(table, label_column) if label == 'folder' and label_column else None
         group_column = group if group in names else None
         if not group:
             group_column = choose_group(table, taken | {*splits, label_column})
         elif group not in names and '(' not in group:
             _check_named(file, names, group=group)
-        columns = cls(path, label_column, one_hot, group_column, splits, notes)
+        columns = cls(path, label_column, one_hot, genus, group_column, splits, notes)
         columns.notes.insert(0, columns.describe(file, table))
         return columns
 
     def describe(self, file, table):
         "The choice as a sentence"
-        labels = self.label or (f'{format_list(self.one_hot)} (a 1 in one of them)' if self.one_hot else '')
+        label = ' and '.join(filter(None, (self.genus, self.label)))
+        labels = label or (f'{format_list(self.one_hot)} (a 1 in one of them)' if self.one_hot else '')
         meanings = [('images', '/'.join(self.path.columns)), ('labels', labels), ('specimens', self.group)]
         meanings.append(('split', ' and '.join(self.splits)))
         chosen = ', '.join(f'{what} from {name}' for what, name in meanings if name)
-        others = [n for n in find_columns(table.columns, 'label') if n != self.label and table[n].nunique() > 1]
+        others = [n for n in find_columns(table.columns, 'label') if table[n].nunique() > 1]
+        others = [n for n in others if n not in (self.label, self.genus)]
         hint = f'; labels may also be in {format_list(others)}' if others and self.label else ''
         return f'Columns of {file.name}: {chosen}{hint} (to choose others: --column, --label, --group, --split).'
 
@@ -91,6 +97,7 @@ def read_table(
     column: str = '',  # the column with the paths; '': the one that looks like it
     labels: bool = True,  # whether a table with no label at all is an error
     split: str = '',  # the column with the split; 'none': no column; '': the one that looks like it
+    from_folders: bool = True,  # whether a table without labels takes them from the folders of its images
 ) -> pd.DataFrame:  # path name label group given
     "The images that a table names. Raises `UserError`, or `MissingFileError` if none of them exists"
     file = Path(file)
@@ -110,7 +117,10 @@ def read_table(
     splits = read_splits(file, rows, columns.splits)
     if columns.splits and (without := int((splits == '').sum())):
         notes.append(f'{format_count(without, "row")} without a split in {" and ".join(columns.splits)}.')
-    image_labels, more = _image_labels(file, rows, columns, names, label, labels)
+    if from_folders or label != 'folder' or columns.label or columns.one_hot:
+        image_labels, more = _image_labels(file, rows, columns, names, label, labels)
+    else:
+        image_labels, more = [None] * len(rows), []
     image_labels = [None if split == 'unlabelled' else one for one, split in zip(image_labels, splits, strict=True)]
     if labels and not any(image_labels):
         raise UserError(f'No image in {file} has a label. Its columns are {", ".join(table.columns)}.')
@@ -153,7 +163,9 @@ def _image_labels(file, table, columns, names, label, required):
     "Labels from their column, from a pattern, or, for a table of paths alone, from the folders; notes"
     if columns.label:
         values = table[columns.label]
-        known, notes = label_names(file, set(values[values != '']))
+        if columns.genus:
+            values = (table[columns.genus] + ' ' + values).where(values != '', '').str.strip()
+        known, notes = label_names(files_beside(file), set(values[values != '']))
         known = {value: known.get(value) or plain_text(value) or None for value in values.unique()}
         return [known[value] for value in values.tolist()], notes + _missing_labels(values)
     if columns.one_hot:
@@ -168,7 +180,16 @@ def _image_labels(file, table, columns, names, label, required):
             f'No column of {file} looks like labels. Its columns are {", ".join(table.columns)}.{hint} Name the column '
             "(label='…'), or give a pattern that finds the label in the path."
         )
-    return [plain_text(name.split('/')[-2]) if '/' in name else None for name in names], []
+    return [_folder_label(name) for name in names], []
+
+
+def _folder_label(name):
+    "The innermost folder that may be a class"
+    folders = reversed(name.split('/')[:-1])
+    return next((plain_text(folder) for folder in folders if not says_nothing(folder) and not split_of(folder)), None)
+
+
+_unknown_labels = frozenset('na n/a nan null none ? -1 unknown unidentified unbekannt tbd todo'.split())
 
 
 def _missing_labels(values):
@@ -176,8 +197,9 @@ def _missing_labels(values):
     notes = []
     if empty := (values == '').sum():
         notes.append(f'{format_count(empty, "row")} without a label: such images are not used for training.')
-    for value in ('NA', 'N/A', 'nan', 'NaN', 'null', 'NULL', 'None', '?', '-1'):
-        if number := (values == value).sum():
+    for value in values.unique():
+        if value.lower() in _unknown_labels:
+            number = (values == value).sum()
             notes.append(
                 f'The label {value} ({format_count(number, "row")}) was read as the name of a class. If it means that '
                 'the label is unknown, leave these cells empty.'

@@ -42,6 +42,7 @@ class Tree:
     files: list[tuple] = field(default_factory=list)  # visible files, each folder's before those of its subfolders
     folders: list[tuple] = field(default_factory=list)  # visible folders
     broken_links: list[tuple] = field(default_factory=list)  # links to something that does not exist
+    no_files: list[tuple] = field(default_factory=list)  # pipes, sockets and devices
     passed_over: Counter = field(default_factory=Counter)  # name of a hidden or system folder → images in it
     paths: dict[tuple, str] = field(default_factory=dict)  # files unpacked from an archive inside; '' if not unpacked
     notes: list[str] = field(default_factory=list)  # how the archives were read
@@ -88,13 +89,27 @@ def _sort_entries(tree, parts, entries):
         if not is_visible(entry.name):
             name = _icloud if entry.name.endswith(_icloud) else entry.name
             tree.passed_over[name] += _count_images(entry)
-        elif entry.is_dir():
+            continue
+        kind, path = _kind_of_entry(entry), (*parts, entry.name)
+        if kind == 'folder':
             folders.append(entry.name)
+        elif kind == 'other':
+            tree.no_files.append(path)
         else:
-            tree.files.append((*parts, entry.name))
-            if entry.is_symlink() and not os.path.exists(entry.path):
-                tree.broken_links.append((*parts, entry.name))
+            tree.files.append(path)
+            if kind == 'broken link':
+                tree.broken_links.append(path)
     return folders
+
+
+def _kind_of_entry(entry):
+    "folder, file, broken link, or other: a pipe, a socket or a device, which may never end"
+    try:
+        if entry.is_dir():
+            return 'folder'
+        return 'file' if entry.is_file() or not entry.stat() else 'other'
+    except OSError:
+        return 'broken link'
 
 
 def _count_images(entry):
@@ -129,6 +144,9 @@ def describe_passed_over(
     if links := ['/'.join(link) for link in tree.broken_links if not is_image_name(link[-1])]:
         targets = f'{format_count(len(links), "link")} to something that does not exist: {format_list(links)}'
         notes.append(f'Left out: {targets}.')
+    if tree.no_files:
+        names = format_list(map('/'.join, tree.no_files))
+        notes.append(f'Left out, because they are pipes, sockets or devices and not files: {names}.')
     if count := tree.passed_over[_icloud]:
         notes.append(
             f'Left out: {format_count(count, "image")} of which only a placeholder is on this computer (*.icloud). '
