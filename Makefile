@@ -1,10 +1,10 @@
-# make demo · make test · make test-fast · make check · make docs · make bench — each sets up what it needs in $(VENV)
+# make demo · make test · make test-fast · make check · make docs · make bench · make bench-gpu — each sets up what it needs in $(VENV)
 VENV ?= .venv
 bin := $(VENV)/bin
 # keep compiled modules: without them each process compiles the 5,000 modules of torch and fastai, in 15 seconds
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-fast check docs lessons readme bench clean
+.PHONY: demo test test-fast check docs lessons readme bench bench-gpu clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(bin)/python || python3 -m venv $(VENV)
@@ -14,12 +14,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 # the main job on the built-in sample: look at the images, train, evaluate, report, export; the network is pretrained
-sample := mushrooms --source sample --arch tf_efficientnet_lite0 --pretrained --size 224 --bs 16 --lr 3e-3 \
-  --epochs 12 --frozen-epochs 12 --feature-views 2 --head-init random
 demo: $(VENV)/.installed
 	@rm -rf demo && mkdir demo
 	@set -e; begin=$$(date +%s); $(bin)/fungi explore sample --out demo/images; \
-	looked=$$(date +%s); $(bin)/fungi train $(sample) --out demo/run; \
+	looked=$$(date +%s); $(bin)/fungi train mushrooms --source sample --out demo/run; \
 	trained=$$(date +%s); $(bin)/fungi export demo/run --out demo/bundle; \
 	exported=$$(date +%s); \
 	echo "Exploring took $$((looked - begin)) s, training, evaluation and report $$((trained - looked)) s, export $$((exported - trained)) s."
@@ -55,6 +53,10 @@ readme: $(VENV)/.installed
 # side by side with plain fastai and others: about an hour, with nothing else running
 bench: $(VENV)/.installed
 	$(bin)/python benchmarks/run.py
+
+# on a machine with a CUDA device: at most eight minutes
+bench-gpu: $(VENV)/.installed
+	$(bin)/python benchmarks/gpu.py
 
 clean:
 	rm -rf _proc _docs _site demo build dist *.egg-info

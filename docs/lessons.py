@@ -3,21 +3,19 @@
 import argparse
 import subprocess
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 
 import nbdev.test
+
+import fungi_fastai  # noqa: F401  (silences what importing fastai warns of, before a notebook does that)
 
 root = Path(__file__).parents[1]
 
 
 def run(notebook):
     "Execute a notebook, save and clean it; returns whether all cells passed"
-    with warnings.catch_warnings():  # importing fastai triggers these warnings
-        warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
-        warnings.filterwarnings('ignore', "The 'mode.chained_assignment' option is deprecated")
-        passed, seconds = nbdev.test.test_nb(notebook, basepath=str(root), save=True)
+    passed, seconds = nbdev.test.test_nb(notebook, basepath=str(root), save=True)
     if passed:
         subprocess.run(['nbdev-clean', '--fname', notebook], cwd=root, check=True)
     print(f'{notebook.relative_to(root)}: {"saved" if passed else "FAILED"} after {seconds:.0f} s', flush=True)

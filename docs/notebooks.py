@@ -338,15 +338,17 @@ def show_image(page, content, name, alt, caption):
     "An image as a file beside the page, with its size, so that the layout is stable while it loads"
     folder = f'{page.name}_files'
     page.files[f'{folder}/{name}'] = content
-    size = ''
+    size, style = '', 'doc-figure'
     if not name.endswith('.svg'):
         from PIL import Image
 
         with Image.open(io.BytesIO(content)) as image:
             size = ' width="{}" height="{}"'.format(*image.size)
+            if image.mode == 'RGBA' and image.getextrema()[3][0] == 0:  # transparent: the page shows through
+                style += ' doc-chart'
     img = f'<img src="{Path(folder).name}/{name}" alt="{html.escape(alt)}"{size} loading="lazy">'
     caption = f'<figcaption>{html.escape(caption)}</figcaption>' if caption else ''
-    return f'<figure class="doc-figure">{img}{caption}</figure>'
+    return f'<figure class="{style}">{img}{caption}</figure>'
 
 
 def show_html(page, text, name):

@@ -241,14 +241,16 @@ def _run_command(arguments):
             app.command(_prepared(command, arguments), name=name)
         description = 'Write notebooks that train on Kaggle, and list the scores of submissions.'
         return app.cli(prog='fungi kaggle', args=arguments[1:] or ['--help'], description=description)
-    for command in commands:
+    requested = [command for command in commands if [command.__name__] == arguments[:1]]
+    for command in requested or commands:  # one command alone: its errors do not speak of the options of others
         if command is training.train and _resumes(arguments):
             app.command(_with_help(training.resume), name='train')
         else:
             app.command(_prepared(command, arguments))
     description = (
         'From a folder of specimen photos to the best classifier you can honestly claim. '
-        'A first try, in two minutes and without a download: fungi train mushrooms --source sample'
+        'Start with fungi train my_photos, a folder with one subfolder for each class. '
+        'Without photos of your own: fungi train mushrooms --source sample, on images that the library draws.'
     )
     return app.cli(prog='fungi', args=arguments or ['--help'], description=description)
 

@@ -165,6 +165,7 @@ def test_help_shows_each_default_once_and_placeholders(fungi):
         (('train', 'mushroms'), 'mushrooms'),
         (('trian',), 'train'),
         (('check', 'x', '--jsno'), '--json'),
+        (('train',), 'fungi train my_photos'),
         (('train', 'flowers', '--augment.rotat', '3'), '--augment.rotate'),
     ],
 )
@@ -459,7 +460,7 @@ def test_the_command_in_the_report_is_the_command(fungi, small_run, tmp_path):
         lambda r: r,
         lambda r: r.but(arch='resnet50', monitor='valid_loss', augment='field', exclude=()),
         lambda r: r.for_sample(),
-        lambda r: r.for_sample().but(pretrained=True, source=f'sample:{r.name}'),
+        lambda r: r.for_sample().but(pretrained=False, trainable='all', source=f'sample:{r.name}'),
         lambda r: r.but(name='my own', cache=False),
     ],
 )

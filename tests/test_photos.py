@@ -66,7 +66,8 @@ def test_where_a_source_may_stand(own, call):
     'call, message',
     [
         (['train', 'our birds', '--source', 'others'], 'another one'),
-        (['train', 'our_birds'], 'no recipe .our_birds., and no file or folder'),
+        (['train', 'our_birds'], 'no recipe .our_birds., and no file or folder.*Did you mean .our birds.'),
+        (['train', '--epochs', '3'], 'fungi train needs images: fungi train my_photos'),
         (['train', './our_birds'], 'did you mean our birds'),
         (['train', 'photos'], 'source is empty'),
         (['folds', 'flowers'], r'fungi folds ./flowers.*fungi folds flowers --source ./flowers.*--source alxmamaev'),
@@ -237,8 +238,8 @@ def test_a_bundle_says_where_the_weights_come_from(small_run, tmp_path):
 
 def test_the_network_is_chosen_without_a_budget(ready, photos):
     from fungi_fastai.models.backbones import preferred_backbone
-    from fungi_fastai.training.budget import make_plan
     from fungi_fastai.training.fit import prepare_items
+    from fungi_fastai.training.selection import make_plan
 
     recipe = PHOTOS.but(source=str(photos), size=32, bs=8, epochs=3)
     plan = make_plan(recipe, prepare_items(recipe, progress=False))

@@ -16,7 +16,7 @@ from fungi_fastai.core.errors import UserError
 from fungi_fastai.samples import datasets as samples
 from fungi_fastai.samples.datasets import draw, jobs, make_sample, sample_folder, sample_kinds
 
-counts = dict(mushrooms=324, defungi=592, flowers=200, seedlings=360)
+counts = dict(mushrooms=540, defungi=592, flowers=200, seedlings=360)
 
 
 def hashes(folder: Path) -> dict:
@@ -148,6 +148,7 @@ print(samples.sample_folder('flowers'))
 """
 
 
+@pytest.mark.process
 def test_two_processes_draw_the_default_sample_at_once(tmp_path):
     processes = [start_script(script.format(specimens=8), tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=300) for process in processes]
@@ -158,6 +159,7 @@ def test_two_processes_draw_the_default_sample_at_once(tmp_path):
     assert os.listdir(folder.parent) == [folder.name]  # no temporary folder remains
 
 
+@pytest.mark.process
 def test_a_killed_process_leaves_no_incomplete_sample(tmp_path):
     process = start_script(script.format(specimens=2000), tmp_path, start_new_session=True)
     samples_folder = tmp_path / 'data' / 'samples'

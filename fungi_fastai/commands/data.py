@@ -22,6 +22,7 @@ from fungi_fastai.commands.common import (
     print_json,
     print_result,
 )
+from ..core.errors import UserError
 from ..core.files import check_writable, write_table
 from ..training.recipes import recipes
 
@@ -61,6 +62,10 @@ def explore(
     from fungi_fastai.data.explore import explore as explore_items
     from fungi_fastai.data.scan import check as check_source
 
+    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+        raise UserError(
+            f'{out} is in {source}, so its figures would count as images of {source}. Choose another --out.'
+        )
     check_writable(out / 'index.html')
     items, _ = check_source(source, **reading.given())
     print(explore_items(items, out, title=Path(source).name or source))
@@ -71,11 +76,13 @@ def probe(
     source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
     recipe: Literal[tuple(recipes)] | None = None,  # recipe for all settings that no option gives (default: plain)
     # architecture: a timm or torchvision name, or convmixer_DIM_DEPTH (default: the recipe's, otherwise the installed
-    # one; for the sample convmixer_64_4)
+    # one). a,b,c compares several networks, all those whose weights are on this machine; a+b is two networks together
     arch: str | None = None,
-    weights: str = '',  # .safetensors or .pth file, or Hugging Face hub id, instead of a download
-    pretrained: bool = True,  # weights pretrained on ImageNet; the sample uses none unless you give weights
-    size: int | None = None,  # image size, pixels (default: the recipe's, otherwise 224; for the sample 96)
+    # .safetensors or .pth file, or Hugging Face hub id, instead of a download; for several networks a folder of files
+    # that are named after them
+    weights: str = '',
+    pretrained: bool = True,  # weights pretrained on ImageNet, unless you give other weights
+    size: int | None = None,  # image size, pixels (default: the recipe's, otherwise 224)
     folds: int = 5,  # number of folds; fewer if a class has fewer specimens
     seed: int = 42,  # random seed of the folds
     reading: Reading = default_reading,
@@ -84,28 +91,32 @@ def probe(
     json: bool = False,  # print JSON
 ) -> int:
     "Measure the linear-probe baseline: a linear classifier on a network's features, cross-validated"
+    from fungi_fastai.studies.network_probes import probe_networks
     from fungi_fastai.studies.probe import probe as probe_source
 
     if out:
         check_output_file(out, '.csv', '.parquet')
-    options = given(arch=arch, size=size, pretrained=None if pretrained else False) | reading.given()
-    base = base_recipe(source, recipe)
-    result = probe_source(base.but(weights=weights, seed=seed, device=device, **options), folds)
+    options = given(size=size, pretrained=None if pretrained else False) | reading.given()
+    base = base_recipe(source, recipe).but(seed=seed, device=device, **options)
+    if arch == 'all' or ',' in (arch or ''):
+        result, timing = probe_networks(base, arch, folds, weights=weights), ()
+    else:
+        result = probe_source(base.but(weights=weights, **given(arch=arch)), folds)
+        timing = (result.timing,)
     if out:
         write_table(out, result.predictions)
-    print_result(result, json, result.timing)
+    print_result(result, json, *timing)
     return 0
 
 
 def labels(
     source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
     recipe: Literal[tuple(recipes)] | None = None,  # recipe for all settings that no option gives (default: plain)
-    # architecture whose features are used (default: the recipe's, otherwise the installed one; for the sample
-    # convmixer_64_4)
-    arch: str | None = None,
+    arch: str
+    | None = None,  # architecture whose features are used (default: the recipe's, otherwise the installed one)
     weights: str = '',  # .safetensors or .pth file, or Hugging Face hub id, instead of a download
-    pretrained: bool = True,  # weights pretrained on ImageNet; the sample uses none unless you give weights
-    size: int | None = None,  # image size, pixels (default: the recipe's, otherwise 224; for the sample 96)
+    pretrained: bool = True,  # weights pretrained on ImageNet, unless you give other weights
+    size: int | None = None,  # image size, pixels (default: the recipe's, otherwise 224)
     folds: int = 5,  # number of folds; each image is judged by a classifier trained on the other folds
     reading: Reading = default_reading,
     out: Path | None = None,  # folder for a page of the images, and tables

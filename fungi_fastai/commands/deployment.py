@@ -8,17 +8,22 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/commands/deployment.html.md"""
 __all__ = ['export', 'serve', 'submit', 'kaggle', 'kaggle_notebook', 'kaggle_status']
 
 # %% ../../nbs/commands/deployment.ipynb #50efeb14
+import shlex
+from inspect import signature
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
+
+from ..core.errors import UserError
+from ..core.progress import format_size
 
 from .common import print_json, print_message
 from ..training.recipe import Recipe
 
 # %% ../../nbs/commands/deployment.ipynb #8c183f06
 def export(
-    run: Positional[Path],  # folder of a finished run
+    run: Positional[Path],  # folder of a finished run; with --web also of a bundle
     # folder of the bundle, replaced once the new one is complete (default: `bundle` in the run's folder)
     out: Path | None = None,
     int8: bool = False,  # add a quantised 8-bit network, calibrated on training images, with its measured accuracy loss
@@ -28,28 +33,70 @@ def export(
     examples: int = 500,  # training images whose features and thumbnails are included; 0: no image leaves this machine
     references: int = 8,  # images with torch's predictions, to check the bundle on other machines; 0: none
     licence: str = 'not stated by who made it',  # of images and network, for the model card
+    # fraction of the images of known classes that may be called unlike the training images; 0: none is
+    false_alarm_rate: float = 0.05,
+    # also write a web app, which classifies photos in the browser without a network, into a folder beside the bundle
+    # with -web at the end of its name; of a bundle, into OUT. It gets the 8-bit network where that predicts the same
+    web: bool = False,
+    # with --web: folder of the npm package onnxruntime-web (default: downloaded once from the npm registry)
+    web_runtime: Path | None = None,
     push: str | None = None,  # also push the bundle to the Hugging Face Hub, as OWNER/NAME
     public: bool = False,  # with --push: make it public
     json: bool = False,  # print bundle.json
 ) -> int:
     "Export a run as a bundle: weights, ONNX, model card. Fails unless torch and ONNX predict the same"
+    arguments = dict(locals())
     from fungi_fastai.deploy.export import export as export_run
     from fungi_fastai.deploy.hub import push_to_hub
+    from fungi_fastai.deploy.web_runtime import fetch_runtime
 
+    if web_runtime and not web:
+        raise UserError('--web-runtime is for --web.')
+    if (run / 'bundle.json').exists():
+        _check_bundle_options(run, arguments)
+        return _export_web_app(run, out, web_runtime)
+    if web:
+        fetch_runtime(web_runtime)  # before the work is done
     folder = export_run(
         run,
         out or run / 'bundle',
-        int8=int8,
+        int8=int8 or (None if web else False),
         openvino=openvino,
         min_agreement=min_agreement,
         examples=examples,
         references=references,
         licence=licence,
+        false_alarm_rate=false_alarm_rate,
         progress=not json,
     )
     print((folder / 'bundle.json').read_text('utf8') if json else folder)
+    if web:
+        _export_web_app(folder, None, web_runtime)
     if push:
         print_message(f'Pushed to {push_to_hub(folder, push, private=not public)}')
+    return 0
+
+
+def _check_bundle_options(bundle, arguments):
+    "Raise `UserError` if an option is for a run"
+    if not arguments['web']:
+        raise UserError(f'{bundle} is a bundle already. Add --web for its web app, or name the folder of a run.')
+    defaults = {one.name: one.default for one in signature(export).parameters.values()}
+    for name, value in arguments.items():
+        if name not in ('run', 'out', 'web', 'web_runtime') and value != defaults[name]:
+            option = name.replace('_', '-')
+            raise UserError(f'--{option} is for the export of a run, and {bundle} is a bundle. Export its run instead.')
+
+
+def _export_web_app(bundle, out, runtime):
+    "Write the web app of a bundle"
+    from fungi_fastai.deploy.web import app_size, write_web_app
+
+    folder = write_web_app(bundle, out or bundle.with_name(f'{bundle.resolve().name}-web'), runtime)
+    print_message(
+        f'Web app: {folder}, {format_size(app_size(folder))}. Put it on a web server with HTTPS, or try it here: '
+        f'python -m http.server -d {shlex.quote(str(folder))}'
+    )
     return 0
 
 

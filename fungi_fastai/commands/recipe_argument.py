@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/commands/recipe_argument.html.
 __all__ = []
 
 # %% ../../nbs/commands/recipe_argument.ipynb #f3b4bdc3
+import difflib
 import inspect
 import os
 from dataclasses import fields
@@ -25,7 +26,7 @@ def with_recipe_name(
     "The arguments with the name of a recipe: a source becomes the recipe for photos with `--source`"
     position = _position(arguments, command, start)
     if position is None:
-        return arguments
+        return _without_word(arguments, start)
     word, source = arguments[position], given_source(arguments)
     if word in recipes and not (source is None and os.path.exists(word)):
         return arguments
@@ -45,11 +46,30 @@ def with_recipe_name(
     return [*arguments[:position], PHOTOS.name, '--source', word, *arguments[position + 1 :]]
 
 
+def _without_word(arguments, start):
+    "Arguments that name neither a recipe nor a source: `--source` alone stands for the recipe for photos"
+    if {'-h', '--help'} & set(arguments):
+        return arguments
+    if given_source(arguments) is not None:
+        return [*arguments[:start], PHOTOS.name, *arguments[start:]]
+    call = ' '.join(['fungi', *arguments[:start]])
+    raise UserError(
+        f'{call} needs images: {call} my_photos, where my_photos is a folder with one subfolder for each class, a zip '
+        f'or a table. Or it needs a recipe: {", ".join(recipes)}.'
+    )
+
+
 def given_source(arguments: list[str]) -> str | None:
     "The value of `--source`; None if it is not given"
     following = dict(zip(arguments, arguments[1:], strict=False))
     following |= dict(argument.split('=', 1) for argument in arguments if argument.startswith('--source='))
     return following.get('--source')
+
+
+def _suggestion(word):
+    "The closest recipe, file or folder; without a close one, the recipes"
+    nearby = difflib.get_close_matches(word, [*recipes, *os.listdir()], 1)
+    return did_you_mean(word, nearby or list(recipes))
 
 
 def _check_source(word):
@@ -61,7 +81,7 @@ def _check_source(word):
         Source.of(word)
         return
     raise UserError(
-        f'There is no recipe {word!r}, and no file or folder of that name. {did_you_mean(word, list(recipes))}'
+        f'There is no recipe {word!r}, and no file or folder of that name in {os.getcwd()}. {_suggestion(word)}'
     )
 
 # %% ../../nbs/commands/recipe_argument.ipynb #419b3fa0

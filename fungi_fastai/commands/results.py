@@ -33,11 +33,10 @@ def evaluate(
     source: str | None = None,  # other labelled images: folder, zip, CSV, Kaggle slug (default: the run's test set)
     leakage: bool = False,  # measure the leakage of a random split instead, and list the images that cause it
     retrain: bool = False,  # with --leakage: train networks instead of probes on frozen features; needs --out
-    # with --leakage: architecture whose features are used (default: the run's, else the installed one; for the sample
-    # convmixer_64_4)
+    # with --leakage: architecture whose features are used (default: the run's, otherwise the installed one)
     arch: str | None = None,
     weights: str = '',  # with --leakage: .safetensors or .pth file, or Hugging Face hub id, instead of a download
-    size: int | None = None,  # with --leakage: image size, pixels (default: the run's, otherwise 224; sample: 96)
+    size: int | None = None,  # with --leakage: image size, pixels (default: the run's, otherwise 224)
     reading: Reading = default_reading,
     out: Path | None = None,  # .csv or .parquet file for the predictions; with --leakage a folder for page and tables
     json: bool = False,  # print JSON
@@ -128,10 +127,14 @@ def _print_metrics(metrics):
 # %% ../../nbs/commands/results.ipynb #b6582d8c
 def predict(
     model: Positional[Path],  # folder of a bundle or of a finished run
-    paths: Positional[list[Path]],  # images, or folders of images
+    paths: Positional[list[Path]],  # images, folders of images, or one table (CSV, Excel …) of images
     # .csv, .jsonl or .parquet file; the same call resumes an interrupted one (default: standard output, as text in a
     # terminal and as CSV in a pipe)
     out: Path | None = None,
+    # classify specimens too, by all their photos: a regular expression that marks the specimen in the name of a file,
+    # such as '^(.+)_', a column of the table, or folder if each folder is a specimen
+    group: str | None = None,
+    only: Path | None = None,  # text file with the classes that are possible, one a line; the others are ruled out
     engine: Literal['local', 'ray'] = 'local',  # ray: many processes, on one or many machines; for bundles only
     workers: int | None = None,  # threads, or processes with ray (default: one per usable CPU of machine or cluster)
     backend: Literal['auto', 'onnx', 'torch', 'int8', 'openvino'] = 'auto',  # inference backend of a bundle; auto: onnx
@@ -140,11 +143,21 @@ def predict(
 ) -> int:
     "Classify images with a bundle or a run"
     from fungi_fastai.core.progress import format_count
+    from fungi_fastai.evaluation.species_list import read_species_list
     from fungi_fastai.runs.batch_prediction import predict_to
 
     form = 'json' if json else 'text' if out is None and sys.stdout.isatty() else 'csv'
     result = predict_to(
-        model, paths, out, engine=engine, workers=workers, backend=backend, address=address, stdout_format=form
+        model,
+        paths,
+        out,
+        group=group,
+        only=read_species_list(only) if only else None,
+        engine=engine,
+        workers=workers,
+        backend=backend,
+        address=address,
+        stdout_format=form,
     )
     if json and out:
         print_json(dict(out=str(out), images=result.images, unreadable=result.failed, errors=result.errors))

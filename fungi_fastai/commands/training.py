@@ -16,7 +16,7 @@ from typing import Literal
 
 from tyro.conf import Positional, UseAppendAction
 
-from .common import given, print_json, print_result, show_loading, show_warning
+from .common import given, print_json, print_message, print_result, show_loading, show_warning
 from ..core.errors import UserError
 from ..training.recipe import Recipe, source_of
 
@@ -52,9 +52,14 @@ def _launch(recipe, out, json, tracker, processes, start):
     "Train in one or several processes, and print the result in the first one"
     from fungi_fastai.training.launch import launch
 
+    was_finished = out is not None and (out / 'metrics.json').exists()
     result = launch(processes, _train_run, recipe, out, tracker, start)
     if result is None:
         return 0  # rank 0 prints the result
+    if was_finished:
+        print_message(
+            f'The run in {out} was finished before, so nothing was trained. Choose another --out for a new run.'
+        )
     metrics, report = result
     if json:
         print_json(metrics)

@@ -48,6 +48,15 @@ def format_size(
     return f'{amount:,.0f} {" KMGT"[power]}B' if amount >= 10 else f'{amount:.1f} {" KMGT"[power]}B'
 
 
+def format_probability(
+    probability: float,  # 0…1
+) -> str:
+    "`<1%`, `37%`, `>99%`: never 0% and never 100%, which would claim certainty"
+    if probability < 0.005:
+        return '<1%'
+    return '>99%' if probability >= 0.995 else f'{probability:.0%}'
+
+
 def format_list(
     values: Iterable,  # names or numbers
     most: int = 6,  # how many are shown

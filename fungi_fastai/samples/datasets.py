@@ -54,7 +54,7 @@ class Kind:
 
 
 kinds = dict(
-    mushrooms=Kind(draw_mushroom, tuple(genera), specimens=12, photos=3, folder='Mushrooms'),
+    mushrooms=Kind(draw_mushroom, tuple(genera), specimens=30, photos=2, folder='Mushrooms'),
     defungi=Kind(
         draw_crop,
         tuple(structures),
