@@ -11,7 +11,10 @@ def plain():
     from steps import timed_epochs
 
     dls = plain_loaders(pd.read_csv(parameters['table']), parameters['size'], parameters['bs'], parameters['workers'])
-    stopwatch = timed_epochs(plain_learner(dls, parameters['arch']), 1)
+    learn = plain_learner(dls, parameters['arch'])
+    if parameters.get('half_precision'):
+        learn.to_fp16()
+    stopwatch = timed_epochs(learn, 1)
     report(seconds=stopwatch.seconds[0], rate=stopwatch.count / stopwatch.seconds[0], images=stopwatch.count)
 
 
@@ -51,23 +54,13 @@ def ours():
 
 def limit():
     "The steps of an epoch on one batch in memory, with the same network, optimizer, precision and memory format"
-    import torch
-    from steps import one_step
+    from steps import one_step, step_rate
 
     learn, _ = our_learner()
     one_step(learn)
-    x, y = learn.dls.train.one_batch()
-    x, y = x.as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last), y.as_subclass(torch.Tensor)
-    steps, model = len(learn.dls.train), learn.model.train()
-    start = synchronized_time()
-    for _ in range(steps):
-        with learn.precision.context(x.device):
-            output = model(x)
-        learn.loss_func(output.float(), y).backward()
-        learn.opt.step()
-        learn.opt.zero_grad()
-    seconds = synchronized_time() - start
-    report(seconds=seconds, rate=steps * len(x) / seconds, images=steps * len(x), precision=learn.precision.mode)
+    steps, bs = len(learn.dls.train), learn.dls.train.bs
+    rate = step_rate(learn, n=steps)
+    report(seconds=steps * bs / rate, rate=rate, images=steps * bs, precision=learn.precision.mode)
 
 
 dict(fastai=plain, fastai_workers=plain, ours=ours, limit=limit)[contender]()

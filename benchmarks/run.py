@@ -357,35 +357,6 @@ def growth(bench):
     bench.delete('growth')
 
 
-def gpu(bench):
-    gpu_name = subprocess.run(
-        [
-            sys.executable,
-            '-c',
-            'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")',
-        ],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    ).stdout.strip()
-    if not gpu_name:
-        bench.skipped['gpu'] = 'this machine has no CUDA device'
-        return
-    count, bs, nets = (16, 8, ('convmixer_16_1',)) if bench.quick else (1920, 128, ('resnet50', 'convnext_tiny'))
-    for arch in nets:
-        yield Case(
-            f'{arch}_224',
-            f'{arch} at 224 px on {gpu_name}',
-            dict(
-                ours=Contender('ours, from JPEGs', 'epoch.py', dict(epochs=4)),
-                limit=Contender('one batch repeated', 'epoch.py'),
-            ),
-            {'ours ÷ ready batches': (('ours', 'rate'), ('limit', 'rate'))},
-            dict(table=bench.photos(train=count, valid=8), arch=arch, size=224, bs=bs),
-            dict(images=count, arch=arch, size=224, batch=bs, device=gpu_name),
-        )
-
-
 PARTS = dict(
     start=start,
     loader=loader,
@@ -394,7 +365,6 @@ PARTS = dict(
     prediction=prediction,
     accuracy=accuracy,
     growth=growth,
-    gpu=gpu,
 )
 
 

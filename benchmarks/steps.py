@@ -46,3 +46,28 @@ def timed_epochs(learn, epochs: int) -> Stopwatch:
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(epochs, cbs=stopwatch)
     return stopwatch
+
+
+def step_rate(learn, channels_last=True, compiled=False, n=30) -> float:
+    "Images a second of training steps on one ready batch, with the Learner's network, optimizer and precision"
+    import torch
+
+    x, y = learn.dls.train.one_batch()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, y = x.as_subclass(torch.Tensor).contiguous(memory_format=layout), y.as_subclass(torch.Tensor)
+    model = learn.model.train().to(memory_format=layout)
+    forward = torch.compile(model) if compiled else model
+
+    def step():
+        with learn.precision.autocast(x.device):
+            output = forward(x)
+        learn.loss_func(output.float(), y).backward()
+        learn.opt.step()
+        learn.opt.zero_grad()
+
+    for _ in range(3):
+        step()
+    start = synchronized_time()
+    for _ in range(n):
+        step()
+    return round(n * len(x) / (synchronized_time() - start), 1)

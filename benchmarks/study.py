@@ -68,7 +68,7 @@ settings |= {
 def runs(shared: Path, out: Path, name: str, wanted: list[str]):
     "Train and score the runs that are missing"
     from fungi_fastai.evaluation.tta import predict_tta
-    from fungi_fastai.models.weights import find_weights_file
+    from fungi_fastai.models.packaged import find_weights_file
     from fungi_fastai.runs.run import Run
     from fungi_fastai.runs.train import train
     from fungi_fastai.training.fit import prepare_items

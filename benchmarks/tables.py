@@ -103,7 +103,6 @@ def table(result: dict) -> str:
         prediction=_rates,
         accuracy=_accuracy,
         growth=_growth,
-        gpu=_rates,
     )
     return shown[result['part']](result['cases'])
 
@@ -268,10 +267,27 @@ def show(part: str, folder: Path = RESULTS) -> str:
     return '\n\n'.join([table(result), *notes, measured])
 
 
+def gpu(folder: Path = RESULTS) -> str:
+    "The results of benchmarks/gpu.py as Markdown, or that there are none"
+    result = read('gpu', folder)
+    if not result:
+        return 'Not measured yet: no GPU was available. `make bench-gpu` writes `benchmarks/results/gpu.json`.'
+    parts = result['parts']
+    rows = (
+        [arch, *(number(rates[name]['rate']) if 'rate' in rates.get(name, {}) else '–' for name in ('ours', 'limit'))]
+        + [str(rates['ours_of_limit'] or '–'), str(rates['ours_of_fastai'] or '–')]
+        for arch, rates in parts.get('epoch', {}).items()
+    )
+    header = ['network', 'ours, images/s', 'one ready batch, images/s', 'ours ÷ ready batch', 'ours ÷ plain fastai']
+    others = {name: value for name, value in parts.items() if name != 'epoch'}
+    details = f'```json\n{json.dumps(others, indent=1, ensure_ascii=False)}\n```'
+    return '\n\n'.join([f'{result["gpu"]}, {result["date"]}, `make bench-gpu`.', grid(header, rows), details])
+
+
 def machines(folder: Path = RESULTS) -> str:
     "The machines on which the parts were measured"
     seen = {}
-    for part in ('start', 'loader', 'epoch', 'small', 'prediction', 'accuracy', 'growth', 'gpu'):
+    for part in ('start', 'loader', 'epoch', 'small', 'prediction', 'accuracy', 'growth'):
         if result := read(part, folder):
             m = result['machine']
             packages = ', '.join(
@@ -298,7 +314,7 @@ if __name__ == '__main__':
                 goals(folder),
                 *(
                     f'## {part}\n\n{show(part, folder)}'
-                    for part in ('loader', 'epoch', 'small', 'prediction', 'accuracy', 'start', 'growth', 'gpu')
+                    for part in ('loader', 'epoch', 'small', 'prediction', 'accuracy', 'start', 'growth')
                 ),
             ]
         )

@@ -95,3 +95,16 @@ def test_a_quick_run_writes_no_results(tmp_path):
 def test_an_unknown_part_is_refused():
     process = subprocess.run([sys.executable, root / 'benchmarks' / 'run.py', 'speed'], capture_output=True, text=True)
     assert process.returncode == 2 and 'there is no part speed' in process.stderr and 'Traceback' not in process.stderr
+
+
+def test_the_table_of_a_gpu(tables, tmp_path):
+    assert 'make bench-gpu' in tables.gpu(tmp_path)
+    rows = dict(
+        resnet50=dict(limit=dict(rate=2500.0), ours=dict(rate=2400.0), ours_of_limit=0.96, ours_of_fastai=3.5),
+        vit=dict(limit=dict(failed='the time was over'), ours_of_limit=None, ours_of_fastai=None),
+    )
+    parts = dict(epoch=rows, resume=dict(killed=True, same_weights=True))
+    (tmp_path / 'gpu.json').write_text(json.dumps(dict(gpu='A card', date='2026-01-01', parts=parts)))
+    table = tables.gpu(tmp_path)
+    assert 'A card, 2026-01-01' in table and '"same_weights": true' in table
+    assert '| resnet50 | 2,400 | 2,500 | 0.96 | 3.5 |' in table and '| vit | – | – | – | – |' in table

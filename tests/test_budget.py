@@ -2,31 +2,17 @@
 
 import json
 import time
+from dataclasses import asdict, replace
 
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import call_command, flags, tiny, wait_for
+from conftest import TickingClock, call_command, flags, tiny, wait_for
 
 from fungi_fastai.core.errors import UserError
 from fungi_fastai.training.recipe import Recipe, parse_duration
 
 small = {name: value for name, value in tiny.items() if name != 'epochs'}
-
-
-class TickingClock:
-    "A clock that advances a tick with each look at it, so that a test waits for work and not for time"
-
-    def __init__(self, tick):
-        self.start = self.now = time.monotonic()
-        self.tick = tick
-
-    def __call__(self):
-        self.now += self.tick
-        return self.now
-
-    @property
-    def seconds(self):
-        return self.now - self.start
 
 
 def call_with_ticking_clock(tick, *arguments):
@@ -99,15 +85,105 @@ def test_the_requested_and_the_planned_recipe(timed, fungi, photos):
     assert '--budget 12' in run.report().read_text()
 
 
-def test_too_little_for_an_epoch_leaves_the_probe(photos, ready, tmp_path):
-    from fungi_fastai.training.budget import Speed, best_plan
-    from fungi_fastai.training.fit import prepare_items
+def a_machine(slower=1.0):
+    "The speed of `tf_efficientnet_lite0` on one core, or of a core that is `slower` times as slow"
+    from fungi_fastai.training.speed import Speed
 
-    items = prepare_items(Recipe(source=str(photos), group=''), progress=False)
-    slow = Speed(read=0.01, inference=0.1, train_step=10.0, report=5.0, size=224)
-    plan = best_plan(Recipe(), items, slow, 60.0)
+    return Speed(0.006, 0.02, 0.08, 6.0, 224, last_inference=0.004, last_step=0.017).slower(slower)
+
+
+def some_items(n):
+    return pd.DataFrame(dict(split=['train'] * (7 * n // 10) + ['valid'] * (3 * n // 20) + ['test'] * (3 * n // 20)))
+
+
+def test_too_little_for_an_epoch_leaves_the_probe():
+    from fungi_fastai.training.budget import best_plan
+    from fungi_fastai.training.speed import Speed
+
+    slow = Speed(read=0.01, inference=0.1, train_step=100.0, report=5.0, size=224)
+    plan = best_plan(Recipe(), some_items(100), slow, 60.0)
     assert plan.epochs == 0 and 'probe alone' in plan.reason
-    assert best_plan(Recipe(pretrained=False), items, slow, 60.0).epochs == 1, 'there is no probe from scratch'
+    assert best_plan(Recipe(pretrained=False), some_items(100), slow, 60.0).epochs == 1, 'no probe from scratch'
+
+
+@pytest.mark.parametrize('slower', (1, 2, 4, 8))
+@pytest.mark.parametrize('seconds', (60, 120, 300, 1200))
+def test_more_time_or_a_faster_machine_is_never_worse(seconds, slower):
+    from fungi_fastai.training.budget import best_plan
+
+    plan, longer, faster = (
+        best_plan(Recipe(), some_items(800), a_machine(factor), time_left)
+        for factor, time_left in ((slower, seconds), (slower, 2 * seconds), (slower / 2, seconds))
+    )
+    assert plan.score <= min(longer.score, faster.score) + 1e-9
+    assert plan.fraction == 1 or longer.fraction > plan.fraction
+
+
+def test_the_layers_that_train_are_planned_or_given():
+    from fungi_fastai.training.budget import Plan, best_plan
+
+    def planned(seconds=300, **changes):
+        return best_plan(Recipe(**changes), some_items(800), a_machine(), seconds)
+
+    assert planned(trainable='all').trainable == 'all' != planned(trainable='last').trainable
+    assert {planned(mixup=0.2).trainable, planned(activation_views=0).trainable} == {'all'}
+    plan = planned(trainable='last')
+    assert 'last stages' in plan.reason and plan.epochs > planned(trainable='all', size=plan.size).epochs
+    assert plan.apply(Recipe()).trainable == 'last'
+    assert Plan.of(json.loads(json.dumps(asdict(plan)))) == replace(plan, networks=[])
+
+
+def planned_again(monkeypatch, before, now, seconds=120.0, **changes):
+    "The plan of a machine that is `before` times as slow, and the plan after it became `now` times as slow"
+    from fungi_fastai.training import budget
+
+    recipe, items = Recipe(budget=seconds, **changes), some_items(800)
+    plan = budget.best_plan(recipe, items, a_machine(before), seconds)
+    monkeypatch.setattr(budget, 'inference_seconds', lambda _: a_machine(now).at(plan.size).inference)
+    return plan, budget.plan_again(plan, recipe, items, None, 0.9 * seconds)
+
+
+def test_a_machine_that_grows_quiet_is_used(monkeypatch):
+    busy, quiet = planned_again(monkeypatch, before=30, now=1)
+    assert busy.epochs == 0 and busy.fraction < 1
+    assert quiet.epochs >= 1 and quiet.fraction == 1 and quiet.size >= busy.size
+    assert busy.reason in quiet.reason and 'Planned again' in quiet.reason
+    busy, quiet = planned_again(monkeypatch, before=6, now=1)
+    assert quiet.score > busy.score and quiet.size > busy.size
+
+
+def test_a_machine_that_becomes_slow_gets_less_to_do(monkeypatch):
+    quiet, busy = planned_again(monkeypatch, before=1, now=6)
+    assert busy.size < quiet.size and busy.reserve < 60
+
+
+def test_a_machine_that_stays_as_it_is_keeps_its_plan(monkeypatch):
+    for changes in ({}, dict(size=160), dict(epochs=0), dict(trainable='all')):
+        plan, again = planned_again(monkeypatch, before=1, now=1.05, **changes)
+        assert again.apply(Recipe()) == plan.apply(Recipe()) and again.reason == plan.reason
+
+
+@pytest.mark.parametrize('later, ends', ((1.0, 80), (3.0, 49), (0.5, 90)))
+def test_the_training_ends_earlier_on_a_machine_that_slows_down(monkeypatch, later, ends):
+    "Of 100 seconds 20 are reserved; after 40 seconds each batch takes `later` instead of 1 second"
+    from types import SimpleNamespace
+
+    from fungi_fastai.training import budget
+
+    now = 0.0
+    monkeypatch.setattr(budget, 'clock', lambda: now)
+    plan = budget.Plan('', '', True, 0.01, 32, 1, 1.0, reserve=20.0, score=0.0, reason='')
+    time_budget = budget.TimeBudget(0.0, 100.0, plan)
+    time_budget.learn = SimpleNamespace(training=True)
+    time_budget.before_fit()
+    time_budget.before_train()
+    progress = []
+    while not time_budget.is_over:
+        now += 1.0 if now < 40 else later
+        time_budget.before_batch()
+        progress.append(time_budget.learn.pct_train)
+    assert progress == sorted(progress) and progress[-1] == 1
+    assert now + 20 * later <= 110 and abs(now - ends) <= 1, now
 
 
 @pytest.mark.slow
@@ -181,9 +257,11 @@ def test_the_best_available_network(fungi, photos, tmp_path):
     )
     log = fungi(*same).err
     run = Run.load(tmp_path / 'run')
-    assert f'{run.recipe.arch} is the best of 2 measured networks' in log and run.recipe.weights == str(
-        tmp_path / 'weights' / f'{run.recipe.arch}.made_here.safetensors'
-    )
+    networks = json.loads((tmp_path / 'run' / 'plan.json').read_text())['networks']
+    best = max(networks, key=lambda one: one['expected'])
+    assert len(networks) >= 2 and 'mobilenetv2_035' in log
+    assert f'{best["arch"]} has the highest expected accuracy of {len(networks)} networks' in log
+    assert (run.recipe.arch, run.recipe.weights) == (best['arch'], best['weights'])
     assert run.requested_recipe.arch == 'auto' and run.recipe.size == 32 and run.recipe.epochs == 0
     fungi(*same)
     assert (
@@ -201,15 +279,15 @@ def test_the_best_available_network(fungi, photos, tmp_path):
 
 
 def test_no_weights_available(fungi, photos, tmp_path, monkeypatch):
-    from fungi_fastai.training import budget
-    from fungi_fastai.training.budget import make_plan, scratch_arch
+    from fungi_fastai.training import selection
     from fungi_fastai.training.fit import prepare_items
+    from fungi_fastai.training.selection import make_plan, scratch_arch
 
     (tmp_path / 'weights').mkdir()
     recipe = Recipe(source=str(photos), group='', arch='auto', size=32, bs=8, epochs=1)
     with pytest.raises(UserError, match='holds no weights of a network'):
         make_plan(recipe.but(weights=str(tmp_path / 'weights')), prepare_items(recipe, progress=False))
-    monkeypatch.setattr(budget, 'available_backbones', lambda _: {})
+    monkeypatch.setattr(selection, 'available_backbones', lambda _: {})
     plan = make_plan(recipe, prepare_items(recipe, progress=False))
     assert (plan.arch, plan.pretrained, plan.weights, plan.lr) == (scratch_arch, False, '', 1e-2)
     assert 'none are installed' in plan.reason and 'expect a low accuracy' in plan.reason

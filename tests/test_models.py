@@ -290,6 +290,17 @@ def test_summary():
         backbone_and_head(model)
 
 
+def test_a_learners_summary_has_its_image_size(photos, dls):
+    from fungi_fastai.training.fit import make_learner
+    from fungi_fastai.training.recipes import FLOWERS
+
+    recipe = FLOWERS.but(source=photos, arch='convmixer_16_1', pretrained=False, size=48, bs=8, device='cpu')
+    learn = make_learner(recipe, progress=False)
+    assert summary(learn).attrs['size'] == 48 and summary(learn, size=64).attrs['size'] == 64
+    plain = learner(dls, 'convmixer_16_2', pretrained=False)
+    assert summary(plain).attrs['size'] == tuple(dls.valid.one_batch()[0].shape[-2:]) != (224, 224)
+
+
 # --- weights
 
 
@@ -444,6 +455,89 @@ def test_all_public_names_exist():
         assert all(hasattr(module, name) for name in module.__all__)
 
 
+# --- several backbones together, and the catalogue
+
+
+def test_a_concatenation_keeps_each_network_and_its_normalisation(tmp_path):
+    archs = ('mobilenetv3_small_050', 'test_efficientnet')
+    for arch, mean in zip(archs, (0.25, 0.75), strict=True):
+        normalization = dict(normalization=json.dumps(dict(mean=[mean] * 3, std=[0.5] * 3)))
+        save_file(timm.create_model(arch).state_dict(), tmp_path / f'{arch}.made_here.safetensors', normalization)
+    both, report = make_backbone('+'.join(archs), weights=tmp_path, size=64)
+    assert not report.missing and len(report.matched) > 100 and report.network == '+'.join(archs)
+    x, expected = torch.rand(2, 3, 64, 64), []
+    for arch, mean in zip(archs, (0.25, 0.75), strict=True):
+        alone, _ = make_backbone(arch, weights=tmp_path / f'{arch}.made_here.safetensors')
+        expected.append(alone.eval()((x - mean) / 0.5))
+    assert torch.allclose(both.eval()(x), torch.cat(expected, 1), atol=1e-5)
+    again, _ = make_backbone('+'.join(archs), pretrained=False)
+    again.load_state_dict(both.state_dict())  # as a run or a bundle is loaded: the normalisation is part of it
+    assert torch.equal(again.eval()(x), both(x))
+    groups = layer_groups(nn.Sequential(both, nn.Linear(both.features, 2)), 4)
+    assert sum(map(len, groups[:-1])) == len(list(both.parameters()))
+    first = {id(p) for p in groups[0]}
+    assert all(id(next(one.parameters())) in first for one in both.backbones), 'the first layers of both networks'
+
+
+def test_a_concatenated_transformer_gets_images_of_its_own_size():
+    both, _ = make_backbone('vit_tiny_patch16_224+resnet10t', pretrained=False, size=72)
+    assert both.sizes == [64, None]
+    assert both.eval()(torch.rand(1, 3, 72, 72)).shape == (1, both.features)
+
+
+@pytest.mark.parametrize(
+    'arch, weights, message',
+    [
+        ('resnet10t+', None, 'with \\+ between them'),
+        ('resnet10t+resnet10t', None, 'different names'),
+        ('resnet10t+resnet1O', None, 'No architecture'),
+        ('resnet10t+resnet18', 'a.pth+b.pth+c.pth', '2 networks'),
+    ],
+)
+def test_a_concatenation_that_is_refused(arch, weights, message):
+    with pytest.raises(UserError, match=message):
+        make_backbone(arch, pretrained=False, weights=weights)
+
+
+def test_the_catalogue_agrees_with_timm():
+    from fungi_fastai.models.backbones import backbones
+    from fungi_fastai.models.packaged import initial_weights
+
+    for one in backbones:
+        if one.weights or one.arch in ('squeezenet1_1', 'mobilenetv2_035'):
+            continue  # not timm's weights
+        config, known = timm.get_pretrained_cfg(one.arch), initial_weights(one.arch)
+        assert (one.size, one.licence, one.trained_on) == (config.input_size[-1], known.licence, known.trained_on)
+        assert known.source.startswith('the') and (one.newt or one.top1 or 'nano' in one.arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', ['convnext_tiny.in12k', 'vit_small_patch14_reg4_dinov2.lvd142m', 'resnet50'])
+def test_the_costs_of_the_catalogue(arch):
+    from fungi_fastai.models.backbones import backbones, count_cost
+
+    row = next(one for one in backbones if one.arch == arch)
+    cost = count_cost(arch)
+    assert (cost['macs'], cost['features']) == (row.macs, row.features)
+    assert cost['megabytes'] == pytest.approx(row.megabytes, rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['vit_small_patch14_reg4_dinov2.lvd142m', 'vit_small_patch16_dinov3.lvd1689m'])
+def test_a_real_name_in_the_layout_of_the_hub(name, tmp_path):
+    from fungi_fastai.models.backbones import available_backbones
+
+    folder = tmp_path / f'models--timm--{name}' / 'snapshots' / '1f0c'
+    folder.mkdir(parents=True)
+    state = timm.create_model(name, num_classes=0).state_dict()
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / 'model.safetensors')
+    (one,) = [one for one in available_backbones(str(tmp_path)) if one.arch == name]
+    assert one.weights == str(folder / 'model.safetensors') and one.newt
+    backbone, report = make_backbone(one.arch, weights=one.weights, size=112)
+    assert not report.missing and not report.wrong_shape
+    assert backbone.eval()(torch.rand(1, 3, 112, 112)).shape == (1, one.features)
+
+
 # --- normalisation
 
 
@@ -477,6 +571,7 @@ half = dict(mean=[0.5] * 3, std=[0.5] * 3)
         ),  # older timm
         ('preprocessor_config.json', dict(image_mean=[0.25] * 3, image_std=[1] * 3), 'hub', 0.25),  # of transformers
         ('preprocessor_config.json', dict(do_normalize=False) | half, 'hub', 0.0),
+        ('open_clip_config.json', dict(model_cfg=dict(embed_dim=8), preprocess_cfg=half), 'hub', 0.5),
         ('', '', 'models--timm--tf_efficientnet_b0.ap_in1k/snapshots/1f0c', 0.5),  # the cache of the hub
         ('', '', 'tf_efficientnet_b0.aa_in1k', 0.485),
         ('config.json', dict(architecture='resnet18', pretrained_cfg=half), 'hub', None),

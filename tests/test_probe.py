@@ -89,6 +89,7 @@ def test_a_fold_is_predicted_without_its_labels(ready):
 
 def test_the_regularisation_is_selected_on_other_specimens(ready):
     from fungi_fastai.studies import probe
+    from fungi_fastai.training import probing
 
     items = pd.DataFrame(
         dict(
@@ -99,20 +100,16 @@ def test_the_regularisation_is_selected_on_other_specimens(ready):
             fold=np.arange(120) // 40,
         )
     )
-    tables = []
+    selections = []
 
-    def recorded_split(rows, **options):
-        sets = split(rows, **options)
-        tables.append(rows.assign(set=sets))
-        return sets
+    def recorded_select(features, targets, groups, **options):
+        selections.append(set(groups))
+        return select(features, targets, groups, **options)
 
-    split = probe.split
-    with patch.object(probe, 'split', recorded_split):
+    select = probing.select_head
+    with patch.object(probing, 'select_head', recorded_select):
         probe.cross_predict(np.random.default_rng(0).normal(size=(120, 3)), items, progress=False)
-    assert [sorted(rows.fold.unique()) for rows in tables] == [[1, 2], [0, 2], [0, 1]]
-    assert all(
-        rows.groupby('group')['set'].nunique().max() == 1 and set(rows['set']) == {'train', 'valid'} for rows in tables
-    )
+    assert selections == [set(items.group[items.fold != fold]) for fold in range(3)]
 
 
 def test_scores_are_those_of_the_predictions(made, photos):
@@ -153,7 +150,7 @@ def test_images_go_through_the_network_once(made, photos, cache, opened, tmp_pat
     'change', [dict(size=48), dict(resize='squish'), dict(arch='convmixer_16_2'), dict(seed=1), dict(precision='fp32')]
 )
 def test_another_network_or_image_size_is_another_key(change, ready):
-    from fungi_fastai.studies.feature_store import FeatureStore, feature_key
+    from fungi_fastai.training.feature_store import FeatureStore, feature_key
     from fungi_fastai.training.recipe import Recipe
 
     plain = Recipe(**network)
@@ -165,7 +162,7 @@ def test_another_network_or_image_size_is_another_key(change, ready):
 
 
 def test_weights_are_identified_by_their_content(ready, tmp_path):
-    from fungi_fastai.studies.feature_store import feature_key
+    from fungi_fastai.training.feature_store import feature_key
     from fungi_fastai.training.recipe import Recipe
 
     files = [tmp_path / name for name in ('a.safetensors', 'b.safetensors', 'c.safetensors')]
@@ -248,13 +245,11 @@ def test_fewer_folds_where_a_class_is_small(made, tmp_path):
     assert result.metrics['chance'] == 0.75
 
 
-def test_a_class_with_one_specimen_is_left_out(made, tmp_path):
+def test_a_class_with_one_specimen_is_trained_on_and_not_tested(made, tmp_path):
     result = made(images(tmp_path / 'lonely', one=6, two=6, lonely=1), k=2)
-    assert (
-        result.classes == ['one', 'two']
-        and any('lonely' in note for note in result.notes)
-        and result.metrics['n_images'] == 12
-    )
+    assert result.classes == ['lonely', 'one', 'two'] and result.predictions.p_lonely.gt(0).all()
+    assert any(note.startswith('Not measured') and 'lonely' in note for note in result.notes)
+    assert result.metrics['n_images'] == 12 and 'lonely' not in set(result.predictions.label)
 
 
 def test_two_images_a_class(made, tmp_path):

@@ -18,7 +18,9 @@ import torchvision
 from torch import nn
 
 from ..core.errors import UserError
-from .architectures import find_arch, is_fixed_size
+from .architectures import concatenated_archs, find_arch, is_fixed_size
+from .concatenation import ConcatenatedBackbone, own_size
+from .packaged import weights_of_each
 from .convmixer import convmixer_backbone, linear_head, parse_convmixer
 from .normalization import Normalization, weight_normalization
 from .packaged import installed_weights
@@ -62,6 +64,8 @@ def make_backbone(
 ) -> tuple[nn.Module, WeightReport | None]:  # backbone (`.features .maps .normalization`); the report of `weights`
     "A network without its classifier. Raises `UserError` for a wrong name, size or file, or a failed download"
     library, name = find_arch(arch)
+    if library == 'concatenation':
+        return _concatenated_backbone(arch, pretrained, weights, size, drop_path)
     stated = None if weights is None else weight_normalization(weights, arch)
     if library == 'convmixer':
         backbone = _convmixer_backbone(name, pretrained and weights is None, drop_path)
@@ -84,6 +88,26 @@ def _normalized(backbone, arch, stated):
     backbone.normalization = stated or Normalization(*backbone.stats, f'what is usual for {arch}')
     backbone.stats = backbone.normalization.stats
     return backbone
+
+
+def _concatenated_backbone(arch, pretrained, weights, size, drop_path):
+    "Several backbones side by side, each with weights of its own, or all from one file that holds them together"
+    together = isinstance(weights, dict) or (weights is not None and Path(weights).expanduser().is_file())
+    each = weights_of_each(arch, '' if weights is None or together else str(weights))
+    backbones, sizes, reports = [], [], []
+    for one, own in zip(concatenated_archs(arch), each, strict=True):
+        sizes.append(own_size(one, size))
+        taken = size if sizes[-1] is None else sizes[-1]
+        backbone, report = make_backbone(one, pretrained and not together, own or None, False, taken, drop_path)
+        backbones.append(backbone)
+        reports += [report] if report else []
+    if isinstance(size, int):
+        sizes = [None if one == size else one for one in sizes]
+    concatenated = ConcatenatedBackbone(backbones, sizes)
+    if together:
+        reports = [load_weights(concatenated, weights, name=arch)]
+    concatenated.normalization = Normalization(*concatenated.stats, 'each network, which normalises its images itself')
+    return concatenated, WeightReport.of(reports, arch) if reports else None
 
 
 def _convmixer_backbone(name, pretrained, drop_path):
@@ -288,6 +312,8 @@ def layer_groups(
 
 def _layers(backbone):
     "The parameters of each layer, from input to output; for timm's networks, of each block"
+    if isinstance(backbone, ConcatenatedBackbone):
+        return _merge_layers([_layers(one) for one in backbone.backbones])
     model = getattr(backbone, 'model', backbone)
     if hasattr(model, 'group_matcher'):
         parameters = dict(model.named_parameters())
@@ -299,6 +325,16 @@ def _layers(backbone):
         seen |= {id(p) for p in layer}
         layers.append(layer)
     return [layer for layer in layers if layer]
+
+
+def _merge_layers(networks):
+    "The layers of several networks, those at the same relative depth together"
+    depth = max(map(len, networks))
+    merged = [[] for _ in range(depth)]
+    for layers in networks:
+        for number, layer in enumerate(layers, 1):
+            merged[number * depth // len(layers) - 1] += layer
+    return merged
 
 # %% ../../nbs/models/networks.ipynb #b231456d
 def features(

@@ -49,7 +49,8 @@ class Normalization:
         return f'mean ({mean}) and standard deviation ({std}), from {self.source}'
 
 # %% ../../nbs/models/normalization.ipynb #acbbcdeb
-configurations = ('config.json', 'preprocessor_config.json')  # files beside the weights, of timm and transformers
+# files beside the weights, of timm, transformers and OpenCLIP
+configurations = ('config.json', 'preprocessor_config.json', 'open_clip_config.json')
 
 
 def weight_normalization(
@@ -108,13 +109,20 @@ def _of_tag(name):
 
 
 def _of_hub(name):
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
     from timm.models import load_model_config_from_hf
 
     from fungi_fastai.models.weights import hub_download
 
+    repository = name.split(':', 1)[1]
     with hub_download(f'{name} (config.json)'):
-        config = load_model_config_from_hf(name.split(':', 1)[1])[0]
-    return Normalization(config['mean'], config['std'], f'{name} (config.json)') if 'mean' in config else None
+        try:
+            config, file = load_model_config_from_hf(repository)[0], 'config.json'
+        except EntryNotFoundError:
+            file = 'open_clip_config.json'
+            config = json.loads(Path(hf_hub_download(repository, file)).read_text('utf8')).get('preprocess_cfg', {})
+    return Normalization(config['mean'], config['std'], f'{name} ({file})') if 'mean' in config else None
 
 
 def _in_config(file, arch):
@@ -132,7 +140,8 @@ def _in_config(file, arch):
     source = f'{file.parent.name}/{file.name}'
     if config.get('do_normalize') is False:  # transformers
         return Normalization([0.0] * 3, [1.0] * 3, source)
-    table = config['pretrained_cfg'] if isinstance(config.get('pretrained_cfg'), dict) else config
+    tables = [config.get(name) for name in ('pretrained_cfg', 'preprocess_cfg')]  # of timm and OpenCLIP
+    table = next((one for one in tables if isinstance(one, dict)), config)
     for mean, std in (('mean', 'std'), ('image_mean', 'image_std')):
         if mean in table and std in table:
             return Normalization(table[mean], table[std], source)

@@ -102,6 +102,63 @@ def installed_archs() -> list[str]:  # such as ['tf_efficientnet_lite0']
 # %% ../../nbs/models/packaged.ipynb #4d5368e0
 smallest_weights = next(iter(packaged_weights.values()))  # what messages advise to install
 
+# %% ../../nbs/models/packaged.ipynb #b57bccac
+_weight_suffixes = ('.safetensors', '.pth', '.pt', '.bin')
+_hub_files = ('model.safetensors', 'open_clip_model.safetensors')  # names of weights in a repository of the hub
+
+
+def named_weights(
+    folder: str | Path,
+) -> dict[str, Path]:  # the network's name, ARCH.TAG or ARCH → the file
+    """The files of weights in a folder that are named after their network: ARCH.TAG.safetensors, or a folder
+    ARCH.TAG or models--OWNER--ARCH.TAG (the hub's cache) with model.safetensors in it"""
+    found = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file() and path.suffix in _weight_suffixes:
+            found.setdefault(path.name.removesuffix(path.suffix), path)
+        elif path.is_dir():
+            files = [file for name in _hub_files for file in (path / name, *path.glob(f'snapshots/*/{name}'))]
+            if existing := [file for file in files if file.is_file()]:
+                found.setdefault(path.name.rpartition('--')[2], existing[0])
+    return found
+
+
+def find_weights_file(
+    folder: str | Path,
+    arch: str,  # the file's name begins with it, as in mobilenetv2_100.ra_in1k.safetensors
+) -> Path | None:
+    "The file in a folder that holds an architecture's weights: of its tag if `arch` has one, otherwise the first"
+    found = named_weights(folder)
+    return found.get(arch) or next((file for name, file in found.items() if name.startswith(f'{arch}.')), None)
+
+
+def weights_of_each(
+    arch: str,  # names with + between them
+    weights: str,  # '' = installed or a download; a folder of files by their network; FILE+FILE
+) -> list[str]:  # the value for `weights` of each network
+    "The weights of each network of a concatenation. Raises `UserError` if that is not clear"
+    from fungi_fastai.models.architectures import concatenated_archs  # here, since it imports torch
+
+    archs = concatenated_archs(arch)
+    if not weights:
+        return [''] * len(archs)
+    if Path(weights).expanduser().is_dir():
+        return [_weights_in(weights, one) for one in archs]
+    each = weights.split('+')
+    if len(each) != len(archs):
+        raise UserError(
+            f'{arch} is {len(archs)} networks, and {weights} are weights for {len(each)}. Give a folder of files that '
+            'are named after their networks, or one file for each with + between them, in the same order.'
+        )
+    return each
+
+
+def _weights_in(folder, arch):
+    file = find_weights_file(Path(folder).expanduser(), arch)
+    if not file and not installed_weights(arch):
+        raise UserError(f'{folder} holds no weights for {arch}; expected a file such as {arch}.safetensors.')
+    return str(file or '')
+
 # %% ../../nbs/models/packaged.ipynb #865733c4
 @dataclass(frozen=True)
 class InitialWeights:
@@ -120,7 +177,15 @@ class InitialWeights:
         return f'{kind} from {self.source}'
 
 
-_training_sets = dict(in12k='ImageNet-12k', in21k='ImageNet-21k', in22k='ImageNet-22k', in1k='ImageNet-1k')
+_training_sets = dict(
+    in12k='ImageNet-12k',
+    in21k='ImageNet-21k',
+    in22k='ImageNet-22k',
+    in1k='ImageNet-1k',
+    lvd142m='LVD-142M',
+    lvd1689m='LVD-1689M',
+)
+_licences = {'apache-2.0': 'Apache-2.0', 'dinov3-license': 'DINOv3 License', 'mit': 'MIT'}  # as timm writes them
 
 
 def initial_weights(
@@ -129,6 +194,8 @@ def initial_weights(
     weights: str | Path = '',  # a file, a folder with model.safetensors, hf-hub:OWNER/NAME or a timm name
 ) -> InitialWeights | None:  # None for random weights
     "Where the initial weights of a network come from: a file, an installed package, the hub's cache or the hub"
+    if '+' in arch and not (weights and Path(weights).expanduser().is_file()):
+        return _weights_together(arch, pretrained, str(weights))
     if weights and not _names_network(str(weights)):
         return InitialWeights(f'the file {Path(weights).name}', '', '')
     if not (weights or pretrained):
@@ -143,6 +210,16 @@ def initial_weights(
     if packaged := installed_weights(name):
         return packaged.about
     return _hub_weights(name)
+
+
+def _weights_together(arch, pretrained, weights):
+    "Where the weights of several networks come from"
+    each = zip(arch.split('+'), weights_of_each(arch, weights), strict=True)
+    found = [initial_weights(one, pretrained, own) for one, own in each]
+    if not any(found):
+        return None
+    values = [[getattr(one, name) for one in found if one] for name in ('source', 'trained_on', 'licence')]
+    return InitialWeights(*(', '.join(dict.fromkeys(filter(None, texts))) for texts in values))
 
 
 def _names_network(text):
@@ -166,7 +243,7 @@ def _hub_weights(name):
     config = timm.get_pretrained_cfg(name)
     sets = [name for tag, name in _training_sets.items() if tag in (config.tag or '')]
     source = _on_hub(config.hf_hub_id) if config.hf_hub_id else config.url or name
-    return InitialWeights(source, ', '.join(sets), (config.license or '').replace('apache', 'Apache'))
+    return InitialWeights(source, ', '.join(sets), _licences.get(config.license, config.license or ''))
 
 
 def _on_hub(repository):
@@ -180,4 +257,5 @@ def in_hub_cache(
     "Whether the hub's cache on this machine holds a repository's weights"
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(repository, 'model.safetensors'), str)
+    files = ('model.safetensors', 'open_clip_model.safetensors')
+    return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)

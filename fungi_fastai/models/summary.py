@@ -17,11 +17,14 @@ from torch import nn
 # %% ../../nbs/models/summary.ipynb #2e858277
 def summary(
     model,  # any network, or a Learner
-    size: int | tuple | None = None,  # image size in pixels (default: the size that the network is built for, or 224)
+    size: int
+    | tuple
+    | None = None,  # image size in pixels (default: the Learner's, what the network is built for, or 224)
     channels: int = 3,  # of the image
 ) -> pd.DataFrame:  # a row for each layer: name, type, output, parameters, trainable; totals in `.attrs`
     "Name, type, output shape (without the batch) and number of parameters of each layer, and whether it trains"
     if not isinstance(model, nn.Module):
+        size = size or _image_size(model)
         model = model.model
     size = size or _own_size(model) or 224
     image = torch.zeros(1, channels, *((size, size) if isinstance(size, int) else size))
@@ -71,6 +74,14 @@ def _rows(model, shapes):
             trainable = any(p.requires_grad for _, p in own)
             rows.append((name, type(module).__name__, shapes.get(name), parameters, trainable))
     return rows
+
+
+def _image_size(learn):
+    "The size of a Learner's images: that of its recipe, or of a batch; None if it has no images"
+    if hasattr(learn, 'run_state'):
+        return learn.run_state.recipe.size
+    loader = learn.dls[-1]  # of the validation set
+    return tuple(loader.one_batch()[0].shape[-2:]) if len(loader) else None
 
 
 def _own_size(model):

@@ -123,17 +123,6 @@ def _installed_advice():
     return f"{flags} works without a download (in Python arch='{archs[0]}'). "
 
 
-def find_weights_file(
-    folder: str | Path,
-    arch: str,  # the file's name begins with it, as in mobilenetv2_100.ra_in1k.safetensors
-) -> Path | None:
-    "The first file in a folder that holds an architecture's weights"
-    for path in sorted(Path(folder).iterdir()):
-        if path.name.startswith(f'{arch}.') and path.suffix in ('.safetensors', '.pth'):
-            return path
-    return None
-
-
 def hub_is_reachable() -> bool:
     "Whether weights can be downloaded: the hub accepts a connection, and HF_HUB_OFFLINE is not set"
     from huggingface_hub import constants
@@ -174,7 +163,7 @@ def download_state_dict(
         return packaged.read()
     with hub_download(f'{name} (weights)'):
         if name.startswith(('hf-hub:', 'hf_hub:')):
-            return _find_state_dict(timm.models.load_state_dict_from_hf(name.split(':', 1)[1], weights_only=True))
+            return _find_state_dict(_state_dict_on_hub(name.split(':', 1)[1]))
         if not timm.is_model(name.split('.')[0]):
             raise UserError(f'{name!r} is no timm model; see timm.list_pretrained().')
         try:
@@ -183,6 +172,16 @@ def download_state_dict(
             if 'pretrained' not in str(error):
                 raise
             raise UserError(f'{_first_line(error)}. See timm.list_pretrained({name.split(".")[0]!r}).') from None
+
+
+def _state_dict_on_hub(repository):
+    "The tensors of a repository of timm or OpenCLIP"
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return timm.models.load_state_dict_from_hf(repository, weights_only=True)
+    except EntryNotFoundError:
+        return timm.models.load_state_dict_from_hf(repository, 'open_clip_pytorch_model.bin', weights_only=True)
 
 # %% ../../nbs/models/weights.ipynb #821f7167
 @dataclass(frozen=True)
@@ -204,6 +203,17 @@ class WeightReport:
         "The number of tensors of each kind"
         kinds = ('matched', 'missing', 'unexpected', 'wrong_shape', 'left_out', 'head')
         return {kind: len(getattr(self, kind)) for kind in kinds}
+
+    @classmethod
+    def of(
+        cls,
+        reports: list,  # of the networks
+        network: str,  # their name together
+    ) -> 'WeightReport':
+        "The reports of several networks as one"
+        kinds = ('matched', 'missing', 'unexpected', 'wrong_shape', 'left_out', 'head', 'shapes')
+        together = {kind: tuple(name for one in reports for name in getattr(one, kind)) for kind in kinds}
+        return cls(', '.join(one.source for one in reports), network, **together)
 
     def __str__(self):
         total = len(self.matched) + len(self.missing) + len(self.wrong_shape)

@@ -181,7 +181,7 @@ def weights_for(
     folder = Path(weights).expanduser()
     if not weights or not folder.is_dir() or (folder / 'model.safetensors').exists():
         return weights
-    from fungi_fastai.models.weights import find_weights_file  # here, since it imports torch
+    from fungi_fastai.models.packaged import find_weights_file  # here, since it imports torch
 
     file = find_weights_file(folder, arch)
     if not file:

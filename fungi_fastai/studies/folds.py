@@ -30,6 +30,7 @@ from ..data.splits import count_specimens, folds, fraction, has_specimens, split
 from ..evaluation.errors import error_table
 from ..evaluation.gallery import gallery, loss_captions, prediction_strip, top_losses
 from ..evaluation.metrics import Evaluation
+from ..evaluation.saved_predictions import read_predictions, write_predictions
 from ..evaluation.report import write_report
 from ..runs.run import Run, saved_metrics
 from ..run_folder import next_folder
@@ -190,7 +191,7 @@ class CrossValidation:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         "A row an image, with the column `fold`"
-        return read_saved(self.folder / 'predictions.parquet', pd.read_parquet)
+        return read_saved(self.folder / 'predictions.parquet', read_predictions)
 
     @cached_property
     def by_fold(
@@ -355,7 +356,7 @@ def _fold_row(run, number, grouped):
 def _write_pooled(folder, recipe, k, grouped, items, predictions, rows):
     "Write the scores of all folds together. metrics.json marks a finished experiment; figure and page are made from it"
     by_fold = pd.DataFrame(rows)
-    write_table(folder / 'predictions.parquet', predictions)
+    predictions = write_predictions(folder / 'predictions.parquet', predictions)
     write_table(folder / 'folds.csv', by_fold)
     evaluation = Evaluation.of(predictions)
     used = items[items.fold >= 0]

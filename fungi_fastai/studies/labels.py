@@ -21,7 +21,7 @@ from ..core.errors import UserError
 from ..core.pages import facts as facts_html
 from ..core.pages import page
 from ..core.pages import table as table_html
-from ..core.files import check_writable, write_json, write_table, write_text
+from ..core.files import check_writable, read_saved, write_json, write_table, write_text
 from ..evaluation.gallery import gallery
 from ..evaluation.metrics import Evaluation
 from .probe import Probe, probe
@@ -235,5 +235,6 @@ def _out_of_fold(source, k, progress, changes):
     notes = ()
     if not source.metrics.get('grouped', True):
         notes = ('The folds are naive: an error that all images of a specimen share remains undetected.',)
+    notes += tuple(read_saved(source.folder / 'items.parquet', pd.read_parquet).attrs.get('shortcuts', ()))
     model = f'{source.metrics["k"]} trainings of {source.metrics["arch"]}'
     return _OutOfFold(source.predictions, dict(source=str(source.folder), model=model), notes)

@@ -10,7 +10,6 @@ __all__ = ['Probe', 'probe']
 # %% ../../nbs/studies/probe.ipynb #fac3314f
 import json
 import time
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +21,11 @@ from ..core.errors import UserError
 from ..core.progress import format_count, format_duration, format_list, track
 from ..data.problems import exclude
 from ..data.scan import check
-from ..core.threads import few_threads
-from ..data.splits import count_specimens, folds, fraction, has_specimens, split, split_groups
+from ..data.splits import count_specimens, folds, fraction, has_specimens, split_groups
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..models.backbones import preferred_backbone
-from ..models.scaling import FeatureScaling
-from .feature_store import extract_features
+from ..training.probing import predict_fold
+from ..training.probing import extract_features
 from ..training.recipe import Recipe, is_sample, source_of
 from ..training.recipes import PHOTOS
 from ..training.specimens import with_specimens
@@ -65,6 +63,7 @@ class FoldableItems:
     "Images of which every class has at least two specimens"
 
     items: pd.DataFrame  # with the column split_group
+    single: pd.DataFrame  # the images of the other classes, with the same columns
     k: int  # number of folds that is possible
     notes: list  # in words
 
@@ -74,8 +73,8 @@ def drop_single_specimens(
     k: int,  # requested folds
     source: str,  # where the images are from, in words
 ) -> FoldableItems:
-    "Leave out classes with a single specimen. Raises `UserError` where fewer than two classes are left"
-    items = items.assign(split_group=split_groups(items) if len(items) else '')
+    "Separate classes with a single specimen. Raises `UserError` where fewer than two classes are left"
+    everything = items = items.assign(split_group=split_groups(items) if len(items) else '')
     dropped, counts = [], None
     while len(items) and (counts is None or counts.min() < 2):  # a group of two classes counts for its commonest
         labels = items.groupby('split_group').label.agg(lambda group: group.mode().iat[0])
@@ -92,10 +91,11 @@ def drop_single_specimens(
         )
     notes = []
     if dropped:
-        notes.append(f'Left out, because a single {unit} cannot be in training and test set at once: {names}.')
+        notes.append(f'Not measured, because a single {unit} cannot be in training and test set at once: {names}.')
     if counts.min() < k:
         notes.append(f'{counts.min()} folds instead of {k}: {counts.idxmin()} has {counts.min()} {unit}s.')
-    return FoldableItems(items, min(k, int(counts.min())), notes)
+    single = everything[everything.label.isin(dropped) & ~everything.split_group.isin(items.split_group)]
+    return FoldableItems(items, single, min(k, int(counts.min())), notes)
 
 
 def source_in_words(recipe: Recipe, found: pd.DataFrame, used: pd.DataFrame) -> str:
@@ -107,7 +107,7 @@ def probe_items(
     recipe: Recipe,
     k: int = 5,  # requested folds; fewer where a class has fewer specimens
     progress: bool = True,  # show it
-) -> tuple[pd.DataFrame, list]:  # the images that take part, with the columns split_group and fold; notes in words
+) -> tuple[pd.DataFrame, list]:  # the images with the columns split_group and fold (-1: never tested); notes in words
     """Read and check a recipe's images, and assign them to folds that share no specimen and no near-duplicate.
     Raises `UserError`"""
     if k < 2:
@@ -128,89 +128,36 @@ def probe_items(
             'specimen, these scores are optimistic: give a pattern that reads the specimen (--group PATTERN).'
         )
     notes += items.attrs.get('shortcuts', [])
-    return used.assign(fold=folds(used, foldable.k, recipe.seed)), notes
+    assigned = folds(used, foldable.k, recipe.seed)
+    used = pd.concat([used, foldable.single]).sort_index()
+    return used.assign(fold=assigned.reindex(used.index, fill_value=-1)), notes
 
 # %% ../../nbs/studies/probe.ipynb #247eb88c
-_inverse_regularisations = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # scikit-learn's C, strong to weak
-
-
 def cross_predict(
     features: np.ndarray,  # (images, features) float32
-    items: pd.DataFrame,  # with the columns name, label, group, cluster and fold
-    seed: int = 42,  # of the validation set that selects C
+    items: pd.DataFrame,  # with the columns name, label, group, cluster and fold; images of fold -1 are trained on only
+    seed: int = 42,  # of the cross-validation that selects C
     progress: bool = True,  # show it
 ) -> tuple[
     np.ndarray, pd.DataFrame
-]:  # (images, classes) probabilities, classes sorted; a row a fold: fold images accuracy macro_f1 C
+]:  # (images, classes) probabilities (0 in fold -1), classes sorted; a row a fold: fold images accuracy macro_f1 C
     "Predict each fold by a probe of the others"
     classes = sorted(items.label.unique())
     targets, fold = items.label.map(classes.index).to_numpy(), items.fold.to_numpy()
     probs, rows = np.zeros((len(items), len(classes))), []
 
     def predict_folds():
-        for number in np.unique(fold):
+        for number in np.unique(fold[fold >= 0]):
             held_out = fold == number
-            probs[held_out], C = _probe_fold(features, targets, items, held_out, len(classes), seed)
+            probs[held_out], C = predict_fold(features, targets, items, held_out, len(classes), seed)
             metrics = Evaluation(probs[held_out], targets[held_out], classes).metrics()
             scores = dict(accuracy=metrics['accuracy'], macro_f1=metrics['macro_f1'])
             rows.append(dict(fold=int(number), images=int(held_out.sum())) | scores | dict(C=C))
             yield int(held_out.sum())
 
-    for _ in track(predict_folds(), len(items), 'predictions', show=progress):
+    for _ in track(predict_folds(), int((fold >= 0).sum()), 'predictions', show=progress):
         pass
     return probs, pd.DataFrame(rows)
-
-
-def _probe_fold(features, targets, items, held_out, n_classes, seed):
-    "Probabilities for the images that are held out, from the others; and the selected C"
-    others = np.flatnonzero(~held_out)
-    scaling = FeatureScaling.of(features[others])
-    x, y = scaling(features[others]), targets[others]
-    is_valid = (split(items.iloc[others].assign(given=''), valid=0.2, test=0, seed=seed) == 'valid').to_numpy()
-    C, start = _select_C(x, y, is_valid, n_classes)
-    model = _fit(x, y, C, start, tolerance=1e-4)
-    return _probabilities(model, scaling(features[held_out]), n_classes), C
-
-
-def _select_C(x, y, is_valid, n_classes):
-    "The C with the lowest loss on the validation set, and its model; the middle one where there is no validation set"
-    from sklearn.metrics import log_loss
-
-    best_loss, best_C, best_model = np.inf, _inverse_regularisations[len(_inverse_regularisations) // 2], None
-    if not is_valid.any():
-        return best_C, best_model
-    model = None
-    for C in _inverse_regularisations:
-        model = _fit(x[~is_valid], y[~is_valid], C, model)
-        probs = np.clip(_probabilities(model, x[is_valid], n_classes), 1e-7, 1)
-        loss = log_loss(y[is_valid], probs / probs.sum(1, keepdims=True), labels=range(n_classes))
-        if loss >= best_loss:
-            break
-        best_loss, best_C, best_model = loss, C, model
-    return best_C, best_model
-
-
-def _fit(x, y, C, start=None, tolerance=1e-3):
-    "A logistic regression, which starts from the solution of another one"
-    from sklearn.dummy import DummyClassifier
-    from sklearn.linear_model import LogisticRegression
-
-    classes = np.unique(y)
-    if len(classes) < 2:
-        return DummyClassifier().fit(x, y)
-    model = LogisticRegression(C=C, tol=tolerance, max_iter=500, warm_start=True)
-    if getattr(start, 'coef_', None) is not None and np.array_equal(start.classes_, classes):
-        model.coef_, model.intercept_, model.classes_ = start.coef_.copy(), start.intercept_.copy(), start.classes_
-    with warnings.catch_warnings(), few_threads(x.size):  # the last digits of convergence make no difference here
-        warnings.simplefilter('ignore')
-        return model.fit(x, y)
-
-
-def _probabilities(model, x, n_classes):
-    "(images, classes): 0 for a class without training images"
-    probs = np.zeros((len(x), n_classes))
-    probs[:, model.classes_] = model.predict_proba(x)
-    return probs / probs.sum(1, keepdims=True)
 
 # %% ../../nbs/studies/probe.ipynb #d27bb0f2
 @dataclass(frozen=True)
@@ -316,7 +263,9 @@ def probe(
     times.append(time.perf_counter())
     probs, by_fold = cross_predict(features, items, recipe.seed, progress)
     times.append(time.perf_counter())
-    predictions = predictions_table(items, probs, sorted(items.label.unique())).drop(columns='split', errors='ignore')
+    tested, classes = items.fold >= 0, sorted(items.label.unique())
+    items = items[tested]
+    predictions = predictions_table(items, probs[tested], classes).drop(columns='split', errors='ignore')
     predictions.insert(4, 'fold', items.fold.to_numpy())
     if not (recipe.weights or recipe.pretrained):
         warning = (

@@ -21,7 +21,7 @@ from ..data.groups import Proposal, best_proposal, has_groups, write_groups
 from ..data.problems import exclude
 from ..data.scan import scan
 from ..data.splits import folds, fraction, split_groups
-from .feature_store import extract_features
+from ..training.probing import extract_features
 from .folds import cross_validate
 from .probe import cross_predict, drop_single_specimens, source_in_words
 from ..training.recipe import Recipe, source_of

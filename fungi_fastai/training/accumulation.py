@@ -8,6 +8,8 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/training/accumulation.html.md"
 __all__ = ['Accumulate']
 
 # %% ../../nbs/training/accumulation.ipynb #ec370a88
+import gc
+
 import torch
 from fastai.callback.core import Callback, CancelBatchException
 from torch import nn
@@ -51,3 +53,36 @@ class Accumulate(Callback):
         if self.precision.scaler:
             self.precision.scaler.unscale_(self.precision)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+
+# %% ../../nbs/training/accumulation.ipynb #f0e1fc77
+def is_out_of_memory(
+    error: BaseException,
+) -> bool:
+    "Whether an error means that the memory of the GPU or of the machine does not suffice"
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    texts = ('out of memory', "can't allocate memory")  # of cuDNN and cuBLAS, of PyTorch on a CPU
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
+def can_halve_batches(learn) -> bool:
+    "Whether the batches hold at least four images: the BatchNorm of a head needs two"
+    return learn.dls.train.bs >= 4
+
+
+def halve_batches(
+    learn,  # a Learner with `Accumulate`
+) -> str:  # what changed, in words
+    "Halve a Learner's batches and double the batches for each step; free the memory of the failed step"
+    learn.opt.zero_grad()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    before = learn.dls.train.bs
+    for loader in learn.dls.loaders:
+        loader.bs = max(1, loader.bs // 2)
+    learn.accumulate.steps *= 2
+    return (
+        f'The memory does not suffice for batches of {before} images. The training continues with batches of '
+        f'{learn.dls.train.bs} and a step after every {learn.accumulate.steps} of them.'
+    )

@@ -35,6 +35,9 @@ class RunState:
     features: dict[str, np.ndarray] = field(default_factory=dict)  # the backbone's, by subset: see `cached_features`
     head_refit: bool = False  # whether `fit` replaced the trained head by a refit one
     head_refit_note: str = ''  # what was compared, and why it was kept or not
+    probe_kept: bool = False  # whether the trained network was worse than the probe, which replaced it
+    probe_kept_note: str = ''  # what was compared and decided
+    stages_note: str = ''  # how the last stages were trained
 
 # %% ../../nbs/training/callbacks.ipynb #c625a064
 class ValidationScore(Metric):
@@ -112,12 +115,13 @@ class History(EpochCallback):
     ):
         self.file, self.rows, self.every = file, rows or [], every
         self.phase = 'all layers'
-        self.failure = ''  # why the fit was stopped, with advice
+        self.failure = ''  # why the last fit was stopped, with advice; '' = it was not
 
     def after_create(self):
         self.recorder.smooth_loss = _SmoothLoss(beta=self.recorder.smooth_loss.beta)
 
     def before_fit(self):
+        self.failure = ''
         graph = getattr(self.learn, 'show_graph', None)
         if graph and not hasattr(self.learn, 'progress'):
             graph.run = False  # for this fit; fastai sets it again afterwards
@@ -178,6 +182,21 @@ class History(EpochCallback):
         first = row.pop('epoch', 1)
         epoch = self.rows[-1]['epoch'] + 1 if self.rows else first
         self.rows.append(dict(epoch=epoch, **row))
+        self._write()
+
+    def mark_kept(
+        self,
+        epoch: int,  # whose weights the network has after the fit
+        file: Path,  # the CSV file
+    ):
+        "Note in the rows which epoch's weights were kept, and write them"
+        self.file = file
+        for row in self.rows:
+            row['kept'] = row['epoch'] == epoch
+        self._write()
+        self.file = None  # a later fit of the same Learner is not part of the run
+
+    def _write(self):
         if self.file is not None and is_rank_zero():
             write_table(self.file, pd.DataFrame(self.rows))
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..core.files import atomic
-from ..core.errors import UserError
+from ..core.errors import MissingFileError, UserError
 from .processes import is_rank_zero, broadcast_weights
 from .callbacks import EpochCallback, ProgressLine
 
@@ -54,7 +54,9 @@ def _save(tensors, file, metadata):
 def read_saved_weights(
     file: str | Path,  # .safetensors
 ) -> tuple[dict, dict]:  # tensors by name, and the metadata
-    "Read what `save_weights` wrote. Raises `UserError` if the file is damaged"
+    "Read what `save_weights` wrote. Raises `UserError` if the file is missing or damaged"
+    if not Path(file).exists():
+        raise MissingFileError(f'{file} is missing. Copy it to its place, or train again.')
     try:
         with safe_open(file, 'pt') as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}
@@ -94,7 +96,9 @@ class KeepBest(EpochCallback):
             return
         self.best = float(best)
         if is_rank_zero() and abs(score - best) <= self.tolerance():
-            save_weights(self.model, self.file, dict(monitor=self.monitor, value=str(float(score))))
+            epoch = self.history.rows[-1]['epoch'] if self.history.rows else 0
+            metadata = dict(monitor=self.monitor, value=str(float(score)), epoch=str(epoch))
+            save_weights(self.model, self.file, metadata)
 
     def _better(self, *scores):
         return min(scores) if self.monitor == 'valid_loss' else max(scores)
@@ -103,11 +107,14 @@ class KeepBest(EpochCallback):
         "Two standard errors of a fraction of the validation images; 0 for the loss"
         return 0.0 if self.monitor == 'valid_loss' else 2 * standard_error(self.best, self.learn)
 
-    def restore_into(self, learn):
+    def restore_into(self, learn) -> int:  # the epoch of these weights
         "Load the best weights into a Learner's model, in every process"
+        metadata = {}
         if is_rank_zero() and self.file.exists():
-            learn.model.load_state_dict(read_saved_weights(self.file)[0])
+            tensors, metadata = read_saved_weights(self.file)
+            learn.model.load_state_dict(tensors)
         broadcast_weights(learn.model)
+        return int(metadata.get('epoch', 0))
 
     @property
     def should_stop(self) -> bool:

@@ -34,12 +34,19 @@ from ..models.normalization import Normalization
 from ..models.architectures import is_fixed_size
 from ..core.errors import MissingFileError, TrainingError, UserError
 from ..core.progress import format_duration
-from .accumulation import Accumulate
+from .accumulation import Accumulate, can_halve_batches, halve_batches, is_out_of_memory
 from .checkpoints import KeepBest, SaveState, read_state, restore_state, standard_error
 from .distributed import run_distributed
 from .processes import run_on_rank_zero, world_size
-from .item_checks import check_classes, check_splits, describe_lost_classes
+from fungi_fastai.training.item_checks import (
+    check_classes,
+    check_splits,
+    describe_lost_classes,
+    mark_negatives,
+    describe_untested_classes,
+)
 from fungi_fastai.training.features import (
+    backbone_features,
     starts_with_probe,
     clear_features,
     can_train_on_features,
@@ -48,13 +55,16 @@ from fungi_fastai.training.features import (
     on_features,
     probe_head,
 )
+from .fine_tuning import fine_tuning
+from .guard import ProbeGuard
 from .losses import LossMode, make_loss
 from .optimizers import NoDecay, make_optimizer
 from .precision import Precision, pick_device
-from .recipe import Recipe, source_of
+from .recipe import Recipe, phase_names, source_of
 from .regularization import EMACallback, mixup_cutmix_callbacks
 from .resizing import ProgressiveResizing
 from .schedules import make_scheduler
+from .stages import features_from_activations, freeze, on_activations
 from .specimens import with_specimens
 from .callbacks import History, RunState, announce, show_progress, training_metrics
 
@@ -65,14 +75,14 @@ def prepare_items(
 ) -> pd.DataFrame:  # one row per image; `split` is train, valid, test, or '' if the image is excluded or has no label
     "Read, check and split a recipe's images. Raises `UserError` if there is nothing to train on"
     items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
-    items = with_specimens(items, recipe)
+    items = mark_negatives(with_specimens(items, recipe), recipe)
     usable = exclude(items, recipe.exclude)
     usable = usable[usable.label.notna()]
     lost = describe_lost_classes(items, usable)
     check_classes(recipe, items, usable, lost)
-    items.attrs['notes'] = [*items.attrs.get('notes', []), *lost]
     splits = split(usable, recipe.valid, recipe.test, recipe.seed)
     check_splits(recipe, usable, splits)
+    items.attrs['notes'] = [*items.attrs.get('notes', []), *lost, *describe_untested_classes(usable, splits)]
     training = usable[splits == 'train']
     unused = training.index.difference(fraction(training, recipe.fraction, recipe.seed).index)
     return items.assign(split=splits.drop(unused).reindex(items.index, fill_value=''))
@@ -94,14 +104,15 @@ def make_learner(
             'is impossible; leave start_size at 0.'
         )
     dls = _make_loaders(recipe, items, use_cache=recipe.cache and not trained, progress=progress)
+    tuning = fine_tuning(recipe)
     learn = learner(
         dls,
         recipe.arch,
         pretrained=recipe.pretrained,
         weights=recipe.weights or None,
         initialise=not trained,
-        drop_path=recipe.drop_path,
-        n_groups=1000 if recipe.layer_decay else 3,
+        drop_path=tuning.drop_path,
+        n_groups=1000 if tuning.layer_decay else 3,
         head=recipe.head,
         dropout=recipe.dropout or None,
         hidden=recipe.hidden or None,
@@ -113,7 +124,7 @@ def make_learner(
         wd=recipe.wd,
         loss_func=make_loss(recipe, _class_counts(recipe, items, dls.vocab)),
         opt_func=make_optimizer(recipe.optimizer),
-        cbs=[Precision(recipe.precision, recipe.compile), History(), LossMode(), NoDecay()],
+        cbs=[_precision(recipe), History(), LossMode(), NoDecay()],
     )
     if not trained:
         _check_batch_size(learn)
@@ -121,6 +132,10 @@ def make_learner(
     learn.lr = learning_rates(recipe, learn.pretrained, len(learn.splitter(learn.model)))
     learn.run_state = RunState(recipe, items)
     return show_progress(learn) if progress else _hide_progress(learn)
+
+
+def _precision(recipe):
+    return Precision(recipe.precision, recipe.compile, deterministic=recipe.deterministic)
 
 
 def _make_loaders(recipe, items, use_cache, progress):
@@ -174,8 +189,9 @@ def learning_rates(
     "The largest learning rate of each layer group; equal for all groups if nothing is pretrained"
     if not pretrained:
         return [recipe.lr] * n_groups
-    decay = recipe.layer_decay or 0.5
-    backbone = [recipe.lr * recipe.backbone_lr * decay**depth for depth in reversed(range(n_groups - 1))]
+    tuning = fine_tuning(recipe)
+    decay = tuning.layer_decay or 0.5
+    backbone = [recipe.lr * tuning.backbone_lr * decay**depth for depth in reversed(range(n_groups - 1))]
     return [*backbone, recipe.lr]
 
 # %% ../../nbs/training/fit.ipynb #1b577fc0
@@ -187,7 +203,8 @@ def fit(
     time_budget=None,  # a `TimeBudget` that ends the fit (default: the recipe's number of epochs)
 ) -> list[dict]:  # the history, one row per epoch
     """Train as the Learner's recipe says. Afterwards the Learner has the weights of the best epoch, with the head refit
-    if that is better. Raises `TrainingError` with advice if the loss becomes NaN or the memory does not suffice"""
+    if that is better; or the probe, if the best epoch is worse. Raises `TrainingError` with advice if the loss becomes
+    NaN or the memory does not suffice"""
     recipe, folder = learn.run_state.recipe, Path(folder)
     phases = _phases(recipe, time_budget)
     callbacks = _fit_callbacks(recipe, folder / 'checkpoint', cbs, time_budget)
@@ -198,32 +215,43 @@ def fit(
             position = _resume(learn, phases, time_budget)
             if position is None:
                 _initialise_head(learn, time_budget)
-            first_phase, epochs_done = position or (0, 0)
-            for index in range(first_phase, len(phases)):
-                _run_phase(learn, index, phases[index], epochs_done if index == first_phase else 0, time_budget)
+            _run_phases(learn, phases, position or (0, 0), time_budget)
     finally:
         learn.precision.restore_model()
         learn.remove_cbs(callbacks)
         learn.history.file = None  # a later fit of the same Learner is not part of the run
-    keep_best = callbacks[0]
-    keep_best.restore_into(learn)
-    _refit_head(learn)
+    _conclude(learn, callbacks[0], folder / 'history.csv')
     return learn.history.rows
+
+
+def _conclude(learn, keep_best, history_file):
+    "Load the best weights, refit the head, and restore the probe if it is better"
+    epoch = keep_best.restore_into(learn)
+    _refit_head(learn)
+    restored = _guard(keep_best).apply(learn)
+    if epoch:
+        clear_features(learn)
+    learn.history.mark_kept(0 if restored else epoch, history_file)
+
+
+def _guard(keep_best):
+    "The guard of a fit; its probe is kept beside the best weights"
+    return ProbeGuard(keep_best.file.with_name('probe.safetensors'))
 
 
 @dataclass(frozen=True)
 class _Phase:
     "A part of a fit"
 
-    name: str  # in the history
-    frozen: bool  # train the head only
+    trainable: str  # all, last or head: as in `Recipe`
     epochs: int
 
 
 def _phases(recipe, time_budget):
-    "The phases of a fit: the head alone, then all layers"
+    "The phases of a fit: the head alone, then the layers that the recipe trains"
     epochs = time_budget.max_epochs if time_budget else recipe.epochs - recipe.frozen_epochs
-    return [_Phase('head', True, recipe.frozen_epochs), _Phase('all layers', False, epochs)]
+    trainable = 'all' if recipe.trainable == 'auto' else recipe.trainable
+    return [_Phase('head', recipe.frozen_epochs), _Phase(trainable, epochs)]
 
 
 def _fit_callbacks(recipe, folder, cbs, time_budget):
@@ -251,7 +279,7 @@ def _resume(learn, phases, time_budget):
     if saved is None:
         return None
     state, tensors = saved
-    _freeze(learn, phases[state['phase']].frozen)
+    freeze(learn, phases[state['phase']].trainable)
     restore_state(learn, state, tensors)
     learn.history.rows = state['history']
     learn.keep_best.best, learn.keep_best.waited = state['best'], state['waited']
@@ -260,12 +288,22 @@ def _resume(learn, phases, time_budget):
     return state['phase'], state['epoch']
 
 
-def _freeze(learn, frozen):
-    "Train the head only, or all layers"
-    if frozen:
-        learn.freeze()
-    else:
-        learn.unfreeze()
+def _run_phases(learn, phases, position, time_budget):
+    "Run what is left of a fit. If a step runs out of memory, halve the batches and continue from the last saved epoch"
+    loss_func = learn.loss_func
+    while True:
+        first_phase, epochs_done = position
+        try:
+            for index in range(first_phase, len(phases)):
+                _run_phase(learn, index, phases[index], epochs_done if index == first_phase else 0, time_budget)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or world_size() > 1 or not can_halve_batches(learn):
+                raise
+        learn.loss_func = loss_func  # MixUp replaces it during a fit
+        learn.precision.restore_model()
+        announce(learn, halve_batches(learn))
+        position = _resume(learn, phases, time_budget) or position
 
 
 def _run_phase(learn, index, phase, epochs_done, time_budget):
@@ -274,20 +312,34 @@ def _run_phase(learn, index, phase, epochs_done, time_budget):
     if epochs_done >= phase.epochs or learn.keep_best.should_stop or (time_budget and time_budget.is_over):
         return
     if not epochs_done:
-        _freeze(learn, phase.frozen)
+        freeze(learn, phase.trainable)
     learn.save_state.phase = index
-    learn.history.phase = phase.name
-    mixes = recipe.mixup or recipe.cutmix
-    if phase.frozen and recipe.feature_views and not mixes and can_train_on_features(learn):
-        loaders = on_features(learn, recipe.feature_views)
-    else:
-        clear_features(learn)
-        loaders = nullcontext()
+    learn.history.phase = phase_names[phase.trainable]
+    loaders = _loaders(learn, phase, time_budget)
     rates = learning_rates(recipe, learn.pretrained, len(learn.opt.hypers))
     with loaders, learn.no_logging():
         learn.fit(phase.epochs, cbs=make_scheduler(recipe, rates, phase.epochs), start_epoch=epochs_done)
     if learn.history.failure:
         raise TrainingError(learn.history.failure)
+
+
+def _loaders(learn, phase, time_budget):
+    "A block in which the Learner has the loaders of a phase: of images, of features or of activations"
+    recipe = learn.run_state.recipe
+    mixes = recipe.mixup or recipe.cutmix
+    if phase.trainable == 'head' and recipe.feature_views and not mixes and can_train_on_features(learn):
+        return on_features(learn, recipe.feature_views)
+    clear_features(learn)
+    if phase.trainable == 'last' and _can_store_activations(learn):
+        return on_activations(learn, recipe.activation_views, time_budget)
+    return nullcontext()
+
+
+def _can_store_activations(learn):
+    "Whether the activations of a frozen stage are the same in every epoch, and the recipe wants them stored"
+    recipe = learn.run_state.recipe
+    changing = learn.train_bn or recipe.mixup or recipe.cutmix or recipe.start_size
+    return bool(recipe.activation_views and not changing and not recipe.compile and world_size() == 1)
 
 
 def _initialise_head(learn, time_budget):
@@ -297,8 +349,8 @@ def _initialise_head(learn, time_budget):
     if not use_probe and recipe.epochs:
         return
     if use_probe:
-        cached_features(learn)
-        probe_head(learn, flipped=_flipped_fraction(learn, time_budget, start))
+        cached_features(learn, initial=True)
+        probe_head(learn, flipped=_flipped_fraction(learn, time_budget))
     with on_features(learn) if use_probe else nullcontext(), learn.no_bar(), learn.no_logging():
         loss, *metrics = learn.validate()
     scores = dict(valid_loss=loss) | {m.name: value for m, value in zip(learn.metrics, metrics, strict=True)}
@@ -307,17 +359,24 @@ def _initialise_head(learn, time_budget):
     if hasattr(learn, 'progress_line'):
         learn.progress_line.epoch_done()
     learn.keep_best.offer(scores[recipe.monitor])
+    if use_probe and recipe.epochs:
+        _guard(learn.keep_best).save(learn)
+        learn.keep_best.best = None  # the best trained epoch is compared with the probe at the end
 
 
-def _flipped_fraction(learn, time_budget, start):
+def _flipped_fraction(learn, time_budget):
     """The fraction of the training images whose flips a probe also uses: all for a probe without training, as far as
     the time budget allows, and none before a training"""
-    recipe = learn.run_state.recipe
-    flipped = float(not recipe.epochs and _may_flip(recipe))
-    if time_budget:
-        seconds = time.perf_counter() - start  # for the features of the unflipped images
-        flipped *= run_on_rank_zero(lambda: float(np.clip(time_budget.left / seconds, 0, 1)))
-    return flipped
+    recipe, items = learn.run_state.recipe, learn.run_state.items
+    if recipe.epochs or not _may_flip(recipe):
+        return 0.0
+    if not time_budget:
+        return 1.0
+    training = items[items.split == 'train']
+    start = time.perf_counter()
+    backbone_features(learn, training.head(recipe.bs))  # those of the unflipped images may come from the store
+    seconds = (time.perf_counter() - start) * len(training) / min(recipe.bs, len(training))
+    return run_on_rank_zero(lambda: float(np.clip(time_budget.left / seconds, 0, 1)))
 
 
 def _may_flip(recipe):
@@ -329,14 +388,12 @@ def _readable_errors(recipe):
     "Inside the block, errors of memory and of files become a `TrainingError` with advice"
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(recipe, error) from None
     except (ImageError, MissingFileError) as error:
         raise TrainingError(f'{error} It was readable when the images were checked.') from None
-    except RuntimeError as error:
-        if 'out of memory' in str(error) or "can't allocate memory" in str(error):
-            raise _out_of_memory(recipe, error) from None
-        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _out_of_memory(recipe, error) from None
 
 
 def _out_of_memory(recipe, error):
@@ -358,6 +415,8 @@ def _refit_head(learn):
         return
     clear_features(learn)
     announce(learn, _refit_plan(learn))
+    if recipe.trainable == 'last' and _can_store_activations(learn):
+        learn.run_state.features = features_from_activations(learn)
     trained_head = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
     before = _head_scores(learn)
     probe_head(learn, flipped=float(_may_flip(recipe)))
@@ -367,7 +426,6 @@ def _refit_head(learn):
         head.load_state_dict(trained_head)
     learn.run_state.head_refit_note = _refit_in_words(before, after, learn)
     announce(learn, learn.run_state.head_refit_note)
-    clear_features(learn)
 
 
 def _head_scores(learn):

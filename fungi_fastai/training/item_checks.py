@@ -8,14 +8,44 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/training/item_checks.html.md""
 __all__ = []
 
 # %% ../../nbs/training/item_checks.ipynb #c6c965a7
+import shlex
+
 import pandas as pd
 
-from ..core.errors import UserError
-from ..core.progress import format_count
+from ..core.errors import UserError, did_you_mean
+from ..core.progress import format_count, format_list
 from ..data.scan import problem_meanings
 from .recipe import Recipe
 
 # %% ../../nbs/training/item_checks.ipynb #5e386fe2
+_negative_names = 'background backgrounds none nothing negative negatives other others'.split()
+
+
+def mark_negatives(
+    items: pd.DataFrame,  # as from `scan`
+    recipe: Recipe,
+) -> pd.DataFrame:  # with the column `negative` if the recipe names negatives; these have no label
+    "Separate the recipe's negatives from the classes, and say what happens to them. Raises `UserError`"
+    labels = items.label.dropna().unique()
+    name, notes = recipe.negatives, []
+    if name:
+        if name not in labels:
+            raise UserError(f'There is no class {name!r} for negatives. {did_you_mean(name, labels)}')
+        negative = items.label.eq(name)
+        items = items.assign(negative=negative, label=items.label.mask(negative))
+        count = format_count(int(negative.sum()), 'image')
+        notes = [f'{name} ({count}) holds negatives: it is no class, and the export measures the novelty score on it.']
+    else:
+        notes = [
+            f'{label} is trained as a class like the others. If its images show none of the classes, use them as '
+            f'negatives: --negatives {shlex.quote(label)}'
+            for label in labels
+            if label.casefold() in _negative_names
+        ]
+    items.attrs['notes'] = [*items.attrs.get('notes', []), *notes]
+    return items
+
+
 def describe_lost_classes(
     items: pd.DataFrame,  # as from `scan`
     usable: pd.DataFrame,  # the labelled items that the recipe does not exclude
@@ -48,6 +78,22 @@ def check_classes(
         )
 
 # %% ../../nbs/training/item_checks.ipynb #6bce43c6
+def describe_untested_classes(
+    usable: pd.DataFrame,  # the labelled items that the recipe does not exclude
+    splits: pd.Series,  # as from `split`
+) -> list[str]:
+    "A sentence about the classes that are trained on and not tested, because all their images show one specimen"
+    tested = 'test' if (splits == 'test').any() else 'valid'
+    untested = sorted(set(usable.label[splits == 'train']) - set(usable.label[splits == tested]))
+    if not untested:
+        return []
+    classes = 'this class' if len(untested) == 1 else 'these classes'
+    return [
+        f'Not measured, for want of specimens in the {dict(test="test", valid="validation")[tested]} set: '
+        f'{format_list(untested, 5)}. The network learns {classes}, but nothing says how well.'
+    ]
+
+
 def check_splits(
     recipe: Recipe,
     usable: pd.DataFrame,  # the labelled items that the recipe does not exclude

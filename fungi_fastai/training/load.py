@@ -18,6 +18,7 @@ from ..models.normalization import weight_normalization
 from .checkpoints import read_saved_weights
 from .fit import make_learner
 from .recipe import Recipe
+from .stages import freeze
 
 # %% ../../nbs/training/load.ipynb #9fe3bb6a
 def trained_learner(
@@ -29,6 +30,6 @@ def trained_learner(
     normalization = weight_normalization(weights, recipe.arch)
     learn = make_learner(recipe, items, trained=True, normalization=normalization)
     learn.model.load_state_dict(read_saved(weights, read_saved_weights)[0])
-    if recipe.epochs > recipe.frozen_epochs:
-        learn.unfreeze()  # as at the end of the training; with a probe alone, the backbone stays frozen
+    if recipe.epochs > recipe.frozen_epochs:  # as at the end of the training; with a probe alone, all stays frozen
+        freeze(learn, recipe.trainable)
     return learn

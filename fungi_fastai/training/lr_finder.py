@@ -31,7 +31,7 @@ def find_lr(
     Raises `TrainingError` if the loss is NaN at every learning rate"""
     valley = fastai.callback.schedule.SuggestionMethod.Valley
     head_only = _trains_head_only(learn)
-    steps = dict(num_it=100) if head_only else dict(num_it=50, start_lr=1e-6)
+    steps = dict(num_it=100) if head_only else dict(num_it=46, start_lr=3e-6)
     with (
         tempfile.TemporaryDirectory() as folder,
         temporary_attributes(learn, model_dir=folder),

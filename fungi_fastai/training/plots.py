@@ -36,7 +36,7 @@ def plot_history(
     if len(step_epochs):
         axes[0].plot(step_epochs, step_losses, color=colours['faint'], linewidth=0.8, zorder=1)
         axes[2].plot(step_epochs, step_rates, color=colours['main'])
-    axes[2].ticklabel_format(axis='y', style='sci', scilimits=(-2, 2), useMathText=True)
+    axes[2].ticklabel_format(axis='y', style='sci', scilimits=(-2, 2))
     axes[2].yaxis.offsetText.set(color=colours['ink'], fontsize=8)
     first = min([*epoch[:1], *step_epochs[:1], 1])
     for axis in axes:
@@ -75,11 +75,14 @@ def _mark_unfreezing(axis, epoch, history):
     "Draw a dotted line where all layers start to train, after epochs of the head alone"
     if 'phase' not in history or not (history.phase == 'head').any():
         return
-    later = epoch[history.phase == 'all layers']
+    later = epoch[history.phase.isin(['all layers', 'last stages'])]
     if len(later):
         axis.axvline(later.iloc[0] - 0.5, color=colours['faint'], linestyle=':', linewidth=1)
 
 # %% ../../nbs/training/plots.ipynb #b21d287e
+most_drawn_classes = 200  # of a confusion matrix
+
+# %% ../../nbs/training/plots.ipynb #c3a12e5e
 def plot_confusion(
     counts: np.ndarray,  # (classes, classes) true class by row, predicted class by column
     classes: list[str],

@@ -10,6 +10,7 @@ __all__ = ['bf16_min_intensity', 'pick_device', 'arithmetic_intensity', 'pick_pr
 # %% ../../nbs/training/precision.ipynb #72593422
 import copy
 import ctypes
+import os
 import platform
 import re
 import warnings
@@ -195,6 +196,12 @@ def _add_one(x):
     return x.sin() + 1
 
 # %% ../../nbs/training/precision.ipynb #fc331f63
+def _use_deterministic_algorithms():
+    "In this process, from now on; an operation without a deterministic algorithm warns"
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 class Precision(Callback):
     "Forward passes in the chosen precision, channels last; on cpu, cuda and mps, in training and prediction"
 
@@ -205,8 +212,10 @@ class Precision(Callback):
         precision: str = 'auto',  # auto, fp32, bf16 or fp16
         compile: bool = False,  # compile the network for training steps
         fold: bool | None = None,  # fold BatchNorms with frozen statistics (default: on CPUs)
+        deterministic: bool = False,  # on a GPU: only algorithms that give the same weights in every run
     ):
         self.requested, self.compile_enabled, self.fold_enabled = precision, compile, fold
+        self.deterministic = deterministic
         self._region, self._folding = ExitStack(), None
 
     def choose_mode(self, device):
@@ -222,8 +231,11 @@ class Precision(Callback):
         if device.type == 'cpu':
             keep_freed_memory()
         if device.type == 'cuda':
-            torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = not self.deterministic
+            torch.backends.cudnn.allow_tf32 = True
             torch.set_float32_matmul_precision('high')
+            if self.deterministic:
+                _use_deterministic_algorithms()
 
     def autocast(self, device):
         "A context manager: forward passes inside it run in the chosen precision"

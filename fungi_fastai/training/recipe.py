@@ -16,6 +16,7 @@ from typing import Literal, get_args, get_origin
 
 from ..core.errors import MissingFileError, UserError, did_you_mean
 from ..data.policies import Augment, policies
+from ..models.packaged import smallest_weights
 
 # %% ../../nbs/training/recipe.ipynb #fbfa94b3
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ class DataOptions(Options):
     layout: str = 'auto'
     split: str = ''  # a table's column of the split; none = ignore given splits; '' = the column that looks like it
     zip_encoding: str = ''  # encoding of the names in a zip that does not say it, such as cp850; '' = detected
+    # name of a folder (or label) of images of none of the classes, such as background: it is not trained as a class;
+    # the export chooses and measures the novelty score on it
+    negatives: str = ''
+    # table of each class and its higher ranks (genus, family …), for answers such as "an Amanita"; '' = the columns of
+    # the source's table, or class names that are scientific names; none = no ranks
+    taxonomy: str = ''
     # kinds of problem whose images are excluded
     exclude: tuple[str, ...] = ('unreadable', 'tiny', 'duplicate', 'label_conflict')
     valid: float = bounded(0.15, above=0, below=1)  # fraction of each class in the validation set
@@ -107,15 +114,18 @@ class DataOptions(Options):
 class ModelOptions(Options):
     "The network, its initial weights and its head"
 
-    arch: str = 'resnet50'  # architecture: a timm or torchvision name, convmixer_DIM_DEPTH, or auto (chosen by a plan)
+    # architecture: a timm or torchvision name, convmixer_DIM_DEPTH, auto (chosen by probes of what is available), or
+    # several names with + between them, whose features are concatenated
+    arch: str = 'resnet50'
     pretrained: bool = True  # start from weights pretrained on ImageNet
     weights: str = ''  # .safetensors or .pth file, or Hugging Face hub id, to start from instead of a download
     # linear (average pooling, one layer) or fastai (average and maximum pooling, two layers)
     head: Literal['linear', 'fastai'] = 'linear'
     hidden: int = bounded(0, least=0)  # width of a hidden layer in the head; 0 = no hidden layer
     dropout: float = bounded(0.0, least=0, below=1)  # dropout before the last layer
-    # stochastic depth: probability that the deepest block is skipped; it falls to 0 at the input
-    drop_path: float = bounded(0.0, least=0, below=1)
+    # stochastic depth: probability that the deepest block is skipped; it falls to 0 at the input; -1 = by the kind of
+    # backbone: 0.1 for transformers and for CNNs without BatchNorm that are pretrained, else 0
+    drop_path: float = bounded(-1.0, least=-1, below=1)
     # head initialisation of a pretrained network: probe (logistic regression on its features) or random
     head_init: Literal['probe', 'random'] = 'probe'
     # refit a linear head on the trained backbone's features at the end, and keep it if it validates better
@@ -126,6 +136,8 @@ class ModelOptions(Options):
 
     def validate(self):
         super().validate()
+        if -1 < self.drop_path < 0:
+            raise UserError(f'drop_path is {self.drop_path}; expected -1 (by the kind of backbone), or 0 to below 1.')
         if self.average_folds == 1:
             raise UserError('average_folds is 1; expected 0, or 2 or more.')
         if self.average_folds and not self.pretrained:
@@ -142,6 +154,11 @@ class ScheduleOptions(Options):
 
     epochs: int = bounded(5, least=0)  # passes over the training set, including frozen_epochs
     frozen_epochs: int = bounded(0, least=0)  # how many of the epochs, at the start, train only the head
+    # layers that train after the frozen epochs: all, last (the upper half of the backbone, and the head) or head;
+    # auto = all, or what suits the budget
+    trainable: Literal['auto', 'all', 'last', 'head'] = 'auto'
+    # versions of an image (itself and augmented ones) whose activations are stored for `trainable=last`; 0 = none
+    activation_views: int = bounded(4, least=0)
     # versions of an image (itself and augmented ones) whose features are computed once for the frozen epochs; 0 = none
     feature_views: int = bounded(1, least=0)
     # seconds for the whole run (5m and 1h30m also work); decides epochs and, unless it is set, size; 0 = no limit
@@ -182,9 +199,12 @@ class OptimisationOptions(Options):
 
     bs: int = bounded(32, least=2)  # batch size
     lr: float = bounded(2e-3, above=0)  # largest learning rate of the head
-    backbone_lr: float = bounded(0.1, above=0, most=1)  # learning rate of a pretrained backbone's last layers ÷ lr
-    # layer-wise learning-rate decay of a pretrained backbone: factor from one block to the block below; 0 = two halves
-    # of the backbone, the lower one with half the learning rate
+    # learning rate of a pretrained backbone's last layers ÷ lr; 0 = by the kind of backbone: 0.1, for CNNs without
+    # BatchNorm 0.02, for transformers 0.01
+    backbone_lr: float = bounded(0.0, least=0, most=1)
+    # layer-wise learning-rate decay of a pretrained backbone: factor from one block to the block below, 1 = no decay;
+    # 0 = by the kind of backbone: two halves, the lower one with half the learning rate; for CNNs without BatchNorm
+    # 0.8, for transformers 0.75
     layer_decay: float = bounded(0.0, least=0, most=1)
     # adam has decoupled weight decay (AdamW)
     optimizer: Literal['adam', 'sgd', 'rmsprop', 'radam', 'lamb', 'lion'] = 'adam'
@@ -215,6 +235,7 @@ class MachineOptions(Options):
     precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # precision of the forward and backward pass
     device: str = 'auto'  # auto (from settings.ini), cpu, cuda, cuda:1 or mps
     compile: bool = False  # torch.compile the network: takes a minute or more, and pays off in long trainings
+    deterministic: bool = False  # the same weights in every run on a GPU, which is slower; on a CPU they always are
     cache: bool = True  # decode each image once, into a file in `cache_dir`
 
 # %% ../../nbs/training/recipe.ipynb #e2dba096
@@ -224,6 +245,11 @@ class Recipe(MachineOptions, OptimisationOptions, ScheduleOptions, ModelOptions,
 
     def validate(self):
         super().validate()
+        if self.trainable in ('last', 'head') and not (self.pretrained or self.weights):
+            raise UserError(
+                f'trainable is {self.trainable!r}, and the network starts from random weights: its other layers would '
+                'keep them. Set trainable to all, or start from pretrained weights.'
+            )
         if self.start_size and not 16 <= self.start_size <= self.size:
             raise UserError(f'start_size is {self.start_size}; expected 0, or 16 to size ({self.size}).')
 
@@ -251,20 +277,22 @@ class Recipe(MachineOptions, OptimisationOptions, ScheduleOptions, ModelOptions,
         return '' if self.group == 'auto' else self.group
 
     def for_sample(self) -> 'Recipe':
-        """The recipe with settings for the built-in sample: a few hundred drawn images, on which a small network trains
-        from scratch in a minute, without a download. You can change its fields afterwards"""
+        """The recipe with settings for the built-in sample: a few hundred drawn images, on which the small network
+        whose ImageNet weights are installed with the library trains its head in seconds. You can change its fields"""
         # file names of photos of one specimen are equal up to the last _
         group = self.group or ('' if self.name == 'seedlings' else r'^(?P<group>.+)_')
         return replace(
             self,
             source='sample',
             group=group,
-            arch='convmixer_64_4',
-            pretrained=False,
-            size=96,
-            epochs=40,
+            arch=smallest_weights.arch,
+            pretrained=True,
+            size=224,
+            epochs=8,
+            trainable='head',
+            head_init='random',
             bs=16,
-            lr=1e-2,
+            lr=3e-3,
             monitor='accuracy',
         )
 
@@ -326,6 +354,8 @@ def _read_json(text):
     return values
 
 # %% ../../nbs/training/recipe.ipynb #7520f959
+# the phase of a training after the frozen epochs, as the history names it
+phase_names = dict(auto='all layers', all='all layers', last='last stages', head='head')
 choices = {one.name: get_args(one.type) for one in fields(Recipe) if get_origin(one.type) is Literal}
 
 

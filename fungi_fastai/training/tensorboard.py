@@ -18,7 +18,7 @@ from fastai.vision.core import PILImage  # noqa: F401  registers how fastai deco
 
 from .callbacks import ValidationScore
 from .features import temporary_seed
-from .plots import plot_confusion
+from .plots import most_drawn_classes, plot_confusion
 from .tracking import Tracker, finite_numbers, missing_package
 
 # %% ../../nbs/training/tensorboard.ipynb #09c15fc0
@@ -116,6 +116,8 @@ class TensorBoard(Tracker):
         if classes is None:
             classes = [str(i) for i in range(max(targets.max(), predicted.max()) + 1)]
         n = len(classes)
+        if n > most_drawn_classes:
+            return
         counts = np.bincount(targets * n + predicted, minlength=n**2).reshape(n, -1)
         self._log_confusion('confusion on the validation set', counts, list(classes), epoch)
 
@@ -126,7 +128,12 @@ class TensorBoard(Tracker):
         epoch = self.rows[-1]['epoch']
         for name in ('accuracy', 'macro_f1', 'balanced_accuracy', 'log_loss'):
             self.by_epoch.add_scalar(f'test/{name}', metrics[name], epoch)
-        self._log_confusion('confusion on the test set', np.array(metrics['confusion']), metrics['classes'], epoch)
+        classes = metrics['classes']
+        if len(classes) <= most_drawn_classes:
+            counts = np.zeros((len(classes), len(classes)), int)
+            true, predicted, images = np.transpose(metrics['confusion'])
+            counts[true, predicted] = images
+            self._log_confusion('confusion on the test set', counts, classes, epoch)
 
     def finish(self, status):
         writers, self.writers = self.writers, []

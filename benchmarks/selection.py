@@ -1,0 +1,104 @@
+"""Which network does `--arch auto` choose, and what would each candidate have reached in the same time?
+
+    python benchmarks/selection.py ../shared OUT --sets mushrooms flowers
+    python benchmarks/selection.py ../shared OUT --budget 5m --seeds 1 2 3
+
+The candidates are the packaged networks and those of SHARED/weights. First each of them, and pairs of them, is probed
+on images of a set (`fungi probe`), and `--arch auto` plans a training of the budget: which network, on how many
+images, after how many seconds. With `--seeds`, `auto` and then each candidate alone is trained for the budget, and
+scored on the test set of the run. OUT/selection.json keeps the results; what is there is not computed again."""
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+
+from budget import archives
+
+from fungi_fastai.core.files import write_json
+from fungi_fastai.runs.train import train
+from fungi_fastai.studies.network_probes import named_networks, probe_networks
+from fungi_fastai.training.fit import prepare_items
+from fungi_fastai.training.recipe import Recipe, parse_duration
+from fungi_fastai.training.recipes import recipes
+from fungi_fastai.training.selection import make_plan
+
+pairs = ('mobilenetv2_100+tf_efficientnet_lite0', 'tf_efficientnet_lite0+tf_efficientnet_lite2')
+
+
+def cpu_seconds():
+    "Seconds of CPU that this process has used"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_utime
+
+
+def timed(function, *args, **kwargs):
+    "The result of a function, and its seconds: by the clock, and of the CPU"
+    start, cpu = time.monotonic(), cpu_seconds()
+    result = function(*args, **kwargs)
+    return result, dict(seconds=round(time.monotonic() - start, 1), cpu_seconds=round(cpu_seconds() - cpu, 1))
+
+
+def recipe_of(name: str, shared: Path, budget: float, seed: int = 42) -> Recipe:
+    "The recipe of a set, for a budget"
+    source = shared / 'data' / archives[name]
+    weights = str(shared / 'weights')
+    return recipes[name].but(source=source, arch='auto', weights=weights, pretrained=True, budget=budget, seed=seed)
+
+
+def probes(recipe: Recipe, archs: str, size: int, n_images: int) -> dict:
+    "The table of the probes, on at most so many images"
+    used = prepare_items(recipe, progress=False).split.ne('').sum()
+    recipe = recipe.but(budget=0, size=size, fraction=min(1.0, n_images / used))
+    result, times = timed(probe_networks, recipe, archs, weights=recipe.weights)
+    return dict(table=result.table.reset_index().to_dict('records'), notes=list(result.probes[0].notes)) | times
+
+
+def choice(recipe: Recipe) -> dict:
+    "What `auto` chooses"
+    items = prepare_items(recipe, progress=False)
+    plan, times = timed(make_plan, recipe, items, recipe.budget, progress=True)
+    return dict(arch=plan.arch, size=plan.size, epochs=plan.epochs, reason=plan.reason, networks=plan.networks) | times
+
+
+def trained(recipe: Recipe, out: Path) -> dict:
+    "The scores of a run on its test set"
+    run = train(recipe, out, progress=False)
+    scores = {key: run.metrics[key] for key in ('accuracy', 'macro_f1', 'seconds')}
+    return dict(arch=run.recipe.arch, size=run.recipe.size, valid=run.metrics['valid']) | scores
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('shared', type=Path)
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--sets', nargs='*', default=list(archives), choices=list(archives))
+    parser.add_argument('--budget', type=parse_duration, default=300.0)
+    parser.add_argument('--size', type=int, default=160, help='image size of the probes, pixels')
+    parser.add_argument('--images', type=int, default=1000, help='images of the probes, at most, in whole specimens')
+    parser.add_argument('--seeds', nargs='*', type=int, default=[])
+    options = parser.parse_args()
+    file = options.out / 'selection.json'
+    results = json.loads(file.read_text()) if file.exists() else {}
+
+    def once(key, function, *args):
+        if key not in results:
+            results[key] = function(*args)
+            write_json(file, results)
+            print(key, json.dumps(results[key], indent=1)[:2000], flush=True)
+
+    networks = named_networks('all', str(options.shared / 'weights'))
+    archs = ','.join([*(arch for arch, _ in networks), *pairs])
+    for name in options.sets:
+        recipe = recipe_of(name, options.shared, options.budget)
+        once(f'{name} probes', probes, recipe, archs, options.size, options.images)
+        once(f'{name} auto {options.budget:.0f}', choice, recipe)
+        for seed in options.seeds:
+            for arch, weights in [('auto', recipe.weights), *networks]:
+                one = recipe.but(arch=arch, weights=weights, seed=seed)
+                run = options.out / f'{name}-{options.budget:.0f}-{arch}-{seed}'
+                once(run.name, trained, one, run)
+
+
+if __name__ == '__main__':
+    main()

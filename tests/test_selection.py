@@ -1,0 +1,202 @@
+"The choice of a network: what is tried, when it stops, and what a training takes from it"
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import flags
+
+small = dict(size=32, bs=8, epochs=0)
+
+
+@pytest.fixture
+def items():
+    "A table of 2,000 images: two photos of each specimen of two classes"
+    numbers = np.arange(2000)
+    table = pd.DataFrame(dict(name=[f'{i}.jpg' for i in numbers], group=[f's{i // 2}' for i in numbers], cluster=''))
+    return table.assign(label=np.where(numbers % 4 < 2, 'a', 'b'), split='train')
+
+
+@pytest.fixture
+def choose(ready, items, monkeypatch):
+    "Chooses among networks, each with the accuracy of its probe, by a clock that only probes advance"
+    from fungi_fastai.models.backbones import PretrainedBackbone
+    from fungi_fastai.training import selection
+    from fungi_fastai.training.budget import Speed
+    from fungi_fastai.training.recipe import Recipe
+
+    seconds = [0.0]
+
+    def run(accuracies, budget=600.0, slowdown=1.0):
+        "accuracies: by a network's cost in billions of multiply-adds; slowdown: of the probes"
+        rows = [
+            PretrainedBackbone(f'costs_{macs}', '', '', 224, macs, 8, 1.0, weights='here.pth') for macs in accuracies
+        ]
+
+        def probe_network(recipe, sample):
+            macs = float(recipe.arch.removeprefix('costs_'))
+            seconds[0] += slowdown * len(sample) * (0.0031 + 0.51e-3 * macs)
+            return np.arange(len(sample)) < accuracies[macs] * len(sample)
+
+        def measure_speed(learn):
+            macs = float(learn.arch.removeprefix('costs_'))
+            return Speed(read=1e-4, inference=1e-3 * macs, train_step=3e-3 * macs, report=5.0, size=224)
+
+        replacements = dict(
+            available_backbones=lambda weights: rows,
+            clock=lambda: seconds[0],
+            is_fixed_size=lambda arch: False,
+            make_learner=lambda recipe, *_, **__: recipe,
+            measure_speed=measure_speed,
+            probe_network=probe_network,
+        )
+        for name, function in replacements.items():
+            monkeypatch.setattr(selection, name, function)
+        return selection.make_plan(Recipe(arch='auto', budget=budget, size=160), items, budget)
+
+    return run
+
+
+def test_the_best_probe_wins_and_the_table_says_why(choose):
+    plan = choose({0.1: 0.6, 0.2: 0.9, 0.4: 0.7})
+    assert plan.arch == 'costs_0.2' and [one['arch'] for one in plan.networks] == [
+        'costs_0.1',
+        'costs_0.2',
+        'costs_0.4',
+    ]
+    line = next(line for line in plan.reason.splitlines()[1:] if line.strip().startswith('costs_0.2'))
+    row = plan.networks[1]
+    assert row['low'] <= row['accuracy'] <= row['high'] and f'{row["accuracy"]:.3f}' in line and 'MB' in plan.reason
+    errors = (1 - row['accuracy']) * np.exp(-plan.gain / 0.3)  # the size of the probe is that of the run
+    assert row['expected'] == pytest.approx(1 - errors) and plan.gain > 0.02
+
+
+def test_a_network_that_is_slow_to_train_needs_time_to_win(choose):
+    "Twenty times the cost leaves hardly an epoch in half a minute"
+    assert choose({0.5: 0.8, 10.0: 0.82}, budget=30.0).arch == 'costs_0.5'
+    assert choose({0.5: 0.8, 10.0: 0.82}, budget=3600.0).arch == 'costs_10.0'
+
+
+def test_a_probe_that_takes_too_long_is_not_made(choose):
+    plan = choose({0.1: 0.6, 0.2: 0.7, 0.4: 0.9}, budget=60.0, slowdown=10.0)
+    assert plan.arch == 'costs_0.1' and len(plan.networks) == 1
+    assert 'Not tried: costs_0.2, costs_0.4, because it takes about' in plan.reason and '15%' in plan.reason
+
+
+def test_a_network_that_is_too_slow_for_a_sample_is_left_out(choose):
+    plan = choose({0.1: 0.6, 0.2: 0.7, 900.0: 0.9}, budget=60.0)
+    assert plan.arch == 'costs_0.2' and 'Not tried: costs_900.0' in plan.reason
+
+
+def test_a_network_that_cannot_win_is_not_tried(choose):
+    "With 98 % correct, half the errors are one point, which slow epochs do not make up for"
+    plan = choose({0.1: 0.98, 60.0: 1.0}, budget=60.0, slowdown=0.01)
+    assert [one['arch'] for one in plan.networks] == ['costs_0.1'] and 'would not beat costs_0.1' in plan.reason
+
+
+def test_at_most_four_networks(choose):
+    plan = choose({0.1 * 2**i: 0.5 for i in range(7)}, budget=1e5)
+    assert [one['arch'] for one in plan.networks][::3] == ['costs_0.1', 'costs_6.4'] and len(plan.networks) == 4
+
+
+@pytest.mark.parametrize('lonely, reason', [(False, 'only pretrained network'), (True, 'fewer than two classes')])
+def test_nothing_to_compare(choose, items, monkeypatch, lonely, reason):
+    networks = {0.1: 0.5, 0.2: 0.6} if lonely else {0.1: 0.5}
+    if lonely:
+        monkeypatch.setattr('fungi_fastai.training.selection.selection_sample', lambda *_, **__: None)
+    plan = choose(networks)
+    assert reason in plan.reason and not plan.networks
+
+
+def test_the_test_set_and_single_specimens_take_no_part(ready, items):
+    from fungi_fastai.training.selection import selection_sample
+
+    tested = items.assign(split=np.where(items.group.isin(['s0', 's1']), 'test', 'valid'))
+    single = pd.DataFrame([dict(name='x.jpg', group='x', cluster='', label='lonely', split='train')])
+    sample = selection_sample(pd.concat([tested, single], ignore_index=True))
+    assert not set(sample.group) & {'s0', 's1', 'x'} and sample.groupby('group').fold.nunique().max() == 1
+    assert sample.groupby('fold').label.nunique().min() == 2
+
+
+def test_many_classes_and_few_images_a_class(ready):
+    from fungi_fastai.training.selection import selection_sample
+
+    rows = pd.DataFrame(dict(name=[f'{i}.jpg' for i in range(9000)], group='', cluster='', split='train'))
+    rows = rows.assign(label=[f'class {i % 3000}' for i in range(9000)])
+    sample = selection_sample(rows)
+    assert sample.label.nunique() == 30 and len(sample) == 90 and sample.groupby('label').fold.nunique().min() == 3
+
+
+def test_a_training_reads_the_features_of_an_earlier_probe(ready, photos, tmp_path, monkeypatch):
+    "After a probe of the same network, a training computes no features of training and validation images"
+    import timm
+    from safetensors.torch import save_file
+
+    from fungi_fastai.studies.probe import probe
+    from fungi_fastai.training import features
+    from fungi_fastai.training.fit import fit, make_learner
+    from fungi_fastai.training.recipe import Recipe
+
+    weights = tmp_path / 'mobilenetv3_small_050.safetensors'
+    save_file(timm.create_model('mobilenetv3_small_050', num_classes=0).state_dict(), weights)
+    recipe = Recipe(source=str(photos), arch='mobilenetv3_small_050', weights=str(weights), **small).but(augment='none')
+    opened, loader_features = [], features._loader_features
+
+    def count(learn, loader, *rest):
+        opened.append(loader.n)
+        return loader_features(learn, loader, *rest)
+
+    monkeypatch.setattr(features, '_loader_features', count)
+    probe(recipe, k=2, progress=False)
+    assert sum(opened) == 60
+    opened.clear()
+    scores = [fit(make_learner(recipe, progress=False), tmp_path / 'a')[0]['valid_loss']]
+    assert not opened, 'all features come from the store'
+    scores.append(fit(make_learner(recipe.but(cache=False), progress=False), tmp_path / 'b')[0]['valid_loss'])
+    assert sum(opened) > 40 and scores[0] == pytest.approx(scores[1], rel=0.02)
+
+
+def test_several_networks_on_the_same_folds(fungi, photos, tmp_path):
+    archs = 'convmixer_8_1,convmixer_16_1,convmixer_8_1+convmixer_16_1'
+    call = ('probe', photos, '--folds', '2', '--arch', archs, '--no-pretrained', '--size', '32')
+    output = fungi(*call, '--out', tmp_path / 'predictions.csv').out
+    assert all(name in output for name in archs.split(','))
+    table = pd.read_csv(tmp_path / 'predictions.csv')
+    assert table.groupby('name').fold.nunique().max() == 1 and table.arch.value_counts().eq(60).all()
+    result = json.loads(fungi(*call, '--json').out)
+    rows = {row['arch']: row for row in result['networks']}
+    for arch, own in table.groupby('arch'):
+        assert rows[arch]['accuracy'] == pytest.approx((own.label == own.predicted).mean())
+        assert rows[arch]['low'] < rows[arch]['accuracy'] < rows[arch]['high']
+    assert rows['convmixer_8_1+convmixer_16_1']['features'] == 24
+
+
+@pytest.mark.parametrize(
+    'arguments, word',
+    [
+        (['--arch', 'convmixer_8_1,'], 'commas'),
+        (['--arch', 'convmixer_8_1,convmixer_8_1'], 'different names'),
+        (['--arch', 'convmixer_8_1,resnet5O'], 'resnet50'),
+        (['--arch', 'resnet18,resnet34', '--weights', 'one.safetensors'], 'not a folder'),
+        (['--arch', 'resnet18+', '--size', '32'], '+ between them'),
+    ],
+)
+def test_lists_of_networks_that_are_refused(fungi, photos, arguments, word):
+    assert word in fungi('probe', photos, *arguments, '--json', code=2).err
+
+
+@pytest.mark.slow
+def test_two_networks_from_training_to_prediction(fungi, photos, tmp_path):
+    "Train, export with the comparison of torch and ONNX, predict"
+    pytest.importorskip('onnx', reason='onnx is not installed')
+    from fungi_fastai import Run
+
+    network = flags(arch='convmixer_8_1+convmixer_16_1', pretrained=False, **small | dict(epochs=1))
+    fungi('train', 'flowers', '--source', photos, *network, '--out', tmp_path / 'run')
+    bundle = Run.load(tmp_path / 'run').export(tmp_path / 'bundle', progress=False, images=4, examples=0)
+    network = json.loads((bundle / 'bundle.json').read_text())['network']
+    assert network['arch'] == 'convmixer_8_1+convmixer_16_1' and network['features'] == 24
+    files = sorted(photos.rglob('*.jpg'))[:2]
+    table = fungi('predict', bundle, *files).out
+    assert len(table.strip().splitlines()) == 3
