@@ -30,6 +30,7 @@ statuses = {  # of /predict
 _text, _number = dict(type='string'), dict(type='number')
 _file = dict(type='string', format='binary')
 _top_classes = dict(type='array', items=dict(type='object', properties=dict(label=_text, probability=_number)))
+_ranks = dict(type='array', items=dict(type='object', properties=dict(rank=_text, taxon=_text, probability=_number)))
 _result = dict(
     type='object',
     required=['file'],
@@ -45,9 +46,16 @@ _result = dict(
             description='prediction set at the target coverage, most likely class first; empty if none was calibrated',
         ),
         top=_top_classes | dict(description='the most likely classes'),
+        rank=_text | dict(description='rank of the answer, such as species or genus; only if the model has ranks'),
+        ranks=_ranks | dict(description='the most likely taxon of each rank; only if the model has ranks'),
         error=_text | dict(description='instead of all other values: why the file was not classified'),
         status=dict(type='integer', description='with `error`: the HTTP status of this file'),
     ),
+)
+_specimen = dict(
+    type='object',
+    description='with specimen=1: the result for all files together, with the keys of a result and `images`, their '
+    'number without those that could not be classified',
 )
 _response = dict(
     type='object',
@@ -56,10 +64,19 @@ _response = dict(
         model=dict(type='object', properties=dict(name=_text, fingerprint=_text)),
         error=_text | dict(description='if no file was classified'),
         results=dict(type='array', description='one for each file, in the order of the request', items=_result),
+        specimen=_specimen,
     ),
 )
 _error = dict(type='object', required=['error'], properties=dict(error=_text))
-_form = dict(type='object', required=['files'], properties=dict(files=dict(type='array', items=_file)))
+_form = dict(
+    type='object',
+    required=['files'],
+    properties=dict(
+        files=dict(type='array', items=_file),
+        specimen=dict(type='boolean', description='as the parameter of this name'),
+        only=_text | dict(description='as the parameter of this name; also one a line'),
+    ),
+)
 _example_results = [
     dict(
         file='photo.jpg',
@@ -116,6 +133,7 @@ For programs: <a href="openapi.json">openapi.json</a>.</p>
 <form action="predict" method="post" enctype="multipart/form-data"><input type="file" name="files" multiple required>
 <button>Classify</button></form>
 <pre>curl -F files=@photo.jpg -F files=@another.png "{address}predict?top=3"
+curl -F files=@cap.jpg -F files=@stem.jpg -F specimen=1 {address}predict
 curl -H "content-type: image/jpeg" --data-binary @photo.jpg {address}predict</pre>"""
 
 _page = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -32,7 +32,7 @@ class Bundle:
     )
     preprocessing: dict  # size canvas resize mean std resampling
     temperature: float  # already inside the ONNX graph; for torch, the logits are divided by it
-    decisions: dict  # threshold and conformal as plain values, or None
+    decisions: dict  # threshold, conformal, pooling, ranks and novelty as plain values, or None
     metrics: dict  # of the test set: scores, intervals, n_test
     data: dict  # source, images, split, groups, fingerprint, licence
     recipe: dict  # that trained the network
@@ -65,7 +65,7 @@ class Bundle:
     def write(
         cls,
         folder: Path,  # that holds the other files
-        **values,  # the fields, and `threshold` and `conformal`
+        **values,  # the fields, and `threshold`, `conformal`, `pooling` and `ranks`
     ) -> 'Bundle':
         "Write `bundle.json` for the files of a folder, and open the bundle"
         checksums = {}
@@ -138,6 +138,31 @@ class Bundle:
 
         return _restore(Conformal, self.decisions['conformal'], self.folder)
 
+    @cached_property
+    def pooling(self):
+        "The `Pooling` of several photos of a specimen; not fitted if the bundle does not say it"
+        from fungi_fastai.evaluation.pooling import Pooling
+
+        return _restore(Pooling, self.decisions['pooling'] or {}, self.folder)
+
+    @cached_property
+    def ranks(self):
+        "The `Ranks` that answer with a genus or family where the class is not certain, or None"
+        from fungi_fastai.evaluation.ranks import Ranks
+
+        values, n = self.decisions['ranks'], len(self.classes)
+        return _restore(lambda **values: Ranks.from_dict(values, n), values, self.folder, 'ranks')
+
+    @cached_property
+    def novelty(self):
+        "The `NoveltyDetector` that recognises images of none of the classes, or None"
+        values = self.decisions['novelty'] or {}
+        if values.get('threshold') is None:
+            return None
+        from fungi_fastai.deploy.novelty import NoveltyDetector
+
+        return NoveltyDetector.load(self.file('novelty.safetensors'), values['threshold'])
+
     def torch_network(self):
         "The torch network, backbone and head, with its weights, in evaluation mode"
         from safetensors.torch import load_file
@@ -198,12 +223,13 @@ def _without_timm_names(weights, classifier):
     return renamed
 
 
-def _restore(kind, values, folder):
+def _restore(kind, values, folder, name=''):
     "An object of a dataclass from its plain values. Raises `UserError` if they do not fit"
     try:
         return None if values is None else kind(**values)
-    except TypeError as error:
-        raise _invalid(folder, f'its {kind.__name__.lower()} does not fit this version ({error})') from None
+    except (TypeError, UserError) as error:
+        name = name or kind.__name__.lower()
+        raise _invalid(folder, f'its {name} does not fit this version ({error})') from None
 
 
 def _invalid(folder, problem):
@@ -226,7 +252,7 @@ def _read(folder):
         raise _other_schema(folder, values)
     values = values | dict(
         version=values.get('fungi_fastai'),
-        decisions=dict(threshold=values.get('threshold'), conformal=values.get('conformal')),
+        decisions={name: values.get(name) for name in ('threshold', 'conformal', 'pooling', 'ranks', 'novelty')},
     )
     names = [f.name for f in fields(Bundle) if f.name not in ('folder', 'fingerprint')]
     if missing := [name for name in names if values.get(name) is None]:

@@ -53,6 +53,9 @@ def _check_decisions(values):
             return f'{name} is not made of numbers'
         if decision.get(optional) is not None and not _is_number(decision[optional]):
             return f'{name} is not made of numbers'
+    for name in ('pooling', 'ranks', 'novelty'):  # optional tables, which their own classes check
+        if not isinstance(values['decisions'].get(name), dict | None):
+            return f'{name} is {type(values["decisions"][name]).__name__}, not a table of values'
     return ''
 
 

@@ -11,6 +11,8 @@ __all__ = ['model_card']
 import json
 from string import Template
 
+from .novelty import describe_novelty
+
 # %% ../../nbs/deploy/card.ipynb #c9ebb594
 _card = Template("""---
 $front_matter
@@ -118,6 +120,7 @@ def _limits(about):
     "What the scores do not say, one sentence each"
     limits = [
         f'It knows {len(about["classes"])} classes and names anything else as one of them, often with high confidence.',
+        describe_novelty(about.get('novelty') or {}),
         f'Its scores hold for images like those of `{about["data"]["source"]}`; '
         'other cameras, places and seasons were not tested.',
     ]
@@ -151,6 +154,27 @@ def _initial_weights(weights, pretrained):
         f'Its initial weights were pretrained weights{trained_on}, from {weights["source"]}; their licence: '
         f'{weights["licence"] or "not stated there"}.'
     )
+
+
+def _answer_paragraphs(about):
+    "What else than the class of one image it answers: a specimen, and a taxon above the class"
+    text = (
+        "Several photos of one specimen have one answer: `predictor.predict([['cap.jpg', 'stem.jpg']])`, "
+        '`fungi predict FOLDER IMAGES --group PATTERN`, or `POST /predict` with `specimen=1`.'
+    )
+    if specimens := about['metrics'].get('specimens'):
+        test = specimens['test']
+        text += (
+            f' For {test["specimens"]} specimens of the test set it is correct in {test["accuracy"]:.1%} of cases, '
+            f'with one photo of each in {test["single_accuracy"]:.1%}.'
+        )
+    paragraphs = [text]
+    if ranks := about.get('ranks'):
+        paragraphs.append(
+            f'Where the {ranks["rank"]} is not certain, it answers with the {" or ".join(ranks["taxa"])} if that '
+            'reaches a threshold of its own. The probability of a taxon is the sum of those of its classes.'
+        )
+    return paragraphs
 
 
 def _parity_paragraphs(about):
@@ -201,7 +225,7 @@ def model_card(
         guarantee=about['guarantee'],
         classes=', '.join(f'{name} ({data["per_class"].get(name, 0)})' for name in about['classes']),
         limits='\n'.join(f'- {limit}' for limit in _limits(about)),
-        use='\n\n'.join([use, _timm_use] if network['classifier'] else [use]),
+        use='\n\n'.join([use, *_answer_paragraphs(about), *([_timm_use] if network['classifier'] else [])]),
         command=about['command'],
         parity='\n\n'.join(_parity_paragraphs(about)),
         licence=f'{data["licence"][:1].upper()}{data["licence"][1:]}',

@@ -11,7 +11,7 @@ __all__ = []
 import math
 
 # %% ../../nbs/deploy/confidence.ipynb #47869add
-_likelihood_terms = (  # lowest probability, term
+likelihood_terms = (  # lowest probability, term
     (0.99, 'virtually certain'),
     (0.9, 'very likely'),
     (0.66, 'likely'),
@@ -25,19 +25,11 @@ def likelihood_term(
     probability: float,  # calibrated, 0…1
 ) -> str:
     "A probability in the words of the IPCC"
-    return next(term for lowest, term in _likelihood_terms if probability >= lowest)
+    return next(term for lowest, term in likelihood_terms if probability >= lowest)
 
-
-def percent(
-    probability: float,  # 0…1
-) -> str:
-    "A probability as a percentage; never 0% and never 100%"
-    if probability < 0.005:
-        return '<1%'
-    return '>99%' if probability >= 0.995 else f'{probability:.0%}'
 
 # %% ../../nbs/deploy/confidence.ipynb #06fc811f
-_fewest = 15  # images of a bin
+fewest_images = 15  # of a bin
 
 
 def _bin_of(confidence, bins):
@@ -54,7 +46,7 @@ def describe_confidence(
     if one is None:
         return '', 'How often answers with this confidence are correct was not measured.'
     about = f'a confidence of {one["low"]:.2f} to {one["high"]:.2f}'
-    if one['images'] < _fewest:
+    if one['images'] < fewest_images:
         return '', f'Only {one["images"]} test images had {about}: too few to say how often such answers are correct.'
     low, high = math.floor(100 * one['accuracy_low']), min(99, round(100 * one['accuracy_high']))
     sentence = f'Of 100 answers with {about}, about {min(low, high)} to {high} are correct'

@@ -23,7 +23,7 @@ import torch
 
 from .. import __version__
 from ..core.cpus import compute_threads
-from ..core.errors import UserError
+from ..core.errors import TrainingError, UserError
 from ..core.files import atomic, check_writable, write_json, write_text
 from ..core.folders import replaced_folder
 from ..core.progress import format_size
@@ -50,6 +50,8 @@ from fungi_fastai.deploy.parity import (
     with_flips,
 )
 from .engines import OnnxEngine, OpenVinoEngine
+from .novelty import describe_novelty
+from .novelty_fit import without_novelty, write_novelty
 from .quantization import quantize
 from .timm_names import load_network, timm_config, timm_equivalent
 from ..evaluation.assess import guarantee, verdict
@@ -63,7 +65,7 @@ from ..run_folder import RunFolder
 class _Options:
     "The options of `export`, which explains them"
 
-    int8: bool
+    int8: bool | None
     openvino: bool
     min_agreement: float
     examples: int
@@ -71,6 +73,7 @@ class _Options:
     images: int
     tolerance: float
     licence: str
+    false_alarm_rate: float
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,14 @@ class _Export:
     def images(self, splits, n):
         "Images of the run as the network sees them, and their rows"
         return read_squares(sample_images(self.run.items, splits, n), self.run.recipe.size, self.run.recipe.resize)
+
+    @property
+    def linear_head(self):
+        "(features + 1, classes) weights and bias of the head; None if it is not a single linear layer"
+        linear = getattr(self.network[1], 'linear', None)
+        if linear is None or hasattr(self.network[1], 'hidden'):
+            return None
+        return torch.cat([linear.weight.T, linear.bias[None]]).numpy()
 
     def save_graph(self, graph, name):
         "Write a graph that takes images of any size"
@@ -198,14 +209,21 @@ def _engines(job, graph):
     targets = rows.label.map({name: i for i, name in enumerate(job.run.classes)}).to_numpy(int)
     for name, engine in others.items():
         probs = in_batches(engine, squares)[0]
-        compared = check_agreement(full, probs, targets, job.options.min_agreement, name)
-        if name == 'openvino':  # in full precision
-            check_parity(full, probs, job.options.tolerance, 'OpenVINO network')
+        required = job.options.min_agreement
+        if name == 'openvino':  # in full precision, so its predictions must be the same
+            required = check_parity(full, probs, job.options.tolerance, 'OpenVINO network')['same_top1']
+        try:
+            compared = check_agreement(full, probs, targets, required, name)
+        except UserError as error:
+            if name != 'int8' or job.options.int8:
+                raise
+            _leave_out_int8(job, error)
+            continue
         speed = dict(milliseconds=round(1000 * seconds[name], 2), speed=round(seconds['onnx'] / seconds[name], 2))
         engines[name] = compared | speed | facts.get(name, {})
         job.say(
             f'{name}: the class of the full network for {compared["same_top1"]:.1%} of {len(squares)} held-out images '
-            f'(required: {job.options.min_agreement:.0%}); accuracy {compared["accuracy"]:.3f} instead of '
+            f'(required: {required:.0%}); accuracy {compared["accuracy"]:.3f} instead of '
             f'{compared["accuracy"] + compared["accuracy_loss"]:.3f}; {speed["speed"]:.2f} times as fast'
         )
     return engines
@@ -214,10 +232,7 @@ def _engines(job, graph):
 def _write_engines(job, graph):
     "The requested further engines by name, and facts about them"
     engines, facts = {}, {}
-    if job.options.int8:
-        squares, _ = job.images(('train',), 256)
-        job.say(f'Measuring ranges for 8-bit numbers on {len(squares)} training images')
-        quantized = quantize(graph, squares, job.images(('valid', 'test'), 128)[0])
+    if quantized := _quantized(job, graph):
         job.save_graph(quantized.graph, 'model.int8.onnx')
         engines['int8'] = OnnxEngine(job.folder / 'model.int8.onnx')
         facts['int8'] = dict(layers=quantized.layers, layers_in_float=quantized.in_float)
@@ -226,6 +241,25 @@ def _write_engines(job, graph):
         write_openvino(graph, job.folder / 'model.openvino.xml')
         engines['openvino'] = OpenVinoEngine(job.folder / 'model.openvino.xml')
     return engines, facts
+
+
+def _quantized(job, graph):
+    "The 8-bit graph, or None"
+    if job.options.int8 is False:
+        return None
+    squares, _ = job.images(('train',), 256)
+    job.say(f'Measuring ranges for 8-bit numbers on {len(squares)} training images')
+    try:
+        return quantize(graph, squares, job.images(('valid', 'test'), 128)[0])
+    except TrainingError as error:
+        if job.options.int8:
+            raise
+        return _leave_out_int8(job, error)
+
+
+def _leave_out_int8(job, error):
+    (job.folder / 'model.int8.onnx').unlink(missing_ok=True)
+    job.say(f'The bundle has no 8-bit network. {str(error).split(" No bundle was written.")[0]}')
 
 
 def _seconds_on_one_core(engines, squares):
@@ -286,7 +320,7 @@ def _reliability(run):
     return table.to_dict('records')
 
 
-def _bundle_values(job, compared, engines):
+def _bundle_values(job, compared, engines, novelty):
     "The values of bundle.json"
     run, decisions = job.run, job.run.decisions
     data = _data_facts(run, job.options.licence)
@@ -300,6 +334,9 @@ def _bundle_values(job, compared, engines):
         temperature=decisions.temperature,
         threshold=decisions.threshold and asdict(decisions.threshold),
         conformal=decisions.conformal and decisions.conformal.to_dict(),
+        pooling=decisions.pooling.to_dict(),
+        ranks=decisions.ranks and decisions.ranks.to_dict(),
+        novelty=novelty,
         metrics={k: v for k, v in run.metrics.items() if k not in ('classes', 'confusion', 'per_class')}
         | dict(reliability=_reliability(run)),
         data=data,
@@ -310,6 +347,16 @@ def _bundle_values(job, compared, engines):
     )
 
 # %% ../../nbs/deploy/export.ipynb #babff643
+def _novelty(job, engine):
+    "Write novelty.safetensors; returns the table `novelty` of bundle.json"
+    rate = job.options.false_alarm_rate
+    if not rate:
+        return without_novelty('The bundle was exported with a false-alarm rate of 0.')
+    about = write_novelty(job.run, engine, job.linear_head, job.folder / 'novelty.safetensors', rate, job.say)
+    job.say(describe_novelty(about))
+    return about
+
+
 @torch.no_grad()
 def _write_bundle(run, folder, options, say):
     "Write the files of a bundle into an empty folder"
@@ -324,7 +371,7 @@ def _write_bundle(run, folder, options, say):
         _write_references(job, compared)
     if options.examples:
         _write_examples(job, engine)
-    values = _bundle_values(job, compared, _engines(job, graph))
+    values = _bundle_values(job, compared, _engines(job, graph), _novelty(job, engine))
     card = model_card(
         values
         | dict(
@@ -368,7 +415,7 @@ def export(
     run: RunFolder | str | Path,  # a finished run: its folder, or opened
     out: str | Path,  # the bundle's folder; an older bundle is replaced when the new one is complete
     *,
-    int8: bool = False,  # also a graph with 8-bit numbers
+    int8: bool | None = False,  # also a graph with 8-bit numbers; None: unless it fails, which is only reported
     openvino: bool = False,  # also OpenVINO's format
     examples: int = 500,  # training images whose features and thumbnails go along; 0 = none leaves the machine
     references: int = 8,  # images with torch's predictions, by which a bundle is checked elsewhere; 0 = none
@@ -376,6 +423,8 @@ def export(
     tolerance: float = 1e-4,  # largest difference of a probability between them
     min_agreement: float = 0.95,  # fraction of held-out images for which an 8-bit engine must name the same class
     licence: str = 'not stated by who made it',  # of images and network, for the model card
+    # fraction of the images of known classes that may be called unlike the training images; 0 = none is
+    false_alarm_rate: float = 0.05,
     progress: bool = True,  # show it
 ) -> Path:  # `out`
     """Make a bundle of a run. Without a bundle, raises `TrainingError` if ONNX and torch disagree, and `UserError` if
@@ -387,8 +436,12 @@ def export(
         raise UserError(f'images is {images}; torch and ONNX have to be compared on 1 or more.')
     if not 0 <= min_agreement <= 1:
         raise UserError(f'min_agreement is {min_agreement}; expected a fraction from 0 to 1.')
+    if not 0 <= false_alarm_rate < 1:
+        raise UserError(f'false_alarm_rate is {false_alarm_rate}; expected a fraction from 0 to below 1.')
     _check_target(target)
-    options = _Options(int8, openvino, min_agreement, examples, references, images, tolerance, licence)
+    options = _Options(
+        int8, openvino, min_agreement, examples, references, images, tolerance, licence, false_alarm_rate
+    )
 
     def say(text):
         if progress:

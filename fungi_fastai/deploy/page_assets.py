@@ -8,7 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/page_assets.html.md"""
 __all__ = []
 
 # %% ../../nbs/deploy/page_assets.ipynb #442982bb
-_colours = dict(  # name of the theme's variable → light, dark
+theme_colours = dict(  # name of the theme's variable → light, dark
     body_background_fill=('#fff', '#161a18'),
     body_text_color=('#24302b', '#e2e8e5'),
     body_text_color_subdued=('#5d6863', '#98a39e'),
@@ -23,8 +23,8 @@ def make_theme():  # a `gradio.themes.Base`
     "Fonts of the reader's system, and colours for the light and the dark mode"
     import gradio
 
-    colours = {name: light for name, (light, _) in _colours.items()}
-    colours |= {f'{name}_dark': dark for name, (_, dark) in _colours.items()}
+    colours = {name: light for name, (light, _) in theme_colours.items()}
+    colours |= {f'{name}_dark': dark for name, (_, dark) in theme_colours.items()}
     theme = gradio.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
     return theme.set(**colours)
 
@@ -50,6 +50,11 @@ h3 { font-size: 1.02rem; font-weight: 600; margin-top: 1.7rem; overflow-wrap: an
 .copy { border-left: 3px solid var(--warn); padding-left: .8rem; color: inherit }
 .given { display: flex; flex-direction: column; gap: .8rem }
 .shown { align-self: center; max-width: 100%; max-height: 75vh; border-radius: 1rem }
+.photos { display: flex; flex-wrap: wrap; gap: .4rem; justify-content: center }
+.photos img { width: 4.2rem; height: 4.2rem; object-fit: cover; border-radius: .5rem }
+.more { padding: .7rem; text-align: center; border-radius: 1rem; border: 1px solid var(--main); color: var(--main);
+  font-weight: 600; cursor: pointer } .more:focus-within { outline: 3px solid var(--line) }
+.single li { grid-template-columns: minmax(0, 1fr) auto; margin-top: .2rem } .taxa { margin-top: .8rem }
 .drop { display: flex; flex-direction: column; align-items: center; justify-content: center; text-align: center;
   min-height: 15rem; padding: 1rem;
   border: 2px dashed var(--line); border-radius: 1rem; background: var(--panel); cursor: pointer; transition:
@@ -57,7 +62,7 @@ h3 { font-size: 1.02rem; font-weight: 600; margin-top: 1.7rem; overflow-wrap: an
 .drop:hover, .drop:focus-within, &.over .drop { border-color: var(--main) }
 .drop svg { width: 3.2rem; height: 3.2rem; color: var(--main); margin-bottom: .5rem }
 .drop strong { font-weight: 600; color: inherit } .drop span { color: var(--soft); font-size: .92rem }
-.seen .drop { min-height: 0 } .seen .drop svg { display: none }
+.seen .drop { min-height: 0; order: 1 } .seen .drop svg { display: none }
 input[type=file] { position: absolute; width: 1px; height: 1px; opacity: 0 }
 .camera { display: none; padding: .8rem; text-align: center; border-radius: 1rem; background: var(--main);
   font-weight: 600; cursor: pointer;
@@ -102,16 +107,20 @@ page_css = """
 body = """
 <header><h1>What is in this image?</h1><p>{lead}</p>
 <details><summary>The {n_classes} classes that the model knows</summary><p>{classes}</p></details></header>
-<div class="stage"><div class="given"><img class="shown" alt="Your image" hidden><label class="drop">
+<div class="stage"><div class="given"><img class="shown" alt="Your image" hidden>
+<div class="photos" hidden></div><label class="drop">
 <svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.4" stroke-linecap="round"
 stroke-linejoin="round" aria-hidden="true">
 <path d="M3 12c0-5 4-8.5 9-8.5s9 3.5 9 8.5c-2.5 1.3-5.5 2-9 2s-6.5-.7-9-2z"/>
 <path d="M9.5 14c.5 2.5.2 4.5-.8 6.5h6.6c-1-2-1.3-4-.8-6.5"/>
 <path d="M8 8.5h.01M12.5 7h.01M16 10h.01" stroke-width="2"/></svg>
-<strong>Choose an image</strong><span>or drop or paste one here</span><span>at most {max_size}</span>
-<input type="file" accept="image/*" aria-label="Choose an image"></label>
+<strong>Choose an image</strong><span>or drop or paste one here; or several photos of one specimen</span>
+<span>at most {max_size} each</span>
+<input type="file" accept="image/*" multiple aria-label="Choose an image"></label>
 <label class="camera">Take a photo
-<input type="file" accept="image/*" capture="environment" aria-label="Take a photo with the camera"></label></div>
+<input type="file" accept="image/*" capture="environment" aria-label="Take a photo with the camera"></label>
+<label class="more" hidden>Add another photo of this specimen
+<input type="file" accept="image/*" multiple aria-label="Add another photo of this specimen"></label></div>
 <div class="answer" role="status" aria-live="polite" hidden></div></div>
 {note}<div class="evidence" aria-live="polite"></div>
 <footer>Your image is processed in the server's memory and then discarded; no file is kept.
@@ -127,41 +136,60 @@ const busy = text => '<p class="busy">' + text + '</p>', wrong = text => '<p cla
 const maxBytes = props.max_bytes, megabytes = n => Number((n/2**20).toPrecision(3)) + ' MB'
 const noResponse = 'The server did not respond. It may be busy or stopped; wait a moment and try again.'
 let turn = 0
-const ask = async (what, body) => {
-  const response = await fetch(what, {method: 'POST', body, headers: {'content-type': 'application/octet-stream'}})
-  return response.json()
+const ask = async (what, files) => {
+  let body = files[0], headers = {'content-type': 'application/octet-stream'}
+  if (files.length > 1) {
+    body = new FormData(); headers = {}
+    for (const file of files) body.append('files', file, file.name || 'photo')
+  }
+  return (await fetch(what, {method: 'POST', body, headers})).json()
 }
-async function classify(file) {
-  if (!file) return
-  const mine = ++turn, late = () => mine !== turn
-  stage.classList.add('answered', 'seen'); answer.hidden = false; shown.hidden = true; evidence.innerHTML = ''
+let photos = []   // of the specimen: files
+function showPhotos() {
+  const last = photos.at(-1), strip = find('.photos')
+  for (const image of [shown, ...strip.children]) URL.revokeObjectURL(image.src)
+  shown.hidden = true; shown.onload = () => shown.hidden = false; shown.src = URL.createObjectURL(last)
+  strip.hidden = photos.length < 2
+  strip.replaceChildren(...photos.map((file, i) =>
+    Object.assign(document.createElement('img'), {src: URL.createObjectURL(file), alt: 'Photo ' + (i + 1)})))
+}
+async function classify(added, isMore) {
+  if (!added.length) return
+  const mine = ++turn, late = () => mine !== turn, before = isMore ? photos : []
+  stage.classList.add('answered', 'seen'); answer.hidden = false; evidence.innerHTML = ''
   find('.drop strong').textContent = 'Choose another image'
-  if (file.size > maxBytes) {
-    answer.innerHTML = wrong('This file has ' + megabytes(file.size) + '; at most ' + megabytes(maxBytes)
+  const large = added.find(file => file.size > maxBytes)
+  if (large) {
+    shown.hidden = !isMore
+    answer.innerHTML = wrong('This file has ' + megabytes(large.size) + '; at most ' + megabytes(maxBytes)
       + ' are accepted. Save it at a smaller size.')
     return
   }
-  URL.revokeObjectURL(shown.src); shown.src = URL.createObjectURL(file)
-  shown.onload = () => shown.hidden = false
-  answer.innerHTML = busy('Classifying the image …')
-  const first = await ask('answer', file).catch(() => ({error: noResponse}))
+  photos = [...before, ...added]; showPhotos()
+  answer.innerHTML = busy('Classifying the ' + (photos.length > 1 ? photos.length + ' photos …' : 'image …'))
+  const first = await ask('answer', photos).catch(() => ({error: noResponse}))
   if (late()) return
   answer.innerHTML = first.html ?? wrong(first.error)
   if (innerWidth < 800) answer.scrollIntoView({behavior: 'smooth'})
-  if (!first.square) return
+  if (!first.square) {
+    photos = before   // a photo that cannot be classified does not stay
+    if (photos.length) showPhotos()
+    return
+  }
+  find('.more').hidden = false
   shown.decode().catch(() => late() || (shown.src = first.square))   // a format that the browser cannot show
   evidence.innerHTML = busy('Computing the explanation; the first time takes a while …')
   const second = await fetch(first.square).then(response => response.blob())
-    .then(square => ask('explain', square)).catch(() => ({html: ''}))
+    .then(square => ask('explain', [square])).catch(() => ({html: ''}))
   if (!late()) evidence.innerHTML = second.html ?? wrong(second.error)
 }
 for (const input of element.querySelectorAll('input'))
-  input.onchange = () => { classify(input.files[0]); input.value = '' }
+  input.onchange = () => { classify([...input.files], !!input.closest('.more')); input.value = '' }
 for (const kind of ['dragover', 'dragleave', 'drop']) document.addEventListener(kind, event => {
   if (!event.dataTransfer?.types.includes('Files')) return
   event.preventDefault()
   element.classList.toggle('over', kind === 'dragover')
-  if (kind === 'drop') classify(event.dataTransfer.files[0])
+  if (kind === 'drop') classify([...event.dataTransfer.files])
 })
-document.addEventListener('paste', event => classify(event.clipboardData?.files[0]))
+document.addEventListener('paste', event => classify([...event.clipboardData?.files ?? []]))
 """

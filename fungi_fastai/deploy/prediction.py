@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import UserError
+from ..core.progress import format_probability
 from ..data.images import ImageError, max_pixels
 
 # %% ../../nbs/deploy/prediction.ipynb #145a5bb1
@@ -23,15 +24,19 @@ from ..data.images import ImageError, max_pixels
 class Prediction:
     "The prediction of a bundle for one image"
 
-    source: str  # the file, or 'image 1' for an image without a name
+    source: str  # the file, or 'image 1' for an image without a name; of a specimen: its images, with commas
     label: str  # the most likely class
     confidence: float  # its calibrated probability
     probabilities: np.ndarray  # (classes,) float32, calibrated, in the order of `classes`
     classes: tuple
-    answer: str  # the class, or 'not sure'
+    answer: str  # the class, 'not sure', a taxon above the class, or 'unlike anything it was trained on'
     why: str  # the reason for the answer
     set: tuple = ()  # classes left at the bundle's coverage, most likely first; () without sets, or if nothing fits
     n_top: int = 3  # classes that `top()` returns by default
+    rank: str = ''  # of an answer that is a taxon above the class: genus, family …
+    ranks: tuple = ()  # the most likely taxon of each rank, a dictionary with rank, taxon and probability
+    images: tuple = ()  # of a specimen: the `Prediction` of each of its images
+    novelty: float | None = None  # fraction of the validation images that are less unusual; None without a detector
 
     def top(
         self,
@@ -42,7 +47,7 @@ class Prediction:
         return [(self.classes[i], float(self.probabilities[i])) for i in order]
 
     def __str__(self):
-        likeliest = ', '.join(f'{name} {p:.0%}' for name, p in self.top())
+        likeliest = ', '.join(f'{name} {format_probability(p)}' for name, p in self.top())
         return f'{self.source}: {self.answer} ({likeliest})'
 
     def __repr__(self):
@@ -90,25 +95,40 @@ def _from_array(array):
     return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
+@dataclass(frozen=True)
+class NamedImage:
+    "An image of an input"
+
+    name: str
+    image: object  # as it was given
+    specimen: int | None = None  # number of the specimen that it shows; None for an image by itself
+
+
 def named_images(
-    images,  # one image, a folder, or a list of them
-) -> Iterator[tuple]:  # name, and the image as it was given
-    "All images of an input, in order. Raises `UserError` for a folder without images"
-    if _is_folder(images):
-        yield from ((file, file) for file in _files_in(images))
-    elif isinstance(images, (list, tuple)):
-        for number, one in enumerate(images, 1):
-            for name, image in named_images(one):
-                yield (f'image {number}' if name == 'image 1' else name), image
-    else:
-        yield (str(images) if isinstance(images, (str, os.PathLike)) else 'image 1'), images
+    images,  # one image, a folder, or a list of them; a list in the list holds the images of one specimen
+) -> Iterator[NamedImage]:
+    "All images of an input, in order. Raises `UserError` for a folder without images, and for an empty specimen"
+    count = 0
+    for number, entry in enumerate(images if _is_list(images) else [images], 1):
+        specimen = number if _is_list(entry) else None
+        if specimen and not entry:
+            raise UserError(f'Specimen {number} has no image. A list in the list holds the images of one specimen.')
+        for one in entry if specimen else [entry]:
+            for image in _files_in(one) if _is_folder(one) else [one]:
+                count += 1
+                has_name = isinstance(image, (str, os.PathLike))
+                yield NamedImage(str(image) if has_name else f'image {count}', image, specimen)
 
 
 def is_one_image(
     images,  # as `named_images` takes them
 ) -> bool:
     "Whether an input is an image itself, and not a folder or a list"
-    return not _is_folder(images) and not isinstance(images, (list, tuple))
+    return not _is_folder(images) and not _is_list(images)
+
+
+def _is_list(images):
+    return isinstance(images, (list, tuple))
 
 
 def _is_folder(images):

@@ -29,6 +29,7 @@ _bookkeeping = [('key', pa.uint64()), ('bytes', pa.int64()), ('modified', pa.int
 def prediction_schema(
     classes: list,  # names
     has_decisions: bool = False,  # whether there are the columns answer and set
+    has_novelty: bool = False,  # whether there is the column novelty
 ) -> pa.Schema:
     "The columns of a table of predictions; the last three identify the image file, and are not shown to the user"
     decisions = [('answer', pa.string()), ('set', pa.list_(pa.string()))] if has_decisions else []
@@ -39,6 +40,7 @@ def prediction_schema(
             ('predicted', pa.string()),
             ('confidence', pa.float32()),
             *decisions,
+            *([('novelty', pa.float32())] if has_novelty else []),
             *((f'p_{name}', pa.float32()) for name in classes),
             ('error', pa.string()),
             *_bookkeeping,

@@ -12,18 +12,22 @@ import ctypes
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from ..core.cpus import compute_threads
 from ..core.errors import MissingFileError, TrainingError, UserError
+from ..core.progress import format_list
 from ..core.threads import restart_in_child
 from ..data.images import ImageError, read_pixels, square
 from .bundle import Bundle
 from .engines import OnnxEngine, OpenVinoEngine, TorchEngine, backends
+from ..evaluation.species_list import listed_classes, restrict
 from .prediction import Example, Prediction, as_source, is_one_image, named_images
 
 # %% ../../nbs/deploy/predictor.ipynb #f534becb
@@ -125,6 +129,20 @@ class Predictor:
         "Probabilities, and the features of the backbone. Raises `UserError`"
         return self._run(pixels, True)
 
+    def run_with_novelty(
+        self,
+        pixels: np.ndarray,  # (n, size, size, 3) uint8, from `read`
+    ) -> tuple[np.ndarray, np.ndarray]:  # probabilities, and (n,) float32 novelty: NaN if the bundle cannot tell it
+        "Probabilities, and how unusual each image is. Raises `UserError`"
+        probs, features = self._run(pixels, self.bundle.novelty is not None)
+        return probs, self._novelty(probs, features)
+
+    def _novelty(self, probs, features):
+        detector = self.bundle.novelty
+        if detector is None:
+            return np.full(len(probs), np.nan, np.float32)
+        return detector.novelty(probs, features).astype(np.float32)
+
     def _run(self, pixels, features):
         pixels, size = np.asarray(pixels), self.bundle.size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or pixels.ndim != 4:
@@ -154,42 +172,92 @@ class Predictor:
 
     def predict(
         self,
-        images,  # one image, as `read` takes it, a folder, or a list of them
+        images,  # one image, as `read` takes it, a folder, or a list of them; in it, a list of images is a specimen
         top: int | None = None,  # number of classes that `top()` of each prediction returns (default: 3)
+        only: Sequence[str] | None = None,  # names of the classes, or taxa, that are possible (default: all classes)
     ) -> Prediction | list[Prediction]:  # one for one image; a list, in order, for a list or a folder
-        "Predictions. Raises `ImageError` or `MissingFileError` for the first image that cannot be read, with its name"
-        names, sources = [], []
-        for name, source in named_images(images):
-            names.append(name)
-            sources.append(source)
-        probs = self._read_and_run(sources)
-        predictions = [
-            Prediction(
-                source=name,
-                label=self.classes[p.argmax()],
-                confidence=float(p.max()),
-                probabilities=p,
-                classes=tuple(self.classes),
-                answer=decision.label,
-                why=decision.why,
-                set=decision.set,
-                n_top=top or 3,
-            )
-            for name, p, decision in zip(names, probs, self.decide(probs), strict=True)
+        """Predictions; that of a specimen is pooled from those of its images. Raises `ImageError` or `MissingFileError`
+        for the first image that cannot be read, with its name"""
+        limit = partial(restrict, listed=self.listed(only)) if only is not None else (lambda probs: probs)
+        named = list(named_images(images))
+        probs, novelty = self._read_and_run([one.image for one in named])
+        probs = [limit(one) for one in probs]
+        singles = [
+            self._prediction(one.name, p, decision, top, value)
+            for one, p, decision, value in zip(named, probs, self.decide(probs, novelty), novelty, strict=True)
         ]
+        predictions = []
+        for specimen, numbers in groupby(range(len(named)), lambda i: named[i].specimen):
+            own = [singles[i] for i in numbers]
+            predictions += own if specimen is None else [self._pooled(own, top, limit)]
         return predictions[0] if is_one_image(images) else predictions
 
+    def _prediction(self, name, probs, decision, top, novelty, images=()):
+        ranks = self.bundle.ranks
+        return Prediction(
+            source=name,
+            label=self.classes[probs.argmax()],
+            confidence=float(probs.max()),
+            probabilities=probs,
+            classes=tuple(self.classes),
+            answer=decision.label,
+            why=decision.why,
+            set=decision.set,
+            n_top=top or 3,
+            rank=decision.rank,
+            ranks=tuple(ranks.likeliest(probs)) if ranks else (),
+            images=images,
+            novelty=None if np.isnan(novelty) else float(novelty),
+        )
+
+    def _pooled(self, singles, top, limit):
+        "The prediction of a specimen, from those of its images"
+        probs = limit(self.pool(np.stack([one.probabilities for one in singles])))
+        novelty = min(np.nan if one.novelty is None else one.novelty for one in singles)  # of all its images
+        (decision,) = self.decide(probs[None], [novelty])
+        decision = replace(decision, why=f'{decision.why} {self.bundle.pooling.describe(len(singles))}')
+        name = format_list([one.source for one in singles], 3)
+        return self._prediction(name, probs, decision, top, novelty, tuple(singles))
+
+    def listed(
+        self,
+        only: Sequence[str],  # names of classes or taxa
+    ) -> np.ndarray:  # (classes,) true for those that are possible
+        "Which classes a list of species leaves. Raises `UserError` for unknown names"
+        return listed_classes(list(only), self.classes, self.bundle.ranks and self.bundle.ranks.taxa)
+
+    def pool(
+        self,
+        probs: np.ndarray,  # (images, classes) from `run`, of the images of one specimen
+    ) -> np.ndarray:  # (classes,) float32
+        "The calibrated probabilities of a specimen"
+        return self.bundle.pooling.pool(probs).astype(np.float32)
+
     def _read_and_run(self, sources):
-        "Probabilities of each image"
+        "The probabilities and the novelty of each image"
+        if not sources:
+            return [], []
         if self._batch == 1:
-            return [*self._pool.map(lambda source: self._forward(self.read(source)[None])[0][0], sources)]
-        return self.run(np.stack([*self._pool.map(self.read, sources)])) if sources else []
+            return zip(*self._pool.map(lambda source: self._forward_one(self.read(source)), sources), strict=True)
+        return self.run_with_novelty(np.stack([*self._pool.map(self.read, sources)]))
+
+    def _forward_one(self, pixels):
+        "The probabilities and the novelty of one image, in this thread"
+        probs, features = self._forward(pixels[None], self.bundle.novelty is not None)
+        return probs[0], self._novelty(probs, features)[0]
 
     def classify(
         self,
         paths: list,  # images, as `read` takes them
     ) -> tuple[np.ndarray, list[str]]:  # (paths, classes) probabilities, 0 for an error; and '' or the error of each
         "Probabilities, as `stream_predictions` needs them: an image that cannot be read does not raise an error"
+        return self.classify_with_novelty(paths)[:2]
+
+    def classify_with_novelty(
+        self,
+        paths: list,  # images, as `read` takes them
+    ) -> tuple[np.ndarray, list[str], np.ndarray]:  # as from `classify`, and the (paths,) novelty: NaN for an error
+        "Probabilities and novelty, as `stream_predictions` needs them"
         on_gpu = self._batch > 1
 
         def read_or_run(path):
@@ -197,25 +265,35 @@ class Predictor:
                 pixels = self.read(path)
             except (ImageError, MissingFileError) as error:
                 return None, str(error)
-            return (pixels if on_gpu else self._forward(pixels[None])[0][0]), ''
+            return (pixels if on_gpu else self._forward_one(pixels)), ''
 
         probs = np.zeros((len(paths), len(self.classes)), np.float32)
+        novelty = np.full(len(paths), np.nan, np.float32)
         results = list(self._pool.map(read_or_run, paths))
         readable = [i for i, (value, _) in enumerate(results) if value is not None]
         if readable:
-            values = np.stack([results[i][0] for i in readable])
-            probs[readable] = self.run(values) if on_gpu else values
-        return probs, [error for _, error in results]
+            values = [results[i][0] for i in readable]
+            scored = self.run_with_novelty(np.stack(values)) if on_gpu else zip(*values, strict=True)
+            probs[readable], novelty[readable] = scored
+        return probs, [error for _, error in results], novelty
 
     def decide(
         self,
         probs: Sequence[np.ndarray],  # (n, classes) from `run`
+        novelty: Sequence[float] | None = None,  # (n,) from `run_with_novelty` (default: not known)
     ) -> list:  # a `Decision` for each
-        "Answers that can be 'not sure', by the bundle's threshold and prediction sets; each image for itself"
+        """Answers by the bundle's threshold, prediction sets and ranks; each image, or specimen, for itself. An answer
+        can be 'not sure', or a genus if the species is not certain"""
         from fungi_fastai.evaluation.selective import decide
 
-        threshold, sets = self.bundle.threshold, self.bundle.conformal
-        return [decide(np.asarray(p)[None], self.classes, threshold=threshold, conformal=sets)[0] for p in probs]
+        threshold, sets, ranks = self.bundle.threshold, self.bundle.conformal, self.bundle.ranks
+        decisions = [decide(np.asarray(p)[None], self.classes, threshold=threshold, conformal=sets)[0] for p in probs]
+        decisions = ranks.decide(probs, decisions) if ranks else decisions
+        if novelty is None or self.bundle.novelty is None:
+            return decisions
+        from fungi_fastai.deploy.novelty import mark_unlike
+
+        return mark_unlike(decisions, novelty, self.bundle.novelty.threshold)
 
     # --- explanations
 

@@ -107,6 +107,6 @@ def _greeting(service, reserved, api_key):
     predictor = service.predictor
     about = f'{predictor.bundle.name} ({len(predictor.classes)} classes, {predictor.fingerprint[:12]})'
     yield f'Serving {about} on http://{f"[{host}]" if ":" in host else host}:{port}'
-    yield 'Its API is described at /docs. Stop with Ctrl-C.'
+    yield 'Its API is described at /docs, and its web app for phones is at /app. Stop with Ctrl-C.'
     if host not in ('127.0.0.1', '::1') and not api_key:
         yield 'Anybody who can reach this address can use the server: there is no API key.'

@@ -14,6 +14,7 @@ import sys
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
@@ -23,8 +24,9 @@ from starlette.responses import RedirectResponse, Response
 from ..core.errors import UserError
 from .api_docs import docs_page, predict_request, predict_responses, statuses
 from .batching import Batcher
-from .middleware import Middleware, clean_prefix, error_handlers, json_response
+from .middleware import Middleware, clean_prefix, error_handlers, error_response, json_response
 from .monitoring import BundleWatch, Metrics
+from ..evaluation.species_list import restrict
 from .uploads import Limits, RequestError, UploadMemory, UploadReader, read_upload
 
 # %% ../../nbs/deploy/service.ipynb #873d9495
@@ -54,7 +56,7 @@ class PredictionService:
         self._open(bundle, backend)
         self.batcher = Batcher(
             self._read_upload,
-            self.predictor.run,
+            self._run,
             limits.queue_size,
             max_batch,
             max_wait,
@@ -82,6 +84,17 @@ class PredictionService:
     def _read_upload(self, file):
         file.pixels = read_upload(file, self.predictor.read, self.limits.max_bytes, self.limits.max_pixels)
         return file.pixels
+
+    def _run(self, pixels):
+        "Pairs of probabilities and novelty; None instead of the novelty if the bundle has no detector"
+        if getattr(self.predictor.bundle, 'novelty', None) is None:
+            return [(row, None) for row in self.predictor.run(pixels)]
+        return [*zip(*self.predictor.run_with_novelty(pixels), strict=True)]
+
+    def _decide(self, rows):
+        "A `Decision` for each pair of probabilities and novelty"
+        probs, novelty = zip(*rows, strict=True)
+        return self.predictor.decide(np.stack(probs), *([] if novelty[0] is None else [novelty]))
 
     # --- state
 
@@ -115,13 +128,18 @@ class PredictionService:
         self,
         request: Request,
         top: int = Query(5, ge=1, description='number of most likely classes in each result'),
+        specimen: bool | None = Query(None, description='1: all files show one specimen, which is classified too'),
+        only: str | None = Query(None, description='the classes that are possible, as A|B|C (default: all)'),
     ):
         "Classify one or several images"
-        results = self._results(await self._classify(request), top)
+        classified = self._restricted(await self._classify(request), only, request.state.only)
+        results = self._results(classified, top)
         for result in results:
             self.metrics.observe_image(result.get('status', 200))
         statuses_of_files = {result.get('status', 200) for result in results}
         content = dict(model=self.model, results=results)
+        if _is_specimen(specimen, request.state.specimen) and 200 in statuses_of_files:
+            content['specimen'] = self._specimen(classified, top)
         if 200 in statuses_of_files:
             return json_response(200, content)
         status = statuses_of_files.pop() if len(statuses_of_files) == 1 else 422
@@ -156,11 +174,12 @@ class PredictionService:
     # --- classification
 
     async def _classify(self, request):
-        "Pairs of an upload and its probabilities, or the `RequestError` that replaces them"
+        "Pairs of an upload and its probabilities and novelty, or the `RequestError` that replaces these"
         self.batcher.check()  # before anything is read
         reader = UploadReader(self.limits, self.memory)
         try:
             files = await self._receive(reader, request)
+            request.state.specimen, request.state.only = reader.text('specimen'), reader.text('only')
             futures = [asyncio.wrap_future(future) for future in self.batcher.submit(files)]
             await asyncio.wait(futures, timeout=self.limits.timeout)
             return [(file, self._outcome(future)) for file, future in zip(files, futures, strict=True)]
@@ -175,7 +194,7 @@ class PredictionService:
             raise RequestError(408, f'The upload took more than {self.limits.timeout:g} s.') from None
 
     def _outcome(self, future):
-        "Probabilities, or the `RequestError` that replaces them"
+        "Probabilities and novelty, or the `RequestError` that replaces them"
         if not future.done():
             future.cancel()  # the image will not be given to the network any more
             return RequestError(504, f'There was no prediction within {self.limits.timeout:g} s.')
@@ -187,22 +206,50 @@ class PredictionService:
         logging.getLogger('uvicorn.error').error('An image failed', exc_info=error)
         return RequestError(500, statuses[500])
 
+    def _restricted(self, classified, in_query, in_form):
+        "The same pairs, with the probabilities for a list of species. Raises `RequestError` for unknown names"
+        if in_query is not None and in_form is not None:
+            raise RequestError(422, 'There is a parameter only and a field only. Send one.')
+        if in_query is None and in_form is None:
+            return classified
+        text = in_form if in_query is None else in_query
+        names = [name for part in text.replace('|', '\n').splitlines() if (name := part.strip())]
+        try:
+            listed = self.predictor.listed(names)
+        except UserError as error:
+            raise RequestError(422, str(error)) from None
+        return [
+            (file, one if isinstance(one, RequestError) else (restrict(one[0], listed), one[1]))
+            for file, one in classified
+        ]
+
     def _results(self, classified, top):
         "A dictionary for each file, as it is sent"
         rows = [outcome for _, outcome in classified if not isinstance(outcome, RequestError)]
-        decisions = iter(self.predictor.decide(np.stack(rows)) if rows else ())
+        decisions = iter(self._decide(rows) if rows else ())
         results = []
         for file, outcome in classified:
             if isinstance(outcome, RequestError):
                 results.append(dict(file=file.name, error=str(outcome), status=outcome.status))
             else:
-                results.append(dict(file=file.name) | self._result(outcome, next(decisions), top))
+                results.append(dict(file=file.name) | self._result(*outcome, next(decisions), top))
         return results
 
-    def _result(self, probs, decision, top):
+    def _specimen(self, classified, top):
+        "The result for all files together, as it is sent"
+        rows = [outcome for _, outcome in classified if not isinstance(outcome, RequestError)]
+        all_probs, all_novelty = zip(*rows, strict=True)
+        probs = self.predictor.pool(np.stack(all_probs))
+        novelty = None if all_novelty[0] is None else min(all_novelty)
+        result = self._result(probs, novelty, self._decide([(probs, novelty)])[0], top)
+        why = f'{result["why"]} {self.predictor.bundle.pooling.describe(len(rows))}'
+        return dict(images=len(rows)) | result | dict(why=why)
+
+    def _result(self, probs, novelty, decision, top):
         order = np.argsort(-probs, kind='stable')[:top]
-        classes = self.predictor.classes
+        classes, ranks = self.predictor.classes, getattr(self.predictor.bundle, 'ranks', None)
         top_classes = [dict(label=classes[i], probability=round(float(probs[i]), 6)) for i in order]
+        taxa = [row | dict(probability=round(row['probability'], 6)) for row in ranks.likeliest(probs)] if ranks else []
         return dict(
             label=top_classes[0]['label'],
             confidence=top_classes[0]['probability'],
@@ -210,7 +257,8 @@ class PredictionService:
             why=decision.why,
             set=list(decision.set),
             top=top_classes,
-        )
+            **({} if novelty is None else dict(novelty=round(float(novelty), 4))),
+        ) | (dict(rank=decision.rank or (ranks.rank if decision.answered else ''), ranks=taxa) if ranks else {})
 
     # --- the app
 
@@ -251,13 +299,43 @@ class PredictionService:
         self.app.add_api_route('/docs', self.show_docs, include_in_schema=False)
 
     def _add_page(self, page):
-        "The page for people at /, or a redirect to /docs"
+        "The page for people at /, or a redirect to /docs; and the web app at /app"
+        if page and self.watch:
+            self._add_web_app()
         if page and find_spec('gradio'):
             _PageHandlers(self).add_to(self.app)
         else:
             self.app.add_api_route('/', lambda: RedirectResponse('docs'), include_in_schema=False)
 
+    def _add_web_app(self):
+        "The bundle as a web app at /app; without its runtime in the cache, how to get it"
+        from starlette.staticfiles import StaticFiles
+
+        from fungi_fastai.deploy.web import write_web_app
+        from fungi_fastai.deploy.web_runtime import fetch_runtime
+
+        self.app_folder = TemporaryDirectory(prefix='fungi-app-')  # deleted with this object
+        folder = Path(self.app_folder.name) / 'app'
+        try:
+            write_web_app(self.watch.folder, folder, fetch_runtime(download=False))
+        except UserError as error:
+            message = f'There is no web app: {error} Run once: fungi export BUNDLE --web; then restart the server.'
+            self.app.add_api_route('/app', lambda: error_response(404, message), include_in_schema=False)
+        else:
+            self.app.mount('/app', StaticFiles(directory=folder, html=True))
+
 # %% ../../nbs/deploy/service.ipynb #7d9edf96
+def _is_specimen(in_query, in_form):
+    "Whether the files show one specimen. Raises `RequestError`"
+    words = dict.fromkeys(('1', 'true', 'yes', 'on'), True) | dict.fromkeys(('0', 'false', 'no', 'off', ''), False)
+    if in_form is not None and in_form.lower() not in words:
+        raise RequestError(422, f'The field specimen is {in_form[:50]!r}; expected 1 or 0.')
+    in_form = None if in_form is None else words[in_form.lower()]
+    if in_query is not None and in_form is not None and in_query != in_form:
+        raise RequestError(422, 'The parameter specimen and the field specimen contradict each other. Send one.')
+    return bool(in_query or in_form)
+
+
 class _PageHandlers:
     "The request handlers of the page"
 
@@ -275,21 +353,29 @@ class _PageHandlers:
     async def answer(self, request: Request):
         from fungi_fastai.deploy.page import answer
 
-        file, probs = await self._classify_first(request)
-        return json_response(200, await asyncio.to_thread(answer, self.service.predictor, file.pixels, probs))
+        files, probs, novelty = await self._classify_all(request)
+        pixels = [file.pixels for file in files]
+        content = await asyncio.to_thread(answer, self.service.predictor, pixels, np.stack(probs), novelty=novelty)
+        return json_response(200, content)
 
     async def explain(self, request: Request):
         from fungi_fastai.deploy.page import explain
 
-        file, probs = await self._classify_first(request)
+        files, probs, _ = await self._classify_all(request)
         if self.slots.locked():
             message = 'Many visitors ask at the moment, so this answer comes without an explanation.'
             raise RequestError(503, message, **{'Retry-After': '5'})
         async with self.slots, self.one_at_a_time:
-            return json_response(200, await asyncio.to_thread(explain, self.service.predictor, file.pixels, probs))
+            content = await asyncio.to_thread(explain, self.service.predictor, files[0].pixels, probs[0])
+        return json_response(200, content)
 
-    async def _classify_first(self, request):
-        file, outcome = (await self.service._classify(request))[0]
-        if isinstance(outcome, RequestError):
-            raise outcome
-        return file, outcome
+    async def _classify_all(self, request):
+        "The files, their probabilities, and their novelty or None; raises the first `RequestError`"
+        classified = await self.service._classify(request)
+        for number, (_, outcome) in enumerate(classified, 1):
+            if isinstance(outcome, RequestError):
+                which = f'Photo {number}: ' if len(classified) > 1 else ''
+                raise RequestError(outcome.status, f'{which}{outcome}', **outcome.headers)
+        files, outcomes = zip(*classified, strict=True)
+        probs, novelty = zip(*outcomes, strict=True)
+        return files, probs, None if novelty[0] is None else novelty

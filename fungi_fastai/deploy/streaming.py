@@ -33,7 +33,8 @@ from fungi_fastai.deploy.prediction_files import (
     without_bookkeeping,
     write_predictions,
 )
-from .terminal import describe_predictions
+from .specimen_columns import SpecimenColumns
+from .terminal import describe_predictions, describe_specimens
 from .walking import list_images, survey
 
 # %% ../../nbs/deploy/streaming.ipynb #97b19af6
@@ -47,7 +48,7 @@ class _Chunk:
     names: list
 
 
-def _make_table(chunk, stamps, probs, errors, classes, decide):
+def _make_table(chunk, stamps, probs, errors, classes, decide, novelty=None):
     "The predictions for a chunk. Raises `UserError` if the probabilities are invalid"
     probs, failed = np.asarray(probs, np.float32), np.array([bool(error) for error in errors])
     if probs.shape != (len(chunk.paths), len(classes)) or len(failed) != len(chunk.paths):
@@ -64,20 +65,21 @@ def _make_table(chunk, stamps, probs, errors, classes, decide):
         chunk.names,
         predicted.tolist(),
         pa.array(probs.max(1), mask=failed),
-        *_decision_columns(probs, failed, decide),
+        *_decision_columns(probs, failed, decide, novelty),
+        *([] if novelty is None else [pa.array(novelty, mask=failed)]),
         *(pa.array(p, mask=failed) for p in probs.T),
         [str(error) for error in errors],
         chunk.keys,
         *stamps.T,
     ]
-    return pa.table(columns, schema=prediction_schema(classes, decide is not None))
+    return pa.table(columns, schema=prediction_schema(classes, decide is not None, novelty is not None))
 
 
-def _decision_columns(probs, failed, decide):
+def _decision_columns(probs, failed, decide, novelty=None):
     "The columns answer and set; none without `decide`"
     if decide is None:
         return []
-    decisions = iter(decide(probs[~failed]))
+    decisions = iter(decide(probs[~failed]) if novelty is None else decide(probs[~failed], novelty[~failed]))
     answers, sets = [], []
     for has_failed in failed:
         decision = None if has_failed else next(decisions)
@@ -141,6 +143,11 @@ class _Model:
     map_batches: Callable
     batch_size: int
     max_images: int
+    has_novelty: bool = False  # `classify` returns the novelty of each image too, and `decide` takes it
+
+    @property
+    def schema(self):
+        return prediction_schema(self.classes, self.decide is not None, self.has_novelty)
 
     def classify_chunks(self, make_chunks):
         "The position and the table of each chunk; `map_batches` decides how many chunks are under way"
@@ -151,9 +158,9 @@ class _Model:
                 waiting.append((chunk, _stamps(chunk.paths), time.perf_counter()))
                 yield chunk.paths
 
-        for probs, errors in self.map_batches(self.classify, batches()):
+        for probs, errors, *novelty in self.map_batches(self.classify, batches()):
             chunk, stamps, start = waiting.popleft()
-            table = _make_table(chunk, stamps, probs, errors, self.classes, self.decide)
+            table = _make_table(chunk, stamps, probs, errors, self.classes, self.decide, *novelty)
             pace.update(len(table), time.perf_counter() - start)
             yield chunk.position, table
 
@@ -206,17 +213,19 @@ def stream_predictions(
     decide: Callable | None = None,  # (images, classes) probabilities → a `Decision` each: adds answer and set
     map_batches: Callable = map,  # calls `classify` for one list of paths after the other, as `map` does
     stdout_format: str = 'csv',  # csv, jsonl, json (one list), or text to read
+    has_novelty: bool = False,  # `classify` returns the novelty of each image too, and `decide` takes it
+    specimens: SpecimenColumns | None = None,  # adds the predictions of specimens, pooled from their images
 ) -> Tally:  # how many images, how many unreadable, and why
     """Classify any number of images into a file with the columns path name predicted confidence (answer set)
-    p_<class>… error. The same call resumes a job that was interrupted. `map_batches` may work ahead, in the order of
-    the lists. Raises `UserError`; `TrainingError` if the disk fails"""
+    (specimen…) p_<class>… error. The same call resumes a job that was interrupted. `map_batches` may work ahead, in
+    the order of the lists. Raises `UserError`; `TrainingError` if the disk fails"""
     paths = _as_list(paths)
-    network = _Model(classify, list(classes), decide, map_batches, batch_size, max_images)
+    network = _Model(classify, list(classes), decide, map_batches, batch_size, max_images, has_novelty)
     if out is None:
-        return _stream_to_stdout(paths, network, stdout_format, progress)
+        return _stream_to_stdout(paths, network, stdout_format, progress, specimens)
     out = check_predictions(out)
-    counted = survey(paths)
-    schema = prediction_schema(network.classes, decide is not None)
+    counted = _counted(paths, specimens)
+    schema = network.schema
     job = dict(
         version=3,
         model=model,
@@ -232,7 +241,7 @@ def stream_predictions(
             partial.open()
         try:
             _classify_unfinished(partial, paths, network, counted.total, progress)
-            return _merge(partial)
+            return _merge(partial, specimens)
         finally:
             if not partial.files():
                 partial.remove()  # an error before anything was classified
@@ -246,17 +255,29 @@ def _hash_paths(paths):
     return hashlib.blake2b('\0'.join(os.path.abspath(p) for p in paths).encode(), digest_size=16).hexdigest()
 
 
-def _stream_to_stdout(paths, network, stdout_format, progress):
-    counted, tally = survey(paths), Tally()
+def _counted(paths, specimens):
+    "The survey of the images. Raises `UserError` if there is none, or if none has a specimen"
+    counted = survey(paths)
+    if specimens:
+        specimens.check(list_images(paths, counted.outer_folders))
+    return counted
+
+
+def _stream_to_stdout(paths, network, stdout_format, progress, specimens):
+    counted, tally = _counted(paths, specimens), Tally()
     is_text = stdout_format == 'text'
     model = replace(network, decide=None) if is_text else network  # `describe_predictions` decides itself
     images = list_images(paths, counted.outer_folders)
     tables = tally.count(without_bookkeeping(table) for _, table in model.classify_images(images))
-    if is_text:
+    if is_text and specimens:
+        pieces = describe_specimens(list(tables), specimens)
+    elif is_text:
         pieces = describe_predictions(tables, network.classes, network.decide)
     else:
-        names = _visible(prediction_schema(network.classes, network.decide is not None)).names
-        pieces = format_rows(tables, names, stdout_format)
+        schema = _visible(network.schema)
+        if specimens:  # the photos of a specimen may be far apart, so all are classified first
+            tables, schema = _with_specimens(tables, specimens), specimens.schema(schema)
+        pieces = format_rows(tables, schema.names, stdout_format)
 
     def steps():
         "Print the rows as they are made; yields how many images were classified"
@@ -294,11 +315,21 @@ def _classify_unfinished(partial, paths, network, total, progress):
         pass
 
 
-def _merge(partial):
+def _with_specimens(tables, specimens):
+    tables = list(tables)
+    yield from specimens.extend(lambda: tables)
+
+
+def _merge(partial, specimens):
     "Write the output file from the partial results, and delete them"
-    tally = Tally()
-    tables = tally.count(without_bookkeeping(partial.read(file)) for file in partial.files())
+    tally, schema = Tally(), _visible(partial.schema)
+
+    def read():
+        return (without_bookkeeping(partial.read(file)) for file in partial.files())
+
+    tables = tally.count(specimens.extend(read) if specimens else read())
     with partial.disk_errors(), atomic(partial.out) as part:
-        write_predictions(tables, part, partial.out.suffix.lower(), _visible(partial.schema))
+        suffix = partial.out.suffix.lower()
+        write_predictions(tables, part, suffix, specimens.schema(schema) if specimens else schema)
     partial.remove()
     return tally

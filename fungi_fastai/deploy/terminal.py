@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
+from ..core.progress import format_probability
+
 # %% ../../nbs/deploy/terminal.ipynb #034ca5f7
 def _bar(probability, width=24):
     return '█' * round(width * probability) or '▏'
@@ -22,27 +24,51 @@ def _describe(path, probs, decision, classes, top):
     "The block of one image"
     order = np.argsort(-probs, kind='stable')[:top]
     longest = max(len(classes[i]) for i in order)
-    lines = [f'  {classes[i]:{longest}}  {probs[i]:4.0%}  {_bar(probs[i])}' for i in order]
+    lines = [f'  {classes[i]:{longest}}  {format_probability(probs[i]):>4}  {_bar(probs[i])}' for i in order]
     if decision is not None:
         lines.append(f'  Answer: {decision.label}. {decision.why}')
     return '\n'.join([path, *lines, ''])
 
 
+def describe_specimens(
+    tables: list[pa.Table],  # with the columns path, name, p_<class> and error
+    specimens,  # `SpecimenColumns`
+    top: int = 3,  # classes shown of each specimen
+) -> Iterator[str]:  # the text of one specimen after the other
+    "Pooled predictions for people to read, with those of the single images below"
+    members, classes = {}, specimens.classes
+    for table in tables:
+        probs = np.stack([table[f'p_{name}'].to_numpy() for name in classes], axis=1)
+        for key, path, row, error in zip(
+            specimens.keys(table), table['path'].to_pylist(), probs, table['error'].to_pylist(), strict=True
+        ):
+            single = f'cannot be read: {error}' if error else f'{classes[row.argmax()]} {format_probability(row.max())}'
+            members.setdefault(key, []).append(f'  {path}: {single}')
+    for key, (probs, n, novelty) in specimens.pool(tables).items():
+        text = f'{key}\n'
+        if probs is not None:
+            decision = specimens.decide_one(probs, novelty)
+            text = _describe(key, probs, decision, classes, top)
+            text += f'  {specimens.pooling.describe(n)}\n'
+        yield '\n'.join([text.rstrip('\n'), *members[key], '', ''])
+
+
 def describe_predictions(
     tables: Iterable[pa.Table],  # with the columns path, p_<class> and error
     classes: list,  # names, in the order of the columns
-    decide: Callable | None,  # (images, classes) probabilities → a `Decision` each
+    decide: Callable | None,  # (images, classes) probabilities (and novelty, if it is a column) → a `Decision` each
     top: int = 3,  # classes shown of each image
 ) -> Iterator[str]:  # the text of one table after the other
     "Predictions for people to read"
     for table in tables:
         paths, errors = (table[name].to_pylist() for name in ('path', 'error'))
         probs = np.stack([table[f'p_{name}'].to_numpy() for name in classes], axis=1)
+        novelty = table['novelty'].to_numpy()[:, None] if 'novelty' in table.column_names else [()] * len(table)
         text = ''
-        for path, row, error in zip(paths, probs, errors, strict=True):
+        for path, row, error, values in zip(paths, probs, errors, novelty, strict=True):
             if error:
                 text += f'{path}\n  cannot be read: {error}\n\n'
             else:
-                decision = decide(row[None])[0] if decide else None
+                decision = decide(row[None], *([values] if len(values) else []))[0] if decide else None
                 text += _describe(path, row, decision, classes, top) + '\n'
         yield text

@@ -173,6 +173,9 @@ def _heif_hint(data):
     return ' in an accepted format but HEIC or AVIF (on an iPhone: Settings, Camera, Formats, Most Compatible)'
 
 # %% ../../nbs/deploy/uploads.ipynb #34c498d5
+_max_text = 100_000  # bytes of a field of the form that holds no file
+
+
 @dataclass
 class UploadMemory:
     "Memory that all uploads in flight hold together"
@@ -192,6 +195,7 @@ class UploadReader:
         self.received = 0  # bytes of the request
         self.files = []
         self.other_fields = []  # names of the form's fields that hold no file
+        self._texts = {}  # name → `Upload` of the fields that `text` reads
 
     async def read(
         self,
@@ -218,10 +222,20 @@ class UploadReader:
             raise RequestError(400, f'The form has no file, such as one in the field `files`. {fields}')
         return self.files
 
+    def text(
+        self,
+        name: str,  # of a field of the form
+    ) -> str | None:
+        "The value of a field, or None if the form has no such field. Raises `RequestError`"
+        field = self._texts.get(name)
+        if field is not None and field.size > _max_text:
+            raise RequestError(413, f'The field {name} has {field.size:,} bytes; at most {_max_text:,} are accepted.')
+        return None if field is None else _decode(bytes(field.data)).strip()
+
     def release(self):
         "Return the memory of the files; an upload that still waits to be read is empty from now on"
         self.memory.bytes -= self.received
-        for file in self.files:
+        for file in (*self.files, *self._texts.values()):
             file.data = bytearray()
 
     async def _read_image(self, request, kind):
@@ -265,12 +279,12 @@ class UploadReader:
         )
 
     def _add_file(self, field_name, name, kind):
-        "Begin a part of the form; returns its `Upload`, or None if it is not a file"
+        "Begin a part of the form; returns its `Upload`"
         if not name and field_name not in ('files', 'files[]'):
             if len(self.other_fields) == 100:
                 raise RequestError(413, 'The form has more than 100 other fields.')
             self.other_fields.append(field_name[:50] or '(no name)')
-            return None
+            return self._texts.setdefault(field_name[:50], Upload())
         if len(self.files) == self.limits.max_files:
             raise RequestError(
                 413, f'There are more than {self.limits.max_files} files. Send them in several requests.'

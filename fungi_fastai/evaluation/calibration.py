@@ -231,5 +231,5 @@ def calibration_errors(
         ece_mass=expected_calibration_error(probs, targets, equal='mass'),
         mce=maximum_calibration_error(probs, targets),
         log_loss=float(-np.log(own).mean()),
-        brier=float(((probs - np.eye(probs.shape[1])[targets]) ** 2).sum(1).mean()),
+        brier=float(((probs**2).sum(1) - 2 * probs[np.arange(len(targets)), targets] + 1).mean()),
     )

@@ -198,7 +198,7 @@ class ErrorAnalysis:
 
     def html(
         self,
-        max_pairs: int = 12,  # confusions that are listed
+        max_pairs: int = 8,  # confusions that are listed
     ) -> str:  # for a page
         "Verdict and tables"
         parts = [f'<p>{html.escape(self.verdict)}</p>']
@@ -209,7 +209,9 @@ class ErrorAnalysis:
             pairs = pairs.rename(columns=lambda c: c.replace('fraction_', '').replace('_', ' '))
             parts += ['<h3>Most frequent confusions</h3>', table_html(pairs)]
         if len(self.strata):
-            parts += ['<h3>Error rate by kind of image</h3>', _strata_html(self.strata)]
+            is_open = ' open' if self.strata.worse.any() else ''
+            summary = f'<details{is_open}><summary>Error rate by kind of image</summary>'
+            parts += [summary, _strata_html(self.strata), '</details>']
         return '\n'.join(parts)
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from ..core.errors import MissingFileError, UserError
+from ..core.progress import format_probability
 from ..data.images import ImageError
 from .saliency import as_pixels, overlay
 
@@ -126,7 +127,8 @@ def _predicted_cell(row, resize):
     correct = row.predicted == row.label
     mark, style = ('✓', 'right') if correct else ('✗', 'wrong')
     image = f'<img src="{data_uri(thumbnail(row.path, 240, 24_000, resize=resize))}" alt="{html.escape(row.label)}">'
-    predicted = f'<span class="{style}">{mark} {html.escape(row.predicted)}</span> {row.confidence:.0%}'
+    confidence = html.escape(format_probability(row.confidence))
+    predicted = f'<span class="{style}">{mark} {html.escape(row.predicted)}</span> {confidence}'
     truth = 'correct' if correct else f'true label: {html.escape(row.label)}'
     return f'<figure>{image}<figcaption>{predicted}<br><small>{truth}</small></figcaption></figure>'
 
@@ -181,6 +183,6 @@ def loss_captions(
     "A caption for each image, for `gallery`"
     captions = []
     for row in losses.itertuples():
-        result = 'correct' if row.predicted == row.label else f'is {row.label}, {row.own:.0%}'
-        captions.append(f'{row.predicted}, {row.confidence:.0%}\n{result}')
+        result = 'correct' if row.predicted == row.label else f'is {row.label}, {format_probability(row.own)}'
+        captions.append(f'{row.predicted}, {format_probability(row.confidence)}\n{result}')
     return captions

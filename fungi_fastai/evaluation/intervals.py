@@ -16,9 +16,12 @@ import numpy as np
 from ..core.errors import UserError
 
 # %% ../../nbs/evaluation/intervals.ipynb #d15f3f91
+_many_classes = 1000  # from here on float32 stays, which halves the memory
+
+
 def check_probabilities(
     probs: np.ndarray,  # (images, classes) probabilities, rows sum to 1
-) -> np.ndarray:  # the same as float64
+) -> np.ndarray:  # the same as float64; float32 of 1,000 classes or more stays
     "Valid probabilities. Raises `UserError` for anything else"
     probs = np.asarray(probs)
     if probs.ndim != 2 or not probs.shape[1]:
@@ -27,7 +30,8 @@ def check_probabilities(
         raise UserError('There is no image to evaluate on.')
     if probs.dtype.kind not in 'fiub' or not np.isfinite(probs).all():
         raise UserError('Some probabilities are not numbers; the model that made them is broken.')
-    probs = probs.astype(float)
+    if probs.dtype != np.float32 or probs.shape[1] < _many_classes:
+        probs = probs.astype(float)
     if probs.min() < -1e-6:
         raise UserError(f'A probability is {probs.min():.3g}, below 0. Apply softmax to the logits first.')
     off = np.abs(probs.sum(1) - 1)

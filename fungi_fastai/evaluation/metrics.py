@@ -113,7 +113,7 @@ class Evaluation:
             )
         labelled = predictions[predictions.label.notna()]
         return cls(
-            labelled[[f'p_{c}' for c in classes]].to_numpy(float),
+            labelled[[f'p_{c}' for c in classes]].to_numpy(),
             labelled.label.map(index).to_numpy(int),
             classes,
             image_groups(labelled),
@@ -133,6 +133,12 @@ class Evaluation:
         "The confusion matrix"
         n = len(self.classes)
         return np.bincount(self.targets * n + self.predicted, minlength=n * n).reshape(n, n)
+
+    def confusion_cells(self) -> np.ndarray:  # (cells, 3) index of the true and of the predicted class, images
+        "The cells of the confusion matrix that are not 0, row by row: at most as many as images"
+        n = len(self.classes)
+        cells, images = np.unique(self.targets * n + self.predicted, return_counts=True)
+        return np.stack([cells // n, cells % n, images], 1)
 
     def top_k(
         self,

@@ -11,21 +11,32 @@ __all__ = ['write_report']
 import html
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..core.files import write_text
-from ..core.pages import facts, figure_html, figure_panels, interval_bar, page, table
-from ..core.progress import format_duration
+from fungi_fastai.core.pages import (
+    beside,
+    facts,
+    figure_html,
+    figure_panels,
+    folding_section,
+    interval_bar,
+    page,
+    table,
+)
+from ..core.progress import format_duration, format_list
 from ..data.problems import has_problem, problem_names
 from ..data.splits import has_specimens
-from .assess import guarantee, verdict
+from .answer_sections import ranks_section, specimens_section
+from .assess import guarantee, headline
 from .calibration import apply_temperature, plot_reliability
 from .costs import safety_note
 from .intervals import interval_text
 from .metrics import Evaluation
 from .scores import score_names
 from .selective import Threshold, plot_risk_coverage
-from ..training.plots import plot_confusion, plot_history
+from ..training.plots import most_drawn_classes, plot_confusion, plot_history
 
 # %% ../../nbs/evaluation/report.ipynb #fcb12f17
 def _paragraph(text, style=''):
@@ -52,7 +63,7 @@ def _summary(title, metrics, strip, warnings, seconds):
     about += [f'{format_duration(seconds)} of training'] if seconds else []
     return [
         f'<h1>{html.escape(title)}</h1>',
-        _paragraph(verdict(metrics), 'verdict'),
+        _paragraph(headline(metrics), 'verdict'),
         *(_paragraph(warning, 'warning') for warning in warnings),
         strip,
         facts(numbers),
@@ -60,8 +71,16 @@ def _summary(title, metrics, strip, warnings, seconds):
     ]
 
 
-def _per_class(evaluation, items):
+def _probe_kept(metrics):
+    "The sentence about a trained network that is worse than its probe"
+    return [metrics['probe_kept_note']] if metrics.get('probe_kept') else []
+
+
+def _per_class(evaluation, items, most_classes=200):
     per_class = evaluation.per_class(intervals=True).reset_index()
+    untested, n_classes = per_class['class'][per_class.images == 0].tolist(), len(per_class)
+    if n_classes > most_classes:
+        per_class = per_class[per_class.images > 0].nsmallest(most_classes, 'f1')
     shown = pd.DataFrame({'class': per_class['class']})
     for name in ('precision', 'recall', 'f1'):
         rows = per_class[[name, f'{name}_low', f'{name}_high']].to_numpy()
@@ -77,8 +96,11 @@ def _per_class(evaluation, items):
         _paragraph(
             'Precision is the fraction of images predicted as the class that belong to it, recall the fraction of '
             "the class's images that are predicted as it, and F1 their harmonic mean. The bar shows the 95 % "
-            f'confidence interval, resampled {resampled}. Click on a column to sort by it.'
+            f'confidence interval, resampled {resampled}; it is dashed where the images are too few to tell. '
+            'Click on a column to sort by it.'
         ),
+        *([_paragraph(_untested_in_words(untested), 'warning')] if untested else []),
+        *([_paragraph(_weakest_in_words(len(per_class), n_classes))] if n_classes > most_classes else []),
         table(shown, sortable=True, markup=('precision', 'recall', 'F1')),
         '<details><summary>All scores, with confidence intervals</summary>',
         table(scores.assign(metric=scores.metric.map(score_names))),
@@ -86,8 +108,25 @@ def _per_class(evaluation, items):
     ]
 
 
+def _untested_in_words(classes):
+    return (
+        f'No image of {format_list(classes, 5)} was tested: nothing is measured about '
+        f'{"this class" if len(classes) == 1 else "these classes"}.'
+    )
+
+
+def _weakest_in_words(n_shown, n_classes):
+    return (
+        f'The table shows the {n_shown} classes with the lowest F1 of {n_classes:,}; '
+        'metrics.json holds precision, recall and F1 of all.'
+    )
+
+
 def _confusion(evaluation, most_numbers=25):
-    counts, classes = evaluation.confusion(), evaluation.classes
+    classes = evaluation.classes
+    if len(classes) > most_drawn_classes:
+        return _most_confused(evaluation)
+    counts = evaluation.confusion()
     if len(classes) > most_numbers:
         matrix = figure_html(plot_confusion(counts, classes), 'confusion', 'Confusion matrix')
     else:
@@ -100,6 +139,23 @@ def _confusion(evaluation, most_numbers=25):
             'of the row.'
         ),
         matrix,
+    ]
+
+
+def _most_confused(evaluation, most_pairs=50):
+    "The most frequent confusions, where there are too many classes for a matrix"
+    cells = evaluation.confusion_cells()
+    wrong = cells[cells[:, 0] != cells[:, 1]]
+    wrong = wrong[np.argsort(-wrong[:, 2], kind='stable')[:most_pairs]]
+    names = np.array(evaluation.classes, object)
+    pairs = pd.DataFrame({'true class': names[wrong[:, 0]], 'predicted': names[wrong[:, 1]], 'images': wrong[:, 2]})
+    return [
+        '<h2>Most frequent confusions</h2>',
+        _paragraph(
+            f'The confusion matrix of {len(names):,} classes is in metrics.json. These are its '
+            f'{len(pairs)} largest cells beside the diagonal.'
+        ),
+        table(pairs),
     ]
 
 
@@ -122,9 +178,13 @@ def _confusion_cell(count, fraction, correct):
 
 def _error_analysis(errors):
     return [
-        '<h2>Error analysis</h2>',
-        _paragraph('The error analysis shows which classes are confused, and which kinds of image are misclassified.'),
-        errors,
+        folding_section(
+            'Error analysis',
+            _paragraph(
+                'The error analysis shows which classes are confused, and which kinds of image are misclassified.'
+            ),
+            errors,
+        )
     ]
 
 
@@ -161,13 +221,16 @@ def _calibration(metrics, evaluation):
             f'The temperature of {calibration["temperature"]:.2f}, fitted on the {calibration["n_valid"]} validation '
             'images alone, changes the confidence but no answer. '
         )
+    figure = plot_reliability(evaluation.probs, evaluation.targets, calibrated)
     return [
-        '<h2>Calibration</h2>',
-        _paragraph(text + calibration['note']),
-        table(pd.DataFrame({'': list(names), **scores})),
-        figure_panels(
-            plot_reliability(evaluation.probs, evaluation.targets, calibrated), 'calibration', 'Reliability diagram'
-        ),
+        folding_section(
+            'Calibration',
+            _paragraph(text + calibration['note']),
+            beside(
+                table(pd.DataFrame({'': list(names), **scores})),
+                figure_panels(figure, 'calibration', 'Reliability diagram'),
+            ),
+        )
     ]
 
 
@@ -185,26 +248,25 @@ def _abstention(metrics, evaluation):
         )
     calibrated = apply_temperature(evaluation.probs, metrics['calibration']['temperature'])
     figure = plot_risk_coverage(calibrated, evaluation.targets, threshold)
-    return [
-        '<h2>Abstention</h2>',
-        _paragraph(text),
-        figure_html(figure, 'risk', 'Error rate by fraction of images answered'),
-    ]
+    chart = figure_html(figure, 'risk', 'Error rate by fraction of images answered')
+    return [folding_section('Abstention', beside(_paragraph(text), chart))]
 
 
 def _data(items, notes):
     counts = {name: has_problem(items, name).sum() for name in problem_names}
     problems = pd.DataFrame([dict(problem=k.replace('_', ' '), images=int(n)) for k, n in counts.items() if n])
     return [
-        '<h2>Data and split</h2>',
-        _paragraph(
-            'The split decides what the scores mean: a fair test set shares no specimen and no duplicate with the '
-            'training set.'
-        ),
-        _paragraph(guarantee(items)),
-        _paragraph(f'The source has {len(items):,} files; {(items.split != "").sum():,} of them are used.'),
-        *map(_paragraph, notes),
-        table(problems) if len(problems) else _paragraph('The check of the images reported no problem.'),
+        folding_section(
+            'Data and split',
+            _paragraph(
+                'The split decides what the scores mean: a fair test set shares no specimen and no duplicate with the '
+                'training set.'
+            ),
+            _paragraph(guarantee(items)),
+            _paragraph(f'The source has {len(items):,} files; {(items.split != "").sum():,} of them are used.'),
+            *map(_paragraph, notes),
+            table(problems) if len(problems) else _paragraph('The check of the images reported no problem.'),
+        )
     ]
 
 
@@ -213,18 +275,21 @@ def _reproducibility(settings):
         f'<details><summary>{html.escape(name)}</summary><pre>{html.escape(text)}</pre></details>'
         for name, text in settings.items()
     ]
-    return ['<h2>Reproducibility</h2>', _paragraph('With these settings you can repeat the run.'), *details]
+    repeat = _paragraph('With these settings you can repeat the run.')
+    return [folding_section('Reproducibility', repeat, *details)]
 
 
-def _training_curves(history, note):
+def _training_curves(history, *notes):
     return [
-        '<h2>Training curves</h2>',
-        _paragraph(
-            'Loss and scores after each epoch: a validation loss that rises while the training loss falls is a sign of '
-            'overfitting.'
-        ),
-        *([_paragraph(note)] if note else []),
-        figure_panels(plot_history(history), 'curves', 'Training curves'),
+        folding_section(
+            'Training curves',
+            _paragraph(
+                'Loss and scores after each epoch: a validation loss that rises while the training loss falls is a '
+                'sign of overfitting.'
+            ),
+            *[_paragraph(note) for note in notes if note],
+            figure_panels(plot_history(history), 'curves', 'Training curves'),
+        )
     ]
 
 # %% ../../nbs/evaluation/report.ipynb #80919b9b
@@ -243,10 +308,11 @@ def write_report(
     warnings=(),  # sentences beside the result
 ) -> Path:  # `file`
     "Write a run's report as one self-contained HTML page"
+    training_notes = [metrics.get(key) for key in ('stages_note', 'head_refit_note', 'probe_kept_note')]
     shortcuts, notes = items.attrs.get('shortcuts', ()), items.attrs.get('notes', ())
     seconds = metrics.get('seconds') or (0 if history is None else history.seconds.sum())
     sections = [
-        _summary(title, metrics, strip, [*warnings, *shortcuts], seconds),
+        _summary(title, metrics, strip, [*_probe_kept(metrics), *warnings, *shortcuts], seconds),
         _per_class(evaluation, items),
         _confusion(evaluation),
         [more],
@@ -254,9 +320,11 @@ def write_report(
         _examples(images) if images else [],
         _calibration(metrics, evaluation) if 'calibration' in metrics else [],
         _abstention(metrics, evaluation) if 'abstention' in metrics else [],
+        [specimens_section(metrics['specimens'])] if 'specimens' in metrics else [],
+        [ranks_section(metrics['ranks'])] if 'ranks' in metrics else [],
         _data(items, [note for note in notes if note not in shortcuts]),
         _reproducibility(settings),
-        [] if history is None else _training_curves(history, metrics.get('head_refit_note', '')),
+        [] if history is None else _training_curves(history, *training_notes),
         [_paragraph(safety_note)],
     ]
     write_text(file, page(title, '\n'.join(part for section in sections for part in section)))

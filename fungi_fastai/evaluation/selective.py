@@ -279,14 +279,15 @@ not_sure = 'not sure'  # the answer of an abstention
 class Decision:
     "An answer about one image, and why"
 
-    label: str  # a class, or 'not sure'
-    confidence: float  # probability of the predicted class, after calibration
+    label: str  # a class, 'not sure', or with ranks a taxon such as a genus
+    confidence: float  # probability of the predicted class (or taxon), after calibration
     why: str  # in words
     set: tuple = ()  # classes of the prediction set, most probable first; () without sets, or where the set is empty
+    rank: str = ''  # of a label that is a taxon above the classes: genus, family …
 
     @property
     def answered(self) -> bool:
-        "Whether the answer is a class"
+        "Whether the answer is a class or a taxon"
         return self.label != not_sure
 
 
