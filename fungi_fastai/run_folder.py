@@ -20,8 +20,11 @@ from .core.files import read_json, read_saved
 from .core.settings import settings
 from .evaluation.calibration import apply_temperature
 from .evaluation.conformal import Conformal, conformal
+from .evaluation.pooling import Pooling, fit_pooling
+from .evaluation.ranks import Ranks
 from .evaluation.selective import Threshold
 from .evaluation.metrics import Evaluation
+from .evaluation.saved_predictions import read_predictions
 from .evaluation.assess import verdict
 from .training.recipe import Recipe
 
@@ -33,6 +36,8 @@ class Decisions:
     temperature: float = 1.0  # for temperature scaling; 1 leaves the probabilities as they are
     threshold: Threshold | None = None  # the lowest confidence that is answered; None without validation and test sets
     conformal: Conformal | None = None  # prediction sets; None without validation and test sets
+    pooling: Pooling = Pooling()  # of several photos of a specimen
+    ranks: Ranks | None = None  # answers at higher ranks; None without a taxonomy
 
 
 class RunFolder:
@@ -45,7 +50,7 @@ class RunFolder:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise MissingFileError(
-                f'There is no run folder {folder}. Train one with: fungi train RECIPE --out {folder}'
+                f'There is no run folder {folder}. Train one with: fungi train my_photos --out {folder}'
             )
         if not (self.folder / 'recipe.json').exists():
             raise UserError(f'{folder} is not a run: it has no recipe.json. It holds: {_contents(self.folder)}.')
@@ -95,7 +100,7 @@ class RunFolder:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         "The saved, uncalibrated probabilities for the validation and test sets"
-        return read_saved(self.folder / 'predictions.parquet', pd.read_parquet)
+        return read_saved(self.folder / 'predictions.parquet', read_predictions)
 
     @cached_property
     def classes(self) -> list[str]:
@@ -123,15 +128,20 @@ class RunFolder:
 
     @cached_property
     def decisions(self) -> Decisions:
-        "Temperature, threshold and prediction sets, all fitted on the validation set"
+        "Temperature, threshold, prediction sets, pooling and ranks, all fitted on the validation set"
         if 'calibration' not in self.metrics:
             return Decisions()
         temperature = float(self.metrics['calibration']['temperature'])
-        valid = Evaluation.of(self.predictions[self.predictions.split == 'valid'], self.classes)
+        labelled = self.predictions[(self.predictions.split == 'valid') & self.predictions.label.notna()]
+        valid = Evaluation.of(labelled, self.classes)
+        probs = apply_temperature(valid.probs, temperature)
+        ranks = self.metrics.get('ranks')
         return Decisions(
             temperature,
             Threshold(**self.metrics['abstention']['threshold']),
-            conformal(apply_temperature(valid.probs, temperature), valid.targets, groups=valid.groups),
+            conformal(probs, valid.targets, groups=valid.groups),
+            fit_pooling(probs, valid.targets, labelled['group'] if 'group' in labelled else [''] * len(labelled)),
+            ranks and Ranks.from_dict(ranks, len(self.classes)),
         )
 
     def __repr__(self):

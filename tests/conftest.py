@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -45,30 +46,35 @@ def flags(**changes):
     return found
 
 
-# What takes longest starts first, so that all workers finish at about the same time
-heaviest = 'test_distributed test_runs test_sweeps test_docs test_averaging test_folds test_budget test_cli'.split()
-# Files whose tests train networks, or build the docs: `make test-fast` leaves them out
-trainings = {
-    *heaviest[:-1],
-    *'test_batch_prediction test_craft test_curves test_explore test_export test_leakage test_precision'.split(),
-    *'test_published test_readme test_trackers'.split(),
-}
+# Files whose tests train networks, or build the docs, the longest first: `make test-fast` leaves them out
+trainings = (
+    'test_docs test_runs test_distributed test_sweeps test_averaging test_batch_prediction test_budget test_folds '
+    'test_published test_craft test_curves test_export test_precision test_trackers test_leakage test_explore '
+    'test_web test_selection test_stages test_readme'
+).split()
 
 
 def pytest_collection_modifyitems(items):
-    "Markers by what a test uses, and the heaviest files first"
+    "Markers by what a test uses, and the order"
     for item in items:
         used = set(item.fixturenames)
         if 'notebook' in used:
             item.add_marker('notebook')
         if 'browser' in used:
             item.add_marker('browser')
-        if used & {'started', 'process'}:
+        if used & {'started', 'process', 'server'}:
             item.add_marker('process')
         if item.path.stem in trainings:
             item.add_marker('slow')
-    rank = {name: number for number, name in enumerate(heaviest)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))  # stable: the order within a file stays
+    items.sort(key=_turn)  # stable: the order within a file stays
+
+
+def _turn(item):
+    "The longest start first and the notebooks, which are short, last, so that all workers end at about the same time"
+    if item.path.stem in trainings:
+        return trainings.index(item.path.stem)
+    is_notebook, is_tutorial = 'notebook' in item.fixturenames, '[tutorials/' in item.name
+    return len(trainings) + (0 if is_tutorial else 2 if is_notebook else 1)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -186,15 +192,35 @@ def small_bundle(home, small_run):
     return export(small_run, home / 'small bundle', int8=True, openvino=True, images=16, progress=False)
 
 
+class TickingClock:
+    "A clock that advances a tick with each look at it, so that a test waits for work and not for time"
+
+    def __init__(self, tick):
+        self.start = self.now = time.monotonic()
+        self.tick = tick
+
+    def __call__(self):
+        self.now += self.tick
+        return self.now
+
+    @property
+    def seconds(self):
+        return self.now - self.start
+
+
 # --- calls in processes of their own, which can be killed
 
-children = multiprocessing.get_context('forkserver')  # a process that has all imported, and forks one for each call
-children.set_forkserver_preload(
-    'torch optuna sqlalchemy captum.attr sklearn.linear_model sklearn.svm IPython.display '
-    'pyarrow.parquet mpl_toolkits.axes_grid1 matplotlib.backends.backend_svg fastai.callback.progress '
-    'fungi_fastai.studies.sweeps fungi_fastai.runs.run fungi_fastai.training.distributed fungi_fastai.cli '
-    'fungi_fastai.samples.datasets'.split()
-)
+# A process that has all imported, and forks one for each call. There is one for all tests, so the modules that any of
+# them needs are named here: a list in another file would replace this one, and each call would import fastai again.
+preloaded = (
+    'fungi_fastai pytest torch optuna alembic.command sqlalchemy captum.attr sklearn.linear_model sklearn.svm '
+    'sklearn.discriminant_analysis IPython.display pyarrow.parquet pyarrow.dataset pi_heif tyro.extras onnxruntime '
+    'mpl_toolkits.axes_grid1 matplotlib.backends.backend_svg fastai.callback.progress fungi_fastai.studies.sweeps '
+    'fungi_fastai.runs.run fungi_fastai.runs.batch_prediction fungi_fastai.deploy.predictor '
+    'fungi_fastai.training.distributed fungi_fastai.data.shortcuts fungi_fastai.cli fungi_fastai.samples.datasets'
+).split()
+children = multiprocessing.get_context('forkserver')
+children.set_forkserver_preload(preloaded)
 
 
 def call_in(folder, log, function, *arguments, **options):
@@ -251,6 +277,15 @@ def started(home, tmp_path):
 def process(started):
     "A call of the command in a process of its own"
     return partial(started, call_command)
+
+
+@pytest.fixture
+def forked(ready, monkeypatch):
+    "`launch` forks the server of `children`, which has all imported; test_averaging does as users do"
+    from fungi_fastai.training.launch import launch
+
+    multiprocessing.forkserver.ensure_running()  # not by `launch`, whose ranks all later processes would inherit
+    monkeypatch.setitem(launch.__kwdefaults__, 'method', 'forkserver')
 
 
 def wait_for(condition, process, seconds=300):

@@ -11,6 +11,7 @@ from serving import Colours
 
 from fungi_fastai.core.errors import UserError
 from fungi_fastai.evaluation.conformal import Conformal
+from fungi_fastai.evaluation.pooling import Pooling
 from fungi_fastai.evaluation.selective import Threshold, decide
 
 names = [
@@ -41,6 +42,7 @@ class Specimens(Colours):
             ),
             data=dict(source='sample'),
             classes=names,
+            pooling=Pooling(correlation=0.3, photos=4, specimens=40),
             files=['examples.safetensors'],
             conformal=Conformal('lac', 0.9, 0.8, images=200),
             threshold=Threshold(

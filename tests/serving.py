@@ -13,6 +13,8 @@ from types import SimpleNamespace
 from PIL import Image
 
 from fungi_fastai.data.images import read_pixels, square
+from fungi_fastai.evaluation.pooling import Pooling
+from fungi_fastai.evaluation.species_list import listed_classes
 
 
 class Colours:
@@ -21,7 +23,7 @@ class Colours:
     classes, fingerprint = ['blue', 'green', 'red'], 'f00d' * 16
 
     def __init__(self, gate: Path | None = None, bundle=None):
-        self.gate, self.bundle, self.batches = gate, bundle or SimpleNamespace(name='colours'), []
+        self.gate, self.bundle, self.batches = gate, bundle or SimpleNamespace(name='colours', pooling=Pooling()), []
 
     def read(self, data):
         return square(read_pixels(io.BytesIO(data) if isinstance(data, bytes) else data, 16), 16)
@@ -32,6 +34,12 @@ class Colours:
         self.batches.append(len(pixels))
         mean = pixels.mean((1, 2))[:, ::-1] + 1
         return mean / mean.sum(1, keepdims=True)
+
+    def listed(self, only):
+        return listed_classes(only, self.classes)
+
+    def pool(self, probs):
+        return self.bundle.pooling.pool(probs)
 
     def decide(self, probs):
         return [

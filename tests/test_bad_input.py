@@ -1,5 +1,6 @@
 "Each mistake of a user gives exit code 2 and one message that says what to do, without a traceback or leftover files"
 
+import copy
 import json
 import re
 import shutil
@@ -300,13 +301,27 @@ def test_a_loss_that_is_nan(train, own, tmp_path, bs):
     assert {'recipe.json', 'items.parquet'} <= files and 'metrics.json' not in files
 
 
+def test_a_later_fit_has_not_failed(photos, ready):
+    from fungi_fastai.training.fit import make_learner
+    from fungi_fastai.training.recipes import FLOWERS
+
+    learn = make_learner(FLOWERS.but(source=photos, **tiny), progress=False)
+    start = copy.deepcopy(learn.model.state_dict())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e30)
+        assert 'no longer a number' in learn.history.failure
+        learn.model.load_state_dict(start)
+        learn.fit(1, 1e-3, reset_opt=True)
+    assert learn.history.failure == ''
+
+
 def test_a_first_epoch_with_a_nan_loss_does_not_stay_the_best(ready, tmp_path):
     from torch import nn
 
     from fungi_fastai.training.checkpoints import KeepBest
 
     keep = KeepBest(tmp_path / 'best.safetensors')
-    keep.learn = SimpleNamespace(model=nn.Linear(1, 1))
+    keep.learn = SimpleNamespace(model=nn.Linear(1, 1), history=SimpleNamespace(rows=[]))
     for value in (float('nan'), 0.5, float('nan')):
         keep.offer(value)
     assert keep.best == 0.5

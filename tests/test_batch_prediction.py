@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import children
 
 from fungi_fastai.core.errors import UserError
 from fungi_fastai.deploy import prediction_files
@@ -23,17 +23,6 @@ from fungi_fastai.deploy.streaming import iter_predictions, stream_predictions
 from fungi_fastai.runs import batch_prediction as batch
 from fungi_fastai.runs.batch_prediction import predict_to
 
-processes = multiprocessing.get_context('forkserver')  # a process that has the imports, and forks one for each call
-processes.set_forkserver_preload(
-    [
-        'fungi_fastai.cli',
-        'fungi_fastai.runs.batch_prediction',
-        'fungi_fastai.deploy.predictor',
-        'onnxruntime',
-        'fungi_fastai.evaluation.selective',
-        'fungi_fastai.deploy.streaming',
-    ]
-)
 endings = ('csv', 'jsonl', 'parquet')
 
 
@@ -135,6 +124,58 @@ def test_a_run_predicts_as_its_bundle(place, small_run, bundle, photos, tmp_path
     assert small_run.predict(some, abstain=True).answer.tolist() == one.answer.tolist()
 
 
+def test_specimens(fungi, bundle, photos, tmp_path, capsys):
+    from fungi_fastai.deploy.predictor import Predictor
+
+    files = sorted(photos.rglob('*.jpg'))
+    fungi('predict', bundle, photos, '--group', '^(.+)_', '--out', tmp_path / 'p.csv')
+    table = pd.read_csv(tmp_path / 'p.csv')
+    assert (table.specimen == table['name'].str.rpartition('_')[0]).all() and (table.specimen_images == 2).all()
+    (pooled,) = Predictor.load(bundle).predict([files[:2]])
+    assert (table.specimen_predicted[0], table.specimen_answer[0]) == (pooled.label, pooled.answer)
+    assert table.specimen_confidence[:2].to_numpy() == pytest.approx(pooled.confidence, abs=1e-5)
+    # a table's column, whatever folders the photos are in; text for people
+    rows = [(file, f's{i % 2}' if i < 5 else '') for i, file in enumerate(files[:6])]
+    pd.DataFrame(rows, columns=['file', 'find']).to_csv(tmp_path / 't.csv', index=False)
+    rows = json.loads(fungi('predict', bundle, tmp_path / 't.csv', '--group', 'find', '--json').out)
+    assert [row['specimen_images'] for row in rows] == [3, 2, 3, 2, 3, 1]
+    predict_to(bundle, photos, group='folder', stdout_format='text', progress=False)
+    text = capsys.readouterr().out
+    assert (
+        'fits none' not in text
+        and text.count('The answer is pooled from 12 photos of the specimen.') == 5
+        and f'  {files[3]}: ' in text
+    )
+
+
+def test_a_list_of_species(fungi, bundle, photos, tmp_path):
+    (tmp_path / 'list.txt').write_text('Tulips\n# not in May\nroses\n')
+    fungi('predict', bundle, photos, '--only', tmp_path / 'list.txt', '--out', tmp_path / 'p.csv')
+    table = pd.read_csv(tmp_path / 'p.csv')
+    assert set(table.predicted) <= {'tulips', 'roses'} and (table.p_daisy == 0).all()
+    assert (table.p_tulips + table.p_roses).to_numpy() == pytest.approx(1)
+    (tmp_path / 'list.txt').write_text('tulip tree\n')
+    assert 'does not know tulip tree' in fungi('predict', bundle, photos, '--only', tmp_path / 'list.txt', code=2).err
+    assert 'There is no list' in fungi('predict', bundle, photos, '--only', tmp_path / 'none', code=2).err
+
+
+def test_specimens_that_cannot_be_read(fungi, bundle, photos, tmp_path):
+    pd.DataFrame(dict(file=[next(photos.rglob('*.jpg'))])).to_csv(tmp_path / 't.csv', index=False)
+    (tmp_path / 'other').mkdir()
+    first = sorted(photos.rglob('*.jpg'))[0]
+    shutil.copy(first, tmp_path / 'other')
+    for paths, group, words in [
+        ([photos], '^(nothing)_', 'fits none of the photos (the first is'),
+        ([photos], 'find', 'no column, as there is no table'),
+        ([photos], '(', 'is no regular expression'),
+        ([tmp_path / 't.csv'], 'find', 'has no column find'),
+        ([tmp_path / 't.csv', photos], 'folder', 'is a table. Give one table'),
+        ([first, tmp_path / 'other' / first.name], '^(.+)_', 'makes one specimen'),
+    ]:
+        assert words in fungi('predict', bundle, *paths, '--group', group, '--out', tmp_path / 'p.csv', code=2).err
+        assert not (tmp_path / 'p.csv').exists() and left_over(tmp_path) == []
+
+
 def test_a_model_without_a_threshold_gives_no_answer(many):
     tables = [*iter_predictions(many, lambda paths: (np.full((len(paths), 2), 0.5), [''] * len(paths)), ['a', 'b'])]
     assert tables[0].column_names == ['path', 'name', 'predicted', 'confidence', 'p_a', 'p_b', 'error']
@@ -218,7 +259,7 @@ def _command(arguments, log, seconds=0.0, limit=None):
 
 
 def started(*arguments, **options):
-    call = processes.Process(target=_command, args=arguments, kwargs=options)
+    call = children.Process(target=_command, args=arguments, kwargs=options)
     call.start()
     return call
 

@@ -46,6 +46,12 @@ def test_no_mock_in_the_package():
         assert 'unittest' not in file.read_text('utf8'), f'{file} imports a test library'
 
 
+def test_warnings_of_fastais_import_are_silenced_in_one_place():
+    scripts = [*(root / 'docs').glob('*.py'), *(root / 'benchmarks').glob('*.py')]
+    found = [file for file in [*modules, *scripts] if 'mode.chained_assignment' in file.read_text('utf8')]
+    assert found == [root / 'fungi_fastai/__init__.py']
+
+
 @pytest.mark.parametrize('name', ['training/fit', 'runs/run', 'runs/train', 'deploy/server', 'data/scan', 'cli'])
 def test_a_notebook_is_a_lesson(name):
     notebook = root / 'nbs' / f'{name}.ipynb'

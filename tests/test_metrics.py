@@ -441,3 +441,22 @@ def test_units_are_those_that_splits_keep_together():
     assert (
         Evaluation.of(table.assign(label=table.label.where(table.index > 0, None))).n_groups == 5
     )  # unlabelled ones are left out
+
+
+# --- many classes
+
+
+def test_files_of_many_classes_hold_no_table_of_classes_by_classes(tmp_path):
+    from fungi_fastai.evaluation.report import write_report
+    from fungi_fastai.runs.run import saved_metrics
+
+    names, targets = [f'species {i}' for i in range(230)], np.arange(220)
+    probs = np.random.default_rng(0).dirichlet(np.ones(230), 220)
+    evaluation = Evaluation(probs, targets, names)
+    metrics = saved_metrics(evaluation)
+    assert len(metrics['confusion']) <= 220 and np.sum(metrics['confusion'], axis=0)[2] == 220
+    items = pd.DataFrame(dict(name=names, label=names, group='', cluster='', split='test', problem=''))
+    page = write_report(tmp_path / 'report.html', 'many', metrics, evaluation, items, None, {}).read_text()
+    assert 'The table shows the 200 classes with the lowest F1 of 230' in page and 'Most frequent confusions' in page
+    assert page.count('class="bar"') <= 600 and 'class="heat"' not in page
+    assert 'No image of species 220, species 221' in page and 'nothing is measured about these classes' in page

@@ -14,8 +14,11 @@ notebooks = sorted(
 # a notebook shows its warnings to the reader, as Jupyter does; they are no errors there
 @pytest.mark.filterwarnings('default')
 @pytest.mark.parametrize('notebook', notebooks, ids=lambda p: str(p.relative_to(root / 'nbs').with_suffix('')))
-def test_notebook(notebook, capsys):
+def test_notebook(notebook, capsys, request):
     from nbdev.test import test_nb
+
+    if 'launch(' in notebook.read_text('utf8'):
+        request.getfixturevalue('forked')
 
     here = os.getcwd()
     try:

@@ -136,10 +136,10 @@ def test_words_of_confidence_need_test_images(images, low):
 
 
 def test_a_training_image_is_recognised():
-    model, pixels, probs = Specimens(), np.zeros((16, 16, 3), np.uint8), np.array([0.05, 0.05, 0.9])
+    model, pixels, probs = Specimens(), np.zeros((1, 16, 16, 3), np.uint8), np.array([[0.05, 0.05, 0.9]])
     assert 'was trained on this image' not in answer(model, pixels, probs)['html']
     model.nearest = lambda features, k: [SimpleNamespace(label='Russula', name='b/<1>.jpg', distance=0.002)]
-    for one in (probs, np.array([0.3, 0.3, 0.4])):
+    for one in (probs, np.array([[0.3, 0.3, 0.4]])):
         text = answer(model, pixels, one)['html']
         assert 'was trained on this image' in text and 'b/&lt;1&gt;.jpg' in text and 'Of 100 answers' not in text
     model.bundle.files = []
@@ -280,8 +280,8 @@ def test_an_image_is_classified(server, browser, images, width, dark):
 
     assert safety_note in browser.run("document.querySelector('.note').textContent")
     assert 'Do not eat' in text() and 'not determinations' not in text()  # until it is unfolded
-    assert '88% of its answers' in text() and 'at most 0.191 MB' in text()
-    assert browser.run("document.querySelectorAll('input[type=file][aria-label]').length") == 2
+    assert '88% of its answers' in text() and 'at most 0.191 MB each' in text()
+    assert browser.run("document.querySelectorAll('input[type=file][aria-label]').length") == 3
     assert browser.run("getComputedStyle(document.querySelector('.camera')).display != 'none'") == (width < 800)
     channel = browser.run('Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])')
     assert channel < 60 if dark else channel > 200
@@ -309,7 +309,18 @@ def test_an_image_is_classified(server, browser, images, width, dark):
         and 'below 0.70' in text('.answer')
         and 'No class can be ruled out' in text('.answer')
     )
-    assert browser.errors() == []
+    browser.choose(images / 'red.jpg', '.more input')  # another photo of the specimen
+    browser.wait("document.querySelector('.answer .single')")
+    assert text('.answer h2') == 'Russula' and 'pooled from 2 photos' in text('.answer')
+    assert 'Photo 1: Amanita' in text('.single') and 'Photo 2: Russula' in text('.single')
+    browser.wait("document.querySelectorAll('.photos img').length == 2")
+    assert browser.run('document.documentElement.scrollWidth') <= width
+    browser.run("document.querySelector('.answer').innerHTML = ''")
+    browser.choose(images / 'letter.jpg', '.more input')  # is not kept
+    browser.wait("document.querySelector('.answer .wrong')")
+    assert 'Photo 3: ' in text('.answer') and 'not an image' in text('.answer')
+    assert browser.run("document.querySelectorAll('.photos img').length") == 2
+    assert [c for c in browser.errors() if not re.search(r'status of 415 .*/answer$', c)] == []
     outside = [u for u in browser.requested_urls() if not u.startswith((address, 'data:', 'blob:' + address))]
     assert outside == []
     assert [p for p in temporary.rglob('*') if p.is_file()] == []  # no image is left behind

@@ -128,6 +128,49 @@ def test_all_kinds_of_input(load, files, photos):
     assert same(grey, grey[..., None], image.convert('L').convert('RGB')) and same(alpha, image)
 
 
+def test_a_list_in_the_list_is_a_specimen(load, files, photos):
+    predictor = load()
+    first, second = predictor.predict([files[:3], [files[7]]])
+    assert [one.source for one in first.images] == [str(file) for file in files[:3]]
+    logs = np.log(np.maximum([one.probabilities for one in first.images], 1e-12)).mean(0)
+    logs /= predictor.bundle.pooling.temperature(3)
+    assert np.allclose(first.probabilities, np.exp(logs) / np.exp(logs).sum(), atol=1e-5)
+    assert first.label == predictor.classes[first.probabilities.argmax()] and 'pooled from 3 photos' in first.why
+    assert np.allclose(second.probabilities, predictor.predict(files[7]).probabilities, atol=1e-6)
+    mixed = predictor.predict([files[0], (files[1].read_bytes(), Image.open(files[2])), str(files[3].parent)])
+    assert [len(one.images) for one in mixed] == [0, 2] + [0] * (len(mixed) - 2) and mixed[
+        1
+    ].source == 'image 2, image 3'
+    assert len(predictor.predict([[photos]])[0].images) == len(files)  # a folder of photos of one specimen
+    with pytest.raises(UserError, match='Specimen 2 has no image'):
+        predictor.predict([files[0], []])
+    with pytest.raises(ImageError, match='not list'):
+        predictor.predict([[[files[0]]]])
+
+
+def test_ranks_and_pooling_in_a_bundle(copy, files):
+    values = json.loads((copy / 'bundle.json').read_text())
+    threshold = values['threshold'] | dict(confidence=0.0)
+    values['threshold'] = threshold | dict(confidence=1.01)  # no class is certain enough
+    values['ranks'] = dict(rank='species', taxa=dict(genus=['A', 'A', 'B', 'B', 'B']), thresholds=dict(genus=threshold))
+    (copy / 'bundle.json').write_text(json.dumps(values))
+    with closing(Predictor.load(copy)) as predictor:
+        one = predictor.predict(files[0])
+        probability = max(one.probabilities[:2].sum(), one.probabilities[2:].sum())
+        assert one.answer in 'AB' and one.rank == 'genus' and one.label in predictor.classes
+        assert one.ranks == (dict(rank='genus', taxon=one.answer, probability=pytest.approx(probability)),)
+        assert f'The genus is {one.answer} (' in one.why and 'the species is not certain' in one.why
+    for name, value, words in [
+        ('ranks', dict(values['ranks'], taxa=dict(genus=['A'])), 'a taxon and a threshold for each of the 5 classes'),
+        ('ranks', ['genus'], 'ranks is list, not a table'),
+        ('pooling', dict(method='median'), 'its pooling does not fit'),
+        ('pooling', dict(method='log', correlation=3), 'The correlation is 3'),
+    ]:
+        (copy / 'bundle.json').write_text(json.dumps(values | {name: value}))
+        with pytest.raises(UserError, match=words):
+            Predictor.load(copy).predict([[files[0]]])
+
+
 def test_the_fields_of_a_prediction(load, files):
     predictor = load()
     for one in predictor.predict(files[:10], top=2):

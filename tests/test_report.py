@@ -9,7 +9,7 @@ import pytest
 
 from fungi_fastai.core.pages import page, table
 from fungi_fastai.data.splits import has_specimens
-from fungi_fastai.evaluation.assess import calibrate, guarantee, verdict
+from fungi_fastai.evaluation.assess import calibrate, guarantee, headline, verdict
 from fungi_fastai.evaluation.gallery import prediction_strip
 from fungi_fastai.evaluation.intervals import interval_text
 from fungi_fastai.evaluation.metrics import predictions_table
@@ -22,7 +22,7 @@ def report(small_run):
 
 def test_the_first_screen_has_verdict_predictions_and_three_scores(report, small_run):
     first = report[: report.index('<h2')]
-    assert verdict(small_run.metrics).split(':')[0] in first and first.count('<figure>') == 6
+    assert headline(small_run.metrics) in first and first.count('<figure>') == 6
     wrong = round((1 - small_run.metrics['accuracy']) * small_run.metrics['n_test'])
     assert first.count('true label:') >= min(2, wrong) and 'drawn at random' in first
     assert first.count('95 % interval') == 3 and first.count('<b>') == 3
@@ -34,9 +34,10 @@ def test_the_contents_lead_to_every_section_and_end_with_the_training_curves(rep
     names = [name for _, name in links]
     assert names[0] == 'Result' and names[-1] == 'Training curves'
     assert names.index('Per-class metrics') < names.index('Confusion matrix') < names.index('Data and split')
-    assert report.count('class="bar"') >= 3 * 5  # precision, recall and F1 of five classes
+    assert report.count('<span class="bar') >= 3 * 5  # precision, recall and F1 of five classes
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize('screen', [dict(width=390, height=844, phone=True), dict(width=1280, height=800)])
 def test_nothing_is_cut_off(small_run, screen):
     if not chromium.find():
@@ -52,6 +53,13 @@ def test_nothing_is_cut_off(small_run, screen):
         assert browser.run('getComputedStyle(document.body).backgroundColor') == 'rgb(22, 26, 24)'
         white = "getComputedStyle(e).backgroundColor == 'rgb(255, 255, 255)'"
         assert browser.run(f"[...document.querySelectorAll('main *')].filter(e => {white}).length") == 0
+        # on a phone, what is secondary is folded; the table of contents unfolds it
+        is_phone, unfolded = 'phone' in screen, "document.querySelectorAll('details.section[open]').length"
+        n_sections = browser.run("document.querySelectorAll('details.section').length")
+        assert n_sections >= 4 and browser.run(unfolded) == (0 if is_phone else n_sections)
+        assert not is_phone or browser.run('document.documentElement.scrollHeight') < 6000
+        browser.run('document.querySelector(\'nav a[href="#calibration"]\').click()')
+        assert browser.run("document.getElementById('calibration').closest('details').open")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +113,8 @@ def test_the_verdict_of_a_run_without_a_test_set_does_not_speak_of_one():
     scores = dict(accuracy=0.5, macro_f1=0.5, n_test=10, per_class=dict(a=dict(f1=0.5, images=10)))
     assert 'test images, none of which was seen' in verdict(scores | dict(evaluated_on='test'))
     assert 'There is no test set' in verdict(scores | dict(evaluated_on='valid'))
+    assert headline(scores | dict(evaluated_on='test')).startswith('5 of 10 test images')
+    assert 'there is no test set: the scores are optimistic' in headline(scores | dict(evaluated_on='valid'))
 
 
 @pytest.mark.parametrize(('right', 'wrong'), [(8, 0), (0, 8), (7, 1), (1, 7), (2, 1)])

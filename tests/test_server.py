@@ -535,14 +535,11 @@ def test_a_cancelled_image_is_not_counted_as_read():
 
 def test_errors_of_the_model(caplog):
     model = Colours()
-    model.run = lambda pixels: pixels / 0
     with client_of(model) as client:
-        np.seterr(all='ignore')
-        model.run = lambda pixels: [][1]
-        client.app.state.service.batcher.run = model.run
+        works, model.run = model.run, lambda pixels: [][1]
         assert is_error(send(client, photo()), 500, 'Internal server error')
         assert 'IndexError' in caplog.text
-        client.app.state.service.batcher.run = Colours().run
+        model.run = works
         assert send(client, photo()).status_code == 200
 
 
@@ -882,3 +879,55 @@ def test_the_import_is_light():
     code = f'import fungi_fastai.deploy.server, sys; print({{*{heavy}}} & {{*sys.modules}})'
     process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == 'set()'
+
+
+# ---- specimens
+
+
+@pytest.mark.parametrize('where', ['field', 'query'])
+def test_several_files_of_one_specimen(client, where):
+    files = [('files', (f'{c}.jpg', photo(colour=c))) for c in ('red', 'purple', 'red')]
+    options = dict(data=dict(specimen='1')) if where == 'field' else dict(params=dict(specimen='true'))
+    response = client.post('/predict', files=files, **options).json()
+    specimen = response['specimen']
+    assert specimen['images'] == 3 and specimen['label'] == 'red' and len(response['results']) == 3
+    rows = [
+        [{t['label']: t['probability'] for t in one['top']}[c] for c in Colours.classes] for one in response['results']
+    ]
+    expected = np.exp(np.log(rows).mean(0))
+    assert specimen['confidence'] == pytest.approx((expected / expected.sum()).max(), abs=1e-5)
+    assert 'pooled from 3 photos' in specimen['why'] and 'too few specimens' in specimen['why']
+
+
+def test_a_specimen_without_its_unreadable_files(client):
+    files = [('files', ('a.jpg', photo())), ('files', ('b.txt', b'no image'))]
+    response = client.post('/predict?specimen=1', files=files).json()
+    assert response['specimen']['images'] == 1 and response['results'][1]['status'] == 415
+    assert 'specimen' not in client.post('/predict?specimen=1', files=files[1:]).json()
+    assert 'specimen' not in client.post('/predict', files=files).json()
+
+
+@pytest.mark.parametrize(
+    'field, query, words',
+    [
+        ('maybe', '', "The field specimen is 'maybe'; expected 1 or 0"),
+        ('0', '?specimen=1', 'contradict'),
+        (None, '?specimen=2', 'specimen'),
+        ('1' * 200_000, '', 'The field specimen has 200,000 bytes'),
+    ],
+)
+def test_invalid_specimen(client, field, query, words):
+    data = {} if field is None else dict(specimen=field)
+    response = client.post(f'/predict{query}', files=[('files', ('a.jpg', photo()))], data=data)
+    assert is_error(response, 413 if len(field or '') > 9 else 422, words)
+
+
+def test_a_list_of_species(client):
+    for options in (dict(params=dict(only='blue|green')), dict(data=dict(only='green\nBlue\n'))):
+        response = client.post('/predict', files=[('files', ('a.jpg', photo(colour='purple')))], **options).json()
+        top = {one['label']: one['probability'] for one in response['results'][0]['top']}
+        assert response['results'][0]['label'] == 'blue' and top['red'] == 0 and sum(top.values()) == pytest.approx(1)
+    both = client.post('/predict?only=red', files=[('files', ('a.jpg', photo()))], data=dict(only='red'))
+    assert is_error(both, 422, 'Send one')
+    assert is_error(send(client, photo(), params=dict(only='red|rde')), 422, "does not know rde. Did you mean 'red'")
+    assert is_error(send(client, photo(), params=dict(only=' ')), 422, 'list of species is empty')

@@ -1,7 +1,6 @@
 "Streaming predictions without a network: interrupted, damaged, concurrent, out of disk space, and large"
 
 import errno
-import multiprocessing
 import os
 import resource
 import signal
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from conftest import children
 
 from fungi_fastai.core.errors import TrainingError, UserError
 from fungi_fastai.data.sources import Source
@@ -22,8 +22,6 @@ from fungi_fastai.deploy.streaming import fingerprint, iter_predictions, stream_
 from fungi_fastai.deploy.walking import walk_images
 
 classes = ['Boletus', 'Amanita, "red"', '菌']
-processes = multiprocessing.get_context('forkserver')  # a process with the imports, which forks one for each call
-processes.set_forkserver_preload(['fungi_fastai.deploy.streaming'])
 
 
 def classify(paths):
@@ -451,10 +449,11 @@ def test_a_disk_that_fails(many, expected, tmp_path, monkeypatch, number):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.process
 def test_no_space_for_the_output_file(tmp_path):
     "A real limit on the size of files: the partial files fit, the output file does not"
     many = make(tmp_path / 'photos', [f'{i:04}.jpg' for i in range(600)])
-    process = processes.Process(target=_limited, args=(many, tmp_path / 'p.csv', 30_000))
+    process = children.Process(target=_limited, args=(many, tmp_path / 'p.csv', 30_000))
     process.start()
     process.join()
     assert process.exitcode == 7 and not (tmp_path / 'p.csv').exists()
@@ -486,6 +485,7 @@ def _slow(many, out, log):
         sys.exit(str(error))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize('ending', ['csv', 'parquet'])
 def test_killed_and_resumed(tmp_path, ending):
@@ -494,7 +494,7 @@ def test_killed_and_resumed(tmp_path, ending):
     out, log = tmp_path / f'p.{ending}', tmp_path / 'log'
     kills = 4
     for kill in range(kills):
-        process = processes.Process(target=_slow, args=(many, out, log))
+        process = children.Process(target=_slow, args=(many, out, log))
         process.start()
         n_files, deadline = 9 * (kill + 1), time.monotonic() + 300
         while (
@@ -506,7 +506,7 @@ def test_killed_and_resumed(tmp_path, ending):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL and not out.exists()
-    process = processes.Process(target=_slow, args=(many, out, log))
+    process = children.Process(target=_slow, args=(many, out, log))
     process.start()
     process.join()
     assert process.exitcode == 0 and leftovers(tmp_path) == []
@@ -519,12 +519,13 @@ def test_killed_and_resumed(tmp_path, ending):
     assert len(classified) - 400 <= 8 * kills  # only the chunk in flight is classified twice
 
 
+@pytest.mark.process
 def test_a_second_process_is_refused(many, expected, tmp_path):
     out, codes = tmp_path / 'p.csv', []
 
     def racing(paths):
         if not codes:
-            other = processes.Process(target=_slow, args=(many, out, tmp_path / 'log'))
+            other = children.Process(target=_slow, args=(many, out, tmp_path / 'log'))
             other.start()
             other.join()
             codes.append(other.exitcode)
@@ -553,6 +554,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform 
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('ending', ['csv', 'parquet'])
 def test_memory_is_flat(tmp_path, ending):
     "Peak memory for 40,000 images, half of them in one folder, compared with 2,000"

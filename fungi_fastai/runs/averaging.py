@@ -117,7 +117,12 @@ def averaged_metrics(
         epochs=max(run.metrics['epochs'] for run in runs),
         head_refit=any(run.metrics['head_refit'] for run in runs),
         folds=[
-            dict(fold=n + 1, accuracy=run.metrics['accuracy'], macro_f1=run.metrics['macro_f1'])
+            dict(
+                fold=n + 1,
+                accuracy=run.metrics['accuracy'],
+                macro_f1=run.metrics['macro_f1'],
+                probe_kept=run.metrics['probe_kept'],
+            )
             for n, run in enumerate(runs)
         ],
     )

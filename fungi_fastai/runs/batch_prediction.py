@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -23,9 +23,14 @@ import numpy as np
 from ..core.cpus import cpu_limit
 from ..core.errors import TrainingError, UserError
 from ..core.files import read_saved
+from ..data.sources import Source
+from ..data.table_files import table_extensions
 from ..deploy.prediction_files import Tally, check_predictions
 from ..deploy.streaming import fingerprint, stream_predictions
+from ..deploy.specimen_columns import SpecimenColumns, specimen_finder
+from ..evaluation.pooling import Pooling
 from ..evaluation.selective import decide
+from ..evaluation.species_list import listed_classes, restrict
 
 # %% ../../nbs/runs/batch_prediction.ipynb #59784ca0
 @dataclass(frozen=True)
@@ -37,6 +42,22 @@ class Classifier:
     decide: Callable | None  # calibrated probabilities → a `Decision` each; None without threshold and prediction sets
     fingerprint: str  # of the files and the backend: predictions of another model do not belong into the same file
     batch_size: int = 64  # images at a time
+    pooling: Pooling = Pooling()  # of several photos of a specimen
+    has_novelty: bool = False  # `classify` returns the novelty of each path too, and `decide` takes it
+    taxa: dict | None = None  # rank → taxon of each class, for a list of species
+
+    def restricted(
+        self,
+        only: list,  # names of the classes, or taxa, that are possible
+    ) -> 'Classifier':
+        "The same classifier for the classes on a list. Raises `UserError` for unknown names"
+        listed = listed_classes(only, self.classes, self.taxa)
+
+        def classify(paths):
+            probs, *others = self.classify(paths)
+            return restrict(probs, listed), *others
+
+        return replace(self, classify=classify, fingerprint=f'{self.fingerprint} {listed.nonzero()[0].tolist()}')
 
 
 def open_classifier(
@@ -60,12 +81,16 @@ def _open_bundle(folder, backend, threads):
     from fungi_fastai.deploy.predictor import Predictor
 
     predictor = Predictor.load(folder, backend, threads)
-    decides = predictor.bundle.threshold is not None or predictor.bundle.conformal is not None
+    bundle, has_novelty = predictor.bundle, predictor.bundle.novelty is not None
+    decides = bundle.threshold is not None or bundle.conformal is not None or has_novelty
     return Classifier(
-        predictor.classify,
+        predictor.classify_with_novelty if has_novelty else predictor.classify,
         list(predictor.classes),
         predictor.decide if decides else None,
         f'{predictor.fingerprint} {predictor.backend}',
+        pooling=bundle.pooling,
+        taxa=bundle.ranks and bundle.ranks.taxa,
+        has_novelty=has_novelty,
     )
 
 
@@ -84,13 +109,15 @@ def _open_run(folder, backend, threads):
         run.folder / 'model.safetensors',
         lambda file: fingerprint(run.folder / 'recipe.json', file, run.folder / 'metrics.json'),
     )
-    threshold, conformal = run.decisions.threshold, run.decisions.conformal
+    made = run.decisions
 
     def decide_all(probs):
-        return decide(probs, run.classes, threshold=threshold, conformal=conformal)
+        decisions = decide(probs, run.classes, threshold=made.threshold, conformal=made.conformal)
+        return made.ranks.decide(probs, decisions) if made.ranks else decisions
 
-    decisions = None if threshold is None else decide_all
-    return Classifier(run.classify, run.classes, decisions, model, 2 * run.recipe.bs)
+    decide_or_none = None if made.threshold is None else decide_all
+    taxa = made.ranks and made.ranks.taxa
+    return Classifier(run.classify, run.classes, decide_or_none, model, 2 * run.recipe.bs, made.pooling, taxa=taxa)
 
 # %% ../../nbs/runs/batch_prediction.ipynb #d6c1c0f1
 class _Worker:
@@ -107,15 +134,16 @@ class _Worker:
                 self.problem = f'{model} is another bundle there than here.'
 
     def __call__(self, row):
-        result = dict(machine=socket.gethostname(), problem=self.problem, probs=b'', errors='', missing='')
+        result = dict(machine=socket.gethostname(), problem=self.problem, probs=b'', errors='', missing='', novelty=b'')
         if self.problem:
             return result
         paths = row['paths'].split('\0')
-        probs, errors = self.model.classify(paths)
+        probs, errors, *novelty = self.model.classify(paths)
         failed = (path for path, error in zip(paths, errors, strict=True) if error)
         return result | dict(
             probs=np.asarray(probs, np.float32).tobytes(),
             errors='\0'.join(map(str, errors)),
+            novelty=b''.join(one.tobytes() for one in novelty),
             missing=next((path for path in failed if not os.path.exists(path)), ''),
         )
 
@@ -127,7 +155,9 @@ def _checked(result, n_classes):
         raise UserError(f'{result["machine"]}: {result["problem"]} {advice}')
     if result['missing'] and os.path.exists(result['missing']):
         raise UserError(f'{result["machine"]} does not see {result["missing"]}. {advice}')
-    return np.frombuffer(result['probs'], np.float32).reshape(-1, n_classes).copy(), result['errors'].split('\0')
+    probs = np.frombuffer(result['probs'], np.float32).reshape(-1, n_classes).copy()
+    novelty = [np.frombuffer(result['novelty'], np.float32)] if result['novelty'] else []
+    return probs, result['errors'].split('\0'), *novelty
 
 
 def _map_on_cluster(model, backend, classifier, workers, window=1024):
@@ -235,9 +265,11 @@ engines = ('local', 'ray')
 
 def predict_to(
     model: str | Path,  # the folder of a bundle or of a finished run
-    paths: Iterable,  # files and folders
+    paths: Iterable,  # files and folders; or one table of images
     out: str | Path | None = None,  # .csv, .jsonl or .parquet (default: standard output, as `stdout_format`)
     *,
+    group: str | None = None,  # specimens: a pattern for the names, `folder`, or a column of the table
+    only: list | None = None,  # names of the classes, or taxa, that are possible (default: all classes)
     engine: str = 'local',  # local, or ray: many processes, many machines; for bundles
     workers: int | None = None,  # threads, or processes with ray (default: one per usable CPU of machine or cluster)
     backend: str = 'auto',  # of a bundle: auto, onnx, torch, int8 or openvino
@@ -248,15 +280,22 @@ def predict_to(
     """Classify any number of images into a file with the columns path name predicted confidence (answer set) p_<class>…
     error. The same call resumes after an interruption, with either engine. Raises `UserError`, `TrainingError`"""
     _check_engine(model, engine, workers, address)
+    if only is not None and engine == 'ray':
+        raise UserError('A list of species (--only) is for the engine local.')
     if out is not None:
         check_predictions(out)
+    paths, find = _images_and_specimens(paths, group)
     classifier = open_classifier(model, backend, 1 if engine == 'ray' else workers)
+    if only is not None:
+        classifier = classifier.restricted(only)
     options = dict(
         model=classifier.fingerprint,
         decide=classifier.decide,
+        has_novelty=classifier.has_novelty,
         batch_size=classifier.batch_size,
         stdout_format=stdout_format,
         progress=progress,
+        specimens=find and SpecimenColumns(find, classifier.pooling, classifier.classes, classifier.decide),
     )
     if engine == 'local':
         return stream_predictions(paths, classifier.classify, classifier.classes, out, **options)
@@ -265,6 +304,26 @@ def predict_to(
             max_images=classifier.batch_size, map_batches=_map_on_cluster(model, backend, classifier, actors)
         )
         return stream_predictions(paths, classifier.classify, classifier.classes, out, **options)
+
+
+def _images_and_specimens(paths, group):
+    "Images and folders, and a function of path and name that returns the specimen, or None. Raises `UserError`"
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    tables = [path for path in paths if Path(path).suffix.lower() in table_extensions and os.path.isfile(path)]
+    if not tables:
+        return paths, specimen_finder(group) if group else None
+    if len(paths) > 1:
+        raise UserError(f'{tables[0]} is a table. Give one table, or images and folders; not both.')
+    is_column = group and '(' not in group and group != 'folder'
+    items = Source.of(tables[0], group=group if is_column else '').read(labels=False)
+    if not group:
+        return list(items['path']), None
+    if is_column:  # a specimen is one, whatever the labels say
+        specimens = [one.removeprefix(f'{label}/') for one, label in zip(items['group'], items.label, strict=True)]
+    else:
+        specimens = map(specimen_finder(group), items['path'], items['name'])
+    specimens = dict(zip(items['path'], specimens, strict=True))
+    return list(items['path']), lambda path, name: specimens[path] or None
 
 
 def _check_engine(model, engine, workers, address):

@@ -85,9 +85,8 @@ def saved_metrics(
     per_class = {}
     for name, row in evaluation.per_class().to_dict('index').items():
         per_class[name] = {key: int(value) if key == 'images' else float(value) for key, value in row.items()}
-    return evaluation.metrics() | dict(
-        classes=list(evaluation.classes), confusion=evaluation.confusion().tolist(), per_class=per_class
-    )
+    cells = evaluation.confusion_cells().tolist()
+    return evaluation.metrics() | dict(classes=list(evaluation.classes), confusion=cells, per_class=per_class)
 
 # %% ../../nbs/runs/run.ipynb #261a554d
 class Run(RunFolder):
@@ -111,7 +110,7 @@ class Run(RunFolder):
     def predict(
         self,
         images,  # a path, a Pillow image, or a list of them; a folder stands for all images below it
-        abstain: bool = False,  # add `answer`, which is "not sure" below the report's threshold, and `why`
+        abstain: bool = False,  # add `answer` ("not sure", or a higher rank, below the report's threshold) and `why`
     ) -> pd.DataFrame:  # path name predicted confidence p_<class>…, one row per image
         """Classify images, with calibrated probabilities where the run has a validation and a test set.
         Raises `ImageError` if an image cannot be read, `UserError` if the run has no threshold"""
@@ -123,6 +122,8 @@ class Run(RunFolder):
         if self.decisions.threshold is None:
             raise UserError(f'{self.folder} has no threshold: that needs a validation and a test set.')
         decided = decide(probs, self.classes, threshold=self.decisions.threshold)
+        if self.decisions.ranks:
+            decided = self.decisions.ranks.decide(probs, decided)
         return PredictionTable(table.assign(answer=[one.label for one in decided], why=[one.why for one in decided]))
 
     def classify(

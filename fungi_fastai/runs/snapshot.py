@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..core.errors import MissingFileError, UserError
-from ..training.recipe import Recipe
+from ..training.recipe import Recipe, phase_names
 
 # %% ../../nbs/runs/snapshot.ipynb #726336dc
 def is_training(
@@ -98,7 +98,7 @@ def read_snapshot(
     "The state of a run, from its files alone. Raises `MissingFileError`, `UserError`"
     folder = Path(folder)
     if not folder.is_dir():
-        raise MissingFileError(f'There is no run folder {folder}. Train one with: fungi train RECIPE --out {folder}')
+        raise MissingFileError(f'There is no run folder {folder}. Train one with: fungi train my_photos --out {folder}')
     running = is_training(folder)  # first: a training that ends now has written all of the following files
     recipe = _read_json(folder / 'recipe.json')
     if recipe is None:
@@ -164,7 +164,7 @@ def time_left(
         return None, max(snapshot.ends - now, 0)
     recipe = snapshot.recipe
     frozen = snapshot.epoch < recipe.frozen_epochs
-    phase = 'head' if frozen else 'all layers'  # of the epoch that is trained now
+    phase = 'head' if frozen else phase_names[recipe.trainable]  # of the epoch that is trained now
     seconds = [row['seconds'] for row in snapshot.rows if row.get('phase') == phase and row.get('seconds') is not None]
     if not seconds:
         return None, None

@@ -30,6 +30,8 @@ from ..core.settings import settings
 from ..data.splits import count_specimens
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..evaluation.assess import assess_predictions
+from ..evaluation.saved_predictions import write_predictions
+from ..evaluation.taxonomy import Taxonomy, taxonomy_of
 from ..models.normalization import normalization_metadata
 from ..models.packaged import initial_weights
 from ..run_folder import RunFolder, next_folder
@@ -44,10 +46,13 @@ from fungi_fastai.runs.averaging import (
     without_fold,
 )
 from .run import Run, predict, saved_metrics
-from ..training.budget import TimeBudget, Plan, planned_fields, make_plan
+from ..training import budget
+from ..training.budget import TimeBudget, Plan, plan_again, planned_fields
+from ..training.selection import make_plan
 from ..training.callbacks import announce, divergence_message
 from ..training.checkpoints import save_weights
 from ..training.distributed import run_distributed
+from ..training.fine_tuning import fine_tuning
 from ..training.fit import fit, make_learner, prepare_items
 from ..training.processes import led_by_rank_zero, start_workers, world_size
 from ..training.recipe import Recipe, is_sample
@@ -62,7 +67,7 @@ class _Job:
     folder: Path
     recipe: Recipe
     items: pd.DataFrame | None  # the images, with the column split; None = those of the recipe
-    began: float  # when the time budget started, by `time.monotonic`
+    began: float  # when the time budget started, by `budget.clock`
     tracker: str = ''
     cbs: tuple = ()  # further fastai callbacks
     command: str = ''  # what repeats it; '' = the command of the recipe
@@ -98,23 +103,44 @@ def _prepare(job):
     started = (job.folder / 'items.parquet').exists()
     items = _job_items(job)
     plan = _job_plan(job, items)
-    if plan and not started:
-        items = plan.subset(job.recipe, items)
     recipe = plan.apply(job.recipe) if plan else job.recipe
     weights = initial_weights(recipe.arch, recipe.pretrained, recipe.weights)  # before a download fills the cache
-    learn = make_learner(recipe, items, progress=job.progress)
+    if started or not plan:
+        learn = make_learner(recipe, items, progress=job.progress)
+    else:
+        learn, plan = _planned_learner(job, plan, items)
+    recipe, items = learn.run_state.recipe, learn.run_state.items
+    taxonomy = _job_taxonomy(job, recipe, list(learn.dls.vocab))
     time_budget = TimeBudget(job.began, job.recipe.budget, plan) if job.recipe.budget else None
     if plan:
-        _write_plan(job, plan, learn.run_state.recipe, time_budget)
+        _write_plan(job, plan, recipe, time_budget)
     if not started:
         write_table(job.folder / 'items.parquet', items)
     _write_environment(job, learn, weights)
     why = [plan.reason] if plan else []
     if job.recipe.weights:
         why.append(f'The images are normalised by {learn.normalization}')
-    why += [*items.attrs.get('notes', []), *items.attrs.get('shortcuts', [])]
+    if learn.pretrained and recipe.epochs > recipe.frozen_epochs:
+        why.append(fine_tuning(recipe).in_words(recipe))
+    why += [*items.attrs.get('notes', []), *items.attrs.get('shortcuts', []), *(taxonomy.notes if taxonomy else ())]
     announce(learn, '\n'.join([_opening(learn, weights), *why, f'The run is kept in {job.folder}']))
     return learn, time_budget
+
+
+def _planned_learner(job, plan, items):
+    "The Learner of a plan, and the plan, which is made again after the images were read"
+
+    def learner_of(plan):
+        return make_learner(plan.apply(job.recipe), plan.subset(job.recipe, items), progress=job.progress)
+
+    learn = learner_of(plan)
+    if job.recipe.budget and not job.recipe.average_folds:
+        left = job.recipe.budget - (budget.clock() - job.began)
+        again = plan_again(plan, job.recipe, items, learn, left)
+        if again.apply(job.recipe) != plan.apply(job.recipe):
+            learn = learner_of(again)
+        plan = again
+    return learn, plan
 
 
 def _job_items(job):
@@ -126,17 +152,28 @@ def _job_items(job):
     return assign_folds(items, job.recipe) if job.recipe.average_folds else items
 
 
+def _job_taxonomy(job, recipe, classes):
+    "The taxonomy of the classes, or None; its file is read once, so that it may change during the training"
+    file = job.folder / 'taxonomy.json'
+    if file.exists():
+        return Taxonomy(**read_json(file))
+    taxonomy = taxonomy_of(recipe.taxonomy, recipe.source, classes)
+    if taxonomy:
+        write_json(file, asdict(taxonomy))
+    return taxonomy
+
+
 def _job_plan(job, items):
     "The plan for the time budget or the automatic architecture; None if the recipe decides everything"
     recipe, file = job.recipe, job.folder / 'plan.json'
     if not recipe.budget and recipe.arch != 'auto':
         return None
     if file.exists():
-        return Plan(**{key: value for key, value in read_json(file).items() if key in Plan.__annotations__})
-    left = recipe.budget - (time.monotonic() - job.began) if recipe.budget else None
+        return Plan.of(read_json(file))
+    left = recipe.budget - (budget.clock() - job.began) if recipe.budget else None
     if recipe.average_folds:  # a plan for one of the networks
-        return make_plan(recipe, without_fold(items, 0), left and left / recipe.average_folds)
-    return make_plan(recipe, items, left)
+        return make_plan(recipe, without_fold(items, 0), left and left / recipe.average_folds, job.progress)
+    return make_plan(recipe, items, left, job.progress)
 
 
 def _write_plan(job, plan, planned, time_budget):
@@ -203,6 +240,9 @@ def _fit_one(job, learn, time_budget, trackers):
         epochs=len([row for row in history if row['epoch']]),
         head_refit=state.head_refit,
         head_refit_note=state.head_refit_note,
+        stages_note=state.stages_note,
+        probe_kept=state.probe_kept,
+        probe_kept_note=state.probe_kept_note,
     )
 
 
@@ -242,7 +282,7 @@ def _fold_job(job, learn, time_budget, folders, number, prepared):
         folder=folder,
         recipe=recipe,
         items=without_fold(learn.run_state.items, number),
-        began=time.monotonic(),
+        began=budget.clock(),
         command=f'{command_of(RunFolder(job.folder).requested_recipe)}   # network {number + 1}',
         report=False,
     )
@@ -260,7 +300,7 @@ def _complete(job):
         else:
             predictions, facts = _fit_one(job, learn, time_budget, trackers)
         # a time budget counts the seconds of earlier processes too
-        seconds = time_budget.used if time_budget else time.monotonic() - job.began
+        seconds = time_budget.used if time_budget else budget.clock() - job.began
         _conclude(job, learn, predictions, facts | dict(seconds=round(seconds, 1)), trackers)
 
 
@@ -272,10 +312,11 @@ def _conclude(job, learn, predictions, facts, trackers):
         raise TrainingError(divergence_message(state.recipe.lr))
     metadata = dict(classes=json.dumps(classes), arch=state.recipe.arch) | normalization_metadata(learn.normalization)
     save_weights(learn.model, folder / 'model.safetensors', metadata)
-    write_table(folder / 'predictions.parquet', predictions)
+    predictions = write_predictions(folder / 'predictions.parquet', predictions)
     run = Run(folder)
     run.learner = learn
-    run.metrics = _run_metrics(state.items, predictions, classes, facts)
+    taxonomy = _job_taxonomy(job, state.recipe, classes)
+    run.metrics = _run_metrics(state.items, predictions, classes, facts, taxonomy)
     if job.report:
         announce(learn, 'Writing the report: confidence intervals, error analysis, class activation maps')
         run.report()
@@ -285,7 +326,7 @@ def _conclude(job, learn, predictions, facts, trackers):
     shutil.rmtree(folder / 'checkpoint', ignore_errors=True)
 
 
-def _run_metrics(items, predictions, classes, facts):
+def _run_metrics(items, predictions, classes, facts, taxonomy):
     "The content of metrics.json"
     tested = 'test' if (items.split == 'test').any() else 'valid'  # a recipe may keep no test set
     valid = Evaluation.of(predictions[predictions.split == 'valid'], classes).metrics()
@@ -293,7 +334,7 @@ def _run_metrics(items, predictions, classes, facts):
         saved_metrics(Evaluation.of(predictions[predictions.split == tested], classes))
         | dict(evaluated_on=tested, valid={key: valid[key] for key in ('accuracy', 'macro_f1', 'n_test')})
         | facts
-        | assess_predictions(predictions, classes)
+        | assess_predictions(predictions, classes, taxonomy=taxonomy)
     )
 
 # %% ../../nbs/runs/train.ipynb #10807090
@@ -360,11 +401,11 @@ def train(
     cbs=(),  # further fastai callbacks, or one
     tracker: str | None = None,  # tensorboard, wandb, mlflow or curves, with commas (default: the settings' `tracker`)
     command: str = '',  # what repeats the run, if `items` are not those of the recipe (default: `fungi train …`)
-    began: float | None = None,  # when the time budget started, by `time.monotonic` (default: now)
+    began: float | None = None,  # when the time budget started, by `budget.clock` (default: now)
 ) -> Run:
     """Train a recipe: from images to an evaluated, reported run. The same call with the same `out` continues a run that
     was interrupted, and returns a finished one. Raises `UserError`; `TrainingError` if the training itself fails"""
-    began = time.monotonic() if began is None else began
+    began = budget.clock() if began is None else began
     folder = Path(out) if out else next_folder(recipe.name)
     if run := _finished_run(folder, recipe):
         return run
