@@ -27,7 +27,6 @@ def likelihood_term(
     "A probability in the words of the IPCC"
     return next(term for lowest, term in likelihood_terms if probability >= lowest)
 
-
 # %% ../../nbs/deploy/confidence.ipynb #06fc811f
 fewest_images = 15  # of a bin
 

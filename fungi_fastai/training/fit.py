@@ -20,7 +20,6 @@ import fastai.callback.progress  # adds `no_bar` to Learner, and the progress ba
 import fastai.callback.schedule  # noqa: F401  (adds `fit_one_cycle` and `lr_find` to Learner)
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
-from torch.nn.functional import cross_entropy
 
 from ..data.cache import build_cache
 from ..data.images import ImageError, canvas_size
@@ -29,13 +28,11 @@ from ..data.problems import exclude
 from ..data.loaders import make_loaders
 from ..data.splits import fraction, split
 from ..models.learners import learner
-from ..models.networks import backbone_and_head
 from ..models.normalization import Normalization
 from ..models.architectures import is_fixed_size
 from ..core.errors import MissingFileError, TrainingError, UserError
-from ..core.progress import format_duration
 from .accumulation import Accumulate, can_halve_batches, halve_batches, is_out_of_memory
-from .checkpoints import KeepBest, SaveState, read_state, restore_state, standard_error
+from .checkpoints import KeepBest, SaveState, read_state, restore_state
 from .distributed import run_distributed
 from .processes import run_on_rank_zero, world_size
 from fungi_fastai.training.item_checks import (
@@ -50,7 +47,6 @@ from fungi_fastai.training.features import (
     starts_with_probe,
     clear_features,
     can_train_on_features,
-    has_linear_head,
     cached_features,
     on_features,
     probe_head,
@@ -61,10 +57,11 @@ from .losses import LossMode, make_loss
 from .optimizers import NoDecay, make_optimizer
 from .precision import Precision, pick_device
 from .recipe import Recipe, phase_names, source_of
+from .refit import may_flip, refit_head
 from .regularization import EMACallback, mixup_cutmix_callbacks
 from .resizing import ProgressiveResizing
 from .schedules import make_scheduler
-from .stages import features_from_activations, freeze, on_activations
+from .stages import can_store_activations, freeze, on_activations
 from .specimens import with_specimens
 from .callbacks import History, RunState, announce, show_progress, training_metrics
 
@@ -227,7 +224,7 @@ def fit(
 def _conclude(learn, keep_best, history_file):
     "Load the best weights, refit the head, and restore the probe if it is better"
     epoch = keep_best.restore_into(learn)
-    _refit_head(learn)
+    refit_head(learn)
     restored = _guard(keep_best).apply(learn)
     if epoch:
         clear_features(learn)
@@ -330,16 +327,9 @@ def _loaders(learn, phase, time_budget):
     if phase.trainable == 'head' and recipe.feature_views and not mixes and can_train_on_features(learn):
         return on_features(learn, recipe.feature_views)
     clear_features(learn)
-    if phase.trainable == 'last' and _can_store_activations(learn):
+    if phase.trainable == 'last' and can_store_activations(learn):
         return on_activations(learn, recipe.activation_views, time_budget)
     return nullcontext()
-
-
-def _can_store_activations(learn):
-    "Whether the activations of a frozen stage are the same in every epoch, and the recipe wants them stored"
-    recipe = learn.run_state.recipe
-    changing = learn.train_bn or recipe.mixup or recipe.cutmix or recipe.start_size
-    return bool(recipe.activation_views and not changing and not recipe.compile and world_size() == 1)
 
 
 def _initialise_head(learn, time_budget):
@@ -368,7 +358,7 @@ def _flipped_fraction(learn, time_budget):
     """The fraction of the training images whose flips a probe also uses: all for a probe without training, as far as
     the time budget allows, and none before a training"""
     recipe, items = learn.run_state.recipe, learn.run_state.items
-    if recipe.epochs or not _may_flip(recipe):
+    if recipe.epochs or not may_flip(recipe):
         return 0.0
     if not time_budget:
         return 1.0
@@ -377,10 +367,6 @@ def _flipped_fraction(learn, time_budget):
     backbone_features(learn, training.head(recipe.bs))  # those of the unflipped images may come from the store
     seconds = (time.perf_counter() - start) * len(training) / min(recipe.bs, len(training))
     return run_on_rank_zero(lambda: float(np.clip(time_budget.left / seconds, 0, 1)))
-
-
-def _may_flip(recipe):
-    return recipe.augment.flip != 'none' and recipe.augment.strength > 0
 
 
 @contextmanager
@@ -402,75 +388,3 @@ def _out_of_memory(recipe, error):
         f'({str(error).splitlines()[0]}). Try --bs {max(2, recipe.bs // 2)}, or a smaller --size or --arch; '
         'the run folder keeps the epochs before.'
     )
-
-# %% ../../nbs/training/fit.ipynb #c6d9da61
-def _refit_head(learn):
-    """Refit a linear head on the trained backbone's features. Keep it if its calibrated validation loss is lower and
-    the monitored score is at most one standard error worse; `learn.run_state.head_refit` says whether it was kept"""
-    recipe, head = learn.run_state.recipe, backbone_and_head(learn.model)[1]
-    learn.run_state.head_refit = False
-    is_trained = any('train_loss' in row for row in learn.history.rows)
-    can_refit = recipe.refit_head and has_linear_head(recipe) and recipe.loss == 'cross-entropy'
-    if not (is_trained and can_refit):
-        return
-    clear_features(learn)
-    announce(learn, _refit_plan(learn))
-    if recipe.trainable == 'last' and _can_store_activations(learn):
-        learn.run_state.features = features_from_activations(learn)
-    trained_head = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
-    before = _head_scores(learn)
-    probe_head(learn, flipped=float(_may_flip(recipe)))
-    after = _head_scores(learn)
-    learn.run_state.head_refit = _is_better_head(before, after, learn)
-    if not learn.run_state.head_refit:
-        head.load_state_dict(trained_head)
-    learn.run_state.head_refit_note = _refit_in_words(before, after, learn)
-    announce(learn, learn.run_state.head_refit_note)
-
-
-def _head_scores(learn):
-    "The present head's calibrated loss, accuracy and macro-F1 on the validation set"
-    with on_features(learn), learn.no_bar(), learn.no_logging():
-        _, accuracy, macro_f1 = learn.validate()
-    return {'calibrated loss': _calibrated_loss(learn), 'accuracy': accuracy, 'macro_f1': macro_f1}
-
-
-def _is_better_head(before, after, learn):
-    monitor = learn.run_state.recipe.monitor
-    if not after['calibrated loss'] < before['calibrated loss']:
-        return False
-    if monitor == 'valid_loss':
-        return True
-    return after[monitor] >= before[monitor] - standard_error(before[monitor], learn)
-
-
-def _refit_plan(learn):
-    "What the refit does, and how long it takes: a forward pass is about a third of a training step"
-    counts, rows = learn.run_state.items.split.value_counts(), learn.history.rows
-    images = counts['train'] * (2 if _may_flip(learn.run_state.recipe) else 1) + counts.get('valid', 0)
-    seconds = [row['seconds'] for row in rows if row.get('epoch') and row.get('seconds')]
-    time_needed = f', about {format_duration(seconds[-1] / counts["train"] * images / 3)}' if seconds else ''
-    return f'Refitting the head on the features of {images:,} images{time_needed}'
-
-
-def _refit_in_words(before, after, learn):
-    "What was compared, and why the refit head was kept or not"
-    monitor = learn.run_state.recipe.monitor
-    changes = ', '.join(f'{name} {after[name]:.4f} instead of {before[name]:.4f}' for name in after)
-    criterion = 'a lower calibrated loss on the validation set'
-    if monitor != 'valid_loss':
-        noise = standard_error(before[monitor], learn)
-        criterion += f', with {monitor} at most one standard error ({noise:.4f}) lower'
-    decision = 'kept' if learn.run_state.head_refit else 'not kept'
-    return f'Head refit by logistic regression: {changes}. It is {decision}; the criterion is {criterion}.'
-
-
-def _calibrated_loss(learn):
-    "The validation loss at the best temperature from 0.1 to 10, so that an overconfident head is judged by its ranking"
-    cached, targets = cached_features(learn)
-    head, device = backbone_and_head(learn.model)[1], learn.dls.device
-    x = torch.tensor(cached['valid'][0], device=device)
-    y = torch.tensor(targets['valid'], device=device)
-    with torch.no_grad():
-        logits = head(x[..., None, None] if hasattr(head, 'pool') else x).float()
-    return min(float(cross_entropy(logits / temperature, y)) for temperature in np.logspace(-1, 1, 41))
