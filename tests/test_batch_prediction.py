@@ -269,7 +269,7 @@ def test_killed_at_any_time(bundle, many, expected, tmp_path, ending):
     "Five times, at random times: no half file, and in the end the bytes of an undisturbed call"
     rng, out, killed, done = random.Random(ending), tmp_path / f'p.{ending}', 0, []
     for _ in range(5):
-        call = started([bundle, many, '--out', out], tmp_path / 'log', seconds=0.03)
+        call = started([bundle, many, '--out', out], tmp_path / 'log', seconds=0.06)
         time.sleep(rng.uniform(0.05, 0.7))
         os.kill(call.pid, signal.SIGKILL)
         call.join()

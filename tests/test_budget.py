@@ -327,12 +327,13 @@ def test_an_overconfident_head_is_kept_rather_than_one_without_information(photo
     import torch
 
     from fungi_fastai.models.networks import backbone_and_head
-    from fungi_fastai.training import fit as fitting
+    from fungi_fastai.training import refit
+    from fungi_fastai.training.fit import make_learner
     from fungi_fastai.training.recipes import FLOWERS
 
-    learn = fitting.make_learner(FLOWERS.but(source=photos, **tiny), progress=False)
+    learn = make_learner(FLOWERS.but(source=photos, **tiny), progress=False)
     head = backbone_and_head(learn.model)[1]
-    fitting.probe_head(learn)
+    refit.probe_head(learn)
     for weight in head.parameters():
         weight.data.mul_(100)
     overconfident = {name: tensor.clone() for name, tensor in head.state_dict().items()}
@@ -342,8 +343,8 @@ def test_an_overconfident_head_is_kept_rather_than_one_without_information(photo
         for weight in head.parameters():
             weight.data.zero_()
 
-    monkeypatch.setattr(fitting, 'probe_head', zero_head)
-    fitting._refit_head(learn)
+    monkeypatch.setattr(refit, 'probe_head', zero_head)
+    refit.refit_head(learn)
     assert not learn.run_state.head_refit
     assert all(torch.equal(overconfident[name], tensor) for name, tensor in head.state_dict().items())
 
@@ -383,6 +384,32 @@ def test_a_probe_uses_horizontal_flips_only_if_there_is_time(photos, small_run, 
     plan = Plan(tiny['arch'], weights, True, 0.01, 32, 0, 1.0, reserve=0.0, score=0.0, reason='')
     fit(learn, tmp_path, time_budget=TimeBudget(time.monotonic(), seconds, plan))
     assert ('flipped' in learn.run_state.features) == flipped
+
+
+def test_a_probe_that_was_faster_than_planned_is_followed_by_a_training(photos, small_run, tmp_path, monkeypatch):
+    from fungi_fastai import train_flowers
+    from fungi_fastai.runs import train
+    from fungi_fastai.training import budget
+
+    monkeypatch.setattr(budget, 'clock', TickingClock(0.15))
+    make_plan, plan_again, calls = train.make_plan, train.plan_again, []
+
+    def pessimistic(*arguments):
+        return replace(make_plan(*arguments), epochs=0)
+
+    def first_time_as_before(plan, *arguments):
+        calls.append(plan)
+        return plan if len(calls) == 1 else plan_again(plan, *arguments)
+
+    monkeypatch.setattr(train, 'make_plan', pessimistic)
+    monkeypatch.setattr(train, 'plan_again', first_time_as_before)
+    weights = str(small_run.folder / 'model.safetensors')
+    options = {**small, 'pretrained': True, 'weights': weights}
+    run = train_flowers(photos, out=tmp_path / 'run', progress=False, budget=20, **options)
+    assert run.history.phase.iat[0] == 'probe' and run.history.train_loss.notna().any()
+    assert run.history.epoch.tolist() == list(range(len(run.history)))
+    assert run.recipe.epochs and json.loads((run.folder / 'plan.json').read_text())['epochs'] == run.recipe.epochs
+    assert run.metrics['seconds'] <= 20.5
 
 
 def test_a_fraction_of_the_horizontal_flips_keeps_its_classes(photos, ready):

@@ -137,7 +137,7 @@ def test_the_options_of_a_recipe_are_grouped(fungi):
     [
         (('train', 'flowers'), 'folder of the run'),
         (('evaluate',), 'folder of a finished run'),
-        (('predict',), 'images, or folders of images'),
+        (('predict',), 'images, folders of images'),
         (('check',), 'folder, zip, CSV'),
         (('explore',), 'folder for the page'),
         (('report',), 'folder of a finished run'),

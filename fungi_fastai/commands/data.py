@@ -112,8 +112,8 @@ def probe(
 def labels(
     source: Positional[str],  # folder, zip, CSV, Kaggle slug, or sample
     recipe: Literal[tuple(recipes)] | None = None,  # recipe for all settings that no option gives (default: plain)
-    arch: str
-    | None = None,  # architecture whose features are used (default: the recipe's, otherwise the installed one)
+    # architecture whose features are used (default: the recipe's, otherwise the installed one)
+    arch: str | None = None,
     weights: str = '',  # .safetensors or .pth file, or Hugging Face hub id, instead of a download
     pretrained: bool = True,  # weights pretrained on ImageNet, unless you give other weights
     size: int | None = None,  # image size, pixels (default: the recipe's, otherwise 224)

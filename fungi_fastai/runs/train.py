@@ -229,13 +229,39 @@ def _assist(shared, *_, cbs=(), **__):
     _predict_held_out(learn)
 
 
+def _fit_in_time(job, learn, time_budget, cbs):
+    "Fit; a probe that took less time than was planned is followed by a training: the Learner and the `TimeBudget`"
+    fit(learn, job.folder, cbs, time_budget)
+    plan = _plan_after_probe(job, learn, time_budget)
+    if plan is None:
+        return learn, time_budget
+    learn = make_learner(plan.apply(job.recipe), learn.run_state.items, progress=job.progress)
+    time_budget = TimeBudget(job.began, job.recipe.budget, plan)
+    _write_plan(job, plan, learn.run_state.recipe, time_budget)
+    announce(learn, f'The probe has left time for a training. {plan.reason.splitlines()[-1]}')
+    fit(learn, job.folder, cbs, time_budget)
+    return learn, time_budget
+
+
+def _plan_after_probe(job, learn, time_budget):
+    "The plan of a training in the time that a probe has left over; None if it does not suffice for one"
+    state = learn.run_state
+    if not time_budget or state.recipe.epochs or not job.recipe.epochs or world_size() > 1:
+        return None
+    plan = Plan.of(read_json(job.folder / 'plan.json'))
+    requested = job.recipe.but(fraction=plan.fraction)  # of these images
+    again = plan_again(plan, requested, state.items, learn, time_budget.seconds - time_budget.used)
+    return again if again.epochs else None
+
+
 def _fit_one(job, learn, time_budget, trackers):
-    "Train one network: its predictions, and facts for metrics.json"
+    "Train one network: its predictions, facts for metrics.json, the trained Learner and its `TimeBudget`"
     state = learn.run_state
     start_workers((job.folder, state.items, state.recipe, time_budget))
-    history = fit(learn, job.folder, [*job.cbs, *trackers], time_budget)
+    learn, time_budget = _fit_in_time(job, learn, time_budget, [*job.cbs, *trackers])
+    state, history = learn.run_state, learn.history.rows
     announce(learn, f'Predicting the {int(state.items.split.isin(["valid", "test"]).sum()):,} held-out images')
-    return _predict_held_out(learn), dict(
+    facts = dict(
         n_train=int((state.items.split == 'train').sum()),
         epochs=len([row for row in history if row['epoch']]),
         head_refit=state.head_refit,
@@ -244,6 +270,7 @@ def _fit_one(job, learn, time_budget, trackers):
         probe_kept=state.probe_kept,
         probe_kept_note=state.probe_kept_note,
     )
+    return _predict_held_out(learn), facts, learn, time_budget
 
 
 def _fit_folds(job, learn, time_budget):
@@ -298,7 +325,7 @@ def _complete(job):
         if averages:
             predictions, facts = _fit_folds(job, learn, time_budget)
         else:
-            predictions, facts = _fit_one(job, learn, time_budget, trackers)
+            predictions, facts, learn, time_budget = _fit_one(job, learn, time_budget, trackers)
         # a time budget counts the seconds of earlier processes too
         seconds = time_budget.used if time_budget else budget.clock() - job.began
         _conclude(job, learn, predictions, facts | dict(seconds=round(seconds, 1)), trackers)

@@ -257,8 +257,9 @@ class _Planner:
         if epochs and candidate.trainable == 'last':
             amount += f' of the last stages ({1 / speed.last_step:.0f} images a second)'
         images = f' on {candidate.fraction:.0%} of the images' if candidate.fraction < 1 else ''
+        left = f'{format_duration(self.seconds)} left' if self.seconds > 0 else 'The time is over'
         return (
-            f'{format_duration(self.seconds)} left. This machine trains on {1 / speed.train_step:.0f} images a second '
+            f'{left}. This machine trains on {1 / speed.train_step:.0f} images a second '
             f'at {candidate.size} px, and predicts {1 / speed.inference:.0f}: {amount}{images}'
         )
 

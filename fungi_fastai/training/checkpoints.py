@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from ..core.files import atomic
 from ..core.errors import MissingFileError, UserError
-from .processes import is_rank_zero, broadcast_weights
+from .processes import broadcast_weights, is_rank_zero, run_on_rank_zero
 from .callbacks import EpochCallback, ProgressLine
 
 # %% ../../nbs/training/checkpoints.ipynb #cbdf8a34
@@ -109,12 +109,17 @@ class KeepBest(EpochCallback):
 
     def restore_into(self, learn) -> int:  # the epoch of these weights
         "Load the best weights into a Learner's model, in every process"
-        metadata = {}
-        if is_rank_zero() and self.file.exists():
+
+        def load():
+            if not self.file.exists():
+                return 0
             tensors, metadata = read_saved_weights(self.file)
             learn.model.load_state_dict(tensors)
+            return int(metadata.get('epoch', 0))
+
+        epoch = run_on_rank_zero(load)
         broadcast_weights(learn.model)
-        return int(metadata.get('epoch', 0))
+        return epoch
 
     @property
     def should_stop(self) -> bool:

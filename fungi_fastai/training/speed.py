@@ -85,12 +85,18 @@ def measure_speed(
     return Speed(read, inference, train_step, report, recipe.size, last_inference, last_step)
 
 
+def _measured_batch(learn):
+    "Images of a batch that is measured: a quarter on a CPU, which takes less time; a small one would not fill a GPU"
+    bs, device = learn.run_state.recipe.bs, torch.device(learn.dls.device or 'cpu')
+    return max(2, bs // 4 if device.type == 'cpu' else bs)
+
+
 def inference_seconds(
     learn: Learner,  # its weights stay as they are
 ) -> float:
     "Seconds per image of the forward pass, at the present speed of the machine and the Learner's image size"
     recipe, seconds = learn.run_state.recipe, []
-    x = torch.rand(max(2, recipe.bs // 4), 3, recipe.size, recipe.size, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(_measured_batch(learn), 3, recipe.size, recipe.size, generator=torch.Generator().manual_seed(0))
     x = x.to(learn.dls.device)
     learn.model.eval()
     for _ in range(3):
@@ -114,8 +120,8 @@ def _seconds_to_read(learn):
 
 def _seconds_of_batches(learn, shape):
     "Seconds per image of the forward pass, and of a training step, on three batches of noise"
-    recipe, images, stopwatch = learn.run_state.recipe, learn.dls, _Stopwatch()
-    n = max(2, recipe.bs // 4)
+    images, stopwatch = learn.dls, _Stopwatch()
+    n = _measured_batch(learn)
     noise = np.random.default_rng(0).random((1, 3 * n, *shape), dtype='float32')
     targets = np.arange(3 * n) % len(images.vocab)
     loaders = [FeatureLoader(noise, targets, loader.new(bs=n)) for loader in images.loaders]
