@@ -388,11 +388,11 @@ def test_a_probe_uses_horizontal_flips_only_if_there_is_time(photos, small_run, 
 
 def test_a_probe_that_was_faster_than_planned_is_followed_by_a_training(photos, small_run, tmp_path, monkeypatch):
     from fungi_fastai import train_flowers
-    from fungi_fastai.runs import train
+    from fungi_fastai.runs import planned
     from fungi_fastai.training import budget
 
     monkeypatch.setattr(budget, 'clock', TickingClock(0.15))
-    make_plan, plan_again, calls = train.make_plan, train.plan_again, []
+    make_plan, plan_again, calls = planned.make_plan, planned.plan_again, []
 
     def pessimistic(*arguments):
         return replace(make_plan(*arguments), epochs=0)
@@ -401,8 +401,8 @@ def test_a_probe_that_was_faster_than_planned_is_followed_by_a_training(photos, 
         calls.append(plan)
         return plan if len(calls) == 1 else plan_again(plan, *arguments)
 
-    monkeypatch.setattr(train, 'make_plan', pessimistic)
-    monkeypatch.setattr(train, 'plan_again', first_time_as_before)
+    monkeypatch.setattr(planned, 'make_plan', pessimistic)
+    monkeypatch.setattr(planned, 'plan_again', first_time_as_before)
     weights = str(small_run.folder / 'model.safetensors')
     options = {**small, 'pretrained': True, 'weights': weights}
     run = train_flowers(photos, out=tmp_path / 'run', progress=False, budget=20, **options)

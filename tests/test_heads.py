@@ -145,3 +145,19 @@ def test_a_destroyed_network_is_replaced_by_its_probe(tmp_path, small_run):
     valid = run.predictions[run.predictions.split == 'valid']
     assert (valid.predicted == valid.label).mean() == pytest.approx(history.accuracy[0])
     assert json.loads((run.folder / 'report.json').read_text())['probe_kept']
+
+
+def test_features_that_were_trained_on_choose_their_head_by_other_images():
+    "A trained backbone separates its training images, so their cross-validation would trust any head"
+    rng = np.random.default_rng(0)
+    targets, others = rng.integers(0, 4, 200), rng.integers(0, 4, 200)
+    signal = np.eye(4)[:, [0, 1, 2, 3] * 3]
+    features = (signal[targets] + rng.normal(size=(200, 12)) * 0.1).astype(np.float32)  # memorised
+    fresh = (signal[others] + rng.normal(size=(200, 12)) * 1.5).astype(np.float32)
+
+    def loss(head):
+        return -np.log(head.predict(fresh)[np.arange(200), others] + 1e-12).mean()
+
+    usual = select_head(features, targets)
+    chosen = select_head(features, targets, held_out=(fresh[:100], others[:100]))
+    assert chosen.strength <= usual.strength and loss(chosen.head) < 0.7 * loss(usual.head)

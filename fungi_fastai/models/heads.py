@@ -221,23 +221,30 @@ def select_head(
     n_classes: int | None = None,  # (default: the highest index and one)
     balanced: bool = False,  # every class counts the same
     seed: int = 0,  # of the folds
+    held_out: tuple[np.ndarray, np.ndarray] | None = None,  # features and class indices of other images to choose by
 ) -> SelectedHead:
-    "Choose the kind of head and its regularisation by cross-validation over specimens"
+    """Choose the kind of head and its regularisation by cross-validation over specimens, or by images that the backbone
+    was not trained on: a trained backbone separates its own training images, whatever the head"""
     n_classes = int(np.max(targets)) + 1 if n_classes is None else n_classes
     groups = np.arange(len(targets)) if groups is None else groups
     if kinds is None:
         kinds = ('logistic',) if n_classes < _many_classes else ('ridge',)
     few = np.median(np.bincount(targets)[np.unique(targets)]) <= _few_images and n_classes < _many_classes
-    folds = head_folds(targets, groups, seed=seed)
-    unmeasured = np.setdiff1d(targets, targets[folds >= 0])
-    tested = [_tested_fold(targets, folds, number, seed) for number in range(_n_folds if few else 1)]
-    tested = [rows for rows in tested if len(rows)]
+    if held_out is None:
+        folds = head_folds(targets, groups, seed=seed)
+        unmeasured = np.setdiff1d(targets, targets[folds >= 0])
+        tested = [_tested_fold(targets, folds, number, seed) for number in range(_n_folds if few else 1)]
+        tested = [_HeldOut.of(features, targets, folds, rows, n_classes, balanced, few) for rows in tested if len(rows)]
+        strengths = _strengths
+    else:
+        unmeasured = np.setdiff1d(targets, held_out[1])
+        tested = [_HeldOut.others(features, targets, n_classes, balanced, few, *held_out)]
+        strengths = {kind: (0.1, 0.3, 1.0, *[one for one in values if one > 1]) for kind, values in _strengths.items()}
     if not tested:
         kind = kinds[-1]
         strength, temperature, scores = _usual_strengths[kind], _usual_temperatures[kind], pd.DataFrame()
     else:
-        held_out = [_HeldOut.of(features, targets, folds, rows, n_classes, balanced, few) for rows in tested]
-        scores = pd.DataFrame([row for kind in kinds for row in _scores_of(kind, held_out)])
+        scores = pd.DataFrame([row for kind in kinds for row in _scores_of(kind, tested, strengths[kind])])
         kind, strength, temperature = scores.loc[scores.loss.idxmin(), ['kind', 'strength', 'temperature']]
     head = fit_head(features, targets, kind, strength, n_classes, balanced, temperature, few)
     return SelectedHead(head, kind, float(strength), scores, unmeasured)
@@ -260,16 +267,23 @@ class _HeldOut:
 
     @classmethod
     def of(cls, features, targets, folds, rows, n_classes, balanced, unit_length):
-        others = folds != folds[rows[0]]
-        centred, y = _Centred.of(features[others], unit_length), targets[others]
-        arguments = centred(features[others]), y, n_classes, _image_weights(y, n_classes, balanced)
-        return cls(centred, arguments, features[rows], targets[rows])
+        rest = folds != folds[rows[0]]
+        return cls.others(
+            features[rest], targets[rest], n_classes, balanced, unit_length, features[rows], targets[rows]
+        )
+
+    @classmethod
+    def others(cls, features, targets, n_classes, balanced, unit_length, other_features, other_targets):
+        "Images that are not among the training images"
+        centred = _Centred.of(features, unit_length)
+        arguments = centred(features), targets, n_classes, _image_weights(targets, n_classes, balanced)
+        return cls(centred, arguments, other_features, other_targets)
 
 
-def _scores_of(kind, held_out):
+def _scores_of(kind, held_out, strengths):
     "A row for each strength, in rising order until the loss rises: loss at the best temperature, accuracy"
     rows, solutions = [], [None] * len(held_out)
-    for strength in _strengths[kind]:
+    for strength in strengths:
         solutions = [
             _fits[kind](*one.fit_arguments, strength, start) for one, start in zip(held_out, solutions, strict=True)
         ]

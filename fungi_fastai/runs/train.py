@@ -12,7 +12,6 @@ import inspect
 import json
 import platform
 import shutil
-import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -47,8 +46,8 @@ from fungi_fastai.runs.averaging import (
 )
 from .run import Run, predict, saved_metrics
 from ..training import budget
-from ..training.budget import TimeBudget, Plan, plan_again, planned_fields
-from ..training.selection import make_plan
+from ..training.budget import TimeBudget
+from .planned import fit_in_time, job_plan, planned_learner, write_plan
 from ..training.callbacks import announce, divergence_message
 from ..training.checkpoints import save_weights
 from ..training.distributed import run_distributed
@@ -102,18 +101,18 @@ def _prepare(job):
     "The untrained Learner, and the `TimeBudget` of its time budget (None without one)"
     started = (job.folder / 'items.parquet').exists()
     items = _job_items(job)
-    plan = _job_plan(job, items)
+    plan = job_plan(job, items)
     recipe = plan.apply(job.recipe) if plan else job.recipe
     weights = initial_weights(recipe.arch, recipe.pretrained, recipe.weights)  # before a download fills the cache
     if started or not plan:
         learn = make_learner(recipe, items, progress=job.progress)
     else:
-        learn, plan = _planned_learner(job, plan, items)
+        learn, plan = planned_learner(job, plan, items)
     recipe, items = learn.run_state.recipe, learn.run_state.items
     taxonomy = _job_taxonomy(job, recipe, list(learn.dls.vocab))
     time_budget = TimeBudget(job.began, job.recipe.budget, plan) if job.recipe.budget else None
     if plan:
-        _write_plan(job, plan, recipe, time_budget)
+        write_plan(job, plan, recipe, time_budget)
     if not started:
         write_table(job.folder / 'items.parquet', items)
     _write_environment(job, learn, weights)
@@ -125,22 +124,6 @@ def _prepare(job):
     why += [*items.attrs.get('notes', []), *items.attrs.get('shortcuts', []), *(taxonomy.notes if taxonomy else ())]
     announce(learn, '\n'.join([_opening(learn, weights), *why, f'The run is kept in {job.folder}']))
     return learn, time_budget
-
-
-def _planned_learner(job, plan, items):
-    "The Learner of a plan, and the plan, which is made again after the images were read"
-
-    def learner_of(plan):
-        return make_learner(plan.apply(job.recipe), plan.subset(job.recipe, items), progress=job.progress)
-
-    learn = learner_of(plan)
-    if job.recipe.budget and not job.recipe.average_folds:
-        left = job.recipe.budget - (budget.clock() - job.began)
-        again = plan_again(plan, job.recipe, items, learn, left)
-        if again.apply(job.recipe) != plan.apply(job.recipe):
-            learn = learner_of(again)
-        plan = again
-    return learn, plan
 
 
 def _job_items(job):
@@ -161,26 +144,6 @@ def _job_taxonomy(job, recipe, classes):
     if taxonomy:
         write_json(file, asdict(taxonomy))
     return taxonomy
-
-
-def _job_plan(job, items):
-    "The plan for the time budget or the automatic architecture; None if the recipe decides everything"
-    recipe, file = job.recipe, job.folder / 'plan.json'
-    if not recipe.budget and recipe.arch != 'auto':
-        return None
-    if file.exists():
-        return Plan.of(read_json(file))
-    left = recipe.budget - (budget.clock() - job.began) if recipe.budget else None
-    if recipe.average_folds:  # a plan for one of the networks
-        return make_plan(recipe, without_fold(items, 0), left and left / recipe.average_folds, job.progress)
-    return make_plan(recipe, items, left, job.progress)
-
-
-def _write_plan(job, plan, planned, time_budget):
-    requested = {key: getattr(job.recipe, key) for key in planned_fields}
-    ends = time.time() + time_budget.seconds - time_budget.used if time_budget else None
-    write_json(job.folder / 'plan.json', asdict(plan) | dict(requested=requested, ends=ends))
-    write_json(job.folder / 'recipe.json', json.loads(planned.to_json()))
 
 
 def _write_environment(job, learn, weights):
@@ -229,36 +192,11 @@ def _assist(shared, *_, cbs=(), **__):
     _predict_held_out(learn)
 
 
-def _fit_in_time(job, learn, time_budget, cbs):
-    "Fit; a probe that took less time than was planned is followed by a training: the Learner and the `TimeBudget`"
-    fit(learn, job.folder, cbs, time_budget)
-    plan = _plan_after_probe(job, learn, time_budget)
-    if plan is None:
-        return learn, time_budget
-    learn = make_learner(plan.apply(job.recipe), learn.run_state.items, progress=job.progress)
-    time_budget = TimeBudget(job.began, job.recipe.budget, plan)
-    _write_plan(job, plan, learn.run_state.recipe, time_budget)
-    announce(learn, f'The probe has left time for a training. {plan.reason.splitlines()[-1]}')
-    fit(learn, job.folder, cbs, time_budget)
-    return learn, time_budget
-
-
-def _plan_after_probe(job, learn, time_budget):
-    "The plan of a training in the time that a probe has left over; None if it does not suffice for one"
-    state = learn.run_state
-    if not time_budget or state.recipe.epochs or not job.recipe.epochs or world_size() > 1:
-        return None
-    plan = Plan.of(read_json(job.folder / 'plan.json'))
-    requested = job.recipe.but(fraction=plan.fraction)  # of these images
-    again = plan_again(plan, requested, state.items, learn, time_budget.seconds - time_budget.used)
-    return again if again.epochs else None
-
-
 def _fit_one(job, learn, time_budget, trackers):
     "Train one network: its predictions, facts for metrics.json, the trained Learner and its `TimeBudget`"
     state = learn.run_state
     start_workers((job.folder, state.items, state.recipe, time_budget))
-    learn, time_budget = _fit_in_time(job, learn, time_budget, [*job.cbs, *trackers])
+    learn, time_budget = fit_in_time(job, learn, time_budget, [*job.cbs, *trackers])
     state, history = learn.run_state, learn.history.rows
     announce(learn, f'Predicting the {int(state.items.split.isin(["valid", "test"]).sum()):,} held-out images')
     facts = dict(

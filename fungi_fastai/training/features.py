@@ -135,6 +135,7 @@ def starts_with_probe(
 def probe_head(
     learn: Learner,
     flipped: float = 0.0,  # fraction of the training images whose horizontal flips are added
+    trained: bool = False,  # the backbone was trained on these images: choose the regularisation by the validation set
 ) -> SelectedHead:
     "Fit a linear classifier on the backbone's features of the training set and write it into the head"
     cached, targets = cached_features(learn, flipped=flipped)
@@ -145,6 +146,8 @@ def probe_head(
         x, y = np.concatenate([x, cached['flipped'][0]]), np.concatenate([y, targets['flipped']])
         groups = pd.concat([groups, groups[_sample_rows(rows, flipped, state.recipe.seed).index]])
     options = dict(balanced=state.recipe.balance != 'none', seed=state.recipe.seed)
+    if trained:
+        options |= dict(held_out=(cached['valid'][0], targets['valid']))
     selected = select_head(x, y, groups.to_numpy(), n_classes=len(learn.dls.vocab), **options)
     set_linear_head(learn, selected.head.weight, selected.head.bias)
     return selected

@@ -45,7 +45,7 @@ def refit_head(
         learn.run_state.features = features_from_activations(learn)
     trained_head = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
     before = _head_scores(learn)
-    probe_head(learn, flipped=float(may_flip(recipe)))
+    probe_head(learn, flipped=float(may_flip(recipe)), trained=True)
     after = _head_scores(learn)
     learn.run_state.head_refit = _is_better_head(before, after, learn)
     if not learn.run_state.head_refit:
