@@ -128,10 +128,9 @@ def test_many_classes_and_few_images_a_class(ready):
     assert sample.label.nunique() == 30 and len(sample) == 90 and sample.groupby('label').fold.nunique().min() == 3
 
 
-def test_a_training_reads_the_features_of_an_earlier_probe(ready, photos, tmp_path, monkeypatch):
+def test_a_training_reads_the_features_of_an_earlier_probe(ready, photos, own_home, tmp_path, monkeypatch):
     "After a probe of the same network, a training computes no features of training and validation images"
     import timm
-    import torch
     from safetensors.torch import save_file
 
     from fungi_fastai.studies.probe import probe
@@ -140,7 +139,8 @@ def test_a_training_reads_the_features_of_an_earlier_probe(ready, photos, tmp_pa
     from fungi_fastai.training.recipe import Recipe
 
     weights = tmp_path / 'mobilenetv3_small_050.safetensors'
-    torch.manual_seed(7319)  # no other test has these weights, whose features would be in the store already
+    # a cache of its own: another run of the tests may have stored the features of the same weights
+    (own_home / 'settings.ini').write_text('[DEFAULT]\ncache_dir = cache\n')
     save_file(timm.create_model('mobilenetv3_small_050', num_classes=0).state_dict(), weights)
     recipe = Recipe(source=str(photos), arch='mobilenetv3_small_050', weights=str(weights), **small).but(augment='none')
     opened, loader_features = [], features._loader_features
