@@ -9,11 +9,9 @@ Nothing is downloaded: the images are drawn, and only tf_efficientnet_lite0, whi
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -245,11 +243,11 @@ def failed(results: dict, where: str = ''):
 
 
 def write(result: dict, file: Path):
+    "Write the results, without paths of this machine"
+    from fungi_fastai.core.files import write_text
+
     file.parent.mkdir(exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(descriptor, 'w', encoding='utf8') as stream:
-        stream.write(json.dumps(result, indent=1, ensure_ascii=False).replace(str(ROOT) + '/', '') + '\n')
-    os.replace(temporary, file)
+    write_text(file, json.dumps(result, indent=1, ensure_ascii=False).replace(f'{ROOT}/', '') + '\n')
 
 
 if __name__ == '__main__':

@@ -147,6 +147,21 @@ def leaks(
     )
     return table[table.sets.str.contains('+', regex=False)].reset_index()
 
+# %% ../../nbs/data/splits.ipynb #8a7af2b5
+def with_two_specimens(
+    items: pd.DataFrame,  # with the columns label and split_group
+) -> tuple[pd.DataFrame, pd.Series]:  # the rows that are left, and the specimens of each of their classes
+    "The images of the classes with two specimens or more; a group of two classes counts for its most common one"
+    counts = pd.Series(dtype=int)
+    while len(items):
+        sizes = items.groupby(['split_group', 'label']).size().sort_values(ascending=False, kind='stable')
+        own = sizes.reset_index().drop_duplicates('split_group').label
+        counts = own.value_counts().reindex(sorted(items.label.unique()), fill_value=0)
+        if counts.min() >= 2:
+            break
+        items = items[items.label.isin(counts.index[counts >= 2])]
+    return items, counts
+
 # %% ../../nbs/data/splits.ipynb #9b6cb33b
 def folds(
     items: pd.DataFrame,  # labelled images

@@ -29,10 +29,15 @@ def job_plan(job, items):
         return None
     if file.exists():
         return Plan.of(read_json(file))
-    left = recipe.budget - (budget.clock() - job.began) if recipe.budget else None
+    left = _seconds_left(job) if recipe.budget else None
     if recipe.average_folds:  # a plan for one of the networks
         return make_plan(recipe, without_fold(items, 0), left and left / recipe.average_folds, job.progress)
     return make_plan(recipe, items, left, job.progress)
+
+
+def _seconds_left(job):
+    "Of the whole time budget, which began with the job"
+    return job.recipe.budget - (budget.clock() - job.began)
 
 
 def planned_learner(job, plan, items):
@@ -43,8 +48,7 @@ def planned_learner(job, plan, items):
 
     learn = learner_of(plan)
     if job.recipe.budget and not job.recipe.average_folds:
-        left = job.recipe.budget - (budget.clock() - job.began)
-        again = plan_again(plan, job.recipe, items, learn, left)
+        again = plan_again(plan, job.recipe, items, learn, _seconds_left(job))
         if again.apply(job.recipe) != plan.apply(job.recipe):
             learn = learner_of(again)
         plan = again
@@ -52,6 +56,7 @@ def planned_learner(job, plan, items):
 
 
 def write_plan(job, plan, planned, time_budget):
+    "Write the plan, with what was requested and when the time is over, and the planned recipe"
     requested = {key: getattr(job.recipe, key) for key in planned_fields}
     ends = time.time() + time_budget.seconds - time_budget.used if time_budget else None
     write_json(job.folder / 'plan.json', asdict(plan) | dict(requested=requested, ends=ends))

@@ -18,7 +18,7 @@ from ..models.architectures import concatenated_archs, find_arch
 from ..models.backbones import available_backbones, count_cost, is_local
 from ..models.packaged import find_weights_file
 from .probe import probe, resolve_recipe
-from ..training.probing import grouped_standard_error
+from ..training.probing import accuracy_interval
 
 # %% ../../nbs/studies/network_probes.ipynb #3e63d2e2
 def named_networks(
@@ -92,12 +92,12 @@ def _row(one):
     metrics, table = one.metrics, one.predictions
     correct = (table.label == table.predicted).to_numpy()
     groups = table.group.where(table.group.ne(''), table['name'])
-    error = 1.96 * grouped_standard_error(correct, groups)
+    accuracy, low, high = accuracy_interval(correct, groups)
     return dict(
         arch=metrics['arch'],
-        accuracy=metrics['accuracy'],
-        low=max(0.0, metrics['accuracy'] - error),
-        high=min(1.0, metrics['accuracy'] + error),
+        accuracy=accuracy,
+        low=low,
+        high=high,
         macro_f1=metrics['macro_f1'],
         size=metrics['size'],
         features=metrics['n_features'],

@@ -21,11 +21,10 @@ from ..core.errors import UserError
 from ..core.progress import format_count, format_duration, format_list, track
 from ..data.problems import exclude
 from ..data.scan import check
-from ..data.splits import count_specimens, folds, fraction, has_specimens, split_groups
+from ..data.splits import count_specimens, folds, fraction, has_specimens, split_groups, with_two_specimens
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..models.backbones import preferred_backbone
-from ..training.probing import predict_fold
-from ..training.probing import extract_features
+from ..training.probing import extract_features, predict_fold
 from ..training.recipe import Recipe, is_sample, source_of
 from ..training.recipes import PHOTOS
 from ..training.specimens import with_specimens
@@ -75,12 +74,8 @@ def drop_single_specimens(
 ) -> FoldableItems:
     "Separate classes with a single specimen. Raises `UserError` where fewer than two classes are left"
     everything = items = items.assign(split_group=split_groups(items) if len(items) else '')
-    dropped, counts = [], None
-    while len(items) and (counts is None or counts.min() < 2):  # a group of two classes counts for its commonest
-        labels = items.groupby('split_group').label.agg(lambda group: group.mode().iat[0])
-        counts = labels.value_counts().reindex(sorted(items.label.unique()), fill_value=0)
-        dropped += counts.index[counts < 2].tolist()
-        items = items[~items.label.isin(dropped)]
+    items, counts = with_two_specimens(items)
+    dropped = sorted(set(everything.label) - set(items.label))
     unit = 'specimen' if has_specimens(items) else 'separate image'
     names = format_list(dropped, 5)
     if items.label.nunique() < 2:

@@ -113,6 +113,16 @@ def _sample_rows(rows, fraction, seed):
     return rows if fraction == 1 else rows.sample(max(1, round(fraction * len(rows))), random_state=seed)
 
 
+def head_logits(
+    learn: Learner,
+    features: np.ndarray,  # (images, features) of its backbone
+) -> torch.Tensor:  # (images, classes) float32, on the Learner's device
+    "The scores that the present head gives for features"
+    head, x = backbone_and_head(learn.model)[1].eval(), torch.tensor(features, device=learn.dls.device)
+    with torch.no_grad():
+        return head(_as_feature_map(x) if hasattr(head, 'pool') else x).float()
+
+
 def clear_features(learn: Learner):
     "Remove the features that `cached_features` kept; call it before the backbone changes"
     learn.run_state.features = {}

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.nn.functional import log_softmax
 
-from ..models.networks import backbone_and_head
 from .callbacks import announce
 from .checkpoints import read_saved_weights, save_weights
-from .features import backbone_features, specimens
+from .features import backbone_features, head_logits, specimens
 from .processes import broadcast_weights, is_rank_zero, run_on_rank_zero
 
 # %% ../../nbs/training/guard.ipynb #e928afd3
@@ -57,10 +55,7 @@ def _validation_scores(learn):
     rows = state.items[state.items.split == 'valid']
     if 'valid' not in state.features:
         state.features['valid'] = backbone_features(learn, rows)[None]
-    head = backbone_and_head(learn.model)[1]
-    x = torch.tensor(state.features['valid'][0], device=learn.dls.device)
-    with torch.no_grad():
-        logits = head.eval()(x[..., None, None] if hasattr(head, 'pool') else x).float().cpu()
+    logits = head_logits(learn, state.features['valid'][0]).cpu()
     targets = rows.label.map(learn.dls.vocab.o2i).to_numpy()
     if state.recipe.monitor == 'valid_loss':
         return log_softmax(logits, 1).numpy()[np.arange(len(targets)), targets]

@@ -115,3 +115,12 @@ def grouped_standard_error(
     "The standard error of the accuracy of images that come in groups"
     residuals = pd.Series(correct - correct.mean()).groupby(np.asarray(groups)).sum()
     return float(np.sqrt((residuals**2).sum()) / len(correct))
+
+
+def accuracy_interval(
+    correct: np.ndarray,  # (images,) whether an image is classified correctly
+    groups,  # (images,) the specimen of each
+) -> tuple[float, float, float]:  # accuracy, and the ends of its 95 % confidence interval
+    "The accuracy of images that come in groups, with the normal approximation of its interval"
+    accuracy, error = float(correct.mean()), 1.96 * grouped_standard_error(correct, groups)
+    return accuracy, max(0.0, accuracy - error), min(1.0, accuracy + error)

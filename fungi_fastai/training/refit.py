@@ -17,7 +17,14 @@ from ..core.progress import format_duration
 from ..models.networks import backbone_and_head
 from .callbacks import announce
 from .checkpoints import standard_error
-from .features import cached_features, clear_features, has_linear_head, on_features, probe_head
+from fungi_fastai.training.features import (
+    cached_features,
+    clear_features,
+    has_linear_head,
+    head_logits,
+    on_features,
+    probe_head,
+)
 from .stages import can_store_activations, features_from_activations
 
 # %% ../../nbs/training/refit.ipynb #60d0be49
@@ -94,9 +101,6 @@ def _refit_in_words(before, after, learn):
 def _calibrated_loss(learn):
     "The validation loss at the best temperature from 0.1 to 10, so that an overconfident head is judged by its ranking"
     cached, targets = cached_features(learn)
-    head, device = backbone_and_head(learn.model)[1], learn.dls.device
-    x = torch.tensor(cached['valid'][0], device=device)
-    y = torch.tensor(targets['valid'], device=device)
-    with torch.no_grad():
-        logits = head(x[..., None, None] if hasattr(head, 'pool') else x).float()
+    logits = head_logits(learn, cached['valid'][0])
+    y = torch.tensor(targets['valid'], device=logits.device)
     return min(float(cross_entropy(logits / temperature, y)) for temperature in np.logspace(-1, 1, 41))

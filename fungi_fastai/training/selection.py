@@ -16,13 +16,13 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.progress import format_count, format_duration
-from ..data.splits import folds, fraction, split_groups
+from ..data.splits import folds, fraction, split_groups, with_two_specimens
 from ..models.architectures import is_fixed_size
 from ..models.backbones import PretrainedBackbone, available_backbones, is_local, published_score
 from ..models.packaged import smallest_weights
 from .budget import Plan, best_plan, clock
 from .fit import make_learner
-from .probing import extract_features, grouped_standard_error, predict_fold
+from .probing import accuracy_interval, extract_features, predict_fold
 from .recipe import Recipe
 from .speed import Speed, measure_speed
 
@@ -38,7 +38,7 @@ def selection_sample(
 ) -> pd.DataFrame | None:  # with the column fold; None if fewer than two classes have two specimens
     "Images of the training and validation set on which networks are compared"
     rows = items[items.split.isin(['train', 'valid'])]
-    rows = _foldable(rows.assign(split_group=split_groups(rows)))
+    rows, _ = with_two_specimens(rows.assign(split_group=split_groups(rows)))
     classes = sorted(rows.label.unique())
     if len(classes) > _most_classes:
         rows = rows[rows.label.isin(np.random.default_rng(seed).choice(classes, _most_classes, replace=False))]
@@ -46,23 +46,11 @@ def selection_sample(
     counts = order.value_counts().sort_index().cumsum()  # images of the sample with at most 1, 2, … of each specimen
     rows = rows[order <= max(0, (counts <= n_images).sum() - 1)]
     if len(rows) > n_images:
-        rows = _foldable(fraction(rows, n_images / len(rows), seed))
+        rows, _ = with_two_specimens(fraction(rows, n_images / len(rows), seed))
     if rows.label.nunique() < 2:
         return None
     k = min(3, rows.groupby('label').split_group.nunique().min())
     return rows.assign(fold=folds(rows, k, seed))
-
-
-def _foldable(rows):
-    "The images of the classes with at least two specimens; a group of two classes counts for its most common one"
-    while len(rows):
-        sizes = rows.groupby(['split_group', 'label']).size().sort_values(ascending=False, kind='stable')
-        own = sizes.reset_index().drop_duplicates('split_group').label
-        counts = own.value_counts().reindex(rows.label.unique(), fill_value=0)
-        if counts.min() >= 2:
-            break
-        rows = rows[rows.label.isin(counts.index[counts >= 2])]
-    return rows
 
 # %% ../../nbs/training/selection.ipynb #a2302c59
 @dataclass(frozen=True)
@@ -264,8 +252,7 @@ class _Selection:
         "Probe a network on the sample"
         began = clock()
         correct = probe_network(one.recipe.but(size=one.size), self.sample)
-        accuracy = float(correct.mean())
-        error = 1.96 * grouped_standard_error(correct, self.sample.split_group)
+        accuracy, low, high = accuracy_interval(correct, self.sample.split_group)
         if self.progress:
             images = format_count(len(correct), 'image')
             line = f'{one.backbone.arch}: accuracy {accuracy:.3f} in a probe of {images}'
@@ -275,8 +262,8 @@ class _Selection:
             one.backbone.weights,
             one.size,
             accuracy,
-            low=max(0.0, accuracy - error),
-            high=min(1.0, accuracy + error),
+            low=low,
+            high=high,
             expected=one.expected(accuracy, self.items),
             epochs=one.plan.epochs,
             seconds=round(one.seconds + clock() - began, 1),
