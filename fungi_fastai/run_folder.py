@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .core.errors import MissingFileError, UserError
@@ -20,9 +21,11 @@ from .core.files import read_json, read_saved
 from .core.settings import settings
 from .evaluation.calibration import apply_temperature
 from .evaluation.conformal import Conformal, conformal
+from .evaluation.context import ContextPrior, context_file, load_context
 from .evaluation.pooling import Pooling, fit_pooling
 from .evaluation.ranks import Ranks
 from .evaluation.selective import Threshold
+from .evaluation.shift import AnswerSample
 from .evaluation.metrics import Evaluation
 from .evaluation.saved_predictions import read_predictions
 from .evaluation.assess import verdict
@@ -38,6 +41,7 @@ class Decisions:
     conformal: Conformal | None = None  # prediction sets; None without validation and test sets
     pooling: Pooling = Pooling()  # of several photos of a specimen
     ranks: Ranks | None = None  # answers at higher ranks; None without a taxonomy
+    context: ContextPrior | None = None  # of months, places and habitats; None without a context
 
 
 class RunFolder:
@@ -76,6 +80,15 @@ class RunFolder:
         if not file.exists():
             return self.recipe
         return self.recipe.but(**read_saved(file, read_json)['requested'])
+
+    @property
+    def backbone_recipe(self) -> Recipe:
+        "The recipe of a network that starts with the run's backbone, as it is after the training"
+        recipe, trained = self.recipe, self.metrics['epochs'] and not self.metrics.get('probe_kept')
+        has_initial_backbone = recipe.trainable == 'head' or not trained
+        if has_initial_backbone and (recipe.pretrained or recipe.weights):
+            return recipe  # whose features may be on disk
+        return recipe.but(weights=str((self.folder / 'model.safetensors').absolute()))
 
     @property
     def finished(self) -> bool:
@@ -128,9 +141,10 @@ class RunFolder:
 
     @cached_property
     def decisions(self) -> Decisions:
-        "Temperature, threshold, prediction sets, pooling and ranks, all fitted on the validation set"
+        "Temperature, threshold, prediction sets, pooling, ranks and context, all fitted on the validation set"
+        context = load_context(self.folder / context_file) if 'context' in self.metrics else None
         if 'calibration' not in self.metrics:
-            return Decisions()
+            return Decisions(context=context)
         temperature = float(self.metrics['calibration']['temperature'])
         labelled = self.predictions[(self.predictions.split == 'valid') & self.predictions.label.notna()]
         valid = Evaluation.of(labelled, self.classes)
@@ -142,7 +156,18 @@ class RunFolder:
             conformal(probs, valid.targets, groups=valid.groups),
             fit_pooling(probs, valid.targets, labelled['group'] if 'group' in labelled else [''] * len(labelled)),
             ranks and Ranks.from_dict(ranks, len(self.classes)),
+            context,
         )
+
+    @cached_property
+    def validation_answers(self) -> AnswerSample | None:
+        "The answers about the validation images, to compare later ones with; None if no such image is new to the run"
+        if self.recipe.average_folds or 'calibration' not in self.metrics:
+            return None
+        valid = self.predictions[(self.predictions.split == 'valid') & self.predictions.label.notna()]
+        evaluation = Evaluation.of(valid, self.classes)
+        probs, groups = apply_temperature(evaluation.probs, self.decisions.temperature), np.unique(evaluation.groups)
+        return AnswerSample.of(probs.max(1), probs.argmax(1), len(self.classes), len(groups))
 
     def __repr__(self):
         name = f'{type(self).__name__}({str(self.folder)!r}'

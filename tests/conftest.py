@@ -4,8 +4,10 @@ import io
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import warnings
 import zipfile
@@ -18,6 +20,15 @@ import pytest
 from PIL import Image
 
 shared = Path(os.environ.get('FUNGI_DATA', Path(__file__).parents[2] / 'shared' / 'data'))
+
+# A home of their own for all tests, the same for all workers: ~/.fungi of the user is neither read nor written
+user_home = Path(os.environ.setdefault('FUNGI_USER_HOME', str(Path.home())))
+own_home_name = 'FUNGI_TEST_HOME'
+creates_home = own_home_name not in os.environ
+if creates_home:
+    os.environ[own_home_name] = tempfile.mkdtemp(prefix='fungi-home-')
+    os.environ.setdefault('XDG_CACHE_HOME', str(user_home / '.cache'))  # fonts of matplotlib
+    os.environ['HOME'] = os.environ[own_home_name]
 tiny = dict(
     arch='convmixer_16_1', pretrained=False, size=32, epochs=1, bs=8, lr=1e-2, device='cpu'
 )  # seconds, not minutes
@@ -52,6 +63,13 @@ trainings = (
     'test_published test_craft test_curves test_export test_precision test_trackers test_leakage test_explore '
     'test_web test_selection test_stages test_readme'
 ).split()
+
+
+def pytest_unconfigure():
+    "The process that created the home deletes it, after all workers have ended"
+    if creates_home:
+        shutil.rmtree(os.environ.pop(own_home_name), ignore_errors=True)
+        os.environ['HOME'] = str(user_home)
 
 
 def pytest_collection_modifyitems(items):

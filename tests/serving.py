@@ -54,6 +54,32 @@ def photo(size: int = 32, colour: str = 'red', kind: str = 'PNG', mode: str = 'R
     return buffer.getvalue()
 
 
+def placeholder_bundle(folder: Path, **values):
+    "A bundle for `Colours` whose files are placeholders"
+    from fungi_fastai.deploy.bundle import Bundle
+
+    folder.mkdir(exist_ok=True)
+    for name in ('model.safetensors', 'model.onnx', 'classes.txt'):
+        (folder / name).write_bytes(name.encode() * 100)
+    required = dict(
+        name='colours',
+        classes=Colours.classes,
+        network=dict(arch='none', head='linear', hidden=0, n_out=3, features=1),
+        preprocessing=dict(size=16, canvas=16, resize='crop', mean=[0, 0, 0], std=[1, 1, 1], resampling='bicubic'),
+        temperature=1.0,
+        threshold=None,
+        conformal=None,
+        metrics={},
+        data={},
+        recipe={},
+        parity={},
+        engines={},
+        created='2026-01-01',
+        fungi_fastai='1',
+    )
+    return Bundle.write(folder, **required | values)
+
+
 if __name__ == '__main__':
     from fungi_fastai.deploy.server import serve
     from fungi_fastai.deploy.uploads import Limits

@@ -159,6 +159,20 @@ def test_a_list_of_species(fungi, bundle, photos, tmp_path):
     assert 'There is no list' in fungi('predict', bundle, photos, '--only', tmp_path / 'none', code=2).err
 
 
+def test_the_list_of_a_region(fungi, bundle, photos, tmp_path):
+    table = tmp_path / 'checklist.csv'
+    table.write_text('Species;Country\nTulips;Austria|Hungary\nroses;austria\nedelweiss;Austria\ndaisy;Italy\n')
+    result = fungi('predict', bundle, photos, '--only', table, '--region', 'Austria', '--out', tmp_path / 'p.csv')
+    assert '2 of 3 names are known to the model; the others, such as edelweiss, are left out' in result.err
+    assert set(pd.read_csv(tmp_path / 'p.csv').predicted) <= {'tulips', 'roses'}
+    for options, words in (
+        (('--only', table), 'Choose one with --region'),
+        (('--only', table, '--region', 'Astria'), "Did you mean 'Austria'?"),
+        (('--region', 'Austria'), 'give the table with --only'),
+    ):
+        assert words in fungi('predict', bundle, photos, *options, code=2).err
+
+
 def test_specimens_that_cannot_be_read(fungi, bundle, photos, tmp_path):
     pd.DataFrame(dict(file=[next(photos.rglob('*.jpg'))])).to_csv(tmp_path / 't.csv', index=False)
     (tmp_path / 'other').mkdir()

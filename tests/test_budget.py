@@ -227,6 +227,20 @@ def test_resume_uses_the_saved_plan(started, fungi, photos, tmp_path, monkeypatc
     fungi('watch', tmp_path / 'run', '--once')
 
 
+@pytest.mark.parametrize(
+    'n, minutes, sizes', [(2845, 5, (96, 128)), (2845, 60, (256, 288, 320)), (550, 5, (288, 320)), (5120, 5, (64, 96))]
+)
+def test_pixels_or_epochs(n, minutes, sizes):
+    "On a quiet core: with thousands of images, epochs at 96 or 128 pixels are worth more than many epochs at 64"
+    from fungi_fastai.training.budget import best_plan
+    from fungi_fastai.training.speed import Speed
+
+    items = pd.DataFrame(dict(split=['train'] * n + ['valid'] * (n // 5) + ['test'] * (n // 5)))
+    speed = Speed(2e-3, 1 / 66, 1 / 16.4, 6.0, 224, 1 / 169, 1 / 35.8)
+    plan = best_plan(Recipe(arch='tf_efficientnet_lite0'), items, speed, 60 * minutes - 15)
+    assert plan.size in sizes and plan.epochs > 3
+
+
 def test_the_best_available_network(fungi, photos, tmp_path):
     "With weights for two networks, one of them is chosen, and the log says so"
     import timm

@@ -148,9 +148,9 @@ def test_other_options_have_help_texts_too(fungi, call, meaning):
 
 
 def test_help_shows_each_default_once_and_placeholders(fungi):
-    from fungi_fastai.cli import commands
+    from fungi_fastai.cli import command_name, commands
 
-    for name in (command.__name__ for command in commands):
+    for name in map(command_name, commands):
         out = plain(fungi(name, '--help').out)
         assert '{None}' not in out and not re.search(r'\(default: (\)|None|[^)]*\) \(default: )', out), name
     assert 'RUN' in plain(fungi('evaluate', '--help').out) and 'resnet34' in plain(fungi('train', '--help').out)
@@ -280,6 +280,14 @@ def zipped(photos, tmp_path):
     return make
 
 
+def test_evaluate_pools_the_specimens_of_other_images(fungi, small_run, photos):
+    call = 'evaluate', small_run.folder, '--source', photos, '--group', '^(?P<group>.+)_'
+    result = fungi(*call, '--json')
+    test = json.loads(result.out)['specimens']['test']
+    assert (test['specimens'], test['images']) == (30, 60)
+    assert f'30 with two photos or more: accuracy {test["single_accuracy"]:.4f} with one photo' in fungi(*call).out
+
+
 def test_evaluate_prints_the_metrics_of_the_run(fungi, small_run):
     out = fungi('evaluate', small_run.folder).out
     low, high = small_run.metrics['intervals']['macro_f1']
@@ -394,7 +402,7 @@ def test_predict_files_and_folders(fungi, small_run, photos, tmp_path, ending):
     assert set(table.predicted) <= set(small_run.classes) and table.confidence.astype(float).between(0, 1).all()
     assert all(Path(p).exists() for p in table.path)
     assert not result.out
-    assert 'no file' in fungi('predict', small_run.folder, folder / 'gone.jpg', code=1).out  # none of them can be read
+    assert 'no file' in fungi('predict', small_run.folder, folder / 'gone.jpg', code=2).out  # none of them can be read
 
     (folder / 'kaputt.jpg').write_text('no image')
     result = fungi(

@@ -75,12 +75,13 @@ def test_page_and_files(problem_folder, tmp_path_factory):
         'means.png',
         'duplicates.png',
         'low_variance.png',
+        'quality.png',
     }
     text = page.read_text(encoding='utf-8')
     reader = Reader(text)
     assert reader.tags.count('script') == 1  # the library's own, which marks the section that is read
     assert 'söhne' not in reader.tags and '<b>.jpg' not in text
-    assert reader.tags.count('svg') == 5 and reader.tags.count('img') == 4 and reader.tags.count('details') >= 6
+    assert reader.tags.count('svg') == 5 and reader.tags.count('img') == 5 and reader.tags.count('details') >= 6
     other = [link for link in reader.links if not link.startswith(('data:', '#'))]  # the page needs no other file
     assert set(other) == {path.name for path in out.iterdir()} - {'index.html'}  # and offers those that it has
     assert 'Pilze &amp; &lt;Söhne&gt;' in text and '鳳尾菇' in text and 'prefers-color-scheme: dark' in text

@@ -447,8 +447,8 @@ def test_units_are_those_that_splits_keep_together():
 
 
 def test_files_of_many_classes_hold_no_table_of_classes_by_classes(tmp_path):
+    from fungi_fastai.evaluation.assess import saved_metrics
     from fungi_fastai.evaluation.report import write_report
-    from fungi_fastai.runs.run import saved_metrics
 
     names, targets = [f'species {i}' for i in range(230)], np.arange(220)
     probs = np.random.default_rng(0).dirichlet(np.ones(230), 220)

@@ -315,12 +315,21 @@ def test_an_image_is_classified(server, browser, images, width, dark):
     assert 'Photo 1: Amanita' in text('.single') and 'Photo 2: Russula' in text('.single')
     browser.wait("document.querySelectorAll('.photos img').length == 2")
     assert browser.run('document.documentElement.scrollWidth') <= width
+    type_list = "var list = document.querySelector('[name=only]'); list.value = {}; list.onchange()"
+    browser.run(type_list.format("'amanita'"))
+    browser.wait("document.querySelector('.answer h2').innerText == 'Amanita'")
+    assert 'Your list leaves 1 of the 3 classes.' in text('.answer')
+    browser.run(type_list.format("'Bolets'"))
+    browser.wait("document.querySelector('.answer .wrong')")
+    assert 'does not know Bolets' in text('.answer')
+    browser.run(type_list.format("''"))
+    browser.wait("document.querySelector('.answer .single')")
     browser.run("document.querySelector('.answer').innerHTML = ''")
     browser.choose(images / 'letter.jpg', '.more input')  # is not kept
     browser.wait("document.querySelector('.answer .wrong')")
     assert 'Photo 3: ' in text('.answer') and 'not an image' in text('.answer')
     assert browser.run("document.querySelectorAll('.photos img').length") == 2
-    assert [c for c in browser.errors() if not re.search(r'status of 415 .*/answer$', c)] == []
+    assert [c for c in browser.errors() if not re.search(r'status of (415|422) .*/answer(\?only=Bolets)?$', c)] == []
     outside = [u for u in browser.requested_urls() if not u.startswith((address, 'data:', 'blob:' + address))]
     assert outside == []
     assert [p for p in temporary.rglob('*') if p.is_file()] == []  # no image is left behind

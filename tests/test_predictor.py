@@ -171,6 +171,12 @@ def test_ranks_and_pooling_in_a_bundle(copy, files):
             Predictor.load(copy).predict([[files[0]]])
 
 
+def test_a_bundle_keeps_the_answers_about_validation_images(load, small_run):
+    answers = load().bundle.validation_answers
+    valid = small_run.predictions.query('split == "valid"')
+    assert answers.predicted.sum() == len(answers.confidence) == len(valid) and 0 < answers.independent <= len(valid)
+
+
 def test_the_fields_of_a_prediction(load, files):
     predictor = load()
     for one in predictor.predict(files[:10], top=2):
@@ -342,7 +348,7 @@ def test_wrong_folders(small_run, tmp_path):
 
 
 def test_missing_engines(small_bundle, copy, monkeypatch):
-    with pytest.raises(UserError, match="backend='torch' for cuda"):
+    with pytest.raises(UserError, match='install onnxruntime-gpu instead of onnxruntime, or use backend'):
         Predictor.load(small_bundle, 'onnx', device='cuda')
     with pytest.raises(UserError, match="The device 'cuda:7|The device 'nonsense"):
         Predictor.load(small_bundle, 'torch', device='nonsense')
@@ -395,6 +401,48 @@ def test_a_changed_file_is_detected_when_it_is_read_later(copy, pixels):
                 call()
         (copy / 'examples.safetensors').write_bytes(content)
         assert predictor.nearest(features[0])
+
+
+@pytest.fixture
+def onnxruntime_gpu(monkeypatch):
+    "The package onnxruntime-gpu, simulated: the list of requested providers; CUDA starts while `starts` is in it"
+    import onnxruntime
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, source, options, providers):
+            requested.append(providers)
+            super().__init__(source, options, providers=['CPUExecutionProvider'])
+
+        def get_providers(self):
+            return ['CUDAExecutionProvider'] * ('starts' in requested) + super().get_providers()
+
+    requested = ['starts']
+    monkeypatch.setattr(
+        onnxruntime, 'get_available_providers', lambda: ['CUDAExecutionProvider', 'CPUExecutionProvider']
+    )
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', Session)
+    return requested
+
+
+def test_onnxruntime_uses_a_gpu_where_it_can(small_bundle, pixels, onnxruntime_gpu):
+    with closing(Predictor.load(small_bundle, threads=2)) as predictor:
+        assert (predictor.backend, predictor.device, predictor._batch) == ('onnx', 'cuda', 64)
+        assert predictor.run(pixels).shape == (len(pixels), len(predictor.classes))
+    for device, number in (('cuda', '0'), ('cuda:1', '1')):
+        with closing(Predictor.load(small_bundle, device=device)) as predictor:
+            assert (predictor.backend, predictor.device) == ('onnx', device)
+        assert onnxruntime_gpu[-1][0] == ('CUDAExecutionProvider', dict(device_id=number, use_tf32='0'))
+    for options in (dict(device='cpu'), dict(backend='int8')):
+        with closing(Predictor.load(small_bundle, **options)) as predictor:
+            assert predictor.device == 'cpu' and onnxruntime_gpu[-1] == ['CPUExecutionProvider']
+    with pytest.raises(UserError, match='The backend int8 runs on the CPU'):
+        Predictor.load(small_bundle, 'int8', device='cuda')
+    onnxruntime_gpu.remove('starts')  # as without cuDNN
+    with pytest.warns(UserWarning, match='could not start CUDA.* The CPU is used'):
+        predictor = Predictor.load(small_bundle)
+    assert (predictor.device, predictor._batch) == ('cpu', 1)
+    with pytest.raises(UserError, match='could not start CUDA.* use the device cpu instead of cuda'):
+        Predictor.load(small_bundle, device='cuda')
 
 
 def test_a_gpu_gets_batches_and_images_are_read_side_by_side(small_bundle, pixels, files):

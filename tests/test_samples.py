@@ -72,7 +72,7 @@ def test_number_of_images(kind):
 
 def test_layout_of_mushrooms(tmp_path):
     folder = make_sample('mushrooms', tmp_path, specimens=2, photos=3, size=32)
-    assert [p.name for p in folder.iterdir()] == ['Mushrooms']
+    assert sorted(p.name for p in folder.iterdir()) == ['Mushrooms', 'observations.csv']
     assert sorted(p.name for p in (folder / 'Mushrooms').iterdir()) == [
         'Agaricus',
         'Amanita',

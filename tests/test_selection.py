@@ -28,16 +28,17 @@ def choose(ready, items, monkeypatch):
 
     seconds = [0.0]
 
-    def run(accuracies, budget=600.0, slowdown=1.0):
-        "accuracies: by a network's cost in billions of multiply-adds; slowdown: of the probes"
+    def run(accuracies, budget=600.0, slowdown=1.0, together=0.0):
+        "accuracies: by a network's cost in billions of multiply-adds; slowdown: of the probes; together: of a pair"
         rows = [
             PretrainedBackbone(f'costs_{macs}', '', '', 224, macs, 8, 1.0, weights='here.pth') for macs in accuracies
         ]
 
         def probe_network(recipe, sample):
-            macs = float(recipe.arch.removeprefix('costs_'))
-            seconds[0] += slowdown * len(sample) * (0.0031 + 0.51e-3 * macs)
-            return np.arange(len(sample)) < accuracies[macs] * len(sample)
+            macs = [float(one.removeprefix('costs_')) for one in recipe.arch.split('+')]
+            seconds[0] += slowdown * len(sample) * (0.0031 + 0.51e-3 * macs[0])
+            accuracy = accuracies[macs[0]] if len(macs) == 1 else together
+            return np.arange(len(sample)) < accuracy * len(sample)
 
         def measure_speed(learn):
             macs = float(learn.arch.removeprefix('costs_'))
@@ -60,16 +61,25 @@ def choose(ready, items, monkeypatch):
 
 def test_the_best_probe_wins_and_the_table_says_why(choose):
     plan = choose({0.1: 0.6, 0.2: 0.9, 0.4: 0.7})
-    assert plan.arch == 'costs_0.2' and [one['arch'] for one in plan.networks] == [
-        'costs_0.1',
-        'costs_0.2',
-        'costs_0.4',
-    ]
+    tried = ['costs_0.1', 'costs_0.2', 'costs_0.4', 'costs_0.2+costs_0.4']
+    assert plan.arch == 'costs_0.2' and [one['arch'] for one in plan.networks] == tried
     line = next(line for line in plan.reason.splitlines()[1:] if line.strip().startswith('costs_0.2'))
     row = plan.networks[1]
     assert row['low'] <= row['accuracy'] <= row['high'] and f'{row["accuracy"]:.3f}' in line and 'MB' in plan.reason
     errors = (1 - row['accuracy']) * np.exp(-plan.gain / 0.3)  # the size of the probe is that of the run
     assert row['expected'] == pytest.approx(1 - errors) and plan.gain > 0.02
+
+
+def test_the_two_best_networks_are_tried_together(choose):
+    plan = choose({0.1: 0.6, 0.2: 0.8, 0.4: 0.7}, budget=3600.0, together=0.9)
+    assert plan.arch == 'costs_0.2+costs_0.4' and plan.weights == 'here.pth+here.pth'
+    assert plan.networks[-1]['megabytes'] == 2 and plan.speed.train_step == pytest.approx(3e-3 * 0.6)
+    hardly_better = choose({0.1: 0.6, 0.2: 0.8, 0.4: 0.7}, budget=3600.0, together=0.805)
+    assert hardly_better.arch == 'costs_0.2' and len(hardly_better.networks) == 4, 'a pair takes the time of both'
+
+
+def test_a_pair_that_is_too_slow_to_win_is_not_tried(choose):
+    assert len(choose({0.2: 0.8, 30.0: 0.75}, budget=60.0).networks) <= 2
 
 
 def test_a_network_that_is_slow_to_train_needs_time_to_win(choose):
@@ -91,13 +101,14 @@ def test_a_network_that_is_too_slow_for_a_sample_is_left_out(choose):
 
 def test_a_network_that_cannot_win_is_not_tried(choose):
     "With 98 % correct, half the errors are one point, which slow epochs do not make up for"
-    plan = choose({0.1: 0.98, 60.0: 1.0}, budget=60.0, slowdown=0.01)
+    plan = choose({0.1: 0.98, 130.0: 1.0}, budget=45.0, slowdown=0.01)
     assert [one['arch'] for one in plan.networks] == ['costs_0.1'] and 'would not beat costs_0.1' in plan.reason
 
 
 def test_at_most_four_networks(choose):
     plan = choose({0.1 * 2**i: 0.5 for i in range(7)}, budget=1e5)
-    assert [one['arch'] for one in plan.networks][::3] == ['costs_0.1', 'costs_6.4'] and len(plan.networks) == 4
+    single = [one['arch'] for one in plan.networks if '+' not in one['arch']]
+    assert single[::3] == ['costs_0.1', 'costs_6.4'] and len(single) == 4
 
 
 @pytest.mark.parametrize('lonely, reason', [(False, 'only pretrained network'), (True, 'fewer than two classes')])

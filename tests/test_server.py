@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serving import Colours, photo
+from serving import Colours, photo, placeholder_bundle
 from starlette.testclient import TestClient
 
 from fungi_fastai.core.errors import UserError
@@ -757,28 +757,7 @@ def test_killed_under_load_and_restarted(tmp_path):
 
 @pytest.fixture
 def bundle(tmp_path):
-    "A bundle whose files are placeholders"
-    from fungi_fastai.deploy.bundle import Bundle
-
-    for name in ('model.safetensors', 'model.onnx', 'classes.txt'):
-        (tmp_path / name).write_bytes(name.encode() * 100)
-    return Bundle.write(
-        tmp_path,
-        name='colours',
-        classes=Colours.classes,
-        network=dict(arch='none', head='linear', hidden=0, n_out=3, features=1),
-        preprocessing=dict(size=16, canvas=16, resize='crop', mean=[0, 0, 0], std=[1, 1, 1], resampling='bicubic'),
-        temperature=1.0,
-        threshold=None,
-        conformal=None,
-        metrics={},
-        data={},
-        recipe={},
-        parity={},
-        engines={},
-        created='2026-01-01',
-        fungi_fastai='1',
-    )
+    return placeholder_bundle(tmp_path)
 
 
 def test_a_changed_model_file_is_detected(bundle):

@@ -95,6 +95,26 @@ def test_without_room_or_a_cut_the_images_are_used(run, photos, weights, tmp_pat
     assert full.history.phase.iat[-1] == uncut.history.phase.iat[-1] == 'last stages'
 
 
+def test_several_networks_are_each_cut_at_their_own_place(photos, ready):
+    from fungi_fastai.training.fit import make_learner
+    from fungi_fastai.training.stages import freeze, on_activations
+
+    learn = make_learner(Recipe(source=str(photos), **tiny | dict(arch='convmixer_8_4+convmixer_16_2')), progress=False)
+    freeze(learn, 'last')
+    before = {name: tensor.clone() for name, tensor in learn.model.state_dict().items()}
+    with learn.no_bar(), learn.no_logging():
+        expected = learn.validate()[0]
+        with on_activations(learn, views=2):
+            assert learn.dls.train.one_batch()[0].shape[2:] == (1, 1)
+            assert learn.validate()[0] == pytest.approx(expected, abs=1e-3)
+            learn.fit(1, 1e-2)
+    changed = {name for name, tensor in learn.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    for number, frozen in ((0, ('0.', '1.')), (1, ('0.',))):
+        own = [name for name in before if name.startswith(f'0.backbones.{number}.')]
+        assert changed.intersection(own) and not changed.issuperset(own)
+        assert not [name for name in changed if name.startswith(tuple(f'0.backbones.{number}.{one}' for one in frozen))]
+
+
 def test_last_stages_by_the_clock(photos, ready, weights, tmp_path, monkeypatch):
     "The schedule is completed; when half of the time is over, no further version of the images is stored"
     from fungi_fastai.training import budget

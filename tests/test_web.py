@@ -7,11 +7,11 @@ import json
 import shutil
 import tarfile
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 from chromium import Chromium, find
+from conftest import user_home
 from PIL import Image
 
 from fungi_fastai.core.errors import UserError
@@ -61,7 +61,7 @@ def novel_bundle(home, small_run):
 @pytest.fixture(scope='module')
 def app(novel_bundle, tmp_path_factory):
     "Its web app; the runtime comes from the user's cache, or once from the npm registry"
-    runtime = fetch_runtime(cache=Path('~/.fungi/cache').expanduser())
+    runtime = fetch_runtime(cache=user_home / '.fungi/cache')
     return write_web_app(novel_bundle, tmp_path_factory.mktemp('web') / 'app', runtime)
 
 
@@ -145,6 +145,18 @@ def test_answers_without_a_network_are_those_of_python(app, novel_bundle, small_
         tolerance = 5.0 if photo == tmp_path / 'turned.jpg' else 1.0
         assert float(shown[2].rstrip('%')) == pytest.approx(100 * expected.confidence, abs=tolerance), photo
         browser.run("document.querySelector('.answer').innerHTML = ''")
+    type_list = "var list = document.querySelector('[name=only]'); list.value = {}; list.onchange()"
+    names = predictor.classes[1], predictor.classes[3].upper()
+    browser.run(type_list.format(json.dumps('\n'.join(names))))
+    browser.wait("document.querySelector('.answer h2')")
+    expected = predictor.predict(photo, only=names)
+    assert 'Your list leaves 2 of the 5 classes.' in browser.run("document.querySelector('.answer').textContent")
+    shown = browser.run("[...document.querySelectorAll('.bars li')].map(one => one.textContent)")
+    assert shown[0].startswith(expected.label) and all(one.endswith('<1%') for one in shown[2:])
+    browser.run(type_list.format("'Bolets'"))
+    browser.wait("document.querySelector('.answer .wrong')")
+    assert 'does not know Bolets' in browser.run("document.querySelector('.answer').textContent")
+    browser.run(type_list.format("''"))
     (tmp_path / 'text.jpg').write_text('no image')
     browser.choose(tmp_path / 'text.jpg')
     browser.wait("document.querySelector('.answer .wrong')")

@@ -104,6 +104,8 @@ class ReadingOptions:
     split: str | None = None  # a table's column of the split; none = ignore given splits (default: detected)
     # encoding of the names in a zip that does not say it, such as cp850 (default: detected)
     zip_encoding: str | None = None
+    # file of corrections, from fungi review; none = ignore them (default: the corrections.csv in or beside SOURCE)
+    corrections: str | None = None
 
     def given(self) -> dict:
         "The options that the user gave"

@@ -27,7 +27,7 @@ def with_recipe_name(
     position = _position(arguments, command, start)
     if position is None:
         return _without_word(arguments, start)
-    word, source = arguments[position], given_source(arguments)
+    word, source = arguments[position], given_value(arguments, '--source')
     if word in recipes and not (source is None and os.path.exists(word)):
         return arguments
     if word in recipes and word != PHOTOS.name:
@@ -50,7 +50,7 @@ def _without_word(arguments, start):
     "Arguments that name neither a recipe nor a source: `--source` alone stands for the recipe for photos"
     if {'-h', '--help'} & set(arguments):
         return arguments
-    if given_source(arguments) is not None:
+    if given_value(arguments, '--source') is not None:
         return [*arguments[:start], PHOTOS.name, *arguments[start:]]
     call = ' '.join(['fungi', *arguments[:start]])
     raise UserError(
@@ -59,11 +59,14 @@ def _without_word(arguments, start):
     )
 
 
-def given_source(arguments: list[str]) -> str | None:
-    "The value of `--source`; None if it is not given"
+def given_value(
+    arguments: list[str],  # of the command line
+    option: str,  # such as --source
+) -> str | None:
+    "The value of an option; None if it is not given"
     following = dict(zip(arguments, arguments[1:], strict=False))
-    following |= dict(argument.split('=', 1) for argument in arguments if argument.startswith('--source='))
-    return following.get('--source')
+    following |= dict(argument.split('=', 1) for argument in arguments if argument.startswith(f'{option}='))
+    return following.get(option)
 
 
 def _suggestion(word):

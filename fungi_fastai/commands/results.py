@@ -80,6 +80,8 @@ def _score(run, source, reading, out, json):
         print_json(metrics)
     else:
         _print_metrics(metrics)
+        for note in metrics.get('notes', ()):  # how other images were read
+            print_message(note)
     if metrics.get('n_seen_in_training'):
         print_message(_seen_in_words(metrics, predictions))
     return 0
@@ -121,8 +123,20 @@ def _print_metrics(metrics):
         interval = '' if low is None else f'  ({low:.4f} to {high:.4f})'
         print(f'{name:>18}  {metrics[name]:.4f}{interval}{mark}')
     print(f'{"n_test":>18}  {metrics["n_test"]}  (95 % confidence intervals in parentheses)')
+    if 'specimens' in metrics:
+        print(f'{"specimens":>18}  {_pooled_in_words(metrics["specimens"]["test"])}')
     if n_seen:
         print(f'{"* seen in training":>18}  {n_seen} of these images')
+
+
+def _pooled_in_words(test):
+    "What pooling the photos of a specimen is worth"
+    low, high = test['gain_low'], test['gain_high']
+    interval = '' if low is None else f' ({100 * low:+.1f} to {100 * high:+.1f})'
+    return (
+        f'{test["specimens"]} with two photos or more: accuracy {test["single_accuracy"]:.4f} with one photo, '
+        f'{test["accuracy"]:.4f} pooled, {100 * test["gain"]:+.1f} points{interval}'
+    )
 
 # %% ../../nbs/commands/results.ipynb #b6582d8c
 def predict(
@@ -135,6 +149,10 @@ def predict(
     # such as '^(.+)_', a column of the table, or folder if each folder is a specimen
     group: str | None = None,
     only: Path | None = None,  # text file with the classes that are possible, one a line; the others are ruled out
+    region: str | None = None,  # with --only: the file is a table with the columns class and region; use this region
+    # known beside the photos, if the model has context: values for all (month=10,habitat=beech), names of columns
+    # of the table, or exif for the date and the position in each photo
+    context: str | None = None,
     engine: Literal['local', 'ray'] = 'local',  # ray: many processes, on one or many machines; for bundles only
     workers: int | None = None,  # threads, or processes with ray (default: one per usable CPU of machine or cluster)
     backend: Literal['auto', 'onnx', 'torch', 'int8', 'openvino'] = 'auto',  # inference backend of a bundle; auto: onnx
@@ -143,7 +161,6 @@ def predict(
 ) -> int:
     "Classify images with a bundle or a run"
     from fungi_fastai.core.progress import format_count
-    from fungi_fastai.evaluation.species_list import read_species_list
     from fungi_fastai.runs.batch_prediction import predict_to
 
     form = 'json' if json else 'text' if out is None and sys.stdout.isatty() else 'csv'
@@ -152,7 +169,8 @@ def predict(
         paths,
         out,
         group=group,
-        only=read_species_list(only) if only else None,
+        only=_species_list(only, region, model),
+        context=context,
         engine=engine,
         workers=workers,
         backend=backend,
@@ -161,6 +179,8 @@ def predict(
     )
     if json and out:
         print_json(dict(out=str(out), images=result.images, unreadable=result.failed, errors=result.errors))
+    if result.context:
+        print_message(result.context)
     for error in result.errors if form != 'text' else ():  # the text says them beside the files
         print_message(error)
     if result.failed:
@@ -168,7 +188,38 @@ def predict(
         print_message(f'{result.failed:,} of {result.images:,} files could not be read{reasons}.')
     elif out and not json:
         print_message(f'{format_count(result.images, "image")} classified: {out}')
-    return 1 if result.failed else 0
+    if not result.failed:
+        return 0
+    return 2 if result.failed == result.images else 1  # nothing was predicted, or a part
+
+# %% ../../nbs/commands/results.ipynb #066e5f41
+def _species_list(file, region, model):
+    "The names of the classes that are possible, or None for all. Raises `UserError`"
+    from fungi_fastai.evaluation.region_list import is_regional_table, read_regional_list
+    from fungi_fastai.evaluation.species_list import read_species_list
+
+    if file is None:
+        if region is not None:
+            raise UserError('--region chooses a region of a table of species: give the table with --only.')
+        return None
+    if region is not None:
+        return _known_names(read_regional_list(file, region), model)
+    if is_regional_table(file):
+        raise UserError(f'{file} has a column of regions. Choose one with --region.')
+    return read_species_list(file)
+
+
+def _known_names(regional, model):
+    "The names of a `RegionalList` that a model knows; says how many it does not know"
+    from fungi_fastai.deploy.bundle import Bundle
+    from fungi_fastai.run_folder import RunFolder
+
+    is_bundle = (model / 'bundle.json').exists()
+    opened = Bundle.load(model, check=False) if is_bundle else RunFolder.load(model)
+    ranks = opened.ranks if is_bundle else opened.decisions.ranks
+    names, note = regional.known(list(opened.classes), ranks and ranks.taxa)
+    print_message(note)
+    return names
 
 # %% ../../nbs/commands/results.ipynb #5250ddc8
 def report(

@@ -65,8 +65,11 @@ def _launch(recipe, out, json, tracker, processes, start):
         print_json(metrics)
     else:
         from fungi_fastai.evaluation.assess import verdict
+        from fungi_fastai.evaluation.context_fit import describe_context
 
         print(verdict(metrics))
+        if 'context' in metrics:
+            print(describe_context(metrics['context']))
         print(f'Report: {report}')
     return 0
 

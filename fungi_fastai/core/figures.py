@@ -9,6 +9,7 @@ __all__ = ['colours', 'chart', 'as_svg', 'Jpeg', 'as_jpeg']
 
 # %% ../../nbs/core/figures.ipynb #8cdff98e
 import io
+import re
 import warnings
 from dataclasses import dataclass, field
 
@@ -45,16 +46,27 @@ def as_svg(
     axes=None,  # cut the figure to one of its axes (default: all of it)
 ) -> str:
     "A chart as SVG whose text stays text; the same figure gives the same SVG"
-    file = io.StringIO()
-    options = {}
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    file, dpi, box = io.StringIO(), figure.dpi, None
     if axes is not None:
-        box = axes.get_tightbbox().transformed(figure.dpi_scale_trans.inverted())
-        options = dict(bbox_inches=box.padded(0.05))
+        box = axes.get_tightbbox().transformed(figure.dpi_scale_trans.inverted()).padded(0.05)
     with warnings.catch_warnings(), rc_context({'svg.fonttype': 'none', 'svg.hashsalt': salt}):
         warnings.simplefilter('ignore')  # a script that matplotlib's own font lacks; the browser has it
-        figure.savefig(file, format='svg', metadata={'Date': None, 'Creator': None}, **options)
+        try:  # the canvas itself draws once; `savefig` draws twice where a layout is constrained
+            FigureCanvasSVG(figure).print_svg(file, metadata={'Date': None, 'Creator': None})
+        finally:
+            figure.dpi = dpi
     text = file.getvalue()
-    return text[text.index('<svg') :]
+    text = text[text.index('<svg') :]
+    return text if box is None else _cut(text, box, figure.get_figheight())
+
+
+def _cut(svg, box, height):
+    "An SVG that shows a box of a figure, in inches from the lower left corner"
+    x, y, width, tall = (72 * value for value in (box.x0, height - box.y1, box.width, box.height))
+    frame = f'width="{width:.6g}pt" height="{tall:.6g}pt" viewBox="{x:.6g} {y:.6g} {width:.6g} {tall:.6g}"'
+    return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', frame, svg, count=1)
 
 # %% ../../nbs/core/figures.ipynb #5456d27b
 @dataclass(frozen=True)

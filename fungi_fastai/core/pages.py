@@ -105,7 +105,9 @@ nav { position: sticky; top: 0; z-index: 2; display: flex; gap: 1.1rem; overflow
 @media print { body { max-width: none; padding: 0; font-size: 10pt } nav { display: none } h2, h3 { break-after: avoid }
   .section > summary::after { content: none !important } .gallery img { width: 8.5rem } p { max-width: none }
   svg, tr, figure, .facts { break-inside: avoid } .scroll, .chart, .strip { overflow: visible }
-  .strip { grid-auto-columns: minmax(0, 1fr) } }
+  .strip { grid-auto-columns: minmax(0, 1fr) } summary { list-style: none }
+  tr:has(th), summary, p:has(+ .gallery, + .scroll, + .chart) { break-after: avoid }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 7pt; columns: 2 } }
 """
 
 _sorting = """<script>
@@ -136,7 +138,7 @@ addEventListener('hashchange', () => reveal(location.hash))
 reveal(location.hash)
 let closed = []
 addEventListener('beforeprint', () => {
-  closed = sections.filter(one => !one.open)
+  closed = [...document.querySelectorAll('details:not([open])')]
   closed.forEach(one => one.open = true)
 })
 addEventListener('afterprint', () => closed.forEach(one => one.open = false))

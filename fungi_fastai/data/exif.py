@@ -1,4 +1,4 @@
-"""The camera, the time and the compression of a photo, from its header
+"""The camera, the time, the place and the compression of a photo, from its header
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/exif.html.md"""
 
@@ -15,14 +15,16 @@ import pandas as pd
 from PIL import Image
 
 from ..core.threads import map_in_threads
+from .context_values import exif_context
 
 # %% ../../nbs/data/exif.ipynb #d3adcc7f
-unknown_header = dict(exif_camera='', exif_time=np.nan, jpeg_quantisation=0.0)
+unknown_header = dict(exif_camera='', exif_time=np.nan, exif_location='', jpeg_quantisation=0.0)
 
 
 def read_photo_header(
     image: Image.Image,  # opened, and decoded if it is a PNG: its EXIF data may stand at the end
-) -> dict:  # exif_camera ('' if unknown), exif_time (seconds since 1970, local time), jpeg_quantisation (mean; 0: none)
+):  # a dict: exif_camera ('' if unknown), exif_time (seconds since 1970, local time), exif_location ('55.6761,12.5'),
+    # jpeg_quantisation (mean; 0: none)
     "What the header says about how a photo was taken and compressed"
     header = dict(unknown_header)
     try:
@@ -31,6 +33,7 @@ def read_photo_header(
             camera = f'{_text(exif.get(0x010F))} {_text(exif.get(0x0110))}'  # maker and model
             header['exif_camera'] = ' '.join(dict.fromkeys(camera.split()))
             header['exif_time'] = _time(exif)
+            header['exif_location'] = exif_context(image).get('location', '')
         if tables := getattr(image, 'quantization', None):
             header['jpeg_quantisation'] = round(float(np.mean(tables[min(tables)])), 2)
     except Exception:
@@ -55,7 +58,7 @@ def _text(value):
 def photo_headers(
     items: pd.DataFrame,  # with the column path
     workers: int | None = None,  # threads (default: the settings' `num_workers`)
-) -> pd.DataFrame:  # (images, 3) the columns of `read_photo_header`
+) -> pd.DataFrame:  # (images, 4) the columns of `read_photo_header`
     "The headers of photos: from the table if it was scanned, otherwise from the files"
     columns = list(unknown_header)
     if set(columns) <= set(items):

@@ -26,7 +26,14 @@ from PIL import Image
 from ..core.figures import as_svg, chart, colours
 from ..core.pages import facts, figure_html, figure_panels, page
 from ..core.files import atomic, check_writable, write_table, write_text
-from .galleries import duplicates_gallery, low_variance_gallery, mean_images, sample_grid, shorten
+from fungi_fastai.data.galleries import (
+    duplicates_gallery,
+    low_variance_gallery,
+    mean_images,
+    quality_gallery,
+    sample_grid,
+    shorten,
+)
 from .scan import check, problem_action, problem_detail, problem_meanings, summary
 from .problems import Checks, count_problems, default_checks, default_policy, exclude, has_problem
 
@@ -278,6 +285,12 @@ def _sections(items, policy, checks, numbers):
             f'There are {numbers["clusters"]:,} such clusters. A split never separates the images of a cluster.'
         )
         yield _Section('duplicates', 'Duplicates', text, partial(duplicates_gallery, items))
+    if sum(numbers['quality'].values()):
+        text = (
+            'Images that stand out in this set: dark, over-exposed or blurred ones, screenshots, wide margins, odd '
+            'shapes. They are used. fungi review shows them one by one.'
+        )
+        yield _Section('quality', 'Low quality', text, partial(quality_gallery, items))
     if readable:
         text = 'An image with almost no variance shows nothing. The line is the limit of low_variance.'
         draw = partial(brightness_variance, items, checks)

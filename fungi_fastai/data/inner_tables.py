@@ -36,8 +36,8 @@ def tables_in(
 
 
 def _read_tables(tree, group, column, split):
-    "(table by file, reason by file that cannot be used); the tables of the splits, such as `train.csv`, are joined"
-    tables, unread = {}, {}
+    "(table by file, table by file that says only when or where, reason by file that cannot be used)"
+    tables, details, unread = {}, {}, {}
     for file in tables_in(tree):
         try:
             table = read_table(file, 'folder', group, column, labels=False, split=split, from_folders=False)
@@ -46,9 +46,36 @@ def _read_tables(tree, group, column, split):
             continue
         if table.label.notna().any() or table.given.any() or table.group.any() or names_split(file):
             tables[file] = table
+        elif _other_columns(table):
+            details[file] = table
         else:
             unread[file] = f'{file} gives neither a label nor a split nor a specimen.'
-    return tables, unread
+    return tables, details, unread
+
+
+def _other_columns(table):
+    "The columns of a table that say when, where or by whom"
+    return [name for name in table if name not in ('path', 'name', 'label', 'group', 'given')]
+
+
+def _with_columns(images, table):
+    "The images with the other columns of a table that names them"
+    rows = table.drop_duplicates('path').set_index('path')
+    columns = {name: images.path.map(rows[name]) for name in _other_columns(table) if name not in images}
+    result = pd.concat([images, pd.DataFrame(columns, index=images.index)], axis=1)
+    result.attrs = images.attrs
+    return result
+
+
+def _with_details_of(tree, images, tables, unread):
+    "The images with the columns of tables that say only when or where; a table of other images is not read"
+    for file, table in tables.items():
+        if table.path.isin(set(images.path)).any():
+            images = _with_columns(images, table)
+            images.attrs['notes'].append(f'{_name(tree, file)} has neither labels nor a split; its columns are kept.')
+        else:
+            unread[file] = ''
+    return images
 
 
 def _splits_of_files(tables):
@@ -98,7 +125,8 @@ def compare_tables(
     labels: bool = True,  # whether the labels of the folders are compared; False if the user chose how they are read
 ) -> pd.DataFrame:  # the same, with notes
     "Use the split and the specimens of a table with the labels of the folders. Raises `UserError` for other labels"
-    tables, unread = _read_tables(tree, group, column, split)
+    tables, details, unread = _read_tables(tree, group, column, split)
+    images = _with_details_of(tree, images, details, unread)
     splits = _splits_of_files(tables) if tables else {}
     together = {' and '.join(_name(tree, file) for file in tables): _join(tree, tables, splits)} if splits else {}
     for name, table in (together or {_name(tree, file): table for file, table in tables.items()}).items():
@@ -107,9 +135,9 @@ def compare_tables(
         if 2 * len(both) < min(len(images), len(table)):
             unread[tree.root / name] = ''
         elif pairs.label.is_unique and pairs.label_table.is_unique:
-            images, used = _with_details(images, both, pairs)
+            images, used = _with_details(_with_columns(images, table), both, pairs)
             images.attrs['notes'] += _describe_details(name, used, pairs)
-            if not used and not len(pairs):
+            if not used and not len(pairs) and not _other_columns(table):
                 unread[tree.root / name] = ''
         elif _are_no_classes(pairs.label):
             images.attrs['notes'] = images.attrs['not_read']
@@ -197,13 +225,13 @@ def read_inner_table(
     split: str = '',  # as in `read_table`
 ) -> pd.DataFrame | None:  # path name label group given; None if the folder holds no table
     "The images of a folder with the labels that a table in it gives. Raises `UserError`"
-    tables, unread = _read_tables(tree, group, column, split)
+    tables, details, unread = _read_tables(tree, group, column, split)
     labelled = {file: table for file, table in tables.items() if table.label.notna().any()}
     if labelled and len(tables) > 1 and _splits_of_files(tables):
         labelled = tables  # one of the test set may have no labels
     lists = {file: table for file, table in tables.items() if file not in labelled and file.suffix == '.txt'}
     if not labelled:
-        if others := [file for file in (*tables, *unread) if file.suffix != '.txt' or not names_split(file)]:
+        if others := [file for file in (*tables, *details, *unread) if file.suffix != '.txt' or not names_split(file)]:
             raise _no_table(tree, others, group, column, split)
         return None
     splits = _splits_of_files(labelled)
@@ -215,7 +243,7 @@ def read_inner_table(
     else:
         [(file, joined)] = labelled.items()
         joined.attrs['notes'].insert(0, f'Labels are read from the table {_name(tree, file)}.')
-    joined = _with_other_images(joined, images)
+    joined = _with_details_of(tree, _with_other_images(joined, images), details, unread)
     if lists and (splits := _splits_of_files(lists)):
         names, table = ' and '.join(_name(tree, file) for file in lists), _join(tree, lists, splits)
         both = joined.merge(table[['path', 'label', 'given', 'group']], on='path', suffixes=('', '_table'))

@@ -30,6 +30,14 @@ from ..core.threads import map_in_threads
 from .exif import read_photo_header, unknown_header
 from .hashes import perceptual_hashes
 from .images import NamedBytes, decode, identify, image_errors
+from fungi_fastai.data.quality import (
+    find_quality,
+    measure_quality,
+    quality_columns,
+    quality_counts,
+    quality_lines,
+    quality_pixels,
+)
 from fungi_fastai.data.problems import (
     Checks,
     count_problems,
@@ -50,6 +58,7 @@ _columns = dict(
     **unknown_header,
     variance=np.nan,
     brightness=np.nan,
+    **dict.fromkeys(quality_columns, np.nan),
     phash='',
     dhash='',
     sha='',
@@ -82,13 +91,16 @@ def _describe(image):
 
 
 def _measure(grey):
-    "Brightness, variance and hashes of a grey image"
+    "Quality, brightness, variance and hashes of a grey image"
+    pixels = quality_pixels(grey)
+    quality = measure_quality(pixels)
     if (factor := min(grey.size) // _measured_size) > 1:
         grey = grey.reduce(factor)
     grey.thumbnail((8 * _measured_size, 8 * _measured_size), Image.Resampling.BOX)  # a long strip
-    pixels = np.asarray(grey, np.float32)
+    if pixels.shape != grey.size[::-1]:
+        pixels = np.asarray(grey, np.float32)
     phash, dhash = perceptual_hashes(pixels)
-    return dict(brightness=float(pixels.mean()), variance=float(pixels.var()), phash=phash, dhash=dhash)
+    return quality | dict(brightness=float(pixels.mean()), variance=float(pixels.var()), phash=phash, dhash=dhash)
 
 
 _measured_size = 64  # pixels that an image has at least on its shorter side when it is measured
@@ -145,7 +157,7 @@ def _scan_cache(paths):
     "The cache file for a set of files, named after the folder that holds them all"
     folder = os.path.commonpath([os.path.abspath(path) for path in paths])
     key = hashlib.blake2b(folder.encode(), digest_size=8).hexdigest()
-    return settings().cache_dir / 'scans' / f'{key}.v3.parquet'
+    return settings().cache_dir / 'scans' / f'{key}.v5.parquet'
 
 
 def _read_scan_cache(file, stamps):
@@ -224,6 +236,7 @@ def summary(
         images=len(items),
         classes=int(items['label'].nunique()),
         problems=count_problems(items),
+        quality=quality_counts(find_quality(items)),
         unlabelled=int(items['label'].isna().sum()),
         used=len(used),
         per_class=_count_values(items['label']),
@@ -238,6 +251,7 @@ def summary(
         height=_range(readable['height']),
         low_variance_limit=round(checks.variance_limit(items['variance']), 2),
         notes=list(items.attrs.get('notes', [])),
+        corrections=items.attrs.get('corrections', {}),
     )
 
 
@@ -341,6 +355,8 @@ def summary_text(
         else:
             rows = items[has_problem(items, name)].head(show)
             lines += _indented([_describe_file(row, name, items) for _, row in rows.iterrows()], count, show)
+    if quality := quality_lines(find_quality(items), show):
+        lines += ['', *quality]
     labelled = facts['images'] - facts['unlabelled']
     lines += ['', *items.attrs['shortcuts']] if items.attrs.get('shortcuts') else []
     lines += ['', f'{facts["used"]:,} of {format_count(labelled, "labelled image")} used. Files are never changed.']

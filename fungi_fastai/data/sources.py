@@ -26,11 +26,14 @@ from .archive_kinds import archive_extensions, is_archive
 from .archive_names import check_encoding
 from .class_names import with_clear_names
 from .column_names import find_column
+from .corrections import apply_corrections, corrections_name, ignore_corrections, is_corrections
+from .darwin_core import check_has_images
 from .downloads import Remote, fetch
 from .folders import NoLabelsError, compile_pattern, read_folder
 from .file_kinds import is_image_name
 from .inner_tables import compare_tables, read_inner_table
 from .layout import auto_layout, parse_layout
+from .parquet_images import describe_unpacked, holds_images, unpack_images
 from .table_files import table_extensions
 from .tables import read_table
 from .tree import is_visible, walk_tree
@@ -44,6 +47,7 @@ _kinds = dict(
     competition='Kaggle competition',
     sample='built-in sample',
 )
+_saved_tables = 'tables'  # the folder of the data_dir with the tables of DataFrames
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Source:
     layout: str = auto_layout  # 'auto', or the meaning of each folder, such as split/class/specimen
     split: str = ''  # the column of the CSV with the split; 'none': ignore given splits; '': the one that looks like it
     zip_encoding: str = ''  # encoding of the names in a zip that does not say it, such as cp850; '': detected
+    corrections: str = ''  # a file of corrections; 'none': ignore them; '': corrections.csv in or beside the source
 
     @classmethod
     def of(
@@ -70,6 +75,7 @@ class Source:
         layout: str = auto_layout,  # as the field
         split: str = '',  # as the field
         zip_encoding: str = '',  # as the field
+        corrections: str = '',  # as the field
     ) -> 'Source':  # `x` itself if it is a Source
         "The source that `x` describes. An existing path is never taken for a name on Kaggle. Raises `UserError`"
         if isinstance(x, Source):
@@ -88,7 +94,9 @@ class Source:
                 compile_pattern(pattern, what)
         if layout != auto_layout:
             parse_layout(layout)
-        return cls(location, kind, label, group, column, layout, split, check_encoding(zip_encoding))
+        if corrections not in ('', ignore_corrections):
+            corrections = os.path.abspath(os.path.expanduser(corrections))
+        return cls(location, kind, label, group, column, layout, split, check_encoding(zip_encoding), corrections)
 
     @classmethod
     def from_dict(
@@ -123,6 +131,10 @@ class Source:
             return Path(sample_folder(self.location))
         if not path.exists():
             raise _missing_error(path)
+        if self.kind in ('zip', 'folder'):
+            check_has_images(path)
+        if self.kind == 'csv' and holds_images(path):
+            return unpack_images(path, self.column, progress)
         return unpack(path, progress=progress, zip_encoding=self.zip_encoding) if self.kind == 'zip' else path
 
     def read(
@@ -135,29 +147,73 @@ class Source:
         how the source was read. Raises `UserError`"""
         path = self.prepare(progress)
         if self.kind == 'csv':
-            table = read_table(path, self.label, self.group, self.column, labels, self.split)
+            table, inside = self._read_table(path, labels), []
         else:
-            table = self._read_folder(path, labels, progress)
+            table, inside = self._read_folder(path, labels, progress)
         if labels:
-            return with_clear_names(table)
+            return self._corrected(with_clear_names(table), inside)
         if self.kind != 'csv' and (notes := table.attrs['notes']):
             warnings.warn(' '.join(notes), stacklevel=2)
+        return table
+
+    def _read_table(self, path, labels):
+        "The images of a table; the column of unpacked images is known"
+        column = self.column if path == Path(self.location) else ''
+        table = read_table(path, self.label, self.group, column, labels, self.split)
+        table.attrs['notes'] = [*describe_unpacked(path), *table.attrs['notes']]
         return table
 
     def _read_folder(self, path, labels, progress):
         "The images in a folder; labels from a table in it if the folders have none"
         tree = read_archives(walk_tree(path), self.zip_encoding, progress)
         tree.notes.extend(describe_download(Path(self.location)) if self.kind == 'zip' else ())
+        inside = [Path(tree.path(parts)) for parts in tree.files if is_corrections(parts[-1]) and tree.path(parts)]
         options = dict(label=self.label, group=self.group, layout=self.layout, splits=self.split != 'none')
         columns = dict(group=self.group, column=self.column, split=self.split)
         try:
             images = read_folder(tree, labels=labels, **options)
         except NoLabelsError as error:
             if (table := read_inner_table(tree, error.images, **columns)) is None:
-                raise
-            return table
+                if not labels or not self._corrections(inside):
+                    raise
+                return error.images, inside
+            return table, inside
         is_chosen = self.label != 'folder' or self.layout != auto_layout
-        return compare_tables(tree, images, **columns, labels=labels and not is_chosen)
+        return compare_tables(tree, images, **columns, labels=labels and not is_chosen), inside
+
+    def _corrections(self, inside):
+        "The files of corrections, those of subfolders first; the one beside an archive or a table comes last"
+        if self.corrections:
+            return [] if self.corrections == ignore_corrections else [Path(self.corrections)]
+        beside = self.corrections_file
+        found = [beside] if beside and beside.is_file() and self.kind in ('csv', 'zip') else []
+        return sorted(inside, key=lambda file: -len(file.parts)) + found
+
+    def all_corrections(self) -> list[Path]:  # a later one overrules an earlier one
+        "The files of corrections that are read with the source"
+        inside = []
+        if self.kind != 'csv' and not self.corrections:
+            tree = read_archives(walk_tree(self.prepare()), self.zip_encoding, progress=False)
+            inside = [Path(tree.path(parts)) for parts in tree.files if is_corrections(parts[-1])]
+        return self._corrections(inside)
+
+    def _corrected(self, table, inside):
+        "The images with their corrections. Raises `UserError`"
+        corrected = apply_corrections(table, self._corrections(inside), below=inside)
+        if not corrected.label.notna().any():
+            raise UserError(f'No image of {self.location} has a label, with or without its corrections.')
+        return corrected
+
+    @property
+    def corrections_file(self) -> Path | None:  # it need not exist; None where the source has no place of its own
+        "Where the corrections of the source are written: in the folder, or beside the archive or the table"
+        if self.corrections:
+            return None if self.corrections == ignore_corrections else Path(self.corrections)
+        path = Path(self.location)
+        if self.kind == 'folder':
+            return path / corrections_name
+        is_saved_table = path.parent == (settings().data_dir / _saved_tables).absolute()
+        return path.parent / corrections_name if self.kind in ('csv', 'zip') and not is_saved_table else None
 
     def describe(self) -> str:
         "The source in words, on one line"
@@ -193,7 +249,7 @@ def _kind_and_location(text, sample):
         return 'sample', _sample_kind(text.partition(':')[2] or sample)
     path = Path(os.path.expanduser(text))
     if os.path.isdir(path):
-        return 'folder', os.path.abspath(path)
+        return 'csv' if holds_images(path) else 'folder', os.path.abspath(path)
     if os.path.exists(path):
         return _file_kind(path), os.path.abspath(path)
     if match := re.fullmatch(r'competition:([\w-]+)', text):
@@ -224,7 +280,12 @@ def _kaggle_address(text, path):
 
 def _file_kind(path):
     "zip or csv. Raises `UserError`"
-    if path.suffix.lower() in table_extensions:
+    if is_corrections(path):
+        raise UserError(
+            f'{path} is a list of corrections and no source. Give the images or the table that it corrects; it is read '
+            'with them. If it is the table of your labels, rename it.'
+        )
+    if path.suffix.lower() in table_extensions or holds_images(path):
         return 'csv'
     if is_archive(path):
         return 'zip'
@@ -280,7 +341,7 @@ def _save_table(table, column):
     paths = [os.path.abspath(os.path.expanduser(path)) for path in table[path_column].astype(str)]
     table = table.assign(**{path_column: paths})
     text = table.to_csv(index=False)
-    file = settings().data_dir / 'tables' / f'{hashlib.sha256(text.encode()).hexdigest()[:12]}.csv'
+    file = settings().data_dir / _saved_tables / f'{hashlib.sha256(text.encode()).hexdigest()[:12]}.csv'
     if not file.exists():
         write_text(file, text)
     return file

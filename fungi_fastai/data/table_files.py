@@ -16,6 +16,7 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.progress import format_list
 from .column_names import find_column, find_columns, plain_name
+from .corrections import is_corrections
 from .file_kinds import is_image_name
 from .split_words import contains_split_word
 from .table_records import read_excel, read_json, read_json_lines, read_parquet
@@ -155,7 +156,7 @@ def may_name_images(
         return stem in names and path.with_name(names[stem]).exists() or names_split(path)
     if suffix == '.json':
         return bool(_json_words.search(stem)) and not re.search(r'map|dict|to_|(?<!\d)2(?!\d)', stem)
-    return suffix in table_extensions and 'submission' not in stem
+    return suffix in table_extensions and 'submission' not in stem and not is_corrections(path)
 
 # %% ../../nbs/data/table_files.ipynb #62a11c48
 _map_words = re.compile('map|class|name|label|categor|species|taxon|taxa|dict|legend|index|idx|id', re.I)

@@ -11,6 +11,7 @@ __all__ = []
 import os
 import posixpath
 import re
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -386,8 +387,8 @@ def _check_found(file, table, found, named):
     "Raise if no image was found, or if one may be in several folders"
     name, located = found.columns[-1], found.located
     if not any(located.found):
-        if any(map(is_address, table[name])):
-            raise _address_error(file, name)
+        if addresses := [one for one in (name, *table.columns) if any(map(is_address, table[one].head(1000)))]:
+            raise _address_error(file, addresses[0])
         raise MissingFileError(
             f'None of the {format_count(len(named), "image")} named in {file} exists. The first would be '
             f"{located.paths[0]}; relative paths are taken from the table's own folder."
@@ -406,5 +407,6 @@ def _check_found(file, table, found, named):
 def _address_error(file, name):
     return MissingFileError(
         f'The column {name} of {file} holds addresses on the web, and no file of these names is on the disk. '
-        'Download the images first, or name the column of the files with --column.'
+        f'Download the images first (fungi fetch {shlex.quote(str(file))} --out FOLDER), or name the column of the '
+        'files with --column.'
     )

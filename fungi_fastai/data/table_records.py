@@ -38,7 +38,7 @@ def read_excel(file):
     if not sheets:
         raise UserError(f'{file} is empty. Expected a sheet with the columns path and label.')
     name = max(sheets, key=lambda name: (count_usual(next(filter(any, sheets[name]))), len(sheets[name])))
-    rows = [(number, [_cell_text(cell) for cell in row]) for number, row in enumerate(sheets[name], 1) if any(row)]
+    rows = [(number, [cell_text(cell) for cell in row]) for number, row in enumerate(sheets[name], 1) if any(row)]
     header = column_names(rows[0][1])
     table = pd.DataFrame([row for _, row in rows[1:]], columns=list(header), dtype=str)
     table.index = [number for number, _ in rows[1:]]
@@ -46,7 +46,7 @@ def read_excel(file):
     return table, notes, []
 
 
-def _cell_text(value):
+def cell_text(value):
     "A value of a spreadsheet or of JSON as text; whole numbers without a point"
     if value is None:
         return ''
@@ -112,7 +112,7 @@ def _records_table(file, rows):
     if not rows:
         raise UserError(f'{file} is empty. Expected objects with the keys file_name and label.')
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    values = [[_cell_text(row.get(name)) for name in names] for row in rows.values()]
+    values = [[cell_text(row.get(name)) for name in names] for row in rows.values()]
     return pd.DataFrame(values, columns=list(column_names(names)), index=list(rows), dtype=str)
 
 # %% ../../nbs/data/table_records.ipynb #df8efbce
@@ -132,7 +132,7 @@ def read_parquet(file):
             f'{file} holds the images themselves (column {inside[0]}), which is not read. Write each image into a '
             'file, and give a table with the columns path and label.'
         )
-    columns = {name: [_cell_text(value) for value in table[name].to_pylist()] for name in table.column_names}
+    columns = {name: [cell_text(value) for value in table[name].to_pylist()] for name in table.column_names}
     frame = pd.DataFrame(columns, dtype=str)
     frame.index += 1
     return frame, [], []

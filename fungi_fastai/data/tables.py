@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
-from .column_names import find_columns
+from .column_names import find_columns, plain_name
 from fungi_fastai.data.columns import (
     choose_group,
     choose_label,
@@ -27,6 +27,7 @@ from fungi_fastai.data.columns import (
     read_one_hot,
     read_splits,
 )
+from .details import read_details
 from .folders import compile_pattern, find_groups, group_name, images_table, plain_text
 from .split_words import says_nothing, split_of
 from .table_files import files_beside, label_names, read_frame
@@ -71,6 +72,12 @@ class _Columns:
         columns.notes.insert(0, columns.describe(file, table))
         return columns
 
+    @property
+    def used(self):
+        "All columns that are read as a path, label, specimen or split"
+        used = [*self.path.columns, self.label, self.group, *self.splits, *self.one_hot]
+        return [name for name in used if name]
+
     def describe(self, file, table):
         "The choice as a sentence"
         label = ' and '.join(filter(None, (self.genus, self.label)))
@@ -98,7 +105,7 @@ def read_table(
     labels: bool = True,  # whether a table with no label at all is an error
     split: str = '',  # the column with the split; 'none': no column; '': the one that looks like it
     from_folders: bool = True,  # whether a table without labels takes them from the folders of its images
-) -> pd.DataFrame:  # path name label group given
+) -> pd.DataFrame:  # path name label group given, and what `read_details` gives
     "The images that a table names. Raises `UserError`, or `MissingFileError` if none of them exists"
     file = Path(file)
     table = read_frame(file)
@@ -126,8 +133,10 @@ def read_table(
         raise UserError(f'No image in {file} has a label. Its columns are {", ".join(table.columns)}.')
     groups, more_groups = _image_groups(rows, columns, image_labels, names, group)
     images = images_table(paths, names, image_labels, groups, splits.replace('unlabelled', '').tolist())
-    images.index = rows.index
+    details = read_details(rows, set(columns.used))
+    images = pd.concat([images.set_index(rows.index), details], axis=1)
     notes += [*more, *more_groups, *_path_notes(file, columns.path, rows, files), *_check_repeated(file, images)]
+    notes += _describe_details(details)
     images = _distinct(images)
     images.attrs['notes'] = notes
     return images
@@ -135,8 +144,7 @@ def read_table(
 
 def _check_short_lines(file, table, columns, short):
     "Raise if a line ends before a column that is used"
-    used = [*columns.path.columns, columns.label, columns.group, *columns.splits, *columns.one_hot]
-    number = max(list(table.columns).index(name) for name in used if name) + 1
+    number = max(list(table.columns).index(name) for name in columns.used) + 1
     cut = [line for line in short if line in table.index and not (table.loc[line].iloc[number - 1 :] != '').any()]
     if cut:
         raise UserError(
@@ -162,12 +170,12 @@ def _image_names(paths, folder):
 def _image_labels(file, table, columns, names, label, required):
     "Labels from their column, from a pattern, or, for a table of paths alone, from the folders; notes"
     if columns.label:
-        values = table[columns.label]
+        values, unknown = _hidden_labels(table[columns.label])
         if columns.genus:
             values = (table[columns.genus] + ' ' + values).where(values != '', '').str.strip()
         known, notes = label_names(files_beside(file), set(values[values != '']))
         known = {value: known.get(value) or plain_text(value) or None for value in values.unique()}
-        return [known[value] for value in values.tolist()], notes + _missing_labels(values)
+        return [known[value] for value in values.tolist()], [*unknown, *notes, *_missing_labels(values)]
     if columns.one_hot:
         return read_one_hot(file, table, columns.one_hot), []
     if label != 'folder':
@@ -181,6 +189,16 @@ def _image_labels(file, table, columns, names, label, required):
             "(label='…'), or give a pattern that finds the label in the path."
         )
     return [_folder_label(name) for name in names], []
+
+
+def _hidden_labels(values):
+    "The labels without -1 in a column of numbers such as class_id, where it stands for a hidden label; notes"
+    others = values[(values != '') & (values != '-1')]
+    is_id = plain_name(values.name).endswith('id') and len(others) and others.str.fullmatch(r'\d+').all()
+    if not is_id or not (values == '-1').any():
+        return values, []
+    count = format_count(int((values == '-1').sum()), 'row')
+    return values.mask(values == '-1', ''), [f'The number -1 in {values.name} is no class ({count}): without a label.']
 
 
 def _folder_label(name):
@@ -223,6 +241,12 @@ def _image_groups(table, columns, labels, names, group):
         )
     rows = zip(values.tolist(), missing.tolist(), labels, names, strict=True)
     return [name if none else group_name(value, label) for value, none, label, name in rows], notes
+
+
+def _describe_details(details):
+    "A sentence about the columns that say when, where and by whom; nothing if there are none"
+    if found := [f'{name.replace("_", " ")} from {column}' for name, column in details.attrs['columns'].items()]:
+        yield f'Also read: {format_list(found, 20)}.'
 
 
 def _distinct(table):

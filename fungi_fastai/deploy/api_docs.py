@@ -38,7 +38,8 @@ _result = dict(
         file=dict(type=['string', 'null'], description='name of the file, as the client sent it'),
         label=_text | dict(description='the most likely class'),
         confidence=_number | dict(description='its calibrated probability'),
-        answer=_text | dict(description='the label, or "not sure"'),
+        answer=_text
+        | dict(description='the label, a taxon above it, "not sure", or "unlike anything it was trained on"'),
         why=_text | dict(description='the reason for the answer'),
         set=dict(
             type='array',
@@ -46,8 +47,15 @@ _result = dict(
             description='prediction set at the target coverage, most likely class first; empty if none was calibrated',
         ),
         top=_top_classes | dict(description='the most likely classes'),
+        context=dict(type='object', description='what the request says beside the photo, if that counted'),
         rank=_text | dict(description='rank of the answer, such as species or genus; only if the model has ranks'),
         ranks=_ranks | dict(description='the most likely taxon of each rank; only if the model has ranks'),
+        novelty=_number
+        | dict(
+            minimum=0,
+            maximum=1,
+            description='fraction of the validation images that are less unusual; only if the model has a detector',
+        ),
         error=_text | dict(description='instead of all other values: why the file was not classified'),
         status=dict(type='integer', description='with `error`: the HTTP status of this file'),
     ),
@@ -75,6 +83,8 @@ _form = dict(
         files=dict(type='array', items=_file),
         specimen=dict(type='boolean', description='as the parameter of this name'),
         only=_text | dict(description='as the parameter of this name; also one a line'),
+        month=_text | dict(description='month of the find, 1 to 12, if the model has context; also as a parameter'),
+        habitat=_text | dict(description='and other names of its context; a place as latitude and longitude'),
     ),
 )
 _example_results = [
@@ -134,6 +144,7 @@ For programs: <a href="openapi.json">openapi.json</a>.</p>
 <button>Classify</button></form>
 <pre>curl -F files=@photo.jpg -F files=@another.png "{address}predict?top=3"
 curl -F files=@cap.jpg -F files=@stem.jpg -F specimen=1 {address}predict
+curl -F files=@photo.jpg -F month=10 {address}predict
 curl -H "content-type: image/jpeg" --data-binary @photo.jpg {address}predict</pre>"""
 
 _page = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -10,6 +10,7 @@ __all__ = ['Bundle']
 # %% ../../nbs/deploy/bundle.ipynb #34795502
 import hashlib
 import json
+import os
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..core.errors import MissingFileError, UserError
 from ..core.files import write_json
 from .bundle_schema import find_problem, schema_version
 from .executables import executable_code
+from ..evaluation.context import context_file, load_context
 
 # %% ../../nbs/deploy/bundle.ipynb #f331de28
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Bundle:
     )
     preprocessing: dict  # size canvas resize mean std resampling
     temperature: float  # already inside the ONNX graph; for torch, the logits are divided by it
-    decisions: dict  # threshold, conformal, pooling, ranks and novelty as plain values, or None
+    decisions: dict  # threshold, conformal, pooling, ranks, novelty and validation as plain values, or None
     metrics: dict  # of the test set: scores, intervals, n_test
     data: dict  # source, images, split, groups, fingerprint, licence
     recipe: dict  # that trained the network
@@ -40,6 +42,7 @@ class Bundle:
     parity: dict  # difference between the probabilities of torch and ONNX on real images
     engines: dict  # onnx, int8, openvino: the accuracy and the speed of each
     created: str  # ISO date and time
+    provisional: dict  # class that was added without training → photos, similarity, started_from, created
     version: str  # of fungi_fastai
     fingerprint: str  # checksum of bundle.json, which holds the checksums of all other files
 
@@ -154,6 +157,16 @@ class Bundle:
         return _restore(lambda **values: Ranks.from_dict(values, n), values, self.folder, 'ranks')
 
     @cached_property
+    def context(self):
+        "The `ContextPrior` of months, places and habitats, or None"
+        if context_file not in self.files:
+            return None
+        prior = load_context(self.file(context_file))
+        if prior.classes != self.classes:
+            raise _invalid(self.folder, f'{context_file} is about other classes')
+        return prior
+
+    @cached_property
     def novelty(self):
         "The `NoveltyDetector` that recognises images of none of the classes, or None"
         values = self.decisions['novelty'] or {}
@@ -163,16 +176,31 @@ class Bundle:
 
         return NoveltyDetector.load(self.file('novelty.safetensors'), values['threshold'])
 
+    @cached_property
+    def validation_answers(self):
+        "The `AnswerSample` of the validation images, which later answers are compared with, or None"
+        from fungi_fastai.evaluation.shift import AnswerSample
+
+        values, n = self.decisions['validation'], len(self.classes)
+        novelty = self.decisions['novelty'] or {}
+        images = novelty.get('validation_images', 0) if novelty.get('threshold') is not None else 0
+        return _restore(lambda **values: AnswerSample.from_dict(values, n, images), values, self.folder, 'validation')
+
     def torch_network(self):
         "The torch network, backbone and head, with its weights, in evaluation mode"
         from safetensors.torch import load_file
 
+        from fungi_fastai.models.ensemble import make_ensemble
         from fungi_fastai.models.networks import make_network
 
         config, weights = self.network, load_file(self.file('model.safetensors'))
         if config.get('classifier'):
             weights = _without_timm_names(weights, config['classifier'])
-        network = make_network(config['arch'], config['n_out'], config['head'], config.get('hidden'), size=self.size)
+        n_out, head = config['n_out'], config['head']
+        if head == 'ensemble':
+            network = make_ensemble(config['members'], n_out, self.size)
+        else:
+            network = make_network(config['arch'], n_out, head, config.get('hidden'), size=self.size)
         network.load_state_dict(weights)
         return network.eval()
 
@@ -223,6 +251,9 @@ def _without_timm_names(weights, classifier):
     return renamed
 
 
+_decisions = 'threshold', 'conformal', 'pooling', 'ranks', 'novelty', 'validation'
+
+
 def _restore(kind, values, folder, name=''):
     "An object of a dataclass from its plain values. Raises `UserError` if they do not fit"
     try:
@@ -252,7 +283,8 @@ def _read(folder):
         raise _other_schema(folder, values)
     values = values | dict(
         version=values.get('fungi_fastai'),
-        decisions={name: values.get(name) for name in ('threshold', 'conformal', 'pooling', 'ranks', 'novelty')},
+        provisional=values.get('provisional') or {},
+        decisions={name: values.get(name) for name in _decisions},
     )
     names = [f.name for f in fields(Bundle) if f.name not in ('folder', 'fingerprint')]
     if missing := [name for name in names if values.get(name) is None]:
@@ -281,3 +313,29 @@ def _other_schema(folder, values):
         f'{folder} is a bundle of schema {values.get("schema")!r}; this version of fungi_fastai reads schema '
         f'{schema_version}. Install the version that made it{version}, or export it again.'
     )
+
+# %% ../../nbs/deploy/bundle.ipynb #93ccbd07
+def check_target(out):
+    "Raise `UserError` if something else than a bundle is there, or it cannot be replaced"
+    if Path.cwd().is_relative_to(out):
+        raise UserError(
+            f'{out} is the folder you are in, and a bundle replaces its folder as a whole. Choose another folder.'
+        )
+    if out.exists() and not (out / 'bundle.json').exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f'{out} exists and is not a bundle. Choose another folder; nothing in it was changed.')
+    if others := _other_files(out):
+        raise UserError(
+            f'{out} holds {others[0]}, which its bundle.json does not name and which would be lost. '
+            'Move it away, or choose another folder.'
+        )
+
+
+def _other_files(folder):
+    "What else a bundle's folder holds"
+    if not folder.exists():
+        return []
+    try:
+        known = json.loads((folder / 'bundle.json').read_bytes())['files']
+    except (OSError, ValueError, KeyError, TypeError):
+        known = ()
+    return [name for name in sorted(os.listdir(folder)) if name != 'bundle.json' and name not in known]

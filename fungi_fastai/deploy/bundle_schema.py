@@ -53,7 +53,7 @@ def _check_decisions(values):
             return f'{name} is not made of numbers'
         if decision.get(optional) is not None and not _is_number(decision[optional]):
             return f'{name} is not made of numbers'
-    for name in ('pooling', 'ranks', 'novelty'):  # optional tables, which their own classes check
+    for name in ('pooling', 'ranks', 'novelty', 'validation'):  # optional tables, which their own classes check
         if not isinstance(values['decisions'].get(name), dict | None):
             return f'{name} is {type(values["decisions"][name]).__name__}, not a table of values'
     return ''
@@ -63,13 +63,15 @@ def _check_classes(values):
     classes = values['classes']
     if isinstance(classes, list) and classes and all(isinstance(name, str) and name for name in classes):
         if len(set(classes)) == len(classes):
-            return ''
+            provisional = values.get('provisional') or {}
+            is_table = isinstance(provisional, dict) and set(provisional) <= set(classes)
+            return '' if is_table else 'provisional is not a table of classes'
     return 'classes is not a list of different names'
 
 
 def _check_network(values):
     network, n_classes = values['network'], len(values['classes'])
-    if not isinstance(network.get('arch'), str) or network.get('head') not in ('linear', 'fastai'):
+    if not isinstance(network.get('arch'), str) or network.get('head') not in ('linear', 'fastai', 'ensemble'):
         return 'network does not say arch and head'
     if network.get('n_out') != n_classes:
         return f'the network gives {network.get("n_out")} numbers for {n_classes} classes'

@@ -11,7 +11,10 @@ __all__ = ['model_card']
 import json
 from string import Template
 
+from ..data.corrections import describe_corrections
+from .attribution import describe_attribution
 from .novelty import describe_novelty
+from ..evaluation.context_fit import describe_context
 
 # %% ../../nbs/deploy/card.ipynb #c9ebb594
 _card = Template("""---
@@ -30,7 +33,7 @@ $scores
 
 $images images of $n_classes classes, from `$source`. $guarantee
 
-$classes. In brackets, training images.
+$classes. In brackets, training images.$corrections
 
 ## Limits
 
@@ -48,7 +51,7 @@ $parity
 
 ## Licence
 
-$licence.
+$licence.$attribution
 
 $initial_weights
 """)
@@ -116,13 +119,19 @@ def _score_rows(metrics):
     return '\n'.join(rows)
 
 
+def _what_was_tested(about):
+    "What the test images differ in from the training images"
+    if held := about['metrics'].get('held_out'):
+        return f'the test images are {held["description"]}, and no such image was trained on.'
+    return 'other cameras, places and seasons were not tested.'
+
+
 def _limits(about):
     "What the scores do not say, one sentence each"
     limits = [
         f'It knows {len(about["classes"])} classes and names anything else as one of them, often with high confidence.',
         describe_novelty(about.get('novelty') or {}),
-        f'Its scores hold for images like those of `{about["data"]["source"]}`; '
-        'other cameras, places and seasons were not tested.',
+        f'Its scores hold for images like those of `{about["data"]["source"]}`; {_what_was_tested(about)}',
     ]
     per_class = {name: row for name, row in about['per_class'].items() if row['images']}
     weak = sorted(
@@ -174,6 +183,8 @@ def _answer_paragraphs(about):
             f'Where the {ranks["rank"]} is not certain, it answers with the {" or ".join(ranks["taxa"])} if that '
             'reaches a threshold of its own. The probability of a taxon is the sum of those of its classes.'
         )
+    if context := about['metrics'].get('context'):
+        paragraphs.append(f'{describe_context(context)} A photo without context is answered by itself.')
     return paragraphs
 
 
@@ -223,11 +234,13 @@ def model_card(
         n_classes=len(about['classes']),
         source=data['source'],
         guarantee=about['guarantee'],
+        corrections=f'\n\n{describe_corrections(data["corrections"])}' if data.get('corrections') else '',
         classes=', '.join(f'{name} ({data["per_class"].get(name, 0)})' for name in about['classes']),
         limits='\n'.join(f'- {limit}' for limit in _limits(about)),
         use='\n\n'.join([use, *_answer_paragraphs(about), *([_timm_use] if network['classifier'] else [])]),
         command=about['command'],
         parity='\n\n'.join(_parity_paragraphs(about)),
         licence=f'{data["licence"][:1].upper()}{data["licence"][1:]}',
+        attribution=f'\n\n{text}' if (text := describe_attribution(data)) else '',
         initial_weights=_initial_weights(network.get('initial_weights'), about['recipe']['pretrained']),
     )

@@ -10,7 +10,6 @@ __all__ = ['export']
 # %% ../../nbs/deploy/export.ipynb #719c851c
 import hashlib
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -29,7 +28,8 @@ from ..core.folders import replaced_folder
 from ..core.progress import format_size
 from ..data.images import canvas_size, open_image
 from ..data.splits import count_specimens
-from .bundle import Bundle
+from .attribution import attribution_facts, write_attribution
+from .bundle import Bundle, check_target
 from .card import model_card
 from fungi_fastai.deploy.onnx import (
     DeployedNetwork,
@@ -49,6 +49,7 @@ from fungi_fastai.deploy.parity import (
     sample_images,
     with_flips,
 )
+from .ensemble import Ensemble
 from .engines import OnnxEngine, OpenVinoEngine
 from .novelty import describe_novelty
 from .novelty_fit import without_novelty, write_novelty
@@ -56,6 +57,7 @@ from .quantization import quantize
 from .timm_names import load_network, timm_config, timm_equivalent
 from ..evaluation.assess import guarantee, verdict
 from ..evaluation.calibration import apply_temperature, reliability
+from ..evaluation.context import context_file, save_context
 from ..evaluation.gallery import thumbnail
 from ..evaluation.neighbors import FeatureIndex
 from ..run_folder import RunFolder
@@ -183,10 +185,13 @@ def _write_examples(job, engine):
     recipe, file = job.run.recipe, job.folder / 'examples.safetensors'
     squares, rows = job.images(('train',), job.options.examples)
     features = in_batches(engine, squares)[1]
+    held_out = in_batches(engine, job.images(('valid',), job.options.examples)[0])[1]  # for `Predictor.add_class`
     FeatureIndex.of(features, rows['name'], rows.label, arch=recipe.arch, size=recipe.size).save(file)
     thumbnails = [thumbnail(pixels, 96, 4000) for pixels in squares]
     tensors = load_file(file) | dict(
-        thumbnails=np.frombuffer(b''.join(thumbnails), np.uint8), ends=np.cumsum([len(jpeg) for jpeg in thumbnails])
+        thumbnails=np.frombuffer(b''.join(thumbnails), np.uint8),
+        ends=np.cumsum([len(jpeg) for jpeg in thumbnails]),
+        held_out=held_out.astype(np.float16),
     )
     with atomic(file) as part:
         save_file(tensors, part, dict(arch=recipe.arch, size=str(recipe.size), format='fungi features 1'))
@@ -283,8 +288,10 @@ def _data_facts(run, licence):
         split={name: int((used.split == name).sum()) for name in ('train', 'valid', 'test')},
         per_class={name: int(n) for name, n in used.label[used.split == 'train'].value_counts().items()},
         groups=count_specimens(used),
+        corrections={k: v for k, v in run.items.attrs.get('corrections', {}).items() if k != 'files'},
         fingerprint=_fingerprint(used),
         licence=licence,
+        **attribution_facts(used),
     )
 
 
@@ -302,13 +309,20 @@ def _fingerprint(used):
 
 def _command(run, options):
     "The commands that make this bundle again"
+    runs = getattr(run, 'members', [run])
+    names = ['RUN'] if len(runs) == 1 else [f'RUN{i + 1}' for i in range(len(runs))]
+    commands = [f'{_training_command(one)} --out {name}' for one, name in zip(runs, names, strict=True)]
+    flags = f'{" --int8" if options.int8 else ""}{" --openvino" if options.openvino else ""}'
+    return ' && '.join([*commands, f'fungi export {" ".join(names)}{flags} --out FOLDER'])
+
+
+def _training_command(run):
     try:
         command = json.loads((run.folder / 'report.json').read_text('utf8'))['command']
     except (OSError, ValueError, KeyError):
         command = f'fungi train {run.recipe.name}'
     words = [_without_path(word) if word.startswith('/') else word for word in shlex.split(command)]
-    flags = f'{" --int8" if options.int8 else ""}{" --openvino" if options.openvino else ""}'
-    return f'{" ".join(map(shlex.quote, words))} --out RUN && fungi export RUN{flags} --out FOLDER'
+    return ' '.join(map(shlex.quote, words))
 
 
 def _reliability(run):
@@ -337,6 +351,7 @@ def _bundle_values(job, compared, engines, novelty):
         pooling=decisions.pooling.to_dict(),
         ranks=decisions.ranks and decisions.ranks.to_dict(),
         novelty=novelty,
+        validation=run.validation_answers and run.validation_answers.to_dict(),
         metrics={k: v for k, v in run.metrics.items() if k not in ('classes', 'confusion', 'per_class')}
         | dict(reliability=_reliability(run)),
         data=data,
@@ -367,10 +382,13 @@ def _write_bundle(run, folder, options, say):
     engine = OnnxEngine(folder / 'model.onnx', compute_threads())
     compared = _compare(job, engine)
     _write_weights(job)
+    write_attribution(run.items, folder)
     if options.references:
         _write_references(job, compared)
     if options.examples:
         _write_examples(job, engine)
+    if run.decisions.context:
+        save_context(run.decisions.context, folder / context_file)
     values = _bundle_values(job, compared, _engines(job, graph), _novelty(job, engine))
     card = model_card(
         values
@@ -384,35 +402,16 @@ def _write_bundle(run, folder, options, say):
     write_text(folder / 'README.md', card)
     Bundle.write(folder, **values)
 
-# %% ../../nbs/deploy/export.ipynb #bdf9f8d2
-def _check_target(out):
-    "Raise `UserError` if something else than a bundle is there, or it cannot be replaced"
-    if Path.cwd().is_relative_to(out):
-        raise UserError(
-            f'{out} is the folder you are in, and a bundle replaces its folder as a whole. Choose another folder.'
-        )
-    if out.exists() and not (out / 'bundle.json').exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f'{out} exists and is not a bundle. Choose another folder; nothing in it was changed.')
-    if others := _other_files(out):
-        raise UserError(
-            f'{out} holds {others[0]}, which its bundle.json does not name and which would be lost. '
-            'Move it away, or choose another folder.'
-        )
-
-
-def _other_files(folder):
-    "What else a bundle's folder holds"
-    if not folder.exists():
-        return []
-    try:
-        known = json.loads((folder / 'bundle.json').read_bytes())['files']
-    except (OSError, ValueError, KeyError, TypeError):
-        known = ()
-    return [name for name in sorted(os.listdir(folder)) if name != 'bundle.json' and name not in known]
-
 # %% ../../nbs/deploy/export.ipynb #63f16f42
+def _opened(run):
+    "A run, or an ensemble of several"
+    if isinstance(run, (list, tuple)):
+        return Ensemble(run) if len(run) > 1 else _opened(run[0])
+    return RunFolder.load(run) if isinstance(run, (str, Path)) else run
+
+
 def export(
-    run: RunFolder | str | Path,  # a finished run: its folder, or opened
+    run,  # a finished run: its folder, or opened; a list of several becomes an `Ensemble`
     out: str | Path,  # the bundle's folder; an older bundle is replaced when the new one is complete
     *,
     int8: bool | None = False,  # also a graph with 8-bit numbers; None: unless it fails, which is only reported
@@ -429,7 +428,7 @@ def export(
 ) -> Path:  # `out`
     """Make a bundle of a run. Without a bundle, raises `TrainingError` if ONNX and torch disagree, and `UserError` if
     an 8-bit engine does not give the answers of the full network"""
-    run = RunFolder.load(run) if isinstance(run, (str, Path)) else run
+    run = _opened(run)
     import_onnx()
     target = check_writable(Path(out).resolve())
     if images < 1:
@@ -438,7 +437,7 @@ def export(
         raise UserError(f'min_agreement is {min_agreement}; expected a fraction from 0 to 1.')
     if not 0 <= false_alarm_rate < 1:
         raise UserError(f'false_alarm_rate is {false_alarm_rate}; expected a fraction from 0 to below 1.')
-    _check_target(target)
+    check_target(target)
     options = _Options(
         int8, openvino, min_agreement, examples, references, images, tolerance, licence, false_alarm_rate
     )

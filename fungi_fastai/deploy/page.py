@@ -37,11 +37,13 @@ def answer_html(
     top: int = 5,  # classes shown with a bar
     copy_of: str = '',  # name of the training image that it is a copy of
     photos: int = 1,  # that the probabilities are pooled from
+    context: str = '',  # what counts beside the photos, in words
 ) -> str:
     "The class of the image or specimen, its confidence, and the other possible classes"
     heading = _unsure_answer(decision)
     if decision.answered and decision.label != unlike:
-        heading = _confident_answer(decision, bundle, copy_of, photos)
+        heading = _confident_answer(decision, bundle, copy_of, photos, context)
+    heading += f'<p>{_escape(context)}</p>' if context else ''
     known = f'<p class="copy">{_about_copy(copy_of)}</p>' if copy_of else ''
     sets = '' if decision.label == unlike else _prediction_set(decision, bundle.conformal, len(classes))
     return heading + known + _bars(probs, classes, top) + _taxa(probs, bundle) + sets
@@ -54,11 +56,13 @@ def _about_copy(name):
     )
 
 
-def _confident_answer(decision, bundle, copy_of, photos):
+def _confident_answer(decision, bundle, copy_of, photos, context):
     term, sentence = describe_confidence(decision.confidence, (bundle.metrics or {}).get('reliability') or [])
-    is_measured = photos == 1 and not decision.rank  # on single images, and for classes
+    is_measured = photos == 1 and not (decision.rank or context or decision.provisional)  # single images, classes
     judged = f', {term} correct' if term and not copy_of and is_measured else ''
-    reasons = [sentence] * (is_measured and not copy_of) + [decision.why] * (bundle.threshold is not None)
+    reasons = [sentence] * (is_measured and not copy_of) + [decision.why] * (
+        bundle.threshold is not None or decision.provisional
+    )
     rank = f' <small>({_escape(decision.rank)})</small>' if decision.rank else ''
     return (
         f'<h2>{_escape(decision.label)}{rank}</h2>'
@@ -227,27 +231,41 @@ def answer(
     probs,  # (photos, classes) calibrated
     top: int = 5,  # classes shown with a bar
     novelty=None,  # (photos,) of each photo; None if the bundle has no detector
-) -> dict:  # html; square: a data URL of the last pixels, for `explain`, and for a browser that cannot show the file
+    context: dict | None = None,  # what is known beside the photos: variable → text
+) -> dict:  # html; answer; square: a data URL of the last pixels, for `explain`, and where the file cannot be shown
     "The response that the script shows beside the photos"
     file, photos = io.BytesIO(), len(pixels)
     copy_of = next(filter(None, (training_copy(predictor, one) for one in pixels)), '')
     Image.fromarray(pixels[-1]).save(file, 'PNG', compress_level=1)
     pooled = predictor.pool(probs) if photos > 1 else probs[0]
+    prior = predictor.bundle.context if context else None
+    pooled = prior.apply(pooled, context) if prior else pooled
     (decision,) = predictor.decide(pooled[None], *([] if novelty is None else [[min(novelty)]]))
-    html = answer_html(pooled, predictor.classes, decision, predictor.bundle, top, copy_of, photos)
+    html = answer_html(
+        pooled,
+        predictor.classes,
+        decision,
+        predictor.bundle,
+        top,
+        copy_of,
+        photos,
+        prior.explain([context]) if prior else '',
+    )
     if photos > 1:
-        html += _single_photos(probs, predictor.classes, predictor.bundle.pooling.describe(photos))
-    return dict(html=html, square='data:image/png;base64,' + base64.b64encode(file.getvalue()).decode())
+        html += _single_photos(probs, predictor.classes, predictor.bundle.pooling.describe(photos), context)
+    square = 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
+    return dict(html=html, square=square, answer=decision.label)
 
 
-def _single_photos(probs, classes, why):
+def _single_photos(probs, classes, why, context):
     "The class of each photo of a specimen"
     items = ''.join(
         f'<li><span>Photo {number}: {_escape(classes[row.argmax()])}</span>'
         f'<b>{_escape(format_probability(row.max()))}</b></li>'
         for number, row in enumerate(probs, 1)
     )
-    return f'<h3>The photos one by one</h3><p>{_escape(why)}</p><ol class="bars single">{items}</ol>'
+    title = f'The photos one by one{", without the context" if context else ""}'
+    return f'<h3>{title}</h3><p>{_escape(why)}</p><ol class="bars single">{items}</ol>'
 
 
 def explain(
@@ -269,13 +287,16 @@ def explain(
 def page_body(
     bundle,  # that the page describes
     max_bytes: int,  # of an image file
+    has_places: bool = True,  # whether a visitor can give coordinates, if the bundle has a context of places
 ) -> str:  # HTML
     "The page before an image is chosen"
+    prior = getattr(bundle, 'context', None)
     return page_assets.body.format(
         n_classes=len(bundle.classes),
         classes=_escape(', '.join(bundle.classes)),
         max_size=f'{max_bytes / 2**20:.3g} MB',
         lead=_escape(_lead(bundle)),
+        context=page_assets.context_fields(prior, has_places) if prior and prior.weight else '',
         note=_safety_html() if about_mushrooms(bundle) else '',
     )
 

@@ -7,6 +7,11 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/page_assets.html.md"""
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/deploy/page_assets.ipynb #3d511ef5
+import html
+
+from ..data.context_values import month_names
+
 # %% ../../nbs/deploy/page_assets.ipynb #442982bb
 theme_colours = dict(  # name of the theme's variable → light, dark
     body_background_fill=('#fff', '#161a18'),
@@ -54,6 +59,14 @@ h3 { font-size: 1.02rem; font-weight: 600; margin-top: 1.7rem; overflow-wrap: an
 .photos img { width: 4.2rem; height: 4.2rem; object-fit: cover; border-radius: .5rem }
 .more { padding: .7rem; text-align: center; border-radius: 1rem; border: 1px solid var(--main); color: var(--main);
   font-weight: 600; cursor: pointer } .more:focus-within { outline: 3px solid var(--line) }
+.context { border: 0; margin: 0; padding: 0; display: grid; gap: .4rem .8rem; grid-template-columns: 1fr 1fr }
+.context legend { padding: 0; margin-bottom: .3rem; color: var(--soft); font-size: .92rem }
+.only summary { color: var(--soft); font-size: .92rem; cursor: pointer }
+.only textarea { font: inherit; color: inherit; width: 100%; box-sizing: border-box; padding: .45rem;
+  border-radius: .5rem; border: 1px solid var(--line); background: none }
+.context label { display: flex; flex-direction: column; gap: .15rem; min-width: 0; font-size: .92rem }
+.context select, .context input { font: inherit; color: inherit; width: 100%; padding: .45rem; border-radius: .5rem;
+  border: 1px solid var(--line); background: var(--panel) }
 .single li { grid-template-columns: minmax(0, 1fr) auto; margin-top: .2rem } .taxa { margin-top: .8rem }
 .drop { display: flex; flex-direction: column; align-items: center; justify-content: center; text-align: center;
   min-height: 15rem; padding: 1rem;
@@ -120,12 +133,38 @@ stroke-linejoin="round" aria-hidden="true">
 <label class="camera">Take a photo
 <input type="file" accept="image/*" capture="environment" aria-label="Take a photo with the camera"></label>
 <label class="more" hidden>Add another photo of this specimen
-<input type="file" accept="image/*" multiple aria-label="Add another photo of this specimen"></label></div>
+<input type="file" accept="image/*" multiple aria-label="Add another photo of this specimen"></label>{context}
+<details class="only"><summary>Only some of the classes are possible here</summary><label>Their names, one a line
+<textarea name="only" rows="4" spellcheck="false" autocapitalize="none"></textarea></label></details></div>
 <div class="answer" role="status" aria-live="polite" hidden></div></div>
 {note}<div class="evidence" aria-live="polite"></div>
 <footer>Your image is processed in the server's memory and then discarded; no file is kept.
 For programs: <a href="docs">the API</a>.</footer>
 """
+
+# %% ../../nbs/deploy/page_assets.ipynb #90e4604f
+def context_fields(
+    prior,  # a `ContextPrior`
+    has_places: bool = True,  # whether there are fields for coordinates
+) -> str:  # HTML; '' without a field
+    "Fields in which a visitor can say what is known beside the photo"
+    fields = ''
+    for name in prior.names:
+        if values := prior.values(name):
+            texts = [month_names[int(one) - 1] if name == 'month' else one for one in values]
+            pairs = zip(map(html.escape, values), map(html.escape, texts), strict=True)
+            options = ''.join(f'<option value="{value}">{text}</option>' for value, text in pairs)
+            control = f'<select name="{html.escape(name)}"><option value="">not known</option>{options}</select>'
+            fields += f'<label>{html.escape(name[:1].upper() + name[1:])}{control}</label>'
+        elif has_places:
+            for one, limit in (('latitude', 90), ('longitude', 180)):
+                fields += (
+                    f'<label>{one.capitalize()}, degrees<input name="{one}" type="number" step="any" min="-{limit}" '
+                    f'max="{limit}"></label>'
+                )
+    if not fields:
+        return ''
+    return f'<fieldset class="context"><legend>What do you know about the find? (optional)</legend>{fields}</fieldset>'
 
 # %% ../../nbs/deploy/page_assets.ipynb #afd837fd
 script = """
@@ -135,6 +174,7 @@ const escape = text => Object.assign(document.createElement('p'), {textContent: 
 const busy = text => '<p class="busy">' + text + '</p>', wrong = text => '<p class="wrong">' + escape(text) + '</p>'
 const maxBytes = props.max_bytes, megabytes = n => Number((n/2**20).toPrecision(3)) + ' MB'
 const noResponse = 'The server did not respond. It may be busy or stopped; wait a moment and try again.'
+const fields = [...element.querySelectorAll('.context [name], .only [name]')]   // sent with the photos
 let turn = 0
 const ask = async (what, files) => {
   let body = files[0], headers = {'content-type': 'application/octet-stream'}
@@ -142,7 +182,10 @@ const ask = async (what, files) => {
     body = new FormData(); headers = {}
     for (const file of files) body.append('files', file, file.name || 'photo')
   }
-  return (await fetch(what, {method: 'POST', body, headers})).json()
+  const known = fields.filter(one => one.value.trim())
+  const sent = known.filter(one => what === 'answer' || one.name === 'only')
+  const query = String(new URLSearchParams(sent.map(one => [one.name, one.value])))
+  return (await fetch(what + (query && '?' + query), {method: 'POST', body, headers})).json()
 }
 let photos = []   // of the specimen: files
 function showPhotos() {
@@ -154,7 +197,7 @@ function showPhotos() {
     Object.assign(document.createElement('img'), {src: URL.createObjectURL(file), alt: 'Photo ' + (i + 1)})))
 }
 async function classify(added, isMore) {
-  if (!added.length) return
+  if (!added.length && !(isMore && photos.length)) return
   const mine = ++turn, late = () => mine !== turn, before = isMore ? photos : []
   stage.classList.add('answered', 'seen'); answer.hidden = false; evidence.innerHTML = ''
   find('.drop strong').textContent = 'Choose another image'
@@ -183,7 +226,12 @@ async function classify(added, isMore) {
     .then(square => ask('explain', [square])).catch(() => ({html: ''}))
   if (!late()) evidence.innerHTML = second.html ?? wrong(second.error)
 }
-for (const input of element.querySelectorAll('input'))
+for (const field of fields) field.onchange = () => classify([], true)
+const only = find('[name=only]'), onlyKey = 'only ' + location.pathname   // this device remembers the list
+try { only.value = localStorage.getItem(onlyKey) ?? '' } catch { }
+find('.only').open = !!only.value.trim()
+only.addEventListener('change', () => { try { localStorage.setItem(onlyKey, only.value) } catch { } })
+for (const input of element.querySelectorAll('input[type=file]'))
   input.onchange = () => { classify([...input.files], !!input.closest('.more')); input.value = '' }
 for (const kind of ['dragover', 'dragleave', 'drop']) document.addEventListener(kind, event => {
   if (!event.dataTransfer?.types.includes('Files')) return

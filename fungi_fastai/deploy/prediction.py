@@ -37,6 +37,7 @@ class Prediction:
     ranks: tuple = ()  # the most likely taxon of each rank, a dictionary with rank, taxon and probability
     images: tuple = ()  # of a specimen: the `Prediction` of each of its images
     novelty: float | None = None  # fraction of the validation images that are less unusual; None without a detector
+    context: dict = field(default_factory=dict)  # month, place or habitat that count too: variable → text
 
     def top(
         self,
@@ -102,6 +103,7 @@ class NamedImage:
     name: str
     image: object  # as it was given
     specimen: int | None = None  # number of the specimen that it shows; None for an image by itself
+    entry: int = 1  # number of the entry of the input that it belongs to
 
 
 def named_images(
@@ -117,7 +119,7 @@ def named_images(
             for image in _files_in(one) if _is_folder(one) else [one]:
                 count += 1
                 has_name = isinstance(image, (str, os.PathLike))
-                yield NamedImage(str(image) if has_name else f'image {count}', image, specimen)
+                yield NamedImage(str(image) if has_name else f'image {count}', image, specimen, number)
 
 
 def is_one_image(

@@ -128,6 +128,7 @@ class Tally:
     images: int = 0  # rows written
     failed: int = 0  # of them, files that could not be read
     errors: list = field(default_factory=list)  # the reasons for the first five
+    context: str = ''  # what was known beside the photos, in a sentence
 
     def count(
         self,

@@ -10,13 +10,15 @@ __all__ = ['Predictor']
 # %% ../../nbs/deploy/predictor.ipynb #232aaba5
 import ctypes
 import os
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
+from tempfile import mkdtemp
+from weakref import finalize
 
 import numpy as np
 
@@ -26,8 +28,10 @@ from ..core.progress import format_list
 from ..core.threads import restart_in_child
 from ..data.images import ImageError, read_pixels, square
 from .bundle import Bundle
-from .engines import OnnxEngine, OpenVinoEngine, TorchEngine, backends
+from .engines import OnnxEngine, OpenVinoEngine, TorchEngine, backends, choose_backend
+from .photo_context import contexts_for, joined_context
 from ..evaluation.species_list import listed_classes, restrict
+from .provisional import mark_provisional
 from .prediction import Example, Prediction, as_source, is_one_image, named_images
 
 # %% ../../nbs/deploy/predictor.ipynb #f534becb
@@ -41,9 +45,9 @@ class Predictor:
     def load(
         cls,
         folder: str | Path,  # of a bundle
-        backend: str = 'auto',  # onnx, torch, int8 or openvino; auto: onnx, or torch without onnxruntime or on a GPU
+        backend: str = 'auto',  # onnx, torch, int8 or openvino; auto: onnx, or torch where onnxruntime cannot be used
         threads: int | None = None,  # images processed side by side (default: one per CPU, or OMP_NUM_THREADS)
-        device: str = 'cpu',  # of the backend torch: cpu, cuda, cuda:1, mps
+        device: str = 'auto',  # cpu, cuda, cuda:1, mps; auto: cuda where onnxruntime can use it, otherwise the CPU
     ) -> 'Predictor':
         "Open a bundle. Raises `UserError` if it is invalid or has changed, or if the backend cannot be used"
         if backend not in backends:
@@ -53,15 +57,14 @@ class Predictor:
         return cls(Bundle.load(folder), backend, threads or compute_threads(), str(device))
 
     def __init__(self, bundle, backend, threads, device):
-        if backend == 'auto':
-            backend = 'onnx' if device == 'cpu' and find_spec('onnxruntime') else 'torch'
-        if backend != 'torch' and device != 'cpu':
-            raise UserError(f"The backend {backend} runs on the CPU; use backend='torch' for {device}.")
+        backend, device = choose_backend(backend, device)
         self.bundle, self.classes, self.fingerprint = bundle, list(bundle.classes), bundle.fingerprint
         self.backend, self.threads, self.device = backend, threads, device
-        self._batch = 1 if device == 'cpu' else _gpu_batch  # images a call
         self._process = os.getpid()
         self._engine  # noqa: B018  errors come now, and not with the first image
+        if device == 'auto':
+            self.device = self._engine.device
+        self._batch = 1 if self.device == 'cpu' else _gpu_batch  # images a call
         self.restart()
         restart_in_child(self)
 
@@ -175,24 +178,33 @@ class Predictor:
         images,  # one image, as `read` takes it, a folder, or a list of them; in it, a list of images is a specimen
         top: int | None = None,  # number of classes that `top()` of each prediction returns (default: 3)
         only: Sequence[str] | None = None,  # names of the classes, or taxa, that are possible (default: all classes)
+        # what is known beside the photos: dict(month=10, habitat='beech'), a list with one for each image or specimen,
+        # or 'exif': the date and the position in the photos (default: nothing)
+        context: dict | list[dict] | str | None = None,
     ) -> Prediction | list[Prediction]:  # one for one image; a list, in order, for a list or a folder
         """Predictions; that of a specimen is pooled from those of its images. Raises `ImageError` or `MissingFileError`
         for the first image that cannot be read, with its name"""
         limit = partial(restrict, listed=self.listed(only)) if only is not None else (lambda probs: probs)
         named = list(named_images(images))
+        n_entries = len(images) if isinstance(images, (list, tuple)) else 1
+        contexts = contexts_for(self.bundle.context, context, named, n_entries)
         probs, novelty = self._read_and_run([one.image for one in named])
         probs = [limit(one) for one in probs]
+        answers = [self.with_context(p, [known]) for p, known in zip(probs, contexts, strict=True)]
         singles = [
-            self._prediction(one.name, p, decision, top, value)
-            for one, p, decision, value in zip(named, probs, self.decide(probs, novelty), novelty, strict=True)
+            self._prediction(one.name, p, self._explained(decision, [known]), top, value, context=known)
+            for one, p, decision, value, known in zip(
+                named, answers, self.decide(answers, novelty), novelty, contexts, strict=True
+            )
         ]
         predictions = []
         for specimen, numbers in groupby(range(len(named)), lambda i: named[i].specimen):
-            own = [singles[i] for i in numbers]
-            predictions += own if specimen is None else [self._pooled(own, top, limit)]
+            own = [*numbers]
+            alone = [singles[i] for i in own]
+            predictions += alone if specimen is None else [self._pooled(alone, [probs[i] for i in own], top, limit)]
         return predictions[0] if is_one_image(images) else predictions
 
-    def _prediction(self, name, probs, decision, top, novelty, images=()):
+    def _prediction(self, name, probs, decision, top, novelty, images=(), context=None):
         ranks = self.bundle.ranks
         return Prediction(
             source=name,
@@ -208,16 +220,34 @@ class Predictor:
             ranks=tuple(ranks.likeliest(probs)) if ranks else (),
             images=images,
             novelty=None if np.isnan(novelty) else float(novelty),
+            context=context or {},
         )
 
-    def _pooled(self, singles, top, limit):
-        "The prediction of a specimen, from those of its images"
-        probs = limit(self.pool(np.stack([one.probabilities for one in singles])))
+    def _explained(self, decision, contexts):
+        "A decision whose reason says what is known beside the photos"
+        prior = self.bundle.context
+        text = prior.explain(contexts) if prior else ''
+        return replace(decision, why=f'{decision.why} {text}') if text else decision
+
+    def with_context(
+        self,
+        probs: np.ndarray,  # (classes,) calibrated probabilities of an image, or pooled of a specimen
+        contexts: Sequence[dict],  # of the image, or of the images of the specimen, from `Bundle.context`
+    ) -> np.ndarray:  # (classes,) `probs` itself if nothing is known
+        "The probabilities given month, place and habitat too"
+        prior = self.bundle.context
+        return prior.apply(probs, *contexts) if prior else probs
+
+    def _pooled(self, singles, probs, top, limit):
+        "The prediction of a specimen, from those of its images and their probabilities without context"
+        contexts = [one.context for one in singles]
+        probs = self.with_context(limit(self.pool(np.stack(probs))), contexts)
         novelty = min(np.nan if one.novelty is None else one.novelty for one in singles)  # of all its images
         (decision,) = self.decide(probs[None], [novelty])
         decision = replace(decision, why=f'{decision.why} {self.bundle.pooling.describe(len(singles))}')
+        decision = self._explained(decision, contexts)
         name = format_list([one.source for one in singles], 3)
-        return self._prediction(name, probs, decision, top, novelty, tuple(singles))
+        return self._prediction(name, probs, decision, top, novelty, tuple(singles), joined_context(contexts))
 
     def listed(
         self,
@@ -289,11 +319,42 @@ class Predictor:
         threshold, sets, ranks = self.bundle.threshold, self.bundle.conformal, self.bundle.ranks
         decisions = [decide(np.asarray(p)[None], self.classes, threshold=threshold, conformal=sets)[0] for p in probs]
         decisions = ranks.decide(probs, decisions) if ranks else decisions
-        if novelty is None or self.bundle.novelty is None:
-            return decisions
-        from fungi_fastai.deploy.novelty import mark_unlike
+        if novelty is not None and self.bundle.novelty is not None:
+            from fungi_fastai.deploy.novelty import mark_unlike
 
-        return mark_unlike(decisions, novelty, self.bundle.novelty.threshold)
+            decisions = mark_unlike(decisions, novelty, self.bundle.novelty.threshold)
+        return mark_provisional(decisions, self.bundle.provisional)
+
+    # --- new classes
+
+    def add_class(
+        self,
+        name: str,  # of the new class
+        photos,  # as `predict` takes them: five make sense, of different specimens
+    ) -> 'Predictor':  # with one more class; keep it with `save`
+        """Add a class from a few photos, without training. It is provisional: every answer says so. Raises `UserError`
+        if the bundle lacks a linear head or the features of validation images"""
+        from fungi_fastai.deploy.new_classes import add_class
+
+        folder = Path(mkdtemp(prefix='fungi-'))
+        try:
+            bundle = add_class(self, name, photos, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        backend = self.backend if self.backend in ('onnx', 'torch') else 'auto'  # the other engines are not made
+        predictor = Predictor(bundle, backend, self.threads, self.device)
+        finalize(predictor, shutil.rmtree, folder, ignore_errors=True)
+        return predictor
+
+    def save(
+        self,
+        out: str | Path,  # the folder; an older bundle there is replaced
+    ) -> Path:  # `out`
+        "Write the bundle into a folder of your own. Raises `UserError` if something else is there"
+        from fungi_fastai.deploy.new_classes import save_bundle
+
+        return save_bundle(self.bundle, out)
 
     # --- explanations
 
@@ -373,7 +434,7 @@ def _make_engine(bundle, backend, threads, device):
     if backend == 'openvino':
         return OpenVinoEngine(bundle.file('model.openvino.xml'), threads)
     file = bundle.file('model.int8.onnx' if backend == 'int8' else 'model.onnx')
-    return OnnxEngine(file, threads=1, backend=backend)  # the pool runs one image per thread
+    return OnnxEngine(file, threads=1, backend=backend, device=device)  # the pool runs one image per thread
 
 
 def _keep_for_ever(engine):

@@ -34,13 +34,48 @@ def check_server_packages():
 
 def make_app(
     bundle,  # folder of a bundle, or a `Predictor`
-    **options,  # of `PredictionService`: backend, max_batch, max_wait, limits, api_key, page, root_path, check_every
+    # of `PredictionService`: backend, device, max_batch, max_wait, limits, api_key, page, root_path, check_every, log
+    **options,
 ):  # FastAPI
     "A bundle as a web application. Raises `UserError`"
     check_server_packages()
     from fungi_fastai.deploy.service import PredictionService
 
     return PredictionService(bundle, **options).app
+
+# %% ../../nbs/deploy/server.ipynb #06e1568a
+@contextmanager
+def reserve_port(
+    host: str,
+    port: int,  # 0: any free port
+):  # yields the socket
+    "A socket that is bound to the port. Raises `UserError`"
+    if not 0 <= port < 65536:
+        raise UserError(f'--port is {port}; expected 0 to 65535.')
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UserError(
+            f'--host {host} is not an address of a machine ({error.strerror}). Usual are 127.0.0.1 and 0.0.0.0.'
+        ) from None
+    with socket.socket(family, socket.SOCK_STREAM) as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            reserved.bind(address)
+        except OSError as error:
+            raise port_error(host, port, error) from None
+        yield reserved
+
+
+def port_error(host, port, error):
+    messages = {
+        errno.EADDRINUSE: f'Port {port} of {host} is in use by another program. Stop that program, or choose another '
+        f'port, with: --port {port + 1}',
+        errno.EACCES: f'You have no permission for port {port}. Choose one above 1023, with: --port 8000',
+        errno.EADDRNOTAVAIL: f'This machine has no address {host}. Use --host 127.0.0.1, or 0.0.0.0 for all its '
+        'addresses.',
+    }
+    return UserError(messages.get(error.errno, f'The server cannot listen on {host}:{port}: {error.strerror}.'))
 
 # %% ../../nbs/deploy/server.ipynb #80f90e59
 def serve(
@@ -57,7 +92,7 @@ def serve(
 
     if options.get('api_key') is None:
         options['api_key'] = os.environ.get('FUNGI_API_KEY') or None
-    with _reserve_port(host, port) as reserved:
+    with reserve_port(host, port) as reserved:
         service = make_app(bundle, **options).state.service
 
         def greet():
@@ -67,46 +102,19 @@ def serve(
         try:
             GracefulServer(service, drain, greet).run(sockets=[reserved])
         except OSError as error:
-            raise _port_error(host, port, error) from None
+            raise port_error(host, port, error) from None
     return 0
-
-
-@contextmanager
-def _reserve_port(host, port):
-    "A socket that is bound to the port. Raises `UserError`"
-    if not 0 <= port < 65536:
-        raise UserError(f'--port is {port}; expected 0 to 65535.')
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UserError(
-            f'--host {host} is not an address of a machine ({error.strerror}). Usual are 127.0.0.1 and 0.0.0.0.'
-        ) from None
-    with socket.socket(family, socket.SOCK_STREAM) as reserved:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            reserved.bind(address)
-        except OSError as error:
-            raise _port_error(host, port, error) from None
-        yield reserved
-
-
-def _port_error(host, port, error):
-    messages = {
-        errno.EADDRINUSE: f'Port {port} of {host} is in use by another program. Stop that program, or choose another '
-        f'port, with: --port {port + 1}',
-        errno.EACCES: f'You have no permission for port {port}. Choose one above 1023, with: --port 8000',
-        errno.EADDRNOTAVAIL: f'This machine has no address {host}. Use --host 127.0.0.1, or 0.0.0.0 for all its '
-        'addresses.',
-    }
-    return UserError(messages.get(error.errno, f'The server cannot listen on {host}:{port}: {error.strerror}.'))
 
 
 def _greeting(service, reserved, api_key):
     host, port = reserved.getsockname()[:2]
     predictor = service.predictor
     about = f'{predictor.bundle.name} ({len(predictor.classes)} classes, {predictor.fingerprint[:12]})'
+    if getattr(predictor, 'device', 'cpu') != 'cpu':
+        about += f' on {predictor.device}'
     yield f'Serving {about} on http://{f"[{host}]" if ":" in host else host}:{port}'
     yield 'Its API is described at /docs, and its web app for phones is at /app. Stop with Ctrl-C.'
+    if service.log:
+        yield f'Answers are logged to {service.log.file}, without images, file names and addresses.'
     if host not in ('127.0.0.1', '::1') and not api_key:
         yield 'Anybody who can reach this address can use the server: there is no API key.'

@@ -10,6 +10,7 @@ __all__ = ['PredictionService']
 # %% ../../nbs/deploy/service.ipynb #463249ca
 import asyncio
 import logging
+import secrets
 import sys
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
@@ -22,10 +23,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import RedirectResponse, Response
 
 from ..core.errors import UserError
+from .answer_log import AnswerLog, answer_line
 from .api_docs import docs_page, predict_request, predict_responses, statuses
 from .batching import Batcher
 from .middleware import Middleware, clean_prefix, error_handlers, error_response, json_response
-from .monitoring import BundleWatch, Metrics
+from .monitoring import BundleWatch, Metrics, RecentAnswers
+from .photo_context import context_of_request
 from ..evaluation.species_list import restrict
 from .uploads import Limits, RequestError, UploadMemory, UploadReader, read_upload
 
@@ -38,6 +41,7 @@ class PredictionService:
         bundle,  # folder of a bundle, or a `Predictor`
         *,
         backend: str = 'auto',  # auto, onnx, torch, int8 or openvino
+        device: str = 'auto',  # cpu, cuda, cuda:1; auto: cuda where onnxruntime can use it
         max_batch: int = 16,  # largest number of images in a batch
         max_wait: float = 0.01,  # seconds that an image waits at most for others that are being read
         limits: Limits = Limits(),
@@ -45,6 +49,7 @@ class PredictionService:
         page: bool = True,  # serve the page for people at /, if gradio is installed
         root_path: str = '',  # under which a proxy serves the app, such as /fungi
         check_every: float = 10.0,  # seconds between checks of the bundle's files
+        log: str | Path | None = None,  # file to which a line is appended for each answer (default: none)
     ):
         if max_batch < 1 or max_wait < 0:
             raise UserError(f'max_batch is {max_batch} and max_wait {max_wait}; expected at least 1 and 0.')
@@ -53,7 +58,7 @@ class PredictionService:
         root_path = clean_prefix(root_path)
         logging.getLogger('python_multipart').setLevel(logging.CRITICAL)  # the client is told about an invalid form
         self.limits, self.check_every, self.memory, self.stopping = limits, check_every, UploadMemory(), False
-        self._open(bundle, backend)
+        self._open(bundle, backend, device)
         self.batcher = Batcher(
             self._read_upload,
             self._run,
@@ -62,24 +67,31 @@ class PredictionService:
             max_wait,
             on_stage=lambda *stage: self.metrics.observe_stage(*stage),
         )
+        self.log = self._open_log(log) if log else None
         labels = dict(classes=str(len(self.predictor.classes)), backend=str(getattr(self.predictor, 'backend', '')))
-        self.metrics = Metrics(self.batcher, self.model | labels, lambda: not self.problem())
+        recent = RecentAnswers(self.predictor.classes, getattr(self.predictor.bundle, 'validation_answers', None))
+        self.metrics = Metrics(self.batcher, self.model | labels, lambda: not self.problem(), recent, self.log)
         self.app = self._make_app(api_key, root_path)
         self._add_routes()
         self._add_page(page)
 
-    def _open(self, bundle, backend):
+    def _open(self, bundle, backend, device):
         if isinstance(bundle, (str, Path)):
             from fungi_fastai.deploy.predictor import Predictor
 
             self.watch = BundleWatch(bundle)  # before the bundle is opened, so that it notices every change
-            self.predictor = Predictor.load(bundle, backend=backend)
+            self.predictor = Predictor.load(bundle, backend, device=device)
             self.watch.verify = self.predictor.bundle.verify
         else:
             self.watch, self.predictor = None, bundle
             if hasattr(bundle.bundle, 'folder'):
                 self.watch = BundleWatch(bundle.bundle.folder, bundle.bundle.verify)
         self.model = dict(name=self.predictor.bundle.name, fingerprint=self.predictor.fingerprint)
+
+    def _open_log(self, file):
+        if self.watch and Path(file).resolve().is_relative_to(Path(self.watch.folder).resolve()):
+            raise UserError(f'The log {file} is inside the bundle, whose files must not change. Choose another folder.')
+        return AnswerLog(file, self.predictor.fingerprint)
 
     def _read_upload(self, file):
         file.pixels = read_upload(file, self.predictor.read, self.limits.max_bytes, self.limits.max_pixels)
@@ -132,14 +144,16 @@ class PredictionService:
         only: str | None = Query(None, description='the classes that are possible, as A|B|C (default: all)'),
     ):
         "Classify one or several images"
-        classified = self._restricted(await self._classify(request), only, request.state.only)
-        results = self._results(classified, top)
+        of_network, context = await self._classify(request), request.state.context
+        classified = self._restricted(of_network, only, request.state.only)
+        results = self._results(self._with_context(classified, context), top, context)
         for result in results:
             self.metrics.observe_image(result.get('status', 200))
         statuses_of_files = {result.get('status', 200) for result in results}
         content = dict(model=self.model, results=results)
         if _is_specimen(specimen, request.state.specimen) and 200 in statuses_of_files:
-            content['specimen'] = self._specimen(classified, top)
+            content['specimen'] = self._specimen(classified, top, context)
+        await self.record(of_network, [one.get('answer') for one in results], content.get('specimen', {}).get('answer'))
         if 200 in statuses_of_files:
             return json_response(200, content)
         status = statuses_of_files.pop() if len(statuses_of_files) == 1 else 422
@@ -148,7 +162,9 @@ class PredictionService:
 
     async def list_classes(self):
         "Names of the classes, in the order of the probabilities"
-        return json_response(200, dict(model=self.model, classes=list(self.predictor.classes)))
+        provisional = getattr(self.predictor.bundle, 'provisional', None)
+        marked = dict(provisional=list(provisional)) if provisional else {}
+        return json_response(200, dict(model=self.model, classes=list(self.predictor.classes)) | marked)
 
     async def health(self):
         "Whether the process is alive"
@@ -180,6 +196,7 @@ class PredictionService:
         try:
             files = await self._receive(reader, request)
             request.state.specimen, request.state.only = reader.text('specimen'), reader.text('only')
+            request.state.context = self._context(reader, request)
             futures = [asyncio.wrap_future(future) for future in self.batcher.submit(files)]
             await asyncio.wait(futures, timeout=self.limits.timeout)
             return [(file, self._outcome(future)) for file, future in zip(files, futures, strict=True)]
@@ -223,7 +240,27 @@ class PredictionService:
             for file, one in classified
         ]
 
-    def _results(self, classified, top):
+    @property
+    def _prior(self):
+        return getattr(self.predictor.bundle, 'context', None)
+
+    def _context(self, reader, request):
+        "What the request says of the finds beside the photos. Raises `RequestError` for what is not known"
+        try:
+            return context_of_request(self._prior, reader.text, request.query_params)
+        except UserError as error:
+            raise RequestError(422, str(error)) from None
+
+    def _with_context(self, classified, context):
+        "The same pairs, with the probabilities given month, place and habitat too"
+        if not context:
+            return classified
+        return [
+            (file, one if isinstance(one, RequestError) else (self._prior.apply(one[0], context), one[1]))
+            for file, one in classified
+        ]
+
+    def _results(self, classified, top, context):
         "A dictionary for each file, as it is sent"
         rows = [outcome for _, outcome in classified if not isinstance(outcome, RequestError)]
         decisions = iter(self._decide(rows) if rows else ())
@@ -232,20 +269,41 @@ class PredictionService:
             if isinstance(outcome, RequestError):
                 results.append(dict(file=file.name, error=str(outcome), status=outcome.status))
             else:
-                results.append(dict(file=file.name) | self._result(*outcome, next(decisions), top))
+                results.append(dict(file=file.name) | self._result(*outcome, next(decisions), top, context))
         return results
 
-    def _specimen(self, classified, top):
-        "The result for all files together, as it is sent"
+    def _specimen(self, classified, top, context):
+        "The result for all files together, as it is sent; the context counts once"
         rows = [outcome for _, outcome in classified if not isinstance(outcome, RequestError)]
         all_probs, all_novelty = zip(*rows, strict=True)
         probs = self.predictor.pool(np.stack(all_probs))
+        probs = self._prior.apply(probs, context) if context else probs
         novelty = None if all_novelty[0] is None else min(all_novelty)
-        result = self._result(probs, novelty, self._decide([(probs, novelty)])[0], top)
+        result = self._result(probs, novelty, self._decide([(probs, novelty)])[0], top, context)
         why = f'{result["why"]} {self.predictor.bundle.pooling.describe(len(rows))}'
         return dict(images=len(rows)) | result | dict(why=why)
 
-    def _result(self, probs, novelty, decision, top):
+    async def record(
+        self,
+        of_network: list,  # pairs of an upload and its probabilities and novelty, or the `RequestError`
+        answers: list,  # for each of them, as it was given
+        pooled: str | None = None,  # for all of them as one specimen (default: they are no specimen)
+    ):
+        "Count answers for the metrics, and log them if there is a log; nothing fails with it"
+        outcomes, classes = [outcome for _, outcome in of_network], self.predictor.classes
+        rows = [pair for pair in zip(outcomes, answers, strict=True) if not isinstance(pair[0], RequestError)]
+        name = secrets.token_hex(4) if pooled and len(rows) > 1 else ''
+        lines = [answer_line(classes, *outcome, answer, specimen=name) for outcome, answer in rows]
+        if name:
+            probs, novelty = zip(*(outcome for outcome, _ in rows), strict=True)
+            novelty = None if novelty[0] is None else min(novelty)
+            lines.append(answer_line(classes, self.predictor.pool(np.stack(probs)), novelty, pooled, len(rows), name))
+        for line in lines:
+            self.metrics.observe_answer(line)
+        if self.log and lines:
+            await asyncio.to_thread(self.log.write, lines)
+
+    def _result(self, probs, novelty, decision, top, context):
         order = np.argsort(-probs, kind='stable')[:top]
         classes, ranks = self.predictor.classes, getattr(self.predictor.bundle, 'ranks', None)
         top_classes = [dict(label=classes[i], probability=round(float(probs[i]), 6)) for i in order]
@@ -254,9 +312,10 @@ class PredictionService:
             label=top_classes[0]['label'],
             confidence=top_classes[0]['probability'],
             answer=decision.label,
-            why=decision.why,
+            why=f'{decision.why} {self._prior.explain([context])}' if context else decision.why,
             set=list(decision.set),
             top=top_classes,
+            **(dict(context=context) if context else {}),
             **({} if novelty is None else dict(novelty=round(float(novelty), 4))),
         ) | (dict(rank=decision.rank or (ranks.rank if decision.answered else ''), ranks=taxa) if ranks else {})
 
@@ -355,13 +414,29 @@ class _PageHandlers:
 
         files, probs, novelty = await self._classify_all(request)
         pixels = [file.pixels for file in files]
-        content = await asyncio.to_thread(answer, self.service.predictor, pixels, np.stack(probs), novelty=novelty)
+        of_network = [
+            (one, outcome) for one, *outcome in zip(files, probs, novelty or [None] * len(probs), strict=True)
+        ]
+        given = self.service._restricted(of_network, request.query_params.get('only'), None)
+        options = dict(novelty=novelty, context=request.state.context)
+        restricted = np.stack([outcome[0] for _, outcome in given])
+        content = await asyncio.to_thread(answer, self.service.predictor, pixels, restricted, **options)
+        decisions = self.service._decide([outcome for _, outcome in given])
+        single = [one.label for one in decisions] if len(files) > 1 else [content['answer']]
+        if given is not of_network:
+            left, of = int((restricted[0] > 0).sum()), len(self.service.predictor.classes)
+            content['html'] += f'<p>Your list leaves {left} of the {of} classes.</p>'
+        await self.service.record(of_network, single, content['answer'])
         return json_response(200, content)
 
     async def explain(self, request: Request):
         from fungi_fastai.deploy.page import explain
 
-        files, probs, _ = await self._classify_all(request)
+        files, probs, novelty = await self._classify_all(request)
+        only = request.query_params.get('only')
+        probs = [
+            outcome[0] for _, outcome in self.service._restricted([(None, (one, None)) for one in probs], only, None)
+        ]
         if self.slots.locked():
             message = 'Many visitors ask at the moment, so this answer comes without an explanation.'
             raise RequestError(503, message, **{'Retry-After': '5'})

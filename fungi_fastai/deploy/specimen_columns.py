@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from ..core.errors import UserError
 from ..data.folders import compile_pattern
+from .photo_context import PhotoContext
 from ..evaluation.pooling import Pooling
 
 # %% ../../nbs/deploy/specimen_columns.ipynb #c2889a81
@@ -65,6 +66,7 @@ class SpecimenColumns:
     pooling: Pooling
     classes: list  # in the order of the columns p_<class>
     decide: Callable | None = None  # (specimens, classes) probabilities → a `Decision` each
+    context: PhotoContext | None = None  # which is in the probabilities of the photos
 
     def schema(
         self,
@@ -102,20 +104,25 @@ class SpecimenColumns:
         dict
     ):  # specimen → (classes,) probabilities, or None if no photo could be read; number of photos; novelty or None
         "The probabilities of all specimens, and the lowest novelty of the photos of each"
-        sums, counts, lowest = {}, {}, {}
+        sums, counts, lowest, contexts = {}, {}, {}, {}
         for table in tables:
-            terms = self.pooling.terms(np.stack([_numbers(table[f'p_{name}']) for name in self.classes], 1))
+            paths = table['path'].to_pylist()
+            probs = np.stack([_numbers(table[f'p_{name}']) for name in self.classes], 1)
+            terms = self.pooling.terms(self.context.remove(paths, probs) if self.context else probs)
             novelty = table['novelty'].to_pylist() if 'novelty' in table.column_names else [None] * len(table)
-            for key, row, error, value in zip(
-                self.keys(table), terms, table['error'].to_pylist(), novelty, strict=True
+            for path, key, row, error, value in zip(
+                paths, self.keys(table), terms, table['error'].to_pylist(), novelty, strict=True
             ):
                 sums[key] = sums.get(key, 0) + (0 if error else row)
                 counts[key] = counts.get(key, 0) + (not error)
+                if self.context and not error:
+                    contexts.setdefault(key, []).append(self.context.of(path))
                 if value is not None:
                     lowest[key] = min(value, lowest.get(key, 1.0))
-        return {
-            key: (self.pooling.from_sums(sums[key], n) if n else None, n, lowest.get(key)) for key, n in counts.items()
-        }
+        pooled = {key: self.pooling.from_sums(sums[key], n) if n else None for key, n in counts.items()}
+        for key, known in contexts.items():  # once for each specimen
+            pooled[key] = self.context.prior.apply(pooled[key], *known)
+        return {key: (pooled[key], n, lowest.get(key)) for key, n in counts.items()}
 
     def decide_one(
         self,

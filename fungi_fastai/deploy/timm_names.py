@@ -11,6 +11,8 @@ __all__ = ['timm_equivalent']
 import torch
 
 from ..core.errors import UserError
+from .ensemble import Ensemble
+from ..models.ensemble import join_networks
 from ..models.networks import make_network
 from ..models.architectures import find_arch
 from ..models.normalization import weight_normalization
@@ -21,7 +23,9 @@ from ..run_folder import RunFolder
 def load_network(
     run: RunFolder,
 ) -> tuple[torch.nn.Sequential, dict]:  # backbone and head; the table `network` of bundle.json
-    "A run's network with its weights, in evaluation mode. Raises `UserError` if they do not fit the recipe"
+    "The network of a run or an `Ensemble` with its weights, in evaluation mode. Raises `UserError` if they do not fit"
+    if isinstance(run, Ensemble):
+        return _load_ensemble(run)
     recipe, n_out = run.recipe, len(run.classes)
     weights = run.folder / 'model.safetensors'
     network = make_network(
@@ -48,6 +52,19 @@ def load_network(
         classifier='',
     )
 
+
+def _load_ensemble(run):
+    networks, members = zip(*map(load_network, run.members), strict=True)
+    ensemble = join_networks(networks, [one.decisions.temperature for one in run.members])
+    return ensemble, dict(
+        arch=run.recipe.arch,
+        head='ensemble',
+        members=[dict(arch=one['arch'], hidden=one['hidden']) for one in members],
+        n_out=len(run.classes),
+        features=ensemble[0].features,
+        classifier='',
+    )
+
 # %% ../../nbs/deploy/timm_names.ipynb #bf8c1d01
 @torch.no_grad()
 def timm_equivalent(
@@ -58,8 +75,10 @@ def timm_equivalent(
     "A network as timm builds it"
     import timm
 
+    if about['head'] != 'linear' or about['hidden']:
+        return None
     library, name = find_arch(about['arch'])
-    if library != 'timm' or name.startswith(('hf-hub:', 'hf_hub:')) or about['head'] != 'linear' or about['hidden']:
+    if library != 'timm' or name.startswith(('hf-hub:', 'hf_hub:')):
         return None
     name = name.split('.')[0]
     options = dict(img_size=size) if timm.get_pretrained_cfg(name).fixed_input_size else {}

@@ -23,11 +23,14 @@ from ..core.errors import UserError
 from ..core.files import check_writable, write_json, write_text
 from ..core.folders import replaced_folder
 from ..core.pages import page
+from ..core.progress import format_count
+from ..data.context_values import month_names
 from . import page_assets
 from .bundle import Bundle
 from .confidence import fewest_images, likelihood_terms
 from .novelty import members, novelty_reason, unlike
 from .page import advice, page_body
+from .provisional import provisional_mark, provisional_reason
 from .web_answers import answers_script
 from .web_model import model_script, service_worker
 from .web_pixels import pixels_script
@@ -48,10 +51,14 @@ _index = """<!doctype html>
 """
 _footer = """<footer>Your photos are classified on this device and never leave it. <span class="offline">Use without
 a network: being prepared …</span> <a href="card.html">About this model</a></footer>"""
+_no_places = 'This app does not use the place of a find; the server and fungi predict do.'
 _start = """
 import {answer, explain} from './answers.js'
 
 const element = document.querySelector('.page'), props = {max_bytes: 2 ** 26}
+"""
+_ask = """const ask = (what, files) => ({answer, explain})[what](files, Object.fromEntries(
+  [...element.querySelectorAll('.context [name]')].filter(one => one.value).map(one => [one.name, one.value])))
 """
 _offline = """
 const status = find('.offline')
@@ -65,7 +72,7 @@ else navigator.serviceWorker.register('sw.js').then(() => navigator.serviceWorke
 def _page_script():
     "The script of the server's page, which calls functions instead of the server"
     ask = re.compile(r'^const ask = async .*?^}\n', re.M | re.S)
-    script, n = ask.subn('const ask = (what, files) => ({answer, explain})[what](files)\n', page_assets.script)
+    script, n = ask.subn(_ask, page_assets.script)
     script, m = re.subn(r'\[stage, answer, evidence, shown\]', '[stage, reply, evidence, shown]', script)
     script = re.sub(r'\banswer(?=\.(hidden|innerHTML|scrollIntoView))', 'reply', script)
     if (n, m) != (1, 1):
@@ -149,6 +156,7 @@ def _about(bundle, model, n_examples):
         conformal=decisions['conformal'],
         ranks=decisions['ranks'],
         pooling=bundle.pooling.to_dict(),
+        context=_context(bundle.context),
         novelty=dict(score=novelty['score'], threshold=novelty['threshold'], members=list(members))
         if novelty.get('threshold') is not None
         else None,
@@ -156,8 +164,27 @@ def _about(bundle, model, n_examples):
         reliability=(bundle.metrics or {}).get('reliability') or [],
         fewest=fewest_images,
         terms=likelihood_terms,
-        words=dict(unlike=unlike, why=novelty_reason, advice=advice),
+        words=dict(
+            unlike=unlike,
+            why=novelty_reason,
+            advice=advice,
+            months=month_names,
+            provisional=[provisional_mark, provisional_reason],
+        ),
+        provisional={name: format_count(facts['photos'], 'photo') for name, facts in bundle.provisional.items()},
     )
+
+
+def _context(prior):
+    "The weight of the context, and log-ratios by variable and value; None without one"
+    if prior is None or not prior.weight:
+        return None
+    tables = {
+        one.name: {value: one.log_ratio(value).round(5).tolist() for value in prior.values(one.name)}
+        for one in prior.variables
+        if one.kind != 'location'
+    }
+    return dict(weight=prior.weight, tables=tables)
 
 
 def _write_examples(bundle, file, most):
@@ -198,7 +225,9 @@ def _write_files(bundle, folder, runtime, n_examples):
         shutil.copyfile(bundle.file(name), folder / name)
     n = _write_examples(bundle, folder / 'examples.safetensors', n_examples)
     write_json(folder / 'app.json', _about(bundle, model, n))
-    body = re.sub('<footer>.*?</footer>', _footer, page_body(bundle, 2**26), flags=re.S)
+    body = re.sub('<footer>.*?</footer>', _footer, page_body(bundle, 2**26, has_places=False), flags=re.S)
+    if bundle.context and any(one.kind == 'location' for one in bundle.context.variables):
+        body = body.replace('</footer>', f' {_no_places}</footer>')
     title = html.escape(bundle.name)
     texts = {
         'index.html': _index.format(policy=_policy, title=title, body=body),

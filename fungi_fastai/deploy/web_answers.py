@@ -61,6 +61,26 @@ export function pool(photos) {  // as `Pooling.pool`: the probabilities of a spe
   return powers.map(one => one / sum)
 }
 
+const plain = name => name.replaceAll('_', ' ').toLowerCase().split(/\s+/).filter(Boolean).join(' ')
+
+function listed() {  // as `listed_classes`: which classes the visitor's list leaves; null without a list
+  const names = (document.querySelector('[name=only]')?.value ?? '').split(/[\n|]/).filter(one => plain(one))
+  if (!names.length) return null
+  const levels = [app.classes, ...Object.values(app.ranks?.taxa ?? {})]   // a class goes before a taxon of its name
+  const left = app.classes.map(() => false)
+  for (const name of names) {
+    const level = levels.find(own => own.some(one => plain(one) === plain(name)))
+    if (!level) throw `The model does not know ${name.trim()}. It knows: ${app.classes.join(', ')}.`
+    level.forEach((one, i) => { left[i] ||= plain(one) === plain(name) })
+  }
+  return left
+}
+
+function restrict(probs, left) {  // as `restrict`
+  const kept = probs.map((p, i) => left[i] ? Math.max(p, 1e-12) : 0), sum = kept.reduce((a, b) => a + b)
+  return kept.map(p => p / sum)
+}
+
 const taxaOf = probs => Object.entries(app.ranks?.taxa ?? {}).map(([rank, taxa]) => {
   const sums = new Map()
   taxa.forEach((taxon, i) => sums.set(taxon, (sums.get(taxon) ?? 0) + probs[i]))
@@ -87,7 +107,11 @@ export function decide(probs, novelty) {  // {label, confidence, kind: class, ra
     const why = !threshold ? '' : `The confidence of ${confidence.toFixed(2)} reaches `
       + `${threshold.confidence.toFixed(2)}, above which ${percent(threshold.accuracy)} of the answers on validation `
       + 'were correct.'
-    return {label: app.classes[first], confidence, kind: 'class', why}
+    const label = app.classes[first], photos = app.provisional?.[label]
+    if (!photos) return {label, confidence, kind: 'class', why}
+    const [mark, about] = words.provisional
+    return {label: mark.replace('{}', label), confidence, kind: 'class', provisional: true,
+      why: `${about.replace('{}', label).replace('{}', photos)} ${why}`}
   }
   const reason = !threshold ? `The set holds ${set.length} classes.` : !found ? threshold.why
     : `The confidence of ${confidence.toFixed(2)} is below ${threshold.confidence.toFixed(2)}.`
@@ -100,13 +124,14 @@ export function decide(probs, novelty) {  // {label, confidence, kind: class, ra
   return {label: 'not sure', confidence, kind: 'unsure', why: `${reason} ${likely}`}
 }
 
-function heading(decision, photos) {
-  const {kind, label, rank, confidence, why} = decision
+function heading(decision, photos, context) {
+  const {kind, label, rank, confidence, why, provisional} = decision
   if (kind === 'unlike' || kind === 'unsure') {
     const title = label[0].toUpperCase() + label.slice(1)
     return `<h2 class="unsure">${escape(title)}</h2>` + paragraph(why) + paragraph(words.advice[kind])
   }
-  const [judged, sentence] = describeConfidence(confidence), measured = photos === 1 && kind === 'class'
+  const [judged, sentence] = describeConfidence(confidence)
+  const measured = photos === 1 && kind === 'class' && !context && !provisional
   return `<h2>${escape(label)}${rank ? ` <small>(${escape(rank)})</small>` : ''}</h2><p class="confidence"><b>`
     + `${escape(percent(confidence))}</b> confidence${judged && measured ? `, ${judged} correct` : ''}</p>`
     + (measured ? paragraph(sentence) : '') + (why ? paragraph(why) : '')
@@ -152,22 +177,38 @@ function singles(photos) {
 
 let latest = null  // what `explain` is about
 
-export async function answer(files) {  // of one specimen
+export function withContext(probs, known) {  // as `ContextPrior.apply`; the same probabilities if nothing is known
+  const rows = Object.entries(known).map(([name, value]) => app.context?.tables[name]?.[value]).filter(row => row)
+  if (!rows.length) return probs
+  const changed = probs.map((p, i) => p * Math.exp(app.context.weight * rows.reduce((sum, row) => sum + row[i], 0)))
+  const sum = changed.reduce((a, b) => a + b)
+  return changed.map(one => one / sum)
+}
+
+const describeContext = known => Object.entries(known).map(([name, value]) =>
+  `${name} ${name === 'month' ? words.months[value - 1] : value}`).join(', ')
+
+export async function answer(files, known = {}) {  // of one specimen, and what is known beside its photos
   const photos = []
+  let left
+  try { left = listed() } catch (error) { return {error} }
   for (const file of files) {
     const photo = await classify(file)
     const which = files.length > 1 ? `Photo ${photos.length + 1}: ` : ''
     if (photo.error) return {error: which + problem(photo.error, file)}
-    photos.push(photo)
+    photos.push(left ? {...photo, probs: restrict(photo.probs, left)} : photo)
   }
-  const probs = pool(photos), novelty = photos[0].novelty === null ? null : Math.min(...photos.map(one => one.novelty))
+  const probs = withContext(pool(photos), known), context = describeContext(known)
+  const novelty = photos[0].novelty === null ? null : Math.min(...photos.map(one => one.novelty))
   const decision = decide(probs, novelty)
   if (photos.length > 1) decision.why += ` The answer is pooled from ${photos.length} photos of the specimen.`
   latest = {photo: photos[0], label: app.classes[order(probs)[0]]}
   document.documentElement.dataset.milliseconds = photos.at(-1).milliseconds.toFixed(0)
   return {
-    html: heading(decision, photos.length) + bars(probs) + taxa(probs)
-      + (decision.kind === 'unlike' ? '' : setHtml(probs)) + singles(photos),
+    html: heading(decision, photos.length, context)
+      + (context ? paragraph(`The context counts too: ${context}.`) : '') + bars(probs) + taxa(probs)
+      + (decision.kind === 'unlike' ? '' : setHtml(probs)) + singles(photos)
+      + (left ? paragraph(`Your list leaves ${left.filter(Boolean).length} of the ${left.length} classes.`) : ''),
     square: URL.createObjectURL(photos.at(-1).square),
   }
 }

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..core.pages import beside, folding_section, table
 from ..core.progress import format_count
+from .context_fit import describe_context
 from .intervals import interval_text
 from .paired_tests import in_points
 from .pooling import Pooling
@@ -102,3 +103,59 @@ def _errors(errors):
         f'How far off the errors are: of {format_count(total, "misclassified image")}, {", ".join(parts)}, and '
         f'{errors["none"]} beyond.'
     )
+
+# %% ../../nbs/evaluation/answer_sections.ipynb #7d960dce
+_where = dict(month='months, smoothed around the year', location='cells', category='values')
+
+
+def context_section(
+    context: dict,  # of a run's metrics: variables weight note test
+) -> str:  # HTML
+    "What month, place and habitat add to the photo"
+    test, rows = context['test'], []
+    for one in context['variables']:
+        row = {
+            'context': one['name'],
+            'known': f'{one["known"]:.0%} of the images',
+            'in the training set': f'{one["values"]} {_where[one["kind"]]}',
+        }
+        if test and context['weight']:
+            gain = test['alone'][one['name']] - test['accuracy_without']
+            row['gain in accuracy, alone'] = f'{in_points(gain)} points'
+        rows.append(row)
+    how = (
+        'The prior of the classes is counted on the training set, by specimen, and shrunk where specimens are few. Its '
+        f'weight beside the photo, fitted on the validation set, is {context["weight"]:.2f} of 1. A photo without '
+        'context is answered as before.'
+    )
+    parts = [_paragraph(describe_context(context)), table(pd.DataFrame(rows)), _paragraph(how)]
+    if test and context['weight']:
+        parts += [_scores_with_context(test), _paragraph(_pooled_with_context(test))]
+    return folding_section('Context: month, place and habitat', *parts)
+
+
+def _scores_with_context(test):
+    rows = []
+    for key, name in (('accuracy', 'accuracy'), ('macro_f1', 'macro-F1')):
+        low, high = (in_points(test[f'{key}_gain_{end}']) for end in ('low', 'high'))
+        gain = f'{in_points(test[f"{key}_gain"])} points ({low} to {high})'
+        rows.append([name, f'{test[f"{key}_without"]:.1%}', f'{test[key]:.1%}', gain])
+    rows.append(['log loss', f'{test["log_loss_without"]:.3f}', f'{test["log_loss"]:.3f}', ''])
+    columns = ['score on the test set', 'photo alone', 'with context', 'gain, 95 % interval (paired, by specimen)']
+    return table(pd.DataFrame(rows, columns=columns))
+
+
+def _pooled_with_context(test):
+    "What context adds to the pooled answer about a specimen"
+    text = f'{test["with_context"]:,} of {format_count(test["images"], "test image")} have a context. '
+    if pooled := test['pooled']:
+        text += (
+            f'For the {format_count(pooled["specimens"], "specimen")} with two photos or more, the pooled answer is '
+            f'correct for {pooled["accuracy_without"]:.1%} without and {pooled["accuracy"]:.1%} with context, which is '
+            'added once for each specimen. '
+        )
+    if abstention := test.get('abstention'):
+        text += f'With context, {abstention["coverage"]:.0%} of the images are answered above the threshold, ' + (
+            'none of them.' if abstention['accuracy'] is None else f'{abstention["accuracy"]:.1%} of them correctly.'
+        )
+    return text

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..core.errors import UserError
 from ..data.splits import count_specimens, leaks
 from fungi_fastai.evaluation.calibration import (
     CalibrationWarning,
@@ -21,6 +22,7 @@ from fungi_fastai.evaluation.calibration import (
     calibration_errors,
     fit_temperature,
 )
+from .held_out_section import held_out_words
 from .metrics import Evaluation
 from .pooling import assess_pooling, fit_pooling
 from .ranks import assess_ranks, fit_ranks
@@ -35,7 +37,10 @@ def calibrate(
 ) -> dict:  # temperature fitted n_valid n_test note; before, after: accuracy ece ece_mass mce log_loss brier
     """Fit a temperature on the validation set and measure its effect on the test set; one that makes log loss and Brier
     score worse there is not applied. `note` says why the temperature may be 1. Raises `UserError`"""
-    valid, test = (Evaluation.of(p, classes) for p in (valid_predictions, test_predictions))
+    return _calibrate(*(Evaluation.of(p, classes) for p in (valid_predictions, test_predictions)))
+
+
+def _calibrate(valid, test):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always', CalibrationWarning)
         temperature = fit_temperature(valid.probs, valid.targets)
@@ -67,6 +72,17 @@ def _not_applied(temperature, before, after):
         'So it is not applied: the probabilities stay as the network gives them.'
     )
 
+# %% ../../nbs/evaluation/assess.ipynb #a2cdeca1
+def saved_metrics(
+    evaluation: Evaluation,
+) -> dict:
+    "The scores, confusion matrix and per-class metrics of an evaluation, ready for JSON"
+    per_class = {}
+    for name, row in evaluation.per_class().to_dict('index').items():
+        per_class[name] = {key: int(value) if key == 'images' else float(value) for key, value in row.items()}
+    cells = evaluation.confusion_cells().tolist()
+    return evaluation.metrics() | dict(classes=list(evaluation.classes), confusion=cells, per_class=per_class)
+
 # %% ../../nbs/evaluation/assess.ipynb #8cda6f98
 def assess_predictions(
     predictions: pd.DataFrame,  # of the validation and the test set, from `predictions_table`
@@ -76,14 +92,14 @@ def assess_predictions(
 ) -> dict:  # intervals; where there are a validation and a test set, calibration abstention specimens ranks
     """Confidence intervals, calibration, abstention, the gain of several photos of a specimen and answers at higher
     ranks from saved probabilities, ready for JSON. Raises `UserError`"""
-    predictions = predictions[predictions.label.notna()]
-    valid, test = predictions[predictions.split == 'valid'], predictions[predictions.split == 'test']
-    result = dict(intervals=Evaluation.of(test if len(test) else valid, classes).intervals())
-    if not (len(valid) and len(test)):
+    valid, test = (_LabelledSet.of(predictions, name, classes) for name in ('valid', 'test'))
+    if not (valid or test):
+        raise UserError('There is no labelled image to evaluate on.')
+    result = dict(intervals=(test or valid).evaluation.intervals())
+    if not (valid and test):
         return result
-    result['calibration'] = calibrate(valid, test, classes)
-    temperature = result['calibration']['temperature']
-    valid, test = _Calibrated.of(valid, classes, temperature), _Calibrated.of(test, classes, temperature)
+    result['calibration'] = _calibrate(valid.evaluation, test.evaluation)
+    valid, test = (one.calibrated(result['calibration']['temperature']) for one in (valid, test))
     threshold = threshold_for(
         valid.probs, valid.targets, accuracy=target_accuracy, guaranteed=False, groups=valid.groups
     )
@@ -101,6 +117,27 @@ def assess_predictions(
 
 
 @dataclass(frozen=True, eq=False)
+class _LabelledSet:
+    "The labelled images of the validation or the test set"
+
+    evaluation: Evaluation
+    specimens: list  # (images,) '' for none
+
+    @classmethod
+    def of(cls, predictions, name, classes):
+        "None for a set without images"
+        inside = predictions[(predictions.split == name) & predictions.label.notna()]
+        if not len(inside):
+            return None
+        specimens = inside['group'].tolist() if 'group' in inside else [''] * len(inside)
+        return cls(Evaluation.of(inside, classes), specimens)
+
+    def calibrated(self, temperature):
+        probs = apply_temperature(self.evaluation.probs, temperature)
+        return _Calibrated(probs, self.evaluation.targets, self.evaluation.groups, self.specimens)
+
+
+@dataclass(frozen=True, eq=False)
 class _Calibrated:
     "The images of a set"
 
@@ -108,13 +145,6 @@ class _Calibrated:
     targets: np.ndarray  # (images,)
     groups: np.ndarray  # (images,) that are resampled together
     specimens: list  # (images,) '' for none
-
-    @classmethod
-    def of(cls, predictions, classes, temperature):
-        evaluation = Evaluation.of(predictions, classes)
-        probs = apply_temperature(evaluation.probs, temperature)
-        specimens = predictions['group'].tolist() if 'group' in predictions else [''] * len(probs)
-        return cls(probs, evaluation.targets, evaluation.groups, specimens)
 
 
 def _assess_ranks(taxonomy, valid, test, threshold, target_accuracy):
@@ -141,6 +171,7 @@ def verdict(
         f'accuracy {_with_interval(metrics, "accuracy")}, '
         f'macro-F1 {_with_interval(metrics, "macro_f1", False)}{intervals}. '
         f'{_best_and_worst_class(metrics)}{_averaged_folds(metrics.get("folds", ()))}'
+        f'{_ensemble(metrics.get("members", ()))}'
     )
 
 
@@ -157,7 +188,7 @@ def headline(
             'there is no test set: the scores are optimistic.'
         )
     else:
-        tested = f'{n:,} test images are classified correctly.'
+        tested = f'{n:,} test images{held_out_words(metrics)} are classified correctly.'
     return f'{correct:,} of {tested} {_best_and_worst_class(metrics)}{_averaged_folds(metrics.get("folds", ()))}'
 
 
@@ -178,7 +209,17 @@ def _tested_images(metrics, n):
             f'There is no test set, so these scores are of the {n:,} validation images, on which the best epoch was '
             'selected: they are optimistic. Of these images'
         )
-    return f'Of {n:,} test images, none of which was seen in training,'
+    return f'Of {n:,} test images{held_out_words(metrics)}, none of which was seen in training,'
+
+
+def _ensemble(members):
+    if not members:
+        return ''
+    accuracies = ', '.join(f'{one["arch"]} {one["accuracy"]:.1%}' for one in members)
+    return (
+        f' The model is an ensemble: the mean of the calibrated probabilities of {len(members)} networks, whose own '
+        f'accuracies on the same images are: {accuracies}.'
+    )
 
 
 def _averaged_folds(folds):

@@ -155,6 +155,41 @@ def _cannot_fit(logits, targets):
     return ''
 
 
+def _log_loss_by_inverse(logits, targets):
+    "A function from 1/temperature to the log loss, convex; what is equal in a row is added once, times its number"
+    own, (logits, common, n_common) = logits[np.arange(len(targets)), targets], _without_common(logits)
+
+    def log_loss(inverse):
+        scaled = logits * inverse
+        top = scaled.max(1)
+        total = np.exp(scaled - top[:, None]).sum(1)
+        if n_common:
+            total = total + n_common * np.exp(common * inverse - top)
+        return float((top + np.log(total) - own * inverse).mean())
+
+    return log_loss
+
+
+def _without_common(logits, block=10_000_000):
+    """The logits without the value that most classes of an image share, as in saved predictions of many classes; that
+    value of each image; and the number of classes that are left out, the same for all images"""
+    n_classes = logits.shape[1]
+    common = np.median(logits[:1], 1)
+    if 2 * (logits[:1] == common).sum() < n_classes:
+        return logits, None, 0
+    blocks = np.array_split(logits, max(1, logits.size // block))
+    common = np.concatenate([np.median(rows, 1) for rows in blocks]).astype(logits.dtype)
+    n_kept = max(1, int((logits != common[:, None]).sum(1).max()))
+    if 2 * n_kept > n_classes:
+        return logits, None, 0
+    kept, end = [], 0
+    for rows in blocks:
+        start, end = end, end + len(rows)
+        order = np.argpartition(rows == common[start:end, None], n_kept - 1, 1)[:, :n_kept]
+        kept.append(np.take_along_axis(rows, order, 1))
+    return np.concatenate(kept), common, n_classes - n_kept
+
+
 def fit_temperature(
     probs: np.ndarray,  # (images, classes) probabilities of the validation set
     targets: np.ndarray,  # (images,) class indices
@@ -169,12 +204,7 @@ def fit_temperature(
         warnings.warn(f'The probabilities are left as they are: {reason}.', CalibrationWarning, 2)
         return 1.0
 
-    def log_loss(inverse):  # convex in 1/temperature
-        scaled = logits * inverse
-        top = scaled.max(1)
-        log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(1))
-        return float((log_sum - scaled[np.arange(len(targets)), targets]).mean())
-
+    log_loss = _log_loss_by_inverse(logits, targets)
     low, high = temperature_limits
     inverse = minimize_scalar(log_loss, bounds=(1 / high, 1 / low), method='bounded', options=dict(xatol=1e-7)).x
     if min(inverse - 1 / high, 1 / low - inverse) < 1e-4:

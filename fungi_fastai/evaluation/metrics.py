@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
+from ..data.context_values import prefix
 from ..data.splits import split_groups
 from fungi_fastai.evaluation.intervals import (
     ScoreType,
@@ -38,11 +39,14 @@ def predictions_table(
     items: pd.DataFrame,  # with the columns path and name, and where known label, group, cluster and split
     probs: np.ndarray,  # (images, classes) probabilities
     classes: list[str],  # in the order of the columns of `probs`
-) -> pd.DataFrame:  # path name label group cluster split predicted confidence, and `p_<class>` for each class
+) -> (
+    pd.DataFrame
+):  # path name label group cluster split (context_…) predicted confidence, and `p_<class>` for each class
     "Probabilities with the predicted class and what is known of each image. Raises `UserError` where sizes differ"
     if probs.shape != (len(items), len(classes)):
         raise UserError(f'There are probabilities {probs.shape} for {len(items)} images and {len(classes)} classes.')
     columns = [c for c in ('path', 'name', 'label', 'group', 'cluster', 'split') if c in items]
+    columns += [c for c in items if c.startswith(prefix)]
     table = items[columns].reset_index(drop=True)
     table['predicted'] = np.array(classes, dtype=object)[probs.argmax(1)] if len(items) else ''
     table['confidence'] = probs.max(1) if len(items) else 0.0
@@ -111,7 +115,8 @@ class Evaluation:
                 f'The model does not know the class {", ".join(map(repr, unknown[:5]))}'
                 f'{" and others" if len(unknown) > 5 else ""}. It knows: {", ".join(classes)}.'
             )
-        labelled = predictions[predictions.label.notna()]
+        has_label = predictions.label.notna()
+        labelled = predictions if has_label.all() else predictions[has_label]
         return cls(
             labelled[[f'p_{c}' for c in classes]].to_numpy(),
             labelled.label.map(index).to_numpy(int),
@@ -119,7 +124,7 @@ class Evaluation:
             image_groups(labelled),
         )
 
-    @property
+    @cached_property
     def predicted(self) -> np.ndarray:  # (images,) class indices
         "The predicted class of each image"
         return self.probs.argmax(1)
@@ -220,12 +225,14 @@ class Evaluation:
     @cached_property
     def _image_scores(self):
         "name → (images,): the scores that are plain means over images"
-        clipped = np.clip(self.probs, 1e-7, 1)
+        blocks = np.array_split(self.probs, max(1, self.probs.size // _block_size))
+        totals = np.concatenate([np.clip(block, 1e-7, 1).sum(1) for block in blocks])
+        squares = np.concatenate([(block**2).sum(1) for block in blocks])
         return dict(
             top3_accuracy=self._n_rivals < 3,
             top5_accuracy=self._n_rivals < 5,
-            log_loss=np.log(clipped.sum(1)) - np.log(np.clip(self._own, 1e-7, 1)),
-            brier=(self.probs**2).sum(1) - 2 * self._own + 1,
+            log_loss=np.log(totals) - np.log(np.clip(self._own, 1e-7, 1)),
+            brier=squares - 2 * self._own + 1,
         )
 
     def _weighted(self, weights, n_ranked=None):

@@ -28,10 +28,11 @@ from fungi_fastai.core.pages import (
 from ..core.progress import format_duration, format_list
 from ..data.problems import has_problem, problem_names
 from ..data.splits import has_specimens
-from .answer_sections import ranks_section, specimens_section
+from .answer_sections import context_section, ranks_section, specimens_section
 from .assess import guarantee, headline
 from .calibration import apply_temperature, plot_reliability
 from .costs import safety_note
+from .held_out_section import held_out_section
 from .intervals import interval_text
 from .metrics import Evaluation
 from .scores import score_names
@@ -306,6 +307,7 @@ def write_report(
     errors: str = '',  # HTML: the error analysis
     more: str = '',  # HTML: further sections, after the confusion matrix
     warnings=(),  # sentences beside the result
+    novelty: str = '',  # HTML: the section about images of none of the classes
 ) -> Path:  # `file`
     "Write a run's report as one self-contained HTML page"
     training_notes = [metrics.get(key) for key in ('stages_note', 'head_refit_note', 'probe_kept_note')]
@@ -313,6 +315,7 @@ def write_report(
     seconds = metrics.get('seconds') or (0 if history is None else history.seconds.sum())
     sections = [
         _summary(title, metrics, strip, [*_probe_kept(metrics), *warnings, *shortcuts], seconds),
+        [held_out_section(metrics)] if metrics.get('held_out') else [],
         _per_class(evaluation, items),
         _confusion(evaluation),
         [more],
@@ -322,6 +325,8 @@ def write_report(
         _abstention(metrics, evaluation) if 'abstention' in metrics else [],
         [specimens_section(metrics['specimens'])] if 'specimens' in metrics else [],
         [ranks_section(metrics['ranks'])] if 'ranks' in metrics else [],
+        [context_section(metrics['context'])] if 'context' in metrics else [],
+        [novelty],
         _data(items, [note for note in notes if note not in shortcuts]),
         _reproducibility(settings),
         [] if history is None else _training_curves(history, *training_notes),

@@ -97,6 +97,9 @@ def rank_scores(probs, targets, groups, weights):
     return roc_auc, precision
 
 
+_few_images = 16  # that are added one by one; to make a sparse matrix takes longer
+
+
 class _Ranking:
     "Weighted counts of a class's own images and of the others, at and above each probability that its own images have"
 
@@ -113,6 +116,11 @@ class _Ranking:
 
     def _count(self, cuts, groups):
         "(cuts, resamples) weight of images at each cut"
+        if len(cuts) <= _few_images:
+            counts = np.zeros((len(self.cuts), self.weights.shape[1]), self.weights.dtype)
+            for cut, group in zip(cuts, groups, strict=True):
+                counts[cut] += self.weights[group]
+            return counts
         ones = np.ones(len(cuts), self.weights.dtype)
         return sparse_matrix(cuts, groups, (len(self.cuts), len(self.weights)), ones) @ self.weights
 

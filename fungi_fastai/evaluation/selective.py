@@ -284,6 +284,7 @@ class Decision:
     why: str  # in words
     set: tuple = ()  # classes of the prediction set, most probable first; () without sets, or where the set is empty
     rank: str = ''  # of a label that is a taxon above the classes: genus, family …
+    provisional: bool = False  # the class was added without training
 
     @property
     def answered(self) -> bool:

@@ -16,6 +16,7 @@ from unicodedata import combining, normalize
 from ..core.errors import MissingFileError, UserError
 from ..core.progress import format_count, format_list
 from ..data.column_names import plain_name
+from ..data.parquet_images import holds_images, unpack_images
 from ..data.table_files import read_frame, table_extensions
 from ..data.table_text import line_numbers
 
@@ -218,6 +219,7 @@ def _from_source(source, classes):
     file = Path(source)
     if file.suffix.lower() not in table_extensions or not file.is_file():
         return None
+    file = unpack_images(file, progress=False) if holds_images(file) else file
     table = read_frame(file)
     column = next((name for name in table.columns if set(classes) <= set(table[name])), None)
     if column is None or not rank_columns_of(table, column):

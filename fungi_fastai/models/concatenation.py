@@ -35,15 +35,22 @@ class ConcatenatedBackbone(nn.Module):
             for name, values in zip(('mean', 'std'), backbone.normalization.stats, strict=True):
                 self.register_buffer(f'{name}_{number}', torch.tensor(values).view(1, 3, 1, 1))
 
-    def forward(self, x):
-        features = []
-        for number, (backbone, size) in enumerate(zip(self.backbones, self.sizes, strict=True)):
-            images = (x - getattr(self, f'mean_{number}')) / getattr(self, f'std_{number}')
+    def inputs(
+        self,
+        x: torch.Tensor,  # (n, 3, height, width) images in [0, 1]
+    ) -> list[torch.Tensor]:
+        "The images that each backbone gets"
+        images = []
+        for number, size in enumerate(self.sizes):
+            own = (x - getattr(self, f'mean_{number}')) / getattr(self, f'std_{number}')
             if size is not None:
-                images = interpolate(images, (size, size), mode='bilinear', align_corners=False)
-            own = backbone(images)
-            features.append(own.mean((2, 3)) if own.ndim == 4 else own)
-        return torch.cat(features, 1)
+                own = interpolate(own, (size, size), mode='bilinear', align_corners=False)
+            images.append(own)
+        return images
+
+    def forward(self, x):
+        outputs = [backbone(images) for backbone, images in zip(self.backbones, self.inputs(x), strict=True)]
+        return torch.cat([own.mean((2, 3)) if own.ndim == 4 else own for own in outputs], 1)
 
 
 def own_size(

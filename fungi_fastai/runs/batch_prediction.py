@@ -27,7 +27,9 @@ from ..data.sources import Source
 from ..data.table_files import table_extensions
 from ..deploy.prediction_files import Tally, check_predictions
 from ..deploy.streaming import fingerprint, stream_predictions
+from ..deploy.photo_context import PhotoContext, photo_context
 from ..deploy.specimen_columns import SpecimenColumns, specimen_finder
+from ..evaluation.context import ContextPrior
 from ..evaluation.pooling import Pooling
 from ..evaluation.selective import decide
 from ..evaluation.species_list import listed_classes, restrict
@@ -45,6 +47,7 @@ class Classifier:
     pooling: Pooling = Pooling()  # of several photos of a specimen
     has_novelty: bool = False  # `classify` returns the novelty of each path too, and `decide` takes it
     taxa: dict | None = None  # rank → taxon of each class, for a list of species
+    context: ContextPrior | None = None  # of months, places and habitats
 
     def restricted(
         self,
@@ -58,6 +61,18 @@ class Classifier:
             return restrict(probs, listed), *others
 
         return replace(self, classify=classify, fingerprint=f'{self.fingerprint} {listed.nonzero()[0].tolist()}')
+
+    def with_context(
+        self,
+        context: PhotoContext,  # of the photos
+    ) -> 'Classifier':
+        "The same classifier with what is known beside the photos"
+
+        def classify(paths):
+            probs, *others = self.classify(paths)
+            return context.apply(paths, probs), *others
+
+        return replace(self, classify=classify, fingerprint=f'{self.fingerprint} {context.fingerprint}')
 
 
 def open_classifier(
@@ -82,7 +97,7 @@ def _open_bundle(folder, backend, threads):
 
     predictor = Predictor.load(folder, backend, threads)
     bundle, has_novelty = predictor.bundle, predictor.bundle.novelty is not None
-    decides = bundle.threshold is not None or bundle.conformal is not None or has_novelty
+    decides = bundle.threshold is not None or bundle.conformal is not None or has_novelty or bool(bundle.provisional)
     return Classifier(
         predictor.classify_with_novelty if has_novelty else predictor.classify,
         list(predictor.classes),
@@ -90,6 +105,7 @@ def _open_bundle(folder, backend, threads):
         f'{predictor.fingerprint} {predictor.backend}',
         pooling=bundle.pooling,
         taxa=bundle.ranks and bundle.ranks.taxa,
+        context=bundle.context,
         has_novelty=has_novelty,
     )
 
@@ -117,7 +133,8 @@ def _open_run(folder, backend, threads):
 
     decide_or_none = None if made.threshold is None else decide_all
     taxa = made.ranks and made.ranks.taxa
-    return Classifier(run.classify, run.classes, decide_or_none, model, 2 * run.recipe.bs, made.pooling, taxa=taxa)
+    facts = dict(pooling=made.pooling, taxa=taxa, context=made.context)
+    return Classifier(run.classify, run.classes, decide_or_none, model, 2 * run.recipe.bs, **facts)
 
 # %% ../../nbs/runs/batch_prediction.ipynb #d6c1c0f1
 class _Worker:
@@ -270,6 +287,7 @@ def predict_to(
     *,
     group: str | None = None,  # specimens: a pattern for the names, `folder`, or a column of the table
     only: list | None = None,  # names of the classes, or taxa, that are possible (default: all classes)
+    context: str | None = None,  # month=10,habitat=beech, columns of the table, or exif (default: the photos alone)
     engine: str = 'local',  # local, or ray: many processes, many machines; for bundles
     workers: int | None = None,  # threads, or processes with ray (default: one per usable CPU of machine or cluster)
     backend: str = 'auto',  # of a bundle: auto, onnx, torch, int8 or openvino
@@ -280,14 +298,20 @@ def predict_to(
     """Classify any number of images into a file with the columns path name predicted confidence (answer set) p_<class>…
     error. The same call resumes after an interruption, with either engine. Raises `UserError`, `TrainingError`"""
     _check_engine(model, engine, workers, address)
-    if only is not None and engine == 'ray':
-        raise UserError('A list of species (--only) is for the engine local.')
+    for value, option in ((only, 'A list of species (--only)'), (context, 'Context (--context)')):
+        if value is not None and engine == 'ray':
+            raise UserError(f'{option} is for the engine local.')
     if out is not None:
         check_predictions(out)
-    paths, find = _images_and_specimens(paths, group)
+    photos = _Photos.of(paths, group)
+    paths, find = photos.paths, photos.find
     classifier = open_classifier(model, backend, 1 if engine == 'ray' else workers)
     if only is not None:
         classifier = classifier.restricted(only)
+    known = None
+    if context is not None:
+        known = photo_context(classifier.context, context, photos.items, photos.source)
+        classifier = classifier.with_context(known)
     options = dict(
         model=classifier.fingerprint,
         decide=classifier.decide,
@@ -295,10 +319,11 @@ def predict_to(
         batch_size=classifier.batch_size,
         stdout_format=stdout_format,
         progress=progress,
-        specimens=find and SpecimenColumns(find, classifier.pooling, classifier.classes, classifier.decide),
+        specimens=find and SpecimenColumns(find, classifier.pooling, classifier.classes, classifier.decide, known),
     )
     if engine == 'local':
-        return stream_predictions(paths, classifier.classify, classifier.classes, out, **options)
+        tally = stream_predictions(paths, classifier.classify, classifier.classes, out, **options)
+        return replace(tally, context=known.summary()) if known else tally
     with _cluster(address, workers) as actors:
         options |= dict(
             max_images=classifier.batch_size, map_batches=_map_on_cluster(model, backend, classifier, actors)
@@ -306,24 +331,40 @@ def predict_to(
         return stream_predictions(paths, classifier.classify, classifier.classes, out, **options)
 
 
-def _images_and_specimens(paths, group):
-    "Images and folders, and a function of path and name that returns the specimen, or None. Raises `UserError`"
-    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    tables = [path for path in paths if Path(path).suffix.lower() in table_extensions and os.path.isfile(path)]
-    if not tables:
-        return paths, specimen_finder(group) if group else None
-    if len(paths) > 1:
-        raise UserError(f'{tables[0]} is a table. Give one table, or images and folders; not both.')
-    is_column = group and '(' not in group and group != 'folder'
-    items = Source.of(tables[0], group=group if is_column else '').read(labels=False)
+@dataclass(frozen=True, eq=False)
+class _Photos:
+    "The photos of a call"
+
+    paths: list  # images and folders
+    find: Callable | None = None  # path, name → the specimen, or None
+    items: object = None  # DataFrame of a table of photos
+    source: Source | None = None  # of the table
+
+    @classmethod
+    def of(cls, paths, group):
+        "Images and folders, or a table. Raises `UserError`"
+        paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        tables = [path for path in paths if Path(path).suffix.lower() in table_extensions and os.path.isfile(path)]
+        if not tables:
+            return cls(paths, specimen_finder(group) if group else None)
+        if len(paths) > 1:
+            raise UserError(f'{tables[0]} is a table. Give one table, or images and folders; not both.')
+        is_column = group and '(' not in group and group != 'folder'
+        source = Source.of(tables[0], group=group if is_column else '')
+        items = source.read(labels=False)
+        return cls(list(items['path']), _finder(items, group, is_column), items, source)
+
+
+def _finder(items, group, is_column):
+    "A function of path and name that returns the specimen of a photo in a table, or None"
     if not group:
-        return list(items['path']), None
+        return None
     if is_column:  # a specimen is one, whatever the labels say
         specimens = [one.removeprefix(f'{label}/') for one, label in zip(items['group'], items.label, strict=True)]
     else:
         specimens = map(specimen_finder(group), items['path'], items['name'])
     specimens = dict(zip(items['path'], specimens, strict=True))
-    return list(items['path']), lambda path, name: specimens[path] or None
+    return lambda path, name: specimens[path] or None
 
 
 def _check_engine(model, engine, workers, address):

@@ -153,8 +153,7 @@ def _compare_two(first, second, settings):
     shared = [shared_images(one, other, settings.common) for one, other in pair_runs(first, second)]
     images = pd.concat([one.images for one in shared])
     groups = group_numbers_of(images)
-    classes = sorted(set().union(*(images[column] for column in ('label', 'predicted', 'other'))))
-    counts = [_pair_counts(one.images, groups, classes) for one in shared]
+    counts = [_pair_counts(one.images, groups, _scored_classes(one)) for one in shared]
     pairs = [_pair_row(one, pair, groups, first, second) for one, pair in zip(shared, counts, strict=True)]
     differences = _differences(pairs, counts, images, settings)
 
@@ -175,12 +174,22 @@ def _compare_two(first, second, settings):
     return _TwoCompared(pairs, differences, _conclusion(differences, tested_on), notes)
 
 
+def _scored_classes(shared):
+    "Those of the test images, and those that both runs know: no image shows the new classes of one of them"
+    predicted = {*shared.images.predicted, *shared.images.other}
+    for one in (shared.first, shared.second):
+        predicted &= set(one.run.metrics.get('classes', predicted))
+    return sorted({*shared.images.label, *predicted})
+
+
 def _pair_counts(images, groups, classes):
     "The counts of both runs of a pair, by group"
     index = {name: i for i, name in enumerate(classes)}
-    label, *predictions = (images[column].map(index).to_numpy() for column in ('label', 'predicted', 'other'))
+    label, *predictions = (images[column].map(index).fillna(len(index)) for column in ('label', 'predicted', 'other'))
+    label, *predictions = (numbered.to_numpy(int) for numbered in (label, *predictions))
     numbers, n_groups = groups[images.index].to_numpy(), int(groups.max()) + 1
-    return tuple(group_counts(label, predicted, numbers, n_groups, len(classes)) for predicted in predictions)
+    counts = [group_counts(label, predicted, numbers, n_groups, len(index) + 1) for predicted in predictions]
+    return tuple(count[:, :, :-1] for count in counts)  # without the predictions of other classes
 
 
 def _pair_row(shared, counts, groups, first, second):

@@ -25,19 +25,22 @@ from ..data.scan import scan
 from ..data.problems import exclude
 from ..data.sources import Source
 from ..deploy.export import export
+from ..deploy.novelty_section import novelty_section
 from ..deploy.submission import submission
 from ..evaluation.calibration import apply_temperature
 from ..evaluation.selective import decide
 from ..evaluation.errors import error_table
 from ..evaluation.explain import grad_cam
 from ..evaluation.metrics import Evaluation, predictions_table
+from ..evaluation.pooling import assess_pooling
 from ..evaluation.report import write_report
-from ..evaluation.assess import guarantee, verdict
+from ..evaluation.assess import guarantee, saved_metrics, verdict
 from ..evaluation.gallery import gallery, loss_captions, prediction_strip, top_losses
 from ..run_folder import RunFolder
 from .prediction_table import PredictionTable
 from ..training.load import trained_learner
 from ..training.recipes import command_of
+from ..training.specimens import with_specimens
 
 # %% ../../nbs/runs/run.ipynb #fc893080
 def predict(
@@ -76,17 +79,6 @@ def _as_items(images):
     if not rows:
         raise UserError('No image was given.')
     return pd.DataFrame(rows, columns=['path', 'name'])
-
-# %% ../../nbs/runs/run.ipynb #a2cdeca1
-def saved_metrics(
-    evaluation: Evaluation,
-) -> dict:
-    "The scores, confusion matrix and per-class metrics of an evaluation, ready for JSON"
-    per_class = {}
-    for name, row in evaluation.per_class().to_dict('index').items():
-        per_class[name] = {key: int(value) if key == 'images' else float(value) for key, value in row.items()}
-    cells = evaluation.confusion_cells().tolist()
-    return evaluation.metrics() | dict(classes=list(evaluation.classes), confusion=cells, per_class=per_class)
 
 # %% ../../nbs/runs/run.ipynb #261a554d
 class Run(RunFolder):
@@ -149,11 +141,14 @@ class Run(RunFolder):
         **options,  # `label`, `group`, `column`, `layout`, … (default: the recipe's)
     ) -> tuple[dict, pd.DataFrame]:  # metrics; predictions, with the training image in the column `seen_in_training`
         "Evaluate on other labelled images; those that were trained on, also if saved again, are counted and named"
+        recipe = self.recipe
         if not isinstance(source, Source):
             reading = dict(label=self.recipe.label, group=self.recipe.declared_group, column=self.recipe.column)
             options = reading | dict(layout=self.recipe.layout) | options
+            recipe = self.recipe.but(source=str(source) if isinstance(source, (str, Path)) else '')
+            recipe = recipe.but(group=options.get('group', recipe.group))
             source = Source.of(source, sample=self.recipe.name, **options)
-        items = scan(source.read(), progress=progress)
+        items = with_specimens(scan(source.read(), progress=progress), recipe)
         readable = exclude(items, ('unreadable',))
         labelled = readable[readable.label.notna()]
         self._check_labels(labelled)
@@ -163,7 +158,16 @@ class Run(RunFolder):
         metrics = saved_metrics(evaluation) | dict(
             intervals=evaluation.intervals(), n_unreadable=len(items) - len(readable), **seen
         )
+        metrics |= dict(notes=items.attrs.get('notes', [])) | self._specimens(evaluation, labelled)
         return metrics, predictions
+
+    def _specimens(self, evaluation, items):
+        "What pooling the photos of a specimen is worth on other images, as for the run's own test set"
+        if 'group' not in items:
+            return {}
+        pooling, probs = self.decisions.pooling, apply_temperature(evaluation.probs, self.decisions.temperature)
+        gain = assess_pooling(pooling, probs, evaluation.targets, items['group'].tolist(), self.decisions.threshold)
+        return dict(specimens=dict(pooling=pooling.to_dict(), test=gain)) if gain else {}
 
     def _seen_in_training(self, items, predictions):
         "The predictions with the training image that each image is, or nearly is; and what metrics say about them"
@@ -211,6 +215,7 @@ class Run(RunFolder):
             self._strip(),
             self._gallery(),
             self._error_analysis(),
+            novelty=novelty_section(self.folder),
         )
 
     def _strip(self):

@@ -29,6 +29,8 @@ from ..core.settings import settings
 from ..data.splits import count_specimens
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..evaluation.assess import assess_predictions
+from ..evaluation.context import context_file, save_context
+from ..evaluation.context_fit import learn_context
 from ..evaluation.saved_predictions import write_predictions
 from ..evaluation.taxonomy import Taxonomy, taxonomy_of
 from ..models.normalization import normalization_metadata
@@ -44,7 +46,9 @@ from fungi_fastai.runs.averaging import (
     fold_recipe,
     without_fold,
 )
-from .run import Run, predict, saved_metrics
+from .run import Run, predict
+from ..evaluation.assess import saved_metrics
+from .split_comparison import held_out_metrics
 from ..training import budget
 from ..training.budget import TimeBudget
 from .planned import fit_in_time, job_plan, planned_learner, write_plan
@@ -282,7 +286,11 @@ def _conclude(job, learn, predictions, facts, trackers):
     run.learner = learn
     taxonomy = _job_taxonomy(job, state.recipe, classes)
     run.metrics = _run_metrics(state.items, predictions, classes, facts, taxonomy)
+    if state.recipe.context:
+        prior, run.metrics['context'] = learn_context(state.items, predictions, classes, run.metrics)
+        save_context(prior, folder / context_file)
     if job.report:
+        run.metrics |= held_out_metrics(state.recipe, state.items, job.progress)
         announce(learn, 'Writing the report: confidence intervals, error analysis, class activation maps')
         run.report()
     for tracker in trackers:
@@ -396,7 +404,8 @@ def trainer(
         cbs=(),  # further fastai callbacks, or one
         **changes,  # any field of `Recipe`: arch='convnext_tiny', epochs=3, …
     ) -> Run:
-        base = recipe.for_sample() if is_sample(source) else recipe
+        from_scratch = not (changes.get('pretrained', True) or changes.get('weights'))
+        base = recipe.for_sample(from_scratch) if is_sample(source) else recipe
         if source is not None:
             changes['source'] = source
         return train(base.but(**changes), out, progress, cbs=cbs, tracker=tracker)

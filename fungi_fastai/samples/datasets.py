@@ -31,6 +31,7 @@ from .flowers import draw_flower, flowers
 from .genera import genera
 from .microscopy import draw_crop, structures
 from .mushrooms import draw_mushroom
+from .observations import observations_csv
 from .seedlings import draw_seedling, seedlings
 
 # %% ../../nbs/samples/datasets.ipynb #34dd03dd
@@ -170,7 +171,8 @@ def make_sample(
     """Draw a sample with the layout of the Kaggle download. Raises `UserError` for an unknown kind
 
     The bytes of a file do not depend on the number of specimens and photos.
-    The other classes of defungi have up to five times as many specimens as the rarest."""
+    The other classes of defungi have up to five times as many specimens as the rarest. The mushrooms come with
+    `observations.csv`, the month and the habitat of each image."""
     folder = Path(folder)
     files = list(jobs(kind, specimens, photos, seed))
     for parent in {(folder / job.name).parent for job in files}:
@@ -180,6 +182,8 @@ def make_sample(
         _write_in_processes(files, str(folder), size, seed, workers)
     else:
         _write(files, str(folder), size, seed)
+    if kind == 'mushrooms':
+        (folder / 'observations.csv').write_text(observations_csv(files, seed))
     if kind == 'seedlings':
         names = sorted(Path(job.name).name for job in files if job.name.startswith('test/'))
         rows = ''.join(f'{name},Sugar beet\n' for name in names)

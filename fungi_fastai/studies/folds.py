@@ -32,7 +32,8 @@ from ..evaluation.gallery import gallery, loss_captions, prediction_strip, top_l
 from ..evaluation.metrics import Evaluation
 from ..evaluation.saved_predictions import read_predictions, write_predictions
 from ..evaluation.report import write_report
-from ..runs.run import Run, saved_metrics
+from ..runs.run import Run
+from ..evaluation.assess import saved_metrics
 from ..run_folder import next_folder
 from ..runs.train import train
 from ..training.recipes import command_of
@@ -147,6 +148,11 @@ def fold_items(
     Raises `UserError` where a class has too few specimens, with the possible number of folds"""
     if k < 2:
         raise UserError(f'{k} folds were requested; expected at least 2.')
+    if recipe.split_by:
+        raise UserError(
+            f'--split-by {recipe.split_by} chooses one test set, and folds test every image once. Leave --split-by '
+            'out, or train one run with it: fungi train.'
+        )
     items = prepare_items(recipe.but(fraction=1.0), progress)
     used = items[items.split.ne('')]
     drawn = used if grouped else used.assign(group='', cluster='')

@@ -28,7 +28,9 @@ from ..evaluation.intervals import draw_weights
 from ..evaluation.metrics import predictions_table
 from ..evaluation.paired_tests import group_counts, in_points, weighted_scores
 from ..models.scaling import FeatureScaling
+from ..runs.split_comparison import compare_splits
 from .probe import count_groups, resolve_recipe, weights_in_words
+from ..training.fit import prepare_items
 from fungi_fastai.studies.split_schemes import (
     Draw,
     folds_by_scheme,
@@ -327,14 +329,15 @@ def leakage_report(
                 f'{recipe.arch} is not trained: its weights are random. '
                 'Trained weights (--weights FILE) show leaks better.'
             )
-    if run_items is not None and 'split' in run_items:
-        notes.append(_note_on_splits(run_items))
+    held_out = _compare_held_out(recipe, run_items, progress)
+    notes += _notes_on_sets(run_items, held_out)
     tested = draws[0].items['groups']
     targets = tested.label.map(classes.index).to_numpy()
     scores, gaps = score_schemes(draws, targets, len(classes), samples, recipe.seed)
     dependent, n_reversed = leak_dependent_images(draws[0], targets, classes, features)
     predictions = {scheme: _predictions(draws, scheme, classes) for scheme in draws[0].probs}
-    about = _describe(recipe, tested, classes, selected) | dict(repeats=repeats, retrained=retrain)
+    about = _describe(recipe, tested, classes, selected)
+    about |= dict(repeats=repeats, retrained=retrain, held_out=held_out)
     report = LeakageReport(scores, gaps, dependent, n_reversed, predictions, about, tuple(notes))
     if out is not None:
         report.write(out)
@@ -357,6 +360,23 @@ def _describe(recipe, tested, classes, selected):
     about |= dict(seed=recipe.seed, n_classes=len(classes), k=selected.k) | count_groups(tested)
     group = proposal.pattern if proposal else recipe.declared_group
     return about | dict(group=group, group_proposed=proposal is not None)
+
+
+def _compare_held_out(recipe, items, progress):
+    "The score of a test set held out by `split_by`, beside that of a specimen-safe split; None without one"
+    if not recipe.split_by:
+        return None
+    if items is None:
+        items = prepare_items(recipe, progress)
+    return items.attrs['held_out'] | compare_splits(recipe, items, progress)
+
+
+def _notes_on_sets(items, held_out):
+    "Sentences about the sets of a run, and about a test set that was held out"
+    if items is not None and 'split' in items:
+        yield _note_on_splits(items)
+    if held_out:
+        yield held_out['text']
 
 
 def _note_on_splits(items):

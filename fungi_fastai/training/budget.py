@@ -87,8 +87,8 @@ _min_epochs = 0.25  # a shorter training is not worth it
 _worth_a_change = 0.01  # difference of two scores from which it pays off to read the images again
 _n_compared = 5  # batches whose median duration is compared
 _fraction_gain = 0.15  # accuracy that ten times as many images give
-_all_epochs, _last_epochs = 3, 4.5  # epochs of all layers, and of the last stages, for two thirds of what they gain
-_last_gain, _last_gain_two_views = 0.9, 0.8  # what the last stages gain as a fraction of what all layers gain
+_epochs_to_gain = 3  # epochs for two thirds of what a training gains
+_last_gain, _last_gain_two_views = 0.95, 0.85  # what the last stages gain as a fraction of what all layers gain
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,11 @@ class _Candidate:
         if not uses_probe:
             return -6 / self.size + 0.6 * (1 - np.exp(-self.epochs / 15))
         most = np.clip(0.2 + 0.5 * np.log10(max(n_train, 1) / 400), 0.05, 0.7)
-        scale, share = _all_epochs, 1.0
+        share = 1.0
         if self.trainable == 'last':
-            scale, share = _last_epochs, _last_gain_two_views if self.views == 2 else _last_gain
-        errors_left = 1 - share * most * (1 - np.exp(-self.epochs / scale))
-        return -0.15 * errors_left - 29 / self.size * errors_left**1.5 + _fraction_gain * np.log10(self.fraction)
+            share = _last_gain_two_views if self.views == 2 else _last_gain
+        errors_left = 1 - share * most * (1 - np.exp(-self.epochs / _epochs_to_gain))
+        return -(0.19 + 20 / self.size) * errors_left + _fraction_gain * np.log10(self.fraction)
 
 
 @dataclass(frozen=True)

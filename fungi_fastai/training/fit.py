@@ -22,11 +22,12 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
 from ..data.cache import build_cache
+from ..data.context import with_context
 from ..data.images import ImageError, canvas_size
 from ..data.scan import check
 from ..data.problems import exclude
 from ..data.loaders import make_loaders
-from ..data.splits import fraction, split
+from ..data.splits import fraction
 from ..models.learners import learner
 from ..models.normalization import Normalization
 from ..models.architectures import is_fixed_size
@@ -63,6 +64,7 @@ from .resizing import ProgressiveResizing
 from .schedules import make_scheduler
 from .stages import can_store_activations, freeze, on_activations
 from .specimens import with_specimens
+from .split_items import split_items
 from .callbacks import History, RunState, announce, show_progress, training_metrics
 
 # %% ../../nbs/training/fit.ipynb #905f196f
@@ -72,14 +74,21 @@ def prepare_items(
 ) -> pd.DataFrame:  # one row per image; `split` is train, valid, test, or '' if the image is excluded or has no label
     "Read, check and split a recipe's images. Raises `UserError` if there is nothing to train on"
     items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
+    if recipe.context:
+        items = with_context(items, recipe.context, source_of(recipe), recipe.column)
     items = mark_negatives(with_specimens(items, recipe), recipe)
     usable = exclude(items, recipe.exclude)
     usable = usable[usable.label.notna()]
     lost = describe_lost_classes(items, usable)
     check_classes(recipe, items, usable, lost)
-    splits = split(usable, recipe.valid, recipe.test, recipe.seed)
+    chosen = split_items(recipe, usable)
+    usable, splits = (table[chosen.splits.ne('')] for table in (usable, chosen.splits))
     check_splits(recipe, usable, splits)
-    items.attrs['notes'] = [*items.attrs.get('notes', []), *lost, *describe_untested_classes(usable, splits)]
+    untested = describe_untested_classes(usable, splits)
+    items.attrs['notes'] = [*items.attrs.get('notes', []), *lost, *chosen.notes, *untested]
+    if chosen.held_out:
+        items.attrs['held_out'] = chosen.held_out
+        items['held_out_value'] = chosen.values.reindex(items.index, fill_value='')
     training = usable[splits == 'train']
     unused = training.index.difference(fraction(training, recipe.fraction, recipe.seed).index)
     return items.assign(split=splits.drop(unused).reindex(items.index, fill_value=''))

@@ -87,13 +87,21 @@ class DataOptions(Options):
     # what the folders around the images mean, such as class/specimen or split/class; auto = detected
     layout: str = 'auto'
     split: str = ''  # a table's column of the split; none = ignore given splits; '' = the column that looks like it
+    # holds out a test set by time (the newest images), place, camera or a table's column; time=2024 or camera=A,B
+    # choose its values; '' = a test set at random, by specimen
+    split_by: str = ''
     zip_encoding: str = ''  # encoding of the names in a zip that does not say it, such as cp850; '' = detected
+    # file of corrections of labels, from fungi review; none = ignore them; '' = the corrections.csv in or beside SOURCE
+    corrections: str = ''
     # name of a folder (or label) of images of none of the classes, such as background: it is not trained as a class;
     # the export chooses and measures the novelty score on it
     negatives: str = ''
     # table of each class and its higher ranks (genus, family …), for answers such as "an Amanita"; '' = the columns of
     # the source's table, or class names that are scientific names; none = no ranks
     taxonomy: str = ''
+    # what is known beside the photo, with commas: month, location (from columns, or the EXIF data), or a table's column
+    # such as habitat; its prior is added to the answers if it helps; '' = the photo alone
+    context: str = ''
     # kinds of problem whose images are excluded
     exclude: tuple[str, ...] = ('unreadable', 'tiny', 'duplicate', 'label_conflict')
     valid: float = bounded(0.15, above=0, below=1)  # fraction of each class in the validation set
@@ -276,7 +284,10 @@ class Recipe(MachineOptions, OptimisationOptions, ScheduleOptions, ModelOptions,
         "The pattern or column that reads specimens; '' if there is none, or it is to be proposed"
         return '' if self.group == 'auto' else self.group
 
-    def for_sample(self) -> 'Recipe':
+    def for_sample(
+        self,
+        from_scratch: bool = False,  # start from random weights, and train all layers
+    ) -> 'Recipe':
         """The recipe with settings for the built-in sample: a few hundred drawn images, on which the small network
         whose ImageNet weights are installed with the library trains its head in seconds. You can change its fields"""
         # file names of photos of one specimen are equal up to the last _
@@ -286,10 +297,10 @@ class Recipe(MachineOptions, OptimisationOptions, ScheduleOptions, ModelOptions,
             source='sample',
             group=group,
             arch=smallest_weights.arch,
-            pretrained=True,
+            pretrained=not from_scratch,
             size=224,
             epochs=8,
-            trainable='head',
+            trainable='all' if from_scratch else 'head',
             head_init='random',
             bs=16,
             lr=3e-3,
@@ -335,7 +346,8 @@ def _with_source(changes, recipe):
         source = Source.of(source, column=changes.get('column', recipe.column))
     if isinstance(source, Source):
         group = source.group or ('auto' if recipe.group == 'auto' else '')
-        reading = {name: getattr(source, name) for name in ('label', 'column', 'layout', 'split', 'zip_encoding')}
+        kept = ('label', 'column', 'layout', 'split', 'zip_encoding', 'corrections')
+        reading = {name: getattr(source, name) for name in kept}
         return reading | dict(group=group) | changes | dict(source=source.text)
     return changes if source is None else changes | dict(source=str(source))
 
@@ -392,6 +404,7 @@ def source_of(
         layout=recipe.layout,
         split=recipe.split,
         zip_encoding=recipe.zip_encoding,
+        corrections=recipe.corrections,
         sample=recipe.name if recipe.name in sample_kinds else sample_kinds[0],
     )
 

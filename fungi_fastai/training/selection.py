@@ -92,6 +92,8 @@ _probe_size = 160  # image size of the probes if a budget decides about that of 
 _usual_errors = 0.3  # fraction of errors of the probes from which the scores of plans were estimated
 _download_rate = 5.0  # megabytes a second, assumed
 _solve_seconds = 3e-3  # of the logistic regressions, per image
+_most_gain_of_pair = 0.2  # fraction of the errors of the better one that two networks together avoid, at most
+_least_gain_of_pair = 0.01  # expected accuracy from which it is worth the time of two networks in every prediction
 scratch_arch, scratch_lr = 'convmixer_64_4', 1e-2  # if no weights are available; the learning rate unless one is given
 
 
@@ -166,7 +168,11 @@ class _Selection:
     def best(self):
         "The measured network with the highest expected accuracy; without probes, the fastest"
         probed = [one for one in self.measured if one.backbone in self.networks]
-        return max(probed, key=lambda one: self.networks[one.backbone].expected, default=self.measured[0])
+        return max(probed, key=self.worth, default=self.measured[0])
+
+    def worth(self, one):
+        "The expected accuracy of a probed network, less what a pair of networks must be better by"
+        return self.networks[one.backbone].expected - _least_gain_of_pair * ('+' in one.backbone.arch)
 
     def run(self):
         "Measure the networks, and probe them on one sample"
@@ -184,6 +190,28 @@ class _Selection:
                 if is_local(one.backbone):
                     raise
                 self.notes.append(f'Not tried: {one.backbone.arch}. {error}')
+        self.try_pair()
+
+    def try_pair(self):
+        "Probe the two best networks together, whose features are known by now, if they can win"
+        probed = [one for one in self.measured if one.backbone in self.networks]
+        best = sorted(probed, key=lambda one: self.networks[one.backbone].accuracy)[-2:]
+        if len(best) < 2 or best[0].size != best[1].size or any('+' in one.backbone.weights for one in best):
+            return
+        pair = self.together(*reversed(best))
+        fewer_errors = 1 - (1 - _most_gain_of_pair) * (1 - self.networks[best[1].backbone].accuracy)
+        wins = pair.expected(fewer_errors, self.items) > self.worth(self.best) + _least_gain_of_pair
+        if wins and 2 * _solve_seconds * len(self.sample) < self.left_for_choice:
+            self.measured.append(pair)
+            self.networks[pair.backbone] = self.probe(pair)
+
+    def together(self, one, other):
+        "Two networks, whose features stand side by side, as one that was measured"
+        backbone = _side_by_side(one.backbone, other.backbone)
+        recipe = self.recipe.but(arch=backbone.arch, weights=backbone.weights)
+        speed = one.speed.together(other.speed.at(one.speed.size))
+        plan = best_plan(recipe, self.items, speed, (1 - _selection_fraction) * self.seconds)
+        return _Measured(backbone, recipe, speed, plan, one.size, 0.0)
 
     def leave_out(self, measured, reason):
         names = ', '.join(one.backbone.arch for one in measured)
@@ -269,6 +297,16 @@ class _Selection:
             seconds=round(one.seconds + clock() - began, 1),
             megabytes=one.backbone.megabytes,
         )
+
+
+def _side_by_side(one, other):
+    "Two pretrained networks as one"
+    names = ('trained_on', 'licence')
+    joined = {name: ', '.join(dict.fromkeys([getattr(one, name), getattr(other, name)])) for name in names}
+    sums = {name: getattr(one, name) + getattr(other, name) for name in ('macs', 'features', 'megabytes')}
+    weights = f'{one.weights}+{other.weights}' if one.weights or other.weights else ''
+    arch = f'{one.arch}+{other.arch}'
+    return replace(one, arch=arch, weights=weights, top1=None, newt=None, downloads=False, **joined, **sums)
 
 
 def _seconds_of_download(backbone):

@@ -10,6 +10,7 @@ __all__ = []
 # %% ../../nbs/training/specimens.ipynb #e1768544
 import pandas as pd
 
+from ..data.corrections import with_corrected_specimens
 from ..data.groups import best_proposal, has_groups, pattern_groups
 from .recipe import Recipe, is_sample
 from .recipes import recipes
@@ -20,6 +21,10 @@ def with_specimens(
     recipe: Recipe,
 ) -> pd.DataFrame:  # with the specimens in the column group; `attrs` has a note and `assumed_group` if they are assumed
     "The images with their specimens: those that are declared, otherwise those that the images suggest"
+    return with_corrected_specimens(_with_specimens(items, recipe))
+
+
+def _with_specimens(items, recipe):
     if recipe.group == 'auto' and not has_groups(items):
         groups, note = _proposed(items)
     elif _is_for_other_files(recipe):

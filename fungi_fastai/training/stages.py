@@ -15,6 +15,7 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ..core.files import atomic
 from ..core.progress import format_count, format_size, track
 from ..core.settings import settings
 from ..data.loaders import make_test_loader
+from ..models.concatenation import ConcatenatedBackbone
 from ..models.networks import backbone_and_head
 from .callbacks import announce
 from .features import FeatureLoader, replaced_loaders, temporary_seed
@@ -55,24 +57,20 @@ class _Reached(Exception):
 
 @dataclass
 class StageCut:
-    "The place where a backbone is cut"
+    "The place where a backbone is cut; one in each of several backbones side by side"
 
-    module: nn.Module  # the first module of the last stages
+    modules: list[nn.Module]  # of each backbone, the first module of the last stages
+    shapes: list[tuple]  # of an image's activations there
     blank: torch.Tensor  # an image of zeros
 
     def below(
         self,
         backbone: nn.Module,
         x: torch.Tensor,  # (n, 3, height, width) normalised images
-    ) -> torch.Tensor:  # (n, …)
+    ) -> torch.Tensor:  # (n, …); of several backbones (n, numbers, 1, 1)
         "The activations at the cut"
-        hook = self.module.register_forward_pre_hook(_stop)
-        try:
-            backbone(x)
-        except _Reached as reached:
-            return reached.args[0]
-        finally:
-            hook.remove()
+        parts = [_input_of(module, *one) for module, one in zip(self.modules, _side_by_side(backbone, x), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat([one.flatten(1) for one in parts], 1)[..., None, None]
 
     def above(
         self,
@@ -80,15 +78,47 @@ class StageCut:
         x: torch.Tensor,  # (n, …) activations at the cut
     ) -> torch.Tensor:
         "The backbone's output for activations"
-        hook = self.module.register_forward_pre_hook(lambda _module, args: (x, *args[1:]))
+        hooks = [module.register_forward_pre_hook(partial(_give, x)) for module, x in self._parts(x)]
         try:
             return forward(self.blank)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
+
+    def _parts(self, x):
+        "Each module, and its part of the activations"
+        if len(self.modules) == 1:
+            return [(self.modules[0], x)]
+        parts = x.flatten(1).split([prod(shape) for shape in self.shapes], 1)
+        parts = [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        parts = [part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in parts]
+        return list(zip(self.modules, parts, strict=True))
+
+
+def _side_by_side(backbone, x):
+    "Each backbone of a concatenation and the images that it gets, or the one backbone and its images"
+    if isinstance(backbone, ConcatenatedBackbone):
+        return list(zip(backbone.backbones, backbone.inputs(x), strict=True))
+    return [(backbone, x)]
+
+
+def _input_of(module, backbone, x):
+    "What a module receives in a forward pass, which ends there"
+    hook = module.register_forward_pre_hook(_stop)
+    try:
+        backbone(x)
+    except _Reached as reached:
+        return reached.args[0]
+    finally:
+        hook.remove()
 
 
 def _stop(_module, args):
     raise _Reached(args[0])
+
+
+def _give(x, _module, args):
+    return x, *args[1:]
 
 
 def find_cut(
@@ -104,10 +134,14 @@ def find_cut(
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(learn.dls.device)
     learn.model.eval()
     with torch.no_grad(), learn.precision.forward_context(images):
-        module = _first_module(backbone, lower, images)
+        pairs = _side_by_side(backbone, images)
+        modules = [_first_module(one, lower, x) for one, x in pairs]
+        if None in modules:
+            return None
+        shapes = [tuple(_input_of(module, *pair).shape[1:]) for module, pair in zip(modules, pairs, strict=True)]
         for blank_size in (64, size):
-            cut = StageCut(module, images.new_zeros(1, 3, blank_size, blank_size))
-            if module is not None and _is_exact(cut, backbone, images):
+            cut = StageCut(modules, shapes, images.new_zeros(1, 3, blank_size, blank_size))
+            if _is_exact(cut, backbone, images):
                 return cut
     return None
 

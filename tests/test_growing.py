@@ -1,0 +1,166 @@
+"A growing collection: photos to label next, updates of a run, classes from a few photos"
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fungi_fastai.core.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def seedlings(tmp_path_factory):
+    "Photos that the run on flowers has not seen, of two classes in folders"
+    from fungi_fastai.samples.datasets import make_sample
+
+    folder = tmp_path_factory.mktemp('seedlings') / 'set'
+    make_sample('mushrooms', folder, specimens=3, photos=2, size=64, workers=1)
+    classes = sorted({file.parent for file in folder.rglob('*.jpg')})
+    for extra in classes[2:]:
+        shutil.rmtree(extra)
+    return classes[0].parent
+
+
+def test_photos_that_need_no_label_are_left_out_and_counted(fungi, small_run, seedlings, tmp_path):
+    pool = shutil.copytree(seedlings, tmp_path / 'pool')
+    known = small_run.items[small_run.items.split.eq('train')].path.iloc[0]
+    tested = small_run.items[small_run.items.split.eq('test')].path.iloc[0]
+    shutil.copy(known, pool / 'known.jpg')
+    Image.open(tested).save(pool / 'saved again.png')
+    (pool / 'broken.jpg').write_bytes(b'no image')
+    out = tmp_path / 'next.csv'
+    done = fungi('next', small_run.folder, pool, '--n', 4, '--group', '^(.+)_', '--out', out)
+    table = pd.read_csv(out, dtype=dict(label=str))
+    assert '1 are in the training set of the run' in done.out and '1 cannot be read' in done.out
+    assert '1 are nearly the same as a labelled image of the run' in done.out
+    assert len(table) == 4 and table.label.isna().all() and table.reason.str.len().min() > 10
+    assert table['name'].str.rpartition('_')[0].is_unique and set(table.photos) == {2}
+    assert table.predicted.isin(small_run.classes).all()
+    page = out.with_suffix('.html').read_text()
+    assert page.count('<img') == 4 and table['name'][0] in page
+
+    table.assign(label=['oak', None, None, None]).to_csv(out, index=False)  # somebody has begun to label
+    before = out.read_bytes()
+    failed = fungi('next', small_run.folder, pool, '--n', 4, '--out', out, code=2)
+    assert '1 label, which would be lost' in failed.err and out.read_bytes() == before
+    labelled = fungi('next', small_run.folder, out, '--n', 9, '--json')
+    facts = json.loads(labelled.out)
+    assert facts['left_out'] == {'have a label in the table': 1} and len(facts['photos']) == 3
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('--n', 0), 'expected 1 or more'),
+        (('--strategy', 'best'), 'Known: random, margin'),
+        (('--out', 'next.xlsx'), 'ends in .csv'),
+        (('--group', 'site'), 'is no pattern and no column'),
+    ],
+)
+def test_mistakes(fungi, small_run, seedlings, arguments, message):
+    assert message in fungi('next', small_run.folder, seedlings, *arguments, code=2).err
+
+
+def test_a_bundle_or_known_photos_have_nothing_to_label(fungi, small_run, small_bundle, photos):
+    assert 'is a bundle' in fungi('next', small_bundle, photos, code=2).err
+    assert 'No photo of' in fungi('next', small_run.folder, photos, code=2).err
+
+
+def test_an_update_keeps_the_test_set_and_compares_each_class(fungi, small_run, seedlings, tmp_path):
+    added = shutil.copytree(seedlings, tmp_path / 'added')
+    tested = small_run.items[small_run.items.split.eq('test')].iloc[0]
+    (added / tested.label).mkdir()
+    Image.open(tested.path).resize((80, 80)).save(added / tested.label / 'again.jpg')
+    new = sorted(folder.name for folder in seedlings.iterdir() if folder.is_dir())
+    out, old = tmp_path / 'new run', {file: file.stat().st_mtime_ns for file in small_run.folder.rglob('*')}
+    done = fungi('update', small_run.folder, '--add', added, '--group', '^(.+)_', '--epochs', 1, '--out', out)
+    assert 'are nearly the same as images in it' in done.out and f'New classes: {", ".join(new)}' in done.out
+    items = pd.read_parquet(out / 'items.parquet')
+    tests = [rows[rows.split.eq('test') & ~rows.label.isin(new)] for rows in (small_run.items, items)]
+    assert tests[0].path.tolist() == tests[1].path.tolist()
+    assert items.split[items.path.str.endswith('again.jpg')].tolist() == ['']
+    assert items[items.label.isin(new)].groupby('label').split.unique().map(set).tolist() == [
+        {'train', 'valid', 'test'}
+    ] * len(new)
+    facts = json.loads((out / 'update.json').read_text())
+    assert sorted(row['class'] for row in facts['changes']) == sorted(small_run.classes)
+    assert [row['class'] for row in facts['new_classes']] == new
+    for row in facts['changes']:
+        assert abs(row['change'] * row['images'] - (row['fixed'] - row['broken'])) < 1e-9
+    assert json.loads((out / 'recipe.json').read_text())['weights'] == str(small_run.folder / 'model.safetensors')
+    assert old == {file: file.stat().st_mtime_ns for file in small_run.folder.rglob('*')}
+
+    again = fungi('update', small_run.folder, '--add', seedlings, '--epochs', 1, '--out', out, code=2)
+    assert 'holds a run of other images' in again.err
+
+
+def test_an_update_with_nothing_new_writes_nothing(fungi, small_run, photos, tmp_path):
+    done = fungi('update', small_run.folder, '--add', photos, '--out', tmp_path / 'out', code=2)
+    assert 'can be added to the run' in done.err and not (tmp_path / 'out').exists()
+    assert (
+        'is the run itself' in fungi('update', small_run.folder, '--add', photos, '--out', small_run.folder, code=2).err
+    )
+
+
+@pytest.fixture(scope='module')
+def with_class(small_bundle, seedlings, tmp_path_factory):
+    "A bundle with a class from the photos of a folder"
+    from fungi_fastai.deploy.predictor import Predictor
+
+    folder = sorted(seedlings.iterdir())[0]
+    predictor = Predictor.load(small_bundle, threads=1)
+    added = predictor.add_class('Boletus edulis', folder)
+    return predictor, added, added.save(tmp_path_factory.mktemp('bundle') / 'new'), folder
+
+
+def test_a_class_from_photos_is_marked_everywhere(fungi, with_class, tmp_path):
+    from fungi_fastai.deploy.page import answer_html
+    from fungi_fastai.deploy.service import PredictionService
+
+    old, predictor, folder, photos = with_class
+    assert predictor.classes == [*old.classes, 'Boletus edulis'] and predictor.check() < 1e-4
+    assert list(predictor.bundle.provisional) == ['Boletus edulis']
+    probs = np.eye(len(predictor.classes))
+    first, *_, last = predictor.decide(probs)
+    assert not first.provisional and last.provisional
+    assert last.label == 'Boletus edulis (provisional)' and 'without training' in last.why
+    assert '**Provisional.**' in (folder / 'README.md').read_text()
+    assert (folder / 'classes.txt').read_text().split('\n')[-2] == 'Boletus edulis'
+    fungi('predict', folder, photos, '--out', tmp_path / 'answers.csv')
+    answers = pd.read_csv(tmp_path / 'answers.csv')
+    is_new = answers.predicted == 'Boletus edulis'
+    assert is_new.any() and not answers.answer[~is_new].str.contains('provisional').any()
+    shown = answer_html(probs[-1], predictor.classes, last, predictor.bundle)
+    assert 'Boletus edulis (provisional)</h2>' in shown and ' correct</p>' not in shown
+    listed = asyncio.run(PredictionService(predictor, page=False).list_classes())
+    assert json.loads(listed.body)['provisional'] == ['Boletus edulis']
+
+
+def test_the_other_classes_keep_their_probabilities(with_class, photos):
+    old, new, _, _ = with_class
+    pixels = np.stack([old.read(file) for file in sorted(Path(photos).rglob('*.jpg'))[:6]])
+    before, after = old.run(pixels), new.run(pixels)
+    assert np.allclose(after[:, :-1] / after[:, :-1].sum(1, keepdims=True), before, atol=1e-4)
+
+
+def test_mistakes_with_a_new_class(with_class, small_bundle, fungi, tmp_path):
+    old, new, _, photos = with_class
+    image = next(iter(sorted(photos.glob('*.jpg'))))
+    for predictor, name, given, message in (
+        (old, old.classes[0].upper(), photos, 'already'),
+        (new, 'boletus  EDULIS', photos, 'already'),
+        (old, ' ', photos, 'is empty'),
+        (old, 'Amanita', image, 'There is 1 photo of Amanita; expected 2'),
+        (old, 'Amanita', [image, image], '2 were given, all the same'),
+    ):
+        with pytest.raises(UserError, match=message):
+            predictor.add_class(name, given)
+    (tmp_path / 'notes.txt').write_text('mine')
+    with pytest.raises(UserError, match='is not a bundle'):
+        new.save(tmp_path)
+    assert 'stays as it is' in fungi('add-class', small_bundle, 'A', photos, '--out', small_bundle, code=2).err
