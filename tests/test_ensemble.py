@@ -13,7 +13,7 @@ def other_run(home, small_run, photos):
     from fungi_fastai import train_flowers
 
     changes = {**tiny, 'arch': 'convmixer_24_1', 'hidden': 8}
-    return train_flowers(photos, out=home / 'other run', progress=False, **changes)
+    return train_flowers(photos, out=home / 'run of another network', progress=False, **changes)
 
 
 def test_a_bundle_predicts_the_calibrated_mean(fungi, small_run, other_run, photos, tmp_path):

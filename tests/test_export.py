@@ -419,7 +419,7 @@ def timm_run(small_run, tmp_path):
         save_file(network.state_dict(), tmp_path / 'run' / 'model.safetensors')
         kept = {
             k: getattr(small_run, k)
-            for k in ('items', 'metrics', 'classes', 'decisions', 'initial_weights', 'evaluation')
+            for k in ('items', 'metrics', 'classes', 'decisions', 'initial_weights', 'evaluation', 'validation_answers')
         }
         return SimpleNamespace(
             folder=tmp_path / 'run',

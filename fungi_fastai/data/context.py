@@ -27,6 +27,7 @@ from fungi_fastai.data.context_values import (
     read_locations,
     read_months,
 )
+from .details import detail_columns
 from .inner_tables import tables_in
 from .sources import Source
 from .table_files import read_frame
@@ -34,13 +35,6 @@ from .table_paths import find_paths
 from .tree import walk_tree
 
 # %% ../../nbs/data/context.ipynb #bfcff496
-_usual = dict(
-    date='eventdate date observedon observationdate dateobserved datetaken datum dato fecha verbatimeventdate '
-    'observedat timeobservedat taken datetime timestamp',
-    latitude='decimallatitude latitude lat breite breitengrad latitud',
-    longitude='decimallongitude longitude lon lng long laenge laengengrad longitud',
-)
-_usual = {what: names.split() for what, names in _usual.items()}
 _reserved = frozenset('file files specimen only top exif latitude longitude'.split())  # in requests
 
 
@@ -82,7 +76,7 @@ class _Rows:
     def usual(self, what):
         "The column that usually holds a date, latitude or longitude, or None"
         plain = {plain_name(column): column for column in reversed(list(self.table))}
-        return next((plain[name] for name in _usual[what] if name in plain), None)
+        return next((plain[name] for name in detail_columns[what] if name in plain), None)
 
     def per_image(self, values):
         "The values by path; of several rows of an image, the first that is known"
@@ -129,7 +123,7 @@ def _read(name, rows):
     origin = f'the column {column} of {rows.file.name}'
     if plain_name(column) == 'month':
         return _Read('month', rows.per_image(read_months(values, column, lines)), origin)
-    if plain == 'month' or plain_name(column) in _usual['date'] or _are_dates(values):
+    if plain == 'month' or plain_name(column) in detail_columns['date'] or _are_dates(values):
         return _Read('month', rows.per_image(read_date_months(values, column, lines)), origin)
     return _Read(name, rows.per_image(_categories(values, column, rows.file)), origin)
 

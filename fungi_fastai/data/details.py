@@ -86,9 +86,10 @@ def _date_in_words(text):
 # %% ../../nbs/data/details.ipynb #43a054ca
 detail_columns = {  # name in the items → usual names of columns, the most usual first
     'date': 'eventdate date observedon dateobserved observationdate timeobservedat datetaken takenat capturedate '
-    'collectiondate collectedon dateofobservation datum aufnahmedatum funddatum fecha datetime timestamp',
-    'latitude': 'decimallatitude latitude lat breitengrad latitud gpslatitude',
-    'longitude': 'decimallongitude longitude lon lng long laengengrad längengrad longitud gpslongitude',
+    'collectiondate collectedon dateofobservation observedat taken datum aufnahmedatum funddatum dato fecha '
+    'verbatimeventdate datetime timestamp',
+    'latitude': 'decimallatitude latitude lat breite breitengrad latitud gpslatitude',
+    'longitude': 'decimallongitude longitude lon lng long laenge laengengrad längengrad longitud gpslongitude',
     'place': 'site siteid sitename locationid locality place placeid placename placeguess location station plot plotid '
     'fundort standort ort lieu lugar',
     'camera': 'camera cameramodel cameraid device devicemodel kamera phone scanner microscope',
