@@ -44,10 +44,15 @@ def test_photos_that_need_no_label_are_left_out_and_counted(fungi, small_run, se
     page = out.with_suffix('.html').read_text()
     assert page.count('<img') == 4 and table['name'][0] in page
 
-    table.assign(label=['oak', None, None, None]).to_csv(out, index=False)  # somebody has begun to label
-    before = out.read_bytes()
-    failed = fungi('next', small_run.folder, pool, '--n', 4, '--out', out, code=2)
-    assert '1 label, which would be lost' in failed.err and out.read_bytes() == before
+    (tmp_path / 'mine.csv').write_text('file,site\na.jpg,3\n')
+    assert (
+        'is no table of fungi next' in fungi('next', small_run.folder, pool, '--out', tmp_path / 'mine.csv', code=2).err
+    )
+    for separator in ';,':  # somebody has begun to label, in Excel too
+        table.assign(label=['oak', None, None, None]).to_csv(out, index=False, sep=separator)
+        before = out.read_bytes()
+        failed = fungi('next', small_run.folder, pool, '--n', 4, '--out', out, code=2)
+        assert '1 label, which would be lost' in failed.err and out.read_bytes() == before
     labelled = fungi('next', small_run.folder, out, '--n', 9, '--json')
     facts = json.loads(labelled.out)
     assert facts['left_out'] == {'have a label in the table': 1} and len(facts['photos']) == 3
@@ -130,6 +135,8 @@ def test_a_class_from_photos_is_marked_everywhere(fungi, with_class, tmp_path):
     assert not first.provisional and last.provisional
     assert last.label == 'Boletus edulis (provisional)' and 'without training' in last.why
     assert '**Provisional.**' in (folder / 'README.md').read_text()
+    modes = {(folder / file).stat().st_mode for file in ('bundle.json', *predictor.bundle.files)}
+    assert len(modes) == 1  # whoever may read one file may read all
     assert (folder / 'classes.txt').read_text().split('\n')[-2] == 'Boletus edulis'
     fungi('predict', folder, photos, '--out', tmp_path / 'answers.csv')
     answers = pd.read_csv(tmp_path / 'answers.csv')

@@ -73,9 +73,12 @@ def add_class(
 
     if out.resolve() == bundle.resolve():
         raise UserError(f'{out} is the bundle itself, which stays as it is. Choose another --out.')
-    predictor = Predictor.load(bundle).add_class(name, photos)
+    before = Predictor.load(bundle)
+    predictor = before.add_class(name, photos)
     predictor.save(out)
     name, facts = list(predictor.bundle.provisional.items())[-1]
+    if lost := [engine for engine in before.bundle.engines if engine not in predictor.bundle.engines]:
+        print_message(f'{out} has no network for {" and ".join(lost)}: that needs the training images.')
     if json:
         print_json(dict(name=name, out=str(out)) | facts)
         return 0

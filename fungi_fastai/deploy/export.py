@@ -358,7 +358,8 @@ def _bundle_values(job, compared, engines, novelty):
         parity=compared.parity,
         engines=engines,
         recipe=json.loads(run.recipe.to_json())
-        | dict(source=data['source'], weights=_without_path(run.recipe.weights)),
+        | {name: _without_path(getattr(run.recipe, name)) for name in ('weights', 'corrections', 'taxonomy')}
+        | dict(source=data['source']),
     )
 
 # %% ../../nbs/deploy/export.ipynb #babff643

@@ -24,6 +24,7 @@ from ..core.files import write_json, write_text
 from ..core.folders import replaced_folder
 from ..core.progress import format_count
 from .bundle import Bundle, check_target
+from ..evaluation.context import context_file, save_context
 from .prediction import named_images
 from .provisional import describe_provisional
 
@@ -118,6 +119,7 @@ def add_class(
     _write_novelty(bundle, folder, features)
     provisional = bundle.provisional | {name: facts}
     _write_card(bundle, folder, provisional)
+    _write_others(bundle, folder, name)
     return Bundle.write(folder, **_values(bundle, classes, provisional, parity))
 
 
@@ -125,7 +127,7 @@ def _check_name(name, bundle):
     "The name without blanks around it. Raises `UserError` if it cannot be that of a new class of this bundle"
     name = ' '.join(str(name).split())
     same = [known for known in bundle.classes if known.casefold() == name.casefold()]
-    if not name or same:
+    if not _words(name) or same:
         what = f'The bundle has a class {same[0]!r} already' if same else 'The name of the class is empty'
         raise UserError(f'{what}. Give the name of a new class.')
     if bundle.network['head'] != 'linear' or bundle.network.get('hidden'):
@@ -289,6 +291,18 @@ def _write_card(bundle, folder, provisional):
     write_text(folder / 'README.md', re.sub(r'^(# .*)$', lambda title: title[1] + notice, card, count=1, flags=re.M))
 
 
+def _write_others(bundle, folder, name):
+    "The attribution, and the context, of which nothing is known for the new class: its log-ratios are 0"
+    if 'attribution.csv' in bundle.files:
+        shutil.copyfile(bundle.file('attribution.csv'), folder / 'attribution.csv')
+    if prior := bundle.context:
+        variables = tuple(
+            replace(one, counts={value: np.append(row, 0.0) for value, row in one.counts.items()})
+            for one in prior.variables
+        )
+        save_context(replace(prior, classes=(*prior.classes, name), variables=variables), folder / context_file)
+
+
 def _values(bundle, classes, provisional, parity):
     "The values of bundle.json"
     values = json.loads((bundle.folder / 'bundle.json').read_bytes())
@@ -311,11 +325,15 @@ def _values(bundle, classes, provisional, parity):
 
 def _taxon(name, rank, taxa, classes):
     "The taxon of the new class: that of a class of the same genus, as its first word says it; otherwise its own"
-    genus = name.split()[0]
-    same = [taxon for taxon, other in zip(taxa, classes, strict=True) if other.split()[0] == genus]
+    genus, *epithet = _words(name)
+    same = [taxon for taxon, other in zip(taxa, classes, strict=True) if _words(other)[:1] == [genus]]
     if same:
         return same[0]
-    return genus if rank == 'genus' and len(name.split()) > 1 else f'{rank} of {name}'
+    return genus if rank == 'genus' and epithet else f'{rank} of {name}'
+
+
+def _words(name):
+    return name.replace('_', ' ').split()
 
 # %% ../../nbs/deploy/new_classes.ipynb #ca4e5772
 def save_bundle(
@@ -328,5 +346,5 @@ def save_bundle(
     check_target(target)
     with replaced_folder(target, f'Another process is writing {target}. Wait for it.') as folder:
         for file in ('bundle.json', *bundle.files):
-            shutil.copy(bundle.folder / file, folder)
+            shutil.copyfile(bundle.folder / file, folder / file)  # not the mode of a temporary folder's files
     return Path(out)

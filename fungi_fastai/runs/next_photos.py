@@ -27,6 +27,7 @@ from ..data.problems import has_problem
 from ..data.scan import scan
 from ..data.sources import Source
 from ..data.splits import split_groups
+from ..data.table_text import read_csv
 from ..deploy.novelty_fit import Outputs, fit_novelty
 from ..deploy.parity import sample_images
 from ..deploy.specimen_columns import specimen_finder
@@ -214,12 +215,17 @@ def _check_table(out):
     if out.suffix.lower() != '.csv':
         raise UserError(f'The table cannot be written to {out}; expected a name that ends in .csv.')
     check_writable(out)
-    try:
-        labels = pd.read_csv(out, dtype=str).get('label', pd.Series(dtype=str)).notna().sum()
-    except (OSError, ValueError):  # there is none, or it is another kind of file
+    if not out.exists():
         return out
+    try:
+        table = read_csv(out)[0]
+    except UserError:
+        table = pd.DataFrame()
+    if not {'path', 'label', 'reason'} <= set(table):
+        raise UserError(f'{out} exists and is no table of fungi next; nothing was written. Choose another --out.')
+    labels = int(table.label.fillna('').str.strip().ne('').sum())
     if labels:
-        raise UserError(f'{out} holds {format_count(int(labels), "label")}, which would be lost. Choose another --out.')
+        raise UserError(f'{out} holds {format_count(labels, "label")}, which would be lost. Choose another --out.')
     return out
 
 # %% ../../nbs/runs/next_photos.ipynb #dd5198b2

@@ -21,6 +21,8 @@ from ..core.errors import MissingFileError, UserError
 from ..core.files import read_saved, write_json, write_text
 from ..core.pages import page, table
 from ..core.progress import format_count, format_list
+from ..data.context import with_context
+from ..data.context_values import prefix
 from ..data.problems import find_problems, has_problem
 from ..data.scan import check, problem_meanings
 from ..data.sources import Source
@@ -31,6 +33,7 @@ from .compare import compare
 from .run import Run
 from .train import train
 from ..training.features import starts_with_probe
+from ..training.item_checks import mark_negatives
 from ..training.recipe import Recipe, source_of
 from ..training.specimens import with_specimens
 
@@ -47,7 +50,7 @@ def add_images(
             f'The images of the run have no column {missing[0]}, so nothing says which of the added images it knows. '
             'Train the run from a source, or with items from `prepare_items`.'
         )
-    added = _with_own_names(old, added)
+    added = _with_own_columns(old, _with_own_names(old, added))
     used = old[old.split.ne('')]
     both = pd.concat([used.assign(given=used.split.where(used.split.ne('train'), '')), added], ignore_index=True)
     both['given'] = both.given.fillna('')
@@ -61,6 +64,13 @@ def add_images(
         raise UserError(f'No image of {len(added)} can be added to the run. {" ".join(notes)}')
     others = old[old.split.eq('')]
     return pd.concat([both.iloc[: len(used)], others, both.iloc[len(used) :]], ignore_index=True), notes
+
+
+def _with_own_columns(old, added):
+    "The added images with the columns whose unknown values are not missing ones"
+    empty = {column: '' for column in old if column.startswith(prefix) or column == 'held_out_value'}
+    empty |= {'negative': False} if 'negative' in old else {}
+    return added.assign(**{column: value for column, value in empty.items() if column not in added})
 
 
 def _with_own_names(old, added):
@@ -230,7 +240,7 @@ def update(
     _check_images(old)
     added, text = _read_added(old.recipe, add, reading or {}, progress)
     items, notes = add_images(old.items, added, old.recipe, old.metrics['evaluated_on'])
-    notes = [_what_was_added(old, items, text), *notes]
+    notes = [_what_was_added(old, items, text), *added.attrs.get('notes', []), *notes]
     _check_started(out, items)
     items.attrs['notes'] = notes
     command = f'fungi update {shlex.quote(str(old.folder))} --add {shlex.quote(text)}'
@@ -261,12 +271,20 @@ def _check_images(old):
 
 def _read_added(recipe, add, reading, progress):
     "The added images with their specimens, and the source as text"
-    own = dict(source=add, label='folder', column='', layout='auto', split='', zip_encoding='')
+    own = dict(source=add, label='folder', column='', layout='auto', split='', zip_encoding='', corrections='')
     if '(' not in recipe.group and recipe.group and Source.of(add).kind != 'csv':  # the column of another table
         own |= dict(group='auto')
     own = recipe.but(**own).but(**reading)
     items, _ = check(source_of(own), policy=own.exclude, progress=progress)
-    return with_specimens(items, own), own.source
+    if own.context:
+        try:
+            items = with_context(items, own.context, source_of(own), own.column)
+        except UserError as error:
+            items.attrs['notes'] = [*items.attrs.get('notes', []), f'The added images have no context: {error}']
+    items = with_specimens(items, own)
+    if own.negatives and items.label.eq(own.negatives).any():
+        items = mark_negatives(items, own)
+    return items, own.source
 
 
 def _what_was_added(old, items, text):
