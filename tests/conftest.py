@@ -102,6 +102,8 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByFileAndNotebook(LoadFileScheduling):
         def _split_scope(self, nodeid):
+            if 'test_kaggle' in nodeid:  # their servers need the same port
+                return 'test_kaggle'
             return nodeid if 'test_notebooks.py::' in nodeid else super()._split_scope(nodeid)
 
     return ByFileAndNotebook(config, log) if config.getoption('dist') == 'loadfile' else None

@@ -95,7 +95,7 @@ def _split_word(file):
     "The name of the split of a file: of the file itself, or of its folder"
     stem = re.sub(r'-\d{5}-of-\d{5}.*|[-_]?\d+$', '', file.stem)
     names = [stem, file.parent.name]
-    return next((name for name in names if split_of(name)), stem)
+    return next((name for name in names if split_of(name)), stem or file.stem)
 
 
 def _check_one_configuration(folder, files):
