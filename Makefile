@@ -23,8 +23,8 @@ demo: $(VENV)/.installed
 	echo "Exploring took $$((looked - begin)) s, training, evaluation and report $$((trained - looked)) s, export $$((exported - trained)) s."
 	@echo 'Open demo/run/report.html in a browser. To use the network on a page of its own: $(bin)/fungi serve demo/bundle'
 
-# each file and each notebook on one of three workers (they also wait); the slowest twenty are listed at the end
-pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# each file and each notebook on one of two workers; the slowest twenty are listed at the end
+pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed
 	$(pytest)

@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/core/files.html.md"""
 __all__ = []
 
 # %% ../../nbs/core/files.ipynb #737be41c
+import hashlib
 import json
 import os
 from contextlib import contextmanager
@@ -119,6 +120,13 @@ def read_saved(
         raise UserError(f'{file} is damaged ({str(error).splitlines()[0]}). {advice}') from None
 
 # %% ../../nbs/core/files.ipynb #79b626a6
+def hash_content(
+    content: bytes,  # of a file
+) -> str:  # 32 hexadecimal digits
+    "What identifies a file whatever its name is"
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def file_stamp(
     path: str | Path,
 ) -> tuple[int, int]:  # size in bytes and modification time in ns; -1 and -1 if there is no such file

@@ -19,7 +19,7 @@ import pandas as pd
 from ..core.errors import UserError, did_you_mean
 from ..core.files import check_writable, only_process, write_table
 from ..core.progress import format_count, format_list
-from .column_names import plain_name
+from .column_names import by_plain_name, plain_name
 from .darwin_core import is_darwin_core, read_darwin_core
 from .details import find_details
 from .licences import allows_reuse, licence_name
@@ -41,7 +41,7 @@ def read_addresses(
     "A row for each address in a table. Raises `UserError`"
     table = read_frame(file)
     notes = list(table.attrs['notes'])
-    plain = {plain_name(name): name for name in reversed(list(table.columns))}
+    plain = by_plain_name(table.columns)
     if {'photoid', 'extension'} <= set(plain) and not column:
         pairs = zip(table[plain['photoid']], table[plain['extension']], strict=True)
         url = pd.Series([_open_data.format(*pair) for pair in pairs], table.index)
@@ -89,7 +89,7 @@ def _labels(records, label):
         if name is None:
             raise UserError(f'There is no column {label}. {did_you_mean(label, list(records.columns))}')
         return records[name], f'The label is {name}.'
-    plain = {plain_name(name): name for name in reversed(list(records.columns))}
+    plain = by_plain_name(records.columns)
     name = next((plain[one] for one in _species_names if one in plain and (records[plain[one]] != '').any()), None)
     if name is None:
         return pd.Series('', records.index), 'No column has a species or a label: the images have none.'

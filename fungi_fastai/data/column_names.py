@@ -37,12 +37,19 @@ usual_columns = {
 usual_columns = {what: names.split() for what, names in usual_columns.items()}
 
 
+def by_plain_name(
+    columns: list,  # names of columns
+) -> dict[str, str]:  # plain name → the first column that has it
+    "The columns by their names without case and punctuation"
+    return {plain_name(column): column for column in reversed(list(columns))}
+
+
 def find_columns(
     columns: list,  # names of columns
     what: str,  # path, label, group or split
 ) -> list[str]:
     "The columns that usually have such names, the most usual first"
-    plain = {plain_name(column): column for column in reversed(list(columns))}
+    plain = by_plain_name(columns)
     return [plain[name] for name in usual_columns[what] if name in plain]
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
 from ..core.threads import map_in_threads
-from .column_names import plain_name
+from .column_names import by_plain_name, plain_name
 from fungi_fastai.data.context_values import (
     exif_context,
     is_unknown,
@@ -75,7 +75,7 @@ class _Rows:
 
     def usual(self, what):
         "The column that usually holds a date, latitude or longitude, or None"
-        plain = {plain_name(column): column for column in reversed(list(self.table))}
+        plain = by_plain_name(self.table)
         return next((plain[name] for name in detail_columns[what] if name in plain), None)
 
     def per_image(self, values):

@@ -8,7 +8,6 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/corrections.html.md"""
 __all__ = ['apply_corrections', 'with_corrected_specimens', 'CorrectionsFile']
 
 # %% ../../nbs/data/corrections.ipynb #687602a6
-import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import MissingFileError, UserError, did_you_mean
-from ..core.files import write_table
+from ..core.files import hash_content, write_table
 from ..core.progress import format_count, format_list
 from .class_names import clean_name
 from .column_names import find_column, plain_name
@@ -43,7 +42,7 @@ def content_hash(
     path: str | Path,
 ) -> str:  # 32 hexadecimal digits, as `sha` of a scan
     "The hash of a file's bytes"
-    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+    return hash_content(Path(path).read_bytes())
 
 
 def read_corrections(

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 
-from .column_names import plain_name
+from .column_names import by_plain_name, plain_name
 from .context_values import is_unknown, read_coordinate
 from .licences import licence_name
 
@@ -113,7 +113,7 @@ def find_details(
     columns: list,  # names of columns
 ) -> dict[str, str]:  # name in the items → column
     "The columns that are known by their names"
-    plain = {plain_name(column): column for column in reversed(list(columns))}
+    plain = by_plain_name(columns)
     found = {name: next((plain[one] for one in usual if one in plain), None) for name, usual in detail_columns.items()}
     return {name: column for name, column in found.items() if column}
 

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core.files import atomic, file_stamp
+from ..core.files import atomic, file_stamp, hash_content
 from ..core.progress import format_count, track
 from ..core.settings import settings
 from ..core.threads import map_in_threads
@@ -115,7 +115,7 @@ def inspect_image(
     try:
         with image_errors(name):
             content = _read_file(path)
-            result['sha'] = hashlib.blake2b(content, digest_size=16).hexdigest()
+            result['sha'] = hash_content(content)
             file = NamedBytes(content, name)
             with identify(file) as image:
                 result |= _describe(image)

@@ -25,6 +25,7 @@ from ..core.folders import replaced_folder
 from ..core.progress import format_count
 from .bundle import Bundle, check_target
 from ..evaluation.context import context_file, save_context
+from ..models.scaling import unit_length
 from .prediction import named_images
 from .provisional import describe_provisional
 
@@ -47,21 +48,24 @@ def prototype_row(
 ) -> ClassRow:
     "A row whose direction is the whitened mean of the photos, with scale and bias fitted"
     from scipy.optimize import minimize
+    from scipy.special import logsumexp
 
     mean = held_out.mean(0)
     length = np.linalg.norm(held_out - mean, axis=1).mean()
     x, others = (photos - mean) / length, (held_out - mean) / length
-    units = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    units = unit_length(x)
     whiten = _whitening(within / length)
     left_out = np.stack([_unit(whiten(np.delete(units, i, axis=0).mean(0))) for i in range(len(x))])
     prototype = _unit(whiten(units.mean(0)))
     own, theirs = (x * left_out).sum(1), others @ prototype
     weight = 1 / (photo_logits.shape[1] + 1)
 
+    others_of_photos, others_of_held_out = (logsumexp(one, axis=1) for one in (photo_logits, held_out_logits))
+
     def loss(parameters):
         scale, bias = np.exp(parameters[0]), parameters[1]
-        is_new = -_softplus(_log_sum_exp(photo_logits) - scale * own - bias)
-        is_not = -_softplus(scale * theirs + bias - _log_sum_exp(held_out_logits))
+        is_new = -np.logaddexp(0, others_of_photos - scale * own - bias)
+        is_not = -np.logaddexp(0, scale * theirs + bias - others_of_held_out)
         return -weight * is_new.mean() - (1 - weight) * is_not.mean()
 
     best = minimize(loss, [np.log(10.0), 0.0], method='Nelder-Mead', options=dict(maxiter=2000)).x
@@ -80,16 +84,6 @@ def _whitening(within):
 
 def _unit(vector):
     return vector / max(np.linalg.norm(vector), 1e-12)
-
-
-def _softplus(x):
-    return np.logaddexp(0, x)
-
-
-def _log_sum_exp(logits):
-    from scipy.special import logsumexp
-
-    return logsumexp(logits, axis=1)
 
 # %% ../../nbs/deploy/new_classes.ipynb #5e9b7715
 def add_class(
@@ -271,8 +265,7 @@ def _write_novelty(bundle, folder, features):
         return
     arrays, reference = dict(detector.arrays), detector.reference
     if 'images' in arrays:
-        unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-        arrays['images'] = np.concatenate([arrays['images'], unit])
+        arrays['images'] = np.concatenate([arrays['images'], unit_length(features)])
     if 'centres' in arrays:
         centre = features.mean(0) - arrays['mean']
         centre = centre if reference.axes is None else centre @ reference.axes

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.errors import UserError
+from ..models.scaling import unit_length
 
 # %% ../../nbs/evaluation/active_learning.ipynb #5fc67cea
 def margin(
@@ -44,15 +45,11 @@ class Pool:
         "From features of any length"
         features, labelled = (np.asarray(x, np.float32) for x in (features, labelled))
         mean = np.concatenate([features, labelled]).mean(0)
-        rows = (_unit_length(x - mean) for x in (features, labelled))
+        rows = (unit_length(x - mean) for x in (features, labelled))
         return cls(np.asarray(probs, float), margin(probs), *rows, np.random.default_rng(seed))
 
     def __len__(self):
         return len(self.probs)
-
-
-def _unit_length(rows):
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 # %% ../../nbs/evaluation/active_learning.ipynb #fd776fa3
 def _random(pool, n):

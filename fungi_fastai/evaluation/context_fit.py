@@ -18,7 +18,7 @@ from .calibration import apply_temperature
 from .context import ContextPrior, ContextVariable, cell_of, cell_sizes
 from .intervals import group_numbers
 from .metrics import Evaluation, image_groups
-from .paired_tests import bootstrap_difference, group_counts, in_points, weighted_scores
+from .paired_tests import in_points, paired_scores
 from .pooling import Pooling, most_photos, paired_mean, specimens_of
 from .selective import Threshold
 
@@ -200,18 +200,13 @@ def _assess(prior, test, classes, metrics):
     evaluation = Evaluation.of(test, classes)
     fused = np.stack([prior.apply(row, one) for row, one in zip(probs, contexts, strict=True)])
     groups = group_numbers(evaluation.groups, len(test))
-    counts = [
-        group_counts(evaluation.targets, one.argmax(1), groups, groups.max() + 1, len(classes))
-        for one in (probs, fused)
-    ]
-    scores = [weighted_scores(one, np.ones((1, groups.max() + 1), np.float32))[:, 0] for one in counts]
-    resampled = bootstrap_difference([counts], 2000)
+    predicted = probs.argmax(1), fused.argmax(1)
+    scores, lows, highs = paired_scores(evaluation.targets, predicted, groups, len(classes))
     result = dict(images=len(test), with_context=sum(map(bool, contexts)), specimens=int(groups.max()) + 1)
     for i, name in enumerate(('accuracy', 'macro_f1')):
-        low, high = np.nanquantile(resampled[i], [0.025, 0.975]).tolist()
         before, after = (float(one[i]) for one in scores)
         result |= {f'{name}_without': before, name: after, f'{name}_gain': after - before}
-        result |= {f'{name}_gain_low': low, f'{name}_gain_high': high}
+        result |= {f'{name}_gain_low': float(lows[i]), f'{name}_gain_high': float(highs[i])}
     own = np.arange(len(test)), evaluation.targets
     for name, one in (('log_loss_without', probs), ('log_loss', fused)):
         result[name] = float(-np.log(np.maximum(one[own], 1e-12)).mean())

@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..core.errors import MissingFileError, UserError
 from ..core.files import atomic
+from ..models.scaling import unit_length
 
 # %% ../../nbs/evaluation/neighbors.ipynb #192f1359
 _format = 'fungi features 1'
@@ -51,7 +52,7 @@ class FeatureIndex:
     ) -> 'FeatureIndex':
         "From features of any length. Raises `UserError` where some are not numbers"
         return cls(
-            _unit_length(features).astype(np.float16),
+            _checked_rows(features).astype(np.float16),
             [str(n) for n in names],
             [str(label) for label in labels],
             {k: str(v) for k, v in about.items()},
@@ -71,7 +72,7 @@ class FeatureIndex:
             )
         if k < 1:
             raise UserError(f'k is {k}; expected 1 or more.')
-        query, k = _unit_length(query), min(k, len(self))
+        query, k = _checked_rows(query), min(k, len(self))
         similarity = self._similarity(query)
         if 0 < k < len(self):
             candidates = np.argpartition(-similarity, k - 1, axis=1)[:, :k].ravel()
@@ -128,9 +129,9 @@ class FeatureIndex:
             raise UserError(f'{file} is no complete index of features: {error}. Create it again.') from None
 
 
-def _unit_length(features):
-    "Rows of length 1, float32"
+def _checked_rows(features):
+    "Rows of length 1, float32. Raises `UserError`"
     features = np.asarray(features, np.float32)
     if not np.isfinite(features).all():
         raise UserError('Some features are not numbers; the network that made them is broken.')
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return unit_length(features)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.errors import UserError
 from .intervals import check_probabilities, group_numbers
-from ..models.scaling import FeatureScaling
+from ..models.scaling import FeatureScaling, unit_length
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ class OODReference:
         scaling = FeatureScaling.of(x, lowest=0)  # the covariance says how much a feature varies
         scales = np.outer(scaling.scale, scaling.scale)
         within, overall = (_precision_matrix(y / scaling.scale) / scales for y in (x - centres[rows], x))
-        return cls(_unit_length(features[:images]), mean, centres, within, overall, axes)
+        return cls(unit_length(features[:images]), mean, centres, within, overall, axes)
 
     def _check(self, features):
         features = _check_rows(features, None, 'features')
@@ -73,7 +73,7 @@ class OODReference:
         k: int = 10,  # the distance is to this nearest training image
     ) -> np.ndarray:  # (images,) in [0, 2]
         "Distance of unit vectors to the k-th nearest training image, in blocks that fit into memory"
-        features, n = _unit_length(self._check(features)), len(self.images)
+        features, n = unit_length(self._check(features)), len(self.images)
         k, step, similarities = min(k, n), max(1, int(2e7 // n)), []
         for begin in range(0, len(features), step):
             block = features[begin : begin + step] @ self.images.T
@@ -117,10 +117,6 @@ def _check_rows(values, n, name):
     if not np.isfinite(values).all():
         raise UserError(f'Some {name} are not numbers.')
     return values
-
-
-def _unit_length(rows):
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _precision_matrix(residuals):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..core.errors import UserError
+from .paired_tests import holm
 
 # %% ../../nbs/evaluation/shift.ipynb #0ab30175
 n_quantiles = 201  # with so many, a KS distance changes by 0.005 at most
@@ -169,17 +170,6 @@ def _whole(amounts):
     whole[np.argsort(whole - amounts, kind='stable')[:missing]] += 1
     return whole
 
-
-def holm(
-    p_values: list[float],
-) -> list[float]:  # in the same order
-    "p values corrected for multiple testing (Holm 1979)"
-    order, corrected, highest = np.argsort(p_values), np.zeros(len(p_values)), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = highest
-    return corrected.tolist()
-
 # %% ../../nbs/evaluation/shift.ipynb #eabbf8fb
 def compare_answers(
     reference: AnswerSample,  # about the validation images, or earlier answers
@@ -194,5 +184,5 @@ def compare_answers(
     level = significance / (len(pairs) + 1)
     tests = [_test_values(name, *pair, n, m, level) for name, pair in pairs.items()]
     tests.append(_test_classes(reference.fractions, answers.fractions, n, m, level))
-    corrected = holm([one.p for one in tests])
+    corrected = holm([one.p for one in tests]).tolist()
     return [replace(one, p=p) for one, p in zip(tests, corrected, strict=True)]

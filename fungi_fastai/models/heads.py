@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.threads import few_threads
+from .scaling import unit_length
 
 # %% ../../nbs/models/heads.ipynb #c7791d13
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ class _Centred:
         centred = features - self.mean
         if not self.unit_length:
             return centred / np.float32(self.length)
-        return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+        return unit_length(centred)
 
     def head(self, weight, bias, temperature=1.0):
         "The head for features as they are"
@@ -84,7 +85,7 @@ def _fit_mean(x, y, n_classes, weights, _strength, _start):
     "Directions of the class means"
     means = _class_sums(x, y, n_classes, np.ones(len(y), x.dtype))
     bias = np.where(np.bincount(y, minlength=n_classes) > 0, 0.0, _absent_bias)
-    return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), bias
+    return unit_length(means), bias
 
 
 def _fit_ridge(x, y, n_classes, weights, strength, _start):

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.splits import split_groups
-from ..evaluation.paired_tests import bootstrap_difference, group_counts, in_points, weighted_scores
+from ..evaluation.paired_tests import in_points, paired_scores
 from ..models.packaged import smallest_weights
 from ..training.feature_store import FeatureStore, feature_key, separate_recipes
 from ..training.probing import extract_features, predict_fold
@@ -70,17 +70,13 @@ def compare_splits(
     features = extract_features(probe, used, progress)
     targets, groups = used.label.map(classes.index).to_numpy(), split_groups(used).to_numpy()
     predicted, compared, k = _predict_twice(features, targets, used, groups, recipe.seed)
+    held_out, safe = predicted[:, compared]
     numbers = pd.factorize(groups[compared])[0]
-    n_groups = int(numbers.max()) + 1
-    counts = [group_counts(targets[compared], one[compared], numbers, n_groups, len(classes)) for one in predicted]
-    observed = [weighted_scores(count, np.ones((1, n_groups), np.float32))[:, 0] for count in counts]
-    low, high = np.quantile(
-        bootstrap_difference([(counts[1], counts[0])], samples, recipe.seed), [0.025, 0.975], axis=1
-    )
-    result = dict(arch=probe.arch, images=int(compared.sum()), specimens=n_groups, k=k)
-    for name, scores in zip(('held_out', 'specimen_safe'), observed, strict=True):
-        result[name] = dict(accuracy=float(scores[0]), macro_f1=float(scores[1]))
-    difference = observed[0] - observed[1]
+    scores, low, high = paired_scores(targets[compared], (safe, held_out), numbers, len(classes), samples, recipe.seed)
+    result = dict(arch=probe.arch, images=int(compared.sum()), specimens=int(numbers.max()) + 1, k=k)
+    for name, one in zip(('held_out', 'specimen_safe'), scores[::-1], strict=True):
+        result[name] = dict(accuracy=float(one[0]), macro_f1=float(one[1]))
+    difference = scores[1] - scores[0]
     result['difference'] = {
         key: dict(difference=float(difference[i]), low=float(low[i]), high=float(high[i]))
         for i, key in enumerate(('accuracy', 'macro_f1'))

@@ -27,7 +27,7 @@ from ..data.problems import find_problems, has_problem
 from ..data.scan import check, problem_meanings
 from ..data.sources import Source
 from ..data.splits import split, split_groups
-from ..evaluation.paired_tests import in_points, mcnemar
+from ..evaluation.paired_tests import holm, in_points, mcnemar
 from ..run_folder import RunFolder, next_folder
 from .compare import compare
 from .run import Run
@@ -152,20 +152,10 @@ def class_changes(
             }
         )
     changes = pd.DataFrame(rows)
-    changes['p_holm'] = _holm(changes.p_mcnemar.to_numpy())
+    changes['p_holm'] = holm(changes.p_mcnemar)
     direction = np.where(changes.change > 0, 'better', 'worse')
     changes['verdict'] = np.where(changes.p_holm < 0.05, direction, 'not significant')
     return changes.sort_values('change', ascending=False, kind='stable', ignore_index=True)
-
-
-def _holm(p_values):
-    "Holm's correction: p-values for all tests together"
-    order = np.argsort(p_values)
-    factors = np.arange(len(p_values), 0, -1)
-    corrected = np.maximum.accumulate(np.minimum(1, p_values[order] * factors))
-    result = np.empty(len(p_values))
-    result[order] = corrected
-    return result
 
 # %% ../../nbs/runs/update.ipynb #9e33bd50
 @dataclass(frozen=True)
