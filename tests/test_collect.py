@@ -1,6 +1,7 @@
 "Darwin Core archives, tables of addresses, and polite downloads from a local server"
 
 import hashlib
+import socket
 import threading
 import zipfile
 from dataclasses import dataclass, field
@@ -225,3 +226,32 @@ def test_tables_of_addresses(tmp_path, site):
     table.write_text(f'a,b\n{site.address}/1.jpg,{site.address}/2.jpg\n')
     with pytest.raises(UserError, match='several columns of addresses'):
         fetch(table, tmp_path / 'other')
+
+
+def test_one_dead_server_of_several(tmp_path, site):
+    with socket.socket() as unused:
+        unused.bind(('127.0.0.1', 0))
+        dead = f'http://127.0.0.1:{unused.getsockname()[1]}'
+    rows = [f'{site.address}/{name}.jpg,oak' for name in 'abc'] + [f'{dead}/{n}.jpg,elm' for n in range(7)]
+    (tmp_path / 'list.csv').write_text(
+        '\n'.join(['url,label', *rows, 'http://[x/1.jpg,elm', f'{site.address}/a.jpg,elm'])
+    )
+    found = collect(tmp_path / 'list.csv', tmp_path / 'out', rate=1000, progress=False)
+    assert found.images == 3 and any('1 row with an address that an earlier row has' in note for note in found.notes)
+    missing = pd.read_csv(tmp_path / 'out/not_downloaded.csv')
+    assert len(missing) == 8 and missing.reason.str.contains('not an address').sum() == 1
+
+
+def test_a_table_of_the_user_is_not_replaced(tmp_path, site):
+    (tmp_path / 'images.csv').write_text(f'url,label\n{site.address}/a.jpg,oak\n')
+    before = (tmp_path / 'images.csv').read_bytes()
+    with pytest.raises(UserError, match='is not from fungi fetch'):
+        collect(tmp_path / 'images.csv', tmp_path, rate=1000, progress=False)
+    assert (tmp_path / 'images.csv').read_bytes() == before
+
+
+def test_epithets_belong_to_their_genus(tmp_path, site):
+    rows = ['url,genus,species', f'{site.address}/a.jpg,Amanita,alba', f'{site.address}/b.jpg,Russula,alba']
+    (tmp_path / 'list.csv').write_text('\n'.join(rows))
+    collect(tmp_path / 'list.csv', tmp_path / 'out', rate=1000, progress=False)
+    assert sorted(pd.read_csv(tmp_path / 'out/images.csv').label) == ['Amanita alba', 'Russula alba']

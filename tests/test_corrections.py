@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import pack, small_jpeg
+from PIL import Image
 
 from fungi_fastai.core.errors import UserError
-from fungi_fastai.data.corrections import content_hash
+from fungi_fastai.data.corrections import apply_corrections, content_hash
 from fungi_fastai.data.sources import Source
 
 pytestmark = pytest.mark.usefixtures('own_home')
@@ -143,3 +145,16 @@ def test_check_counts_them(finds, fungi):
     counts = json.loads(fungi('check', finds('333.jpg,Boletus', '4444.jpg,,yes'), '--json').out)
     assert counts['corrections']['relabelled'] == counts['corrections']['excluded'] == 1 and counts['images'] == 4
     assert set(counts['quality']) == {'dark', 'overexposed', 'blurred', 'screenshot', 'margin', 'shape'}
+
+
+def test_files_of_one_size_differ_by_their_content(tmp_path):
+    images = []
+    for name, grey in (('x', 10), ('y', 200)):
+        (tmp_path / name).mkdir()
+        Image.new('RGB', (8, 8), (grey, grey, grey)).save(tmp_path / name / '1.bmp')
+        images.append(dict(path=str(tmp_path / name / '1.bmp'), name=f'{name}/1.bmp', label=name, group='', given=''))
+    first = Path(images[0]['path'])
+    row = f'1.bmp,y,{content_hash(first)},{first.stat().st_size}'
+    (tmp_path / 'corrections.csv').write_text(f'image,label,sha,bytes\n{row}\n')
+    corrected = apply_corrections(pd.DataFrame(images), [tmp_path / 'corrections.csv'])
+    assert corrected.attrs['corrections']['relabelled'] == 1 and corrected.attrs['corrections']['confirmed'] == 0

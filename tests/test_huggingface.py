@@ -117,6 +117,24 @@ def test_names_stay_inside_the_folder():
     assert len(set(paths)) == 2 and all('unpacked' in path.parts and '..' not in path.parts for path in paths)
 
 
+def test_files_named_by_numbers_and_a_column_of_paths():
+    for number in range(2):
+        table = columns(['oak', 'elm'], 4 * number, path=['x/1.jpg', 'x/2.jpg'])
+        write(f'set/{number:04}.parquet', table)
+    found = read('set')
+    assert len(found) == 4 and found.path.is_unique and sorted(found.label) == ['elm', 'elm', 'oak', 'oak']
+    assert all('unpacked' in path and Path(path).is_file() for path in found.path)
+
+
+def test_more_files_than_are_looked_at_of_another_kind(monkeypatch):
+    from fungi_fastai.data import parquet_images
+
+    monkeypatch.setattr(parquet_images, '_most_entries', 2)
+    for number in range(4):
+        write(f'set/train-{number:05}-of-00004.parquet', columns(['oak', 'elm'], 4 * number))
+    assert len(read('set')) == 8
+
+
 def test_damaged_files():
     write('set/data/train-00000-of-00001.parquet', columns(['oak', 'elm']))
     file = Path('set/data/train-00000-of-00001.parquet')

@@ -24,7 +24,7 @@ from .darwin_core import is_darwin_core, read_darwin_core
 from .details import find_details
 from .licences import allows_reuse, licence_name
 from .table_files import read_frame, table_extensions
-from .web_images import download_images
+from .web_images import download_images, journal_name
 
 # %% ../../nbs/data/collect.ipynb #3e88a771
 _address_names = (
@@ -58,7 +58,10 @@ def read_addresses(
     result = table.drop(columns=[name for name in ('url', 'observation') if name in table])
     if 'url' in table:
         result['references'] = table['url']  # the page of the observation
-    result = result.assign(url=url, observation=own)[url != ''].drop_duplicates('url').reset_index(drop=True)
+    result = result.assign(url=url, observation=own)[url != '']
+    if n := int(result.url.duplicated().sum()):
+        notes.append(f'{format_count(n, "row")} with an address that an earlier row has: left out.')
+    result = result.drop_duplicates('url').reset_index(drop=True)
     result.attrs = dict(notes=notes)
     return result
 
@@ -97,7 +100,16 @@ def _labels(records, label):
     if 'scientific' in plain_name(name):
         known = {value: _species(value) for value in values.unique()}
         values = values.map(known)
+    genus = plain.get('genus')
+    if genus and plain_name(name) == 'species' and _are_epithets(values):
+        return (records[genus] + ' ' + values).str.strip().where(values != '', ''), f'The label is {genus} and {name}.'
     return values, f'The label is {name}.'
+
+
+def _are_epithets(values):
+    "Whether most names are single words in small letters, as the second one of Amanita muscaria"
+    known = values[values != '']
+    return len(known) > 0 and known.str.fullmatch(r'[a-z×][\w-]*').mean() > 0.5
 
 
 def _species(text):
@@ -170,6 +182,7 @@ def collect(
 ) -> Collection:
     "Download the photos that an archive names, with a table of what is known of each. Raises `UserError`"
     out = check_writable(Path(out))
+    _check_table(out, Path(archive))
     if not rate > 0:
         raise UserError(f'rate is {rate}; expected requests per second, above 0.')
     records = _read(Path(archive), column)
@@ -187,6 +200,13 @@ def collect(
         print(f'{format_count(len(chosen), "photo")} to {out}, {rate:g} per second and server', file=sys.stderr)
         got = download_images(out, chosen.url.tolist(), chosen.observation.tolist(), rate, refresh, progress)
         return _write(out, records, reason, got.set_index('url'), [*records.attrs.get('notes', ()), note])
+
+
+def _check_table(out, archive):
+    "Raise `UserError` if a table would be replaced that no download has written"
+    table = out / 'images.csv'
+    if table.exists() and (table.resolve() == archive.resolve() or not (out / journal_name).exists()):
+        raise UserError(f'{table} exists and is not from fungi fetch; nothing was written. Choose another --out.')
 
 
 def _read(archive, column):

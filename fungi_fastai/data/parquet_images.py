@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -82,11 +81,12 @@ def _files_in(folder):
     found = []
     for parent, folders, names in os.walk(folder):
         depth = len(Path(parent).relative_to(folder).parts)
-        folders[:] = sorted(filter(is_visible, folders))[:20] if depth < 3 else []
-        names = list(islice(names, _most_entries))
-        if any(map(is_image_name, names)):
+        folders[:] = sorted(filter(is_visible, folders)) if depth < 3 else []
+        shards = sorted(name for name in names if name.lower().endswith(_extensions))
+        others = [name for name in names if not name.lower().endswith(_extensions)]
+        if len(others) > _most_entries or any(map(is_image_name, others)):
             return []
-        found += [Path(parent) / name for name in sorted(names) if name.lower().endswith(_extensions)]
+        found += [Path(parent) / name for name in shards]
     found = [file for file in found if not re.match(r'cache-', file.name)]  # which `datasets` leaves behind
     return found if found and _image_columns(_read_schema(found[0])) else []
 
@@ -269,9 +269,10 @@ def _unpack(contents, target, progress):
     with new_folder(target, contents.key, notes=notes) as part:
         for file, number, row in _tracked(contents, progress):
             image = row.pop(contents.image)
-            rows.append(
-                dict(path=_write_image(contents, part, file, number, image, names), **_cells(contents, file, row))
-            )
+            cells = _cells(contents, file, row)
+            if 'path' in cells:  # of the data set, not of what is unpacked
+                cells['dataset_path'] = cells.pop('path')
+            rows.append(dict(path=_write_image(contents, part, file, number, image, names), **cells))
         table = pd.DataFrame(rows)
         notes += _notes_on_columns(contents, rows)
         write_table(part / 'images.csv', table)

@@ -31,7 +31,7 @@ from .file_kinds import file_kind
 
 # %% ../../nbs/data/web_images.ipynb #32093098
 user_agent = f'fungi_fastai/{__version__} (+https://github.com/fungi-fastai/fungi_fastai)'
-_journal = '.downloads.jsonl'
+journal_name = '.downloads.jsonl'
 _longest_wait = 300.0  # seconds that a server may request before the download stops
 _pauses = (1, 4, 15)  # seconds before each retry
 _timeouts = (10, 60)  # seconds to wait for a connection, and for the next bytes
@@ -107,7 +107,12 @@ class _Downloads:
         if known and known.file:
             headers = {'If-None-Match': known.etag, 'If-Modified-Since': known.modified}
             headers = {name: value for name, value in headers.items() if value}
-        host, reason = urlsplit(url).netloc, ''
+        try:
+            host, reason = urlsplit(url).netloc, ''
+        except ValueError:
+            return Fetched(url, reason='not an address')
+        if self.lost[host] >= _most_lost:
+            return Fetched(url, reason=f'not reached: {host} does not answer')
         for pause in (*_pauses, None):
             if self.stopped:
                 raise UserError(self.stopped)
@@ -132,9 +137,10 @@ class _Downloads:
         return Fetched(url, reason=f'{reason}, {len(_pauses) + 1} times')
 
     def _count_lost(self, host, reason):
-        "Stop if a server could not be reached for several images in a row. Raises `UserError`"
+        "Stop if a server is not reached for several images in a row, and no other one answers. Raises `UserError`"
         self.lost[host] += reason.startswith('not reached')
-        if self.lost[host] >= _most_lost:
+        others = [lost for other, lost in list(self.lost.items()) if other != host]
+        if self.lost[host] >= _most_lost and 0 not in others:
             self.stopped = (
                 f'{host} cannot be reached ({reason}). Is there a network? What was downloaded is kept; the same '
                 'command resumes.'
@@ -165,8 +171,11 @@ class _Downloads:
             return Fetched(url, reason=f'not an image but {kind.name if kind else "something unknown"}')
         digest = hashlib.blake2b(url.encode(), digest_size=4).hexdigest()
         name = f'images/{_safe(observation)}-{digest}{_extensions.get(kind.format, ".jpg")}'
-        with atomic(self.folder / name) as part:
-            part.write_bytes(content)
+        try:
+            with atomic(self.folder / name) as part:
+                part.write_bytes(content)
+        except OSError as error:
+            raise UserError(f'{self.folder / name} cannot be written: {error.strerror or error}.') from None
         etag, modified = response.headers.get('ETag', ''), response.headers.get('Last-Modified', '')
         return Fetched(url, name, '', etag, modified, len(content))
 
@@ -175,7 +184,7 @@ def _read_journal(folder):
     "What is known of each address; a line that a kill left unfinished is ignored"
     known = {}
     try:
-        lines = (folder / _journal).read_text('utf8').splitlines()
+        lines = (folder / journal_name).read_text('utf8').splitlines()
     except OSError:
         return known
     for line in lines:
@@ -215,7 +224,7 @@ def download_images(
     def fetch(url):
         return downloads.fetch(url, pairs[url], done.get(url))
 
-    with open(folder / _journal, 'a', encoding='utf8') as journal:
+    with open(folder / journal_name, 'a', encoding='utf8') as journal:
         if journal.tell():
             journal.write('\n')  # ends a line that a kill left unfinished
 
