@@ -163,6 +163,9 @@ def test_refresh_asks_under_a_condition(tmp_path, site):
     assert len(site.requests) == 2
     assert fetch(archive, out, refresh=True).images == 1
     assert [('If-None-Match' in headers) for path, headers in site.requests[2:] if path == '/a.jpg'] == [True]
+    site.busy = [(503, 0)] * 9
+    collection = fetch(archive, out, refresh=True)
+    assert collection.images == 1 and 'kept as before' in str(collection), 'a server that fails makes nothing forgotten'
 
 
 def test_a_busy_server_gets_the_request_later(tmp_path, site):

@@ -1,6 +1,7 @@
 "Data sets of Hugging Face that hold their images: Parquet and Arrow files"
 
 import json
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,6 +48,27 @@ def test_splits_classes_and_hidden_labels():
     assert {path: Path(path).stat().st_mtime_ns for path in read('set').path} == before, 'unpacked once'
     one = read('set/data/train-00000-of-00002.parquet')
     assert len(one) == 2 and 'is one of 2 files' in one.attrs['notes'][0]
+
+
+def test_files_that_differ():
+    write('set/train.parquet', with_names(columns([0, 1]), label=['oak', 'elm']))
+    write('set/test.parquet', with_names(columns([0, 1], 4, place=['A', 'B']), label=['elm', 'oak']))
+    assert read('set').groupby('given').label.apply(list).to_dict() == {'train': ['oak', 'elm'], 'test': ['elm', 'oak']}
+    with zipfile.ZipFile('set.zip', 'w') as archive:
+        for name in ('train', 'test'):
+            archive.write(f'set/{name}.parquet', f'set/data/{name}.parquet')
+    assert read('set.zip').label.tolist() == read('set').label.tolist()
+    write('set/valid.parquet', pa.table(dict(vector=[[1.0], [2.0]])))
+    with pytest.raises(UserError, match='valid.parquet has no column image'):
+        read('set')
+
+
+def test_bytes_that_are_no_images():
+    hashes = dict(thumb_hash=[b'1fa', b'2fb'], sound=[dict(bytes=b'RIFF....WAVE', path='a.wav')] * 2)
+    write('a.parquet', with_names(columns([0, 1], **hashes), label=['oak', 'elm']))
+    assert read('a.parquet').label.tolist() == ['oak', 'elm']
+    write('b.parquet', columns([0, 1], **hashes).rename_columns(['scan', 'label', *hashes]))
+    assert len(read('b.parquet')) == 2, 'the only column of images'
 
 
 def test_a_changed_file_is_unpacked_again():

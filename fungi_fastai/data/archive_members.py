@@ -30,7 +30,7 @@ from .table_files import table_extensions
 from .tree import is_visible
 
 # %% ../../nbs/data/archive_members.ipynb #ef5c0832
-text_extensions = table_extensions | {'.md', '.names'}  # unpacked beside the images
+text_extensions = table_extensions | {'.md', '.names', '.arrow'}  # unpacked beside the images
 
 
 @dataclass
@@ -192,7 +192,8 @@ def _check_content(file, members, wanted, images):
     files = [member for member in wanted if member.kind == 'file']
     names = [member.parts[-1].lower() for member in files]
     useful = any(member.is_image or is_image_name(member.parts[-1]) for member in files)
-    if not useful and not any(name.endswith(archive_extensions) for name in names) and (images or not files):
+    may_hold_images = (*archive_extensions, '.parquet', '.arrow')
+    if not useful and not any(name.endswith(may_hold_images) for name in names) and (images or not files):
         others = [member.parts for member in members if member.kind == 'file' and is_visible(member.parts[-1])]
         raise ArchiveError(nothing_found(file, others))
 

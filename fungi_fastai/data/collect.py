@@ -241,6 +241,8 @@ def _write(out, records, reason, got, notes):
         )
     else:
         (out / 'not_downloaded.csv').unlink(missing_ok=True)
+    if n := int(((got.file != '') & (got.reason != '')).sum()):
+        notes.append(f'{format_count(n, "image")} kept as before: the server did not say whether they changed.')
     notes += _describe_licences(images.licence)
     return Collection(out, len(images), images.label.replace('', None).nunique(), tuple(notes))
 

@@ -50,20 +50,49 @@ def _read_schema(file):
         raise UserError(f'{file} cannot be read: {str(error).rstrip(".")}. Copy or download it again.') from None
 
 
-def _image_columns(schema):
-    "The columns whose cells are images: bytes, or bytes and a path"
+def _batches(file, columns=None):
+    "The rows of a file, some at a time. Raises `UserError`"
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        if file.suffix.lower() == '.parquet':
+            yield from parquet.ParquetFile(file).iter_batches(64, columns=columns)
+        else:
+            with pa.memory_map(str(file)) as source:
+                yield from (batch.select(columns or batch.schema.names) for batch in pa.ipc.open_stream(source))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f'{file} cannot be read: {error}. Copy or download it again.') from None
+
+
+def _image_columns(file):
+    "The columns whose cells are images, bytes or bytes and a path, by the type and the first cells. Raises `UserError`"
     import pyarrow as pa
 
     def holds_bytes(kind):
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
-    def is_image(kind):
+    def may_be_image(kind):
         if pa.types.is_struct(kind):
             names = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
             return 'bytes' in names and holds_bytes(names['bytes'])
         return holds_bytes(kind)
 
-    return [field.name for field in schema if is_image(field.type)]
+    names = [field.name for field in _read_schema(file) if may_be_image(field.type)]
+    if not names:
+        return []
+    first = next(_batches(file, names), None)
+    cells = {name: first.column(name).drop_null().to_pylist() if first else [] for name in names}
+    return [name for name in names if not cells[name] or any(map(_is_image, cells[name]))]
+
+
+def _is_image(cell):
+    "Whether a cell is an image, and no sound or fingerprint"
+    cell = cell if isinstance(cell, dict) else dict(bytes=cell)
+    if not cell.get('bytes'):
+        return is_image_name(cell.get('path') or '')
+    kind = file_kind(cell['bytes'][:4096])
+    return kind is not None and bool(kind.format)
 
 
 def holds_images(
@@ -73,7 +102,7 @@ def holds_images(
     path = Path(file)
     if path.is_dir():
         return bool(_files_in(path))
-    return path.suffix.lower() in _extensions and bool(_image_columns(_read_schema(path)))
+    return path.suffix.lower() in _extensions and bool(_image_columns(path))
 
 
 def _files_in(folder):
@@ -88,7 +117,7 @@ def _files_in(folder):
             return []
         found += [Path(parent) / name for name in shards]
     found = [file for file in found if not re.match(r'cache-', file.name)]  # which `datasets` leaves behind
-    return found if found and _image_columns(_read_schema(found[0])) else []
+    return found if found and _image_columns(found[0]) else []
 
 # %% ../../nbs/data/parquet_images.ipynb #c681e7b9
 def _split_word(file):
@@ -171,7 +200,7 @@ class _Contents:
     files: list
     folder: Path  # that holds them
     image: str  # the column of the images
-    classes: dict  # column → names of its classes
+    classes: dict  # file → column → names of its classes
     splits: dict  # file → split
     notes: list
 
@@ -181,8 +210,7 @@ class _Contents:
         files = _files_in(path) if path.is_dir() else [path]
         if path.is_dir():
             _check_one_configuration(path, files)
-        schema = _read_schema(files[0])
-        images = _image_columns(schema)
+        images = _image_columns(files[0])
         image = column or next((name for name in images if plain_name(name) in ('image', 'img')), images[0])
         if (
             column
@@ -192,10 +220,17 @@ class _Contents:
             and plain_name(image) not in ('image', 'img')
         ):
             raise UserError(f'{path} has the columns of images {format_list(images)}. Choose one with --column.')
+        schemas = {file: _read_schema(file) for file in files}
+        if without := [file for file, schema in schemas.items() if image not in schema.names]:
+            raise UserError(
+                f'{without[0]} has no column {image}, which holds the images of {files[0].name}. Give one of the '
+                'files, or move those of another table to a folder of their own.'
+            )
+        classes = {file: _class_names(schema, folder) for file, schema in schemas.items()}
         splits, notes = _splits(files)
         if path.is_file() and (match := re.search(r'-of-(\d{5})', path.name)) and int(match[1]) > 1:
             notes.append(f'{path.name} is one of {int(match[1])} files of a data set. To read all, give their folder.')
-        return cls(files, folder, image, _class_names(schema, folder), splits, notes)
+        return cls(files, folder, image, classes, splits, notes)
 
     @property
     def key(self):
@@ -218,20 +253,6 @@ class _Contents:
                 for row in batch.to_pylist():
                     yield file, number, row
                     number += 1
-
-
-def _batches(file):
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        if file.suffix.lower() == '.parquet':
-            yield from parquet.ParquetFile(file).iter_batches(64)
-        else:
-            with pa.memory_map(str(file)) as source:
-                yield from pa.ipc.open_stream(source)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f'{file} cannot be read: {error}. Copy or download it again.') from None
 
 
 def unpack_images(
@@ -317,23 +338,22 @@ def _write_image(contents, part, file, number, image, names):
 
 def _cells(contents, file, row):
     "The other cells of a row as text, with names for classes"
-    cells = {}
+    cells, names = {}, contents.classes[file]
     for name, value in row.items():
         if isinstance(value, list | dict | bytes):
             continue  # boxes, embeddings
-        if name in contents.classes and isinstance(value, int):
-            classes = contents.classes[name]
-            value = classes[value] if 0 <= value < len(classes) else ''
+        if name in names and isinstance(value, int):
+            value = names[name][value] if 0 <= value < len(names[name]) else ''
         cells[name] = cell_text(value)
-    if len(contents.classes) == 1 and 'label' not in cells:
-        cells['label'] = cells.get(next(iter(contents.classes)), '')
+    if len(names) == 1 and 'label' not in cells:
+        cells['label'] = cells.get(next(iter(names)), '')
     if any(contents.splits.values()):
         cells['split'] = contents.splits[file]
     return cells
 
 
 def _notes_on_columns(contents, rows):
-    if len(contents.classes) == 1:
-        yield f'The label is the column {next(iter(contents.classes))}, a ClassLabel.'
+    if len(columns := set().union(*contents.classes.values())) == 1:
+        yield f'The label is the column {columns.pop()}, a ClassLabel.'
     if without := sum(not row['path'] for row in rows):
         yield f'{format_count(without, "row")} without an image.'

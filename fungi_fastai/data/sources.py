@@ -124,7 +124,7 @@ class Source:
         "Download and unpack, unless that is done already. Raises `UserError`"
         path = Path(self.location)
         if self.kind in ('kaggle', 'competition'):
-            return fetch(Remote.of(self.kind, self.location), progress)
+            return self._with_images(fetch(Remote.of(self.kind, self.location), progress), progress)
         if self.kind == 'sample':
             from fungi_fastai.samples.datasets import sample_folder
 
@@ -133,9 +133,13 @@ class Source:
             raise _missing_error(path)
         if self.kind in ('zip', 'folder'):
             check_has_images(path)
-        if self.kind == 'csv' and holds_images(path):
-            return unpack_images(path, self.column, progress)
-        return unpack(path, progress=progress, zip_encoding=self.zip_encoding) if self.kind == 'zip' else path
+        if self.kind == 'zip':
+            path = unpack(path, progress=progress, zip_encoding=self.zip_encoding)
+        return path if self.kind == 'folder' else self._with_images(path, progress)
+
+    def _with_images(self, path, progress):
+        "The path, or the table beside the images that its Parquet or Arrow files hold"
+        return unpack_images(path, self.column, progress) if holds_images(path) else path
 
     def read(
         self,
@@ -146,13 +150,13 @@ class Source:
         `group` '' for none, `given` the split that the source itself gives or ''. `attrs['notes']` are sentences about
         how the source was read. Raises `UserError`"""
         path = self.prepare(progress)
-        if self.kind == 'csv':
+        if path.is_file():
             table, inside = self._read_table(path, labels), []
         else:
             table, inside = self._read_folder(path, labels, progress)
         if labels:
             return self._corrected(with_clear_names(table), inside)
-        if self.kind != 'csv' and (notes := table.attrs['notes']):
+        if path.is_dir() and (notes := table.attrs['notes']):
             warnings.warn(' '.join(notes), stacklevel=2)
         return table
 
@@ -192,8 +196,8 @@ class Source:
     def all_corrections(self) -> list[Path]:  # a later one overrules an earlier one
         "The files of corrections that are read with the source"
         inside = []
-        if self.kind != 'csv' and not self.corrections:
-            tree = read_archives(walk_tree(self.prepare()), self.zip_encoding, progress=False)
+        if not self.corrections and (path := self.prepare()).is_dir():
+            tree = read_archives(walk_tree(path), self.zip_encoding, progress=False)
             inside = [Path(tree.path(parts)) for parts in tree.files if is_corrections(parts[-1])]
         return self._corrections(inside)
 

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -48,7 +48,7 @@ class Fetched:
 
     url: str
     file: str = ''  # below the folder; '' without an image
-    reason: str = ''  # why there is none
+    reason: str = ''  # why there is none, or why an image that is there could not be checked for a change
     etag: str = ''  # of the server, for a later call
     modified: str = ''
     bytes: int = 0
@@ -103,6 +103,12 @@ class _Downloads:
 
     def fetch(self, url, observation, known):
         "Download an image, or ask whether a known one has changed. Raises `UserError`"
+        got = self._fetch(url, observation, known)
+        if known and known.file and not got.file and not re.match('404|410', got.reason):
+            return replace(known, reason=got.reason)  # the image stays until the server says that it is gone
+        return got
+
+    def _fetch(self, url, observation, known):
         headers = {}
         if known and known.file:
             headers = {'If-None-Match': known.etag, 'If-Modified-Since': known.modified}
@@ -121,7 +127,7 @@ class _Downloads:
                 with self.session.get(url, headers=headers, timeout=_timeouts, stream=True) as response:
                     self.lost[host] = 0
                     if response.status_code == 304:
-                        return known
+                        return replace(known, reason='')
                     if response.status_code == 200:
                         return self._save(url, observation, response)
                     reason = f'{response.status_code} {response.reason}'.strip()
