@@ -8,7 +8,8 @@ Each draw takes 40 % of the specimens of every class for testing. Of the others,
 labelled photo; all photos of the remaining ones are unlabelled. A linear head on frozen features
 (tf_efficientnet_lite0) is fitted to the labelled photos alone, and to both with the pseudo-labels of each method.
 `chosen by validation` takes the method with the highest accuracy on labelled specimens that were held out from the
-whole procedure, and the labelled photos alone where no method is better by more than a standard error. `results/self_training.csv` is the summary."""
+whole procedure, and the labelled photos alone where no method is better by more than a standard error. The summary is
+`results/self_training.csv`."""
 
 import argparse
 import warnings
