@@ -104,6 +104,7 @@ def main():
     parser.add_argument('--size', type=int, default=160, help='image size of the probes, pixels')
     parser.add_argument('--images', type=int, default=1000, help='images of the probes, at most, in whole specimens')
     parser.add_argument('--seeds', nargs='*', type=int, default=[])
+    parser.add_argument('--candidates', nargs='*', help='which are trained: auto, names of networks (default: all)')
     parser.add_argument('--cpu-time', action='store_true', help='count the budget in CPU time of one core')
     parser.add_argument('--show', action='store_true', help='measure nothing')
     options = parser.parse_args()
@@ -128,6 +129,8 @@ def main():
         once(f'{name} auto {options.budget:.0f}', choice, recipe)
         for seed in options.seeds:
             for arch, weights in [('auto', recipe.weights), *networks]:
+                if options.candidates and arch not in options.candidates:
+                    continue
                 one = recipe.but(arch=arch, weights=weights, seed=seed)
                 run = options.out / f'{name}-{options.budget:.0f}-{arch}-{seed}'
                 once(run.name, trained, one, run)
