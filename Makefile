@@ -4,7 +4,7 @@ bin := $(VENV)/bin
 # keep compiled modules: without them each process compiles the 5,000 modules of torch and fastai, in 15 seconds
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-fast check docs lessons readme bench bench-gpu clean
+.PHONY: demo test test-fast check docs lessons readme images bench bench-gpu clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(bin)/python || python3 -m venv $(VENV)
@@ -49,6 +49,9 @@ lessons: $(VENV)/.installed
 
 readme: $(VENV)/.installed
 	$(bin)/python docs/readme.py
+
+images: $(VENV)/.installed
+	$(bin)/python docs/images.py
 
 # side by side with plain fastai and others: about an hour, with nothing else running
 bench: $(VENV)/.installed

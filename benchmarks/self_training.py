@@ -2,6 +2,7 @@
 
     python benchmarks/self_training.py ../shared OUT                    all settings; OUT keeps what is done
     python benchmarks/self_training.py ../shared OUT --draws 5 --only mushrooms
+    python benchmarks/self_training.py ../shared OUT --fine-tune        the same with fine-tuned networks, 3 seeds
     python benchmarks/self_training.py ../shared OUT --show             only the tables of what is in OUT
 
 Each draw takes 40 % of the specimens of every class for testing. Of the others, n specimens of each class have one
@@ -9,7 +10,11 @@ labelled photo; all photos of the remaining ones are unlabelled. A linear head o
 (tf_efficientnet_lite0) is fitted to the labelled photos alone, and to both with the pseudo-labels of each method.
 `chosen by validation` takes the method with the highest accuracy on labelled specimens that were held out from the
 whole procedure, and the labelled photos alone where no method is better by more than a standard error. The summary is
-`results/self_training.csv`."""
+`results/self_training.csv`.
+
+With `--fine-tune`, the last stages are trained on 10 specimens of each class, and again with the images that the first
+network predicts with a calibrated confidence of 0.9 or more. Both trainings have the same number of steps, validation
+set and test set."""
 
 import argparse
 import warnings
@@ -20,8 +25,12 @@ import pandas as pd
 from active_learning import features_of, interval
 from sklearn.semi_supervised import LabelSpreading
 
+from fungi_fastai.data.splits import split_groups
 from fungi_fastai.models.heads import fit_head, head_folds, select_head
 from fungi_fastai.models.scaling import unit_length
+from fungi_fastai.runs.train import train
+from fungi_fastai.training.fit import prepare_items
+from fungi_fastai.training.recipes import PHOTOS
 
 results = Path(__file__).parent / 'results' / 'self_training.csv'
 sets = dict(mushrooms=20, flowers=20, seedlings=5, defungi=5)  # and the draws of each
@@ -170,6 +179,47 @@ def measure(data, out, only, draws):
             print(out / f'{name}-{seed}.csv', flush=True)
 
 
+def fine_tuned(data, out, seed, name):
+    "Test accuracies of a network trained on labelled images, and of one that also has pseudo-labels"
+    recipe = PHOTOS.but(source=str(data / f'{name}.zip'), arch='tf_efficientnet_lite0', pretrained=True, size=160)
+    recipe = recipe.but(trainable='last', seed=seed, epochs=40, test=0.4)
+    items = prepare_items(recipe, progress=False)
+    groups = split_groups(items)
+    rng, keep = np.random.default_rng(seed), set()
+    for _, rows in items[items.split.eq('train')].groupby('label'):
+        keep |= set(rng.permutation(groups[rows.index].unique())[:10])
+    rest = items.split.eq('train') & ~groups.isin(keep)
+    first = train(
+        recipe, out / f'{name}-{seed}-labelled', progress=False, items=items.assign(split=items.split.mask(rest, ''))
+    )
+    predicted = first.predict(items.path[rest].tolist())
+    sure = predicted.confidence.to_numpy() >= 0.9
+    rows = items.index[rest][sure]
+    both = items.assign(split=items.split.mask(rest, ''))
+    both.loc[rows, 'split'] = 'train'
+    right = float((both.label[rows].to_numpy() == predicted.predicted[sure].to_numpy()).mean())
+    both.loc[rows, 'label'] = predicted.predicted[sure].to_numpy()
+    n = items.split.eq('train').sum() - rest.sum()
+    recipe = recipe.but(epochs=max(1, round(recipe.epochs * n / (n + len(rows)))))
+    second = train(recipe, out / f'{name}-{seed}-both', progress=False, items=both)
+    return dict(set=name, seed=seed, labelled=int(n), unlabelled=int(rest.sum()), pseudo=len(rows), right=right) | dict(
+        alone=first.metrics['accuracy'], both=second.metrics['accuracy'], test=int(items.split.eq('test').sum())
+    )
+
+
+def fine_tune(data, out):
+    "Train all networks, and print a table"
+    file = out / 'fine_tune.csv'
+    rows = pd.read_csv(file).to_dict('records') if file.exists() else []
+    for seed in (1, 2, 3):
+        for name in ('mushrooms', 'flowers'):
+            if not any(row['set'] == name and row['seed'] == seed for row in rows):
+                rows.append(fine_tuned(data, out, seed, name))
+                pd.DataFrame(rows).to_csv(file, index=False)
+                print(rows[-1], flush=True)
+    print(pd.DataFrame(rows).round(3).to_string(index=False))
+
+
 def summarise(out):
     "A row a set, number of labelled photos and method: accuracy and difference from the labelled photos alone"
     table = pd.concat([pd.read_csv(file) for file in sorted(out.glob('*-*.csv'))], ignore_index=True)
@@ -190,10 +240,13 @@ def main():
     parser.add_argument('out', type=Path, help='folder for what is measured; another call continues')
     parser.add_argument('--draws', type=int, help='default: 20, seedlings and DeFungi 5')
     parser.add_argument('--only', default='', help='start of the name of a set')
+    parser.add_argument('--fine-tune', action='store_true', help='networks instead of heads on frozen features')
     parser.add_argument('--show', action='store_true', help='measure nothing')
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter('ignore')
+    if options.fine_tune:
+        return fine_tune(options.shared / 'data', options.out)
     if not options.show:
         measure(options.shared / 'data', options.out, options.only, options.draws)
     summary = summarise(options.out)

@@ -171,7 +171,7 @@ def head(page, module, link):
     if module:
         links = f'[module]({module.source_link("")}) · [notebook]({link.notebook(page)})'
         text += f'\n`{module.name}` · {links}\n{{ .doc-origin }}\n'
-    elif page.notebook:
+    elif page.notebook and page.name != 'index':
         text += f'\n[notebook]({link.notebook(page)})\n{{ .doc-origin }}\n'
     return text
 

@@ -8,16 +8,29 @@ __version__ = '0.1.0'
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 warnings.filterwarnings('ignore', "The 'mode.chained_assignment' option is deprecated")
 
-# The module of each public name. A name is imported when it is first used, so that `import fungi_fastai` is fast.
+# The module of each public name: the tasks of the guides, most of which are commands too, and what they need. A name is
+# imported when it is first used, so that `import fungi_fastai` is fast.
 _names = {
     'core.errors': ['UserError', 'MissingFileError', 'TrainingError'],
     'core.settings': ['settings'],
+    'samples.datasets': ['make_sample'],
     'data.sources': ['Source'],
+    'data.scan': ['check', 'summary_text'],
+    'data.problems': ['exclude'],
+    'data.explore': ['explore'],
+    'data.collect': ['collect'],
+    'data.policies': ['Augment'],
     'training.recipe': ['Recipe'],
     'training.recipes': ['MUSHROOMS', 'DEFUNGI', 'FLOWERS', 'SEEDLINGS', 'PHOTOS'],
-    'training.fit': ['prepare_items', 'make_learner'],
+    'training.fit': ['prepare_items', 'make_learner', 'fit'],
     'training.lr_finder': ['find_lr'],
+    'evaluation.gbif': ['gbif_taxonomy'],
     'deploy.predictor': ['Predictor'],
+    'deploy.export': ['export'],
+    'deploy.web': ['write_web_app'],
+    'deploy.server': ['serve'],
+    'deploy.drift': ['drift'],
+    'deploy.submission': ['submission'],
     'runs.run': ['Run'],
     'runs.train': [
         'train',
@@ -28,12 +41,19 @@ _names = {
         'train_seedlings',
         'train_photos',
     ],
+    'runs.batch_prediction': ['predict_to'],
     'runs.compare': ['compare'],
+    'runs.watch': ['watch'],
     'runs.next_photos': ['next_photos'],
     'runs.update': ['update'],
+    'studies.probe': ['probe'],
+    'studies.network_probes': ['probe_networks'],
     'studies.folds': ['cross_validate'],
     'studies.curves': ['learning_curve'],
     'studies.sweeps': ['sweep'],
+    'studies.labels': ['label_issues'],
+    'studies.leakage': ['leakage_report'],
+    'studies.ood': ['ood_study'],
     'studies.published': ['run_experiment'],
 }
 _modules = {name: module for module, names in _names.items() for name in names}

@@ -123,7 +123,25 @@ class RunFolder:
     @cached_property
     def initial_weights(self) -> dict | None:
         "Where the network's initial weights come from: source, trained_on, licence; None if random, or not recorded"
-        return read_saved(self.folder / 'environment.json', read_json).get('initial_weights')
+        own = read_saved(self.folder / 'environment.json', read_json).get('initial_weights')
+        if not (own and self.update_facts):
+            return own
+        before = self.update_facts['initial_weights'] or dict(source='random weights', trained_on='', licence='')
+        run = Path(self.update_facts['started_from']).name
+        return before | dict(source=f'the run {run}, which began with {before["source"]}')
+
+    @cached_property
+    def update_facts(self) -> dict:
+        "What `fungi update` has written about the run that it started from and the added images; {} for other runs"
+        file = self.folder / 'update.json'
+        return read_saved(file, read_json) if file.exists() else {}
+
+    @property
+    def commands(self) -> list[str]:
+        "The command lines that made the run, without its folder: the training, and each update"
+        file = self.folder / 'report.json'
+        own = read_saved(file, read_json)['command'] if file.exists() else f'fungi train {self.recipe.name}'
+        return [*self.update_facts.get('earlier_commands', []), own]
 
     @property
     def evaluation(self) -> Evaluation:

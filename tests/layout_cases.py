@@ -33,7 +33,7 @@ class Case:
         for name, text in self.texts.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding='utf8')
 
     def image_names(self) -> Iterator[str]:
         "The path of each image"
@@ -272,6 +272,60 @@ folder_cases = [
         classes={'oak': 2, 'elm': 2},
         splits={'test': 2},
         notes=('4 images that are masks or previews', 'From annotations/test.txt: the split'),
+    ),
+    Case(
+        'A list of the labels of a validation set that has no class folders',
+        ('3 train/n7/images/#.jpg', '3 train/n9/images/#.jpg', '4 val/images/v#.jpg'),
+        {'val/annotations_of_val.txt': ''.join(f'v{i}.jpg\tn{(7, 9)[i % 2]}\t0\t{i}\n' for i in range(4))},
+        classes={'n7': 5, 'n9': 5},
+        splits={'train': 6, 'valid': 4},
+        notes=('From val/annotations_of_val.txt: the labels of 4 images',),
+        topic='splits',
+    ),
+    Case(
+        'Several lists for each split are not used',
+        ('3 a/#.jpg', '3 b/#.jpg'),
+        {f'train{i}.txt': f'a/{i}.jpg\nb/{i}.jpg\n' for i in range(2)} | {'test0.txt': 'a/2.jpg\n'},
+        classes={'a': 3, 'b': 3},
+        notes=('Lists of images that are not used: test0.txt, train0.txt, train1.txt',),
+        topic='splits',
+    ),
+    Case(
+        'Splits in another language, and a class that only the test set has',
+        ('3 訓練/oak/#.jpg', '3 訓練/elm/#.jpg', '2 テスト/oak/#.jpg', '2 テスト/ash/#.jpg'),
+        classes={'oak': 5, 'elm': 3, 'ash': 2},
+        splits={'train': 6, 'test': 4},
+        notes=('no training image of 1 class (ash)',),
+        topic='splits',
+    ),
+    Case(
+        'Numbers with zeros before them, and their names after a colon',
+        ('3 class_00/a#.jpg', '3 class_01/b#.jpg'),
+        {'classes.txt': '0: Oak\n1: Elm\n2: Ash\n'},
+        classes={'Oak': 3, 'Elm': 3},
+        notes=('their names are read from classes.txt',),
+        topic='names',
+    ),
+    Case(
+        'The names in the data.yaml of YOLO',
+        ('3 train/0/a#.jpg', '3 train/1/b#.jpg', '2 val/1/c#.jpg'),
+        {'data.yaml': 'nc: 2\nnames: [Oak, Elm]\n'},
+        classes={'Oak': 3, 'Elm': 5},
+        splits={'train': 6, 'valid': 2},
+        topic='names',
+    ),
+    Case(
+        'Backups of programs, unfinished downloads and images of a microscope are named',
+        ('3 oak/#.jpg', '3 elm/#.jpg'),
+        {
+            'oak/0.jpg_original': '?',
+            'oak/9.jpg.crdownload': '?',
+            'elm/8.czi': '?',
+            'elm/~$trees.xlsx': '?',
+            'elm/Previews.lrdata/7.jpg': '?',
+        },
+        classes={'oak': 3, 'elm': 3},
+        notes=('1 backup', '9.jpg.crdownload', '(1 .czi)', 'Previews.lrdata (1)'),
     ),
 ]
 
@@ -695,6 +749,102 @@ table_cases = [
             '2 of 6 images named in t.csv do not exist, such as 4.jpg (lines 6, 7)',
             'in none of its rows, such as x.jpg',
         ),
+        topic='tables',
+    ),
+    Case(
+        'A title above the header, in a table of a spreadsheet',
+        ('6 #.jpg',),
+        {'t.csv': table('Trees of the park;;', ';;', 'Datei;Baumart;mm', *labelled(6, '{i}.jpg;{label};1,{i}'))},
+        't.csv',
+        classes=two_classes,
+        notes=('begins in line 3, after a title: Trees of the park',),
+        topic='tables',
+    ),
+    Case(
+        'Marks that programs put around cells, and a header in the middle',
+        ('6 00#.jpg',),
+        {
+            't.csv': table(
+                "photo;'label'",
+                *labelled(3, '="00{i}";\'{label}\''),
+                "photo;'label'",
+                *labelled(6, "\u202a00{i}.jpg;'{label}'")[3:],
+            )
+        },
+        't.csv',
+        classes=two_classes,
+        notes=('Quotation marks and invisible signs', '1 repeated header (line 5)'),
+        topic='tables',
+    ),
+    Case(
+        'Several classes in one cell',
+        ('4 #.jpg',),
+        {'t.csv': table('path,disease', '0.jpg,scab', '1.jpg,rust', '2.jpg,scab rust', '3.jpg,-')},
+        't.csv',
+        classes={'scab': 1, 'rust': 1, 'scab rust': 1, '-': 1},
+        notes=('1 row in disease may name several classes, such as scab rust', 'The label - (1 row)'),
+        topic='tables',
+    ),
+    Case(
+        'Several photos in one cell are one specimen',
+        ('3 a#.jpg', '2 b#.jpg'),
+        {'t.csv': table('photos,species', 'a0.jpg|b0.jpg,oak', 'a1.jpg|b1.jpg,elm', 'a2.jpg,elm')},
+        't.csv',
+        classes={'oak': 2, 'elm': 3},
+        groups=3,
+        notes=('2 rows of t.csv name several images each in photos: the images of a row are one specimen',),
+        topic='tables',
+    ),
+    Case(
+        'A folder of photos for each row',
+        ('2 F01/#.jpg', '2 F02/#.jpg', '1 F03/#.jpg'),
+        {'t.csv': table('find,species', 'F01,oak', 'F02,elm', 'F03,elm')},
+        't.csv',
+        classes={'oak': 2, 'elm': 3},
+        groups=3,
+        topic='tables',
+    ),
+    Case(
+        'Paths of two computers',
+        ('3 photos/oak/#.jpg', '3 photos/elm/#.jpg'),
+        {
+            't.csv': table(
+                'path;label',
+                *[f'/home/ann/oak/{i}.jpg;oak' for i in range(3)],
+                *[f'D:\\ben\\new\\elm\\{i}.jpg;elm' for i in range(3)],
+            )
+        },
+        't.csv',
+        classes=two_classes,
+        notes=('begin with /home/ann or D:/ben/new',),
+        topic='tables',
+    ),
+    Case(
+        'Paths as parts of addresses',
+        ('6 my photos/#.jpg',),
+        {'t.csv': table('path,label', *labelled(6, 'my%20photos/{i}.jpg?w=200,{label}'))},
+        't.csv',
+        classes=two_classes,
+        notes=('0.jpg is read for 0.jpg?w=200',),
+        topic='tables',
+    ),
+    Case(
+        'Numbers that a program gave a decimal point',
+        ('4 #.jpg',),
+        {'t.csv': table('path,label', '0.jpg,0.0', '1.jpg,1.0', '2.jpg,1.0', '3.jpg,'), 'classes.txt': 'oak\nelm\n'},
+        't.csv',
+        classes={'oak': 1, 'elm': 2},
+        unlabelled=1,
+        notes=('with a decimal point (0.0): read without it', 'names are read from classes.txt'),
+        topic='tables',
+    ),
+    Case(
+        'A list of images for each class, in JSON',
+        ('2 images/oak/#.jpg', '2 images/elm/#.jpg'),
+        {'train.json': '{"oak": ["oak/0", "oak/1"], "elm": ["elm/0", "elm/1"]}'},
+        'train.json',
+        classes={'oak': 2, 'elm': 2},
+        notes=('has a list of images for each class',),
         topic='tables',
     ),
 ]

@@ -54,8 +54,8 @@ def tiff(pixels, photometric, order='<', planar=False, sample_format=1, deflate=
     return head + rows + bytes(4) + blob + b''.join(strips)
 
 
-def png(pixels, bits, kind, key=()):
-    "A PNG of any bit depth and colour type, with the colour that is transparent"
+def png(pixels, bits, kind, key=(), stated=()):
+    "A PNG of any bit depth and colour type, with the colour that is transparent, and with further (name, data)"
 
     def chunk(name, data):
         return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
@@ -68,6 +68,7 @@ def png(pixels, bits, kind, key=()):
     lines = b''.join(b'\0' + row.astype('>u2' if bits == 16 else 'u1').tobytes() for row in rows)
     header = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, kind, 0, 0, 0))
     transparent = chunk(b'tRNS', struct.pack(f'>{len(key)}H', *key)) if key else b''
+    header += b''.join(chunk(name, data) for name, data in stated)
     return b'\x89PNG\r\n\x1a\n' + header + transparent + chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b'')
 
 

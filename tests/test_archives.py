@@ -350,6 +350,23 @@ def test_a_zip_for_each_class():
     assert classes('outer.zip')[0] == found, 'an archive inside an archive reads as one inside a folder'
 
 
+def test_an_empty_file_that_stands_for_a_folder():
+    pack('s3.zip', 'oak/1.jpg', 'elm/1.jpg', extra=[('oak', b'')])
+    assert classes('s3.zip')[0] == {'oak': 1, 'elm': 1}
+
+
+def test_hidden_and_deeply_packed_images_are_named():
+    pack('hidden.zip', '.data/oak/1.jpg', '.data/elm/1.jpg')
+    with pytest.raises(UserError, match='2 files in hidden folders'):
+        Source.of('hidden.zip').read()
+    pack('0.zip', 'oak/1.jpg')
+    for i in range(3):
+        with zipfile.ZipFile(f'{i + 1}.zip', 'w') as z:
+            z.write(f'{i}.zip')
+    with pytest.raises(UserError, match='archive in an archive in an archive'):
+        Source.of('3.zip').read()
+
+
 def test_the_pieces_that_google_drive_makes_become_one_folder():
     pack('drive/Amanita-20240501T101010Z-001.zip', 'Amanita/1.jpg')
     pack('drive/Amanita-20240501T101010Z-002.zip', 'Amanita/2.jpg')

@@ -22,6 +22,7 @@ from fungi_fastai.evaluation.calibration import (
     temperature_limits,
 )
 from fungi_fastai.evaluation.intervals import effective_size, group_numbers, interval_of
+from fungi_fastai.evaluation.metrics import Evaluation
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -272,7 +273,7 @@ def table(n, seed, temperature=0.5):
 
 
 def test_calibrate_tells_before_and_after():
-    result = calibrate(table(500, 0), table(800, 1))
+    result = calibrate(Evaluation.of(table(500, 0)), Evaluation.of(table(800, 1)))
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result['temperature'] == pytest.approx(2, rel=0.15) and (
         result['n_valid'],
@@ -302,7 +303,7 @@ def test_calibrate_tells_before_and_after():
 def test_calibrate_notes_why_the_temperature_is_one():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        result = calibrate(table(10, 0), table(30, 1))
+        result = calibrate(Evaluation.of(table(10, 0)), Evaluation.of(table(30, 1)))
     assert result['temperature'] == 1 and 'too few' in result['note'] and result['before'] == result['after']
 
 

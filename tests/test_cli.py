@@ -37,25 +37,20 @@ def plain(text):
 
 
 @pytest.mark.slow
-def test_from_training_to_prediction(home, photos, tmp_path):
-    "The README's commands, as a newcomer runs them"
-
-    def fungi(*arguments):
-        done = subprocess.run(
-            [command, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=home,
-            env=os.environ | dict(OMP_NUM_THREADS='2', HF_HUB_OFFLINE='1'),
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout, done.stderr
-
-    out, err = fungi('train', 'flowers', '--source', photos, '--out', tmp_path / 'run', *flags(**tiny), '--json')
-    assert json.loads(out) == json.loads((tmp_path / 'run/metrics.json').read_text('utf8'))
-    assert (
-        'epoch 1' in err and 'images to train on' in err and '\r' not in err and '\x1b' not in err
-    )  # a log, no terminal
+def test_from_training_to_prediction(home, fungi, photos, tmp_path):
+    "The README's commands; the training in a process of its own, as a newcomer starts it"
+    call = ['train', 'flowers', '--source', photos, '--out', tmp_path / 'run', *flags(**tiny), '--json']
+    done = subprocess.run(
+        [command, *map(str, call)],
+        capture_output=True,
+        text=True,
+        cwd=home,
+        env=os.environ | dict(OMP_NUM_THREADS='2', HF_HUB_OFFLINE='1'),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((tmp_path / 'run/metrics.json').read_text('utf8'))
+    assert 'epoch 1' in done.stderr and 'images to train on' in done.stderr
+    assert '\r' not in done.stderr and '\x1b' not in done.stderr  # a log, no terminal
     fungi('predict', tmp_path / 'run', photos, '--out', tmp_path / 'predictions.csv')
     assert len(pd.read_csv(tmp_path / 'predictions.csv')) == len(list(photos.rglob('*.jpg')))
 
@@ -501,24 +496,12 @@ def test_leaks_and_labels(fungi, small_run, photos, tmp_path):
         and 'specimens together' in result.out
         and (tmp_path / 'leaks/leakage.html').exists()
     )
-    metrics = json.loads(
-        fungi(
-            'evaluate',
-            photos,
-            '--leakage',
-            '--arch',
-            'convmixer_16_1',
-            '--weights',
-            small_run.folder / 'model.safetensors',
-            '--size',
-            32,
-            '--json',
-        ).out
-    )
-    assert metrics
-    result = fungi(
-        'labels', photos, '--arch', 'convmixer_16_1', '--no-pretrained', '--size', 32, '--out', tmp_path / 'labels'
-    )
+    for label in ('daisy', 'roses'):  # two classes and no page: quick
+        shutil.copytree(next(photos.rglob(label)), tmp_path / 'two' / label)
+    network = ('--arch', 'convmixer_16_1', '--size', 32)
+    weights = ('--weights', small_run.folder / 'model.safetensors')
+    assert json.loads(fungi('evaluate', tmp_path / 'two', '--leakage', *network, *weights, '--json').out)
+    result = fungi('labels', photos, *network, '--no-pretrained', '--out', tmp_path / 'labels')
     assert (tmp_path / 'labels/labels.html').exists() and 'labels.html' in result.out
     assert 'There is no' in fungi('evaluate', tmp_path / 'nowhere', '--leakage', code=2).err
 

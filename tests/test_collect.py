@@ -1,6 +1,7 @@
 "Darwin Core archives, tables of addresses, and polite downloads from a local server"
 
 import hashlib
+import re
 import socket
 import threading
 import zipfile
@@ -13,8 +14,8 @@ import pytest
 from conftest import small_jpeg
 
 from fungi_fastai.core.errors import UserError
-from fungi_fastai.data import web_images
-from fungi_fastai.data.collect import collect
+from fungi_fastai.data import open_data, web_images
+from fungi_fastai.data.collect import collect, read_addresses
 from fungi_fastai.data.darwin_core import read_darwin_core
 from fungi_fastai.data.sources import Source
 from fungi_fastai.deploy.attribution import attribution_facts
@@ -258,3 +259,111 @@ def test_epithets_belong_to_their_genus(tmp_path, site):
     (tmp_path / 'list.csv').write_text('\n'.join(rows))
     collect(tmp_path / 'list.csv', tmp_path / 'out', rate=1000, progress=False)
     assert sorted(pd.read_csv(tmp_path / 'out/images.csv').label) == ['Amanita alba', 'Russula alba']
+
+
+ac, dc, dcterms, xmp = (
+    'http://rs.tdwg.org/ac/terms/',
+    'http://purl.org/dc/elements/1.1/',
+    'http://purl.org/dc/terms/',
+    'http://ns.adobe.com/xap/1.0/rights/',
+)
+audubon = [  # as museums publish it: two columns named rights, and two named type
+    dcterms + 'identifier',
+    ac + 'accessURI',
+    ac + 'variantLiteral',
+    dc + 'type',
+    dcterms + 'type',
+    dcterms + 'format',
+    dcterms + 'rights',
+    dc + 'rights',
+    xmp + 'WebStatement',
+    xmp + 'Owner',
+    dc + 'creator',
+]
+still, cc = 'http://purl.org/dc/dcmitype/StillImage', 'http://creativecommons.org/licenses/by-nc/4.0/'
+media = [
+    ['7', 'urn:1', '/1-small.jpg', 'ac:Thumbnail', '', still, 'image/jpeg', '© Museum', '', cc, 'Museum', 'Ada'],
+    ['7', 'urn:1', '/1-large.jpg', 'ac:BestQuality', '', still, 'image/jpeg', '© Museum', '', cc, 'Museum', 'Ada'],
+    ['7', 'urn:2', '/2.jpg', 'Good Quality', 'Image', '', 'JPG', '', cc, '', 'Museum', 'Ada'],
+    ['7', 'urn:2', '/2-again.jpg', 'Good Quality', 'Image', '', 'JPG', '', cc, '', 'Museum', 'Ada'],
+    ['8', '', '/8-small.jpg', 'Thumbnail', 'Image', '', '', 'CC0', 'see there', '', '', ''],
+    ['8', '', '/8-a.jpg', 'Medium Quality', 'Image', '', '', 'CC0', 'see there', '', '', ''],
+    ['8', '', '/8-b.jpg', 'Best Quality', 'Image', '', '', 'CC0', 'see there', '', '', ''],
+    ['8', 'urn:s', '/8.wav', 'Best Quality', 'Sound', '', 'audio/x-wav', '', '', '', '', ''],
+    ['9', 'urn:9', '/9.jpg', 'Thumbnail', 'Image', '', 'image/jpeg', '', '', '', 'Museum', ''],
+]
+
+
+def test_audubon_core(tmp_path, site):
+    names = occurrences[0].split('\t')
+    core = ''.join(f'<field index="{i}" term="{terms}{one}"/>' for i, one in enumerate(names) if i)
+    fields = ''.join(f'<field index="{i}" term="{one}"/>' for i, one in enumerate(audubon, 1))
+    tabs = 'fieldsTerminatedBy="\\t" ignoreHeaderLines="1" fieldsEnclosedBy=""'
+    text = (
+        f'<archive xmlns="http://rs.tdwg.org/dwc/text/"><core {tabs} rowType="{terms}Occurrence">'
+        f'<files><location>occurrence.txt</location></files><id index="0"/>{core}</core>'
+        f'<extension {tabs} rowType="{ac}Multimedia"><files><location>audiovisual.txt</location></files>'
+        f'<coreid index="0"/>{fields}<field default="Museum C" term="{xmp}Owner"/></extension></archive>'
+    )
+    for row in media:
+        row[2] = row[2].replace('/', f'{site.address}/', 1) if row[2].startswith('/') else row[2]
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as z:
+        z.writestr('meta.xml', text)
+        z.writestr('occurrence.txt', '\n'.join(occurrences))
+        z.writestr('audiovisual.txt', '\n'.join(['coreid', *('\t'.join(row) for row in media)]))
+    photos = read_darwin_core(tmp_path / 'a.zip')
+    files = photos.url.str.rpartition('/')[2].tolist()
+    assert files == ['1-large.jpg', '2.jpg', '2-again.jpg', '8-a.jpg', '8-b.jpg', '9.jpg']
+    assert photos.license.tolist() == [cc] * 3 + ['CC0'] * 2 + ['']
+    assert photos.rightsHolder.tolist() == ['Museum'] * 3 + ['Museum C'] * 2 + ['Museum']
+    assert any('2 smaller versions' in note for note in photos.attrs['notes'])
+    found = fetch(tmp_path / 'a.zip', tmp_path / 'out')
+    assert (found.images, found.classes) == (5, 2)
+    assert Source.of(tmp_path / 'out').read().licence.tolist() == ['CC BY-NC 4.0'] * 3 + ['CC0 1.0'] * 2
+
+
+def test_open_data_of_inaturalist(tmp_path, site, monkeypatch, fungi):
+    monkeypatch.setattr(open_data, 'address', site.address + '/{}/medium.{}')
+    tables = dict(
+        photos=[
+            'photo_uuid photo_id observation_uuid observer_id extension license width height position',
+            *(f'u{i} {i} {"abc"[i % 3]} {i % 2} jpg CC-BY 900 600 {i // 3}' for i in range(6)),
+            'u9 9 z 1 jpeg CC-BY 900 600 0',
+        ],
+        observations=[
+            'observation_uuid observer_id latitude longitude positional_accuracy taxon_id quality_grade observed_on',
+            'a 0 55.7 12.5 10 3 research 2023-05-01',
+            'b 1 55.8 12.6 10 5 needs_id 2024-05-01',
+            'c 0 55.9 12.7 10 1 research 2024-06-01',
+        ],
+        taxa=[
+            'taxon_id ancestry rank_level rank name active',
+            '1 48460/47170 20 genus Amanita true',
+            '2 48460/47170/1 10 species Amanita_muscaria true',
+            '3 48460/47170/1/2 5 variety Amanita_muscaria_alba true',
+            '4 48460/47170 20 genus Boletus true',
+            '5 48460/47170/4 10 species Boletus_edulis true',
+            '47170 48460 70 kingdom Fungi true',
+        ],
+        observers=['observer_id login name', '0 ada Ada_L.', '1 bo '],
+    )
+    folder = tmp_path / 'open'
+    folder.mkdir()
+
+    def write(name):
+        lines = '\n'.join(row.replace(' ', '\t').replace('_L', ' L') for row in tables[name])
+        (folder / f'{name}.csv').write_text(re.sub(r'(?<=[a-z])_(?=(muscaria|edulis|alba))', ' ', lines) + '\n')
+
+    write('photos')
+    assert 'put observations.csv and taxa.csv' in ' '.join(read_addresses(folder / 'photos.csv').attrs['notes'])
+    for name in tables:
+        write(name)
+    output = fungi('fetch', folder, '--out', tmp_path / 'out', '--rate', 1000).out
+    assert '2 photos of observations that are not of research grade' in output
+    assert '1 photo of observations that observations.csv does not hold' in output
+    items = Source.of(tmp_path / 'out').read()
+    assert sorted(items.label) == ['Amanita muscaria'] * 2 + ['Boletus edulis'] * 2
+    assert items.group.nunique() == 2 and set(items.date) == {'2023-05-01', '2024-05-01'}
+    assert set(items.author) == {'Ada L.', 'bo'} and set(items.licence) == {'CC BY'}
+    assert items.kingdom.tolist() == ['Fungi'] * 4 and items.reference.str.contains('/photos/').all()
+    assert collect(folder, tmp_path / '2', label='genus', rate=1000, progress=False).images == 6

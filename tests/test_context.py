@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from starlette.testclient import TestClient
 from fungi_fastai.core.errors import UserError
 from fungi_fastai.core.files import write_json
 from fungi_fastai.data.context import with_context
-from fungi_fastai.data.context_values import read_date_months
+from fungi_fastai.data.dates import read_date_months
 from fungi_fastai.data.sources import Source
 from fungi_fastai.deploy.bundle import Bundle, _checksum
 from fungi_fastai.deploy.server import make_app
@@ -233,6 +234,17 @@ def predictor(known_bundle):
     with_context = Predictor.load(known_bundle)
     yield with_context
     with_context.close()
+
+
+def test_a_class_from_photos_has_no_context(predictor, photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    with pytest.warns(UserWarning, match='no network for openvino: OpenVINO is not installed'):
+        added = predictor.add_class('Amanita', next(path for path in photos.rglob('*') if path.suffix == '.jpg').parent)
+    assert 'openvino' not in added.bundle.engines
+    known = predictor.bundle.context.adjustment([dict(month='3', wood='oak')])
+    assert added.bundle.context.adjustment([dict(month='3', wood='oak')]) == pytest.approx([*known, 0])
+    card = (added.bundle.folder / 'README.md').read_text()
+    assert 'The context (month, wood) of these classes is not known' in card and '\nopenvino: ' not in card
 
 
 @pytest.fixture(scope='module')

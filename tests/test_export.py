@@ -423,6 +423,7 @@ def timm_run(small_run, tmp_path):
         }
         return SimpleNamespace(
             folder=tmp_path / 'run',
+            commands=['fungi train flowers'],
             recipe=small_run.recipe.but(arch=arch),
             predictions=small_run.predictions.assign(path=''),
             **kept,

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from fungi_fastai.core.errors import UserError
+from fungi_fastai.data.exif import photo_headers
 from fungi_fastai.data.groups import (
     bursts,
     group_similarity,
     has_groups,
     name_patterns,
     propose_groups,
-    read_exif,
     write_groups,
 )
 from fungi_fastai.data.scan import check, scan
@@ -133,13 +133,13 @@ def test_bursts_of_a_camera(tmp_path):
         progress=False,
         workers=1,
     )
-    exif = read_exif(items['path'], 1)
-    assert set(exif.camera) == {'Camera A'} and exif.taken.notna().all()
-    groups = bursts(items, exif)
+    headers = photo_headers(items)
+    assert set(headers.exif_camera) == {'Camera A'} and headers.exif_time.notna().all()
+    groups = bursts(items, headers)
     assert groups.nunique() == 12 and groups.value_counts().eq(4).all()
     assert (
-        bursts(items, exif, seconds=1).nunique() == 48
-        and bursts(items, exif.assign(camera=np.arange(48).astype(str))).nunique() == 48
+        bursts(items, headers, seconds=1).nunique() == 48
+        and bursts(items, headers.assign(exif_camera=np.arange(48).astype(str))).nunique() == 48
     )
     burst = next(p for p in propose_groups(items) if p.kind == 'burst')
     assert burst.n_groups == 12 and 'write_groups' in burst.message
@@ -152,8 +152,9 @@ def test_broken_headers_count_as_no_header(tmp_path):
     photograph(tmp_path / 'dated.jpg', 1, '0000:00:00 00:00:00')
     photograph(tmp_path / 'plain.png', 1, model='')
     (tmp_path / 'text.jpg').write_text('no image')
-    exif = read_exif([tmp_path / n for n in ('dated.jpg', 'plain.png', 'text.jpg', 'missing.jpg')], 1)
-    assert exif.camera.tolist() == ['Camera A', '', '', ''] and exif.taken.isna().all()
+    files = [tmp_path / name for name in ('dated.jpg', 'plain.png', 'text.jpg', 'missing.jpg')]
+    headers = photo_headers(pd.DataFrame(dict(path=files)), 1)
+    assert headers.exif_camera.tolist() == ['Camera A', '', '', ''] and headers.exif_time.isna().all()
 
 
 def test_no_images_give_no_proposal(items):

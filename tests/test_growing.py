@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,10 @@ import pytest
 from PIL import Image
 
 from fungi_fastai.core.errors import UserError
+from fungi_fastai.data.sources import Source
+from fungi_fastai.deploy.attribution import source_facts
+from fungi_fastai.run_folder import RunFolder
+from fungi_fastai.studies.review import Queues, Review, read_for_review
 
 
 @pytest.fixture(scope='module')
@@ -53,6 +58,15 @@ def test_photos_that_need_no_label_are_left_out_and_counted(fungi, small_run, se
         before = out.read_bytes()
         failed = fungi('next', small_run.folder, pool, '--n', 4, '--out', out, code=2)
         assert '1 label, which would be lost' in failed.err and out.read_bytes() == before
+    table.to_csv(out, index=False)
+    images = read_for_review(Source.of(out), progress=False)  # as fungi review next.csv --run RUN
+    queues = Queues([], {}, classes=tuple(small_run.classes))
+    review = Review(images, queues, 'Ada')
+    review.decide(0, label=small_run.classes[0].upper())
+    assert Source.of(out).read().label.tolist() == [small_run.classes[0], None, None, None]
+    assert '1 label, which would be lost' in fungi('next', small_run.folder, pool, '--out', out, code=2).err
+    images.file.unlink()
+    table.assign(label=['oak', None, None, None]).to_csv(out, index=False)
     labelled = fungi('next', small_run.folder, out, '--n', 9, '--json')
     facts = json.loads(labelled.out)
     assert facts['left_out'] == {'have a label in the table': 1} and len(facts['photos']) == 3
@@ -99,9 +113,34 @@ def test_an_update_keeps_the_test_set_and_compares_each_class(fungi, small_run, 
         assert abs(row['change'] * row['images'] - (row['fixed'] - row['broken'])) < 1e-9
     assert json.loads((out / 'recipe.json').read_text())['weights'] == str(small_run.folder / 'model.safetensors')
     assert old == {file: file.stat().st_mtime_ns for file in small_run.folder.rglob('*')}
+    sources = source_facts(items, 'flowers')['sources']
+    assert [one['source'] for one in sources] == ['flowers', 'added']
+    assert sum(one['images'] for one in sources) == items.split.ne('').sum()
+    train, updated = RunFolder(out).commands
+    assert train == RunFolder(small_run.folder).commands[0] and "--group '^(.+)_' --epochs 1" in updated
 
     again = fungi('update', small_run.folder, '--add', seedlings, '--epochs', 1, '--out', out, code=2)
     assert 'holds a run of other images' in again.err
+
+
+def test_a_held_out_test_set_stays_one_only_without_images_of_its_kind():
+    from fungi_fastai.runs.update import _with_held_out
+
+    old = pd.DataFrame(dict(date=['2020', '2021', '2022', '2023'], split=['train', 'train', 'test', 'test']))
+    headers = dict(exif_camera='', exif_time=np.nan, exif_location='', jpeg_quantisation=0.0)
+    old = old.assign(**headers)
+    old.attrs['held_out'] = dict(by='time', description='taken since 2022')
+    run = SimpleNamespace(items=old, metrics=dict(evaluated_on='test'), folder=Path('r1'))
+    for date, split, ended in (
+        ('2021', 'train', False),
+        ('2024', '', False),
+        ('2022', 'train', True),
+        ('', 'valid', True),
+        ('2021', 'test', True),
+    ):
+        added = pd.DataFrame([dict(date=date, split=split, **headers)])
+        items, notes = _with_held_out(run, pd.concat([old, added], ignore_index=True))
+        assert bool(notes) == ended == ('held_out_value' not in items), (date, split)
 
 
 def test_an_update_with_nothing_new_writes_nothing(fungi, small_run, photos, tmp_path):
@@ -153,6 +192,18 @@ def test_the_other_classes_keep_their_probabilities(with_class, photos):
     pixels = np.stack([old.read(file) for file in sorted(Path(photos).rglob('*.jpg'))[:6]])
     before, after = old.run(pixels), new.run(pixels)
     assert np.allclose(after[:, :-1] / after[:, :-1].sum(1, keepdims=True), before, atol=1e-4)
+
+
+def test_the_other_engines_know_the_class(with_class, small_bundle):
+    from fungi_fastai.deploy.predictor import Predictor
+
+    old, new, folder, photos = with_class
+    assert new.bundle.engines.keys() == old.bundle.engines.keys() == {'onnx', 'int8', 'openvino'}
+    pixels = np.stack([new.read(file) for file in sorted(photos.glob('*.jpg'))])
+    for backend, tolerance in (('int8', 0.1), ('openvino', 1e-4)):
+        other = Predictor.load(folder, backend, threads=1)
+        assert np.abs(other.run(pixels) - new.run(pixels)).max() < tolerance
+        assert new.bundle.engines[backend]['new_class']['images'] > len(pixels)  # the reference images too
 
 
 def test_mistakes_with_a_new_class(with_class, small_bundle, fungi, tmp_path):

@@ -7,10 +7,12 @@ from conftest import small_jpeg
 from PIL import Image
 
 from fungi_fastai.core.errors import UserError
-from fungi_fastai.data.details import read_dates, read_details
-from fungi_fastai.data.held_out import hold_out
+from fungi_fastai.data.dates import read_dates
+from fungi_fastai.data.details import read_details
+from fungi_fastai.data.held_out import count_known, describe_known, hold_out
 from fungi_fastai.data.scan import scan
 from fungi_fastai.data.sources import Source
+from fungi_fastai.studies.folds import assign_splits
 from fungi_fastai.training.recipe import Recipe
 from fungi_fastai.training.split_items import split_items
 
@@ -120,6 +122,16 @@ def test_a_given_split_is_not_overruled_in_silence():
         split_items(Recipe().but(split_by='time', test=0.0), table.assign(given=''))
 
 
+def test_each_point_of_a_learning_curve_holds_out_the_same_images():
+    table = items(date=by_year).assign(split='train')
+    for seed in (1, 2):
+        split = assign_splits(table, Recipe().but(split_by='time', test=0.2, seed=seed, fraction=0.5))
+        assert (split.date[split.split == 'test'] >= '2023').all() and (split.split == 'test').sum() == 12
+        assert (split.date[split.split.isin(['train', 'valid'])] < '2023').all()
+        assert split.attrs['held_out'] == dict(by='time', description='taken since 2023')
+    assert 'held_out' not in assign_splits(table, Recipe().but(test=0.2)).attrs
+
+
 def test_the_validation_set_comes_from_the_older_images():
     table = items(date=by_year)
     chosen = split_items(Recipe().but(split_by='time', test=0.2), table)
@@ -141,6 +153,17 @@ def test_dates_places_and_cameras_of_photos(tmp_path):
     assert hold_out(table, 'camera', 0.33).tested.sum() == 4
     assert '12 with a known place' in hold_out(table, 'place', 0.25).notes[0]
     assert table.exif_location.str.startswith('-').all()
+    known = count_known(table)
+    assert known['date'] == dict(images=12, values=4, first='2021-05-03', last='2024-05-03')
+    assert known['camera'] == dict(images=12, values=3) and known['place']['images'] == 12
+    assert describe_known(known, 12).endswith('held out: --split-by time, place, camera.')
+
+
+def test_what_is_known_of_too_few_images_is_not_offered():
+    table = items(date=lambda i: '2024-05-03' if i < 20 else '', camera=lambda i: 'x', place=lambda i: f'w{i % 2}')
+    text = describe_known(count_known(table), len(table))
+    assert 'the date of 20 (2024-05-03' in text and text.endswith('held out: --split-by place.')
+    assert describe_known(count_known(items()), 60) == ''
 
 
 def test_a_table_beside_class_folders_gives_dates(tmp_path):
@@ -192,6 +215,6 @@ def test_a_run_says_how_its_test_set_was_held_out(photos, tmp_path, place, ready
     assert held['by'] == 'place' and held['description'].startswith('from 1 of 4 places')
     assert tested.held_out_value.nunique() == 1 and held['comparison']['images'] == len(tested)
     assert held['comparison']['arch'] == 'tf_efficientnet_lite0', 'a network without weights has no useful features'
-    page = (run.folder / 'report.html').read_text()
+    page = (run.folder / 'report.html').read_text().replace('\xa0', ' ')
     assert 'Held out by place' in page and held['comparison']['text'] in page
     assert f'test images {held["description"]}, none of which' in run.verdict

@@ -58,3 +58,23 @@ def test_a_notebook_is_a_lesson(name):
     assert len(code_lines(notebook)) <= 400
     cells = json.loads(notebook.read_text('utf8'))['cells']
     assert not any('simplefilter' in ''.join(cell['source']) and '#| hide' in ''.join(cell['source']) for cell in cells)
+
+
+def test_guides_import_a_name_of_the_package_from_the_package():
+    "A name that stands in the lazy table of the package is public in its module, and no guide takes it from there"
+    import fungi_fastai
+
+    for name, home in fungi_fastai._modules.items():
+        public = re.search(
+            r'^__all__ = \[(.*?)\]', (root / 'fungi_fastai' / f'{home.replace(".", "/")}.py').read_text(), re.M | re.S
+        )
+        assert f"'{name}'" in public[1], f'{name} is not in the __all__ of {home}'
+    guides = [
+        file
+        for folder in ('tutorials', 'howto', 'explanations')
+        for file in (root / 'nbs' / folder).glob('[!.]*.ipynb')
+    ]
+    for guide in [root / 'nbs/index.ipynb', *guides]:
+        for home, names in re.findall(r'from fungi_fastai\.([\w.]+) import ([\w, ]+)', guide.read_text('utf8')):
+            found = [name for name in names.split(', ') if fungi_fastai._modules.get(name) == home]
+            assert not found, f'{guide.name}: import {found} from fungi_fastai'

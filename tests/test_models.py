@@ -26,7 +26,7 @@ with warnings.catch_warnings():  # fastai's own import warns with today's torch 
     from fungi_fastai.models import learners, networks, weights
     from fungi_fastai.models.architectures import find_arch
     from fungi_fastai.models.convmixer import convert_timm_weights, convmixer
-    from fungi_fastai.models.learners import convmixer_learner, freeze_backbone, learner, unfreeze
+    from fungi_fastai.models.learners import convmixer_learner, learner
     from fungi_fastai.models.networks import (
         backbone_and_head,
         features,
@@ -160,10 +160,10 @@ def test_a_vision_transformer_is_built_for_the_loaders_image_size(dls):
 def test_a_frozen_backbone_does_not_change_and_an_unfrozen_one_keeps_statistics(dls):
     learn = small(dls, weights=state())
     assert train(learn) == {'1.linear.weight', '1.linear.bias'}
-    unfreeze(learn, 2)
+    learn.freeze_to(-2)
     changed = train(learn)
     assert any(k.startswith('0.model.conv_head') for k in changed) and '0.model.conv_stem.weight' not in changed
-    unfreeze(learn)
+    learn.unfreeze()
     changed = train(learn)
     assert '0.model.conv_stem.weight' in changed and '0.model.bn1.weight' in changed
     assert not [k for k in changed if 'running' in k or 'tracked' in k]
@@ -172,14 +172,12 @@ def test_a_frozen_backbone_does_not_change_and_an_unfrozen_one_keeps_statistics(
 def test_batchnorm_trains_if_requested(dls):
     learn = small(dls, weights=state(), freeze_batchnorm=False)
     assert train(learn) == {'1.linear.weight', '1.linear.bias'}
-    unfreeze(learn)
+    learn.unfreeze()
     assert '0.model.bn1.running_mean' in train(learn)
     assert '0.model.bn1.running_mean' in train(small(dls, pretrained=False))  # random weights require it
     learn = small(dls, weights=state(), freeze_batchnorm=False, train_bn=True)  # fastai's default
     changed = train(learn)
     assert '0.model.bn1.weight' in changed and '0.model.conv_stem.weight' not in changed
-    freeze_backbone(learn)
-    assert train(learn) == {'1.linear.weight', '1.linear.bias'}
 
 
 def test_heads(dls):

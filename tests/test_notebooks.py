@@ -1,6 +1,7 @@
 "Each notebook runs from top to bottom: its examples are the package's first tests"
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,18 @@ notebooks = sorted(
 # a notebook shows its warnings to the reader, as Jupyter does; they are no errors there
 @pytest.mark.filterwarnings('default')
 @pytest.mark.parametrize('notebook', notebooks, ids=lambda p: str(p.relative_to(root / 'nbs').with_suffix('')))
-def test_notebook(notebook, capsys, request):
-    from nbdev.test import test_nb
+def test_notebook(notebook, capsys, request, monkeypatch):
+    import nbdev.test
 
     if 'launch(' in notebook.read_text('utf8'):
         request.getfixturevalue('forked')
+    # figures as in the saved notebooks, not at twice their size
+    monkeypatch.setattr(nbdev.test, 'CaptureShell', partial(nbdev.test.CaptureShell, mpl_format='png'))
 
     here = os.getcwd()
     try:
         os.chdir(root)  # nbdev looks for pyproject.toml from here upwards
-        passed, _ = test_nb(notebook, basepath=str(root))
+        passed, _ = nbdev.test.test_nb(notebook, basepath=str(root))
     finally:
         os.chdir(here)
     assert passed, f'{notebook} failed; its traceback is above'

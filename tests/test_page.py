@@ -22,6 +22,7 @@ from page_server import Specimens, coloured, names
 from PIL import Image
 
 from fungi_fastai.core.errors import UserError
+from fungi_fastai.deploy.novelty import mark_unlike
 from fungi_fastai.deploy.page import about_mushrooms, answer, answer_html, evidence_html, explain
 from fungi_fastai.evaluation.costs import safety_note
 
@@ -151,6 +152,13 @@ def test_an_abstention_says_why_and_what_helps():
     assert '<h2 class="unsure">Not sure</h2>' in text and 'below 0.70' in text and 'What helps' in text
     assert '<h2>Russula' not in text
     assert 'Very likely one of these 2' in text and 'contain the correct class 90% of the time' in text
+
+
+def test_an_unlike_image_is_not_called_confident():
+    (sure,) = Specimens().decide(np.array([[0.04, 0.06, 0.9]]))
+    (marked,) = mark_unlike([sure], [0.97], 0.95)
+    assert 'reaches 0.70' in sure.why and 'reaches' not in marked.why
+    assert marked.why.endswith('97% of the validation images. The most probable class is Russula (0.90).')
 
 
 def test_names_are_text_and_never_code():
@@ -295,6 +303,7 @@ def test_an_image_is_classified(server, browser, images, width, dark):
     )
     box = "document.querySelector('{}').getBoundingClientRect().top"
     assert browser.run(f'{box.format(".answer h2")} < {box.format(".note")}')
+    assert width > 800 or browser.run(f'{box.format(".answer h2")} < {box.format(".drop")}')  # answer before buttons
     browser.wait("document.querySelectorAll('.near img').length == 6")
     browser.wait('[...document.images].every(i => i.hidden || i.naturalWidth)')
     assert 'evidence for Russula' in text('.evidence') and '2 of these 6 are Russula' in text('.evidence')

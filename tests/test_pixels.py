@@ -168,6 +168,34 @@ def test_transparent_areas_are_white(kind):
     assert difference(transparent[kind], expected) < 3
 
 
+gammas = {  # what a PNG says of the gamma of its values, and the linear light that it holds
+    'of light itself': (100_000, lambda light: light),
+    'of old Macs': (55_556, lambda light: light ** (1 / 1.8)),
+}
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize('kind', gammas)
+def test_a_png_that_states_another_gamma_looks_the_same(kind, bits):
+    number, encode = gammas[kind]
+    light = np.where(scene <= 10, scene / 255 / 12.92, ((scene / 255 + 0.055) / 1.055) ** 2.4)
+    values = (encode(light) * (2**bits - 1)).round().astype(np.uint16)
+    gamma, usual = ((b'gAMA', number.to_bytes(4, 'big')) for number in (number, 45_455))
+
+    def read(*stated):
+        return np.asarray(open_image(png(values, bits, 2, stated=stated))).astype(int)
+
+    bright = scene > 60  # in the dark, 8 bits of linear light are few
+    assert np.abs(read(gamma) - scene)[bright].max() <= 4
+    assert (read(gamma, (b'sRGB', b'\0')) == read()).all(), 'a named colour space counts'
+    assert (read(usual) == read()).all()
+
+
+def test_grey_values_with_a_sign():
+    content = tiff((grey.astype(int) - 128).astype(np.int8), 1, sample_format=2)
+    assert np.abs(np.asarray(open_image(content))[..., 0] - stretched).max() <= 1
+
+
 @pytest.mark.parametrize('bits', [1, 2, 4])
 def test_a_transparent_grey_of_few_bits(bits):
     values = changed(deep_grey >> (8 - bits), 1, np.s_[:, :30])

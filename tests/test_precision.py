@@ -36,7 +36,7 @@ def seeded():
 @pytest.fixture(scope='module')
 def flowers(tmp_path_factory):
     return make_sample(
-        'flowers', tmp_path_factory.mktemp('flowers') / 'set', specimens=12, photos=2, size=48, workers=1
+        'flowers', tmp_path_factory.mktemp('flowers') / 'set', specimens=12, photos=2, size=32, workers=1
     )
 
 

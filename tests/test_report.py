@@ -1,6 +1,7 @@
 "The pages that people mail to each other: what the first screen says, what is claimed, and that nothing is cut off"
 
 import re
+from pathlib import Path
 
 import chromium
 import numpy as np
@@ -12,7 +13,7 @@ from fungi_fastai.data.splits import has_specimens
 from fungi_fastai.evaluation.assess import calibrate, guarantee, headline, verdict
 from fungi_fastai.evaluation.gallery import prediction_strip
 from fungi_fastai.evaluation.intervals import interval_text
-from fungi_fastai.evaluation.metrics import predictions_table
+from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
 
 
 @pytest.fixture(scope='module')
@@ -25,21 +26,21 @@ def test_the_first_screen_has_verdict_predictions_and_three_scores(report, small
     assert headline(small_run.metrics) in first and first.count('<figure>') == 6
     wrong = round((1 - small_run.metrics['accuracy']) * small_run.metrics['n_test'])
     assert first.count('true label:') >= min(2, wrong) and 'drawn at random' in first
-    assert first.count('95 % interval') == 3 and first.count('<b>') == 3
+    assert first.count('95\N{NO-BREAK SPACE}% interval') == 3 and first.count('<b>') == 3
 
 
 def test_the_contents_lead_to_every_section_and_end_with_the_training_curves(report):
     links = re.findall(r'<a href="#([^"]+)">([^<]+)</a>', report)
     assert [report.count(f' id="{slug}"') for slug, _ in links] == [1] * len(links)
     names = [name for _, name in links]
-    assert names[0] == 'Result' and names[-1] == 'Training curves'
+    assert names[0] == 'Summary' and names[-1] == 'Training curves'
     assert names.index('Per-class metrics') < names.index('Confusion matrix') < names.index('Data and split')
     assert report.count('<span class="bar') >= 3 * 5  # precision, recall and F1 of five classes
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize('screen', [dict(width=390, height=844, phone=True), dict(width=1280, height=800)])
-def test_nothing_is_cut_off(small_run, screen):
+def test_nothing_is_cut_off(small_run, screen, monkeypatch):
     if not chromium.find():
         pytest.skip('there is no Chromium')
     with chromium.Chromium() as browser:
@@ -60,6 +61,12 @@ def test_nothing_is_cut_off(small_run, screen):
         assert not is_phone or browser.run('document.documentElement.scrollHeight') < 6000
         browser.run('document.querySelector(\'nav a[href="#calibration"]\').click()')
         assert browser.run("document.getElementById('calibration').closest('details').open")
+        if not is_phone:  # the screenshot of the README: docs/images.py
+            monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'docs')
+            from images import report_image
+
+            taken = report_image(browser, small_run.folder / 'report.html')
+            assert taken.width == 1400 and 500 < taken.height < 1000
 
 
 @pytest.mark.parametrize(
@@ -97,7 +104,7 @@ def predictions(confidence, correct, split):
     probs[np.arange(n), np.where(hit, label, 1 - label)] = confidence
     names = [f'{split}-{i}' for i in range(n)]
     items = pd.DataFrame(dict(path=names, name=names, label=np.array(['a', 'b'])[label], split=split))
-    return predictions_table(items, probs, ['a', 'b'])
+    return Evaluation.of(predictions_table(items, probs, ['a', 'b']))
 
 
 def test_a_calibration_that_makes_the_scores_worse_is_not_applied():
@@ -114,6 +121,7 @@ def test_the_verdict_of_a_run_without_a_test_set_does_not_speak_of_one():
     assert 'test images, none of which was seen' in verdict(scores | dict(evaluated_on='test'))
     assert 'There is no test set' in verdict(scores | dict(evaluated_on='valid'))
     assert headline(scores | dict(evaluated_on='test')).startswith('5 of 10 test images')
+    assert headline(scores | dict(evaluated_on='test')).endswith('The F1 of every class is 0.50.')
     assert 'there is no test set: the scores are optimistic' in headline(scores | dict(evaluated_on='valid'))
 
 
@@ -139,7 +147,10 @@ def test_scores_of_training_images_are_marked_in_the_table(fungi, small_run, pho
 
 def test_pages_escape_what_is_not_marked_as_html():
     frame = pd.DataFrame({'a<b': ['<script>', 'x'], 'bar': ['<i>1</i>', '2'], 'score': [0.5, np.nan]})
-    text = table(frame, markup=('bar',))
+    text = table(frame.assign(errors=['<1%', '12%'], mixed=['1%', 'x']), markup=('bar',))
+    assert '<th class="number">errors<' in text and '<th class="name">mixed<' in text
+    spaced = page('x', '<p style="width: 9 %">95 %</p>')  # percentages do not break, attributes stay
+    assert '"width: 9 %">95\N{NO-BREAK SPACE}%</p>' in spaced
     assert '&lt;script&gt;' in text and 'a&lt;b' in text and '<i>1</i>' in text and '>–<' in text
     twice = page('t', '<h1>Run</h1><h2>A & B</h2><h2>A & B</h2><h2>Ä</h2>')
     ids = re.findall(r'<h\d id="([^"]+)"', twice)

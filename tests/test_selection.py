@@ -165,6 +165,8 @@ def test_a_training_reads_the_features_of_an_earlier_probe(ready, photos, own_ho
     assert sum(opened) == 60
     opened.clear()
     scores = [fit(make_learner(recipe, progress=False), tmp_path / 'a')[0]['valid_loss']]
+    frozen = recipe.but(head_init='random', epochs=1, frozen_epochs=1, feature_views=1, refit_head=False)
+    fit(make_learner(frozen, progress=False), tmp_path / 'frozen')
     assert not opened, 'all features come from the store'
     scores.append(fit(make_learner(recipe.but(cache=False), progress=False), tmp_path / 'b')[0]['valid_loss'])
     assert sum(opened) > 40 and scores[0] == pytest.approx(scores[1], rel=0.02)

@@ -212,6 +212,10 @@ def test_a_file_that_is_no_source():
     Path('notes.pdf').write_text('x')
     with pytest.raises(UserError, match='Expected a folder, an archive'):
         Source.of('notes.pdf')
+    for name in ('labels.ods', 'labels.xls', 'labels.csv.gz'):
+        Path(name).write_bytes(b'PK\3\4')
+        with pytest.raises(UserError, match='is a table in a format that is not read'):
+            Source.of(name)
 
 
 # tables

@@ -288,6 +288,40 @@ def test_excel(monkeypatch):
     assert table.group.tolist() == ['oak/7', 'oak/7', 'elm/8'] and '2 sheets; Trees is read' in notes(table)
 
 
+def test_a_spreadsheet_is_read_as_it_looks():
+    openpyxl = pytest.importorskip('openpyxl')
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for row in (
+        ['Trees of the park'],
+        ['Bild', 'Art'],
+        ['0.jpg', 'oak'],
+        ['1.jpg'],
+        ['2.jpg', 'elm'],
+        ['3.jpg', '="a"'],
+    ):
+        sheet.append(row)
+    sheet.merge_cells('B3:B4')
+    sheet.row_dimensions[5].hidden = True
+    old = book.create_sheet('old')
+    for row in (['path', 'label', 'specimen'], ['0.jpg', 'wrong', '1'], ['1.jpg', 'wrong', '2']):
+        old.append(row)
+    old.sheet_state = 'hidden'
+    book.save('t.xlsx')
+    Path('t.xlsx').rename('named like.csv')
+    table = read_table('named like.csv')
+    assert table.label.tolist() == ['oak', 'oak', 'elm', None]
+    for text in ('below a title: Trees', '1 merged cell', '1 hidden row (row 5)', '1 formula without a result'):
+        assert text in notes(table)
+    book = openpyxl.Workbook()
+    book.active.title = 'Training'
+    for sheet, name in ((book.active, '0.jpg'), (book.create_sheet('Test'), '1.jpg')):
+        sheet.append(['path', 'label'])
+        sheet.append([name, 'oak'])
+    book.save('t.xlsx')
+    assert read_table('t.xlsx').given.tolist() == ['train', 'test']
+
+
 def test_names_of_tables_in_a_folder():
     touch('image_class_labels.txt')
     names = 'a.csv images.txt classes.txt sample_submission.csv metadata.jsonl label_map.json instances_val.json x.md'

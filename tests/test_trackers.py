@@ -338,6 +338,7 @@ def test_wandb_resumes(train, tmp_path):
 def test_wandb_without_a_network(server, train, tmp_path, capsys, monkeypatch, web):
     monkeypatch.setenv('WANDB_API_KEY', 'k' * 40)
     monkeypatch.setenv('WANDB_BASE_URL', web(server))
+    monkeypatch.setattr('fungi_fastai.training.wandb.WeightsAndBiases.start_seconds', 4)
     start = time.monotonic()
     learn = train('wandb', tmp_path / 'run')
     assert len(learn.history.rows) == 3 and time.monotonic() - start < 60
@@ -347,8 +348,11 @@ def test_wandb_without_a_network(server, train, tmp_path, capsys, monkeypatch, w
 
 
 @pytest.fixture
-def web():
+def web(monkeypatch):
     "A server's address: web('closed') refuses connections, 'silent' accepts them and is silent, 'other' answers 404"
+    from fungi_fastai.training.tracking import check_server
+
+    monkeypatch.setattr(check_server, '__defaults__', (1.0,))  # seconds, instead of five idle ones
     sockets = []
 
     def start(kind):

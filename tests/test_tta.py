@@ -1,4 +1,4 @@
-"Test-time augmentation and several photos: views, pooling, and the gain"
+"Test-time augmentation: the views, and their mean"
 
 import numpy as np
 import pandas as pd
@@ -7,19 +7,6 @@ import pytest
 from fungi_fastai.core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('place', 'ready')
-
-
-def predictions(label, probs, group):
-    classes = np.array(list('abc'))
-    table = pd.DataFrame(
-        dict(
-            name=[f'{i}.jpg' for i in range(len(label))],
-            label=label,
-            group=group,
-            predicted=classes[np.argmax(probs, 1)],
-        )
-    )
-    return table.join(pd.DataFrame(np.asarray(probs, float), columns=['p_a', 'p_b', 'p_c']))
 
 
 def test_views_are_those_that_the_policy_allows():
@@ -94,82 +81,3 @@ def test_unreadable_images(small_run, tmp_path):
     assert failed == [1] and np.isnan(found[1]).all() and np.isfinite(found[0]).all()
     with pytest.raises(ImageError):
         predict_tta(small_run, items)
-
-
-def test_pooling_by_hand():
-    from fungi_fastai.evaluation.metrics import Evaluation
-    from fungi_fastai.evaluation.tta import pool, pool_groups
-
-    table = predictions(
-        list('aabc'), [[0.9, 0.1, 0], [0.3, 0.7, 0], [0.2, 0.6, 0.2], [0, 0.5, 0.5]], ['x', 'x', '', '']
-    )
-    pooled = pool_groups(table)
-    assert (
-        pooled.group.tolist()[0] == 'x' and pooled.images.tolist() == [2, 1, 1] and pooled.label.tolist() == list('abc')
-    )
-    assert pooled[['p_a', 'p_b', 'p_c']].to_numpy()[0] == pytest.approx(
-        [0.6, 0.4, 0]
-    ) and pooled.predicted.tolist() == ['a', 'b', 'b']
-    geometric = pool_groups(table, how='geometric')[['p_a', 'p_b', 'p_c']].to_numpy()
-    assert geometric[0, 0] / geometric[0, 1] == pytest.approx((0.27 / 0.07) ** 0.5) and geometric.sum(
-        1
-    ) == pytest.approx(1)
-    assert Evaluation.of(pooled).metrics()['accuracy'] == pytest.approx(2 / 3)
-    assert len(pool_groups(table.drop(columns='label'))) == 3
-    for call in (lambda: pool_groups(table, how='median'), lambda: pool(np.ones((1, 1, 3)), 'median')):
-        with pytest.raises(UserError, match="'median'"):
-            call()
-    with pytest.raises(UserError, match="no column 'specimen'"):
-        pool_groups(table, 'specimen')
-
-
-def many(n=80, photos=3, seed=0):
-    rng = np.random.default_rng(seed)
-    label = np.repeat(rng.integers(0, 3, n), photos)
-    logits = rng.normal(0, 1.2, (n * photos, 3))
-    logits[np.arange(n * photos), label] += 1
-    return predictions(
-        np.array(list('abc'))[label],
-        np.exp(logits) / np.exp(logits).sum(1, keepdims=True),
-        np.repeat(np.arange(n), photos).astype(str),
-    )
-
-
-def test_the_gain_of_more_photos():
-    from fungi_fastai.evaluation.tta import pool_groups, pooling_gain
-
-    table = many()
-    gain, pooled = pooling_gain(table), pool_groups(table)
-    assert gain.before == pytest.approx((table.label == table.predicted).mean()) and gain.after == pytest.approx(
-        (pooled.label == pooled.predicted).mean()
-    )
-    assert (
-        gain.gain == pytest.approx(gain.after - gain.before)
-        and 0 < gain.gain_interval[0] < gain.gain < gain.gain_interval[1]
-        and gain.n == 80
-    )
-    assert [point.images for point in gain.curve] == [1, 2, 3] and gain.curve[0].accuracy < gain.curve[
-        2
-    ].accuracy == pytest.approx(gain.after)
-    assert 'gains' in gain.verdict and gain.figure() is not None
-    alone = pd.concat([table, table.head(6).assign(group='', name='z')])
-    assert pooling_gain(alone).before == gain.before
-    with pytest.raises(UserError, match='several'):
-        pooling_gain(table.assign(group=''))
-
-
-def test_the_gain_of_views_is_paired_by_image():
-    from fungi_fastai.evaluation.tta import views_gain
-
-    table = many()
-    better = table.assign(
-        p_a=np.where(table.label == 'a', 1.0, 0),
-        p_b=np.where(table.label == 'b', 1.0, 0),
-        p_c=np.where(table.label == 'c', 1.0, 0),
-    )
-    gain = views_gain(table, better.sample(frac=1, random_state=0))
-    assert gain.after == 1 and gain.n == 80 and gain.before == pytest.approx((table.label == table.predicted).mean())
-    none = views_gain(table, table)
-    assert none.gain == 0 and none.gain_interval == (0, 0) and 'not statistically significant' in none.verdict
-    with pytest.raises(UserError, match='3 images'):
-        views_gain(table, table.iloc[3:])

@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/commands/growing.html.md"""
 __all__ = ['next_', 'update', 'add_class']
 
 # %% ../../nbs/commands/growing.ipynb #ce0871ad
+import shlex
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -37,7 +38,15 @@ def next_(
 
     options = dict(group=group, out=out, seed=seed) | given(column=column, strategy=strategy)
     result = next_photos(run, photos, n, new_classes=new_classes, **options)
-    lines = [f'Page: {out.with_suffix(".html")}', f'To fill in and add: fungi update {run} --add {out}'] if out else []
+    lines = []
+    if out:
+        words = shlex.join(['fungi', 'update', str(run), '--add', str(out)])
+        lines = [
+            f'Page: {out.with_suffix(".html")}',
+            f'Write the classes into the column label of {out}, or choose them on a page: '
+            f'{shlex.join(["fungi", "review", str(out), "--run", str(run)])}',
+            f'Then train again, without the rows that you left empty: {words}',
+        ]
     print_result(result, json, *lines)
     return 0
 
@@ -73,12 +82,9 @@ def add_class(
 
     if out.resolve() == bundle.resolve():
         raise UserError(f'{out} is the bundle itself, which stays as it is. Choose another --out.')
-    before = Predictor.load(bundle)
-    predictor = before.add_class(name, photos)
+    predictor = Predictor.load(bundle).add_class(name, photos)
     predictor.save(out)
     name, facts = list(predictor.bundle.provisional.items())[-1]
-    if lost := [engine for engine in before.bundle.engines if engine not in predictor.bundle.engines]:
-        print_message(f'{out} has no network for {" and ".join(lost)}: that needs the training images.')
     if json:
         print_json(dict(name=name, out=str(out)) | facts)
         return 0

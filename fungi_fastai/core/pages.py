@@ -52,7 +52,7 @@ td:first-child, th:first-child { position: sticky; left: 0; background: var(--gr
   max-height: 13rem; overflow: hidden }
 small { color: var(--soft); font-variant-numeric: tabular-nums }
 .facts { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0 }
-.facts div { background: var(--panel); border-radius: .5rem; padding: .6rem 1rem }
+.facts div { flex: 1 1 9rem; background: var(--panel); border-radius: .5rem; padding: .6rem 1rem }
 .facts b { display: block; font-size: 1.4rem; line-height: 1.3 } .facts span { color: var(--soft); font-size: .88rem }
 .facts small { display: block }
 .verdict { font-size: 1.15rem; color: var(--text); max-width: 50rem }
@@ -91,22 +91,25 @@ nav a:hover, nav a[aria-current] { color: var(--accent) }
 nav { position: sticky; top: 0; z-index: 2; display: flex; gap: 1.1rem; overflow-x: auto; background: var(--ground);
   border-bottom: 1px solid var(--line); margin: -2rem -1.25rem 1.5rem; padding: .6rem 1.25rem }
 @media screen and (min-width: 72rem) {
+  .bar { width: 4.2rem } .bar ~ small { display: inline; margin-left: .5rem } td:has(.bar) { white-space: nowrap }
   body.contents { display: grid; grid-template-columns: 11rem minmax(0, 60rem); gap: 2.5rem; max-width: 76rem }
   nav { flex-direction: column; gap: .45rem; align-self: start; max-height: 100vh; overflow: hidden auto; border: 0;
     margin: -2rem 0 0; padding: 2.4rem 0 } nav a { white-space: normal } h2 { scroll-margin-top: 1.5rem } }
 @media (max-width: 40rem) { body { padding: 2rem 1rem 3rem } nav { margin: -2rem -1rem 1.2rem; padding: .6rem 1rem }
   h1 { font-size: 1.4rem } .verdict { font-size: 1.05rem }
   .facts div { flex: 1 1 100%; display: grid; grid-template-columns: 6rem 1fr; align-items: center }
-  .facts b { grid-row: span 2 } td, th { padding-right: .7rem } td.name:first-child { max-width: 7.5rem }
+  .facts div:has(small) b { grid-row: span 2 } td, th { padding-right: .7rem } td.name:first-child { max-width: 7.5rem }
   .heat td { width: 1.55rem; height: 1.7rem } .heat th:first-child { max-width: 6rem; padding-right: .3rem }
   .bar { display: block; width: 4.5rem; margin: .3rem 0 .15rem }
   .strip { grid-auto-columns: 9.5rem; margin-right: -1rem }
-  .gallery img { width: calc(50% - .2rem) } .gallery img:only-of-type { width: 100% } .gallery figure { width: 100% } }
+  .gallery figure { width: 100%; max-width: none !important } .gallery img { width: calc(50% - .2rem) }
+  .gallery figure:not(:has(img + img)) { width: calc(50% - .5rem) } .gallery img:only-of-type { width: 100% } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt } nav { display: none } h2, h3 { break-after: avoid }
   .section > summary::after { content: none !important } .gallery img { width: 8.5rem } p { max-width: none }
+  .gallery { display: block !important } .gallery figure { display: inline-block; margin: 0 .6rem .6rem 0 !important }
   svg, tr, figure, .facts { break-inside: avoid } .scroll, .chart, .strip { overflow: visible }
   .strip { grid-auto-columns: minmax(0, 1fr) } summary { list-style: none }
-  tr:has(th), summary, p:has(+ .gallery, + .scroll, + .chart) { break-after: avoid }
+  tr:has(th), summary, p:has(+ .gallery, + .scroll, + .chart, + .panels, + .beside) { break-after: avoid }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 7pt; columns: 2 } }
 """
 
@@ -162,7 +165,7 @@ def page(
     body: str,  # HTML; its <h1> and <h2> make the table of contents
 ) -> str:
     "A whole HTML page in the library's style, light and dark, that needs no other file"
-    body, links = _with_contents(body)
+    body, links = _with_contents(re.sub(r'(\d) %(?=[^<>]*<)', '\\1\N{NO-BREAK SPACE}%', body))
     scripts = _sorting if 'class="sortable"' in body else ''
     scripts += (_folding if 'class="section"' in body else '') + (_reading if links else '')
     nav = f'<nav aria-label="Contents">{"".join(links)}</nav>' if links else ''
@@ -184,7 +187,7 @@ def _with_contents(body, fewest=3):
         ids = [link.split('"')[1] for link in links]
         if f'#{slug}' in ids:
             slug += f'-{len(links)}'
-        links.append(f'<a href="#{slug}">{"Result" if level == "1" else heading}</a>')
+        links.append(f'<a href="#{slug}">{"Summary" if level == "1" else heading}</a>')
         return f'<h{level} id="{slug}">{heading}</h{level}>'
 
     with_ids = re.sub(r'<h([12])>(.*?)</h\1>', add_id, body, flags=re.S)
@@ -221,14 +224,13 @@ def facts(
 
 
 def table(
-    frame,  # DataFrame; columns of numbers are aligned to the right
+    frame,  # DataFrame; columns of numbers and percentages are aligned to the right
     digits: int = 3,  # after the decimal point
     sortable: bool = False,  # whether a click on a column's name sorts the rows
     markup=(),  # columns that hold HTML, such as interval bars, which is not escaped
 ) -> str:  # HTML
     "A DataFrame as an HTML table, everything else escaped"
-    styles = ['number' if dtype.kind in 'if' else 'name' for dtype in frame.dtypes]
-
+    styles = ['number' if _holds_numbers(column) else 'name' for _, column in frame.items()]
     is_html = [column in markup for column in frame.columns]
 
     def row_html(values, tag):
@@ -241,6 +243,12 @@ def table(
     rows = [row_html(map(str, frame.columns), 'th'), *(row_html(row, 'td') for row in frame.itertuples(index=False))]
     sorting = ' class="sortable"' if sortable else ''
     return f'<div class="scroll"><table{sorting}>{"".join(rows)}</table></div>'
+
+
+def _holds_numbers(column):
+    "Whether a column holds numbers, or percentages such as 25% and <1%"
+    percent = r'[<>−+-]?[\d.,]+ ?%|–'
+    return column.dtype.kind in 'if' or (len(column) > 0 and column.astype(str).str.fullmatch(percent).all())
 
 
 def _cell_text(value, digits):
@@ -280,8 +288,7 @@ def figure_panels(
     label: str = '',  # what it shows, for screen readers
 ) -> str:  # HTML
     "A chart of several axes for a page, each an image of its own"
-    figure.draw_without_rendering()
-    figure.set_layout_engine('none')
+    figure.set_layout_engine('none')  # each is cut out, so none has to leave space for the others
     panels = []
     for i, shown in enumerate(figure.axes):
         for axes in figure.axes:

@@ -47,15 +47,22 @@ def map_in_threads(
             job.cancel()
 
 # %% ../../nbs/core/threads.ipynb #5aac0298
+@lru_cache
+def _libraries():
+    "The libraries that compute for numpy, scipy and scikit-learn; to find them takes 4 ms"
+    import sklearn.utils  # noqa: F401  (loads them)
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
 @contextmanager
 def few_threads(
     elements: int,  # of the matrices inside the block
     enough: int = 4_000_000,  # elements for which several threads are worth it
 ):
     "A block in which numpy, scipy and scikit-learn use one thread, unless the matrices are large"
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1 if elements < enough else None):
+    with _libraries().limit(limits=1 if elements < enough else None):
         yield
 
 # %% ../../nbs/core/threads.ipynb #75aa6dc0

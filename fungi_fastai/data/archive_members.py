@@ -195,6 +195,9 @@ def _check_content(file, members, wanted, images):
     may_hold_images = (*archive_extensions, '.parquet', '.arrow')
     if not useful and not any(name.endswith(may_hold_images) for name in names) and (images or not files):
         others = [member.parts for member in members if member.kind == 'file' and is_visible(member.parts[-1])]
+        visible = [parts for parts in others if all(map(is_visible, parts))]
+        if hidden := len(others) - len(visible):
+            raise ArchiveError(f'{nothing_found(file, visible)} {format_count(hidden, "file")} in hidden folders.')
         raise ArchiveError(nothing_found(file, others))
 
 
@@ -214,6 +217,8 @@ def _check_members(
         if member.kind == 'device':
             raise ArchiveError(f'{file} holds a device ({member.name!r}), not only files. It was not unpacked.')
     members, notes = _resolve_links(members, file)
+    folders = {member.parts[:depth] for member in members for depth in range(1, len(member.parts))}
+    members = [member for member in members if member.kind == 'folder' or member.parts not in folders]  # S3's `oak`
     _check_size(file, sum(member.size for member in members))
     wanted, left_out = {}, []
     twice = 0

@@ -66,7 +66,7 @@ def similar_names(
         for rest in _shortened(name.lower(), deletions):
             near[rest].add(name)
     pairs = {pair for names in near.values() if 1 < len(names) < 20 for pair in combinations(sorted(names), 2)}
-    for names in _same_letters(counts):
+    for names in (*_same_letters(counts), *_copies(counts)):
         pairs |= set(combinations(sorted(names), 2))
     ordered = {tuple(sorted(pair, key=lambda name: (counts[name], name))) for pair in pairs}
     return sorted(pair for pair in ordered if _is_likely_typo(*pair, counts))
@@ -95,9 +95,22 @@ def _same_letters(names):
         yield from (group for group in groups.values() if len(group) > 1)
 
 
+_copy = re.compile(r'([ _-]+(copy|kopie|copie|copia|副本))?( ?\(\d+\))?$', re.I)
+
+
+def _copies(names):
+    "Groups of names of which one is a copy of the other, as a file manager names it: `oak (1)` and `oak - Copy`"
+    groups = defaultdict(set)
+    for name in names:
+        groups[_copy.sub('', name.lower(), count=1)].add(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _is_likely_typo(rare, frequent, counts):
     "Whether one of two names is likely a typing error for the other"
     a, b = rare.lower(), frequent.lower()
+    if _copies([a, b]):
+        return True
     if [*map(int, re.findall(r'\d+', a))] != [*map(int, re.findall(r'\d+', b))]:
         return False
     if any({a, b} <= {name.lower() for name in group} for group in _same_letters([rare, frequent])):
@@ -131,7 +144,7 @@ def describe_similar_names(
         return []
     lines = format_list((f'{_visible(a)} ({counts[a]:,}) and {_visible(b)} ({counts[b]:,})' for a, b in pairs), 5, '; ')
     count = format_count(len(pairs), 'pair')
-    return [f'Nearly the same name, perhaps a typing error ({count} of classes, not merged): {lines}.']
+    return [f'Nearly the same name, perhaps a typing error or a copy ({count} of classes, not merged): {lines}.']
 
 # %% ../../nbs/data/class_names.ipynb #4c19ca54
 def with_clear_names(

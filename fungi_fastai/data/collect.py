@@ -23,6 +23,7 @@ from .column_names import by_plain_name, plain_name
 from .darwin_core import is_darwin_core, read_darwin_core
 from .details import find_details
 from .licences import allows_reuse, licence_name
+from .open_data import find_table, join_open_data, read_photos
 from .table_files import read_frame, table_extensions
 from .web_images import download_images, journal_name
 
@@ -31,7 +32,6 @@ _address_names = (
     'imageurl photourl imgurl imagelink mediaurl accessuri identifier downloadurl fileurl url uri link image photo'
 ).split()
 _observation_names = 'observationid observationuuid occurrenceid gbifid observation specimenid specimen uuid id'.split()
-_open_data = 'https://inaturalist-open-data.s3.amazonaws.com/photos/{}/medium.{}'
 
 
 def read_addresses(
@@ -39,20 +39,19 @@ def read_addresses(
     column: str = '',  # of the addresses; '': the one that looks like it
 ) -> pd.DataFrame:  # text; url, observation and all other columns
     "A row for each address in a table. Raises `UserError`"
-    table = read_frame(file)
-    notes = list(table.attrs['notes'])
-    plain = by_plain_name(table.columns)
-    if {'photoid', 'extension'} <= set(plain) and not column:
-        pairs = zip(table[plain['photoid']], table[plain['extension']], strict=True)
-        url = pd.Series([_open_data.format(*pair) for pair in pairs], table.index)
-        notes.append('The addresses are those of the open data of iNaturalist, by photo_id.')
+    if not column and (photos := read_photos(file)) is not None:
+        table, notes = join_open_data(photos, file)
+        url, table = table.url, table.drop(columns='url')
     else:
+        table = read_frame(file)
+        notes = list(table.attrs['notes'])
         name = _address_column(file, table, column)
         url = table[name].str.extract(r'(https?://\S+)', flags=re.I)[0].fillna('')
         table = table.drop(columns=name)
         notes.append(f'The addresses are read from the column {name}.')
     if n := int((url == '').sum()):
         notes.append(f'{format_count(n, "row")} without an address: left out.')
+    plain = by_plain_name(table.columns)
     observation = next((plain[name] for name in _observation_names if name in plain and plain[name] in table), None)
     own = table[observation] if observation else pd.Series([f'row-{line}' for line in table.index], table.index)
     result = table.drop(columns=[name for name in ('url', 'observation') if name in table])
@@ -170,7 +169,7 @@ def _describe_licences(licences):
 
 # %% ../../nbs/data/collect.ipynb #729ffc49
 def collect(
-    archive: str | Path,  # a Darwin Core archive (zip or folder), or a table with a column of addresses
+    archive: str | Path,  # a Darwin Core archive (zip or folder), photos.csv of iNaturalist, or a table of addresses
     out: str | Path,  # the folder; a download that was interrupted there resumes
     label: str = '',  # the column of the label (default: the species)
     column: str = '',  # of a table: the column of the addresses (default: detected)
@@ -211,7 +210,9 @@ def _check_table(out, archive):
 
 def _read(archive, column):
     "The photos of an archive or a table. Raises `UserError`"
-    if archive.suffix.lower() in table_extensions:
+    if archive.is_dir() and not is_darwin_core(archive) and (table := find_table(archive, 'photos')):
+        archive = table
+    if archive.suffix.lower() in table_extensions or archive.name.lower().endswith('.csv.gz'):
         return read_addresses(archive, column)
     if archive.is_file() and not is_darwin_core(archive) and archive.suffix.lower() != '.zip':
         raise UserError(

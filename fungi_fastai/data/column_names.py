@@ -9,28 +9,32 @@ __all__ = []
 
 # %% ../../nbs/data/column_names.ipynb #7bebd139
 import re
+import unicodedata
 
 # %% ../../nbs/data/column_names.ipynb #0f60c447
 def plain_name(
     column: str,
 ) -> str:
-    "A column's name in lower case without blanks and marks: `observationID` and `Observation Id` are the same"
-    return re.sub(r'[\W_]+', '', str(column).lower())
+    "A column's name in lower case without blanks, marks and accents: `observationID`, `Observation Id` are the same"
+    text = unicodedata.normalize('NFKD', str(column).lower())
+    return re.sub(r'[\W_]+', '', ''.join(letter for letter in text if not unicodedata.combining(letter)))
 
 
 usual_columns = {
     'path': 'path file filename filepath image imagepath imagename img photo picture filenames imagefile imagefilename '
     'imgpath imgname photopath photoname imageid imgid photoid fname imagefilepath localpath relativepath datei '
-    'dateiname bild bilddatei fichier archivo id uuid name',
+    'dateiname bild bilddatei fichier archivo bestand bestandsnaam immagine imagem imagen файл фото '
+    '文件 文件名 图片 图像 画像 id uuid name',
     'label': 'label labels class classname category species genus target speciesname scientificname taxon taxonname '
-    'acceptedscientificname canonicalname binomial taxonspeciesname dx diagnosis breed variety cultivar art klasse '
-    'artname espece especie categoryname labelname commonname vernacularname genusname classid labelid categoryid '
-    'speciesid taxonid classlabel choice',
+    'acceptedscientificname canonicalname binomial taxonspeciesname dx diagnosis disease breed variety cultivar art '
+    'klasse artname espece especie categoryname labelname commonname vernacularname genusname classid labelid '
+    'categoryid speciesid taxonid classlabel choice pilzart baumart pflanzenart tierart soort etiqueta etichetta '
+    'etiquette clase classe especies вид класс метка 标签 类别 物种 种 ラベル 種',
     'group': 'group specimen observation specimenid observationid observationuuid individual individualid patient '
     'patientid subject subjectid plantid treeid animalid fruitbodyid lesion lesionid case caseid sequence sequenceid '
     'seqid burst burstid slideid voucher vouchernumber collectionnumber catalognumber occurrenceid gbifid coreid '
     'obsid specimenno specimennumber beleg fund fundid plant plantno plantnumber tree mushroom fruitbody fruitingbody '
-    'sporocarp animal collection sample sampleid colony',
+    'sporocarp animal collection sample sampleid colony echantillon specimennummer 标本',
     'split': 'split given set subset foldname partition usage phase datasplit datasetsplit splitname settype traintest '
     'trainvaltest traintestsplit dataset stage mode part',
 }
@@ -69,3 +73,18 @@ def count_usual(
 ) -> int:
     "How many cells are usual names of columns"
     return sum(plain_name(cell) in header_names for cell in cells)
+
+
+def find_header(
+    rows: list,  # the first rows of a table, each a list of texts
+) -> int:
+    "The number of the row with the names of the columns; a title and empty rows may stand before it"
+    filled = [(number, [cell for cell in row if cell.strip()]) for number, row in enumerate(rows)]
+    filled = [(number, cells) for number, cells in filled if cells]
+    if not filled or count_usual(filled[0][1]):
+        return filled[0][0] if filled else 0
+    is_title = len(filled[0][1]) == 1 and len(filled) > 2 and all(len(cells) > 1 for _, cells in filled[-3:])
+    for number, cells in filled[1:20]:
+        if count_usual(cells) > (0 if is_title and len(cells) > 1 else 1):
+            return number
+    return next(number for number, cells in filled if len(cells) > 1) if is_title else filled[0][0]

@@ -24,12 +24,13 @@ _taxonomic_class = re.compile(  # of fungi, plants and algae; of animals
     r'.*(?:mycetes|opsida|phyceae)|aves|mammalia|insecta|reptilia|amphibia|arachnida|actinopterygii|gastropoda', re.I
 )
 _things = frozenset('plant tree mushroom fruitbody fruitingbody sporocarp animal collection sample colony'.split())
-_no_specimen = frozenset(' na n/a nan null none - -- ? . unknown unbekannt #n/a <na>'.split(' '))
+_no_specimen = frozenset(' na n/a n.a. nan null none - -- --- ? . unknown missing unbekannt k.a. #n/a <na>'.split(' '))
 
 
 def choose_label(
     table: pd.DataFrame,  # of text
     taken: set,  # columns that hold something else
+    classes: set = frozenset(),  # known already: a column that holds nothing else has the labels
 ) -> tuple[str | None, list]:  # the column, notes
     "The column of the labels by name and content, or None"
     columns = [column for column in find_columns(table.columns, 'label') if column not in taken]
@@ -51,6 +52,8 @@ def choose_label(
     others = [column for column in table.columns if column not in taken]
     if best is None and len(others) == 1 and all(re.fullmatch(r'column \d+', name) for name in table.columns):
         best = others[0]  # a table without a header that has a path and one other column
+    if best is None and classes:
+        best = next((name for name in others if 0 < len(set(table[name]) - {''}) and set(table[name]) <= classes), None)
     return best, notes if best else []
 
 

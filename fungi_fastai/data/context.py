@@ -13,21 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
-from ..core.threads import map_in_threads
 from .column_names import by_plain_name, plain_name
-from fungi_fastai.data.context_values import (
-    exif_context,
-    is_unknown,
-    prefix,
-    read_date_months,
-    read_locations,
-    read_months,
-)
+from .context_values import is_unknown, prefix, read_locations, read_months
+from .dates import read_date_months
 from .details import detail_columns
+from .exif import photo_dates, photo_headers
 from .inner_tables import tables_in
 from .sources import Source
 from .table_files import read_frame
@@ -152,16 +145,11 @@ def _categories(values, column, file):
 
 def _read_exif(name, items):
     "A context from the EXIF data of the photos"
-    found = [context.get(name, '') for context in map_in_threads(_read_header, items['path'].tolist())]
-    return _Read(name, pd.Series(found, index=items['path'].to_numpy()), 'the EXIF data')
-
-
-def _read_header(path):
-    try:
-        with Image.open(path) as image:
-            return exif_context(image)
-    except Exception:
-        return {}  # a damaged file can fail in any way
+    headers = photo_headers(items)
+    values = headers.exif_location
+    if name == 'month':
+        values = photo_dates(headers).map(lambda date: date[5:7].lstrip('0'))
+    return _Read(name, values.set_axis(items['path'].to_numpy()), 'the EXIF data')
 
 # %% ../../nbs/data/context.ipynb #657c76ac
 def with_context(

@@ -39,7 +39,7 @@ def read_months(
 ) -> list[str]:  # 1…12, '' for a missing one
     "Months from a column of months. Raises `UserError`"
     months = {value: read_month(value) for value in dict.fromkeys(values) if not is_unknown(value)}
-    _refuse([value for value, month in months.items() if month is None], 'no months', column, values, lines)
+    refuse_values([value for value, month in months.items() if month is None], 'no months', column, values, lines)
     return [str(months.get(value, '')) for value in values]
 
 
@@ -50,7 +50,13 @@ def is_unknown(
     return text.strip().casefold() in _missing
 
 
-def _refuse(wrong, what, column, values, lines, advice='Correct them, or leave the cells empty.'):
+def refuse_values(
+    wrong: Sequence[str],  # values that are not accepted
+    what: str,  # they are, in words
+    column: str,
+    values: Sequence[str],  # of the column
+    lines: Sequence[int],  # of the values
+):
     "Raise `UserError` if there are wrong values"
     if wrong:
         from fungi_fastai.data.table_text import line_numbers  # here, because it imports pandas
@@ -58,53 +64,8 @@ def _refuse(wrong, what, column, values, lines, advice='Correct them, or leave t
         rows = [line for value, line in zip(values, lines, strict=True) if value in set(wrong)]
         raise UserError(
             f'The column {column} holds values that are {what}: {format_list(map(repr, wrong))} '
-            f'({line_numbers(rows)}). {advice}'
+            f'({line_numbers(rows)}). Correct them, or leave the cells empty.'
         )
-
-# %% ../../nbs/data/context_values.ipynb #f03c6d06
-_year_first = re.compile(r'(\d{4})([-/.:])(\d{1,2})(?:\2\d{1,2})?(?:[T ][\d:.,+Z -]*)?')
-_compact = re.compile(r'(\d{4})(\d{2})\d{2}(?:T?\d*Z?)?')
-_dots = re.compile(r'\d{1,2}\. ?(\d{1,2})\. ?\d{2,4}(?: [\d:.]*)?')
-_two_orders = re.compile(r'(\d{1,2})[-/](\d{1,2})[-/](?:\d{4}|\d{2})(?: [\d:.]*(?: ?[AP]M)?)?', re.I)
-_year = re.compile(r'\d{4}(?:\.0)?')
-
-
-def read_date_months(
-    values: Sequence[str],
-    column: str,  # for the error
-    lines: Sequence[int],  # of the values, for the error
-) -> list[str]:  # 1…12, '' for a missing one
-    "The months of a column of dates. Raises `UserError`"
-    known = [value for value in dict.fromkeys(values) if not is_unknown(value)]
-    orders = [match for value in known if (match := _two_orders.fullmatch(value))]
-    day_first = any(int(match[1]) > 12 for match in orders)
-    month_first = any(int(match[2]) > 12 for match in orders)
-    if orders and day_first == month_first:
-        raise UserError(
-            f'The column {column} holds dates whose day and month cannot be told apart, such as {orders[0][0]!r}. '
-            'Write them as 2021-10-03.'
-        )
-    months = {value: _month_of(value, 2 if day_first else 1) for value in known}
-    _refuse([value for value in known if months[value] is None], 'no dates', column, values, lines)
-    return [months.get(value, '') for value in values]
-
-
-def _month_of(text, group):
-    "The month of a date as text, '' if the date does not say it, None if it is no date"
-    if _year.fullmatch(text):
-        return ''
-    if '/' in text and len(ends := text.split('/')) == 2:  # an interval
-        months = {_month_of(one, group) for one in ends if one}
-        return None if None in months else months.pop() if len(months) == 1 else ''
-    for pattern, number in ((_year_first, 3), (_compact, 2), (_dots, 1), (_two_orders, group)):
-        if match := pattern.fullmatch(text):
-            return _checked(match[number])
-    words = [month for word in re.findall(r'[A-Za-z]{3,}', text) if (month := read_month(word))]
-    return str(words[0]) if len(words) == 1 and re.search(r'\d', text) else None
-
-
-def _checked(text):
-    return str(int(text)) if 1 <= int(text) <= 12 else None
 
 # %% ../../nbs/data/context_values.ipynb #db656aef
 def format_location(
@@ -113,6 +74,17 @@ def format_location(
 ) -> str:
     "Coordinates as one text"
     return f'{latitude:.4f},{longitude:.4f}'
+
+
+def corner_of_cell(
+    latitude,  # degrees; a number, or an array or Series of them
+    longitude,  # degrees
+    size: float,  # of the cells, degrees
+):  # two of the same type: latitude and longitude
+    "The south-west corner of the cell that a point is in. A pole is in the last cell, 180° in the same as -180°"
+    south = np.minimum(np.floor((latitude + 90) / size), 180 / size - 1) * size - 90
+    west = np.floor(((longitude + 180) % 360) / size) * size - 180
+    return south, west
 
 
 def read_coordinate(
@@ -138,7 +110,7 @@ def read_locations(
     for values, column, limit in zip((latitudes, longitudes), columns, (90, 180), strict=True):
         known = {value: read_coordinate(value, limit) for value in dict.fromkeys(values) if not is_unknown(value)}
         what = f'no degrees from -{limit} to {limit}'
-        _refuse([value for value, number in known.items() if number is None], what, column, values, lines)
+        refuse_values([value for value, number in known.items() if number is None], what, column, values, lines)
         parsed.append([known.get(value) for value in values])
     pairs = zip(*parsed, strict=True)
     return ['' if None in pair or pair == (0, 0) else format_location(*pair) for pair in pairs]

@@ -272,7 +272,7 @@ def _corrected(images, decisions):
         confirmed=int((has_label & (label == old)).sum()),
         excluded=int(excluded.sum()),
         specimens=int(((decided.specimen != '') & ~excluded).sum()),
-        new_classes=sorted(set(label[has_label]) - set(old)),
+        new_classes=sorted(set(label[has_label]) - set(old)) if old.any() else [],
     )
     specimens = [
         group_name(specimen, label or None) if specimen else ''

@@ -22,6 +22,7 @@ import pandas as pd
 from ..core.errors import MissingFileError, UserError
 from ..core.progress import format_count
 from .file_kinds import is_image_name
+from .licences import licence_name
 
 # %% ../../nbs/data/darwin_core.ipynb #257408d6
 class _Files:
@@ -115,23 +116,40 @@ class _Table:
 
     def read(self, files, wanted):
         "The columns of the wanted terms, and `key`"
-        positions = {self.key: 'key'} | {p: term for p, term in self.fields.items() if term in wanted and p != self.key}
+        columns = {p: term for p, term in self.fields.items() if term in wanted or p == self.key}
         options = dict(sep=self.separator, header=None, skiprows=self.header_lines, dtype=str, keep_default_na=False)
         quotes = dict(quotechar=self.quote) if self.quote else dict(quoting=csv.QUOTE_NONE)
         parts = []
         for name in self.files:
             content = io.BytesIO(files.read(name))
             try:
-                parts.append(pd.read_csv(content, usecols=list(positions), encoding=self.encoding, **options, **quotes))
+                parts.append(
+                    pd.read_csv(content, usecols=[*{self.key, *columns}], encoding=self.encoding, **options, **quotes)
+                )
             except (ValueError, LookupError) as error:
                 raise UserError(
                     f'{files.path}: {name} is not as meta.xml says: {str(error).splitlines()[0]}.'
                 ) from None
-        table = pd.concat(parts, ignore_index=True).rename(columns=positions)
-        if self.key in self.fields:
-            table[self.fields[self.key]] = table['key']
-        constant = {term: value for term, value in self.defaults.items() if term in wanted and term not in table}
-        return table.assign(**constant)
+        cells = pd.concat(parts, ignore_index=True)
+        table = pd.DataFrame(dict(key=cells[self.key]))
+        for position, term in columns.items():
+            table[term] = _merged(table[term], cells[position], term) if term in table else cells[position]
+        for term, value in self.defaults.items():
+            if term in wanted:
+                table[term] = table[term].where(table[term] != '', value) if term in table else value
+        return table
+
+
+_licence_terms = ('license', 'WebStatement', 'rights', 'UsageTerms')  # the most reliable first
+
+
+def _merged(first, second, term):
+    "Two columns of one name, such as dc:rights and dcterms:rights. An address is preferred for a licence only"
+
+    def is_preferred(values):
+        return (values != '') & (values.str.match('https?://', case=False) == (term in _licence_terms))
+
+    return first.where((first != '') & (is_preferred(first) | ~is_preferred(second)), second)
 
 
 def _unescaped(text):
@@ -156,8 +174,8 @@ def _tables(files):
 # %% ../../nbs/data/darwin_core.ipynb #330396aa
 _media_types = ('Multimedia', 'Image', 'AudubonMediaDescription')
 _media_terms = frozenset(
-    'identifier accessURI type format license rights UsageTerms creator rightsHolder Owner references '
-    'furtherInformationURL'.split()
+    'identifier accessURI type format license WebStatement rights UsageTerms creator rightsHolder Owner references '
+    'furtherInformationURL variant variantLiteral providerManagedID'.split()
 )
 _core_terms = frozenset(
     'gbifID occurrenceID catalogNumber institutionCode collectionCode datasetName basisOfRecord license rightsHolder '
@@ -175,9 +193,8 @@ def read_darwin_core(
     files = _Files(path)
     core, others = _tables(files)
     occurrences = core.read(files, _core_terms).drop_duplicates('key')
-    media = next((table for table in others if table.row_type in _media_types), None)
-    if media:
-        photos, notes = _photos(media.read(files, _media_terms))
+    if media := [table.read(files, _media_terms) for table in others if table.row_type in _media_types]:
+        photos, notes = _photos(pd.concat(media, ignore_index=True).fillna(''))
     else:
         photos, notes = _associated(occurrences)
     if photos.empty:
@@ -205,8 +222,8 @@ def read_darwin_core(
 
 def _photos(media):
     "(rows with the address of an image, notes)"
-    names = dict(UsageTerms='license', rights='license', Owner='rightsHolder', furtherInformationURL='references')
-    for other, name in names.items():
+    media = _with_licence(media)
+    for other, name in dict(Owner='rightsHolder', furtherInformationURL='references').items():
         if other in media:
             values = media.pop(other)
             media[name] = values if name not in media else media[name].where(media[name] != '', values)
@@ -217,15 +234,61 @@ def _photos(media):
     kinds = [media[name].str.lower() for name in ('type', 'format') if name in media]
     is_image = pd.Series(True, media.index)
     for kind in kinds:
-        is_image &= (kind == '') | kind.str.contains('image|photo')
+        is_image &= (kind == '') | kind.str.contains('image|photo') | kind.isin(_image_formats)
     has_address = url.str.match(r'https?://', case=False)
     notes = []
     if n := int((~is_image).sum()):
         notes.append(f'Left out, as they are no images (sounds, videos): {format_count(n, "file")}.')
     if n := int((is_image & ~has_address).sum()):
         notes.append(f'{format_count(n, "image")} without an address on the web: left out.')
-    columns = [name for name in media if name not in ('accessURI', 'identifier', 'type', 'format')]
-    return media[columns].assign(url=url)[is_image & has_address].drop_duplicates('url'), notes
+    photos = media.assign(url=url)[is_image & has_address]
+    is_best = _is_best_variant(photos)
+    if n := int((~is_best).sum()):
+        notes.append(f'{format_count(n, "smaller version")} of photos that have a better one: left out.')
+    not_kept = {'accessURI', 'identifier', 'type', 'format', 'variant', 'variantLiteral', 'providerManagedID'}
+    return photos.drop(columns=not_kept & set(photos))[is_best].drop_duplicates('url'), notes
+
+
+_image_formats = frozenset('jpg jpeg png tif tiff gif webp bmp heic .jpg .jpeg .png .tif .tiff'.split())
+_known_licence = re.compile('CC|public domain|all rights reserved')
+
+
+def _with_licence(media):
+    "The first licence of each photo that is a known one, or the first text about it"
+    found = [media[name] for name in _licence_terms if name in media]
+    if not found:
+        return media
+    names = {text: licence_name(text) for values in found for text in values.unique()}
+    known = [values.where(values.map(lambda text: bool(_known_licence.match(names[text]))), '') for values in found]
+    licence = pd.Series('', media.index)
+    for values in (*known, *found):
+        licence = licence.where(licence != '', values)
+    return media.drop(columns=[name for name in _licence_terms if name in media]).assign(license=licence)
+
+
+_variants = dict(thumb=0, trailer=0, lower=1, small=1, medium=2, good=3, large=3, best=4, full=4, original=4)
+
+
+def _variant_rank(text):
+    "How good a version of a photo is, by the words of Audubon Core: ac:GoodQuality, Thumbnail"
+    plain = re.split(r'[/#:]', text)[-1].lower()
+    return next((rank for word, rank in _variants.items() if word in plain), 2)
+
+
+def _is_best_variant(photos):
+    """Whether a row is the best version of its photo in the archive. Versions of a photo have its identifier; where
+    none is given, only thumbnails of an observation with larger images are not the best"""
+    texts = [photos[name] for name in ('variantLiteral', 'variant') if name in photos]
+    if not texts:
+        return pd.Series(True, photos.index)
+    text = texts[0] if len(texts) == 1 else texts[0].where(texts[0] != '', texts[1])
+    rank = text.map(_variant_rank)
+    own = pd.Series('', photos.index)
+    for name in ('identifier', 'providerManagedID'):
+        if name in photos:
+            own = own.where(own != '', photos[name].where(photos[name] != photos.url, ''))
+    rank = rank.where(own != '', rank.clip(upper=1))
+    return rank == rank.groupby([photos.key, own]).transform('max')
 
 
 def _associated(occurrences):

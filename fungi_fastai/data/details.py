@@ -8,80 +8,13 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/details.html.md"""
 __all__ = []
 
 # %% ../../nbs/data/details.ipynb #abac890e
-import re
-import warnings
-from collections.abc import Sequence
-from datetime import UTC, datetime
-
 import numpy as np
 import pandas as pd
 
 from .column_names import by_plain_name, plain_name
 from .context_values import is_unknown, read_coordinate
+from .dates import read_dates
 from .licences import licence_name
-
-# %% ../../nbs/data/details.ipynb #51a2548d
-_iso = re.compile(r'(\d{4})(?:([-/.:])(\d{1,2})(?:\2(\d{1,2}))?)?(?:[T ]\d{1,2}:.*)?')
-_compact = re.compile(r'(\d{4})(\d\d)(\d\d)(?:T\d*Z?|\d{6})?')
-_day_and_month = re.compile(r'(\d{1,2})([./-]) ?(\d{1,2})\2 ?(\d{4})(?:[T, ].*)?')
-_seconds = re.compile(r'(\d{10})(?:\d{3})?(?:\.\d+)?')
-
-
-def read_dates(
-    values: Sequence[str],
-) -> list[str]:  # 2024-05-03, 2024-05 or 2024; '' if it is missing or no date
-    "Dates as text that sorts by time"
-    known = [value for value in dict.fromkeys(map(str, values)) if not is_unknown(value)]
-    orders = [match for value in known if (match := _day_and_month.fullmatch(value)) and match[2] != '.']
-    day_first = any(int(match[1]) > 12 for match in orders)
-    month_first = any(int(match[3]) > 12 for match in orders)
-    positions = None if day_first == month_first else (3, 1) if day_first else (1, 3)
-    dates = {value: _read_date(value.strip(), positions) for value in known}
-    return [dates.get(str(value), '') for value in values]
-
-
-def _read_date(text, positions):
-    "A date as text; `positions` of month and day in 3/5/2024, None if they are not known"
-    if '/' in text and len(ends := text.split('/')) == 2 and len(ends[0]) >= 4:
-        return _end_of_interval(*ends, positions)
-    if match := _iso.fullmatch(text):
-        return _checked(match[1], match[3], match[4])
-    if match := _compact.fullmatch(text):
-        return _checked(*match.groups())
-    if match := _day_and_month.fullmatch(text):
-        month, day = (3, 1) if match[2] == '.' else positions or (None, None)
-        return _checked(match[4], month and match[month], day and match[day])
-    if match := _seconds.fullmatch(text):
-        return f'{datetime.fromtimestamp(int(match[1]), UTC):%Y-%m-%d}'
-    return _date_in_words(text)
-
-
-def _end_of_interval(begin, end, positions):
-    "The later end of 2019-05-03/2019-05-10, or of 2019-05-03/10"
-    if len(end) < 4 and len(begin) >= 7:
-        end = begin[: -len(end)] + end
-    return max(_read_date(begin, positions), _read_date(end, positions))
-
-
-def _checked(year, month=None, day=None):
-    "The date as far as it is possible"
-    if not 1700 <= int(year) <= datetime.now(UTC).year + 1:
-        return ''
-    if not month or not 1 <= int(month) <= 12:
-        return year
-    return f'{year}-{int(month):02}' + (f'-{int(day):02}' if day and 1 <= int(day) <= 31 else '')
-
-
-def _date_in_words(text):
-    "3 May 2020, May 3, 2020"
-    if not re.search(r'[A-Za-z]{3}', text) or not re.search(r'\d{4}', text):
-        return ''
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        date = pd.to_datetime(text, errors='coerce')
-    if pd.isna(date):
-        return ''
-    return f'{date:%Y-%m-%d}' if re.search(r'(?<!\d)\d{1,2}(?!\d)', text) else f'{date:%Y-%m}'
 
 # %% ../../nbs/data/details.ipynb #43a054ca
 detail_columns = {  # name in the items → usual names of columns, the most usual first

@@ -67,6 +67,16 @@ def photo_headers(
     return pd.DataFrame(headers, columns=columns, index=items.index)
 
 
+def photo_dates(
+    headers: pd.DataFrame,  # from `photo_headers`
+) -> pd.Series:  # (images,) 2024-10-03; '' if unknown
+    "The dates on which photos were taken. A camera whose clock was never set says 1970 or 1980"
+    known = headers.exif_time > pd.Timestamp('1990-01-01').timestamp()
+    dates = pd.Series('', headers.index, dtype=object)
+    dates[known] = [f'{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}' for seconds in headers.exif_time[known]]
+    return dates
+
+
 def _read_file(path):
     try:
         with Image.open(path) as image:

@@ -34,8 +34,12 @@ def is_image_name(
 # %% ../../nbs/data/file_kinds.ipynb #9f80d684
 # images of cameras and programs that are not read
 unread_extensions = frozenset(
-    '.cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .dng .orf .rw2 .raf .pef .srw .x3f .3fr .iiq .jxl .jp2 .j2k .psd'.split()
+    '.cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .dng .orf .rw2 .raf .pef .srw .x3f .3fr .iiq .jxl .jp2 .j2k .jpx .psd '
+    '.xcf .tga .ico .svg .eps .exr .hdr .dcm .dicom .czi .nd2 .lif .oib .vsi .fits .nii .npy'.split()
 )
+# tables that are not read
+unread_tables = tuple('.ods .xls .xlsb .numbers .dbf .sav .rds .feather .csv.gz .tsv.gz .csv.bz2'.split())
+_packed_image = re.compile(r'\.(jpe?g|png|tiff?|bmp|webp|gif)\.(gz|bz2|xz|zst|crdownload|part|download|tmp)$')
 # files that are certainly no images, so they are not opened to look
 _other_extensions = frozenset(
     """.csv .tsv .txt .json .jsonl .ndjson .md .xml .html .htm .yaml .yml .toml .ini .cfg .log .rtf .tex .bib .pdf .doc
@@ -313,7 +317,7 @@ def unreadable_reason(
 # %% ../../nbs/data/file_kinds.ipynb #b72da91c
 def format_notes(
     names: list,  # of all files, without their paths
-) -> list[str]:  # at most two sentences
+) -> list[str]:  # sentences
     "What a set holds that cannot be read on this machine, by the names of its files"
     suffixes = Counter(os.path.splitext(name)[1].lower() for name in names)
     notes = []
@@ -323,6 +327,11 @@ def format_notes(
         notes.append(
             f'Not read: {format_count(sum(unread.values()), "image")} in formats of cameras and programs ({kinds}). '
             'Export them as JPEG.'
+        )
+    if packed := [name for name in names if _packed_image.search(name.lower())]:
+        notes.append(
+            f'Not read: {format_count(len(packed), "image")} that are compressed, or whose download did not end, such '
+            f'as {packed[0]}.'
         )
     for kind, extensions in ((_heic, ('.heic', '.heif', '.hif')), (_avif, ('.avif',))):
         count = sum(suffixes[extension] for extension in extensions)

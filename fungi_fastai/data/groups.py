@@ -36,7 +36,7 @@ name_patterns = {  # a pattern for `--group`: the part of the name that it reads
 # %% ../../nbs/data/groups.ipynb #53f94f4f
 def bursts(
     items: pd.DataFrame,  # with the columns name and label
-    exif: pd.DataFrame,  # from `read_exif`, in the same order
+    headers: pd.DataFrame,  # from `photo_headers`, in the same order
     seconds: float = 60.0,  # longest interval between two photos of a burst
 ) -> pd.Series:  # (images,) the burst of each image, named after its first photo; '' without a time
     "Photos of one class by one camera, each taken within `seconds` of the previous one"
@@ -44,8 +44,8 @@ def bursts(
         dict(
             name=items['name'].to_numpy(),
             label=items.label.fillna('').to_numpy(),
-            camera=exif.camera.to_numpy(),
-            taken=exif.taken.to_numpy(),
+            camera=headers.exif_camera.to_numpy(),
+            taken=headers.exif_time.to_numpy(),
         ),
         index=items.index,
     )
@@ -54,20 +54,6 @@ def bursts(
     starts_burst = other_source | (table.taken.diff() > seconds)
     first = table['name'].where(starts_burst).ffill()
     return first.reindex(items.index, fill_value='').rename('group')
-
-# %% ../../nbs/data/groups.ipynb #dcb397bb
-def read_exif(
-    paths,  # files
-    workers: int | None = None,  # threads (default: the settings' `num_workers`)
-) -> pd.DataFrame:  # (files, 2): camera ('' if unknown), taken (seconds since 1970, local time; NaN if unknown)
-    "Camera and time of images; both are unknown for a file that cannot be read"
-    return camera_and_time(pd.DataFrame(dict(path=list(paths))), workers)
-
-
-def camera_and_time(items, workers=None):
-    "The same for the items of a scan, which has read them already"
-    exif = photo_headers(items, workers)
-    return pd.DataFrame(dict(camera=exif.exif_camera, taken=exif.exif_time))
 
 # %% ../../nbs/data/groups.ipynb #791d5855
 def group_similarity(
@@ -330,10 +316,10 @@ def _is_plausible(items, groups, mean_groups=5):
 
 def _by_burst(items, seconds, workers, seed):
     "The proposal of camera bursts, if there are any"
-    exif = camera_and_time(items, workers)
-    if exif.taken.notna().mean() < 0.05:
+    headers = photo_headers(items, workers)
+    if headers.exif_time.notna().mean() < 0.05:
         return []
-    groups = bursts(items, exif, seconds)
+    groups = bursts(items, headers, seconds)
     if not _is_plausible(items, groups):
         return []
     similarity, p = group_similarity(items, groups, seed=seed)

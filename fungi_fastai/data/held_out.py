@@ -9,7 +9,6 @@ __all__ = []
 
 # %% ../../nbs/data/held_out.ipynb #0bdc29cf
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,10 @@ import pandas as pd
 from ..core.errors import UserError, did_you_mean
 from ..core.progress import format_count, format_list
 from .column_names import plain_name
-from .context_values import is_unknown
-from .details import detail_columns, prefix, read_dates
-from .exif import photo_headers
+from .context_values import corner_of_cell, is_unknown
+from .dates import read_dates
+from .details import detail_columns, prefix
+from .exif import photo_dates, photo_headers, unknown_header
 from .splits import split_groups
 
 # %% ../../nbs/data/held_out.ipynb #ad94c1d9
@@ -53,10 +53,7 @@ def _first_known(table, exif, noun):
 
 
 def _dates(items, headers):
-    seconds = headers.exif_time
-    is_set = seconds.notna() & (seconds > pd.Timestamp('1990-01-01').timestamp())  # a camera without a clock says 1970
-    exif = [f'{datetime.fromtimestamp(s, UTC):%Y-%m-%d}' if ok else '' for s, ok in zip(seconds, is_set, strict=True)]
-    return _first_known(_text(items, 'date'), pd.Series(exif, items.index), 'date')
+    return _first_known(_text(items, 'date'), photo_dates(headers), 'date')
 
 
 def _cameras(items, headers):
@@ -92,8 +89,8 @@ def _cells(points):
     known = points.notna().all(axis=1)
     best = None
     for degrees in _cell_sizes:
-        corners = (points[known] / degrees).apply(np.floor) * degrees
-        names = corners.latitude.map('{:g}'.format) + ' ' + corners.longitude.map('{:g}'.format)
+        south, west = corner_of_cell(points.latitude[known], points.longitude[known], degrees)
+        names = south.map('{:g}'.format) + ' ' + west.map('{:g}'.format)
         if best is None or names.nunique() > best[0].nunique():
             best = names, degrees
         if names.nunique() >= _enough_cells:
@@ -127,6 +124,39 @@ def _find_column(items, name):
     columns = {plain_name(column): column for column in items if column in detail_columns}
     columns |= {plain_name(column.removeprefix(prefix)): column for column in items if column.startswith(prefix)}
     return f'{prefix}{name}' if f'{prefix}{name}' in items else columns.get(plain_name(name))
+
+# %% ../../nbs/data/held_out.ipynb #b45d595e
+def count_known(
+    items: pd.DataFrame,  # from `scan`, or a table with some of its columns
+) -> dict:  # date, place and camera: a dict of images, values, first and last; {} for what no image has
+    "Of how many images the date, the place and the camera are known"
+    headers = items.assign(**{name: value for name, value in unknown_header.items() if name not in items})
+    counts = {}
+    for condition in (_dates(items, headers), _places(items, headers), _cameras(items, headers)):
+        values = condition.values[condition.values != '']
+        about = dict(images=len(values), values=int(values.nunique()))
+        ends = dict(first=values.min(), last=values.max()) if condition.by_time else {}
+        counts[condition.noun] = about | ends if len(values) else {}
+    return counts
+
+
+def describe_known(
+    known: dict,  # from `count_known`
+    n: int,  # images
+) -> str:  # '' if nothing is known
+    "The same as a sentence, and by what a test set can be held out"
+    words, ways = [], []
+    for noun, about in known.items():
+        if about:
+            values = f'{about["first"]} to {about["last"]}' if 'first' in about else format_count(about['values'], noun)
+            words.append(f'the {noun} of {about["images"]:,} ({values})')
+            if 2 * about['images'] >= n and about['values'] > 1:
+                ways.append('time' if noun == 'date' else noun)
+    if not words:
+        return ''
+    missing = [f'no {noun}' for noun, about in known.items() if not about]
+    held_out = f' Test sets that can be held out: --split-by {", ".join(ways)}.' if ways else ''
+    return f'Known of {format_count(n, "image")}: {", ".join([*words, *missing])}.{held_out}'
 
 # %% ../../nbs/data/held_out.ipynb #5ada8450
 _most = 0.5  # largest fraction of the images in a test set

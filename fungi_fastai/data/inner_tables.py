@@ -17,7 +17,9 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
 from .split_words import says_nothing, split_of, splits_of, words_of
-from .table_files import label_names, may_name_images, names_split, table_extensions
+from .folders import describe_unlabelled
+from .label_names import label_names
+from .table_files import may_name_images, names_split, table_extensions
 from .tables import read_table
 from .tree import Tree
 
@@ -35,12 +37,13 @@ def tables_in(
     return [file for file in files if may_name_images(file)]
 
 
-def _read_tables(tree, group, column, split):
+def _read_tables(tree, group, column, split, classes=frozenset()):
     "(table by file, table by file that says only when or where, reason by file that cannot be used)"
     tables, details, unread = {}, {}, {}
     for file in tables_in(tree):
         try:
-            table = read_table(file, 'folder', group, column, labels=False, split=split, from_folders=False)
+            options = dict(labels=False, split=split, from_folders=False, classes=classes)
+            table = read_table(file, 'folder', group, column, **options)
         except UserError as error:
             unread[file] = str(error)
             continue
@@ -125,8 +128,8 @@ def compare_tables(
     labels: bool = True,  # whether the labels of the folders are compared; False if the user chose how they are read
 ) -> pd.DataFrame:  # the same, with notes
     "Use the split and the specimens of a table with the labels of the folders. Raises `UserError` for other labels"
-    tables, details, unread = _read_tables(tree, group, column, split)
-    images = _with_details_of(tree, images, details, unread)
+    tables, details, unread = _read_tables(tree, group, column, split, set(images.label.dropna()))
+    images, lists = _with_details_of(tree, images, details, unread), []
     splits = _splits_of_files(tables) if tables else {}
     together = {' and '.join(_name(tree, file) for file in tables): _join(tree, tables, splits)} if splits else {}
     for name, table in (together or {_name(tree, file): table for file, table in tables.items()}).items():
@@ -134,24 +137,45 @@ def compare_tables(
         pairs = both[['label', 'label_table']].dropna().drop_duplicates()[: None if labels else 0]
         if 2 * len(both) < min(len(images), len(table)):
             unread[tree.root / name] = ''
-        elif pairs.label.is_unique and pairs.label_table.is_unique:
+        elif _are_same_classes(pairs, set(images.label)):
             images, used = _with_details(_with_columns(images, table), both, pairs)
-            images.attrs['notes'] += _describe_details(name, used, pairs)
-            if not used and not len(pairs) and not _other_columns(table):
+            images, more = _with_labels(name, images, both) if labels else (images, [])
+            images.attrs['notes'] += [*_describe_details(name, used, pairs), *more]
+            if not (used or more or len(pairs)) and name.endswith('.txt'):
+                lists.append(name)
+            if not used and not more and not len(pairs) and not _other_columns(table):
                 unread[tree.root / name] = ''
-        elif _are_no_classes(pairs.label):
+        elif _are_no_classes(images.label.dropna()):
             images.attrs['notes'] = images.attrs['not_read']
             return read_inner_table(tree, images.assign(label=None), group, column, split)
         else:
             raise _two_readings(tree, name, images, table)
+    images.attrs['notes'] += _describe_lists(lists)
     if labels:
         images = _with_names(tree, images)
-    if labels and (names := [_name(tree, file) for file in unread if file.suffix != '.txt']):
+    notes = ' '.join(images.attrs['notes'])
+    names = [file for file in unread if file.suffix != '.txt' and f'are read from {file.name}.' not in notes]
+    if labels and names:
+        names = format_list([_name(tree, file) for file in names])
         images.attrs['notes'].append(
-            f'Labels are read from folders and not from the tables in them ({format_list(names)}). To read a table, '
-            'give it as the source.'
+            f'Labels are read from folders and not from the tables in them ({names}). '
+            'To read a table, give it as the source.'
         )
     return images
+
+
+def _describe_lists(names):
+    if names:
+        yield (
+            f'Lists of images that are not used: {format_list(names)}. They are no single split into a training, '
+            'validation and test set.'
+        )
+
+
+def _are_same_classes(pairs, classes):
+    "Whether a table has the classes of the folders, by their names or by other ones"
+    others = pairs.label_table[pairs.label_table != pairs.label]
+    return pairs.label.is_unique and pairs.label_table.is_unique and not set(others) & classes
 
 
 def _are_no_classes(labels):
@@ -177,9 +201,28 @@ def _with_details(images, both, pairs):
     return images, used
 
 
+def _with_labels(name, images, both):
+    "The images with the labels of a table where folders give none, if these are classes of the folders; notes"
+    new = both[both.label.isna() & both.label_table.notna()].drop_duplicates('path')
+    if not len(new):
+        return images, []
+    if unknown := set(new.label_table) - set(images.label.dropna()):
+        return images, [f'The labels in {name} are not used: {format_list(sorted(unknown))} are no class folders.']
+    found = images.path.map(new.set_index('path').label_table)
+    result = images.assign(label=images.label.where(images.label.notna(), found.where(found.notna(), None)))
+    old = list(describe_unlabelled(images.name, images.label, images.given))
+    notes = [note for note in images.attrs['notes'] if note not in old]
+    result.attrs = images.attrs | dict(notes=notes + list(describe_unlabelled(result.name, result.label, result.given)))
+    return result, [f'From {name}: the labels of {format_count(len(new), "image")}.']
+
+
 def _describe_details(name, used, pairs):
     "Sentences about a table"
-    if len(pairs):
+    is_renamed = 'names of the classes' in used
+    if len(pairs) and not is_renamed and (pairs.label != pairs.label_table).any():
+        label, other = pairs[pairs.label != pairs.label_table].iloc[0]
+        yield f'{name} has other names for the classes of the folders ({other} for {label}), which are kept.'
+    elif len(pairs):
         yield f'The labels in {name} are those of the folders.'
     if used:
         yield f'From {name}: the {" and the ".join(used)}.'
@@ -234,6 +277,11 @@ def read_inner_table(
         if others := [file for file in (*tables, *details, *unread) if file.suffix != '.txt' or not names_split(file)]:
             raise _no_table(tree, others, group, column, split)
         return None
+    maps = [file for file, table in labelled.items() if _is_map(file, table)]
+    if len(maps) < len(labelled):
+        unread |= {file: '' for file in maps}
+        labelled = {file: table for file, table in labelled.items() if file not in maps}
+        tables = {file: table for file, table in tables.items() if file not in maps}
     splits = _splits_of_files(labelled)
     if len(labelled) > 1 and not splits:
         names = format_list([_name(tree, file) for file in labelled])
@@ -253,6 +301,16 @@ def read_inner_table(
         names = format_list([_name(tree, file) for file in unused])
         joined.attrs['notes'].append(f'Tables from which no labels are read: {names}.')
     return joined
+
+
+def _is_map(file, table):
+    "Whether a table has the names of the classes, whose numbers only look like names of images"
+    are_numbers = table.name.str.fullmatch(r'.*?\d+\.\w+').all()
+    return (
+        bool(re.search('class|categor|label_|species|map|names|legend', file.stem, re.I))
+        and are_numbers
+        and (table.label.notna().all() and table.label.is_unique)
+    )
 
 
 def _no_table(tree, files, group, column, split):

@@ -194,7 +194,7 @@ def _mark_classes(tree, rest, roles, around):
             raise ambiguous(tree, problem, [around('/'.join([*words, 'specimen'])), around('/'.join(['*', *words]))])
         level, words = [child for node in level for child in node.children.values()], ['*', *words]
     _refuse_repeated(tree, level, words, around)
-    level = _without_odd_names(level, roles)
+    level = _without_odd_names(tree, level, roles)
     for node in level:
         for folder in node.folders:
             roles.of[folder] = 'class'
@@ -222,9 +222,14 @@ def _layout_of(tree, roles):
     return max(layouts, key=lambda text: (len(text.replace('*', '')), layouts[text]))
 
 
-def _without_odd_names(level, roles):
+def _is_alone(tree, node):
+    "Whether a folder is the only one in its validation or test set: `test/unknown/`"
+    return all(len(folder) > 1 and len(tree.inside(folder[:-1])) == 1 for folder in node.folders)
+
+
+def _without_odd_names(tree, level, roles):
     "The classes without folders such as `test/images/`, whose images have no label; others of such a name stay"
-    odd = [node for node in level if says_nothing(node.name)]
+    odd = [node for node in level if says_nothing(node.name) or len(level) > 2 and _is_alone(tree, node)]
     unlabelled = [node for node in odd if all(roles.split(folder) in ('valid', 'test') for folder in node.folders)]
     for node in unlabelled:
         for folder in node.folders:
@@ -232,7 +237,7 @@ def _without_odd_names(level, roles):
     if unlabelled:
         names = format_list(['/'.join(min(node.folders)) + '/' for node in unlabelled])
         roles.notes.append(f'The images in {names} have no label.')
-    if others := [node.name for node in odd if node not in unlabelled]:
+    if others := [node.name for node in odd if node not in unlabelled and says_nothing(node.name)]:
         roles.notes.append(f'{format_list(others)} is read as a class, because it stands beside other classes.')
     return [node for node in level if node not in unlabelled]
 

@@ -162,6 +162,28 @@ def _to_srgb(image):
         result.putalpha(alpha)
     return result
 
+# %% ../../nbs/data/pixels.ipynb #46d53fca
+def gamma_table(
+    image: Image.Image,  # a file that is not decoded yet
+    levels: int,  # 256 or 65,536
+) -> np.ndarray | None:  # the sRGB value of each level, 0 to 1; None if the values are sRGB already
+    "How to read a PNG that says with which gamma its values are encoded, and names no colour space"
+    gamma = image.info.get('gamma')
+    is_named = 'srgb' in image.info or 'icc_profile' in image.info
+    if image.format != 'PNG' or not gamma or is_named or not 0.01 < abs(gamma - 1 / 2.2) < 5:
+        return None
+    light = np.linspace(0, 1, levels) ** (1 / gamma)
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def _encode(image, table):
+    "8-bit colours with the values of a table; an alpha channel stays"
+    image = image.convert('RGB') if image.mode == 'P' else image
+    n_alpha = image.mode.endswith('A')
+    same = list(range(256)) * n_alpha
+    values = (255 * table).round().astype(int).tolist()
+    return image.point(values * (len(image.getbands()) - n_alpha) + same)
+
 # %% ../../nbs/data/pixels.ipynb #07571749
 def upright(
     image: Image.Image,
@@ -207,11 +229,12 @@ def _load(image):
 
 def _from_deep(image):
     "16-bit colours as 8 bits"
-    values = read_deep(image)
+    values, table = read_deep(image), gamma_table(image, 65_536)
     is_premultiplied = _raw_mode(image.tile[0]).startswith('RGBa')
     if values.shape[2] == 2:
         return Image.fromarray(np.stack([stretch(values[..., 0]), to_eight_bits(values[..., 1])], -1), 'LA')
-    colours = to_eight_bits(values[..., :3] if image.mode == 'RGBA' else values)
+    colours = values[..., :3] if image.mode == 'RGBA' else values
+    colours = to_eight_bits(colours if table is None else (65_535 * table).round().astype(np.uint16)[colours])
     if image.mode == 'CMYK':
         return Image.fromarray(colours, 'CMYK')
     if image.mode == 'RGBA':
@@ -224,10 +247,18 @@ def _from_deep(image):
     return Image.fromarray(colours)
 
 
+def _is_signed(image):
+    "Whether it is a TIFF of grey values from -128 to 127, which Pillow takes for values from 0 to 255"
+    tags = getattr(image, 'tag_v2', {})
+    return image.mode == 'L' and tags.get(339) == (2,) and tags.get(258) == (8,)
+
+
 def _from_scientific(image):
-    "Grey values of more than 8 bits as 8 bits"
+    "Grey values of more than 8 bits, or with a sign, as 8 bits"
     tags, key = getattr(image, 'tag_v2', {}), image.info.get('transparency')
-    values = np.asarray(upright(image)).astype(np.float64 if image.mode == 'I' else np.float32)
+    values = np.asarray(upright(image))
+    values = values.view(np.int8) if _is_signed(image) else values
+    values = values.astype(np.float64 if image.mode == 'I' else np.float32)
     is_missing = np.zeros(values.shape, bool) if key is None else values == key
     with suppress(ValueError):
         is_missing |= values == np.float32(str(tags.get(42113, '')).strip('\0 '))  # GDAL's value for `no data`
@@ -243,16 +274,20 @@ def to_rgb(
     image: Image.Image,  # best before it is decoded
 ) -> Image.Image:  # 8-bit RGB, upright
     "Any Pillow image as upright 8-bit sRGB, with transparent areas in white"
-    profile = image.info.get('icc_profile')
+    profile, table = image.info.get('icc_profile'), gamma_table(image, 256)
     if is_deep(image):
-        image = _from_deep(image)
+        image, table = _from_deep(image), None
     else:
         if getattr(image, 'tile', None):
             _correct_tiff(image) if image.format == 'TIFF' else _scale_key(image)
         _load(image)
-        image = _from_scientific(image) if image.mode.startswith(('I', 'F')) else upright(image)
+        is_scientific = image.mode.startswith(('I', 'F')) or _is_signed(image)
+        image = _from_scientific(image) if is_scientific else upright(image)
+        table = None if is_scientific else table
     if 'transparency' in image.info or image.mode in ('PA', 'RGBa', 'La'):
         image = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
+    if table is not None and image.mode in ('P', 'L', 'LA', 'RGB', 'RGBA'):
+        image = _encode(image, table)
     if profile:
         image.info['icc_profile'] = profile
         image = _to_srgb(image)

@@ -28,6 +28,7 @@ from ..core.progress import format_count, track
 from ..core.settings import settings
 from ..core.threads import map_in_threads
 from .exif import read_photo_header, unknown_header
+from .held_out import count_known, describe_known
 from .hashes import perceptual_hashes
 from .images import NamedBytes, decode, identify, image_errors
 from fungi_fastai.data.quality import (
@@ -250,6 +251,7 @@ def summary(
         width=_range(readable['width']),
         height=_range(readable['height']),
         low_variance_limit=round(checks.variance_limit(items['variance']), 2),
+        known=count_known(items),
         notes=list(items.attrs.get('notes', [])),
         corrections=items.attrs.get('corrections', {}),
     )
@@ -381,7 +383,8 @@ def _overview_lines(facts):
             lines.append(f'{most:,} in each class')
         else:
             lines.append(f'from {least:,} ({smallest}) to {most:,} ({largest}) in a class')
-    return lines
+    known = describe_known(facts['known'], facts['images'])
+    return [*lines, known] if known else lines
 
 
 def _small_class_lines(facts, show):

@@ -20,6 +20,7 @@ import pandas as pd
 
 from ..core.errors import MissingFileError, UserError
 from ..core.files import write_text
+from ..core.progress import format_count, format_list
 from ..core.settings import settings
 from .archives import describe_download, read_archives, unpack
 from .archive_kinds import archive_extensions, is_archive
@@ -30,7 +31,7 @@ from .corrections import apply_corrections, corrections_name, ignore_corrections
 from .darwin_core import check_has_images
 from .downloads import Remote, fetch
 from .folders import NoLabelsError, compile_pattern, read_folder
-from .file_kinds import is_image_name
+from .file_kinds import is_image_name, unread_tables
 from .inner_tables import compare_tables, read_inner_table
 from .layout import auto_layout, parse_layout
 from .parquet_images import describe_unpacked, holds_images, unpack_images
@@ -163,7 +164,12 @@ class Source:
     def _read_table(self, path, labels):
         "The images of a table; the column of unpacked images is known"
         column = self.column if path == Path(self.location) else ''
-        table = read_table(path, self.label, self.group, column, labels, self.split)
+        try:
+            table = read_table(path, self.label, self.group, column, labels, self.split)
+        except NoLabelsError as error:
+            if not self._corrections([]):
+                raise
+            table = error.images
         table.attrs['notes'] = [*describe_unpacked(path), *table.attrs['notes']]
         return table
 
@@ -206,6 +212,7 @@ class Source:
         corrected = apply_corrections(table, self._corrections(inside), below=inside)
         if not corrected.label.notna().any():
             raise UserError(f'No image of {self.location} has a label, with or without its corrections.')
+        corrected.attrs['notes'] += _describe_held_out(corrected)
         return corrected
 
     @property
@@ -240,6 +247,18 @@ class Source:
         return self.describe()
 
 # %% ../../nbs/data/sources.ipynb #1c2c8601
+def _describe_held_out(table):
+    "A sentence about classes that a given split has in its validation or test set alone"
+    is_trained = ~table.given.isin(['valid', 'test'])
+    trained, classes = set(table.label[is_trained].dropna()), set(table.label.dropna())
+    if trained and (others := sorted(classes - trained)):
+        count = format_count(len(others), 'class')
+        yield (
+            f'The given split has no training image of {count} ({format_list(others)}), which no model can learn. For '
+            'another split of the images, ignore the given one: --split none.'
+        )
+
+
 def _kind_and_location(text, sample):
     "Kind and location of a source from its text. Raises `UserError`"
     if not text:
@@ -291,6 +310,10 @@ def _file_kind(path):
         )
     if path.suffix.lower() in table_extensions or holds_images(path):
         return 'csv'
+    if path.name.lower().endswith(unread_tables):
+        raise UserError(
+            f'{path} is a table in a format that is not read. Save it as Excel (.xlsx) or as a CSV in UTF-8.'
+        )
     if is_archive(path):
         return 'zip'
     if is_image_name(path):

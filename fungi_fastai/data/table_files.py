@@ -14,12 +14,13 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.progress import format_list
-from .column_names import find_column, find_columns, plain_name
+from .cells import clean_cells
+from .column_names import plain_name
 from .corrections import is_corrections
-from .file_kinds import is_image_name
+from .file_kinds import read_start
 from .split_words import contains_split_word
-from .table_records import read_excel, read_json, read_json_lines, read_parquet
+from .spreadsheets import read_excel
+from .table_records import read_json, read_json_lines, read_parquet
 from .table_text import read_csv, read_text
 
 # %% ../../nbs/data/table_files.ipynb #e3555cf7
@@ -70,7 +71,7 @@ def _join_photos(file, table):
         other = next((f for f in sorted(file.parent.glob(f'{wanted}.*')) if f.suffix.lower() in _readers), None)
         if other is None:
             continue
-        more = _without_blanks(_readers[other.suffix.lower()](other)[0])[0]
+        more = clean_cells(_readers[other.suffix.lower()](other)[0])[0]
         if wanted == 'taxa':
             more = more.rename(columns={'name': 'taxon_name'})
         left, right = (more, table) if wanted == photos else (table, more)
@@ -98,6 +99,7 @@ _readers = {
     '.tab': read_csv,
     '.txt': read_csv,
     '.xlsx': read_excel,
+    '.xlsm': read_excel,
     '.jsonl': read_json_lines,
     '.ndjson': read_json_lines,
     '.json': read_json,
@@ -106,18 +108,28 @@ _readers = {
 table_extensions = frozenset(_readers)
 
 
+def _reader_of(file):
+    "The function that reads a table: by its extension; Excel and text under the name of the other by their content"
+    read = _readers[file.suffix.lower()]
+    if read not in (read_csv, read_excel) or not file.is_file():
+        return read
+    start = read_start(file)
+    if read is read_excel:
+        return read if start.startswith((b'PK', b'\xd0\xcf')) else read_csv
+    return read_excel if start.startswith(b'PK\x03\x04') else read_json if start.startswith(b'[{"') else read
+
+
 def read_frame(
     file: Path,  # with one of the `table_extensions`
 ) -> pd.DataFrame:  # text; indexed by the number of the line
     "A table as text, joined with the files that belong to it. Raises `UserError`, or `MissingFileError`"
     file = Path(file)
-    read = _readers.get(file.suffix.lower())
-    if not read:
+    if file.suffix.lower() not in _readers:
         raise UserError(
             f'{file} is no table that can be read. Save it as one of {", ".join(sorted(table_extensions))}.'
         )
-    table, notes, short = read(file)
-    table, more = _without_blanks(table)
+    table, notes, short = _reader_of(file)(file)
+    table, more = clean_cells(table)
     notes = notes + more
     for join in (_join_numbered_lists, _join_photos):
         table, more = join(file, table)
@@ -125,17 +137,8 @@ def read_frame(
     table.attrs = dict(notes=notes, short=short)
     return table
 
-
-def _without_blanks(table):
-    "The table without blanks around its cells and without empty rows, notes"
-    stripped = pd.DataFrame({name: table[name].str.strip() for name in table}, index=table.index)
-    changed = [name for name in table if not stripped[name].equals(table[name])]
-    is_empty = (stripped == '').all(axis=1) if len(table) else []
-    notes = [f'Blanks around the cells are ignored (columns {format_list(changed)}).'] if changed else []
-    return stripped[~is_empty] if len(stripped) else stripped, notes
-
 # %% ../../nbs/data/table_files.ipynb #9438b0da
-_json_words = re.compile('annotation|metadata|coco|instances|label|train|val|test', re.I)
+_json_words = re.compile('annotation|metadata|coco|instances|label|split|train|val|test', re.I)
 
 
 def names_split(
@@ -157,87 +160,3 @@ def may_name_images(
     if suffix == '.json':
         return bool(_json_words.search(stem)) and not re.search(r'map|dict|to_|(?<!\d)2(?!\d)', stem)
     return suffix in table_extensions and 'submission' not in stem and not is_corrections(path)
-
-# %% ../../nbs/data/table_files.ipynb #62a11c48
-_map_words = re.compile('map|class|name|label|categor|species|taxon|taxa|dict|legend|index|idx|id', re.I)
-
-
-def files_beside(
-    file: Path,  # a table
-) -> list[Path]:  # in order
-    "The other files in the folder of a table"
-    return sorted(other for other in file.parent.iterdir() if other.is_file() and other != file)
-
-
-def label_names(
-    files: list,  # that may hold the names: those beside a table, or in the folder of the images
-    labels: set,  # of text
-) -> tuple[dict, list]:  # name by label; empty if there is none; notes
-    "The names of labels that are numbers, from a file beside the images or their table"
-    if not labels or not all(re.fullmatch(r'\d+', label) for label in labels):
-        return {}, []
-    found = {}
-    for file in files:
-        is_map = file.suffix.lower() in ('.json', '.csv', '.tsv', '.txt') and _map_words.search(file.stem)
-        if is_map and file.stat().st_size < 5_000_000:
-            names = _names_in(file, labels)
-            if names and names not in found.values():
-                found[file.name] = names
-    if len(found) == 1:
-        name, names = found.popitem()
-        return names, [f'The labels are numbers; their names are read from {name}.']
-    if found:
-        files = format_list(found)
-        return {}, [f'The labels are numbers, and {files} give them different names; the numbers are kept.']
-    return {}, []
-
-
-def _names_in(file, labels):
-    "The name of each label, if a file has one for each and all differ; otherwise {}"
-    try:
-        if file.suffix.lower() == '.json':
-            pairs = _json_pairs(file)
-        elif file.suffix.lower() == '.txt':
-            pairs = _listed_names(file, labels)
-        else:
-            pairs = _table_pairs(read_csv(file)[0])[: 50 + 10 * len(labels)]  # not the images of another table
-        pairs = list(pairs)
-    except (UserError, ValueError):
-        return {}
-    if any(is_image_name(str(name)) for _, name in pairs):
-        return {}
-    names = {str(number).strip(): str(name).strip() for number, name in pairs}
-    if not labels <= set(names) and labels <= set(names.values()):
-        names = {number: name for name, number in names.items()}  # from names to numbers
-    names = {label: names.get(label, '') for label in sorted(labels)}
-    is_map = all(names.values()) and len(set(names.values())) == len(names)
-    return names if is_map and not all(name.isdigit() for name in names.values()) else {}
-
-
-def _listed_names(file, labels):
-    "(number, name) from lines with a number and a name, or with a name each, counted from 0 or from 1"
-    lines = [line.strip() for line in read_text(file)[0].splitlines() if line.strip()]
-    if all(re.match(r'\d+\s+\S', line) for line in lines):
-        return _numbered_list(file).items()
-    numbers = sorted(map(int, labels))
-    start = 0 if numbers[0] == 0 else 1 if numbers[-1] == len(lines) else None
-    return [] if start is None else [(str(number), line) for number, line in enumerate(lines, start)]
-
-
-def _json_pairs(file):
-    table = read_json(file)[0]
-    if list(table.columns) == ['file_name', 'label']:
-        return zip(table.file_name, table.label, strict=True)
-    return _table_pairs(table)
-
-
-def _table_pairs(table):
-    "(number, name) from a table with a column of numbers and one of names"
-    columns = {name: table[name].str.strip() for name in table.columns}
-    numbers = [name for name, values in columns.items() if values.is_unique and values.str.fullmatch(r'\d+').all()]
-    names = [name for name in columns if name not in numbers and columns[name].is_unique]
-    has_paths = any(plain_name(name) not in ('id', 'name') for name in find_columns(table.columns, 'path'))
-    if len(numbers) != 1 or not names or has_paths:
-        return []
-    best = find_column(names, 'label') or next((n for n in names if 'name' in n.lower()), names[0])
-    return list(zip(columns[numbers[0]], columns[best], strict=True))

@@ -27,6 +27,7 @@ from .archives import receipt_name
 from .column_names import find_columns
 from .companions import is_companion_name
 from .file_kinds import image_extensions, is_image_name
+from .path_spellings import spellings
 from .split_words import says_nothing, split_of, words_of
 from .tree import is_visible
 
@@ -101,6 +102,16 @@ class Located:
     ambiguous: list  # for each value, whether none of these folders is better than the others
     stripped: str = ''  # the start of all values that was left out because it belongs to another computer
 
+    def take(self, indices, other):
+        "Take over the files that another search found for some of the values"
+        for i, path, found, folders, is_ambiguous in zip(
+            indices, other.paths, other.found, other.folders, other.ambiguous, strict=True
+        ):
+            if found:
+                self.paths[i], self.found[i], self.folders[i], self.ambiguous[i] = path, True, folders, is_ambiguous
+        starts = dict.fromkeys(filter(None, [*self.stripped.split(' or '), other.stripped]))
+        self.stripped = ' or '.join(starts)
+
     @property
     def n_certain(self) -> int:
         "How many exist in one folder only"
@@ -121,6 +132,34 @@ class ImageFiles:
         beside: bool = True,  # also look into the folders beside the table's folder if its own holds none of the files
     ) -> Located:
         "The file of each value: as a path, or anywhere below the folder, or with the first folders left out"
+        best, current = self._locate_shortened(values, beside), list(values)
+        for spell in spellings:
+            changed = {i: spell(current[i]) for i, found in enumerate(best.found) if not found}
+            changed = {i: value for i, value in changed.items() if value != current[i]}
+            for i, value in changed.items():
+                current[i] = value
+            best.take(list(changed), self._locate_shortened(list(changed.values()), beside))
+        return best if any(best.found) else self._locate_by_computer(current, beside) or best
+
+    def _locate_by_computer(self, values, beside):
+        "The files of paths from several computers: each first folders are left out; None if that finds none"
+        is_absolute = [value.startswith('/') or re.match('[A-Za-z]:/', value) for value in values]
+        for depth in range(1, 6) if values and all(is_absolute) else ():
+            starts = defaultdict(list)
+            for i, value in enumerate(values):
+                starts['/'.join(value.split('/')[:depth])].append(i)
+            if not 1 < len(starts) <= 20:
+                continue
+            best = Located(list(values), [False] * len(values), [()] * len(values), [False] * len(values))
+            for indices in starts.values():
+                best.take(indices, self._locate_shortened([values[i] for i in indices], beside))
+            found = [path for path, exists in zip(best.paths, best.found, strict=True) if exists]
+            if found and len(set(found)) == len({value for value, one in zip(values, best.found, strict=True) if one}):
+                return best
+        return None
+
+    def _locate_shortened(self, values, beside):
+        "The file of each value, with the first folders that all share left out if that finds more"
         best = self._locate(values, beside)
         common = _common_folders(values)
         for count in range(1, len(common) + 1):

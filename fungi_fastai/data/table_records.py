@@ -1,4 +1,4 @@
-"""How an Excel sheet, JSON or Parquet becomes a table of text
+"""How JSON or Parquet becomes a table of text
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/table_records.html.md"""
 
@@ -15,44 +15,10 @@ import pyarrow as pa
 
 from ..core.errors import MissingFileError, UserError
 from ..core.progress import format_list
-from .column_names import count_usual
+from .column_names import find_column
+from .split_words import splits_of
+from .spreadsheets import cell_text
 from .table_text import column_names, read_text
-
-# %% ../../nbs/data/table_records.ipynb #55e2845f
-def read_excel(file):
-    try:
-        import openpyxl
-    except ImportError:
-        raise UserError(
-            f'{file} is an Excel table, and the package openpyxl that reads it is not installed. Install it with '
-            'pip install openpyxl, or save the table as a CSV in UTF-8.'
-        ) from None
-    try:
-        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-        sheets = {name: list(book[name].iter_rows(values_only=True)) for name in book.sheetnames}
-    except OSError as error:
-        raise MissingFileError(f'{file} cannot be opened: {error.strerror or error}.') from None
-    except Exception as error:  # of many kinds, for a file that is no workbook
-        raise UserError(f'{file} cannot be read as an Excel table: {error}. Save it as a CSV in UTF-8.') from None
-    sheets = {name: rows for name, rows in sheets.items() if any(map(any, rows))}
-    if not sheets:
-        raise UserError(f'{file} is empty. Expected a sheet with the columns path and label.')
-    name = max(sheets, key=lambda name: (count_usual(next(filter(any, sheets[name]))), len(sheets[name])))
-    rows = [(number, [cell_text(cell) for cell in row]) for number, row in enumerate(sheets[name], 1) if any(row)]
-    header = column_names(rows[0][1])
-    table = pd.DataFrame([row for _, row in rows[1:]], columns=list(header), dtype=str)
-    table.index = [number for number, _ in rows[1:]]
-    notes = [f'{file.name} has {len(sheets)} sheets; {name} is read.'] if len(sheets) > 1 else []
-    return table, notes, []
-
-
-def cell_text(value):
-    "A value of a spreadsheet or of JSON as text; whole numbers without a point"
-    if value is None:
-        return ''
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str).strip('"')
 
 # %% ../../nbs/data/table_records.ipynb #f1f80022
 def read_json_lines(file):
@@ -67,17 +33,63 @@ def read_json_lines(file):
 def read_json(file):
     text, notes = read_text(file)
     content = _parse_json(text, str(file))
-    if isinstance(content, dict) and isinstance(content.get('images'), list):
+    if isinstance(content, dict) and _is_coco(content):
         content = _annotated_images(file, content)
     elif isinstance(content, dict) and content:
-        values = content.values()
-        if all(isinstance(value, dict) for value in values):
-            content = [{'file_name': name, **value} for name, value in content.items()]
-        elif not any(isinstance(value, dict | list) for value in values):
-            content = [{'file_name': name, 'label': value} for name, value in content.items()]
+        content, more = _records_of_object(file, content)
+        notes += more
     if not isinstance(content, list):
         raise UserError(f'{file} holds no table. Expected a list of objects with the keys file_name and label.')
     return _records_table(file, dict(enumerate(content, 1))), notes, []
+
+
+def _is_coco(content):
+    images = content.get('images')
+    return isinstance(images, list) and ('annotations' in content or any(isinstance(one, dict) for one in images))
+
+
+def _records_of_object(file, content):
+    "The records in a JSON object: by file name, by split, by class, or as columns; notes"
+    values = list(content.values())
+    if all(isinstance(value, dict) for value in values):
+        if _is_table_of_columns(content):
+            return _columns_to_records({name: list(column.values()) for name, column in content.items()}), []
+        return [{'file_name': name, **value} for name, value in content.items()], []
+    if not any(isinstance(value, dict | list) for value in values):
+        return [{'file_name': name, 'label': value} for name, value in content.items()], []
+    lists = {name: value for name, value in content.items() if value and isinstance(value, list)}
+    if len(lists) == 1 and all(isinstance(one, dict) for value in lists.values() for one in value):
+        [(name, records)] = lists.items()
+        return records, [f'The table in {file.name} is its list {name}.']
+    if not all(isinstance(value, list) for value in values):
+        return None, []
+    splits = splits_of(content)
+    if all(splits.values()):
+        records = [_with_split(one, split) for split, ones in content.items() for one in ones]
+        return records, [f'{file.name} has a list for each split: {format_list(content)}.']
+    if find_column(list(content), 'path') and len({len(value) for value in values}) == 1:
+        return _columns_to_records(content), []
+    if all(isinstance(one, str) for value in values for one in value):
+        records = [dict(file_name=name, label=label) for label, names in content.items() for name in names]
+        return records, [f'{file.name} has a list of images for each class.']
+    return None, []
+
+
+def _is_table_of_columns(content):
+    "Whether an object holds the columns of a table, each with the same numbers for its rows"
+    return bool(find_column(list(content), 'path')) and len({tuple(column) for column in content.values()}) == 1
+
+
+def _columns_to_records(columns):
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _with_split(one, split):
+    "A record of a list for a split: an object, a file name, or a file name with a number and a name"
+    if isinstance(one, dict):
+        return {'split': split, **one}
+    cells = one if isinstance(one, list) else [one]
+    return {'split': split, 'file_name': cells[0]} | ({'label': cells[-1]} if len(cells) > 1 else {})
 
 
 def _annotated_images(file, content):

@@ -23,7 +23,8 @@ from pyarrow import csv as arrow_csv
 from ..core.errors import MissingFileError, UserError
 from ..core.progress import format_count, format_list
 from .archive_names import detect_encoding, is_utf8
-from .column_names import count_usual, header_names, plain_name, usual_columns
+from .cells import clean_text
+from .column_names import count_usual, find_header, plain_name, usual_columns
 from .file_kinds import is_image_name
 
 # %% ../../nbs/data/table_text.ipynb #4d6a56cc
@@ -84,13 +85,14 @@ class _Dialect:
     skipped: int = 0  # lines before the header or, without one, before the data
     header: tuple = ()  # names of the columns; () if the first line is data
     blanks: int = -1  # at which a line is cut if they separate the cells; -1: all
+    padded: bool = False  # whether blanks stand before quotation marks
 
     def rows(self, lines):
         "The cells of lines"
         if self.separator == ' ':
             return (line.split(None, self.blanks) for line in lines)
         quoting = csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE
-        return csv.reader(lines, delimiter=self.separator, quoting=quoting)
+        return csv.reader(lines, delimiter=self.separator, quoting=quoting, skipinitialspace=self.padded)
 
 
 def _find_dialect(file, text):
@@ -102,13 +104,14 @@ def _find_dialect(file, text):
         separators, skipped = match[1], 1
     while skipped < len(lines) and _is_comment(lines[skipped : skipped + 2]):
         skipped += 1
-    skipped = _after_title(lines, skipped, separators)
+    skipped += find_header([max((line.split(one) for one in separators), key=len) for line in lines[skipped:]])
     if skipped == len(lines):
         raise UserError(
             f'{file} cannot be read as a CSV: it is empty. Expected a header with the columns path and label.'
         )
     sample = lines[skipped:]
-    found = [_Dialect(separator, separator != '\t', skipped) for separator in separators]
+    padded = {one: bool(re.search(rf'{re.escape(one)} +"', text)) for one in separators}
+    found = [_Dialect(one, one != '\t', skipped, padded=padded[one]) for one in separators]
     if Path(file).suffix.lower() == '.txt' and len(separators) > 1:
         found.append(_Dialect(' ', False, skipped))
     best = max(found, key=lambda dialect: _score(dialect, sample))
@@ -136,15 +139,6 @@ def _is_list_of_images(dialect, first):
     return dialect.separator == ' ' or any(map(str.isdigit, first)) and not is_counted
 
 
-def _after_title(lines, first, separators):
-    "The number of the header's line: lines of text without a separator may stand before it"
-    filled = [number for number in range(first, len(lines)) if lines[number].strip()]
-    counts = {number: max(map(lines[number].count, separators)) for number in filled}
-    is_title = counts.get(first) == 0 and plain_name(lines[first]) not in header_names
-    is_table = len(counts) > 2 and all(list(counts.values())[-3:])
-    return next(number for number, count in counts.items() if count) if is_title and is_table else first
-
-
 def _score(dialect, lines):
     "How well a separator suits lines: known names and images, lines with the same number of cells, number of cells"
     rows = [row for row in dialect.rows(lines) if row]
@@ -159,7 +153,7 @@ def column_names(cells):
     "Distinct names for columns: a column without a name gets its number, a repeated name gets a number"
     names = []
     for number, cell in enumerate(cells, 1):
-        name = ' '.join(str(cell).split()).lstrip('#') or f'column {number}'
+        name = clean_text(' '.join(str(cell).split())).lstrip('#') or f'column {number}'
         names.append(name if name not in names else f'{name} ({number})')
     return tuple(names)
 
@@ -288,6 +282,8 @@ def read_csv(
 ) -> tuple[pd.DataFrame, list, list]:  # text, indexed by the number of the line; notes; lines with too few cells
     "A table in a text file. Raises `UserError`"
     text, notes = read_text(file)
+    text, more = _without_outer_quotes(file, text)
+    notes += more
     dialect = _find_dialect(file, text)
     header, table = dialect.header, None
     if header and dialect.separator != ' ':
@@ -299,6 +295,8 @@ def read_csv(
         header = header or column_names([''] * len(rows[0][1]))
         values = [row for _, row in rows]
         table = pd.DataFrame(values, columns=list(header), index=[line for line, _ in rows], dtype=str)
+    table, more = _without_repeated_header(table)
+    notes += _describe_title(file, dialect, text) + more
     if not dialect.header:
         notes.append(
             f'{file.name} has no header: its first line was read as data, its columns are {format_list(header)}.'
@@ -309,6 +307,36 @@ def read_csv(
     return table, notes, short
 
 
+def _without_outer_quotes(file, text):
+    "The text without the quotation marks around whole lines, in which some programs save a CSV again; notes"
+    if not re.match(r'"[^"\n]+[,;\t|][^"\n]+"\s*(\n|$)', text):
+        return text, []
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    if any(len(row) > 1 for row in rows) or not count_usual(re.split(r'[,;\t|]', rows[0][0])):
+        return text, []
+    return '\n'.join(row[0] for row in rows), [f'{file.name}: the quotation marks around whole lines are ignored.']
+
+
+def _describe_title(file, dialect, text):
+    "A sentence about lines before the table"
+    lines = [line.strip(' ,;|\t') for line in text.splitlines()[: dialect.skipped]]
+    title = next((line for line in lines if line and line[0] != '#' and not re.match('"?sep=', line, re.I)), '')
+    if not title:
+        return []
+    return [f'The table in {file.name} begins in line {dialect.skipped + 1}, after a title: {title}.']
+
+
+def _without_repeated_header(table):
+    "The table without rows that repeat the names of the columns, as in files that were put together; notes"
+    is_header = pd.Series(True, index=table.index)
+    for name in table:
+        is_header &= table[name].str.strip('\'" ') == name
+    if not is_header.any():
+        return table, []
+    lines = table.index[is_header]
+    return table[~is_header], [f'Left out: {format_count(len(lines), "repeated header")} ({line_numbers(lines)}).']
+
+
 def _parse_consistent(dialect, text):
     "The table, if all lines have as many cells as the header and each is on one line; otherwise None"
     wrong = []
@@ -317,6 +345,8 @@ def _parse_consistent(dialect, text):
         wrong.append(row)
         return 'skip'
 
+    if dialect.padded:
+        return None  # Arrow takes quotation marks after a blank for a part of the text
     options = arrow_csv.ParseOptions(
         delimiter=dialect.separator, quote_char='"' if dialect.quotes else False, invalid_row_handler=collect
     )

@@ -9,6 +9,7 @@ __all__ = ['read_table']
 
 # %% ../../nbs/data/tables.ipynb #d8e2ab33
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
-from .column_names import find_columns, plain_name
+from .column_names import find_columns
 from fungi_fastai.data.columns import (
     choose_group,
     choose_label,
@@ -27,11 +28,16 @@ from fungi_fastai.data.columns import (
     read_one_hot,
     read_splits,
 )
+from .companions import is_companion_name
 from .details import read_details
-from .folders import compile_pattern, find_groups, group_name, images_table, plain_text
-from .split_words import says_nothing, split_of
-from .table_files import files_beside, label_names, read_frame
-from .table_paths import ImageFiles, PathColumns, find_paths
+from .file_kinds import is_image_name
+from .folders import NoLabelsError, compile_pattern, find_groups, group_name, images_table, plain_text
+from .label_names import files_beside, label_names
+from .label_values import describe_conversions, read_labels
+from .split_words import says_nothing, split_of, words_of
+from .table_files import read_frame
+from .table_paths import ImageFiles, PathColumns, find_paths, is_address, path_values
+from .table_rows import expand_rows
 from .table_text import line_numbers
 
 # %% ../../nbs/data/tables.ipynb #5cf937f8
@@ -48,7 +54,7 @@ class _Columns:
     notes: list = field(default_factory=list)
 
     @classmethod
-    def of(cls, file, table, files, label, group, column, split):
+    def of(cls, file, table, files, label, group, column, split, classes):
         "The columns that the user names, otherwise those that suit by name and content. Raises `UserError`"
         names = list(table.columns)
         path = find_paths(file, table, column, files)
@@ -57,7 +63,7 @@ class _Columns:
         splits, notes = choose_splits(table, taken | {label, group}, split)
         label_column, one_hot = label if label in names else None, []
         if label == 'folder':
-            label_column, more = choose_label(table, taken | {*splits, group})
+            label_column, more = choose_label(table, taken | {*splits, group}, classes)
             notes += more
             one_hot = [] if label_column else one_hot_columns(table, taken | {*splits, group})
         elif label not in names and '(' not in label:
@@ -85,7 +91,8 @@ class _Columns:
         meanings = [('images', '/'.join(self.path.columns)), ('labels', labels), ('specimens', self.group)]
         meanings.append(('split', ' and '.join(self.splits)))
         chosen = ', '.join(f'{what} from {name}' for what, name in meanings if name)
-        others = [n for n in find_columns(table.columns, 'label') if table[n].nunique() > 1]
+        others = [n for n in table.columns if find_columns([re.sub(r' \(\d+\)$', '', n)], 'label')]
+        others = [n for n in others if table[n].nunique() > 1]
         others = [n for n in others if n not in (self.label, self.genus)]
         hint = f'; labels may also be in {format_list(others)}' if others and self.label else ''
         return f'Columns of {file.name}: {chosen}{hint} (to choose others: --column, --label, --group, --split).'
@@ -105,18 +112,18 @@ def read_table(
     labels: bool = True,  # whether a table with no label at all is an error
     split: str = '',  # the column with the split; 'none': no column; '': the one that looks like it
     from_folders: bool = True,  # whether a table without labels takes them from the folders of its images
+    classes: set = frozenset(),  # known already: a column that holds nothing else has the labels
 ) -> pd.DataFrame:  # path name label group given, and what `read_details` gives
     "The images that a table names. Raises `UserError`, or `MissingFileError` if none of them exists"
     file = Path(file)
-    table = read_frame(file)
-    notes, short = table.attrs['notes'], table.attrs['short']
+    frame = read_frame(file)
+    table, several = expand_rows(file, frame, column, folders=from_folders)
     files = ImageFiles(file)
-    columns = _Columns.of(file, table, files, label, group, column, split)
-    _check_short_lines(file, table, columns, short)
-    notes = [*notes, *columns.notes]
+    columns = _Columns.of(file, table, files, label, group, column, split, classes)
+    _check_short_lines(file, table, columns, frame.attrs['short'])
+    notes = [*frame.attrs['notes'], *several, *columns.notes]
     has_path = [bool(value) for value in columns.path.values]
-    if not all(has_path):
-        lines = table.index[[not has for has in has_path]]
+    if lines := table.index[[not has for has in has_path]].tolist():
         notes.append(f'{file.name} has {format_count(len(lines), "row")} without an image ({line_numbers(lines)}).')
     rows = table[has_path]
     paths = columns.path.located.paths
@@ -129,16 +136,18 @@ def read_table(
     else:
         image_labels, more = [None] * len(rows), []
     image_labels = [None if split == 'unlabelled' else one for one, split in zip(image_labels, splits, strict=True)]
-    if labels and not any(image_labels):
-        raise UserError(f'No image in {file} has a label. Its columns are {", ".join(table.columns)}.')
     groups, more_groups = _image_groups(rows, columns, image_labels, names, group)
     images = images_table(paths, names, image_labels, groups, splits.replace('unlabelled', '').tolist())
     details = read_details(rows, set(columns.used))
     images = pd.concat([images.set_index(rows.index), details], axis=1)
-    notes += [*more, *more_groups, *_path_notes(file, columns.path, rows, files), *_check_repeated(file, images)]
-    notes += _describe_details(details)
+    notes += [*more, *more_groups, *_path_notes(file, columns.path, rows, files)]
+    notes += [*_check_repeated(file, images), *_describe_details(details)]
     images = _distinct(images)
     images.attrs['notes'] = notes
+    if labels and not any(image_labels):
+        error = NoLabelsError(f'No image in {file} has a label. Its columns are {", ".join(table.columns)}.')
+        error.images = images
+        raise error
     return images
 
 
@@ -170,12 +179,12 @@ def _image_names(paths, folder):
 def _image_labels(file, table, columns, names, label, required):
     "Labels from their column, from a pattern, or, for a table of paths alone, from the folders; notes"
     if columns.label:
-        values, unknown = _hidden_labels(table[columns.label])
+        values, notes = read_labels(table[columns.label])
         if columns.genus:
             values = (table[columns.genus] + ' ' + values).where(values != '', '').str.strip()
-        known, notes = label_names(files_beside(file), set(values[values != '']))
+        known, more = label_names(files_beside(file), set(values[values != '']))
         known = {value: known.get(value) or plain_text(value) or None for value in values.unique()}
-        return [known[value] for value in values.tolist()], [*unknown, *notes, *_missing_labels(values)]
+        return [known[value] for value in values.tolist()], notes + more
     if columns.one_hot:
         return read_one_hot(file, table, columns.one_hot), []
     if label != 'folder':
@@ -191,38 +200,10 @@ def _image_labels(file, table, columns, names, label, required):
     return [_folder_label(name) for name in names], []
 
 
-def _hidden_labels(values):
-    "The labels without -1 in a column of numbers such as class_id, where it stands for a hidden label; notes"
-    others = values[(values != '') & (values != '-1')]
-    is_id = plain_name(values.name).endswith('id') and len(others) and others.str.fullmatch(r'\d+').all()
-    if not is_id or not (values == '-1').any():
-        return values, []
-    count = format_count(int((values == '-1').sum()), 'row')
-    return values.mask(values == '-1', ''), [f'The number -1 in {values.name} is no class ({count}): without a label.']
-
-
 def _folder_label(name):
     "The innermost folder that may be a class"
     folders = reversed(name.split('/')[:-1])
     return next((plain_text(folder) for folder in folders if not says_nothing(folder) and not split_of(folder)), None)
-
-
-_unknown_labels = frozenset('na n/a nan null none ? -1 unknown unidentified unbekannt tbd todo'.split())
-
-
-def _missing_labels(values):
-    "Notes about rows without a label, and about a class that is called like a missing value"
-    notes = []
-    if empty := (values == '').sum():
-        notes.append(f'{format_count(empty, "row")} without a label: such images are not used for training.')
-    for value in values.unique():
-        if value.lower() in _unknown_labels:
-            number = (values == value).sum()
-            notes.append(
-                f'The label {value} ({format_count(number, "row")}) was read as the name of a class. If it means that '
-                'the label is unknown, leave these cells empty.'
-            )
-    return notes
 
 
 def _image_groups(table, columns, labels, names, group):
@@ -232,7 +213,7 @@ def _image_groups(table, columns, labels, names, group):
     values, missing = table[columns.group], is_missing(table[columns.group])
     if missing.all():
         return [''] * len(names), [f'No row has a value in {columns.group}: the specimens are unknown.']
-    notes = []
+    notes = describe_conversions(values[~missing], may_be_dates=True)
     if missing.any():
         words = sorted(set(values[missing]) - {''})
         notes.append(
@@ -287,12 +268,27 @@ def _path_notes(file, path, table, files):
     if guessed := [i for i, folders in enumerate(located.folders) if len(folders) > 1]:
         chosen, other = (os.path.relpath(folder, files.folder) for folder in located.folders[guessed[0]][:2])
         notes.append(f'{format_count(len(guessed), "name")} exist in {chosen} and in {other}; {chosen} was taken.')
+    notes += _describe_other_columns(path, table, files)
     if others := files.others(located.paths):
         notes.append(
             f'{format_count(len(others), "image")} beside those of {file.name} are in none of its rows, such as '
             f'{os.path.relpath(others[0], files.folder)}.'
         )
     return notes
+
+
+def _describe_other_columns(path, table, files):
+    "Sentences about columns that name further images"
+    used = set(path.located.paths)
+    for name in table.columns:
+        values = [value for value in table[name].head(50) if is_image_name(value) and not is_address(value)]
+        is_companion = any(map(is_companion_name, words_of(name)))
+        if name in path.columns or is_companion or not values or 2 * len(values) < len(table.head(50)):
+            continue
+        found = files.locate(path_values(pd.Series(values)))
+        new = [path for path, exists in zip(found.paths, found.found, strict=True) if exists and path not in used]
+        if 2 * len(new) > len(values):
+            yield f'{name} names further images, which are not read: write a row for each of them.'
 
 
 def _check_repeated(file, images):

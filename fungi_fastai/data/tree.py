@@ -9,6 +9,7 @@ __all__ = []
 
 # %% ../../nbs/data/tree.ipynb #349b509c
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ def is_visible(
     name: str,  # of a file or folder, without its path
 ) -> bool:
     "Whether a file or folder is part of the data: neither hidden nor of an operating system or network drive"
-    return not name.startswith('.') and name.lower() not in system_folders
+    return not name.startswith(('.', '~$')) and name.lower() not in system_folders and not name.endswith('.lrdata')
 
 # %% ../../nbs/data/tree.ipynb #0c608935
 @dataclass(frozen=True)
@@ -132,7 +133,15 @@ def find_images(
     tree: Tree,
 ) -> list[tuple]:  # paths, sorted
     "The images of a folder, by extension or, where that says nothing, by content"
-    return sorted(parts for parts in tree.files if (path := tree.path(parts)) and is_image_file(path))
+    files = [parts for parts in tree.files if not is_backup(parts[-1])]
+    return sorted(parts for parts in files if (path := tree.path(parts)) and is_image_file(path))
+
+
+def is_backup(
+    name: str,  # of a file
+) -> bool:
+    "Whether a file is the copy that a program made before a change: `1.jpg_original` of ExifTool, `1.jpg~`"
+    return name.endswith(('_original', '~')) and is_image_name(re.sub('(_original|~)$', '', name))
 
 # %% ../../nbs/data/tree.ipynb #68c2fa35
 def describe_passed_over(
@@ -152,11 +161,23 @@ def describe_passed_over(
             f'Left out: {format_count(count, "image")} of which only a placeholder is on this computer (*.icloud). '
             'Download them from iCloud first.'
         )
-    if passed_over := {name: n for name, n in sorted(tree.passed_over.items()) if n and name != _icloud}:
-        names = ', '.join(f'{name} ({n:,})' for name, n in passed_over.items())
-        count = format_count(sum(passed_over.values()), 'image')
-        notes.append(f'Left out: {count} in hidden folders, or those of a system: {names}.')
+    notes += describe_hidden(tree)
+    if backups := [parts for parts in tree.files if is_backup(parts[-1])]:
+        count = format_count(len(backups), 'backup')
+        notes.append(f'Left out: {count} that programs made before a change, such as {"/".join(backups[0])}.')
     return notes + format_notes([parts[-1] for parts in tree.files])
+
+
+def describe_hidden(
+    tree: Tree,
+) -> list[str]:  # a sentence, or nothing
+    "The images in hidden folders"
+    passed_over = {name: n for name, n in sorted(tree.passed_over.items()) if n and name != _icloud}
+    if not passed_over:
+        return []
+    names = ', '.join(f'{name} ({n:,})' for name, n in passed_over.items())
+    count = format_count(sum(passed_over.values()), 'image')
+    return [f'Left out: {count} in hidden folders, or those of a system: {names}.']
 
 
 def _suffix(parts):

@@ -1,4 +1,4 @@
-"""Who made the images that a network was trained on, and under which licence
+"""Where the images of a network come from, who made them, and under which licence
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/attribution.html.md"""
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.files import write_table
-from ..core.progress import format_count
+from ..core.progress import format_count, format_list
 from ..data.licences import allows_reuse
 
 # %% ../../nbs/deploy/attribution.ipynb #a991ff58
@@ -22,14 +22,27 @@ _columns = dict(author='author', rights_holder='rights_holder', licence='licence
 
 def attribution_table(
     items: pd.DataFrame,  # of a run
-) -> pd.DataFrame | None:  # image label author rights_holder licence source; None if nothing is known
-    "Who made each image that a run used"
+) -> pd.DataFrame | None:  # image label author rights_holder licence source, added_from after an update; or None
+    "Who made each image that a run used; None if nothing is known"
     known = [name for name in _columns if name in items]
     if not {'author', 'rights_holder', 'licence'} & set(known):
         return None
     used = items[items.split.ne('')]
     table = used[['name', 'label', *known]].fillna('').rename(columns=dict(_columns, name='image'))
-    return table.reindex(columns=['image', 'label', *_columns.values()], fill_value='')
+    table = table.reindex(columns=['image', 'label', *_columns.values()], fill_value='')
+    return table.assign(added_from=_added_from(used).map(without_path)) if _added_from(items).any() else table
+
+
+def without_path(
+    source: str,  # a path, a slug, or the words of a command
+) -> str:
+    "A source without the folders of this machine"
+    return Path(source).name if source and (Path(source).is_absolute() or Path(source).exists()) else source
+
+
+def _added_from(items):
+    "(images,) the source that an update added an image from; '' for the images of the first training"
+    return items.added_from.fillna('') if 'added_from' in items else pd.Series('', items.index)
 
 
 def write_attribution(
@@ -54,17 +67,56 @@ def attribution_facts(
     return dict(licences={name: int(n) for name, n in counts.items()}, authors=int(who[who != ''].nunique()))
 
 
+def source_facts(
+    items: pd.DataFrame,  # of a run
+    source: str,  # of its recipe
+) -> dict:  # source, and after an update `sources`: a dict of source, images, split, licences and authors for each
+    "What bundle.json says about where the images come from"
+    used = items[items.split.ne('')]
+    origin = _added_from(used)
+    if not origin.any():
+        return dict(source=without_path(source))
+    sources = []
+    for name, own in used.groupby(origin, sort=False):
+        counts = own.split.value_counts()
+        split = {one: int(counts.get(one, 0)) for one in ('train', 'valid', 'test')}
+        about = dict(source=without_path(name or source), images=len(own), split=split)
+        sources.append(about | attribution_facts(own))
+    return dict(source=' + '.join(one['source'] for one in sources), sources=sources)
+
+
+def describe_sources(
+    data: dict,  # the table `data` of bundle.json
+) -> str:  # Markdown
+    "Where the images come from, for the model card"
+    if not data.get('sources'):
+        return f'`{data["source"]}`'
+    first, *added = [f'`{one["source"]}` ({_count_splits(one)})' for one in data['sources']]
+    return f'{first} and, added by `fungi update`, {format_list(added, 20)}'
+
+
+def _count_splits(source):
+    names = dict(train='training', valid='validation', test='test')
+    counts = ', '.join(f'{n:,} {names[split]}' for split, n in source['split'].items() if n)
+    return f'{format_count(source["images"], "image")}: {counts}'
+
+
+def _count_licences(data):
+    return ', '.join(f'{name} ({n:,})' for name, n in data['licences'].items())
+
+
 def describe_attribution(
     data: dict,  # the table `data` of bundle.json
 ) -> str:  # '' if nothing is known
     "A paragraph for the model card"
     if not data.get('licences'):
         return ''
-    licences = ', '.join(f'{name} ({n:,})' for name, n in data['licences'].items())
     text = (
-        f'Licences of the images: {licences}. They are by {format_count(data["authors"], "author")}; `attribution.csv` '
-        'names author, licence and source of each.'
+        f'Licences of the images: {_count_licences(data)}. They are by {format_count(data["authors"], "author")}; '
+        '`attribution.csv` names author, licence and source of each.'
     )
+    for one in data.get('sources', ()):
+        text += f' `{one["source"]}`: {_count_licences(one)}, by {format_count(one["authors"], "author")}.'
     closed = sum(n for name, n in data['licences'].items() if name == 'not stated' or not allows_reuse(name))
     if closed:
         text += f' {format_count(closed, "image")} had no licence that allows reuse: ask before you share this network.'

@@ -12,7 +12,7 @@ import json
 from string import Template
 
 from ..data.corrections import describe_corrections
-from .attribution import describe_attribution
+from .attribution import describe_attribution, describe_sources
 from .novelty import describe_novelty
 from ..evaluation.context_fit import describe_context
 
@@ -31,7 +31,7 @@ $scores
 
 ## Data
 
-$images images of $n_classes classes, from `$source`. $guarantee
+$images images of $n_classes classes, from $source. $guarantee
 
 $classes. In brackets, training images.$corrections
 
@@ -232,7 +232,7 @@ def model_card(
         scores=_score_rows(about['metrics']),
         images=data['images'],
         n_classes=len(about['classes']),
-        source=data['source'],
+        source=describe_sources(data),
         guarantee=about['guarantee'],
         corrections=f'\n\n{describe_corrections(data["corrections"])}' if data.get('corrections') else '',
         classes=', '.join(f'{name} ({data["per_class"].get(name, 0)})' for name in about['classes']),

@@ -85,10 +85,13 @@ class Drift:
         "The result in words"
         facts = self.facts
         if not self.tests:
-            return (
+            text = (
                 f'Too few answers: {facts["independent"]} independent ones are compared with '
                 f'{facts["baseline_independent"]}, and each side needs {fewest_answers}. Nothing was tested.'
             )
+            if facts['baseline'] == 'validation' and facts['baseline_independent'] < fewest_answers:
+                text += ' The validation set is small: compare with earlier answers: --baseline earlier --since DATE'
+            return text
         drifted = [one.measure for one in self.tests if one.drifted]
         if drifted:
             verb = 'have' if len(drifted) > 1 or drifted == ['classes'] else 'has'

@@ -28,7 +28,7 @@ from ..core.folders import replaced_folder
 from ..core.progress import format_size
 from ..data.images import canvas_size, open_image
 from ..data.splits import count_specimens
-from .attribution import attribution_facts, write_attribution
+from .attribution import attribution_facts, source_facts, without_path, write_attribution
 from .bundle import Bundle, check_target
 from .card import model_card
 from fungi_fastai.deploy.onnx import (
@@ -41,6 +41,7 @@ from fungi_fastai.deploy.onnx import (
     write_openvino,
 )
 from fungi_fastai.deploy.parity import (
+    KnownOutputs,
     check_agreement,
     check_parity,
     compare_with_evaluation,
@@ -134,13 +135,13 @@ class _Compared:
     parity: dict  # the table of bundle.json
 
 
-def _compare(job, engine):
+def _compare(job, engine, known):
     "Compare torch with the ONNX graph, at the network's size and from the files. Raises `TrainingError`"
     n = job.options.images
     squares, rows = job.images(('test', 'valid', 'train'), n)
     views = with_flips(squares, n)
     probs = in_batches(job.torch, views)[0]
-    parity = check_parity(probs, in_batches(engine, views)[0], job.options.tolerance)
+    parity = check_parity(probs, known.add(rows, views)[0], job.options.tolerance)
     from_files = [engine(np.asarray(open_image(path))[None])[0] for path in rows.path[:8]]
     parity |= dict(
         flipped=max(0, len(views) - len(squares)),
@@ -178,14 +179,14 @@ def _write_references(job, compared):
     )
 
 
-def _write_examples(job, engine):
+def _write_examples(job, known):
     "Training images of all classes: their features, labels and thumbnails"
     from safetensors.numpy import load_file, save_file
 
     recipe, file = job.run.recipe, job.folder / 'examples.safetensors'
     squares, rows = job.images(('train',), job.options.examples)
-    features = in_batches(engine, squares)[1]
-    held_out = in_batches(engine, job.images(('valid',), job.options.examples)[0])[1]  # for `Predictor.add_class`
+    features = known.add(rows, squares)[1]
+    held_out = known(sample_images(job.run.items, ('valid',), job.options.examples))[1]  # for `Predictor.add_class`
     FeatureIndex.of(features, rows['name'], rows.label, arch=recipe.arch, size=recipe.size).save(file)
     thumbnails = [thumbnail(pixels, 96, 4000) for pixels in squares]
     tensors = load_file(file) | dict(
@@ -202,7 +203,7 @@ def _engines(job, graph):
     others, facts = _write_engines(job, graph)
     squares, rows = job.images(('test', 'valid'), 1000 if others else 16)
     onnx = OnnxEngine(job.folder / 'model.onnx')
-    seconds = _seconds_on_one_core(dict(torch=job.torch, onnx=onnx) | others, squares[:16])
+    seconds = _seconds_on_one_core(dict(torch=job.torch, onnx=onnx) | others, squares[:8])
     engines = dict(
         onnx=dict(
             milliseconds=round(1000 * seconds['onnx'], 2), speed_over_torch=round(seconds['torch'] / seconds['onnx'], 2)
@@ -283,7 +284,6 @@ def _data_facts(run, licence):
     if run.recipe.average_folds:  # all networks but one were trained on each of these images
         used = used.assign(split=used.split.replace('valid', 'train'))
     return dict(
-        source=_without_path(run.recipe.source),
         images=len(used),
         split={name: int((used.split == name).sum()) for name in ('train', 'valid', 'test')},
         per_class={name: int(n) for name, n in used.label[used.split == 'train'].value_counts().items()},
@@ -291,13 +291,9 @@ def _data_facts(run, licence):
         corrections={k: v for k, v in run.items.attrs.get('corrections', {}).items() if k != 'files'},
         fingerprint=_fingerprint(used),
         licence=licence,
+        **source_facts(used, run.recipe.source),
         **attribution_facts(used),
     )
-
-
-def _without_path(source):
-    "A source without the folders of this machine"
-    return Path(source).name if source and (Path(source).is_absolute() or Path(source).exists()) else source
 
 
 def _fingerprint(used):
@@ -311,18 +307,20 @@ def _command(run, options):
     "The commands that make this bundle again"
     runs = getattr(run, 'members', [run])
     names = ['RUN'] if len(runs) == 1 else [f'RUN{i + 1}' for i in range(len(runs))]
-    commands = [f'{_training_command(one)} --out {name}' for one, name in zip(runs, names, strict=True)]
+    commands = [command for one, name in zip(runs, names, strict=True) for command in _training_commands(one, name)]
     flags = f'{" --int8" if options.int8 else ""}{" --openvino" if options.openvino else ""}'
     return ' && '.join([*commands, f'fungi export {" ".join(names)}{flags} --out FOLDER'])
 
 
-def _training_command(run):
-    try:
-        command = json.loads((run.folder / 'report.json').read_text('utf8'))['command']
-    except (OSError, ValueError, KeyError):
-        command = f'fungi train {run.recipe.name}'
-    words = [_without_path(word) if word.startswith('/') else word for word in shlex.split(command)]
-    return ' '.join(map(shlex.quote, words))
+def _training_commands(run, name):
+    "The commands that make a run: the training, and an update for each time that images were added"
+    commands, folder = run.commands, 'RUN'
+    for i, command in enumerate(commands):
+        words = [without_path(word) if word.startswith('/') else word for word in shlex.split(command)]
+        if i:
+            words[2] = folder  # fungi update RUN
+        folder = name if i == len(commands) - 1 else f'{name}-{i + 1}'
+        yield f'{shlex.join(words)} --out {folder}'
 
 
 def _reliability(run):
@@ -358,17 +356,16 @@ def _bundle_values(job, compared, engines, novelty):
         parity=compared.parity,
         engines=engines,
         recipe=json.loads(run.recipe.to_json())
-        | {name: _without_path(getattr(run.recipe, name)) for name in ('weights', 'corrections', 'taxonomy')}
-        | dict(source=data['source']),
+        | {name: without_path(getattr(run.recipe, name)) for name in ('source', 'weights', 'corrections', 'taxonomy')},
     )
 
 # %% ../../nbs/deploy/export.ipynb #babff643
-def _novelty(job, engine):
+def _novelty(job, known):
     "Write novelty.safetensors; returns the table `novelty` of bundle.json"
     rate = job.options.false_alarm_rate
     if not rate:
         return without_novelty('The bundle was exported with a false-alarm rate of 0.')
-    about = write_novelty(job.run, engine, job.linear_head, job.folder / 'novelty.safetensors', rate, job.say)
+    about = write_novelty(job.run, known, job.linear_head, job.folder / 'novelty.safetensors', rate, job.say)
     job.say(describe_novelty(about))
     return about
 
@@ -381,16 +378,17 @@ def _write_bundle(run, folder, options, say):
     graph = network_graph(job.shipped, run.recipe.size)
     job.save_graph(graph, 'model.onnx')
     engine = OnnxEngine(folder / 'model.onnx', compute_threads())
-    compared = _compare(job, engine)
+    known = KnownOutputs(engine, run.recipe.size, run.recipe.resize)
+    compared = _compare(job, engine, known)
     _write_weights(job)
     write_attribution(run.items, folder)
     if options.references:
         _write_references(job, compared)
     if options.examples:
-        _write_examples(job, engine)
+        _write_examples(job, known)
     if run.decisions.context:
         save_context(run.decisions.context, folder / context_file)
-    values = _bundle_values(job, compared, _engines(job, graph), _novelty(job, engine))
+    values = _bundle_values(job, compared, _engines(job, graph), _novelty(job, known))
     card = model_card(
         values
         | dict(

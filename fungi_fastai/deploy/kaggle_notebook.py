@@ -136,7 +136,7 @@ page = escape(run.report().read_text('utf8'))
 HTML(f'<div><iframe srcdoc="{page}" width="100%" height="900" style="border:0"></iframe></div>')"""
 
 _submission = _Template("""\
-from fungi_fastai.deploy.submission import submission
+from fungi_fastai import submission
 
 submission(run, 'submission.csv', tta=@tta)""")
 
@@ -172,14 +172,13 @@ def _cells(recipe, source, weights, folds, tta, submits, dataset):
     yield 'markdown', _introduction_text(recipe, source, folds, dataset)
     yield 'code', _installation.substitute(dataset=dataset)
     code = recipe_code(recipe, f'str(attached({weights!r}))' if weights else '')
-    imports = [f'from fungi_fastai import Recipe, {"cross_validate" if folds else "train"}']
-    if 'Augment(' in code:
-        imports.append('from fungi_fastai.data.policies import Augment')
+    names = ['Augment'] * ('Augment(' in code) + ['Recipe', 'cross_validate' if folds else 'train']
+    imports = f'from fungi_fastai import {", ".join(names)}'
     if folds:
-        yield 'code', _cross_validation.substitute(imports='\n'.join(sorted(imports)), recipe=code, folds=folds)
+        yield 'code', _cross_validation.substitute(imports=imports, recipe=code, folds=folds)
         yield 'code', 'run.by_fold'
     else:
-        yield 'code', _training.substitute(imports='\n'.join(sorted(imports)), recipe=code)
+        yield 'code', _training.substitute(imports=imports, recipe=code)
         yield 'code', _report
     if submits:
         yield 'code', _submission.substitute(tta=repr(tta))

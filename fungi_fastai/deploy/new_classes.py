@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ import pandas as pd
 from ..core.errors import TrainingError, UserError
 from ..core.files import write_json, write_text
 from ..core.folders import replaced_folder
-from ..core.progress import format_count
+from ..core.progress import format_count, format_list
 from .bundle import Bundle, check_target
 from ..evaluation.context import context_file, save_context
 from ..models.scaling import unit_length
@@ -108,13 +109,14 @@ def add_class(
     facts = dict(photos=len(names), similarity=round(row.similarity, 4), started_from=bundle.fingerprint)
     facts |= dict(created=datetime.now(UTC).isoformat(timespec='seconds'))
     classes = [*bundle.classes, name]
-    parity = _write_network(bundle, folder, network, classes)
+    graph, parity = _write_network(bundle, folder, network, classes)
+    engines = _write_engines(bundle, folder, graph, network[1].linear, pixels)
     _write_examples(bundle, folder, features, names, name, pixels)
     _write_novelty(bundle, folder, features)
     provisional = bundle.provisional | {name: facts}
-    _write_card(bundle, folder, provisional)
+    _write_card(bundle, folder, provisional, engines)
     _write_others(bundle, folder, name)
-    return Bundle.write(folder, **_values(bundle, classes, provisional, parity))
+    return Bundle.write(folder, **_values(bundle, classes, provisional, parity), engines=engines)
 
 
 def _check_name(name, bundle):
@@ -186,7 +188,7 @@ def _extend(layer, row, temperature):
 
 
 def _write_network(bundle, folder, network, classes):
-    "Write weights, graph, references and names of the classes; the table `parity` of bundle.json"
+    "Write weights, graph, references and names of the classes: the graph for squares, and the table `parity`"
     import torch
     from safetensors.numpy import load_file, save_file
 
@@ -199,7 +201,7 @@ def _write_network(bundle, folder, network, classes):
         graph = network_graph(shipped.eval(), bundle.size)
         save_graph(add_resizing(graph, bundle.size, bundle.resize), folder / 'model.onnx')
         if 'references.safetensors' not in bundle.files:
-            return bundle.parity
+            return graph, bundle.parity
         references = load_file(bundle.file('references.safetensors'))
         probs = shipped(torch.from_numpy(references['pixels']))[0].numpy()
     _check_others(probs, references['probabilities'])
@@ -209,7 +211,7 @@ def _write_network(bundle, folder, network, classes):
             f'torch and ONNX differ by {parity["max_difference"]:.2g} in a probability; no class is added.'
         )
     save_file(references | dict(probabilities=probs), folder / 'references.safetensors')
-    return bundle.parity | parity | dict(tolerance=tolerance)
+    return graph, bundle.parity | parity | dict(tolerance=tolerance)
 
 
 def _write_weights(bundle, folder, layer, classes):
@@ -231,6 +233,78 @@ def _check_others(probs, before):
     others = probs[:, :-1] / np.maximum(probs[:, :-1].sum(1, keepdims=True), 1e-12)
     if np.abs(others - before)[probs[:, -1] < 0.99].max(initial=0) > 1e-3:
         raise TrainingError('The weights of the bundle do not give its own predictions. Export its run again.')
+
+# %% ../../nbs/deploy/new_classes.ipynb #e8e8dedc
+def _write_engines(bundle, folder, graph, layer, pixels):
+    "Write the further engines of the bundle with the new class: the table of bundle.json. Warns of those left out"
+    from safetensors.numpy import load_file
+
+    from fungi_fastai.deploy.engines import OnnxEngine, OpenVinoEngine
+    from fungi_fastai.deploy.onnx import write_openvino
+
+    engines = dict(onnx=bundle.engines['onnx'])
+    if 'references.safetensors' in bundle.files:
+        pixels = np.concatenate([load_file(bundle.file('references.safetensors'))['pixels'], pixels])
+    full = _in_batches(OnnxEngine(folder / 'model.onnx'), pixels)
+    for name, facts in bundle.engines.items():
+        if name == 'onnx':
+            continue
+        try:
+            if name == 'int8':
+                _write_int8(bundle, file := folder / 'model.int8.onnx', layer)
+                engine = OnnxEngine(file)
+            else:
+                write_openvino(graph, file := folder / 'model.openvino.xml')
+                engine = OpenVinoEngine(file)
+            engines[name] = facts | dict(new_class=_check_engine(name, full, _in_batches(engine, pixels), facts))
+        except UserError as error:
+            for file in folder.glob(f'model.{name}.*'):
+                file.unlink()
+            warnings.warn(
+                f'The bundle with the new class has no network for {name}: {error} The old one has it.', stacklevel=4
+            )
+    return engines
+
+
+def _in_batches(engine, pixels):
+    return np.concatenate([engine(pixels[i : i + 16])[0] for i in range(0, len(pixels), 16)])
+
+
+def _write_int8(bundle, file, layer):
+    "The 8-bit graph up to its features, then the layer in full precision"
+    from fungi_fastai.deploy.onnx import import_onnx, save_graph
+
+    onnx, _ = import_onnx()
+    graph = onnx.load(bundle.file(file.name))
+    graph = onnx.utils.Extractor(graph).extract_model(['images'], ['features'])
+    weight, bias = (tensor.detach().numpy() / bundle.temperature for tensor in (layer.weight, layer.bias))
+    head = graph.graph
+    head.initializer.extend(
+        onnx.numpy_helper.from_array(array.astype(np.float32), f'new head/{name}')
+        for name, array in (('weight', weight), ('bias', bias))
+    )
+    inputs = ['features', 'new head/weight', 'new head/bias']
+    head.node.append(onnx.helper.make_node('Gemm', inputs, ['new head/logits'], transB=1))
+    head.node.append(onnx.helper.make_node('Softmax', ['new head/logits'], ['probabilities'], axis=1))
+    shape = [head.output[0].type.tensor_type.shape.dim[0].dim_param or 'n', len(weight)]
+    head.output.insert(0, onnx.helper.make_tensor_value_info('probabilities', onnx.TensorProto.FLOAT, shape))
+    save_graph(graph, file)
+
+
+def _check_engine(name, full, probs, facts):
+    "images, max_difference and same_top1. Raises `UserError` if an engine gives other answers than the full network"
+    from fungi_fastai.deploy.onnx import agreement
+
+    found = agreement(full, probs)
+    allowed = 1 - facts.get('min_agreement', 1)
+    n_different = int((full.argmax(1) != probs.argmax(1)).sum())  # as in an export, a single image is always allowed
+    if n_different > max(1, allowed * len(full)) or not np.isfinite(found['max_difference']):
+        raise UserError(
+            f'it names the same class as the full network for {found["same_top1"]:.0%} of {len(full)} images '
+            f'(required: {1 - allowed:.0%}). For one that is made with the class, train with it and export that run: '
+            f'fungi update RUN --add PHOTOS, then fungi export NEW_RUN --{name} --out FOLDER'
+        )
+    return found
 
 # %% ../../nbs/deploy/new_classes.ipynb #e501c778
 def _write_examples(bundle, folder, features, names, label, pixels):
@@ -276,11 +350,17 @@ def _write_novelty(bundle, folder, features):
         shutil.copyfile(bundle.file('novelty.safetensors'), folder / 'novelty.safetensors')
 
 
-def _write_card(bundle, folder, provisional):
-    "README.md with what is provisional after its title"
+def _write_card(bundle, folder, provisional, engines):
+    "README.md with what is provisional after its title, without the engines that are no longer there"
     card = bundle.file('README.md').read_text('utf8')
     card = re.sub(r'\n> \*\*Provisional\.\*\* .*\n', '', card)
-    notice = f'\n\n> **Provisional.** {describe_provisional(provisional)}\n'
+    for name in set(bundle.engines) - set(engines):
+        card = re.sub(rf'\n{name}: accuracy .*\n', '', card)
+    notice = f'\n\n> **Provisional.** {describe_provisional(provisional)}'
+    if bundle.context:
+        names = format_list(bundle.context.names)
+        notice += f' The context ({names}) of these classes is not known, and makes them neither more nor less likely.'
+    notice += '\n'
     write_text(folder / 'README.md', re.sub(r'^(# .*)$', lambda title: title[1] + notice, card, count=1, flags=re.M))
 
 
@@ -299,7 +379,7 @@ def _write_others(bundle, folder, name):
 def _values(bundle, classes, provisional, parity):
     "The values of bundle.json"
     values = json.loads((bundle.folder / 'bundle.json').read_bytes())
-    for name in ('format', 'schema', 'files'):
+    for name in ('format', 'schema', 'files', 'engines'):
         values.pop(name)
     name = classes[-1]
     if values.get('ranks'):
@@ -311,7 +391,6 @@ def _values(bundle, classes, provisional, parity):
         classes=classes,
         network=bundle.network | dict(n_out=len(classes)),
         parity=parity,
-        engines=dict(onnx=bundle.engines['onnx']),
         provisional=provisional,
     )
 

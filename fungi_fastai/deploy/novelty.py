@@ -139,7 +139,9 @@ def mark_unlike(
     for decision, value in zip(decisions, novelty, strict=True):
         if value >= threshold - 1e-6:  # of rounding
             reason = novelty_reason.format(format_probability(value))
-            decision = replace(decision, label=unlike, why=f'{reason} {decision.why}', rank='')
+            likely = f'The most probable {decision.rank or "class"} is {decision.label} ({decision.confidence:.2f}).'
+            why = f'{reason} {likely if decision.answered else decision.why}'  # not that the confidence suffices
+            decision = replace(decision, label=unlike, why=why, rank='')
         marked.append(decision)
     return marked
 

@@ -19,7 +19,7 @@ from ..core.progress import format_count
 from ..core.threads import few_threads
 from ..data.splits import split_groups
 from .novelty import NoveltyDetector, members, needed_arrays, score_names, stored_array
-from .parity import in_batches, read_squares, sample_images
+from .parity import KnownOutputs, sample_images
 from ..evaluation.intervals import interval_of
 from ..evaluation.ood import OODReference, auroc
 from ..models.scaling import FeatureScaling
@@ -198,18 +198,12 @@ _most = dict(train=2000, valid=1000, test=1000)  # images whose features are com
 
 
 def _outputs(
-    engine,  # an `OnnxEngine`
+    known: KnownOutputs,
     run: RunFolder,
     rows: pd.DataFrame,  # of the run's items
 ) -> Outputs:
     "What the exported graph gives for images"
-    parts, kept = [], []
-    for begin in range(0, len(rows), 256):
-        squares, readable = read_squares(rows.iloc[begin : begin + 256], run.recipe.size, run.recipe.resize)
-        parts.append(in_batches(engine, squares))
-        kept.append(readable)
-    probs, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    kept = pd.concat(kept)
+    probs, features, kept = known(rows)
     targets = kept.label.map({name: i for i, name in enumerate(run.classes)}).fillna(-1).to_numpy(int)
     return Outputs(probs, features, targets, split_groups(kept).to_numpy())
 
@@ -217,14 +211,14 @@ def _outputs(
 _fewest_negatives = 5  # in each half
 
 
-def _negatives(engine, run, say):
+def _negatives(known, run, say):
     "Half of the run's negatives to choose by, and half to measure on; None if there are none, or too few"
     items = run.items
     rows = items[items.negative] if 'negative' in items else items[:0]
     groups = pd.factorize(split_groups(rows))[0]
     halves = [rows[groups % 2 == half].sample(frac=1, random_state=0)[: _most['test']] for half in (0, 1)]
     if min(map(len, halves)) >= _fewest_negatives:
-        return tuple(_outputs(engine, run, half) for half in halves)
+        return tuple(_outputs(known, run, half) for half in halves)
     if len(rows):
         say(
             f'{format_count(len(rows), "negative")} are too few to choose a novelty score by: each half needs '
@@ -235,7 +229,7 @@ def _negatives(engine, run, say):
 
 def write_novelty(
     run: RunFolder,
-    engine,  # an `OnnxEngine` of the exported graph
+    known: KnownOutputs,  # of the exported graph
     head: np.ndarray | None,  # (features + 1, classes) weights and bias of a linear head
     file: Path,  # .safetensors, written if there is a detector
     false_alarm_rate: float,
@@ -248,8 +242,8 @@ def write_novelty(
     if novelty_threshold(len(rows['valid']), false_alarm_rate) is None:
         return _too_few(len(rows['valid']), false_alarm_rate)
     say(f'Fitting the novelty detector to the features of {format_count(sum(map(len, rows.values())), "image")}')
-    train, valid, *test = (_outputs(engine, run, one) for one in rows.values() if len(one))
-    detector, about = fit_novelty(train, valid, head, _negatives(engine, run, say), false_alarm_rate)
+    train, valid, *test = (_outputs(known, run, one) for one in rows.values() if len(one))
+    detector, about = fit_novelty(train, valid, head, _negatives(known, run, say), false_alarm_rate)
     if detector is not None:
         detector.save(file)
         about |= dict(test=measure_false_alarms(detector, test[0]) if test else None)

@@ -77,6 +77,19 @@ def import_onnx():  # the modules onnx and onnxruntime
     return onnx, onnxruntime
 
 
+@contextlib.contextmanager
+def _without_inplace(network):
+    "While the network is exported, its activations do not overwrite their input"
+    overwriting = [module for module in network.modules() if getattr(module, 'inplace', False) is True]
+    for module in overwriting:
+        module.inplace = False
+    try:
+        yield
+    finally:
+        for module in overwriting:
+            module.inplace = True
+
+
 def network_graph(
     network: DeployedNetwork,
     size: int,  # image size, pixels
@@ -84,7 +97,8 @@ def network_graph(
     "The graph of a network for images of its size. Raises `TrainingError` if ONNX lacks one of its operations"
     import_onnx()
     example, output = torch.zeros(2, size, size, 3, dtype=torch.uint8), io.StringIO()
-    with quiet(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), torch.no_grad():
+    silent = contextlib.redirect_stdout(output), contextlib.redirect_stderr(output)
+    with quiet(), silent[0], silent[1], torch.no_grad(), _without_inplace(network):
         try:
             program = torch.onnx.export(
                 network.eval(),
@@ -264,7 +278,7 @@ def write_openvino(
 def cpu_seconds_per_image(
     engines: dict,  # name → function of images that uses one thread
     images: np.ndarray,  # (n, size, size, 3) uint8
-    rounds: int = 5,  # in each of which every engine has its turn
+    rounds: int = 3,  # in each of which every engine has its turn
 ) -> dict:  # name → seconds of one core for an image, in the fastest round
     "The CPU time of several engines for the same images; other work on the machine hardly changes it"
     times = {name: [] for name in engines}

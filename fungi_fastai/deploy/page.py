@@ -287,6 +287,7 @@ def explain(
 def page_body(
     bundle,  # that the page describes
     max_bytes: int,  # of an image file
+    footer: str = page_assets.server_footer,  # HTML
     has_places: bool = True,  # whether a visitor can give coordinates, if the bundle has a context of places
 ) -> str:  # HTML
     "The page before an image is chosen"
@@ -298,6 +299,7 @@ def page_body(
         lead=_escape(_lead(bundle)),
         context=page_assets.context_fields(prior, has_places) if prior and prior.weight else '',
         note=_safety_html() if about_mushrooms(bundle) else '',
+        footer=footer,
     )
 
 
@@ -315,7 +317,7 @@ def make_page(
         gradio.HTML(
             page_body(bundle, max_bytes),
             css_template=page_assets.style,
-            js_on_load=page_assets.script,
+            js_on_load=page_assets.server_request + page_assets.script,
             apply_default_css=False,
             max_bytes=max_bytes,
         )

@@ -54,7 +54,8 @@ h3 { font-size: 1.02rem; font-weight: 600; margin-top: 1.7rem; overflow-wrap: an
   .7rem 1rem; margin: 1.4rem 0 0; font-size: .92rem } .note summary { color: inherit }
 .copy { border-left: 3px solid var(--warn); padding-left: .8rem; color: inherit }
 .given { display: flex; flex-direction: column; gap: .8rem }
-.shown { align-self: center; max-width: 100%; max-height: 75vh; border-radius: 1rem }
+.shown { align-self: center; min-width: min(12rem, 100%); max-width: 100%; max-height: 75vh; object-fit: contain;
+  border-radius: 1rem }
 .photos { display: flex; flex-wrap: wrap; gap: .4rem; justify-content: center }
 .photos img { width: 4.2rem; height: 4.2rem; object-fit: cover; border-radius: .5rem }
 .more { padding: .7rem; text-align: center; border-radius: 1rem; border: 1px solid var(--main); color: var(--main);
@@ -80,7 +81,8 @@ input[type=file] { position: absolute; width: 1px; height: 1px; opacity: 0 }
 .camera { display: none; padding: .8rem; text-align: center; border-radius: 1rem; background: var(--main);
   font-weight: 600; cursor: pointer;
   color: var(--body-background-fill) } .camera:focus-within { outline: 3px solid var(--line) }
-@media (pointer: coarse) { .camera { display: block; order: -1 } .seen .camera { order: 1 } }
+@media (pointer: coarse) { .camera { display: block; order: -1 } .seen .camera { order: 1 }
+  .mouse { display: none } }
 .bars { margin-top: .6rem } .bars li { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .1rem .8rem;
   margin-top: .55rem; color: var(--soft) }
 .bars span { overflow-wrap: anywhere } .bars b { font-variant-numeric: tabular-nums; font-weight: 500 } .bars
@@ -106,6 +108,9 @@ img { display: block; max-width: 100%; margin: 0 } figcaption { font-size: .88re
   border: 2px solid var(--line); border-top-color: var(--main); animation: turn .8s linear infinite }
 @media (prefers-reduced-motion: reduce) { .busy::before { animation-duration: 4s } }
 footer { margin: 2.4rem 0 1rem; font-size: .86rem; border-top: 1px solid var(--line); padding-top: .6rem }
+@media (max-width: 799px) { .seen .given { display: contents } .seen .answer { order: 1 }
+  .seen .shown { max-height: 38vh; justify-self: center }
+  .seen .more { order: 2 } .seen .camera { order: 3 } .seen :is(.drop, .context, .only) { order: 4 } }
 @media (min-width: 800px) { .stage { gap: 1.4rem 2.6rem } .drop {
   min-height: 20rem }
   .answered, .evidence { grid-template-columns: minmax(0, 5fr) minmax(0, 6fr) } .evidence { column-gap: 2.6rem } }
@@ -127,7 +132,7 @@ stroke-linejoin="round" aria-hidden="true">
 <path d="M3 12c0-5 4-8.5 9-8.5s9 3.5 9 8.5c-2.5 1.3-5.5 2-9 2s-6.5-.7-9-2z"/>
 <path d="M9.5 14c.5 2.5.2 4.5-.8 6.5h6.6c-1-2-1.3-4-.8-6.5"/>
 <path d="M8 8.5h.01M12.5 7h.01M16 10h.01" stroke-width="2"/></svg>
-<strong>Choose an image</strong><span>or drop or paste one here; or several photos of one specimen</span>
+<strong>Choose an image</strong><span>or several of one specimen<span class="mouse">: click, drop or paste</span></span>
 <span>at most {max_size} each</span>
 <input type="file" accept="image/*" multiple aria-label="Choose an image"></label>
 <label class="camera">Take a photo
@@ -138,9 +143,10 @@ stroke-linejoin="round" aria-hidden="true">
 <textarea name="only" rows="4" spellcheck="false" autocapitalize="none"></textarea></label></details></div>
 <div class="answer" role="status" aria-live="polite" hidden></div></div>
 {note}<div class="evidence" aria-live="polite"></div>
-<footer>Your image is processed in the server's memory and then discarded; no file is kept.
-For programs: <a href="docs">the API</a>.</footer>
+<footer>{footer}</footer>
 """
+server_footer = """Your image is processed in the server's memory and then discarded; no file is kept.
+For programs: <a href="docs">the API</a>."""
 
 # %% ../../nbs/deploy/page_assets.ipynb #90e4604f
 def context_fields(
@@ -166,16 +172,8 @@ def context_fields(
         return ''
     return f'<fieldset class="context"><legend>What do you know about the find? (optional)</legend>{fields}</fieldset>'
 
-# %% ../../nbs/deploy/page_assets.ipynb #afd837fd
-script = """
-const find = what => element.querySelector(what)
-const [stage, answer, evidence, shown] = ['.stage', '.answer', '.evidence', '.shown'].map(find)
-const escape = text => Object.assign(document.createElement('p'), {textContent: text}).innerHTML
-const busy = text => '<p class="busy">' + text + '</p>', wrong = text => '<p class="wrong">' + escape(text) + '</p>'
-const maxBytes = props.max_bytes, megabytes = n => Number((n/2**20).toPrecision(3)) + ' MB'
-const noResponse = 'The server did not respond. It may be busy or stopped; wait a moment and try again.'
-const fields = [...element.querySelectorAll('.context [name], .only [name]')]   // sent with the photos
-let turn = 0
+# %% ../../nbs/deploy/page_assets.ipynb #84443a4a
+server_request = """
 const ask = async (what, files) => {
   let body = files[0], headers = {'content-type': 'application/octet-stream'}
   if (files.length > 1) {
@@ -187,6 +185,18 @@ const ask = async (what, files) => {
   const query = String(new URLSearchParams(sent.map(one => [one.name, one.value])))
   return (await fetch(what + (query && '?' + query), {method: 'POST', body, headers})).json()
 }
+"""
+
+# %% ../../nbs/deploy/page_assets.ipynb #afd837fd
+script = """
+const find = what => element.querySelector(what)
+const [stage, reply, evidence, shown] = ['.stage', '.answer', '.evidence', '.shown'].map(find)
+const escape = text => Object.assign(document.createElement('p'), {textContent: text}).innerHTML
+const busy = text => '<p class="busy">' + text + '</p>', wrong = text => '<p class="wrong">' + escape(text) + '</p>'
+const maxBytes = props.max_bytes, megabytes = n => Number((n/2**20).toPrecision(3)) + ' MB'
+const noResponse = 'The server did not respond. It may be busy or stopped; wait a moment and try again.'
+const fields = [...element.querySelectorAll('.context [name], .only [name]')]   // sent with the photos
+let turn = 0
 let photos = []   // of the specimen: files
 function showPhotos() {
   const last = photos.at(-1), strip = find('.photos')
@@ -199,21 +209,21 @@ function showPhotos() {
 async function classify(added, isMore) {
   if (!added.length && !(isMore && photos.length)) return
   const mine = ++turn, late = () => mine !== turn, before = isMore ? photos : []
-  stage.classList.add('answered', 'seen'); answer.hidden = false; evidence.innerHTML = ''
+  stage.classList.add('answered', 'seen'); reply.hidden = false; evidence.innerHTML = ''
   find('.drop strong').textContent = 'Choose another image'
   const large = added.find(file => file.size > maxBytes)
   if (large) {
     shown.hidden = !isMore
-    answer.innerHTML = wrong('This file has ' + megabytes(large.size) + '; at most ' + megabytes(maxBytes)
+    reply.innerHTML = wrong('This file has ' + megabytes(large.size) + '; at most ' + megabytes(maxBytes)
       + ' are accepted. Save it at a smaller size.')
     return
   }
   photos = [...before, ...added]; showPhotos()
-  answer.innerHTML = busy('Classifying the ' + (photos.length > 1 ? photos.length + ' photos …' : 'image …'))
+  reply.innerHTML = busy('Classifying the ' + (photos.length > 1 ? photos.length + ' photos …' : 'image …'))
   const first = await ask('answer', photos).catch(() => ({error: noResponse}))
   if (late()) return
-  answer.innerHTML = first.html ?? wrong(first.error)
-  if (innerWidth < 800) answer.scrollIntoView({behavior: 'smooth'})
+  reply.innerHTML = first.html ?? wrong(first.error)
+  if (innerWidth < 800) stage.scrollIntoView({behavior: 'smooth'})
   if (!first.square) {
     photos = before   // a photo that cannot be classified does not stay
     if (photos.length) showPhotos()

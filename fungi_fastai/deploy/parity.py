@@ -73,6 +73,41 @@ def in_batches(
     batches = [network(squares[i : i + 16]) for i in range(0, len(squares), 16)]
     return tuple(np.concatenate(outputs) for outputs in zip(*batches, strict=True))
 
+
+class KnownOutputs:
+    "The outputs of a network for images of a run; none is computed twice"
+
+    def __init__(
+        self,
+        network,  # images → probabilities, features
+        size: int,  # image size, pixels
+        resize: str,  # crop, squish or pad
+    ):
+        self._network, self._size, self._resize, self._known = network, size, resize, {}
+
+    def add(
+        self,
+        items: pd.DataFrame,  # rows of the images
+        squares: np.ndarray,  # (images or more, size, size, 3) uint8; those of the rows come first
+    ) -> tuple:  # (images or more, classes) probabilities, (images or more, features)
+        "Compute the outputs for images that are read already"
+        outputs = in_batches(self._network, squares)
+        self._known |= dict(zip(items.path, zip(*outputs, strict=True), strict=False))
+        return outputs
+
+    def __call__(
+        self,
+        items: pd.DataFrame,  # with the column path
+    ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:  # probabilities, features, and the rows that could be read
+        "The outputs for images, of which those that are not known are read and computed"
+        new = items[~items.path.isin(self._known)]
+        for begin in range(0, len(new), 256):
+            squares, readable = read_squares(new.iloc[begin : begin + 256], self._size, self._resize)
+            self.add(readable, squares)
+        readable = items[items.path.isin(self._known)]
+        probs, features = zip(*(self._known[path] for path in readable.path), strict=True)
+        return np.stack(probs), np.stack(features), readable
+
 # %% ../../nbs/deploy/parity.ipynb #81b61581
 def check_parity(
     reference: np.ndarray,  # (n, classes) probabilities of torch

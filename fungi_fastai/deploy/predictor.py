@@ -342,7 +342,7 @@ class Predictor:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        backend = self.backend if self.backend in ('onnx', 'torch') else 'auto'  # the other engines are not made
+        backend = self.backend if self.backend in ('torch', *bundle.engines) else 'auto'
         predictor = Predictor(bundle, backend, self.threads, self.device)
         finalize(predictor, shutil.rmtree, folder, ignore_errors=True)
         return predictor

@@ -183,7 +183,9 @@ class PredictionService:
 
     async def show_docs(self, request: Request):
         "This page"
-        policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+        policy = (
+            "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+        )
         page = docs_page(self.app.openapi(), self.model, str(request.base_url))
         return Response(page, media_type='text/html', headers={'Content-Security-Policy': policy})
 

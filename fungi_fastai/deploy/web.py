@@ -49,15 +49,15 @@ _index = """<!doctype html>
 <link rel="apple-touch-icon" href="icon-192.png"><link rel="stylesheet" href="app.css">
 <script type="module" src="app.js"></script></head><body><main class="page">{body}</main></body></html>
 """
-_footer = """<footer>Your photos are classified on this device and never leave it. <span class="offline">Use without
-a network: being prepared …</span> <a href="card.html">About this model</a></footer>"""
-_no_places = 'This app does not use the place of a find; the server and fungi predict do.'
-_start = """
-import {answer, explain} from './answers.js'
+_footer = """Your photos are classified on this device and never leave it. <span class="offline">Use without a network:
+being prepared …</span> <a href="card.html">About this model</a>"""
+_no_places = ' This app does not use the place of a find; the server and fungi predict do.'
+_most_bytes = 2**26  # of an image file
+_request = f"""
+import {{answer, explain}} from './answers.js'
 
-const element = document.querySelector('.page'), props = {max_bytes: 2 ** 26}
-"""
-_ask = """const ask = (what, files) => ({answer, explain})[what](files, Object.fromEntries(
+const element = document.querySelector('.page'), props = {{max_bytes: {_most_bytes}}}
+const ask = (what, files) => ({{answer, explain}})[what](files, Object.fromEntries(
   [...element.querySelectorAll('.context [name]')].filter(one => one.value).map(one => [one.name, one.value])))
 """
 _offline = """
@@ -67,17 +67,6 @@ else navigator.serviceWorker.register('sw.js').then(() => navigator.serviceWorke
   () => status.textContent = 'Ready for use without a network.',
   () => status.textContent = 'This browser does not keep the app, so it needs a network.')
 """
-
-
-def _page_script():
-    "The script of the server's page, which calls functions instead of the server"
-    ask = re.compile(r'^const ask = async .*?^}\n', re.M | re.S)
-    script, n = ask.subn(_ask, page_assets.script)
-    script, m = re.subn(r'\[stage, answer, evidence, shown\]', '[stage, reply, evidence, shown]', script)
-    script = re.sub(r'\banswer(?=\.(hidden|innerHTML|scrollIntoView))', 'reply', script)
-    if (n, m) != (1, 1):
-        raise UserError('The script of the page has changed in a way that the web app does not know.')
-    return _start + script + _offline
 
 
 def _style():
@@ -225,15 +214,15 @@ def _write_files(bundle, folder, runtime, n_examples):
         shutil.copyfile(bundle.file(name), folder / name)
     n = _write_examples(bundle, folder / 'examples.safetensors', n_examples)
     write_json(folder / 'app.json', _about(bundle, model, n))
-    body = re.sub('<footer>.*?</footer>', _footer, page_body(bundle, 2**26, has_places=False), flags=re.S)
-    if bundle.context and any(one.kind == 'location' for one in bundle.context.variables):
-        body = body.replace('</footer>', f' {_no_places}</footer>')
+    has_locations = bundle.context and any(one.kind == 'location' for one in bundle.context.variables)
+    footer = _footer + (_no_places if has_locations else '')
+    body = page_body(bundle, _most_bytes, footer, has_places=False)
     title = html.escape(bundle.name)
     texts = {
         'index.html': _index.format(policy=_policy, title=title, body=body),
         'card.html': card_html((bundle.folder / 'README.md').read_text('utf8'), bundle.name),
         'app.css': _style(),
-        'app.js': _page_script(),
+        'app.js': _request + page_assets.script + _offline,
         'answers.js': answers_script,
         'model.js': model_script,
         'pixels.js': pixels_script,

@@ -31,16 +31,11 @@ from .taxonomy import Taxonomy
 
 # %% ../../nbs/evaluation/assess.ipynb #7fc0ad2b
 def calibrate(
-    valid_predictions: pd.DataFrame,  # from `predictions_table`, labelled: the temperature is fitted on these
-    test_predictions: pd.DataFrame,  # from `predictions_table`, labelled: calibration is measured on these
-    classes: list[str] | None = None,  # (default: those of the columns `p_…`)
+    valid: Evaluation,  # the temperature is fitted on these images
+    test: Evaluation,  # calibration is measured on these
 ) -> dict:  # temperature fitted n_valid n_test note; before, after: accuracy ece ece_mass mce log_loss brier
     """Fit a temperature on the validation set and measure its effect on the test set; one that makes log loss and Brier
     score worse there is not applied. `note` says why the temperature may be 1. Raises `UserError`"""
-    return _calibrate(*(Evaluation.of(p, classes) for p in (valid_predictions, test_predictions)))
-
-
-def _calibrate(valid, test):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always', CalibrationWarning)
         temperature = fit_temperature(valid.probs, valid.targets)
@@ -98,7 +93,7 @@ def assess_predictions(
     result = dict(intervals=(test or valid).evaluation.intervals())
     if not (valid and test):
         return result
-    result['calibration'] = _calibrate(valid.evaluation, test.evaluation)
+    result['calibration'] = calibrate(valid.evaluation, test.evaluation)
     valid, test = (one.calibrated(result['calibration']['temperature']) for one in (valid, test))
     threshold = threshold_for(
         valid.probs, valid.targets, accuracy=target_accuracy, guaranteed=False, groups=valid.groups
@@ -195,6 +190,8 @@ def headline(
 def _best_and_worst_class(metrics):
     f1 = {name: row['f1'] for name, row in metrics['per_class'].items() if row['images']}
     best, worst = max(f1, key=f1.get), min(f1, key=f1.get)
+    if f1[best] == f1[worst]:
+        return f'The F1 of every class is {f1[best]:.2f}.'
     return (
         f'The class with the highest F1 is {best} ({f1[best]:.2f}), the one with the lowest {worst} ({f1[worst]:.2f}).'
     )

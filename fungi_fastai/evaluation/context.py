@@ -19,6 +19,7 @@ from ..core.errors import UserError, did_you_mean
 from ..core.files import read_json, read_saved, write_json
 from ..core.progress import format_list
 from fungi_fastai.data.context_values import (
+    corner_of_cell,
     format_location,
     is_unknown,
     month_names,
@@ -91,10 +92,7 @@ def cell_of(
     size: float,  # degrees
 ) -> str:  # those of its south-west corner
     "The cell of a place"
-    latitude, longitude = map(float, location.split(','))
-    south = min(np.floor((latitude + 90) / size), 180 / size - 1) * size - 90
-    west = np.floor(((longitude + 180) % 360) / size) * size - 180
-    return format_location(south, west)
+    return format_location(*corner_of_cell(*map(float, location.split(',')), size))
 
 # %% ../../nbs/evaluation/context.ipynb #cb595a2b
 @dataclass(frozen=True, eq=False)

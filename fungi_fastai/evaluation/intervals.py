@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from ..core.errors import UserError
+from ..core.standard_errors import grouped_standard_error
 
 # %% ../../nbs/evaluation/intervals.ipynb #d15f3f91
 _many_classes = 1000  # from here on float32 stays, which halves the memory
@@ -97,8 +98,7 @@ def effective_size(
         return float(n_groups)
     from scipy.stats import t
 
-    deviations = np.bincount(groups, hits - fraction)
-    variance = n_groups / (n_groups - 1) * (deviations**2).sum() / n**2
+    variance = grouped_standard_error(hits, groups) ** 2
     if not variance > 0:
         return float(n)
     correction = (t.ppf(0.975, n - 1) / t.ppf(0.975, n_groups - 1)) ** 2

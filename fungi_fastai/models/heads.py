@@ -38,12 +38,9 @@ class LinearHead:
         features: np.ndarray,  # (images, features)
     ) -> np.ndarray:  # (images, classes) probabilities
         "The probabilities of the classes"
-        return _softmax(self.logits(features))
+        from scipy.special import softmax
 
-
-def _softmax(logits):
-    probs = np.exp(logits - logits.max(1, keepdims=True))
-    return probs / probs.sum(1, keepdims=True)
+        return softmax(self.logits(features), axis=1)
 
 
 @dataclass(frozen=True, eq=False)

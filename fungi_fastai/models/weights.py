@@ -316,6 +316,9 @@ def load_weights(
     names = _match_names(state, target, backbone, ours, theirs)
     report = _report(state, target, names, ours, theirs, source, name or type(model).__name__)
     _check(report, state, names, tolerance)
+    if report.missing or report.unexpected:
+        keep = 'What is missing keeps random values.' if report.missing else 'What is not in the network is not used.'
+        warnings.warn(f'{report}. {keep}', stacklevel=2)
     with torch.no_grad():
         model.load_state_dict({k: state[names[k]] for k in report.matched}, strict=False)
     return report

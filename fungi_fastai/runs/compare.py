@@ -43,6 +43,16 @@ from fungi_fastai.runs.matching import (
 )
 
 # %% ../../nbs/runs/compare.ipynb #034b3d99
+_headings = dict(  # of the page's tables
+    accuracy_mean='accuracy, mean',
+    accuracy_sd='accuracy, standard deviation',
+    macro_f1_mean='macro-F1, mean',
+    macro_f1_sd='macro-F1, standard deviation',
+    p_permutation='p, permutation test',
+    p_mcnemar="p, McNemar's test",
+)
+
+
 @dataclass(frozen=True)
 class Comparison:
     "The comparison of runs that were tested on the same images"
@@ -100,7 +110,9 @@ class Comparison:
         file: str | Path,  # .html
     ) -> Path:  # `file`
         "Write the comparison as one self-contained HTML page"
-        words = lambda frame: frame.rename(columns=lambda name: name.replace('_', ' '))
+        words = lambda frame: frame.rename(columns=lambda name: _headings.get(name, name.replace('_', ' ')))
+        differences = self.differences.drop(columns='confidence_level').replace({'score': compared_scores})
+        differences['better'] = differences.better.fillna('').replace('', 'not significant')
         parts = [
             f'<h1>{len(self.configurations)} configurations compared</h1>',
             *(f'<p class="verdict">{html.escape(sentence)}</p>' for sentence in self.conclusions),
@@ -108,7 +120,7 @@ class Comparison:
             table(words(self.configurations.dropna(axis=1, how='all')), sortable=True),
             '<h2>Differences, paired by image, with bootstrap confidence intervals</h2>',
             figure_html(self.figure(), 'comparison', 'Differences with confidence intervals'),
-            table(words(self.differences.drop(columns='confidence_level')), sortable=True),
+            table(words(differences), sortable=True),
             *(f'<p>{html.escape(note)}</p>' for note in self.notes),
         ]
         write_text(Path(file), page('Comparison', '\n'.join(parts)))

@@ -150,7 +150,7 @@ def shared_images(
             hint = ', or compare on the shared ones (--common)' if len(keys) else ''
             raise UserError(
                 f'{names} were not tested on the same images: {len(a)} and {len(b)}, {len(keys)} of them shared. '
-                f'Train both with the same seed, valid and test, from the same images{hint}.'
+                f'Train both with the same seed, valid, test and split_by, from the same images{hint}.'
             )
         notes.append(f'Compared on the {len(keys)} shared images of {len(a)} and {len(b)}.')
     others = {f'{column}_other': b.loc[keys, column] for column in ('label', 'group', 'cluster')}

@@ -22,7 +22,8 @@ from ..core.files import check_writable, write_table, write_text
 from ..core.pages import facts, page
 from ..core.progress import format_count, format_probability
 from ..data.duplicates import find_known
-from ..data.groups import bursts, camera_and_time
+from ..data.exif import photo_headers
+from ..data.groups import bursts
 from ..data.problems import has_problem
 from ..data.scan import scan
 from ..data.sources import Source
@@ -97,7 +98,7 @@ def _with_groups(items, run, group):
 def _specimens(items, run, group):
     "The name of what photos belong to: a declared group, near-duplicates or a burst, also through other photos"
     declared = split_groups(_with_groups(items, run, group))
-    taken_together = bursts(items, camera_and_time(items))
+    taken_together = bursts(items, photo_headers(items))
     return split_groups(items.assign(group=taken_together, cluster=declared))
 
 # %% ../../nbs/runs/next_photos.ipynb #e5c781a3
@@ -223,10 +224,18 @@ def _check_table(out):
         table = pd.DataFrame()
     if not {'path', 'label', 'reason'} <= set(table):
         raise UserError(f'{out} exists and is no table of fungi next; nothing was written. Choose another --out.')
-    labels = int(table.label.fillna('').str.strip().ne('').sum())
+    labels = int(table.label.fillna('').str.strip().ne('').sum()) or _corrected_labels(out)
     if labels:
         raise UserError(f'{out} holds {format_count(labels, "label")}, which would be lost. Choose another --out.')
     return out
+
+
+def _corrected_labels(file):
+    "How many labels fungi review has given to the photos of a table"
+    try:
+        return int(Source.of(file).read(progress=False).label.notna().sum())
+    except UserError:
+        return 0
 
 # %% ../../nbs/runs/next_photos.ipynb #dd5198b2
 def next_photos(
@@ -262,7 +271,8 @@ def next_photos(
         _choose(given.items, network, run.classes, is_unlike, new_classes, 'typiclust', seed, 'new class'),
     ]
     chosen = pd.concat([table for table in tables if len(table)], ignore_index=True)
-    notes = (f'Photos of new classes are not told apart. {network.note}',) if network.note and new_classes else ()
+    lead = 'Photos that may show a new class are not listed apart:'
+    notes = (f'{lead} {network.note[0].lower()}{network.note[1:]}',) if network.note and new_classes else ()
     result = NextPhotos(chosen, about, notes)
     if out is not None:
         result.write(out)

@@ -86,7 +86,8 @@ class Run(RunFolder):
 
     @cached_property
     def learner(self):
-        "The fastai `Learner`, with its loaders and the trained weights"
+        """The fastai `Learner`, with its loaders and the trained weights. If you train it further, `predict` follows;
+        `Run.load` gives the saved network"""
         return trained_learner(self.recipe, self.items, self.folder / 'model.safetensors')
 
     def probabilities(

@@ -8,16 +8,15 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/runs/split_comparison.html.md"
 __all__ = ['compare_splits']
 
 # %% ../../nbs/runs/split_comparison.ipynb #ebcd04ca
-import warnings
-
 import numpy as np
 import pandas as pd
 
 from ..data.splits import split_groups
 from ..evaluation.paired_tests import in_points, paired_scores
+from ..models.heads import head_folds
 from ..models.packaged import smallest_weights
 from ..training.feature_store import FeatureStore, feature_key, separate_recipes
-from ..training.probing import extract_features, predict_fold
+from ..training.probing import extract_features, predict_fold, predict_folds
 from ..training.processes import world_size
 from ..training.recipe import Recipe
 
@@ -29,32 +28,15 @@ def _probe_recipe(recipe):
     return recipe.but(arch=smallest_weights.arch, pretrained=True, weights='', trainable='auto')
 
 
-def _fold_numbers(items, groups, k, seed):
-    "(images,) folds that keep specimens together; -1 for specimens of a class that has no other one"
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    n_specimens = pd.Series(groups).groupby(items.label.to_numpy()).transform('nunique').to_numpy()
-    k = min(k, len(set(groups)))
-    fold = np.full(len(items), -1)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # it warns of classes with fewer specimens than folds
-        parts = StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(items, items.label, groups)
-        for number, (_, rows) in enumerate(parts):
-            fold[rows] = number
-    fold[n_specimens < 2] = -1
-    return fold
-
-
 def _predict_twice(features, targets, items, groups, seed):
     "(images, 2) whether each test image is classified correctly: held out, and specimen-safe; predicted classes"
     tested, n_classes = items.split.eq('test').to_numpy(), int(targets.max()) + 1
     predicted = np.full((2, len(items)), -1)
     predicted[0, tested] = predict_fold(features, targets, items, tested, n_classes, seed)[0].argmax(1)
     k = int(np.clip(round(1 / tested.mean()), 2, 10 if len(items) <= 3000 else 5))
-    fold = _fold_numbers(items, groups, k, seed)
-    for number in np.unique(fold[tested & (fold >= 0)]):
-        rows = fold == number
-        predicted[1, rows] = predict_fold(features, targets, items, rows, n_classes, seed)[0].argmax(1)
+    fold = head_folds(targets, groups, k, seed)
+    for _, rows, probs, _ in predict_folds(features, items.assign(fold=fold), seed):
+        predicted[1, rows] = probs.argmax(1)
     return predicted, tested & (fold >= 0), k
 
 # %% ../../nbs/runs/split_comparison.ipynb #b75bd7eb

@@ -23,6 +23,7 @@ from ..core.pages import page, table
 from ..core.progress import format_count, format_list
 from ..data.context import with_context
 from ..data.context_values import prefix
+from ..data.held_out import find_condition
 from ..data.problems import find_problems, has_problem
 from ..data.scan import check, problem_meanings
 from ..data.sources import Source
@@ -63,7 +64,8 @@ def add_images(
     if not (is_new & both.split.ne('')).any():
         raise UserError(f'No image of {len(added)} can be added to the run. {" ".join(notes)}')
     others = old[old.split.eq('')]
-    return pd.concat([both.iloc[: len(used)], others, both.iloc[len(used) :]], ignore_index=True), notes
+    joined = pd.concat([both.iloc[: len(used)], others, both.iloc[len(used) :]], ignore_index=True)
+    return joined.assign(added_from=joined.added_from.fillna('')) if 'added_from' in joined else joined, notes
 
 
 def _with_own_columns(old, added):
@@ -229,14 +231,17 @@ def update(
         raise UserError(f'{out} is the run itself, which stays as it is. Choose another --out.')
     _check_images(old)
     added, text = _read_added(old.recipe, add, reading or {}, progress)
-    items, notes = add_images(old.items, added, old.recipe, old.metrics['evaluated_on'])
-    notes = [_what_was_added(old, items, text), *added.attrs.get('notes', []), *notes]
+    items, notes = add_images(old.items, added.assign(added_from=text), old.recipe, old.metrics['evaluated_on'])
     _check_started(out, items)
-    items.attrs['notes'] = notes
-    command = f'fungi update {shlex.quote(str(old.folder))} --add {shlex.quote(text)}'
-    new = train(recipe, out, progress, items=items, command=f'{command} --out {shlex.quote(str(out))}')
+    items.attrs = _joined_facts(old, added)
+    items, note = _with_held_out(old, items)
+    notes = [_what_was_added(old, items, text), *notes, *note]
+    items.attrs['notes'] = [*added.attrs.get('notes', []), *notes]
+    new = train(recipe, out, progress, items=items, command=_command(old, text, (reading or {}) | changes))
     result = _compare(old, new, notes)
-    write_json(new.folder / 'update.json', dict(started_from=str(old.folder), added=text) | result.metrics)
+    about = dict(started_from=str(old.folder), added=text, earlier_commands=old.commands)
+    about |= dict(initial_weights=old.initial_weights)
+    write_json(new.folder / 'update.json', about | result.metrics)
     write_text(new.folder / 'update.html', result.page())
     return result
 
@@ -277,6 +282,46 @@ def _read_added(recipe, add, reading, progress):
     return items, own.source
 
 
+def _command(old, text, options):
+    "The command line of an update, without the folder of the new run"
+    words = ['fungi', 'update', str(old.folder), '--add', text]
+    for name, value in options.items():
+        words += [f'--{name.replace("_", "-")}', str(value)]
+    return shlex.join(words)
+
+
+def _joined_facts(old, added):
+    "The `attrs` of the images of both: whether specimens are assumed, and the corrections"
+    tables = [old.items.attrs, added.attrs]
+    facts = {'assumed_group': True} if any(one.get('assumed_group') for one in tables) else {}
+    if counts := [one['corrections'] for one in tables if one.get('corrections')]:
+        facts['corrections'] = {key: sum((one[key] for one in counts[1:]), value) for key, value in counts[0].items()}
+    return facts
+
+
+def _with_held_out(old, items):
+    """The images with what is still true of a test set that was held out by time, place, camera or a column; and a
+    sentence if nothing is"""
+    about, tested = old.items.attrs.get('held_out'), old.metrics['evaluated_on']
+    if not about:
+        return items, []
+    is_new, is_used = np.arange(len(items)) >= len(old.items), items.split.ne('')
+    condition = find_condition(items, about['by'].partition('=')[0].strip())
+    held = condition.values[items.split.eq(tested) & ~is_new]
+    is_held = condition.values.ge(held.min()) if condition.by_time else condition.values.isin(held)
+    differs = is_held.ne(items.split.eq(tested)) | condition.values.eq('')
+    if n := int((is_new & is_used & differs).sum()):
+        return items, [
+            f'The test images of {old.folder.name} are {about["description"]}, and nothing of this kind was trained '
+            f'on. {format_count(n, "added image")} changed this: trained on although of this kind or without a known '
+            f'{condition.noun}, or tested although of another kind. The new test set is not held out by '
+            f'{condition.noun}.'
+        ]
+    items = items.assign(held_out_value=condition.values)
+    items.attrs['held_out'] = about
+    return items, []
+
+
 def _what_was_added(old, items, text):
     "A sentence about the added images"
     added = items.iloc[len(old.items) :]
@@ -304,7 +349,8 @@ def _compare(old, new, notes):
     shared = _shared_predictions(old, new)
     changes = class_changes(*(shared[name].to_numpy(object) for name in ('label', 'predicted', 'predicted_after')))
     comparison = compare([old, new], common=True)
-    limits = [note for note in comparison.notes if not note.startswith('Compared on')]
+    limits = [note.removesuffix(' Give runs of several seeds.') for note in comparison.notes]
+    limits = [note for note in limits if not note.startswith('Compared on')]
     conclusion = ' '.join([comparison.conclusions[0], *limits])
     return Update(new, changes, _new_classes(old, new), conclusion, tuple(notes))
 

@@ -298,7 +298,7 @@ def learning_curve(
     varied = {name: getattr(Recipe, name) for name in ('seed', field) if name}  # values that may differ on a later call
     with experiment_folder(folder, recipe.but(**varied), experiment='curve', across=across):
         if not (folder / 'items.parquet').exists():
-            write_table(folder / 'items.parquet', prepare_items(recipe.but(fraction=1.0), progress))
+            write_table(folder / 'items.parquet', prepare_items(recipe.but(fraction=1.0, split_by=''), progress))
         items = pd.read_parquet(folder / 'items.parquet')
         if field == 'test' and (items.given[items.split.ne('')] == 'test').any():
             raise UserError(f'{recipe.source} comes with a test set of its own, so its fraction cannot be varied.')

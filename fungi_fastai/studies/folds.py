@@ -39,6 +39,7 @@ from ..runs.train import train
 from ..training.recipes import command_of
 from .probe import mean_and_sd
 from ..training.fit import prepare_items
+from ..training.split_items import SplitItems, split_items
 from ..training.recipe import Recipe
 
 # %% ../../nbs/studies/folds.ipynb #7878e761
@@ -112,12 +113,17 @@ def assign_splits(
     if not grouped:
         used = used.assign(group='', cluster='')
     if tested is None:
-        splits = split(used, recipe.valid, recipe.test, recipe.seed)
+        chosen = split_items(recipe, used)
     else:
-        splits = _split_rest(used, tested[used.index], recipe)
+        chosen = SplitItems(_split_rest(used, tested[used.index], recipe))
+    splits = chosen.splits
     trained = used[splits == 'train']
     dropped = trained.index.difference(fraction(trained, recipe.fraction, recipe.seed).index)
-    return items.assign(split=splits.drop(dropped).reindex(items.index, fill_value=''))
+    result = items.assign(split=splits.drop(dropped).reindex(items.index, fill_value=''))
+    if chosen.held_out:
+        notes = [*items.attrs.get('notes', []), *chosen.notes]
+        result.attrs = items.attrs | dict(held_out=chosen.held_out, notes=notes)
+    return result
 
 
 def _split_rest(used, tested, recipe):

@@ -368,7 +368,8 @@ def _compare_held_out(recipe, items, progress):
         return None
     if items is None:
         items = prepare_items(recipe, progress)
-    return items.attrs['held_out'] | compare_splits(recipe, items, progress)
+    about = items.attrs.get('held_out')  # an update may have ended it
+    return about and about | compare_splits(recipe, items, progress)
 
 
 def _notes_on_sets(items, held_out):

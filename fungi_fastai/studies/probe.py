@@ -24,7 +24,7 @@ from ..data.scan import check
 from ..data.splits import count_specimens, folds, fraction, has_specimens, split_groups, with_two_specimens
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..models.backbones import preferred_backbone
-from ..training.probing import extract_features, predict_fold
+from ..training.probing import extract_features, predict_folds
 from ..training.recipe import Recipe, is_sample, source_of
 from ..training.recipes import PHOTOS
 from ..training.specimens import with_specimens
@@ -117,6 +117,11 @@ def probe_items(
     foldable = drop_single_specimens(used, k, source)
     used, notes = foldable.items, list(foldable.notes)
     notes += items.attrs.get('notes', [])
+    if recipe.split_by:
+        notes.append(
+            f'--split-by {recipe.split_by} is not applied: a probe tests every image once, in folds. The scores are '
+            'not those of a held-out test set.'
+        )
     if not used.group.ne('').any():
         notes.append(
             'No specimens are known, so only near-duplicates are kept in one fold. Where several images show one '
@@ -137,20 +142,18 @@ def cross_predict(
     np.ndarray, pd.DataFrame
 ]:  # (images, classes) probabilities (0 in fold -1), classes sorted; a row a fold: fold images accuracy macro_f1 C
     "Predict each fold by a probe of the others"
-    classes = sorted(items.label.unique())
-    targets, fold = items.label.map(classes.index).to_numpy(), items.fold.to_numpy()
-    probs, rows = np.zeros((len(items), len(classes))), []
+    classes, rows = sorted(items.label.unique()), []
+    targets, probs = items.label.map(classes.index).to_numpy(), np.zeros((len(items), len(classes)))
 
-    def predict_folds():
-        for number in np.unique(fold[fold >= 0]):
-            held_out = fold == number
-            probs[held_out], C = predict_fold(features, targets, items, held_out, len(classes), seed)
-            metrics = Evaluation(probs[held_out], targets[held_out], classes).metrics()
+    def predict():
+        for number, held_out, predicted, C in predict_folds(features, items, seed):
+            probs[held_out] = predicted
+            metrics = Evaluation(predicted, targets[held_out], classes).metrics()
             scores = dict(accuracy=metrics['accuracy'], macro_f1=metrics['macro_f1'])
-            rows.append(dict(fold=int(number), images=int(held_out.sum())) | scores | dict(C=C))
-            yield int(held_out.sum())
+            rows.append(dict(fold=number, images=len(predicted)) | scores | dict(C=C))
+            yield len(predicted)
 
-    for _ in track(predict_folds(), int((fold >= 0).sum()), 'predictions', show=progress):
+    for _ in track(predict(), int((items.fold >= 0).sum()), 'predictions', show=progress):
         pass
     return probs, pd.DataFrame(rows)
 

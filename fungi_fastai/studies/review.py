@@ -53,6 +53,7 @@ class Queues:
     entries: list  # of `Entry`, by queue
     typical: dict  # class → paths of images that are clearly of the class
     notes: list = field(default_factory=list)  # in words
+    classes: tuple = ()  # that a run knows, besides those of the source
 
     def counts(self) -> dict:
         "Entries of each queue"
@@ -110,7 +111,7 @@ class Review:
         who: str = '',  # writes the decisions (default: the name of the user on this machine)
         title: str = '',  # of the source
     ):
-        self.typical, self.notes = queues.typical, queues.notes
+        self.typical, self.notes, self.run_classes = queues.typical, queues.notes, queues.classes
         self.file, self.title, self.who = images.file, title, who or getpass.getuser()
         self.items = images.items.drop_duplicates('path').reset_index(drop=True)
         self.position = {path: i for i, path in enumerate(self.items.path)}
@@ -119,9 +120,9 @@ class Review:
         self.entries = [entry for entry in queues.entries if entry.path not in done]
 
     def classes(self) -> list[str]:
-        "The classes of the source and of its corrections"
-        new = [label for label in self._decided().label if label]
-        return sorted({*self.items.label.dropna(), *(label.removeprefix(new_class) for label in new)})
+        "The classes of the source, of its corrections and of the run"
+        new = {label.removeprefix(new_class) for label in self._decided().label if label}
+        return sorted({*self.items.label.dropna(), *self.run_classes, *new})
 
     def _decided(self):
         "The decisions by path"

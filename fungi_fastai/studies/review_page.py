@@ -43,7 +43,7 @@ button { font: inherit; color: var(--text); background: var(--panel); border: 1p
   border-radius: .35rem; padding: .3rem .6rem; margin: .1rem 0 }
 button:focus-visible { outline: 2px solid var(--accent) }
 kbd { border: 1px solid var(--line); border-radius: .25rem; padding: 0 .35rem; font-size: .8rem; color: var(--soft) }
-.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .4rem }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(4.6rem, 1fr)); gap: .4rem }
 .row img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: .3rem } #done { color: var(--accent) }
 .row figure { margin: 0; font-size: .7rem; overflow: hidden; text-overflow: ellipsis }
 #problem { color: var(--warn); min-height: 1.5em } input { font: inherit; width: 100%; padding: .3rem }
@@ -195,7 +195,7 @@ const show = () => {
   $('done').textContent = inWords(decision())
   $('choices').replaceChildren(...current.candidates.map(([label, probability], i) => {
     const line = make('li', '')
-    line.append(button(probability === null ? label : `${label} ${(100 * probability).toFixed(0)} %`, i + 1,
+    line.append(button(probability === null ? label : `${label} ${(100 * probability).toFixed(0)}%`, i + 1,
       () => save({label})))
     return line
   }))

@@ -44,7 +44,8 @@ def _predict(items, recipe, run, k, progress):
     try:
         foldable = drop_single_specimens(labelled, k, recipe.source)
     except UserError as error:
-        return _Predictions(None, proposals, [f'No label issues are searched for. {error}'])
+        notes = [f'No label issues are searched for. {error}'] if len(labelled) else []
+        return _Predictions(None, proposals, notes)
     used = foldable.items
     rest = unlabelled if proposals is None else unlabelled[:0]
     features = extract_features(recipe, pd.concat([used, rest]), progress)
@@ -137,4 +138,4 @@ def review_queues(
         entries += _proposal_entries(predictions.unlabelled)
     elif items.label.isna().any():
         notes.append('Nothing proposes labels for the unlabelled photos. A run does: --run RUN.')
-    return Queues(entries, typical, notes)
+    return Queues(entries, typical, notes, tuple(run.classes) if run else ())

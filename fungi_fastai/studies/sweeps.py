@@ -291,7 +291,7 @@ def _open_storage(folder, storage):
         return workers.open_storage(storage or f'sqlite:///{(folder / "sweep.db").absolute()}')
 
 
-_data_fields = {'source', 'column', 'label', 'group', 'exclude', 'valid', 'test', 'fraction', 'seed'}
+_data_fields = {'source', 'column', 'label', 'group', 'exclude', 'valid', 'test', 'fraction', 'seed', 'split_by'}
 
 
 def _items_reader(space, progress):

@@ -44,8 +44,8 @@ class Accumulate(Callback):
     def before_step(self):
         if not self.last:
             raise CancelBatchException  # skip the step and keep the gradients
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.steps > 1:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             torch._foreach_div_(gradients, self.images)
         self.images = 0
         if not self.clip:

@@ -11,6 +11,7 @@ __all__ = []
 import hashlib
 import json
 import os
+import time
 import warnings
 import zlib
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ import pandas as pd
 
 from ..core.files import atomic
 from ..core.settings import settings
-from .processes import run_on_rank_zero
+from .processes import is_rank_zero, run_on_rank_zero
 from .recipe import Recipe
 
 # %% ../../nbs/training/feature_store.ipynb #207dd5ba
@@ -176,15 +177,28 @@ def _read(recipe, hashes):
 def stored_features(
     recipe: Recipe,
     hashes: pd.Series,  # of the images' content
-    compute,  # called with the positions of the images that are not in the store; returns (images, features) float32
+    compute,  # called with the positions of images that are not in the store; yields blocks of their features, in order
+    all_processes: bool = False,  # whether all processes call it, with the same arguments; False: one alone
 ) -> np.ndarray:  # (images, features) float32
-    "Features from the store where they are known; the others are computed at once, and kept"
-    store = FeatureStore(feature_key(recipe))
-    known = run_on_rank_zero(lambda: _read(recipe, hashes))  # the same for all processes
+    "Features from the store where they are known. The others are computed, and kept twice a minute and at the end"
+    known = run_on_rank_zero(lambda: _read(recipe, hashes)) if all_processes else _read(recipe, hashes)
     new = np.flatnonzero(~hashes.isin(known).to_numpy() & ~hashes.duplicated().to_numpy())
     if len(new):
-        computed = compute(new)
-        names = hashes.iloc[new].tolist()
-        run_on_rank_zero(lambda: store.write(names, computed))
-        known.update(zip(names, computed, strict=True))
+        store, names = FeatureStore(feature_key(recipe)), iter(hashes.iloc[new])
+        unsaved, last_save = {}, time.monotonic()
+        try:
+            for features in compute(new):
+                unsaved |= {next(names): row for row in features}
+                if time.monotonic() - last_save > 30:
+                    known |= _save(store, unsaved)
+                    unsaved, last_save = {}, time.monotonic()
+        finally:
+            known |= _save(store, unsaved)  # also after an interrupt
     return np.stack([known[name] for name in hashes])
+
+
+def _save(store, features):
+    "Keep the features of some images, by their hash"
+    if features and is_rank_zero():
+        store.write(list(features), np.stack(list(features.values())))
+    return features

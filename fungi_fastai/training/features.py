@@ -105,7 +105,11 @@ def _initial_features(learn, rows, progress):
     recipe = learn.run_state.recipe
     if not recipe.cache or 'sha' not in rows:  # a table of your own may lack the hashes
         return backbone_features(learn, rows, progress)
-    return stored_features(recipe, rows.sha, lambda positions: backbone_features(learn, rows.iloc[positions], progress))
+
+    def compute(positions):
+        yield backbone_features(learn, rows.iloc[positions], progress)
+
+    return stored_features(recipe, rows.sha, compute, all_processes=True)
 
 
 def _sample_rows(rows, fraction, seed):
@@ -221,9 +225,10 @@ def can_train_on_features(learn: Learner) -> bool:
 def on_features(
     learn: Learner,
     views: int = 1,  # versions of each training image: itself, and views-1 augmented ones
+    initial: bool = False,  # as for `cached_features`
 ):
     "Inside the block, the Learner's loaders give the backbone's features, and the backbone returns them unchanged"
-    cached, targets = cached_features(learn, views)
+    cached, targets = cached_features(learn, views, initial=initial)
     _, head = backbone_and_head(learn.model)
     loaders = {name: FeatureLoader(cached[name], targets[name], getattr(learn.dls, name)) for name in targets}
     with replaced_loaders(learn, loaders, _as_feature_map if hasattr(head, 'pool') else _identity):

@@ -321,7 +321,7 @@ def _run_phase(learn, index, phase, epochs_done, time_budget):
         freeze(learn, phase.trainable)
     learn.save_state.phase = index
     learn.history.phase = phase_names[phase.trainable]
-    loaders = _loaders(learn, phase, time_budget)
+    loaders = _loaders(learn, phase, time_budget, is_first=index == 0)
     rates = learning_rates(recipe, learn.pretrained, len(learn.opt.hypers))
     with loaders, learn.no_logging():
         learn.fit(phase.epochs, cbs=make_scheduler(recipe, rates, phase.epochs), start_epoch=epochs_done)
@@ -329,12 +329,12 @@ def _run_phase(learn, index, phase, epochs_done, time_budget):
         raise TrainingError(learn.history.failure)
 
 
-def _loaders(learn, phase, time_budget):
+def _loaders(learn, phase, time_budget, is_first):
     "A block in which the Learner has the loaders of a phase: of images, of features or of activations"
     recipe = learn.run_state.recipe
     mixes = recipe.mixup or recipe.cutmix
     if phase.trainable == 'head' and recipe.feature_views and not mixes and can_train_on_features(learn):
-        return on_features(learn, recipe.feature_views)
+        return on_features(learn, recipe.feature_views, initial=is_first)
     clear_features(learn)
     if phase.trainable == 'last' and can_store_activations(learn):
         return on_activations(learn, recipe.activation_views, time_budget)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch.nn.functional import log_softmax
 
+from ..core.standard_errors import grouped_standard_error
 from .callbacks import announce
 from .checkpoints import read_saved_weights, save_weights
 from .features import backbone_features, head_logits, specimens
@@ -37,11 +38,7 @@ class Change:
     ) -> 'Change':
         "From scores of the same images"
         difference = np.asarray(after, float) - before
-        codes = np.unique(groups, return_inverse=True)[1]
-        sums = np.bincount(codes, difference - difference.mean())
-        n = max(len(sums), 2)
-        spread = np.sqrt(n / (n - 1) * (sums**2).sum())
-        return cls(float(difference.mean()), float(spread / len(difference)))
+        return cls(float(difference.mean()), grouped_standard_error(difference, groups))
 
     @property
     def is_worse(self) -> bool:

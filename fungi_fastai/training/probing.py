@@ -10,15 +10,18 @@ __all__ = []
 # %% ../../nbs/training/probing.ipynb #d76582c7
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
 
 from ..core.errors import TrainingError
-from ..core.progress import format_count, track
+from ..core.progress import Progress, format_count
+from ..core.standard_errors import grouped_standard_error
 from ..data.splits import split_groups
 from ..models.heads import select_head
-from .feature_store import FeatureStore, feature_key, separate_recipes
+from .feature_store import separate_recipes, stored_features
 from .recipe import Recipe
 
 # %% ../../nbs/training/probing.ipynb #99436100
@@ -30,19 +33,7 @@ def extract_features(
     "The features of a recipe's backbone, from disk where they are known. Raises `UserError`, `TrainingError`"
     if len(networks := separate_recipes(recipe)) > 1:
         return np.concatenate([extract_features(one, items, progress) for one in networks], axis=1)
-    store = FeatureStore(feature_key(recipe))
-    known = store.read(items.sha)
-    new = items[~items.sha.isin(known)].drop_duplicates('sha')
-    if len(new):
-        if progress:
-            from_disk = f', {len(items) - len(new):,} are on disk' if known else ''
-            count = format_count(len(new), 'image')
-            line = f'Features of {recipe.arch} at {recipe.size} px: {count} to compute{from_disk}'
-            print(line, file=sys.stderr, flush=True)
-        blocks = _compute_features(_network(recipe, items), new, store, known)
-        for _ in track(blocks, len(new), 'features', show=progress):
-            pass
-    return np.stack([known[name] for name in items.sha])
+    return stored_features(recipe, items.sha, lambda new: _compute_features(recipe, items, new, progress))
 
 
 def _network(recipe, items):
@@ -54,34 +45,27 @@ def _network(recipe, items):
     return make_learner(recipe.but(cache=False), rows, progress=False)
 
 
-def _compute_features(learn, items, store, known):
-    "Compute features into `known` and keep them in the store; yields how many images were done"
+def _compute_features(recipe, items, new, progress):
+    "Yield the features of blocks of images"
     from fungi_fastai.training.features import backbone_features
 
-    recipe = learn.run_state.recipe
-    size, unsaved, last_save = 2 * recipe.bs, [], time.monotonic()
-
-    def save():
-        if unsaved:
-            store.write(unsaved, np.stack([known[name] for name in unsaved]))
-        unsaved.clear()
-
-    try:
-        while len(items):
-            block, items = items[:size], items[size:]
+    if progress:
+        from_disk = f', {len(items) - len(new):,} are on disk' if len(new) < len(items) else ''
+        count = format_count(len(new), 'image')
+        line = f'Features of {recipe.arch} at {recipe.size} px: {count} to compute{from_disk}'
+        print(line, file=sys.stderr, flush=True)
+    learn, size = _network(recipe, items), 2 * recipe.bs
+    with Progress(len(new), 'features') if progress else nullcontext() as shown:
+        while len(new):
+            block, new = items.iloc[new[:size]], new[size:]
             started = time.monotonic()
             features = backbone_features(learn, block)
             _check_finite(features, block, recipe.arch)
-            known.update(zip(block.sha, features, strict=True))
-            unsaved += block.sha.tolist()
             if time.monotonic() - started < 2:
                 size = min(2 * size, 4096)
-            if time.monotonic() - last_save > 30:
-                save()
-                last_save = time.monotonic()
-            yield len(block)
-    finally:
-        save()  # also after an interrupt
+            if shown:
+                shown.advance(len(block))
+            yield features
 
 
 def _check_finite(features, items, arch):
@@ -107,16 +91,20 @@ def predict_fold(
     selected = select_head(features[others], targets[others], groups, n_classes=n_classes, seed=seed)
     return selected.head.predict(features[held_out].astype(np.float64)), selected.strength
 
+
+def predict_folds(
+    features: np.ndarray,  # (images, features) float32
+    items: pd.DataFrame,  # with the columns name, label, group, cluster and fold; images of fold -1 are trained on only
+    seed: int = 42,  # of the cross-validation that selects the strength
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, float]]:  # fold; whether an image is in it; as `predict_fold`
+    "Predict each fold by a linear head on the others; the classes are sorted"
+    classes = sorted(items.label.unique())
+    targets, fold = items.label.map(classes.index).to_numpy(), items.fold.to_numpy()
+    for number in np.unique(fold[fold >= 0]):
+        held_out = fold == number
+        yield int(number), held_out, *predict_fold(features, targets, items, held_out, len(classes), seed)
+
 # %% ../../nbs/training/probing.ipynb #268d2e3a
-def grouped_standard_error(
-    correct: np.ndarray,  # (images,) whether an image is classified correctly
-    groups,  # (images,) the specimen of each
-) -> float:
-    "The standard error of the accuracy of images that come in groups"
-    residuals = pd.Series(correct - correct.mean()).groupby(np.asarray(groups)).sum()
-    return float(np.sqrt((residuals**2).sum()) / len(correct))
-
-
 def accuracy_interval(
     correct: np.ndarray,  # (images,) whether an image is classified correctly
     groups,  # (images,) the specimen of each

@@ -22,7 +22,7 @@ from ..models.backbones import PretrainedBackbone, available_backbones, is_local
 from ..models.packaged import smallest_weights
 from .budget import Plan, best_plan, clock
 from .fit import make_learner
-from .probing import accuracy_interval, extract_features, predict_fold
+from .probing import accuracy_interval, extract_features, predict_folds
 from .recipe import Recipe
 from .speed import Speed, measure_speed
 
@@ -75,13 +75,10 @@ def probe_network(
 ) -> np.ndarray:  # (images,) whether the probe predicts an image correctly
     "Try a network on the sample. Raises `UserError` for a failed download, `TrainingError` for broken features"
     features = extract_features(recipe, sample, progress=False)
-    classes = sorted(sample.label.unique())
-    targets, fold = sample.label.map(classes.index).to_numpy(), sample.fold.to_numpy()
     correct = np.zeros(len(sample), bool)
-    for number in np.unique(fold):
-        held_out = fold == number
-        probs, _ = predict_fold(features, targets, sample, held_out, len(classes), recipe.seed)
-        correct[held_out] = probs.argmax(1) == targets[held_out]
+    classes = np.array(sorted(sample.label.unique()))
+    for _, held_out, probs, _ in predict_folds(features, sample, recipe.seed):
+        correct[held_out] = classes[probs.argmax(1)] == sample.label[held_out]
     return correct
 
 # %% ../../nbs/training/selection.ipynb #fdd9df17

@@ -21,6 +21,7 @@ class WeightsAndBiases(Tracker):
     "Epochs, recipe and test metrics at wandb.ai or another W&B server; offline if it cannot be reached"
 
     key = 'wandb'
+    start_seconds = 15  # after which a server that does not let a run begin is given up
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class WeightsAndBiases(Tracker):
         resumed = dict(id=earlier) if earlier else {}
         if earlier and mode == 'online':
             resumed['resume'] = 'allow'
+        settings = self.wandb.Settings(init_timeout=self.start_seconds, finish_timeout=60, console='off', silent=True)
         return self.wandb.init(
             project=os.environ.get('WANDB_PROJECT') or 'fungi_fastai',
             name=self.folder.name,
@@ -68,7 +70,7 @@ class WeightsAndBiases(Tracker):
             config=json.loads(self.run_recipe.to_json()),
             group=self.run_recipe.name,
             **resumed,
-            settings=self.wandb.Settings(init_timeout=15, finish_timeout=60, console='off', silent=True),
+            settings=settings,
         )
 
     def log_epoch(self, row):
