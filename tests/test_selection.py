@@ -168,6 +168,11 @@ def test_a_training_reads_the_features_of_an_earlier_probe(ready, photos, own_ho
     frozen = recipe.but(head_init='random', epochs=1, frozen_epochs=1, feature_views=1, refit_head=False)
     fit(make_learner(frozen, progress=False), tmp_path / 'frozen')
     assert not opened, 'all features come from the store'
+    changed = make_learner(frozen, progress=False)
+    next(changed.model[0].parameters()).data.mul_(2)
+    features.cached_features(changed)
+    assert sum(opened) > 40, 'the store holds those of the initial weights'
+    opened.clear()
     scores.append(fit(make_learner(recipe.but(cache=False), progress=False), tmp_path / 'b')[0]['valid_loss'])
     assert sum(opened) > 40 and scores[0] == pytest.approx(scores[1], rel=0.02)
 

@@ -71,7 +71,7 @@ def _places(items, headers):
 
 def _coordinates(items, headers):
     "(images, 2) latitude and longitude; NaN if unknown"
-    exif = headers.exif_location.str.split(',', expand=True).reindex(columns=[0, 1]).apply(pd.to_numeric)
+    exif = headers.exif_location.astype(object).str.split(',', expand=True).reindex(columns=[0, 1]).apply(pd.to_numeric)
     exif.columns = ['latitude', 'longitude']
     if not {'latitude', 'longitude'} <= set(items):
         return exif

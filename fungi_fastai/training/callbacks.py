@@ -33,6 +33,7 @@ class RunState:
     recipe: object  # the `Recipe` that the Learner was made from
     items: pd.DataFrame  # the images and their split
     features: dict[str, np.ndarray] = field(default_factory=dict)  # the backbone's, by subset: see `cached_features`
+    initial_backbone: np.ndarray | None = None  # from `backbone_checksum`, before training; None: weights of your own
     head_refit: bool = False  # whether `fit` replaced the trained head by a refit one
     head_refit_note: str = ''  # what was compared, and why it was kept or not
     probe_kept: bool = False  # whether the trained network was worse than the probe, which replaced it

@@ -77,7 +77,6 @@ def cached_features(
     learn: Learner,
     views: int = 1,  # versions of each training image: itself, and views-1 augmented ones
     flipped: float = 0.0,  # fraction of the training images whose horizontal flips are also computed
-    initial: bool = False,  # the backbone has its initial weights: read features from the store, and keep them there
 ) -> tuple[dict, dict]:  # by subset (train, valid, flipped): (views, images, features), and class indices (images,)
     "The backbone's features of the training and validation sets, computed once and kept in `learn.run_state.features`"
     state = learn.run_state
@@ -85,25 +84,36 @@ def cached_features(
     if flipped:
         subsets['flipped'] = _sample_rows(subsets['train'], flipped, state.recipe.seed)
     progress = hasattr(learn, 'progress_line')
-    with temporary_seed(state.recipe.seed):
-        for name, rows in subsets.items():
+    for name, rows in subsets.items():
+        with temporary_seed(state.recipe.seed):
             if name not in state.features:
-                compute = _initial_features if initial and name != 'flipped' else backbone_features
-                options = dict(flipped=True) if name == 'flipped' else {}
-                state.features[name] = compute(learn, rows, progress, **options)[None]
-        missing = views - len(state.features['train'])
-        if missing > 0:
+                if name == 'flipped':
+                    state.features[name] = backbone_features(learn, rows, progress, flipped=True)[None]
+                else:
+                    state.features[name] = _stored_or_computed(learn, rows, progress)[None]
+    missing = views - len(state.features['train'])
+    if missing > 0:
+        with temporary_seed(state.recipe.seed):  # the same augmentation, whether features were computed or read before
             augmented = learn.dls.train.new(shuffle=False, drop_last=False, bs=learn.dls.valid.bs)
             computed = [_loader_features(learn, augmented, progress) for _ in range(missing)]
-            state.features['train'] = np.concatenate([state.features['train'], computed])
+        state.features['train'] = np.concatenate([state.features['train'], computed])
     targets = {name: rows.label.map(learn.dls.vocab.o2i).to_numpy() for name, rows in subsets.items()}
     return state.features, targets
 
 
-def _initial_features(learn, rows, progress):
-    "The features of a backbone with its initial weights, from the store where they are known"
-    recipe = learn.run_state.recipe
-    if not recipe.cache or 'sha' not in rows:  # a table of your own may lack the hashes
+def backbone_checksum(
+    learn: Learner,
+) -> np.ndarray:  # (tensors,) float64
+    "The sum of each tensor of the backbone, which tells whether its weights have changed"
+    tensors = backbone_and_head(learn.model)[0].state_dict().values()
+    return np.array([tensor.detach().cpu().double().sum().item() for tensor in tensors])
+
+
+def _stored_or_computed(learn, rows, progress):
+    "Features; those of the initial weights are read from the store, and kept there"
+    recipe, initial = learn.run_state.recipe, learn.run_state.initial_backbone
+    is_initial = initial is not None and np.array_equal(initial, backbone_checksum(learn))
+    if not (is_initial and recipe.cache and 'sha' in rows):  # a table of your own may lack the hashes
         return backbone_features(learn, rows, progress)
 
     def compute(positions):
@@ -225,10 +235,9 @@ def can_train_on_features(learn: Learner) -> bool:
 def on_features(
     learn: Learner,
     views: int = 1,  # versions of each training image: itself, and views-1 augmented ones
-    initial: bool = False,  # as for `cached_features`
 ):
     "Inside the block, the Learner's loaders give the backbone's features, and the backbone returns them unchanged"
-    cached, targets = cached_features(learn, views, initial=initial)
+    cached, targets = cached_features(learn, views)
     _, head = backbone_and_head(learn.model)
     loaders = {name: FeatureLoader(cached[name], targets[name], getattr(learn.dls, name)) for name in targets}
     with replaced_loaders(learn, loaders, _as_feature_map if hasattr(head, 'pool') else _identity):

@@ -44,6 +44,7 @@ from fungi_fastai.training.item_checks import (
     describe_untested_classes,
 )
 from fungi_fastai.training.features import (
+    backbone_checksum,
     backbone_features,
     starts_with_probe,
     clear_features,
@@ -136,7 +137,7 @@ def make_learner(
         _check_batch_size(learn)
     learn.model.to(dls.device)
     learn.lr = learning_rates(recipe, learn.pretrained, len(learn.splitter(learn.model)))
-    learn.run_state = RunState(recipe, items)
+    learn.run_state = RunState(recipe, items, initial_backbone=None if trained else backbone_checksum(learn))
     return show_progress(learn) if progress else _hide_progress(learn)
 
 
@@ -321,7 +322,7 @@ def _run_phase(learn, index, phase, epochs_done, time_budget):
         freeze(learn, phase.trainable)
     learn.save_state.phase = index
     learn.history.phase = phase_names[phase.trainable]
-    loaders = _loaders(learn, phase, time_budget, is_first=index == 0)
+    loaders = _loaders(learn, phase, time_budget)
     rates = learning_rates(recipe, learn.pretrained, len(learn.opt.hypers))
     with loaders, learn.no_logging():
         learn.fit(phase.epochs, cbs=make_scheduler(recipe, rates, phase.epochs), start_epoch=epochs_done)
@@ -329,12 +330,12 @@ def _run_phase(learn, index, phase, epochs_done, time_budget):
         raise TrainingError(learn.history.failure)
 
 
-def _loaders(learn, phase, time_budget, is_first):
+def _loaders(learn, phase, time_budget):
     "A block in which the Learner has the loaders of a phase: of images, of features or of activations"
     recipe = learn.run_state.recipe
     mixes = recipe.mixup or recipe.cutmix
     if phase.trainable == 'head' and recipe.feature_views and not mixes and can_train_on_features(learn):
-        return on_features(learn, recipe.feature_views, initial=is_first)
+        return on_features(learn, recipe.feature_views)
     clear_features(learn)
     if phase.trainable == 'last' and can_store_activations(learn):
         return on_activations(learn, recipe.activation_views, time_budget)
@@ -348,7 +349,7 @@ def _initialise_head(learn, time_budget):
     if not use_probe and recipe.epochs:
         return
     if use_probe:
-        cached_features(learn, initial=True)
+        cached_features(learn)
         probe_head(learn, flipped=_flipped_fraction(learn, time_budget))
     with on_features(learn) if use_probe else nullcontext(), learn.no_bar(), learn.no_logging():
         loss, *metrics = learn.validate()
