@@ -28,10 +28,13 @@ def choose(ready, items, monkeypatch):
 
     seconds = [0.0]
 
-    def run(accuracies, budget=600.0, slowdown=1.0, together=0.0):
+    def run(accuracies, budget=600.0, slowdown=1.0, together=0.0, published=None):
         "accuracies: by a network's cost in billions of multiply-adds; slowdown: of the probes; together: of a pair"
         rows = [
-            PretrainedBackbone(f'costs_{macs}', '', '', 224, macs, 8, 1.0, weights='here.pth') for macs in accuracies
+            PretrainedBackbone(
+                f'costs_{macs}', '', '', 224, macs, 8, 1.0, (published or {}).get(macs), weights='here.pth'
+            )
+            for macs in accuracies
         ]
 
         def probe_network(recipe, sample):
@@ -92,6 +95,14 @@ def test_a_probe_that_takes_too_long_is_not_made(choose):
     plan = choose({0.1: 0.6, 0.2: 0.7, 0.4: 0.9}, budget=60.0, slowdown=10.0)
     assert plan.arch == 'costs_0.1' and len(plan.networks) == 1
     assert 'Not tried: costs_0.2, costs_0.4, because it takes about' in plan.reason and '15%' in plan.reason
+
+
+def test_without_time_for_two_probes_the_published_score_decides(choose):
+    "The fastest network is rarely the best one, and a slow one gets no training in the time"
+    published = {0.1: 0.6, 0.2: 0.75, 0.4: 0.76, 300.0: 0.83}
+    plan = choose(dict.fromkeys(published, 0.5), budget=60.0, slowdown=10.0, published=published)
+    assert plan.arch in ('costs_0.2', 'costs_0.4') and not plan.networks
+    assert 'published score' in plan.reason and 'no time to compare' in plan.reason
 
 
 def test_a_network_that_is_too_slow_for_a_sample_is_left_out(choose):

@@ -155,6 +155,7 @@ class _Selection:
                 'a comparison on your images needs'
             )
         self.available = shortlist(available)
+        self.out_of_time = False  # whether a network was not tried because the time did not allow it
 
     @property
     def left_for_choice(self):
@@ -175,8 +176,13 @@ class _Selection:
         "Measure the networks, and probe them on one sample"
         self.measure()
         self.sample = self.affordable_sample()
-        if self.sample is None:
-            return
+        if self.sample is not None:
+            self.probe_all()
+        if self.out_of_time and len(self.networks) < 2:  # nothing was compared
+            self.choose_by_published_score()
+
+    def probe_all(self):
+        "Probe the measured networks, the fastest first, as long as the time allows and the rest can win"
         for position, one in enumerate(self.measured):
             if self.networks and (reason := self.why_not(one)):
                 self.leave_out(self.measured[position:], reason)
@@ -188,6 +194,39 @@ class _Selection:
                     raise
                 self.notes.append(f'Not tried: {one.backbone.arch}. {error}')
         self.try_pair()
+
+    def choose_by_published_score(self):
+        "Keep the network of which most is expected by its published score and its speed, and measure it"
+        names = [name for name in ('newt', 'top1') if all(getattr(one, name) is not None for one in self.available)]
+        if not names:
+            return
+        promising = [self.known_or_estimated(backbone) for backbone in self.available]
+        best = max(promising, key=lambda one: one.expected(getattr(one.backbone, names[0]), self.items))
+        if best not in self.measured:
+            self.measure_one(best.backbone)
+            best = self.measured[-1]
+        self.measured, self.networks, self.notes = [best], {}, []
+        self.why_unprobed = (
+            f'promises most of {format_count(len(self.available), "network")} by its published score and its speed; '
+            'there is no time to compare them on your images'
+        )
+
+    def known_or_estimated(self, backbone):
+        "A network as it was measured, or as the operations of the last measured network let expect"
+        for one in self.measured:
+            if one.backbone == backbone:
+                return one
+        last = self.measured[-1]
+        speed = last.speed.with_network(backbone.macs / last.backbone.macs)
+        recipe = self.recipe.but(arch=backbone.arch, weights=backbone.weights)
+        seconds = self.seconds_for_training - _seconds_of_download(backbone)
+        plan = best_plan(recipe, self.items, speed, seconds)
+        return _Measured(backbone, recipe, speed, plan, self.probe_size(backbone), 0.0)
+
+    @property
+    def seconds_for_training(self):
+        "Seconds that the choice leaves"
+        return (1 - _selection_fraction) * self.seconds
 
     def try_pair(self):
         "Probe the two best networks together, whose features are known by now, if they can win"
@@ -207,7 +246,7 @@ class _Selection:
         backbone = _side_by_side(one.backbone, other.backbone)
         recipe = self.recipe.but(arch=backbone.arch, weights=backbone.weights)
         speed = one.speed.together(other.speed.at(one.speed.size))
-        plan = best_plan(recipe, self.items, speed, (1 - _selection_fraction) * self.seconds)
+        plan = best_plan(recipe, self.items, speed, self.seconds_for_training)
         return _Measured(backbone, recipe, speed, plan, one.size, 0.0)
 
     def leave_out(self, measured, reason):
@@ -220,13 +259,18 @@ class _Selection:
             if self.measured and self.seconds_to_measure(backbone) > max(5, self.left_for_choice / 2):
                 names = ', '.join(one.arch for one in self.available[position:])
                 self.notes.append(f'Not tried: {names}, because this machine is too slow for it in the time.')
+                self.out_of_time = True
                 break
-            began = clock()
-            recipe = self.recipe.but(arch=backbone.arch, weights=backbone.weights)
-            untrained = {} if is_local(backbone) else dict(pretrained=False, weights='')  # it needs no download
-            speed = measure_speed(make_learner(recipe.but(cache=False, **untrained), self.items, progress=False))
-            plan = best_plan(recipe, self.items, speed, (1 - _selection_fraction) * self.seconds)
-            self.measured.append(_Measured(backbone, recipe, speed, plan, self.probe_size(backbone), clock() - began))
+            self.measure_one(backbone)
+
+    def measure_one(self, backbone):
+        "The speed of a network, and its plan"
+        began = clock()
+        recipe = self.recipe.but(arch=backbone.arch, weights=backbone.weights)
+        untrained = {} if is_local(backbone) else dict(pretrained=False, weights='')  # it needs no download
+        speed = measure_speed(make_learner(recipe.but(cache=False, **untrained), self.items, progress=False))
+        plan = best_plan(recipe, self.items, speed, self.seconds_for_training)
+        self.measured.append(_Measured(backbone, recipe, speed, plan, self.probe_size(backbone), clock() - began))
 
     def probe_size(self, backbone):
         "The image size of a probe, pixels: that of the run, unless the budget decides about it"
@@ -243,7 +287,8 @@ class _Selection:
         "As many images as the time allows for all networks; if these are fewer than 200, without the slowest ones"
         no_time = 'is the fastest network that is available; there is no time to compare others'
         if len(self.measured) == 1:
-            self.why_unprobed = no_time if len(self.available) > 1 else self.why_unprobed
+            self.out_of_time = len(self.available) > 1
+            self.why_unprobed = no_time if self.out_of_time else self.why_unprobed
             return None
         rest = sorted(self.measured, key=lambda one: one.seconds_an_image)
         while True:
@@ -253,7 +298,7 @@ class _Selection:
                 break
             rest.pop()
         if n < _fewest_images:
-            self.why_unprobed = no_time
+            self.out_of_time, self.why_unprobed = True, no_time
             return None
         if slow := [one for one in self.measured if one not in rest]:
             self.leave_out(slow, f'the choice may take {_selection_fraction:.0%} of the time, and they are too slow')
@@ -266,6 +311,7 @@ class _Selection:
         before = self.measured[self.measured.index(one) - 1]
         needed = last * one.seconds_an_image / before.seconds_an_image + _seconds_of_download(one.backbone)
         if needed > max(self.left_for_choice, 0.05 * self.seconds):
+            self.out_of_time = True
             share = f'{_selection_fraction:.0%} of the time'
             return f'it takes about {format_duration(needed)} more, and the choice may take {share}'
         accuracy = max(network.accuracy for network in self.networks.values())

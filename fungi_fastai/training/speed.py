@@ -46,7 +46,7 @@ class Speed:
         size: int,  # pixels
     ) -> 'Speed':
         "The speed with another image size: the network's time grows with the area"
-        return replace(self.slower((size / self.size) ** 2), read=self.read, report=self.report, size=size)
+        return replace(self.with_network((size / self.size) ** 2), size=size)
 
     def slower(
         self,
@@ -55,6 +55,13 @@ class Speed:
         "The speed when everything takes `factor` times as long"
         names = ('read', 'inference', 'train_step', 'report', 'last_inference', 'last_step')
         return replace(self, **{name: factor * getattr(self, name) for name in names})
+
+    def with_network(
+        self,
+        factor: float,  # its operations, as a multiple of those of the network that was measured
+    ) -> 'Speed':
+        "The speed that another network is expected to have"
+        return replace(self.slower(factor), read=self.read, report=self.report)
 
     def together(
         self,
