@@ -196,7 +196,7 @@ class _Selection:
         self.try_pair()
 
     def choose_by_published_score(self):
-        "Keep the network of which most is expected by its published score and its speed, and measure it"
+        "Keep the network with the highest expected accuracy by its published score and its speed, and measure it"
         names = [name for name in ('newt', 'top1') if all(getattr(one, name) is not None for one in self.available)]
         if not names:
             return
@@ -207,12 +207,12 @@ class _Selection:
             best = self.measured[-1]
         self.measured, self.networks, self.notes = [best], {}, []
         self.why_unprobed = (
-            f'promises most of {format_count(len(self.available), "network")} by its published score and its speed; '
-            'there is no time to compare them on your images'
+            f'is expected to be the best of {format_count(len(self.available), "network")}, by its published score and '
+            'its speed; there is no time to compare them on your images'
         )
 
     def known_or_estimated(self, backbone):
-        "A network as it was measured, or as the operations of the last measured network let expect"
+        "A measured network; or another one, whose speed is estimated from the last measured network"
         for one in self.measured:
             if one.backbone == backbone:
                 return one
