@@ -101,7 +101,7 @@ def interval(values):
 
 def summarise(out):
     "A row a setting, strategy and round (`mean`: of the rounds after the start): accuracy and difference from random"
-    table = pd.concat([pd.read_csv(file) for file in sorted(out.glob('*-*.csv'))], ignore_index=True)
+    table = read_draws(out)
     means = table[table['round'] > 0].groupby(['setting', 'draw', 'strategy'])[['labelled', 'accuracy']].mean()
     table = pd.concat([table.astype({'round': object}), means.reset_index().assign(round='mean')], ignore_index=True)
     rows = []
@@ -116,14 +116,24 @@ def summarise(out):
     return pd.DataFrame(rows).round(5)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser(doc, draws):
+    "The options of a study that keeps a file for each draw"
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument('shared', type=Path)
     parser.add_argument('out', type=Path, help='folder for what is measured; another call continues')
-    parser.add_argument('--draws', type=int, help='default: 20, seedlings 5')
+    parser.add_argument('--draws', type=int, help=f'default: {draws}')
     parser.add_argument('--only', default='', help='start of the name of a setting')
     parser.add_argument('--show', action='store_true', help='measure nothing')
-    options = parser.parse_args()
+    return parser
+
+
+def read_draws(out):
+    "The rows of all draws that are in OUT"
+    return pd.concat([pd.read_csv(file) for file in sorted(out.glob('*-*.csv'))], ignore_index=True)
+
+
+def main():
+    options = make_parser(__doc__, '20, seedlings 5').parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter('ignore')
     if not options.show:

@@ -16,13 +16,12 @@ With `--fine-tune`, the last stages are trained on 10 specimens of each class, a
 network predicts with a calibrated confidence of 0.9 or more. Both trainings have the same number of steps, validation
 set and test set."""
 
-import argparse
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from active_learning import features_of, interval
+from active_learning import features_of, interval, make_parser, read_draws
 from sklearn.semi_supervised import LabelSpreading
 
 from fungi_fastai.data.splits import split_groups
@@ -222,7 +221,7 @@ def fine_tune(data, out):
 
 def summarise(out):
     "A row a set, number of labelled photos and method: accuracy and difference from the labelled photos alone"
-    table = pd.concat([pd.read_csv(file) for file in sorted(out.glob('*-*.csv'))], ignore_index=True)
+    table = read_draws(out)
     rows = []
     for (name, n), part in table.groupby(['set', 'n'], sort=False):
         accuracies = part.pivot(index='draw', columns='method', values='accuracy')
@@ -235,13 +234,8 @@ def summarise(out):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('shared', type=Path)
-    parser.add_argument('out', type=Path, help='folder for what is measured; another call continues')
-    parser.add_argument('--draws', type=int, help='default: 20, seedlings and DeFungi 5')
-    parser.add_argument('--only', default='', help='start of the name of a set')
+    parser = make_parser(__doc__, '20, seedlings and DeFungi 5')
     parser.add_argument('--fine-tune', action='store_true', help='networks instead of heads on frozen features')
-    parser.add_argument('--show', action='store_true', help='measure nothing')
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter('ignore')

@@ -33,6 +33,15 @@ def _missing_package(package, extra, backend):
 def _cannot_open(file, error):
     return UserError(f'{file} cannot be opened ({str(error).splitlines()[0]}). Export the bundle again.')
 
+
+def in_batches(
+    network,  # images → arrays, one row per image
+    squares: np.ndarray,  # (n, size, size, 3) uint8
+) -> tuple:  # those arrays, for all images
+    "The outputs of a network for many images, 16 at a time"
+    batches = [network(squares[i : i + 16]) for i in range(0, len(squares), 16)]
+    return tuple(np.concatenate(outputs) for outputs in zip(*batches, strict=True))
+
 # %% ../../nbs/deploy/engines.ipynb #68a2de7a
 def has_cuda_provider() -> bool:
     "Whether the installed onnxruntime was built for NVIDIA's GPUs"

@@ -45,13 +45,12 @@ from fungi_fastai.deploy.parity import (
     check_agreement,
     check_parity,
     compare_with_evaluation,
-    in_batches,
     read_squares,
     sample_images,
     with_flips,
 )
 from .ensemble import Ensemble
-from .engines import OnnxEngine, OpenVinoEngine
+from .engines import OnnxEngine, OpenVinoEngine, in_batches
 from .novelty import describe_novelty
 from .novelty_fit import without_novelty, write_novelty
 from .quantization import quantize

@@ -239,13 +239,13 @@ def _write_engines(bundle, folder, graph, layer, pixels):
     "Write the further engines of the bundle with the new class: the table of bundle.json. Warns of those left out"
     from safetensors.numpy import load_file
 
-    from fungi_fastai.deploy.engines import OnnxEngine, OpenVinoEngine
+    from fungi_fastai.deploy.engines import OnnxEngine, OpenVinoEngine, in_batches
     from fungi_fastai.deploy.onnx import write_openvino
 
     engines = dict(onnx=bundle.engines['onnx'])
     if 'references.safetensors' in bundle.files:
         pixels = np.concatenate([load_file(bundle.file('references.safetensors'))['pixels'], pixels])
-    full = _in_batches(OnnxEngine(folder / 'model.onnx'), pixels)
+    full = in_batches(OnnxEngine(folder / 'model.onnx'), pixels)[0]
     for name, facts in bundle.engines.items():
         if name == 'onnx':
             continue
@@ -256,7 +256,7 @@ def _write_engines(bundle, folder, graph, layer, pixels):
             else:
                 write_openvino(graph, file := folder / 'model.openvino.xml')
                 engine = OpenVinoEngine(file)
-            engines[name] = facts | dict(new_class=_check_engine(name, full, _in_batches(engine, pixels), facts))
+            engines[name] = facts | dict(new_class=_check_engine(name, full, in_batches(engine, pixels)[0], facts))
         except UserError as error:
             for file in folder.glob(f'model.{name}.*'):
                 file.unlink()
@@ -264,10 +264,6 @@ def _write_engines(bundle, folder, graph, layer, pixels):
                 f'The bundle with the new class has no network for {name}: {error} The old one has it.', stacklevel=4
             )
     return engines
-
-
-def _in_batches(engine, pixels):
-    return np.concatenate([engine(pixels[i : i + 16])[0] for i in range(0, len(pixels), 16)])
 
 
 def _write_int8(bundle, file, layer):
@@ -293,12 +289,11 @@ def _write_int8(bundle, file, layer):
 
 def _check_engine(name, full, probs, facts):
     "images, max_difference and same_top1. Raises `UserError` if an engine gives other answers than the full network"
-    from fungi_fastai.deploy.onnx import agreement
+    from fungi_fastai.deploy.onnx import agreement, exceeds
 
     found = agreement(full, probs)
     allowed = 1 - facts.get('min_agreement', 1)
-    n_different = int((full.argmax(1) != probs.argmax(1)).sum())  # as in an export, a single image is always allowed
-    if n_different > max(1, allowed * len(full)) or not np.isfinite(found['max_difference']):
+    if exceeds(1 - found['same_top1'], allowed, len(full)) or not np.isfinite(found['max_difference']):
         raise UserError(
             f'it names the same class as the full network for {found["same_top1"]:.0%} of {len(full)} images '
             f'(required: {1 - allowed:.0%}). For one that is made with the class, train with it and export that run: '

@@ -259,6 +259,15 @@ def agreement(
         same_top1=float((reference.argmax(1) == probs.argmax(1)).mean()),
     )
 
+
+def exceeds(
+    fraction: float,  # of the images
+    allowed: float,  # the largest fraction that is accepted
+    n: int,  # images
+) -> bool:
+    "Whether a fraction of the images is larger than allowed; a single image is always allowed"
+    return round(n * fraction) > max(1, n * allowed)
+
 # %% ../../nbs/deploy/onnx.ipynb #87f2c5ac
 def write_openvino(
     graph,  # of `network_graph`: squares only

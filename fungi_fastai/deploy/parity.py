@@ -14,7 +14,8 @@ import pandas as pd
 from ..core.errors import MissingFileError, TrainingError, UserError
 from ..core.threads import map_in_threads
 from ..data.images import ImageError, canvas_size, read_pixels, square
-from .onnx import agreement
+from .engines import in_batches
+from .onnx import agreement, exceeds
 from ..evaluation.calibration import apply_temperature
 from ..run_folder import RunFolder
 
@@ -63,15 +64,6 @@ def with_flips(
     "The first `n` images; if there are fewer, their horizontal and vertical flips too"
     views = [squares, squares[:, :, ::-1], squares[:, ::-1], squares[:, ::-1, ::-1]]
     return np.ascontiguousarray(np.concatenate(views)[:n])
-
-
-def in_batches(
-    network,  # images → arrays, one row per image
-    squares: np.ndarray,  # (n, size, size, 3) uint8
-) -> tuple:  # those arrays, for all images
-    "The outputs of a network for many images, 16 at a time"
-    batches = [network(squares[i : i + 16]) for i in range(0, len(squares), 16)]
-    return tuple(np.concatenate(outputs) for outputs in zip(*batches, strict=True))
 
 
 class KnownOutputs:
@@ -128,15 +120,6 @@ def check_parity(
 
 # %% ../../nbs/deploy/parity.ipynb #527da822
 max_accuracy_loss = 0.02  # that an engine with rounded numbers may have
-
-
-def exceeds(
-    fraction: float,  # of the images
-    allowed: float,  # the largest fraction that is accepted
-    n: int,  # images
-) -> bool:
-    "Whether a fraction of the images is larger than allowed; a single image is always allowed"
-    return round(n * fraction) > max(1, n * allowed)
 
 
 def check_agreement(

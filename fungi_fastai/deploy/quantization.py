@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import TrainingError
-from .engines import OnnxEngine
-from .onnx import import_onnx, quiet
-from .parity import exceeds, in_batches
+from .engines import OnnxEngine, in_batches
+from .onnx import exceeds, import_onnx, quiet
 
 # %% ../../nbs/deploy/quantization.ipynb #52b9fcad
 _layer_kinds = ('Conv', 'Gemm', 'MatMul')

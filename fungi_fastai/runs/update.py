@@ -36,6 +36,7 @@ from .train import train
 from ..training.features import starts_with_probe
 from ..training.item_checks import mark_negatives
 from ..training.recipe import Recipe, source_of
+from ..training.recipes import as_flags
 from ..training.specimens import with_specimens
 
 # %% ../../nbs/runs/update.ipynb #013129f0
@@ -237,7 +238,7 @@ def update(
     items, note = _with_held_out(old, items)
     notes = [_what_was_added(old, items, text), *notes, *note]
     items.attrs['notes'] = [*added.attrs.get('notes', []), *notes]
-    new = train(recipe, out, progress, items=items, command=_command(old, text, (reading or {}) | changes))
+    new = train(recipe, out, progress, items=items, command=_command(old, text, reading or {}, changes))
     result = _compare(old, new, notes)
     about = dict(started_from=str(old.folder), added=text, earlier_commands=old.commands)
     about |= dict(initial_weights=old.initial_weights)
@@ -282,11 +283,13 @@ def _read_added(recipe, add, reading, progress):
     return items, own.source
 
 
-def _command(old, text, options):
+def _command(old, text, reading, changes):
     "The command line of an update, without the folder of the new run"
-    words = ['fungi', 'update', str(old.folder), '--add', text]
-    for name, value in options.items():
-        words += [f'--{name.replace("_", "-")}', str(value)]
+    words, recipe = ['fungi', 'update', str(old.folder), '--add', text], old.requested_recipe
+    for name, value in reading.items():
+        words += as_flags(name, value, '')
+    for name, (value, default) in recipe.but(**changes).differences(recipe).items():
+        words += as_flags(name, value, default)
     return shlex.join(words)
 
 

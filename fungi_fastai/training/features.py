@@ -106,14 +106,14 @@ def backbone_checksum(
 ) -> np.ndarray:  # (tensors,) float64
     "The sum of each tensor of the backbone, which tells whether its weights have changed"
     tensors = backbone_and_head(learn.model)[0].state_dict().values()
-    return np.array([tensor.detach().cpu().double().sum().item() for tensor in tensors])
+    return np.array([tensor.detach().cpu().sum(dtype=torch.float64).item() for tensor in tensors])
 
 
 def _stored_or_computed(learn, rows, progress):
     "Features; those of the initial weights are read from the store, and kept there"
     recipe, initial = learn.run_state.recipe, learn.run_state.initial_backbone
-    is_initial = initial is not None and np.array_equal(initial, backbone_checksum(learn))
-    if not (is_initial and recipe.cache and 'sha' in rows):  # a table of your own may lack the hashes
+    can_store = recipe.cache and 'sha' in rows and initial is not None  # a table of your own may lack the hashes
+    if not (can_store and np.array_equal(initial, backbone_checksum(learn))):
         return backbone_features(learn, rows, progress)
 
     def compute(positions):

@@ -50,11 +50,11 @@ def command_of(
         base = base.for_sample(from_scratch=not (recipe.pretrained or recipe.weights)).but(pretrained=True)
     for name, (value, default) in recipe.differences(base).items():
         if name != 'source':
-            words += _as_flags(name, value, default)
+            words += as_flags(name, value, default)
     return shlex.join([*words, *flags])
 
 
-def _as_flags(name, value, default):
+def as_flags(name, value, default):
     "The words of the command line that set a field"
     flag = name.replace('_', '-')
     if name == 'augment':
