@@ -25,6 +25,7 @@ from fungi_fastai.data.splits import split
 from fungi_fastai.evaluation.assess import assess_predictions, saved_metrics
 from fungi_fastai.evaluation.metrics import Evaluation, predictions_table
 from fungi_fastai.evaluation.saved_predictions import write_predictions
+from fungi_fastai.evaluation.top_probabilities import compact, concatenated, row_blocks
 from fungi_fastai.models.heads import fit_head
 from fungi_fastai.models.networks import make_network
 from fungi_fastai.runs.run import Run
@@ -77,7 +78,10 @@ def measure(folder, n):
         training = (items.split == 'train').to_numpy()
         targets = items.label.factorize()[0]
         head = fit_head(features[training], targets[training], 'ridge', temperature=0.1)
-        predictions = predictions_table(items[~training], head.predict(features[~training]), classes)
+        held_out = items[~training]
+        blocks = row_blocks(len(held_out), n)
+        probs = [compact(head.predict(features[~training][b]), targets[~training][b]) for b in blocks]
+        predictions = predictions_table(held_out, concatenated(probs), classes)
         predictions = write_predictions(folder / 'predictions.parquet', predictions)
     recipe = Recipe(name='made', source='made', arch='convmixer_16_1', pretrained=False, size=64, head_init='random')
     network = make_network(recipe.arch, n)
@@ -100,6 +104,8 @@ def measure(folder, n):
         run.export(images=16, references=2, examples=32)
     files = ('predictions.parquet', 'metrics.json', 'report.json', 'report.html', 'bundle/bundle.json')
     megabytes = {name: round((folder / name).stat().st_size / 1e6, 2) for name in files}
+    bundle = sum(file.stat().st_size for file in (folder / 'bundle').iterdir())
+    megabytes['bundle'] = round(bundle / 1e6, 2)
     return dict(classes=n, accuracy=metrics['accuracy'], seconds=seconds, memory=memory, megabytes=megabytes)
 
 

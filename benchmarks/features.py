@@ -1,7 +1,8 @@
-"""Which features does a linear head classify best? Image size, framing, flips and several networks, on real photos.
+"""Which features does a linear head classify best? Image size, framing, flips, stages and networks, on real photos.
 
     python benchmarks/features.py ../shared mushrooms flowers                  a Markdown table, with seconds of CPU
     python benchmarks/features.py ../shared seedlings --images 1200 --size 224
+    python benchmarks/features.py ../shared defungi --images 1800 --size 96 --views 'the last three stages'
 
 No network is trained. Each image is predicted by a logistic regression on the images of the other folds: five folds
 that divide no specimen, three times with other folds. Differences are paired by image, with a bootstrap over specimens.
@@ -16,6 +17,7 @@ import numpy as np
 from budget import archives
 
 from fungi_fastai.models.heads import head_folds, select_head
+from fungi_fastai.models.networks import backbone_and_head
 from fungi_fastai.studies.probe import probe_items
 from fungi_fastai.training.features import backbone_features
 from fungi_fastai.training.fit import make_learner
@@ -23,20 +25,36 @@ from fungi_fastai.training.probing import extract_features
 from fungi_fastai.training.recipes import recipes
 
 first, second = 'tf_efficientnet_lite0', 'tf_efficientnet_lite2'
-views = {  # changes of the recipe, and whether the flips of the training images are used too
-    first: ({}, False),
-    'with flips of the training images': ({}, True),
-    '384 px': (dict(size=384), False),
-    '224 px': (dict(size=224), False),
-    'the whole image, squeezed': (dict(resize='squish'), False),
-    second: (dict(arch=second), False),
-    f'{first}+{second}': (dict(arch=f'{first}+{second}'), False),
+views = {  # changes of the recipe
+    first: {},
+    'with flips of the training images': {},
+    'the last three stages': {},
+    '384 px': dict(size=384),
+    '224 px': dict(size=224),
+    'the whole image, squeezed': dict(resize='squish'),
+    second: dict(arch=second),
+    f'{first}+{second}': dict(arch=f'{first}+{second}'),
 }
 
 
-def flipped_features(recipe, items):
+def computed_features(recipe, items, flipped=False):
+    "The features of the last layer, and those of each block that leads to them, averaged over the positions"
     rows = items.assign(split=np.where(np.arange(len(items)) % 9, 'train', 'valid'))
-    return backbone_features(make_learner(recipe.but(cache=False), rows, progress=False), items, flipped=True)
+    learn, blocks = make_learner(recipe.but(cache=False), rows, progress=False), {}
+    modules = backbone_and_head(learn.model)[0].modules()
+    for number, block in enumerate(next(module for module in modules if hasattr(module, 'blocks')).blocks):
+        block.register_forward_hook(
+            lambda _block, _args, x, number=number: blocks.setdefault(number, []).append(x.float().mean((2, 3)).numpy())
+        )
+    last = backbone_features(learn, items, flipped=flipped)
+    return last, [np.concatenate(batches)[-len(items) :] for batches in blocks.values()]
+
+
+def stage_features(recipe, items):
+    "The features of the last layer and of the two blocks before, side by side, each divided by its mean length"
+    last, blocks = computed_features(recipe, items)
+    lengths = [np.linalg.norm(x - x.mean(0), axis=1).mean() for x in (last, *blocks[-2:])]
+    return np.concatenate([x / length for x, length in zip((last, *blocks[-2:]), lengths, strict=True)], 1)
 
 
 def predictions(features, flipped, targets, groups, seed):
@@ -60,7 +78,7 @@ def interval(difference, groups):
     return difference.mean(), *np.quantile(means, (0.025, 0.975))
 
 
-def rows(recipe, n_images):
+def rows(recipe, n_images, wanted):
     "A line of the table for each kind of features"
     items, _ = probe_items(recipe, progress=False)
     fraction = n_images / len(items) if n_images else 1.0
@@ -68,11 +86,14 @@ def rows(recipe, n_images):
     groups, base = items.split_group.to_numpy(), None
     targets = items.label.map(sorted(items.label.unique()).index).to_numpy()
     yield f'{recipe.name}, {len(items)} images of {len(set(groups))} specimens'
-    for name, (changes, flips) in views.items():
+    for name, changes in views.items():
+        if base is not None and wanted and name not in wanted:
+            continue
         began = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         changed = recipe.but(**changes)
-        features = extract_features(changed, items, progress=False)
-        flipped = flipped_features(changed, items) if flips else None
+        staged = name == 'the last three stages'
+        features = stage_features(changed, items) if staged else extract_features(changed, items, progress=False)
+        flipped = computed_features(changed, items, flipped=True)[0] if 'flips' in name else None
         solved = [predictions(features, flipped, targets, groups, seed) for seed in range(3)]
         correct = np.mean([probs.argmax(1) == targets for probs in solved], 0)
         loss = -np.mean([np.log(probs[np.arange(len(targets)), targets].clip(1e-9)).mean() for probs in solved])
@@ -90,8 +111,9 @@ if __name__ == '__main__':
     parser.add_argument('sets', nargs='+', choices=list(archives))
     parser.add_argument('--images', type=int, default=0, help='images of a set, at most (default: all)')
     parser.add_argument('--size', type=int, default=320, help='image size, pixels')
+    parser.add_argument('--views', nargs='+', choices=list(views), help='features, beside those of the first network')
     options = parser.parse_args()
     for name in options.sets:
         source = options.shared / 'data' / archives[name]
-        for row in rows(recipes[name].but(source=source, arch=first, size=options.size), options.images):
+        for row in rows(recipes[name].but(source=source, arch=first, size=options.size), options.images, options.views):
             print(row, flush=True)

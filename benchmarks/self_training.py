@@ -2,7 +2,7 @@
 
     python benchmarks/self_training.py ../shared OUT                    all settings; OUT keeps what is done
     python benchmarks/self_training.py ../shared OUT --draws 5 --only mushrooms
-    python benchmarks/self_training.py ../shared OUT --fine-tune        the same with fine-tuned networks, 3 seeds
+    python benchmarks/self_training.py ../shared OUT --fine-tune        fine-tuned networks, into another OUT
     python benchmarks/self_training.py ../shared OUT --show             only the tables of what is in OUT
 
 Each draw takes 40 % of the specimens of every class for testing. Of the others, n specimens of each class have one
@@ -12,30 +12,38 @@ labelled photo; all photos of the remaining ones are unlabelled. A linear head o
 whole procedure, and the labelled photos alone where no method is better by more than a standard error. The summary is
 `results/self_training.csv`.
 
-With `--fine-tune`, the last stages are trained on 10 specimens of each class, and again with the images that the first
-network predicts with a calibrated confidence of 0.9 or more. Both trainings have the same number of steps, validation
-set and test set."""
+With `--fine-tune`, the last stages are trained on the labelled photos of 10 specimens of each class. A second training
+on the same photos, with another training seed, is the control: the difference of the two is noise. `confident` adds the
+images that the first network predicts with a calibrated confidence of 0.9 or more, `balanced` the 10 most confident
+predictions of each class. All trainings of a draw have the same number of steps, validation set and test set, and each
+has a training seed of its own. Pseudo-labels are compared with the mean of the two trainings without them. The summary
+is `results/self_training_fine_tuned.csv`."""
 
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 from active_learning import features_of, interval, make_parser, read_draws
 from sklearn.semi_supervised import LabelSpreading
 
+from fungi_fastai.core.files import write_table
 from fungi_fastai.data.splits import split_groups
-from fungi_fastai.models.heads import fit_head, head_folds, select_head
+from fungi_fastai.models.heads import head_folds, select_head
 from fungi_fastai.models.scaling import unit_length
 from fungi_fastai.runs.train import train
 from fungi_fastai.training.fit import prepare_items
 from fungi_fastai.training.recipes import PHOTOS
 
 results = Path(__file__).parent / 'results' / 'self_training.csv'
+fine_tuned_results = results.with_name('self_training_fine_tuned.csv')
 sets = dict(mushrooms=20, flowers=20, seedlings=5, defungi=5)  # and the draws of each
 files = {'seedlings': 'plant-seedlings-classification'}  # where the file has another name
 n_labelled = (1, 5, 10, 20)  # of each class
 n_folds = 5
+fine_tuned_sets = dict(flowers=8, mushrooms=8, seedlings=3)
+fine_tuned_methods = ('labelled only', 'labelled only, again', 'confident', 'balanced')
 
 
 def draw(targets, groups, n, rng):
@@ -119,19 +127,11 @@ def fit_both(fit, x, y, unlabelled, labels):
 
 def heads(x, y, unlabelled, seed):
     "The head of the labelled images, and that of each method with the same regularisation"
-    n_classes = y.max() + 1
-    selected = select_head(x, y, n_classes=n_classes, seed=seed)
-    few = np.median(np.bincount(y)) <= 10
-    temperature = selected.scores.loc[selected.scores.loss.idxmin(), 'temperature'] if len(selected.scores) else 1.0
-
-    def fit(features, targets):
-        return fit_head(
-            features, targets, selected.kind, selected.strength, n_classes, temperature=temperature, unit_length=few
-        )
-
+    selected = select_head(x, y, seed=seed)
     yield 'labelled only', selected.head
     for name, method in methods.items():
-        yield name, fit_both(fit, x, y, unlabelled, method(fit, x, y, unlabelled))
+        labels = method(selected.refit, x, y, unlabelled)
+        yield name, fit_both(selected.refit, x, y, unlabelled, labels)
 
 
 def validated(x, y, unlabelled, seed):
@@ -178,45 +178,73 @@ def measure(data, out, only, draws):
             print(out / f'{name}-{seed}.csv', flush=True)
 
 
-def fine_tuned(data, out, seed, name):
-    "Test accuracies of a network trained on labelled images, and of one that also has pseudo-labels"
-    recipe = PHOTOS.but(source=str(data / f'{name}.zip'), arch='tf_efficientnet_lite0', pretrained=True, size=160)
-    recipe = recipe.but(trainable='last', seed=seed, epochs=40, test=0.4)
+def training_set(method, items, rest, labels, confidence):
+    "The items with the split of a training, and the rows that have a pseudo-label in it"
+    chosen = items.assign(split=items.split.mask(rest, ''))
+    if method == 'confident':
+        used = confidence.index[confidence >= 0.9]
+    elif method == 'balanced':
+        used = confidence.index[confidence.groupby(labels).rank(ascending=False, method='first') <= 10]
+    else:
+        return chosen, []
+    chosen.loc[used, 'split'], chosen.loc[used, 'label'] = 'train', labels[used]
+    return chosen, used
+
+
+def fine_tuned(data, seed, name):
+    "A row for each training of a draw, each with a training seed of its own; all have the same number of steps"
+    recipe = PHOTOS.but(source=str(data / f'{files.get(name, name)}.zip'), arch='tf_efficientnet_lite0', size=128)
+    recipe = recipe.but(pretrained=True, trainable='last', seed=seed, epochs=20, test=0.4)
     items = prepare_items(recipe, progress=False)
     groups = split_groups(items)
     rng, keep = np.random.default_rng(seed), set()
     for _, rows in items[items.split.eq('train')].groupby('label'):
         keep |= set(rng.permutation(groups[rows.index].unique())[:10])
-    rest = items.split.eq('train') & ~groups.isin(keep)
-    first = train(
-        recipe, out / f'{name}-{seed}-labelled', progress=False, items=items.assign(split=items.split.mask(rest, ''))
-    )
-    predicted = first.predict(items.path[rest].tolist())
-    sure = predicted.confidence.to_numpy() >= 0.9
-    rows = items.index[rest][sure]
-    both = items.assign(split=items.split.mask(rest, ''))
-    both.loc[rows, 'split'] = 'train'
-    right = float((both.label[rows].to_numpy() == predicted.predicted[sure].to_numpy()).mean())
-    both.loc[rows, 'label'] = predicted.predicted[sure].to_numpy()
-    n = items.split.eq('train').sum() - rest.sum()
-    recipe = recipe.but(epochs=max(1, round(recipe.epochs * n / (n + len(rows)))))
-    second = train(recipe, out / f'{name}-{seed}-both', progress=False, items=both)
-    return dict(set=name, seed=seed, labelled=int(n), unlabelled=int(rest.sum()), pseudo=len(rows), right=right) | dict(
-        alone=first.metrics['accuracy'], both=second.metrics['accuracy'], test=int(items.split.eq('test').sum())
-    )
+    is_train = items.split.eq('train')
+    rest = is_train & ~groups.isin(keep)
+    n, rows = int(is_train.sum() - rest.sum()), []
+    labels = confidence = pd.Series(dtype=float)
+    for number, method in enumerate(fine_tuned_methods):
+        chosen, used = training_set(method, items, rest, labels, confidence)
+        epochs = max(1, round(recipe.epochs * n / (n + len(used))))
+        with TemporaryDirectory() as folder:
+            run = train(recipe.but(seed=seed + 1000 * number, epochs=epochs), folder, progress=False, items=chosen)
+            accuracy = run.metrics['accuracy']
+            if not rows:  # the first network makes the pseudo-labels
+                predicted = run.predict(items.path[rest].tolist()).set_axis(items.index[rest])
+                labels, confidence = predicted.predicted, predicted.confidence
+        right = (items.label[used] == labels[used]).mean() if len(used) else np.nan
+        row = dict(set=name, draw=seed, method=method, labelled=n, unlabelled=int(rest.sum()), pseudo=len(used))
+        rows.append(row | dict(right=right, test=int(items.split.eq('test').sum()), accuracy=accuracy))
+    return pd.DataFrame(rows)
 
 
-def fine_tune(data, out):
-    "Train all networks, and print a table"
-    file = out / 'fine_tune.csv'
-    rows = pd.read_csv(file).to_dict('records') if file.exists() else []
-    for seed in (1, 2, 3):
-        for name in ('mushrooms', 'flowers'):
-            if not any(row['set'] == name and row['seed'] == seed for row in rows):
-                rows.append(fine_tuned(data, out, seed, name))
-                pd.DataFrame(rows).to_csv(file, index=False)
-                print(rows[-1], flush=True)
-    print(pd.DataFrame(rows).round(3).to_string(index=False))
+def fine_tune(data, out, only, draws):
+    "Write a file for each draw of trained networks that is not there yet"
+    for seed in range(1, 1 + max(fine_tuned_sets.values())):
+        for name, n_draws in fine_tuned_sets.items():
+            file = out / f'{name}-{seed}.csv'
+            if seed <= (draws or n_draws) and name.startswith(only) and not file.exists():
+                write_table(file, fine_tuned(data, seed, name))
+                print(file, flush=True)
+
+
+def summarise_fine_tuned(out):
+    "A row a set and method: accuracy, and difference from the labelled photos alone; and a row for all draws"
+    table, rows = read_draws(out), []
+    accuracies = table.pivot(index=['set', 'draw'], columns='method', values='accuracy')
+    counts = table.groupby(['set', 'method'])[['labelled', 'unlabelled', 'pseudo', 'right', 'test']].mean()
+    for name in [*(one for one in fine_tuned_sets if one in set(table.set)), 'all']:
+        part = accuracies if name == 'all' else accuracies.loc[[name]]
+        first, again = part['labelled only'], part['labelled only, again']
+        alone = (first + again) / 2
+        for method in fine_tuned_methods[1:]:
+            change = again - first if method == 'labelled only, again' else part[method] - alone
+            mean, half = interval(change)
+            row = dict(set=name, method=method, draws=len(change), alone=alone.mean(), change=mean, change_half=half)
+            row |= dict(deviation=change.std(), positive=int((change > 0).sum()))
+            rows.append(row | ({} if name == 'all' else counts.loc[name, method].to_dict()))
+    return pd.DataFrame(rows).round(5)
 
 
 def summarise(out):
@@ -240,7 +268,12 @@ def main():
     options.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter('ignore')
     if options.fine_tune:
-        return fine_tune(options.shared / 'data', options.out)
+        if not options.show:
+            fine_tune(options.shared / 'data', options.out, options.only, options.draws)
+        summary = summarise_fine_tuned(options.out)
+        if not (options.only or options.draws):
+            summary.to_csv(fine_tuned_results, index=False)
+        return print(summary.round(3).to_string(index=False))
     if not options.show:
         measure(options.shared / 'data', options.out, options.only, options.draws)
     summary = summarise(options.out)

@@ -30,7 +30,7 @@ def sets(run):
         rows = run.predictions[run.predictions.split == name]
         evaluations.append(Evaluation.of(rows, run.classes))
         specimens.append(rows['group'].tolist())
-    temperature = fit_temperature(evaluations[0].probs, evaluations[0].targets)
+    temperature = fit_temperature(evaluations[0].probs, evaluations[0].targets, evaluations[0].groups)
     probs = [apply_temperature(one.probs, temperature) for one in evaluations]
     return [(p, one.targets, one.groups, group) for p, one, group in zip(probs, evaluations, specimens, strict=True)]
 

@@ -112,7 +112,8 @@ class RunFolder:
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        "The saved, uncalibrated probabilities for the validation and test sets"
+        """The saved, uncalibrated probabilities for the validation and test sets; from 1,000 classes on those of the
+        most probable ones"""
         return read_saved(self.folder / 'predictions.parquet', read_predictions)
 
     @cached_property
@@ -126,7 +127,9 @@ class RunFolder:
         own = read_saved(self.folder / 'environment.json', read_json).get('initial_weights')
         if not (own and self.update_facts):
             return own
-        before = self.update_facts['initial_weights'] or dict(source='random weights', trained_on='', licence='')
+        before = self.update_facts['initial_weights'] or dict(
+            source='random weights', trained_on='', licence='none is needed'
+        )
         run = Path(self.update_facts['started_from']).name
         return before | dict(source=f'the run {run}, which began with {before["source"]}')
 

@@ -1,5 +1,6 @@
 "What the tests of the command and of runs share: a place of their own, small images, one small trained run"
 
+import gc
 import io
 import multiprocessing
 import multiprocessing.forkserver
@@ -88,11 +89,11 @@ def pytest_collection_modifyitems(items):
 
 
 def _turn(item):
-    "The longest start first and the notebooks, which are short, last, so that all workers end at about the same time"
+    "The longest start first, the short notebooks last, so that all workers end at about the same time"
     if item.path.stem in trainings:
         return trainings.index(item.path.stem)
-    is_notebook, is_tutorial = 'notebook' in item.fixturenames, '[tutorials/' in item.name
-    return len(trainings) + (0 if is_tutorial else 2 if is_notebook else 1)
+    is_notebook, is_long = 'notebook' in item.fixturenames, '[tutorials/' in item.name or '[studies/' in item.name
+    return len(trainings) + (0 if is_long else 2 if is_notebook else 1)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -114,7 +115,9 @@ def ready():
     "fastai imported, whose own import warns with today's torch"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        import fungi_fastai.runs.run  # noqa: F401
+        from fungi_fastai import Run  # noqa: F401
+    gc.collect()
+    gc.freeze()  # later collections do not look at the modules of torch and fastai again
 
 
 @pytest.fixture(scope='session')

@@ -327,6 +327,50 @@ folder_cases = [
         classes={'oak': 3, 'elm': 3},
         notes=('1 backup', '9.jpg.crdownload', '(1 .czi)', 'Previews.lrdata (1)'),
     ),
+    Case(
+        'Charts, logs and documents beside the class folders are left out',
+        (
+            '3 Amanita/#.jpg',
+            '3 Boletus/#.jpg',
+            'outputs/roc_curve.png',
+            'outputs/run 2/loss.png',
+            'docs/title page.png',
+        ),
+        {'docs/manual.md': '?'},
+        classes={'Amanita': 3, 'Boletus': 3},
+        notes=('folders for charts, logs and documents: docs/ (1), outputs/ (2)',),
+    ),
+    Case(
+        'A folder that may hold charts or be a class is refused',
+        ('2 figures/scan_#.jpg', '2 maps/scan_#.jpg', '2 letters/scan_#.jpg'),
+        refused=('figures/', 'charts or documents', '--layout class'),
+    ),
+    Case(
+        'Previews by their size or the start of their name',
+        ('3 Panus/p#.jpg', '3 Panus/p#-320x240.jpg', '2 Xerula/x#.jpg', '2 Xerula/tn_x#.jpg'),
+        classes={'Panus': 3, 'Xerula': 2},
+        notes=('5 images that are masks or previews',),
+    ),
+    Case(
+        'Images to be sorted, and a name that may not be a class',
+        ('3 Panus/#.jpg', '3 Xerula/#.jpg', '2 unlabelled/#.jpg', '2 to sort/#.jpg'),
+        classes={'Panus': 3, 'Xerula': 3, 'to sort': 2},
+        unlabelled=2,
+        notes=('The images in unlabelled/ have no label', 'The label to sort (2 images)'),
+        topic='names',
+    ),
+    Case(
+        'Days, specimens and the folders of a camera are no classes',
+        ('2 2025-09-13/#.jpg', '2 2025-09-14/#.jpg'),
+        refused=('no folders to take labels from', 'If the folders 2025-09-13, 2025-09-14 are classes'),
+        topic='specimens',
+    ),
+    Case(
+        'Batches of photos with the class inside',
+        ('2 101NIKON/Panus/#.jpg', '2 102NIKON/Panus/b#.jpg', '3 102NIKON/Xerula/#.jpg'),
+        classes={'Panus': 4, 'Xerula': 3},
+        notes=('101NIKON/, 102NIKON/ are neither classes nor specimens',),
+    ),
 ]
 
 
@@ -845,6 +889,136 @@ table_cases = [
         'train.json',
         classes={'oak': 2, 'elm': 2},
         notes=('has a list of images for each class',),
+        topic='tables',
+    ),
+    Case(
+        'A project of VGG Image Annotator',
+        ('4 #.jpg',),
+        {
+            'via_project.json': json.dumps(
+                {
+                    '_via_settings': {},
+                    '_via_img_metadata': {
+                        f'{i}.jpg99': dict(
+                            filename=f'{i}.jpg', size=99, regions=[dict(region_attributes={'crown': kind})]
+                        )
+                        for i, kind in enumerate(('oak', 'elm', 'oak', 'elm'))
+                    },
+                }
+            )
+        },
+        classes={'oak': 2, 'elm': 2},
+        notes=('The labels are the values of crown',),
+        topic='tables',
+    ),
+    Case(
+        'Objects in the cells of a table',
+        ('4 #.jpg',),
+        {
+            't.csv': table(
+                'photo;answer', *[f"{i}.jpg;{{'label': {{'id': {i % 2}, 'name': '{'ab'[i % 2]}'}}}}" for i in range(4)]
+            )
+        },
+        't.csv',
+        classes={'a': 2, 'b': 2},
+        notes=('The objects in answer are read as columns',),
+        topic='tables',
+    ),
+    Case(
+        'Classes in JSON, inside each split',
+        ('6 #.jpg',),
+        {'sets.json': '{"train": {"oak": ["0.jpg", "1.jpg"], "elm": ["2.jpg", "3.jpg"]}, "test": {"elm": ["4.jpg"]}}'},
+        'sets.json',
+        classes={'oak': 2, 'elm': 3},
+        splits={'train': 4, 'test': 1},
+        notes=('an object for each split',),
+        topic='tables',
+    ),
+    Case(
+        'Columns of 0 and 1 that are properties and no classes',
+        ('4 #.jpg',),
+        {'t.csv': table('image,is_wet,region_count,Kind', *[f'{i}.jpg,0,1,{"xy"[i % 2]}' for i in range(4)])},
+        't.csv',
+        refused=('No column', 'looks like labels', 'Name the column with --label'),
+        topic='tables',
+    ),
+    Case(
+        'Marks in the columns of the classes',
+        ('6 #.jpg',),
+        {'t.csv': table('image,oak,elm', *[f'{i}.jpg,{("x,", ",x")[i % 2]}' for i in range(6)])},
+        't.csv',
+        classes=two_classes,
+        topic='tables',
+    ),
+    Case(
+        'A number of the row is not the name of the image',
+        ('6 #.jpg',),
+        {'t.csv': table('id,Aufnahme,label', *[f'{i},{5 - i}.jpg,{("oak", "elm")[i % 2]}' for i in range(6)])},
+        't.csv',
+        classes=two_classes,
+        notes=('images from Aufnahme',),
+        topic='tables',
+    ),
+    Case(
+        'Comments, a drawn line, links and short words for the split',
+        ('6 #.jpg',),
+        {
+            't.csv': table(
+                'photo|label|part',
+                '---|---|---',
+                *[
+                    f'=HYPERLINK("https://a.org/{i}.jpg"; "{i}.jpg")|{("oak", "elm")[i % 2]}|{("tr", "te")[i // 4]}'
+                    for i in range(6)
+                ],
+                '# end',
+            )
+        },
+        't.csv',
+        classes=two_classes,
+        splits={'train': 4, 'test': 2},
+        notes=('1 line of a drawn table (line 2)', '1 comment (line 9)', 'Links are read as the text'),
+        topic='tables',
+    ),
+    Case(
+        'Labels in one table, specimens in another',
+        ('6 photos/#.jpg',),
+        {
+            'labels.csv': table('image,label', *labelled(6)),
+            'where.csv': table(
+                'image,patient', *[f'{i}.jpg,P{i // 2}{i % 2}' for i in range(4)], '4.jpg,P00', '5.jpg,P01'
+            ),
+        },
+        classes=two_classes,
+        groups=4,
+        notes=('From where.csv: the specimens',),
+        topic='tables',
+    ),
+    Case(
+        'Folders by number, whose classes a table has',
+        ('2 train/000/01/a#.jpg', '2 train/000/02/b#.jpg', '1 train/001/03/c#.jpg'),
+        {
+            'train/metadata.csv': table(
+                'file_name,label', 'a0.jpg,oak', 'a1.jpg,elm', 'b0.jpg,oak', 'b1.jpg,elm', 'c0.jpg,elm'
+            )
+        },
+        classes={'oak': 2, 'elm': 3},
+        notes=('The folders can be read in more than one way, and the table says',),
+        topic='tables',
+    ),
+    Case(
+        'A second split that is not used',
+        ('6 #.jpg',),
+        {
+            't.csv': table(
+                'image,label,split,is_test',
+                *labelled(4, '{i}.jpg,{label},train,1'),
+                *labelled(6, '{i}.jpg,{label},test,0')[4:],
+            )
+        },
+        't.csv',
+        classes=two_classes,
+        splits={'train': 4, 'test': 2},
+        notes=('is_test differs from it and is not used',),
         topic='tables',
     ),
 ]

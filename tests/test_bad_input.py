@@ -424,3 +424,32 @@ def test_the_same_messages_in_python(place, ready, own, tmp_path):
         train_mushrooms(3, out=tmp_path / 'run')
     with pytest.raises(ValueError):
         train_mushrooms(own, epochs='3')
+
+
+@pytest.mark.parametrize('kind', ['safetensors', 'arrow', 'other'])
+def test_a_full_disk_is_called_so_whichever_library_writes(tmp_path, kind):
+    import errno
+
+    from safetensors import SafetensorError
+
+    from fungi_fastai.core.errors import TrainingError
+    from fungi_fastai.core.files import atomic
+    from fungi_fastai.core.folders import replaced_folder
+
+    error = dict(
+        safetensors=SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)'),
+        arrow=OSError('Error writing bytes to file. Detail: [errno 28] No space left on device'),
+        other=SafetensorError('the dtype is unknown'),
+    )[kind]
+    file = tmp_path / 'features.safetensors'
+    with pytest.raises(OSError if kind != 'other' else SafetensorError) as caught, atomic(file) as part:
+        part.write_bytes(b'half')
+        raise error
+    if kind != 'other':
+        assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(file)
+        with (
+            pytest.raises(TrainingError, match='could not be written: No space left on device. What was there'),
+            replaced_folder(tmp_path / 'bundle', 'busy'),
+        ):
+            raise error
+    assert not [path.name for path in tmp_path.iterdir() if not path.name.endswith('.lock')]

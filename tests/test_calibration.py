@@ -214,24 +214,26 @@ def test_the_temperature_has_the_lowest_log_loss(true):
     )
     grid = np.geomspace(found / 2, found * 2, 41)
     if (uncalibrated > 1e-12).all():
-        assert loss(found) <= min(map(loss, grid)) + 1e-6
+        assert loss(found) <= min(map(loss, grid)) + 1e-5
     assert expected_calibration_error(apply_temperature(uncalibrated, found), targets) < 0.04
 
 
-def test_another_way_finds_the_same_temperature():
-    "Over the logarithm of the temperature, without bounds, with scikit-learn's log loss"
+@pytest.mark.parametrize('shrinkage', [0, 4, 40])
+def test_another_way_finds_the_same_temperature(shrinkage):
+    "Without bounds, with scikit-learn's log loss and the density of a normal distribution, a value for each specimen"
     from scipy.optimize import minimize
+    from scipy.stats import norm
     from sklearn.metrics import log_loss
 
     probs, targets = sample(800, sharpness=1.0)
-    uncalibrated = apply_temperature(probs, 0.4)
-    theirs = minimize(
-        lambda x: log_loss(targets, apply_temperature(uncalibrated, float(np.exp(x[0]))), labels=range(5)),
-        [0.0],
-        method='Nelder-Mead',
-        tol=1e-6,
-    )
-    assert fit_temperature(uncalibrated, targets) == pytest.approx(float(np.exp(theirs.x[0])), rel=1e-3)
+    uncalibrated, specimens = apply_temperature(probs, 0.4), np.arange(800) // 40
+
+    def objective(x):
+        prior = norm(scale=shrinkage**-0.5).logpdf(x[0]) if shrinkage else 0
+        return 20 * log_loss(targets, apply_temperature(uncalibrated, float(np.exp(x[0]))), labels=range(5)) - prior
+
+    theirs = float(np.exp(minimize(objective, [0.0], method='Nelder-Mead', tol=1e-6).x[0]))
+    assert fit_temperature(uncalibrated, targets, specimens, shrinkage) == pytest.approx(theirs, rel=1e-3)
 
 
 def test_a_single_zero_does_not_decide_alone():
@@ -258,7 +260,7 @@ def test_a_temperature_that_cannot_be_fitted_is_one(probs, targets, message):
 def test_probabilities_that_mislead_stop_at_the_limit():
     probs, _ = sample(500, sharpness=2.0)
     with pytest.warns(CalibrationWarning, match='limit'):
-        found = fit_temperature(probs, (probs.argmax(1) + 1) % 5)
+        found = fit_temperature(probs, (probs.argmax(1) + 1) % 5, shrinkage=0)
     assert found == pytest.approx(temperature_limits[1], rel=0.01)
 
 

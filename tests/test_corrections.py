@@ -144,7 +144,7 @@ def test_a_corrected_specimen_does_not_replace_the_assumed_ones(photos, tmp_path
 def test_check_counts_them(finds, fungi):
     counts = json.loads(fungi('check', finds('333.jpg,Boletus', '4444.jpg,,yes'), '--json').out)
     assert counts['corrections']['relabelled'] == counts['corrections']['excluded'] == 1 and counts['images'] == 4
-    assert set(counts['quality']) == {'dark', 'overexposed', 'blurred', 'screenshot', 'margin', 'shape'}
+    assert set(counts['quality']) == {'dark', 'overexposed', 'blurred', 'screenshot', 'margin', 'shape', 'text'}
 
 
 def test_files_of_one_size_differ_by_their_content(tmp_path):

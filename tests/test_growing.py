@@ -14,6 +14,7 @@ from PIL import Image
 from fungi_fastai.core.errors import UserError
 from fungi_fastai.data.sources import Source
 from fungi_fastai.deploy.attribution import source_facts
+from fungi_fastai.deploy.card import _initial_weights
 from fungi_fastai.run_folder import RunFolder
 from fungi_fastai.studies.review import Queues, Review, read_for_review
 
@@ -119,6 +120,8 @@ def test_an_update_keeps_the_test_set_and_compares_each_class(fungi, small_run, 
     train, updated = RunFolder(out).commands
     assert train == RunFolder(small_run.folder).commands[0] and "--group '^(.+)_' --epochs 1" in updated
 
+    card = _initial_weights(RunFolder(out).initial_weights, pretrained=False)  # `small_run` began with random weights
+    assert f'came from the run {small_run.folder.name}, which began with random weights; their licence: none' in card
     again = fungi('update', small_run.folder, '--add', seedlings, '--epochs', 1, '--out', out, code=2)
     assert 'holds a run of other images' in again.err
 
@@ -204,6 +207,27 @@ def test_the_other_engines_know_the_class(with_class, small_bundle):
         other = Predictor.load(folder, backend, threads=1)
         assert np.abs(other.run(pixels) - new.run(pixels)).max() < tolerance
         assert new.bundle.engines[backend]['new_class']['images'] > len(pixels)  # the reference images too
+
+
+@pytest.mark.filterwarnings('default:The bundle with the new class')  # the command line prints it
+def test_an_8_bit_network_that_disagrees_is_left_out(with_class, small_bundle, fungi, tmp_path, monkeypatch):
+    from fungi_fastai.deploy import new_classes
+
+    write = new_classes._write_int8
+
+    def shuffled(bundle, file, layer):
+        rows = SimpleNamespace(weight=layer.weight.roll(1, 0), bias=layer.bias.roll(1, 0))
+        write(bundle, file, rows)
+
+    monkeypatch.setattr(new_classes, '_write_int8', shuffled)
+    done = fungi('add-class', small_bundle, 'Boletus edulis', with_class[3], '--out', tmp_path / 'new')
+    assert 'no network for int8: it names the same class as the full network for' in done.err
+    about = json.loads((tmp_path / 'new/bundle.json').read_text())
+    assert about['engines'].keys() == {'onnx', 'openvino'} and not any('int8' in file for file in about['files'])
+    assert not list((tmp_path / 'new').glob('*int8*')) and 'int8: accuracy' in (small_bundle / 'README.md').read_text()
+    assert 'int8: accuracy' not in (tmp_path / 'new/README.md').read_text()
+    failed = fungi('predict', tmp_path / 'new', with_class[3], '--backend', 'int8', code=2)
+    assert 'int8' in failed.err and 'Traceback' not in failed.err
 
 
 def test_mistakes_with_a_new_class(with_class, small_bundle, fungi, tmp_path):

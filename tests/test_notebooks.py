@@ -15,7 +15,7 @@ notebooks = sorted(
 # a notebook shows its warnings to the reader, as Jupyter does; they are no errors there
 @pytest.mark.filterwarnings('default')
 @pytest.mark.parametrize('notebook', notebooks, ids=lambda p: str(p.relative_to(root / 'nbs').with_suffix('')))
-def test_notebook(notebook, capsys, request, monkeypatch):
+def test_notebook(notebook, ready, capsys, request, monkeypatch):
     import nbdev.test
 
     if 'launch(' in notebook.read_text('utf8'):

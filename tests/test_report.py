@@ -107,13 +107,13 @@ def predictions(confidence, correct, split):
     return Evaluation.of(predictions_table(items, probs, ['a', 'b']))
 
 
-def test_a_calibration_that_makes_the_scores_worse_is_not_applied():
+def test_the_test_set_measures_a_calibration_and_decides_nothing():
     valid = predictions(0.8, 0.6, 'valid')  # overconfident: the temperature rises
     helped = calibrate(valid, predictions(0.8, 0.6, 'test'))
-    assert helped['temperature'] == helped['fitted'] > 1 and helped['after']['log_loss'] < helped['before']['log_loss']
+    assert helped['temperature'] > 1 and helped['after']['log_loss'] < helped['before']['log_loss']
     harmed = calibrate(valid, predictions(0.8, 0.95, 'test'))
-    assert harmed['temperature'] == 1 and harmed['fitted'] == helped['fitted']
-    assert harmed['after'] == harmed['before'] and 'is not applied' in harmed['note']
+    assert harmed['temperature'] == helped['temperature'] and harmed['after']['brier'] > harmed['before']['brier']
+    assert 'raises the log loss' in harmed['note'] and 'so the temperature is kept' in harmed['note']
 
 
 def test_the_verdict_of_a_run_without_a_test_set_does_not_speak_of_one():

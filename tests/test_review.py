@@ -1,8 +1,13 @@
 "The page of `fungi review` in Chromium, by keyboard; and decisions of Label Studio and FiftyOne"
 
+import csv
 import shutil
 import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
+import pandas as pd
 import pytest
 from chromium import Chromium, find
 
@@ -20,7 +25,7 @@ keys = dict(Enter=13, Tab=9, Escape=27)
 def images(photos, tmp_path):
     "A folder of 60 flowers, one without a label, as `fungi review` reads it"
     folder = shutil.copytree(photos, tmp_path / 'set')
-    shutil.copy(next(folder.rglob('*.jpg')), folder / 'loose.jpg')
+    shutil.copy(next(folder.rglob('*.jpg')), folder / 'loose (1).jpg')
     return read_for_review(Source.of(folder), progress=False)
 
 
@@ -63,7 +68,7 @@ def press(browser, *names):
 @pytest.mark.skipif(find() is None, reason='no chromium or google-chrome on this machine')
 def test_by_keyboard(images, serve):
     paths, labels = images.items.path.tolist(), images.items.label.tolist()
-    loose = paths.index(next(path for path in paths if path.endswith('loose.jpg')))
+    loose = paths.index(next(path for path in paths if path.endswith('loose (1).jpg')))
     others = tuple((label, 0.5) for label in ('roses', 'tulips'))
     flowers = [i for i in range(len(paths)) if labels[i] == 'daisy'][:5]
     entries = [Entry('labels', paths[i], 'Looks like a rose.', 'roses', others) for i in flowers]
@@ -106,34 +111,74 @@ def test_two_labels_of_one_image_agree_by_one_decision(images):
     assert 'Ben' in images.file.read_text() and review.state()['done'] == [False, False]
 
 
-def test_label_studio(images, tmp_path):
-    items, file = images.items, tmp_path / 'tasks.json'
-    write_label_studio(items, file, [(items.path[0], 'roses', 'why'), (items.path[1], '', 'why')])
-    tasks = read_json(file)
-    assert [list(task) for task in tasks] == [['data', 'predictions'], ['data']]
-    choice = dict(type='choices', from_name='label', to_name='image', value=dict(choices=['roses']))
-    box = dict(type='choices', from_name='exclude', to_name='image', value=dict(choices=['yes']))
-    made = dict(id=1, completed_by=dict(email='ada@x.org'), created_at='2026-11-02T10:00:00.123Z', was_cancelled=False)
-    tasks[0]['annotations'] = [made | dict(result=[choice])]
-    tasks[1]['annotations'] = [made | dict(result=[box]), made | dict(result=[choice], was_cancelled=True)]
-    upload = f'/data/upload/3/0a1b2c3d-{items.name[2].rpartition("/")[2]}'
-    tasks += [
-        dict(id=9, data=dict(image='/data/upload/3/0a1b2c3d-none.jpg'), annotations=[made | dict(result=[choice])])
+def choice(label, name='label'):
+    return dict(type='choices', from_name=name, to_name='image', value=dict(choices=[label]))
+
+
+def annotation(*results, by=1, when='2026-11-02T10:00:00.123456Z', skipped=False):
+    return dict(id=5, completed_by=by, updated_at=when, was_cancelled=skipped, result=list(results))
+
+
+@pytest.fixture
+def tasks(images, tmp_path):
+    "Tasks of Label Studio for four images, without annotations"
+    names, file = images.items.path[:4], tmp_path / 'tasks.json'
+    write_label_studio(images.items, file, [(path, 'roses', 'Why: a.jpg') for path in names])
+    return [task | dict(id=number, annotations=[]) for number, task in enumerate(read_json(file), 1)]
+
+
+def imported(images, file):
+    "What is read of an export, and the rows that it gives"
+    images.file.unlink(missing_ok=True)
+    text = import_decisions(images.items, images.file, file)
+    return text, pd.read_csv(images.file, dtype=str).fillna('') if images.file.exists() else None
+
+
+def test_label_studio(images, tasks, tmp_path):
+    assert {tuple(task) for task in tasks} == {('data', 'predictions', 'id', 'annotations')}
+    address = parse_qs(urlsplit(tasks[0]['data']['image']).query)['d'][0]
+    assert tmp_path / address == Path(images.items.path[0])  # below the parent of the folder of the images
+    tasks[0]['annotations'] = [annotation(choice('tulips'), by=2), annotation(choice('tulips'), by=2)]
+    tasks[1]['annotations'] = [annotation(choice('roses'), choice('yes', 'exclude'), by=dict(email='ada@x.org'))]
+    tasks[2]['annotations'] = [annotation(choice('roses'), skipped=True), annotation()]
+    foreign = dict(image='/data/upload/3/0a1b2c3d-none.jpg')
+    file = tmp_path / 'export.json'
+    write_json(file, [*tasks, tasks[3] | dict(data=foreign, annotations=[annotation(choice('roses'))])])
+    text, rows = imported(images, file)
+    assert '2 decisions, 1 of them to leave' in text and 'none.jpg' in text
+    assert rows.image.tolist() == images.items.name[:2].tolist() and rows.label.tolist() == ['tulips', '']
+    assert rows.exclude.tolist() == ['', 'yes'] and rows.who.tolist() == ['annotator 2', 'ada@x.org']
+    when = datetime(2026, 11, 2, 10, tzinfo=UTC).astimezone().replace(tzinfo=None)
+    assert set(rows.when) == {when.isoformat()}
+    tasks[3]['data'] = tasks[0]['data']  # the same image in another task
+    tasks[3]['annotations'] = [annotation(choice('daisy'))]
+    write_json(file, tasks)
+    with pytest.raises(UserError, match=r'differ about 1 image: .*\(tulips, daisy\)'):
+        imported(images, file)
+    assert not images.file.exists()
+
+
+@pytest.mark.parametrize('separator', ['', ',', '\t'])
+def test_rows_of_label_studio(images, tasks, tmp_path, separator):
+    "JSON-MIN, CSV and TSV have a row for each annotation, and for each task without one"
+    labels = dict(enumerate(['tulips', '', ''])) | {3: 'tulips'}
+    rows = [
+        task['data'] | dict(id=task['id'], annotator=1, annotation_id=None if number == 1 else number + 7)
+        for number, task in enumerate(tasks)
     ]
-    write_json(file, tasks)
-    text = import_decisions(items, images.file, file)
-    assert '2 decisions' in text and '1 of them to leave' in text and 'none.jpg' in text and upload
-    rows = (tmp_path / 'set' / 'corrections.csv').read_text().splitlines()
-    assert ',roses,,,ada@x.org,2026-11-02T10:00:00,' in rows[1] and ',,yes,' in rows[2]
-    tasks[0]['annotations'].append(made | dict(result=[choice | dict(value=dict(choices=['tulips']))]))
-    write_json(file, tasks)
-    with pytest.raises(UserError, match='annotations that differ'):
-        import_decisions(items, images.file, file)
-    row = dict(image=items.path[3], id=4, label='bellis', annotator=1, annotation_id=5, created_at='', updated_at='')
-    write_json(file, [row | dict(image=items.path[2], label='roses'), row])
+    rows = [row | dict(label=labels[number], exclude='yes' * (number == 2)) for number, row in enumerate(rows)]
+    rows[3] |= dict(name='', image='/data/upload/1/0a1b2c3d-loose_1.jpg')  # Label Studio renames what is uploaded
+    file = tmp_path / f'export.{"csv" if separator else "json"}'
+    if separator:
+        pd.DataFrame(rows).to_csv(file, index=False, sep=separator, quoting=csv.QUOTE_NONNUMERIC)
+    else:
+        write_json(file, rows)
+    text, found = imported(images, file)
+    assert '3 decisions' in text and found.label.tolist() == ['tulips', '', 'tulips']
+    assert found.image[2] == 'loose (1).jpg' and set(found.who) == {'annotator 1'}
+    write_json(file.with_suffix('.json'), [rows[0] | dict(label='bellis')])
     with pytest.raises(UserError, match="'bellis', which is no class"):
-        import_decisions(items, images.file, file)
-    assert (tmp_path / 'set' / 'corrections.csv').read_text().splitlines() == rows  # all or none
+        imported(images, file.with_suffix('.json'))
 
 
 def test_fiftyone(images, tmp_path):
@@ -142,16 +187,51 @@ def test_fiftyone(images, tmp_path):
     labelled = [sample for sample in content['samples'] if 'ground_truth' in sample]
     labelled[0]['ground_truth'] |= dict(_id={'$oid': '0' * 24}, label='roses', confidence=None)
     labelled[1]['tags'] = ['exclude']
+    labelled[2]['ground_truth'] = None
+    labelled[3] |= dict(filepath=labelled[3]['filepath'].replace('/', '\\'), name='')
+    labelled[3]['ground_truth']['label'] = 'roses'
     write_json(folder / 'samples.json', content)
-    assert '2 decisions' in import_decisions(images.items, images.file, folder)
-    name = images.items.name[5].rpartition('.')[0]
-    write_json(tmp_path / 'labels.json', dict(classes=['daisy', 'roses'], labels={name: 1}))
-    assert '1 decision ' in import_decisions(images.items, images.file, tmp_path / 'labels.json')
+    text, rows = imported(images, folder)
+    assert '3 decisions' in text and labelled[2]['name'] in text and rows.label.tolist() == ['roses', '', 'roses']
     with pytest.raises(UserError, match='exists already'):
         write_fiftyone(images.items, folder)
-    write_json(tmp_path / 'labels.json', dict(a=1))
-    with pytest.raises(UserError, match='no export that is read here'):
-        import_decisions(images.items, images.file, tmp_path / 'labels.json')
+    table = tmp_path / 'labels.csv'
+    lines = [[row['filepath'], 'roses', 'a,exclude' * (k == 1)] for k, row in enumerate(labelled[:2])]
+    pd.DataFrame(lines, columns=['filepath', 'ground_truth.label', 'tags']).to_csv(table, index=False)
+    assert imported(images, table)[1].equals(rows[:2].assign(when=imported(images, table)[1].when))
+
+
+def test_names_of_fiftyone(images, tmp_path):
+    "Without rel_dir, FiftyOne leaves out the folders, and numbers images of one name"
+    names = ['a/1.jpg', 'b/1.jpg', 'c/1-2.jpg', 'c/7.jpg']
+    items = images.items[:4].assign(name=names, path=[f'/x/{name}' for name in names], label=list('abcc'))
+    assert len(set(items.path)) == 4
+    file = tmp_path / 'labels.json'
+    write_json(file, dict(classes=['a', 'b', 'c'], labels={'1': 2, '1-2': 0, '7': 0}))
+    text = import_decisions(items, images.file, file)
+    assert '1 decision,' in text and '2 rows about' in text and 'c/7.jpg,a,' in images.file.read_text()
+    write_json(file, dict(classes=['a', 'b', 'c'], labels={'a/1': 1, 'b/1': 1, 'c/1-2': 0}))
+    assert '2 decisions' in import_decisions(items, images.file, file)
+    write_json(file, dict(classes=None, labels={'1': 'a', '2': 'b'}))
+    with pytest.raises(UserError, match="none of them is in this source.*rel_dir='/x'"):
+        import_decisions(items, images.file, file)
+
+
+def test_no_export(images, tmp_path):
+    file = tmp_path / 'export.json'
+    for content, words in (
+        (dict(a=1), 'no export that is read here'),
+        ([1, 2], 'no export that is read here'),
+        (dict(samples=[dict(tags=[])]), 'no export that is read here'),
+        ([dict(data=dict(image='a.jpg'), annotations='x')], 'no export that is read here'),
+        (dict(samples=[dict(filepath='/a.jpg', gt=dict(_cls='Classifications'))]), 'no field with one class'),
+        (dict(classes=['a'], labels=dict(x=1)), 'there is no class of that number'),
+        (dict(classes=['a'], labels=dict(x=['a', 'b'])), r'several labels \(a, b\)'),
+    ):
+        write_json(file, content)
+        with pytest.raises(UserError, match=words):
+            import_decisions(images.items, images.file, file)
+    assert not images.file.exists()
 
 
 def test_mistakes(fungi, photos, tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from fungi_fastai.data.shortcuts import find_shortcuts, shortcut_messages
 
@@ -131,3 +131,30 @@ def test_the_items_of_a_run_keep_it(thumbnails, tmp_path):
     write_table(tmp_path / 'items.parquet', items)
     saved = pd.read_parquet(tmp_path / 'items.parquet').attrs['shortcuts']
     assert saved == items.attrs['shortcuts'] and any('24×24' in message for message in saved)
+
+
+def test_printed_text_of_two_classes_is_listed_shown_and_predicts_them(fungi, tmp_path, monkeypatch):
+    from fungi_fastai.data.galleries import quality_gallery
+    from fungi_fastai.data.scan import check
+
+    rng, font = np.random.default_rng(0), ImageFont.load_default(13)
+    for c, label in enumerate(('birch', 'oak', 'pine')):
+        (tmp_path / label).mkdir()
+        for i in range(14):
+            grey = Image.fromarray(rng.integers(30, 220, (20, 28), np.uint8)).resize(
+                (280, 200), Image.Resampling.BICUBIC
+            )
+            if c < 2:
+                ImageDraw.Draw(grey).text((20 + 9 * i, 30 + 150 * c), f'© Ada {i}, 2026', fill=255 * c, font=font)
+            grey.save(tmp_path / label / f'{i}.jpg', quality=90)
+    text = fungi('check', tmp_path).out
+    assert '28 text' in text and 'a line stands out by' in text
+    assert 'the printed text predicts the class' in text and '(pine) consists of images without printed text' in text
+    items, facts = check(tmp_path, progress=False)
+    assert facts['quality']['text'] == 28 and set(items.label[items.text_contrast > 25]) == {'birch', 'oak'}
+    seen = []
+    monkeypatch.setattr('fungi_fastai.data.galleries._sheet', lambda rows, *_, **__: seen.extend(rows))
+    quality_gallery(items)
+    (label, cells) = seen[-1]
+    levels = [np.asarray(cell.image.convert('L')) for cell in cells]
+    assert label == 'text (28)' and all(min(255 - grey.max(), grey.min()) < 40 for grey in levels)  # the text is in it

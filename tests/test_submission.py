@@ -102,6 +102,12 @@ def test_images_and_sample_may_be_given(submit, plants, tmp_path):
     assert submit(test=tmp_path / 'elsewhere', sample=plants / 'sample_submission.csv').file.read_text() == usual
     assert submit(test=tmp_path / 'elsewhere').file.read_text() == usual, 'the sample of the source that was trained on'
     assert submit(sample=tmp_path / 'ids.csv').file.read_text() == usual.replace('.jpg', '')
+    sample[['species', 'file']].to_csv(tmp_path / 'turned.csv', index=False)  # the column of files is not the first
+    turned = submit(sample=tmp_path / 'turned.csv')
+    rows = [','.join(reversed(line.split(','))) for line in usual.splitlines()]
+    assert turned.file.read_text().splitlines() == rows and set(turned.facts['predicted']) <= set(
+        turned.labels.values()
+    )
     archive = shutil.make_archive(str(tmp_path / 'all'), 'zip', plants)
     assert submit(test=archive).file.read_text() == usual
 

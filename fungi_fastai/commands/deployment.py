@@ -28,7 +28,7 @@ def export(
     out: Path | None = None,
     int8: bool = False,  # add a quantised 8-bit network, calibrated on training images, with its measured accuracy loss
     openvino: bool = False,  # add OpenVINO's format
-    # with --int8: fraction of validation and test images that must get the class of the full network; else no bundle
+    # with --int8: fraction of validation images that must get the class of the full network; else no bundle
     min_agreement: float = 0.95,
     examples: int = 500,  # training images whose features and thumbnails are included; 0: no image leaves this machine
     references: int = 8,  # images with torch's predictions, to check the bundle on other machines; 0: none

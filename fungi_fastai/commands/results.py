@@ -25,7 +25,6 @@ from fungi_fastai.commands.common import (
     print_result,
 )
 from ..core.errors import UserError
-from ..core.files import write_table
 
 # %% ../../nbs/commands/results.ipynb #8bca036c
 def evaluate(
@@ -68,6 +67,7 @@ def _report_leakage(run, source, retrain, out, json, options):
 
 
 def _score(run, source, reading, out, json):
+    from fungi_fastai.evaluation.saved_predictions import describe_kept, write_predictions
     from fungi_fastai.runs.run import Run
 
     if out:
@@ -75,7 +75,9 @@ def _score(run, source, reading, out, json):
     run = Run.load(run)
     metrics, predictions = run.evaluate(source, **reading) if source else (run.metrics, run.predictions)
     if out:
-        write_table(out, predictions)
+        kept = describe_kept(write_predictions(out, predictions))
+        if kept:
+            print_message(kept)
     if json:
         print_json(metrics)
     else:
@@ -179,8 +181,8 @@ def predict(
     )
     if json and out:
         print_json(dict(out=str(out), images=result.images, unreadable=result.failed, errors=result.errors))
-    if result.context:
-        print_message(result.context)
+    for note in filter(None, (result.context, result.columns)):
+        print_message(note)
     for error in result.errors if form != 'text' else ():  # the text says them beside the files
         print_message(error)
     if result.failed:

@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/commands/review.html.md"""
 __all__ = ['review']
 
 # %% ../../nbs/commands/review.ipynb #3337dc73
+import os
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -30,7 +31,7 @@ def review(
     who: str = '',  # your name, for corrections.csv (default: your user name on this machine)
     labelstudio: Path | None = None,  # instead of the page, write the images to decide about as tasks, a .json file
     fiftyone: Path | None = None,  # instead of the page, write all images and labels as a dataset, a new folder
-    # instead of the page, read the decisions of Label Studio (.json export) or FiftyOne (folder or .json export)
+    # instead of the page, read the decisions of Label Studio (.json or .csv export) or FiftyOne (folder, .json or .csv)
     decisions: Path | None = None,
 ) -> int:
     "Correct labels: decide about doubtful images on a local page. Writes corrections.csv; no image is changed"
@@ -85,11 +86,20 @@ def _write_tasks(images, queues, file):
 
     rows = [(entry.path, entry.suggested, entry.reason) for entry in queues.entries]
     write_label_studio(images.corrected, file, rows)
+    root = image_root(images.corrected)
     print(file)
     print_message(
-        'Start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and '
-        f'LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={image_root(images.corrected)}, and import the file into a project '
-        f'with this labelling setup:\n{label_studio_config(images.corrected)}'
+        '\n'.join(
+            [
+                'Start Label Studio with two environment variables, so that it may show the images:',
+                '  LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true',
+                f'  LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={os.path.dirname(root)}',
+                'In the project, open Settings, Cloud Storage, Add Source Storage, Local Files. The path is',
+                f'  {root}',
+                'Choose Save, not Save & Sync. Then import the file. The labelling interface of the project is',
+                f'  {label_studio_config(images.corrected)}',
+            ]
+        )
     )
     return 0
 

@@ -11,6 +11,7 @@ __all__ = []
 import hashlib
 import json
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +32,22 @@ def check_writable(
 
 
 @contextmanager
+def with_system_errors(
+    file: str | Path,  # that is being written
+):
+    "A block in which an error about a full disk has its number, also if safetensors or Arrow raised it"
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r'\b(?:os error|errno) (\d+)', str(error))
+        is_of_library = type(error) is OSError and not error.errno or type(error).__name__ == 'SafetensorError'
+        if not (is_of_library and number):
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(file)) from None
+
+
+@contextmanager
 def atomic(
     path: str | Path,  # the file to write
 ):
@@ -39,7 +56,8 @@ def atomic(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        yield part
+        with with_system_errors(path):
+            yield part
         with open(part, 'rb') as f:
             os.fsync(f.fileno())
         os.replace(part, path)

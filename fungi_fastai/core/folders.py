@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import TrainingError, UserError
-from .files import only_process
+from .files import only_process, with_system_errors
 
 # %% ../../nbs/core/folders.ipynb #db496075
 @contextmanager
@@ -33,7 +33,8 @@ def replaced_folder(
         new = out.with_name(f'.{out.name}.{os.getpid()}.part')
         try:
             new.mkdir()
-            yield new
+            with with_system_errors(out):
+                yield new
             _move_into_place(new, out)
         except UserError:
             raise

@@ -28,6 +28,21 @@ def clean_text(
     return text[1:-1].strip() if is_quoted else text
 
 
+_link = re.compile(r'=\s*HYPERLINK\(\s*"((?:[^"]|"")*)"\s*(?:[,;]\s*"((?:[^"]|"")*)"\s*)?\)', re.I)
+
+
+def _link_text(match):
+    "What a link of a spreadsheet shows; its address if only that ends like a file"
+    address, text = match[1], match[2]
+    is_file = bool(re.search(r'\.\w{2,5}$', address)) and not re.search(r'\.\w{2,5}$', text or '')
+    return address if is_file or not text else text
+
+
+def _without_links(values):
+    "The texts or addresses of links, which spreadsheets write as formulas"
+    return values.str.replace(_link, _link_text, regex=True)
+
+
 def _clean_column(values):
     "The cells of a column without marks around them"
     text = '\n'.join(values)
@@ -50,10 +65,14 @@ def clean_cells(
     "The table without blanks and other marks around its cells"
     stripped = {name: table[name].str.strip() for name in table}
     blanks = [name for name in table if not stripped[name].equals(table[name])]
+    links = [name for name, values in stripped.items() if values[values.str.startswith('=')].str.match(_link).any()]
+    stripped |= {name: _without_links(stripped[name]) for name in links}
     cleaned = {name: _clean_column(values) for name, values in stripped.items()}
     marks = [name for name in table if not cleaned[name].equals(stripped[name])]
     result = pd.DataFrame(cleaned, index=table.index, columns=table.columns)
     notes = [f'Blanks around the cells are ignored (columns {format_list(blanks)}).'] if blanks else []
+    if links:
+        notes.append(f'Links are read as the text that they show, or as their address (columns {format_list(links)}).')
     if marks:
         names = format_list(marks)
         notes.append(f'Quotation marks and invisible signs around the cells are ignored (columns {names}).')

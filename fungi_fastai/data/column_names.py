@@ -25,11 +25,11 @@ usual_columns = {
     'imgpath imgname photopath photoname imageid imgid photoid fname imagefilepath localpath relativepath datei '
     'dateiname bild bilddatei fichier archivo bestand bestandsnaam immagine imagem imagen файл фото '
     '文件 文件名 图片 图像 画像 id uuid name',
-    'label': 'label labels class classname category species genus target speciesname scientificname taxon taxonname '
-    'acceptedscientificname canonicalname binomial taxonspeciesname dx diagnosis disease breed variety cultivar art '
-    'klasse artname espece especie categoryname labelname commonname vernacularname genusname classid labelid '
-    'categoryid speciesid taxonid classlabel choice pilzart baumart pflanzenart tierart soort etiqueta etichetta '
-    'etiquette clase classe especies вид класс метка 标签 类别 物种 种 ラベル 種',
+    'label': 'label labels class classname cls category species genus target speciesname scientificname taxon '
+    'taxonname acceptedscientificname canonicalname binomial taxonspeciesname dx diagnosis disease breed variety '
+    'cultivar art klasse artname espece especie categoryname labelname commonname vernacularname genusname classid '
+    'labelid categoryid speciesid taxonid classlabel choice pilzart baumart pflanzenart tierart soort etiqueta '
+    'etichetta etiquette clase classe especies вид класс метка 标签 类别 物种 种 ラベル 種',
     'group': 'group specimen observation specimenid observationid observationuuid individual individualid patient '
     'patientid subject subjectid plantid treeid animalid fruitbodyid lesion lesionid case caseid sequence sequenceid '
     'seqid burst burstid slideid voucher vouchernumber collectionnumber catalognumber occurrenceid gbifid coreid '

@@ -15,6 +15,7 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
 from .column_names import find_columns, plain_name, usual_columns
+from .label_values import without_boxes
 from .split_words import looks_like_split, split_of, splits_of, words_of
 from .table_text import line_numbers
 
@@ -23,7 +24,9 @@ _ranks = frozenset('kingdom phylum order family genus subfamily tribe superfamil
 _taxonomic_class = re.compile(  # of fungi, plants and algae; of animals
     r'.*(?:mycetes|opsida|phyceae)|aves|mammalia|insecta|reptilia|amphibia|arachnida|actinopterygii|gastropoda', re.I
 )
-_things = frozenset('plant tree mushroom fruitbody fruitingbody sporocarp animal collection sample colony'.split())
+_things = frozenset(
+    'group plant tree mushroom fruitbody fruitingbody sporocarp animal collection sample colony'.split()
+)
 _no_specimen = frozenset(' na n/a n.a. nan null none - -- --- ? . unknown missing unbekannt k.a. #n/a <na>'.split(' '))
 
 
@@ -50,11 +53,18 @@ def choose_label(
         notes.append(f'The labels in {best} are numbers; their names are read from the column {named}.')
         best = named
     others = [column for column in table.columns if column not in taken]
-    if best is None and len(others) == 1 and all(re.fullmatch(r'column \d+', name) for name in table.columns):
-        best = others[0]  # a table without a header that has a path and one other column
+    if best is None and all(re.fullmatch(r'column \d+', name) for name in table.columns):  # there is no header
+        repeated = [name for name in others if 1 < table[name].nunique() < len(table)]
+        best = others[0] if len(others) == 1 else repeated[0] if len(repeated) == 1 else None
     if best is None and classes:
-        best = next((name for name in others if 0 < len(set(table[name]) - {''}) and set(table[name]) <= classes), None)
+        best = next((name for name in others if _holds_classes(table[name], classes)), None)
     return best, notes if best else []
+
+
+def _holds_classes(values, classes):
+    "Whether a column holds nothing but known classes, or classes with the boxes around them"
+    found = set(without_boxes(values)[0]) - {''}
+    return bool(found) and found <= classes
 
 
 def _named_column(table, numbers, taken):
@@ -97,13 +107,34 @@ def one_hot_columns(
     table: pd.DataFrame,  # of text
     taken: set,  # columns that hold something else
 ) -> list[str]:  # at least two, or none
-    "The columns of 0 and 1 that hold a class each"
-    columns = []
-    for column in table.columns:
-        values = set(table[column].head(1000)) if column not in taken else {None}
-        if values <= {'0', '1', '0.0', '1.0', ''} and set(table[column]) <= {'0', '1', '0.0', '1.0', ''}:
-            columns.append(column)
-    return columns if len(columns) > 1 else []
+    "The columns that hold a class each: of 0 and 1; or of other marks, of which each row has one"
+    columns = [column for column in table.columns if column not in taken and not _is_property(column)]
+    numbers = [column for column in columns if _holds_only(table[column], {'0', '1', '0.0', '1.0', ''})]
+    if len(numbers) > 1:
+        return numbers
+    marks = [column for column in columns if _holds_only(table[column], _yes | _no)]
+    has_one = _marks(table[marks]).sum(axis=1) == 1
+    return marks if len(marks) > 1 and has_one.mean() > 0.9 else []
+
+
+_yes, _no = frozenset('1 1.0 true yes y x ✓ ✔'.split()), frozenset(['', '0', '0.0', 'false', 'no', 'n'])
+_asks, _counts = frozenset('is has was'.split()), frozenset('count counts id number nr index'.split())
+
+
+def _is_property(column):
+    "Whether a column has a name for a number or a property, such as region_count and is_cropped, and not of a class"
+    words = words_of(column)
+    return len(words) > 1 and (words[0] in _asks or words[-1] in _counts)
+
+
+def _holds_only(values, known):
+    filled = set(values.head(1000).str.lower())
+    return filled <= known and filled != {''} and set(values.str.lower()) <= known
+
+
+def _marks(table):
+    "Which cells say yes"
+    return table.apply(lambda values: values.str.lower().isin(_yes))
 
 
 def read_one_hot(
@@ -112,7 +143,7 @@ def read_one_hot(
     columns: list[str],
 ) -> list:  # of labels; None for a row without a 1
     "The class of each row. Raises `UserError` for a row with two"
-    ones = table[columns].isin(['1', '1.0'])
+    ones = _marks(table[columns])
     several = ones.index[ones.sum(axis=1) > 1]
     if len(several):
         raise UserError(
@@ -127,6 +158,7 @@ def read_one_hot(
 def choose_group(
     table: pd.DataFrame,  # of text
     taken: set,  # columns that hold something else
+    label: str | None = None,  # the column of the labels
 ) -> str | None:
     "The column of the specimens by name and content, or None"
     for column in find_columns(table.columns, 'group'):
@@ -136,6 +168,8 @@ def choose_group(
         repeats = is_usual or 2 <= number < len(values) <= 500 * number
         if plain_name(column) in _things and not values.str.contains(r'\d').all():
             continue  # `plant` may also be the kind of plant
+        if plain_name(column) in _things and label and table.groupby(label)[column].nunique().max() == 1:
+            continue  # `tree` may also number the kinds of tree
         if column not in taken and number and repeats and not looks_like_split(values.unique()[:20]):
             return column
     return None
@@ -187,10 +221,10 @@ def choose_splits(
     usual = [column for column in find_columns(columns, 'split') if not _numbers_folds(table[column])]
     others = [c for c in columns if c not in usual and 1 < table[c].head(1000).nunique() < 7]
     found = [column for column in usual + others if _holds_splits(table, column)]
+    answers = [column for column in columns if _question(column) and _answers(table[column])]
     if found:
         _refuse_other_splits(table, found)
-        return found[:1], notes
-    answers = [column for column in columns if _question(column) and _answers(table[column])]
+        return found[:1], [*notes, *_describe_other_splits(table, *found, answers=answers)]
     questions = [column for column in columns if plain_name(column).startswith(('isval', 'istest', 'istrain'))]
     unread = [c for c in dict.fromkeys(usual + questions) if not answers and (table[c] != '').any()]
     notes += [f'The column {c} is not read as a split: it has {format_list(table[c].unique())}.' for c in unread]
@@ -214,6 +248,19 @@ def _refuse_other_splits(table, columns):
             f'The columns {columns[0]} and {other} hold two different splits. Choose one with --split, or ignore both '
             'with --split none.'
         )
+
+
+def _describe_other_splits(table, best, *others, answers):
+    "A sentence about columns that differ from the one that is read as the split"
+    split = table[best].map(splits_of(table[best].unique()))
+    unequal = [column for column in others if not table[column].map(splits_of(table[column].unique())).equals(split)]
+    for column in answers:
+        says, yes = table[column].str.lower().map(_truth), _question(column)[0]
+        is_wrong = says.eq(True) & split.ne(yes) | says.eq(False) & split.eq(yes)
+        unequal += [column] * bool(is_wrong.any())
+    if unequal:
+        names = format_list(unequal)
+        yield f'The split is read from {best}; {names} differs from it and is not used (to read it: --split).'
 
 
 def _numbers_folds(values):

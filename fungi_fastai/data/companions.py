@@ -23,8 +23,11 @@ _companion_words = frozenset(
     'groundtruth gt annotation annotations label labels thumb thumbs thumbnail thumbnails preview previews'.split()
 )
 _ending = re.compile(
-    r'[-_. ](mask|masks|seg|segmentation|gt|groundtruth|trimap|thumb|thumbnail|preview)([-_]?\d+)?$', re.IGNORECASE
+    r'[-_. ](?:(?:masks?|seg|segmentation|gt|groundtruth|trimap|thumb|thumbnail|tn|preview|overlay|heatmap|gradcam|'
+    r'bbox)(?:[-_]?\d+)?|\d{2,4}x\d{2,4})$',
+    re.IGNORECASE,
 )
+_beginning = re.compile(r'^(?:mask|seg|gt|thumb|thumbnail|tn|preview|overlay|heatmap|gradcam)[-_. ]+', re.IGNORECASE)
 
 
 @lru_cache(maxsize=100_000)
@@ -38,12 +41,13 @@ def is_companion_name(
 
 
 def _named_like_companions(images):
-    "Images such as `1_mask.png` beside `1.png`"
-    candidates = [parts for parts in images if _ending.search(_stem(parts[-1]))]
-    if not candidates:
-        return set()
-    stems = {(*parts[:-1], _stem(parts[-1])) for parts in images}
-    return {parts for parts in candidates if (*parts[:-1], _ending.sub('', _stem(parts[-1]))) in stems}
+    "Images such as `1_mask.png` and `1-150x150.jpg` and `thumb_1.jpg` beside `1.jpg`"
+    found = set()
+    for mark in (_ending, _beginning):
+        candidates = [parts for parts in images if mark.search(_stem(parts[-1]))]
+        stems = {(*parts[:-1], _stem(parts[-1])) for parts in images} if candidates else set()
+        found |= {parts for parts in candidates if (*parts[:-1], mark.sub('', _stem(parts[-1]))) in stems}
+    return found
 
 
 def _stem(name):

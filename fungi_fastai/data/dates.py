@@ -11,7 +11,7 @@ __all__ = []
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -41,6 +41,7 @@ _year_first = re.compile(r'(\d{4})(?:([-/.:])(\d{1,2})(?:\2(\d{1,2}))?)?(?:[T ]\
 _compact = re.compile(r'(\d{4})(\d\d)(\d\d)(?:T\d*Z?|\d{6})?')
 _year_last = re.compile(r'(\d{1,2})([./-]) ?(\d{1,2})\2 ?(\d{4}|\d\d)(?:[T, ][^/]*)?')
 _seconds = re.compile(r'(\d{10})(?:\d{3})?(?:\.\d+)?')
+_serial = re.compile(r'([2-5]\d{4})(?:[.,]\d+)?')  # days of a spreadsheet, from 1954 to 2064
 
 
 def _read_date(text, day_first):
@@ -56,6 +57,9 @@ def _read_date(text, day_first):
         return _possible(year) if day_first is None else _possible(year, first, second)
     if match := _seconds.fullmatch(text):
         date = datetime.fromtimestamp(int(match[1]), UTC)
+        return _possible(date.year, date.month, date.day)
+    if match := _serial.fullmatch(text):
+        date = datetime(1899, 12, 30, tzinfo=UTC) + timedelta(days=int(match[1]))
         return _possible(date.year, date.month, date.day)
     return _date_in_words(text)
 

@@ -15,6 +15,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from .copies import copy_links
+
 # %% ../../nbs/data/duplicates.ipynb #818aff74
 def near_pairs(
     phash: np.ndarray,  # (n,) uint64 hashes, searched
@@ -155,12 +157,14 @@ def cluster_contents(
     dhash_bits: int = 16,  # as in `near_pairs`
     same_bits: int = 2,  # bits of either hash by which the same image may differ
 ) -> Clusters:
-    "Cluster the distinct contents of a table by their perceptual hashes"
+    "Cluster the distinct contents of a table by their perceptual hashes, and by names that tell of copies"
     rows = contents.first_row
+    links = contents.of_row[copy_links(items['name'].tolist())] if 'name' in items else np.zeros((0, 2), int)
+    links = links[(links >= 0).all(axis=1)]
     alone = np.arange(len(contents))
     textured = np.flatnonzero(items['variance'].to_numpy(float)[rows] >= 1)
     if phash_bits is None or not len(textured):
-        return Clusters(alone, alone)
+        return Clusters(components(len(contents), *links.T), alone)
     phash, dhash = (_as_integers(items[column], rows[textured]) for column in ('phash', 'dhash'))
     pairs = near_pairs(phash, dhash, phash_bits, dhash_bits)
     one, other = pairs.T
@@ -168,7 +172,8 @@ def cluster_contents(
         np.bitwise_count(dhash[one] ^ dhash[other]) <= same_bits
     )
     return Clusters(
-        near=components(len(contents), *textured[pairs].T), same=components(len(contents), *textured[pairs[same]].T)
+        near=components(len(contents), *np.concatenate([textured[pairs], links]).T),
+        same=components(len(contents), *textured[pairs[same]].T),
     )
 
 

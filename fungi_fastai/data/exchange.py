@@ -8,10 +8,13 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/exchange.html.md"""
 __all__ = ['image_root', 'label_studio_config', 'write_label_studio', 'write_fiftyone', 'import_decisions']
 
 # %% ../../nbs/data/exchange.ipynb #5809a138
+import csv
 import getpass
+import io
 import os
 import re
 from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -24,13 +27,24 @@ from ..core.files import check_writable, read_json, write_json
 from ..core.progress import format_count, format_list
 from .class_names import clean_name
 from .corrections import CorrectionsFile, new_class
+from .file_kinds import is_image_name
+from .table_text import read_text
 
 # %% ../../nbs/data/exchange.ipynb #f94d25cf
 def image_root(
     items: pd.DataFrame,  # with the column path
 ) -> str:
-    "The folder that holds all images"
-    return os.path.commonpath([os.path.dirname(path) for path in items.path])
+    "The folder that holds all images. Raises `UserError` if there is none"
+    try:
+        root = os.path.commonpath([os.path.dirname(path) for path in items.path])
+    except ValueError:  # two drives of Windows
+        root = ''
+    if root == os.path.dirname(root):
+        raise UserError(
+            f'Label Studio serves images from one folder, and no folder holds both {items.path.min()} and '
+            f'{items.path.max()}. Write the tasks of each folder in a call of its own.'
+        )
+    return root
 
 
 def label_studio_config(
@@ -55,12 +69,13 @@ def write_label_studio(
     if file.suffix.lower() != '.json':
         raise UserError(f'{file} should end in .json.')
     check_writable(file)
-    known, root, tasks = items.drop_duplicates('path').set_index('path'), image_root(items), {}
+    known, tasks = items.drop_duplicates('path').set_index('path'), {}
+    document_root = os.path.dirname(image_root(items))
     for path, suggested, reason in rows:
         if path not in tasks:
-            address = f'/data/local-files/?d={quote(Path(os.path.relpath(path, root)).as_posix())}'
+            address = f'/data/local-files/?d={quote(Path(os.path.relpath(path, document_root)).as_posix())}'
             item = known.loc[path]
-            data = dict(image=address, name=item['name'], label=item.label or '', why=reason)
+            data = dict(image=address, name=item['name'], present=item.label or '', why=reason)
             tasks[path] = dict(data=data) | (dict(predictions=[_prediction(suggested)]) if suggested else {})
     write_json(file, list(tasks.values()))
 
@@ -70,9 +85,6 @@ def _prediction(label):
     return dict(model_version='fungi_fastai', result=[result])
 
 # %% ../../nbs/data/exchange.ipynb #5c30d6aa
-_excluded_tags = ('exclude', 'excluded')
-
-
 def write_fiftyone(
     items: pd.DataFrame,  # with the columns path, name, label and problem
     folder: Path,  # a new folder
@@ -92,64 +104,97 @@ def write_fiftyone(
     return folder
 
 # %% ../../nbs/data/exchange.ipynb #54f9e432
+@dataclass(frozen=True)
 class _Decision:
     "What was decided about an image"
 
-    def __init__(self, names, label='', exclude=False, who='', when='', is_new=True):
-        self.names = names  # texts that may name the image, the best first
-        self.label, self.exclude, self.who, self.when = label, exclude, who, when
-        self.is_new = is_new  # somebody looked at the image, so that its present label is confirmed
+    names: tuple  # texts that may name the image, the best first
+    label: str = ''
+    exclude: bool = False
+    who: str = ''  # the e-mail address, or the number of the annotator
+    when: str = ''
+    is_new: bool = True  # somebody looked at the image, so that its present label is confirmed
+    exported: str = ''  # what FiftyOne named the image when it was exported: images of one name were numbered
+
+    def shown_name(self):
+        return next(iter(self.names), self.exported) or '?'
 
 
 def _read_tool_file(path):
     "The decisions in an export. Raises `UserError`"
     file = path
     if path.is_dir():
-        file = next((path / name for name in ('samples.json', 'labels.json') if (path / name).is_file()), None)
+        known = ('samples.json', 'labels.json', 'labels.csv')
+        file = next((path / name for name in known if (path / name).is_file()), None)
         if file is None:
-            raise UserError(f'{path} holds neither samples.json nor labels.json, as a dataset of FiftyOne does.')
+            raise UserError(f'{path} holds none of {format_list(known)}, as a dataset of FiftyOne does.')
     if not file.is_file():
         raise MissingFileError(f'There is no {file}.')
     try:
-        content = read_json(file)
+        if file.suffix.lower() in ('.csv', '.tsv'):
+            return list(_table_decisions(file, read_text(file)[0]))
+        return list(_json_decisions(file, _read_json(file)))
+    except (AttributeError, KeyError, TypeError):  # a list where an object should be
+        raise _unknown_layout(file) from None
+
+
+def _read_json(file):
+    try:
+        return read_json(file)
     except ValueError as error:
         raise UserError(f'{file} is no JSON ({error}).') from None
+
+
+def _json_decisions(file, content):
+    "The decisions in the content of a JSON file"
     if isinstance(content, list) and content and all(isinstance(task, dict) for task in content):
-        return [one for task in content if (one := _label_studio_decision(file, task))]
-    if isinstance(content, dict) and isinstance(content.get('samples'), list):
-        return _fiftyone_samples(file, content['samples'])
-    if isinstance(content, dict) and isinstance(content.get('labels'), dict):
-        return _fiftyone_labels(file, content)
-    raise UserError(
-        f'{file} is no export that is read here: expected the JSON or JSON-MIN of Label Studio, or samples.json or '
-        'labels.json of FiftyOne.'
+        for task in content:
+            yield from _annotations(file, task) if isinstance(task.get('data'), dict) else _label_studio_row(file, task)
+    elif isinstance(content, dict) and isinstance(content.get('samples'), list):
+        yield from _fiftyone_samples(file, content['samples'])
+    elif isinstance(content, dict) and isinstance(content.get('labels'), dict):
+        yield from _fiftyone_labels(file, content)
+    else:
+        raise _unknown_layout(file)
+
+
+def _table_decisions(file, text):
+    "The decisions in a table"
+    separator = max(',;\t', key=text.partition('\n')[0].count)
+    table = csv.DictReader(io.StringIO(text, newline=''), delimiter=separator, restval='')
+    columns = table.fieldnames or ()
+    if 'annotation_id' in columns:
+        for row in table:
+            yield from _label_studio_row(file, row)
+    elif 'filepath' in columns:
+        yield from _fiftyone_rows(file, columns, table)
+    else:
+        raise _unknown_layout(file)
+
+
+def _unknown_layout(file):
+    return UserError(
+        f'{file} is no export that is read here: expected the JSON, JSON-MIN or CSV of Label Studio, or samples.json, '
+        'labels.json or labels.csv of FiftyOne.'
     )
 
 
-def _label_studio_decision(file, task):
-    "The decision of a task; None if nobody decided"
-    if not isinstance(task.get('data'), dict):
-        return _label_studio_minimal(file, task)
-    annotations = task.get('annotations') or task.get('completions') or []
-    annotations = [one for one in annotations if not one.get('was_cancelled')]
-    found = [_choices(file, task, one) for one in annotations]
-    found = [(one, made) for one, made in zip(annotations, found, strict=True) if made]
-    if len({tuple(sorted(made.items())) for _, made in found}) > 1:
-        answers = format_list([made.get('label') or 'exclude' for _, made in found])
-        raise UserError(f'{file}: task {task.get("id")} has annotations that differ ({answers}). Keep one of them.')
-    if not found:
-        return None
-    annotation, made = found[-1]
-    who = annotation.get('completed_by')
-    who = who.get('email', '') if isinstance(who, dict) else ''
-    when = annotation.get('updated_at') or annotation.get('created_at') or ''
-    return _Decision(_task_names(task.get('data', {})), made.get('label', ''), 'exclude' in made, who, when)
+def _annotations(file, task):
+    "A decision for each annotation of a task that was submitted"
+    for annotation in task.get('annotations') or task.get('completions') or ():
+        made = {} if annotation.get('was_cancelled') else _choices(file, task, annotation)
+        if made:
+            who = annotation.get('completed_by')
+            who = who.get('email') or who.get('id') if isinstance(who, dict) else who
+            when = annotation.get('updated_at') or annotation.get('created_at')
+            names = _task_names(task['data'])
+            yield _Decision(names, made.get('label', ''), 'exclude' in made, str(who or ''), _local_time(when))
 
 
 def _choices(file, task, annotation):
     "The label and the exclusion in an annotation"
     made = {}
-    for result in annotation.get('result', ()):
+    for result in annotation.get('result') or ():
         choices = result.get('value', {}).get('choices') if result.get('type') == 'choices' else None
         if choices:
             name = 'exclude' if result.get('from_name') == 'exclude' else 'label'
@@ -159,28 +204,41 @@ def _choices(file, task, annotation):
     return made
 
 
-def _label_studio_minimal(file, task):
-    "The decision of a row of JSON-MIN"
-    label = task.get('label', task.get('choice', ''))
-    if 'annotation_id' not in task or not isinstance(label, str):
+def _label_studio_row(file, row):
+    "The decision of a row of JSON-MIN or CSV, which is an annotation, or a task without one"
+    label = row.get('label', row.get('choice', ''))
+    if 'annotation_id' not in row or not isinstance(label, str):
         raise UserError(
-            f'{file} is no export of Label Studio with one label for each image. Its rows have {format_list(task)}; '
+            f'{file} is no export of Label Studio with one label for each image. Its rows have {format_list(row, 12)}; '
             'expected data and annotations, or label and annotation_id.'
         )
-    exclude = task.get('exclude') == 'yes'
-    when = task.get('updated_at', '')
-    return _Decision(_task_names(task), label, exclude, when=when) if label or exclude else None
+    if row.get('label') and row.get('choice'):
+        raise UserError(f'{file} has label and choice, and only one of them is the decision. Export it as JSON.')
+    exclude = row.get('exclude') == 'yes'
+    if row['annotation_id'] and (label or exclude):
+        yield _Decision(
+            _task_names(row), label, exclude, str(row.get('annotator') or ''), _local_time(row.get('updated_at'))
+        )
+
+
+def _local_time(text):
+    "A time of Label Studio in the time zone of this machine, as the times of other decisions; '' if there is none"
+    time = pd.to_datetime(text or None, errors='coerce')
+    if pd.isna(time):
+        return ''
+    time = time.to_pydatetime()
+    return (time.astimezone().replace(tzinfo=None) if time.tzinfo else time).isoformat(timespec='seconds')
 
 
 def _task_names(data):
     "Texts that may name the image of a task"
-    names = [data['name']] if isinstance(data.get('name'), str) else []
+    names = [data['name']] if data.get('name') and isinstance(data['name'], str) else []
     for value in data.values():
-        if isinstance(value, str) and ('/' in value or '.' in value):
-            address = urlsplit(value)
-            path = parse_qs(address.query).get('d', [unquote(address.path)])[0]
+        address = urlsplit(value) if isinstance(value, str) else None
+        path = parse_qs(address.query).get('d', [unquote(address.path)])[0] if address else ''
+        if is_image_name(path):
             names += [path, re.sub(r'^.*/upload/\d+/[0-9a-f]{8}-', '', path)]
-    return names
+    return tuple(dict.fromkeys(names))
 
 
 def _fiftyone_samples(file, samples):
@@ -191,13 +249,36 @@ def _fiftyone_samples(file, samples):
         for name, value in sample.items()
         if isinstance(value, dict) and value.get('_cls') == 'Classification'
     )
-    field = 'ground_truth' if 'ground_truth' in fields else next(iter(fields), None)
-    if len(fields) > 1 and field != 'ground_truth':
-        raise UserError(f'{file} has labels in {format_list(fields)}; name the field that counts ground_truth.')
+    if not fields and any(isinstance(value, dict) and '_cls' in value for one in samples for value in one.values()):
+        raise UserError(f'{file} has no field with one class for each image, a fo.Classification.')
+    field = _label_field(file, list(fields), 'ground_truth')
     for sample in samples:
-        label = (sample.get(field) or {}).get('label') or ''
-        exclude = not set(_excluded_tags).isdisjoint(sample.get('tags') or ())
-        yield _Decision([sample.get('name') or '', sample['filepath']], label, exclude, is_new=False)
+        label = (sample.get(field) or {}).get('label')
+        yield _fiftyone_decision(sample.get('name'), sample['filepath'], label, sample.get('tags'))
+
+
+def _fiftyone_rows(file, columns, table):
+    "The labels of a table of samples"
+    fields = [name for name in columns if name.endswith('.label') or name in ('ground_truth', 'label')]
+    field = _label_field(file, fields, 'ground_truth.label')
+    for row in table:
+        tags = row.get('tags', '').split(',')
+        yield _fiftyone_decision(row.get('name'), row['filepath'], row[field] if field else '', tags)
+
+
+def _label_field(file, fields, usual):
+    "The field that holds the labels; None if there is none. Raises `UserError` if it may be several"
+    if len(fields) > 1 and usual not in fields:
+        raise UserError(f'{file} has labels in {format_list(fields)}; name the field that counts ground_truth.')
+    return usual if usual in fields else next(iter(fields), None)
+
+
+def _fiftyone_decision(name, path, label, tags):
+    is_whole = re.match(r'[/\\]|[A-Za-z]:', path)
+    names = tuple(filter(None, (name, path if is_whole else '')))
+    exclude = not {'exclude', 'excluded'}.isdisjoint(tags or ())
+    exported = '' if is_whole else re.sub(r'^data[/\\]', '', path)
+    return _Decision(names, label or '', exclude, is_new=False, exported=exported)
 
 
 def _fiftyone_labels(file, content):
@@ -205,11 +286,13 @@ def _fiftyone_labels(file, content):
     classes = content.get('classes')
     for name, target in content['labels'].items():
         label = target.get('label', '') if isinstance(target, dict) else target
+        if isinstance(label, list):
+            raise UserError(f'{file}: {name} has several labels ({format_list(label)}).')
         if isinstance(label, int):
-            if not classes or label >= len(classes):
+            if not classes or not 0 <= label < len(classes):
                 raise UserError(f'{file}: the label of {name} is {label}, and there is no class of that number.')
             label = classes[label]
-        yield _Decision([name], label or '', is_new=False)
+        yield _fiftyone_decision('', name, label, ())
 
 # %% ../../nbs/data/exchange.ipynb #1d433b4a
 def import_decisions(
@@ -219,25 +302,51 @@ def import_decisions(
     who: str = '',  # whose decisions they are, where the export does not say it (default: this user)
 ) -> str:  # what was read, in words
     "Write the decisions of another tool into a file of corrections, all or none. Raises `UserError`"
-    file, found, unmatched = CorrectionsFile(corrections, items), {}, []
+    file, found, unmatched, removed = CorrectionsFile(corrections, items), {}, [], []
     labels = items.drop_duplicates('path').set_index('path').label
     present = labels.to_dict() | _corrected_labels(file)
-    by_stem = {}
-    for image, name in zip(items.path, items.name, strict=True):
-        by_stem.setdefault(os.path.splitext(name)[0], []).append(image)
-    now = datetime.now().isoformat(timespec='seconds')
-    for one in _read_tool_file(Path(path)):
-        image = _image_of(one, file, by_stem)
+    classes, known, paths = set(labels.dropna()), set(filter(None, present.values())), _paths_by_name(items)
+    decisions = _read_tool_file(Path(path))
+    for one in decisions:
+        image = _image_of(one, file, paths)
         if image is None:
-            unmatched.append(one.names[0] if one.names else '?')
-            continue
-        values = _as_values(one, present.get(image), set(labels.dropna()), set(filter(None, present.values())))
-        if values:
-            about = dict(who=one.who or who or getpass.getuser(), when=one.when[:19] or now)
-            found[image] = values | about
-    if found:
-        file.decide_all(found)
-    return _imported_in_words(found, unmatched, corrections)
+            unmatched.append(one.shown_name())
+        elif values := _as_values(one, present.get(image), classes, known):
+            found.setdefault(image, []).append((one, values))
+        elif present.get(image) and not one.label:
+            removed.append(one.shown_name())
+    if unmatched and len(unmatched) == len(decisions):
+        raise _no_image(Path(path), unmatched, items)
+    _check_agreement(Path(path), found, file)
+    now = datetime.now().isoformat(timespec='seconds')
+    rows = {}
+    for image, made in found.items():
+        one, values = max(made, key=lambda decision: decision[0].when)
+        rows[image] = values | dict(who=_annotator(one, who), when=one.when or now)
+    if rows:
+        file.decide_all(rows)
+    return _imported_in_words(rows, unmatched, removed, corrections)
+
+
+def _annotator(decision, who):
+    "Who decided; Label Studio often gives a number alone"
+    if decision.who.isdigit():
+        return who or f'annotator {decision.who}'
+    return decision.who or who or getpass.getuser()
+
+
+def _check_agreement(path, found, file):
+    "Raise `UserError` if the decisions about an image differ"
+    differing = [
+        f'{file.items["name"][image]} ({format_list(dict.fromkeys(answers))})'
+        for image, made in found.items()
+        if len(set(answers := [values.get('label') or 'exclude' for _, values in made])) > 1
+    ]
+    if differing:
+        raise UserError(
+            f'{path} has decisions that differ about {format_count(len(differing), "image")}: '
+            f'{format_list(differing, 5, "; ")}. Keep one annotation of each, and export again. Nothing was written.'
+        )
 
 
 def _corrected_labels(file):
@@ -246,13 +355,35 @@ def _corrected_labels(file):
     return dict(zip(rows.path, rows.label.str.removeprefix(new_class), strict=True))
 
 
-def _image_of(decision, file, by_stem):
+def _paths_by_name(items):
+    "The paths of the images by the names that tools give them: without extension, without folders, or as an upload"
+    paths = {}
+    for image, name in items.drop_duplicates('path')[['path', 'name']].itertuples(index=False):
+        stem, file = os.path.splitext(name)[0], os.path.basename(name)
+        uploaded = re.sub(r'[^-\w.]', '', file.strip().replace(' ', '_'))  # what Label Studio makes of a file's name
+        for key in {stem, os.path.basename(stem), uploaded}:
+            paths.setdefault(key, []).append(image)
+    return paths
+
+
+def _image_of(decision, file, paths):
     "The image of a decision; None if it is none of the source, or may be several"
-    for name in filter(None, decision.names):
-        for images in (file.find(name), by_stem.get(name, [])):
+    stem = os.path.splitext(decision.exported)[0]
+    is_numbered = '/' not in stem and len(paths.get(re.sub(r'(-\d+)+$', '', stem), ())) > 1
+    for name in filter(None, (*decision.names, '' if is_numbered else decision.exported)):
+        for images in (file.find(name), paths.get(name, [])):
             if len(images) == 1:
                 return images[0]
     return None
+
+
+def _no_image(path, names, items):
+    root = os.path.commonpath([os.path.dirname(one) for one in items.path][:1000])
+    return UserError(
+        f'{path} is about {format_count(len(names), "image")}, and none of them is in this source, or their names do '
+        f'not tell which they are: {format_list(names, 3)}. The names here are like {items["name"].iloc[0]}. FiftyOne '
+        f'leaves out the folders unless you export with rel_dir={root!r}.'
+    )
 
 
 def _as_values(decision, present, classes, known):
@@ -270,13 +401,14 @@ def _as_values(decision, present, classes, known):
     return dict(label=label if label in classes else f'{new_class}{label}', exclude='')
 
 
-def _imported_in_words(found, unmatched, corrections):
+def _imported_in_words(found, unmatched, removed, corrections):
     excluded = sum(values.get('exclude') == 'yes' for values in found.values())
-    text = (
-        f'{format_count(len(found), "decision")} written into {corrections}, {excluded} of them to leave an image out.'
-    )
+    text = f'{format_count(len(found), "decision")}, {excluded} of them to leave an image out'
+    text = f'{text}, written into {corrections}.' if found else f'Nothing was decided, so {corrections} stays as it is.'
     if unmatched:
-        count = format_count(len(unmatched), 'decision')
-        names = format_list(unmatched, 3)
+        count, names = format_count(len(unmatched), 'row'), format_list(unmatched, 3)
         text += f' Not used: {count} about an image that is not in this source, or that may be several: {names}.'
+    if removed:
+        count, names = format_count(len(removed), 'image'), format_list(removed, 3)
+        text += f' Without a label there, and unchanged here: {count}, {names}. To leave an image out, tag it exclude.'
     return text

@@ -60,11 +60,11 @@ def photo_headers(
     workers: int | None = None,  # threads (default: the settings' `num_workers`)
 ) -> pd.DataFrame:  # (images, 4) the columns of `read_photo_header`
     "The headers of photos: from the table if it was scanned, otherwise from the files"
-    columns = list(unknown_header)
-    if set(columns) <= set(items):
-        return items[columns]
-    headers = list(map_in_threads(_read_file, items['path'].tolist(), workers))
-    return pd.DataFrame(headers, columns=columns, index=items.index)
+    headers = items
+    if not set(unknown_header) <= set(items):
+        headers = pd.DataFrame(list(map_in_threads(_read_file, items['path'].tolist(), workers)), index=items.index)
+    headers = headers.reindex(columns=list(unknown_header)).fillna(unknown_header)
+    return headers.astype({name: type(value) for name, value in unknown_header.items()})  # also without rows
 
 
 def photo_dates(

@@ -288,7 +288,7 @@ def _sections(items, policy, checks, numbers):
     if sum(numbers['quality'].values()):
         text = (
             'Images that stand out in this set: dark, over-exposed or blurred ones, screenshots, wide margins, odd '
-            'shapes. They are used. fungi review shows them one by one.'
+            'shapes, and printed text, which is shown enlarged. They are used. fungi review shows them one by one.'
         )
         yield _Section('quality', 'Low quality', text, partial(quality_gallery, items))
     if readable:

@@ -22,9 +22,12 @@ from ..core.errors import UserError
 from ..core.progress import format_count, format_list
 from .file_kinds import nothing_found, unread_tables
 from .companions import leave_out_companions
+from .label_values import describe_doubtful
+from .side_folders import leave_out_side_folders
 from .layout import FolderTree, Roles, apply_layout, auto_layout
 from .layout_detection import detect_layout
 from .layout_splits import AmbiguousLayoutError
+from .split_words import split_of
 from .tree import Tree, describe_hidden, describe_passed_over, find_images, walk_tree
 
 # %% ../../nbs/data/folders.ipynb #aa9cf0be
@@ -127,7 +130,7 @@ def read_folder(
     _check_utf8(tree.root, images)
     notes = describe_passed_over(tree, images)
     if labels:
-        images, left_out = leave_out_companions(images, ask=layout == auto_layout)
+        images, left_out = _without_others(tree, images, label, layout)
         notes += left_out
     folders = FolderTree.of(images)
     roles = _find_roles(folders, label, labels, layout)
@@ -144,20 +147,31 @@ def read_folder(
     if labels and not any(image_labels):
         raise _no_labels(tree, table, label)
     if labels:
-        table.attrs['notes'] = [*roles.notes, *describe_unlabelled(names, image_labels, given), *notes]
+        doubtful = describe_doubtful(image_labels, 'image', 'rename the folder to unlabelled')
+        table.attrs['notes'] = [*roles.notes, *describe_unlabelled(names, image_labels, given), *doubtful, *notes]
     return table
+
+
+def _without_others(tree, images, label, layout):
+    "The images without masks, previews and charts; notes. All folders are read if the layout is chosen"
+    images, notes = leave_out_companions(images, ask=layout == auto_layout)
+    if layout == auto_layout:
+        images, more = leave_out_side_folders(images, tree.files, ask=label == 'folder')
+        notes += more
+    return images, notes
 
 
 def _find_roles(folders, label, labels, layout):
     "What the folders mean: as chosen, or detected. Without the need for labels, a doubt is no error"
     if layout != auto_layout:
         return apply_layout(folders, layout)
-    try:
-        return detect_layout(folders, classes=label == 'folder')
-    except AmbiguousLayoutError:
-        if labels:
-            raise
-        return Roles('*')
+    for classes in (label == 'folder', False):
+        try:
+            return detect_layout(folders, classes)
+        except AmbiguousLayoutError:
+            if labels:
+                raise
+    return Roles('*')
 
 
 def _image_names(folders, images):
@@ -220,22 +234,27 @@ def _no_labels(tree, images, label):
             f'{names[0]}.'
         )
     others = [parts[-1] for parts in tree.files if parts[-1].lower().endswith(_unread_labels)]
-    others = others or _texts_of_images(tree, images)
+    others += _texts_of_images(tree, images)
     verb = 'are' if len(others) > 1 else 'is'
     hint = f' The labels may be in {format_list(others)}, which {verb} not read.' if others else ''
     unread = [note for note in tree.notes if note.startswith('Not read: ')]
     labelled = images.name[images.given != 'test']
+    folders = sorted({name.partition('/')[0] for name in names if '/' in name})
+    folders = [folder for folder in folders if not split_of(folder)]
+    classes = f' If the folders {format_list(folders)} are classes, choose the layout: --layout class.'
     error = NoLabelsError(
         f'{tree.root} holds {format_count(len(names), "image")} ({names[0]}…) but no folders to take labels from.'
         f'{" ".join([hint, *unread])} Put the images of each class into a folder of its own, or give a CSV with the '
         f'columns path and label, or a pattern that finds the label in the name{_numbered_names(labelled)}.'
+        + classes
+        * (len(folders) > 1)
     )
     error.images = images
     return error
 
 
 _unread_labels = (*'.mat .xml .yaml .yml .db .sqlite .pkl .npy .h5 .lst .json'.split(), *unread_tables)
-_numbered = r'([^/]*?)[-_. ]*\(?\d[^/]*$'
+_numbered = r'([^/]*?)[-_. !]*\(?\d[^/]*$'
 
 
 def _texts_of_images(tree, images):

@@ -22,6 +22,7 @@ from ..core.figures import colours
 from .images import ImageError, open_image
 from .problems import has_problem
 from .quality import find_quality, quality_counts
+from .text_lines import find_text, text_size
 
 # %% ../../nbs/data/galleries.ipynb #bc128378
 def shorten(
@@ -183,17 +184,31 @@ def _duplicate_cell(row, size):
     return _Cell(_thumbnail(row['path'], size), f'{Path(row["name"]).stem}\n{relation}', warn)
 
 # %% ../../nbs/data/galleries.ipynb #c79f5873
+def _text_thumbnail(path, size):
+    "A square of `size` pixels around the text in an image"
+    try:
+        image = open_image(path, size=text_size)
+    except (ImageError, MissingFileError):
+        return _thumbnail(path, size)
+    left, top, right, bottom = find_text(image.convert('L'))[1]
+    side = min(*image.size, 2 * (right - left))
+    x = min(max(0, (left + right - side) // 2), image.width - side)
+    y = min(max(0, (top + bottom - side) // 2), image.height - side)
+    return image.crop((x, y, x + side, y + side)).resize((size, size))
+
+
 def quality_gallery(
     items: pd.DataFrame,  # as from `scan`
     columns: int = 7,  # images of each issue
     cell: int = 104,  # size of an image, pixels
 ) -> Figure:
-    "Images of low quality, one row an issue, the clearest ones first"
+    "Images of low quality, one row an issue, the clearest ones first; of an image with text, the text"
     quality, rows = find_quality(items), []
     for issue in quality_counts(quality):
         found = quality[quality.issue == issue]
         members = zip(items.loc[found.index, 'path'].head(columns), found['name'], strict=False)
-        cells = [_Cell(_thumbnail(path, cell), Path(name).stem) for path, name in members]
+        thumbnail = _text_thumbnail if issue == 'text' else _thumbnail
+        cells = [_Cell(thumbnail(path, cell), Path(name).stem) for path, name in members]
         label = f'{issue} ({len(found)})'
         rows += [(label, cells)] if cells else []
     return _sheet(rows, cell, caption=16)

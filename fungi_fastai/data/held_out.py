@@ -57,7 +57,7 @@ def _dates(items, headers):
 
 
 def _cameras(items, headers):
-    return _first_known(_text(items, 'camera'), headers.exif_camera.fillna('').astype(str), 'camera')
+    return _first_known(_text(items, 'camera'), headers.exif_camera, 'camera')
 
 
 def _places(items, headers):
@@ -71,7 +71,7 @@ def _places(items, headers):
 
 def _coordinates(items, headers):
     "(images, 2) latitude and longitude; NaN if unknown"
-    exif = headers.exif_location.astype(object).str.split(',', expand=True).reindex(columns=[0, 1]).apply(pd.to_numeric)
+    exif = headers.exif_location.str.split(',', expand=True).reindex(columns=[0, 1]).apply(pd.to_numeric)
     exif.columns = ['latitude', 'longitude']
     if not {'latitude', 'longitude'} <= set(items):
         return exif
@@ -130,7 +130,7 @@ def count_known(
     items: pd.DataFrame,  # from `scan`, or a table with some of its columns
 ) -> dict:  # date, place and camera: a dict of images, values, first and last; {} for what no image has
     "Of how many images the date, the place and the camera are known"
-    headers = items.assign(**{name: value for name, value in unknown_header.items() if name not in items})
+    headers = photo_headers(items.assign(**{name: v for name, v in unknown_header.items() if name not in items}))
     counts = {}
     for condition in (_dates(items, headers), _places(items, headers), _cameras(items, headers)):
         values = condition.values[condition.values != '']

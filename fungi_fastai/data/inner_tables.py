@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
 from .split_words import says_nothing, split_of, splits_of, words_of
-from .folders import describe_unlabelled
+from .folders import describe_unlabelled, read_folder
 from .label_names import label_names
 from .table_files import may_name_images, names_split, table_extensions
 from .tables import read_table
@@ -53,7 +53,17 @@ def _read_tables(tree, group, column, split, classes=frozenset()):
             details[file] = table
         else:
             unread[file] = f'{file} gives neither a label nor a split nor a specimen.'
-    return tables, details, unread
+    return _without_repeats(tables), details, unread
+
+
+def _without_repeats(tables):
+    "The tables without those that name the same images as another one of their name, such as train.txt and train.json"
+    kept = {}
+    for file, table in sorted(tables.items(), key=lambda pair: pair[1].label.isna().all()):
+        key = file.with_suffix(''), frozenset(table.path)
+        kept.setdefault(key, (file, table))
+    names = {file for file, _ in kept.values()}
+    return {file: table for file, table in tables.items() if file in names}
 
 
 def _other_columns(table):
@@ -70,12 +80,16 @@ def _with_columns(images, table):
     return result
 
 
+def _describe_kept(name):
+    yield f'{name} has neither labels nor a split; its columns are kept.'
+
+
 def _with_details_of(tree, images, tables, unread):
     "The images with the columns of tables that say only when or where; a table of other images is not read"
     for file, table in tables.items():
         if table.path.isin(set(images.path)).any():
             images = _with_columns(images, table)
-            images.attrs['notes'].append(f'{_name(tree, file)} has neither labels nor a split; its columns are kept.')
+            images.attrs['notes'] += _describe_kept(_name(tree, file))
         else:
             unread[file] = ''
     return images
@@ -139,11 +153,16 @@ def compare_tables(
             unread[tree.root / name] = ''
         elif _are_same_classes(pairs, set(images.label)):
             images, used = _with_details(_with_columns(images, table), both, pairs)
-            images, more = _with_labels(name, images, both) if labels else (images, [])
+            images, more = _with_labels(name, images, both, pairs) if labels else (images, [])
             images.attrs['notes'] += [*_describe_details(name, used, pairs), *more]
-            if not (used or more or len(pairs)) and name.endswith('.txt'):
+            is_unused = not used and not more and not len(pairs)
+            if is_unused and name.endswith('.txt'):
                 lists.append(name)
-            if not used and not more and not len(pairs) and not _other_columns(table):
+            elif is_unused and labels and _are_no_classes(images.label.dropna()):
+                raise _no_table(tree, [_file_of(tree, name)], group, column, split)
+            if is_unused and _other_columns(table):
+                images.attrs['notes'] += _describe_kept(name)
+            elif is_unused:
                 unread[tree.root / name] = ''
         elif _are_no_classes(images.label.dropna()):
             images.attrs['notes'] = images.attrs['not_read']
@@ -153,15 +172,18 @@ def compare_tables(
     images.attrs['notes'] += _describe_lists(lists)
     if labels:
         images = _with_names(tree, images)
-    notes = ' '.join(images.attrs['notes'])
-    names = [file for file in unread if file.suffix != '.txt' and f'are read from {file.name}.' not in notes]
-    if labels and names:
-        names = format_list([_name(tree, file) for file in names])
-        images.attrs['notes'].append(
-            f'Labels are read from folders and not from the tables in them ({names}). '
-            'To read a table, give it as the source.'
-        )
+        images.attrs['notes'] += list(_describe_unread(tree, unread, ' '.join(images.attrs['notes'])))
     return images
+
+
+def _describe_unread(tree, unread, notes):
+    "A sentence about tables that are not used, unless the notes have one about them"
+    names = [file for file in unread if file.suffix != '.txt' and f'are read from {file.name}.' not in notes]
+    if names:
+        yield (
+            'Labels are read from folders and not from the tables in them '
+            f'({format_list([_name(tree, file) for file in names])}). To read a table, give it as the source.'
+        )
 
 
 def _describe_lists(names):
@@ -201,12 +223,15 @@ def _with_details(images, both, pairs):
     return images, used
 
 
-def _with_labels(name, images, both):
+def _with_labels(name, images, both, pairs):
     "The images with the labels of a table where folders give none, if these are classes of the folders; notes"
     new = both[both.label.isna() & both.label_table.notna()].drop_duplicates('path')
     if not len(new):
         return images, []
-    if unknown := set(new.label_table) - set(images.label.dropna()):
+    known = set(images.label.dropna())
+    names = {other: label for label, other in pairs.itertuples(index=False) if other not in known}
+    new = new.assign(label_table=new.label_table.replace(names))
+    if unknown := set(new.label_table) - known:
         return images, [f'The labels in {name} are not used: {format_list(sorted(unknown))} are no class folders.']
     found = images.path.map(new.set_index('path').label_table)
     result = images.assign(label=images.label.where(images.label.notna(), found.where(found.notna(), None)))
@@ -251,9 +276,14 @@ def _are_numbers(labels):
     return all(label.isdigit() for label in labels)
 
 
+def _file_of(tree, name):
+    "The file of the name of a table; the name itself if it stands for several tables"
+    return next((file for file in tables_in(tree) if _name(tree, file) == name), tree.root / name)
+
+
 def _two_readings(tree, name, images, table):
     folders, labels = (format_list(sorted(set(values.dropna()))) for values in (images.label, table.label))
-    file = next((file for file in tables_in(tree) if _name(tree, file) == name), name)
+    file = _file_of(tree, name)
     return UserError(
         f'{tree.root} can be read in two ways: its folders are classes ({folders}), or the labels are in the table '
         f'{name} ({labels}). For the table, give it as the source: {file}. For the folders, add --layout class.'
@@ -277,7 +307,8 @@ def read_inner_table(
         if others := [file for file in (*tables, *details, *unread) if file.suffix != '.txt' or not names_split(file)]:
             raise _no_table(tree, others, group, column, split)
         return None
-    maps = [file for file, table in labelled.items() if _is_map(file, table)]
+    are_splits = len(labelled) > 1 and bool(_splits_of_files(labelled))
+    maps = [] if are_splits else [file for file, table in labelled.items() if _is_map(file, table)]
     if len(maps) < len(labelled):
         unread |= {file: '' for file in maps}
         labelled = {file: table for file, table in labelled.items() if file not in maps}
@@ -297,10 +328,44 @@ def read_inner_table(
         both = joined.merge(table[['path', 'label', 'given', 'group']], on='path', suffixes=('', '_table'))
         joined, used = _with_details(joined, both, both[['label', 'label_table']][:0])
         joined.attrs['notes'] += _describe_details(names, used, [])
-    if unused := [*unread, *(file for file in tables if file not in labelled and file not in lists)]:
+    others = {file: table for file, table in tables.items() if file not in labelled and file not in lists}
+    joined, others = _with_specimens_of(tree, joined, others)
+    if unused := [*unread, *others]:
         names = format_list([_name(tree, file) for file in unused])
         joined.attrs['notes'].append(f'Tables from which no labels are read: {names}.')
     return joined
+
+
+def read_table_instead(
+    tree: Tree,
+    options: dict,  # of `read_folder`
+    columns: dict,  # of `read_inner_table`
+) -> pd.DataFrame | None:
+    "The images of folders that can be read in more than one way, if a table labels nearly all of them; None if not"
+    if options['label'] != 'folder':
+        return None
+    try:
+        table = read_inner_table(tree, read_folder(tree, **options, labels=False), **columns)
+    except UserError:
+        return None
+    if table is None or table.label[table.given != 'test'].notna().mean() < 0.9:
+        return None
+    note = 'The folders can be read in more than one way, and the table says which classes there are.'
+    table.attrs['notes'].append(f'{note} To read the folders, choose the layout (--layout).')
+    return table
+
+
+def _with_specimens_of(tree, images, tables):
+    "The images with the split, the specimens and other columns of tables without labels; the files of the others"
+    others = []
+    for file, table in tables.items():
+        both = images.merge(table[['path', 'label', 'given', 'group']], on='path', suffixes=('', '_table'))
+        used = []
+        if 2 * len(both) >= min(len(images), len(table)):
+            images, used = _with_details(_with_columns(images, table), both, both[['label', 'label_table']][:0])
+            images.attrs['notes'] += _describe_details(_name(tree, file), used, [])
+        others += [] if used else [file]
+    return images, others
 
 
 def _is_map(file, table):
@@ -321,7 +386,8 @@ def _no_table(tree, files, group, column, split):
             read_table(file, 'folder', group, column, split=split, from_folders=False)
         except UserError as error:
             problem = problem or str(error)
-    advice = ' A table finds no images in archives: unpack those first.' if any(tree.paths.values()) else ''
+    advice = ' To name the column, give the table itself as the source.' if '--label' in problem else ''
+    advice += ' A table finds no images in archives: unpack those first.' if any(tree.paths.values()) else ''
     return UserError(f'No folder in {tree.root} is a class, and no table in it can be read: {problem}{advice}')
 
 

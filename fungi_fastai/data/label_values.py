@@ -10,6 +10,8 @@ __all__ = []
 # %% ../../nbs/data/label_values.ipynb #a156b759
 import ast
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
@@ -49,24 +51,53 @@ def _lists(values):
     names = {text: '|'.join(map(str, ones)) for text, ones in lists.items()}
     return values.map(names).fillna(''), [f'The labels in {values.name} are lists, such as {filled.iloc[0]}.']
 
+# %% ../../nbs/data/label_values.ipynb #a61ee4ae
+_boxes = re.compile(r'(\S*[^\W\d]\S*)(?:\s+-?\d+(?:\.\d+)?){4}(?:\s+\1(?:\s+-?\d+(?:\.\d+)?){4})*\s*')
+
+
+def without_boxes(
+    values: pd.Series,  # of text
+) -> tuple[pd.Series, list]:  # labels; notes
+    "The class in labels that the boxes around it follow"
+    filled = values[values != '']
+    matches = {text: _boxes.fullmatch(text) for text in filled.unique()}
+    if not matches or not all(matches.values()):
+        return values, []
+    names = {text: match[1] for text, match in matches.items()}
+    return values.map(names).fillna(''), [f'The labels in {values.name} are followed by boxes, which are not read.']
+
 # %% ../../nbs/data/label_values.ipynb #d94c7286
 _unknown = frozenset(
     'na n/a n.a. #n/a nan null none nil - -- --- ? ?? . -1 unknown unidentified unclassified unlabelled unlabeled '
-    'missing undetermined indet indet. unsure unbekannt unbestimmt unsicher k.a. tbd todo inconnu desconocido'.split()
+    'missing undetermined indet indet. unsure unbekannt unbestimmt unsicher k.a. tbd todo inconnu desconocido '
+    'undefined unsorted unassigned unnamed tosort tolabel tobelabelled tobelabeled misc miscellaneous newfolder '
+    'neuerordner untitledfolder nouveaudossier unsortiert'.split()
 )
+_removed = frozenset(
+    'duplicate duplicates dupes rejected rejects discarded deleted trash unusable unsuitable backup backups tmp temp '
+    'aussortiert papierkorb doppelte'.split()
+)
+
+
+def describe_doubtful(
+    values: Iterable[str | None],  # labels
+    unit: str,  # of the values, such as image
+    advice: str,  # what to do if the label is unknown
+) -> Iterator[str]:
+    "Sentences about classes with a name for missing labels, or for images that were removed"
+    for value, number in Counter(value for value in values if value).items():
+        plain = re.sub(r'[-_ ]+', '', value.lower())
+        meaning = f'If it means that the label is unknown, {advice}.' if {value.lower(), plain} & _unknown else ''
+        meaning = meaning or 'If it is no class, move these images elsewhere.' * (plain in _removed)
+        if meaning:
+            yield f'The label {value} ({format_count(number, unit)}) was read as the name of a class. {meaning}'
 
 
 def _describe_missing(values):
     "Sentences about rows without a label, and about a class that is called like a missing value"
     if empty := (values == '').sum():
         yield f'{format_count(empty, "row")} without a label: such images are not used for training.'
-    for value in values.unique():
-        if value.lower().replace('. ', '.') in _unknown:
-            number = (values == value).sum()
-            yield (
-                f'The label {value} ({format_count(number, "row")}) was read as the name of a class. If it means that '
-                'the label is unknown, leave these cells empty.'
-            )
+    yield from describe_doubtful(values, 'row', 'leave these cells empty')
 
 
 def _names_several(labels):
@@ -119,7 +150,7 @@ def read_labels(
 ) -> tuple[pd.Series, list]:  # labels, '' for none; notes
     "The labels in a column"
     notes = []
-    for read in (_without_hidden, _whole_numbers, _lists):
+    for read in (_without_hidden, _whole_numbers, _lists, without_boxes):
         values, more = read(values)
         notes += more
     return values, [*notes, *_describe_missing(values), *_describe_several(values), *describe_conversions(values)]

@@ -16,7 +16,7 @@ from functools import lru_cache
 from ..core.progress import format_count, format_list
 from .layout import FolderTree, Roles
 from .layout_splits import ambiguous, mark_splits, quoted
-from .split_words import says_nothing, words_of
+from .split_words import says_nothing, split_of, words_of
 
 # %% ../../nbs/data/layout_detection.ipynb #0be905ca
 @dataclass(slots=True)
@@ -173,6 +173,10 @@ def _specimens_in(level):
 def _mark_classes(tree, rest, roles, around):
     "Find the level of the classes and give it its role. Raises `AmbiguousLayoutError`"
     level, words = list(rest.children.values()), ['class']
+    if len(level) > 1 and all(_kind_of_name(node.name) == 'specimen' and not node.children for node in level):
+        roles.of |= {folder: 'specimen' for node in level for folder in node.folders}
+        roles.layout = _layout_of(tree, roles)
+        return
     while any(node.children for node in level):
         specimens = _specimens_in(level)
         deep = [node for node in level if node.children and not node.images]
@@ -214,7 +218,7 @@ def _layout_of(tree, roles):
     "The layout of the folders with most of the roles, in words"
     layouts, wrapping = Counter(), len(tree.wrapping())
     for folder in tree.images:
-        if roles.label(folder):
+        if roles.label(folder) or roles.specimen(folder):
             known = [roles.of.get(folder[:depth]) for depth in range(1, len(folder) + 1)]
             start = next(i for i, role in enumerate(known) if i == wrapping or role in _role_words)
             words = [role if role in _role_words else '*' for role in known[start:]]
@@ -238,7 +242,10 @@ def _without_odd_names(tree, level, roles):
         names = format_list(['/'.join(min(node.folders)) + '/' for node in unlabelled])
         roles.notes.append(f'The images in {names} have no label.')
     if others := [node.name for node in odd if node not in unlabelled and says_nothing(node.name)]:
-        roles.notes.append(f'{format_list(others)} is read as a class, because it stands beside other classes.')
+        count = (
+            'is read as a class, because it stands' if len(others) == 1 else 'are read as classes, because they stand'
+        )
+        roles.notes.append(f'{format_list(others)} {count} beside other classes.')
     return [node for node in level if node not in unlabelled]
 
 
@@ -308,6 +315,8 @@ def detect_layout(
     if removed := _remove_empty_names(rest):
         names = format_list(sorted(f'{name}/' for name in removed))
         roles.notes.append(f'The folders {names} are neither classes nor specimens.')
+    if len(rest.children) == 1 and split_of(name := next(iter(rest.children))) and not rest.children[name].children:
+        return roles  # `train/1.jpg`, with the labels elsewhere
     if rest.children:
         _mark_classes(tree, rest, roles, _layout_writer(tree, rest, roles, place))
         roles.notes.insert(0, f'Folders are read as {roles.layout}.')

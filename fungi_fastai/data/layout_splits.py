@@ -92,6 +92,10 @@ def _refuse_unknown_splits(tree, start, roles):
         raise ambiguous(tree, f'{problem} Rename them to train, valid or test if they are splits.', layouts)
     for folder in tree.inside(start) if len(names) > 1 else ():
         split = split_of(folder[-1])
+        if split == 'unlabelled':
+            roles.of[folder] = split
+            roles.notes.append(f'The images in {folder[-1]}/ have no label.')
+            continue
         if split and (split != 'train' or tree.inside(folder)):
             others = format_list([name for name in names if name != folder[-1]])
             problem = f'{folder[-1]}/ may be a split or a class, and {others} beside it are no splits.'

@@ -22,4 +22,10 @@ def _without_upload(path):
     return re.sub(r'(^|/)[0-9a-f]{8}-(?=[^/]+$)', r'\1', path)
 
 
-spellings = (_without_query, unquote, _without_upload)  # in the order in which they are tried, one after the other
+def _without_thousands(path):
+    "A number without the signs that a spreadsheet puts between its thousands: `1,234,567`"
+    return re.sub(r'\D', '', path) if re.fullmatch(r"\d{1,3}(?:[,.'’\xa0\u202f ]\d{3})+", path) else path
+
+
+# in the order in which they are tried, one after the other
+spellings = (_without_query, unquote, _without_upload, _without_thousands)

@@ -1,4 +1,4 @@
-"""Blurred, dark and over-exposed photos, screenshots and drawings, wide margins and odd shapes, by measures that cost next to nothing
+"""Blurred, dark and over-exposed photos, screenshots and drawings, wide margins, odd shapes and printed text, by measures that cost little
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/quality.html.md"""
 
@@ -67,7 +67,7 @@ def _margin(pixels, tolerance=6):
 # %% ../../nbs/data/quality.ipynb #5ff6efe4
 _most_dark, _least_bright = (15, 70), (110, 245)  # grey levels
 _clipped = 252  # grey level that 5 % of the pixels of an over-exposed image reach
-_limits = dict(sharpness=(0.01, 0.09), flatness=(0.6, 0.98), margin=(0.2, 0.95), shape=(2.2, 8.0))
+_limits = dict(sharpness=(0.01, 0.09), flatness=(0.6, 0.98), margin=(0.2, 0.95), shape=(2.2, 8.0), text=(15.0, 25.0))
 quality_meanings = dict(
     dark='very dark',
     overexposed='over-exposed',
@@ -75,6 +75,7 @@ quality_meanings = dict(
     screenshot='screenshot, drawing or cut-out',
     margin='wide even margins',
     shape='much longer than wide',
+    text='date stamp, caption or other printed text',
 )
 _named = re.compile(r'screen.?shot|bildschirm|captura.de.pantalla|capture.d.?.cran|schermata|skjermbilde', re.I)
 
@@ -102,6 +103,7 @@ def find_quality(
         screenshot=readable.get('flatness'),
         margin=readable.get('margin'),
         shape=longer / shorter.clip(lower=1),
+        text=readable.get('text_contrast', pd.Series(np.nan, readable.index)),
     )
     arrays = {issue: np.asarray(value, float) for issue, value in values.items() if value is not None}
     if not len(readable):
@@ -113,6 +115,7 @@ def find_quality(
         screenshot=_fence(arrays['screenshot'], 1, _limits['flatness']),
         margin=_fence(arrays['margin'], 1, _limits['margin']),
         shape=_fence(arrays['shape'], 1, _limits['shape']),
+        text=_fence(arrays['text'], 1, _limits['text']),
     )
     flags = {
         issue: value < limits[issue] if issue in ('dark', 'blurred') else value > limits[issue]
@@ -129,6 +132,7 @@ def _exclusive(readable, flags):
     flags['screenshot'] = named | flags['screenshot'] & ~exposed
     flags['blurred'] = flags['blurred'] & ~exposed & ~flags['screenshot']
     flags['margin'] = flags['margin'] & ~exposed & ~flags['screenshot']
+    flags['text'] = flags['text'] & ~flags['screenshot']
     return flags
 
 
@@ -150,6 +154,7 @@ _detail = dict(
     screenshot='{:.0%} of the pixels equal their neighbour',
     margin='{:.0%} of the image',
     shape='{:.1f} : 1',
+    text='a line stands out by {:.0f} grey levels',
 )
 
 

@@ -39,6 +39,7 @@ from fungi_fastai.data.quality import (
     quality_lines,
     quality_pixels,
 )
+from .text_lines import find_text, text_size
 from fungi_fastai.data.problems import (
     Checks,
     count_problems,
@@ -60,6 +61,7 @@ _columns = dict(
     variance=np.nan,
     brightness=np.nan,
     **dict.fromkeys(quality_columns, np.nan),
+    text_contrast=np.nan,
     phash='',
     dhash='',
     sha='',
@@ -107,6 +109,12 @@ def _measure(grey):
 _measured_size = 64  # pixels that an image has at least on its shorter side when it is measured
 
 
+def _reduced(grey, shorter):
+    "The copy of a JPEG at the smallest scale, 1/1, 1/2, 1/4 or 1/8, with `_measured_size` pixels"
+    scale = max(scale for scale in (1, 2, 4, 8) if scale == 1 or scale * _measured_size <= shorter)
+    return grey.reduce(max(1, scale * min(grey.size) // shorter))
+
+
 def inspect_image(
     path: str | Path,  # the file
     name: str | None = None,  # its name in messages (default: its path)
@@ -121,9 +129,12 @@ def inspect_image(
             with identify(file) as image:
                 result |= _describe(image)
                 with _large_image if result['width'] * result['height'] > 2**26 else nullcontext():
-                    grey = decode(image, file, _measured_size, 'L')
+                    grey = decode(image, file, text_size, 'L')
+                result['text_contrast'] = find_text(grey)[0]
                 result |= read_photo_header(image)
-                if image.format not in ('JPEG', 'MPO'):
+                if image.format in ('JPEG', 'MPO'):
+                    grey = _reduced(grey, min(result['width'], result['height']))
+                else:
                     result['width'], result['height'] = grey.size  # upright, and not scaled by the decoder
         return result | _measure(grey)
     except Exception as error:
@@ -158,7 +169,7 @@ def _scan_cache(paths):
     "The cache file for a set of files, named after the folder that holds them all"
     folder = os.path.commonpath([os.path.abspath(path) for path in paths])
     key = hashlib.blake2b(folder.encode(), digest_size=8).hexdigest()
-    return settings().cache_dir / 'scans' / f'{key}.v5.parquet'
+    return settings().cache_dir / 'scans' / f'{key}.v6.parquet'
 
 
 def _read_scan_cache(file, stamps):

@@ -1,4 +1,4 @@
-"""Whether the class can be predicted from the files alone: their size, format, compression, brightness, camera or folder
+"""Whether the class can be predicted from the files alone: their size, format, compression, brightness, camera, folder or printed text
 
 Docs: https://fungi-fastai.github.io/fungi_fastai/data/shortcuts.html.md"""
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from .exif import photo_headers
 from .problems import has_problem
+from .quality import find_quality
 from .splits import split_groups
 
 # %% ../../nbs/data/shortcuts.ipynb #50ba5b12
@@ -31,12 +32,20 @@ def file_properties(
         'brightness': items[['brightness']],
         'camera': headers[['exif_camera']].set_axis(['camera'], axis=1),
         'folder': _folders_above_class(items).to_frame('folder'),
+        'printed text': _with_text(items).to_frame('text'),
     }
     if 'source' in items:
         found['source'] = items[['source']].fillna('').astype(str)
     if found['compression quality'].quality.groupby(items['format']).nunique().max() == 1:
         del found['compression quality']  # it says no more than the format
     return {name: table for name, table in found.items() if len(table.drop_duplicates()) > 1}
+
+
+def _with_text(items):
+    "Whether each image shows printed text, in words"
+    quality = find_quality(items)
+    is_listed = items.index.isin(quality.index[quality.issue == 'text'])
+    return pd.Series(np.where(is_listed, 'with printed text', 'without printed text'), index=items.index)
 
 
 def _folders_above_class(items):
@@ -140,6 +149,7 @@ _files = {
     'compression quality': 'files with the same JPEG quantisation ({})',
     'camera': 'photos of the camera {}',
     'folder': 'files in the folder {}',
+    'printed text': 'images {}',
     'source': 'files from the source {}',
 }
 _sides = {

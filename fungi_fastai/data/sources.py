@@ -32,8 +32,9 @@ from .darwin_core import check_has_images
 from .downloads import Remote, fetch
 from .folders import NoLabelsError, compile_pattern, read_folder
 from .file_kinds import is_image_name, unread_tables
-from .inner_tables import compare_tables, read_inner_table
+from .inner_tables import compare_tables, read_inner_table, read_table_instead
 from .layout import auto_layout, parse_layout
+from .layout_splits import AmbiguousLayoutError
 from .parquet_images import describe_unpacked, holds_images, unpack_images
 from .table_files import table_extensions
 from .tables import read_table
@@ -182,6 +183,10 @@ class Source:
         columns = dict(group=self.group, column=self.column, split=self.split)
         try:
             images = read_folder(tree, labels=labels, **options)
+        except AmbiguousLayoutError:
+            if not labels or (table := read_table_instead(tree, options, columns)) is None:
+                raise
+            return table, inside
         except NoLabelsError as error:
             if (table := read_inner_table(tree, error.images, **columns)) is None:
                 if not labels or not self._corrections(inside):

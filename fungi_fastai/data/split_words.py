@@ -29,9 +29,11 @@ _words = {
 _split_of_word = {word: split for split, words in _words.items() for word in words.split()}
 _image_words = frozenset(
     'image images img imgs imgset photo photos picture pictures pic pics bild bilder foto fotos jpg jpeg jpegs png '
-    'jpegimages rgb raw original originals data dataset datasets file files folder dir all set sets'.split()
+    'jpegimages rgb raw original originals from dcim data dataset datasets file files folder dir all set sets'.split()
 )
 _single_words = frozenset('image img photo picture pic bild foto file'.split())
+_numbered_words = frozenset('part batch chunk shard subset card roll disk disc teil lot'.split())  # `batch 2`
+_camera_folder = re.compile(r'(?!\d+$)\d{3}[A-Z0-9_]{5}')  # `100CANON`, by the standard for cameras
 _empty_words = _image_words | frozenset(
     'split subset partition part seg cls classification public private labelled labeled annotated full complete final '
     'new the my of for to mini'.split()
@@ -72,6 +74,9 @@ def split_of(
 _either = frozenset('eval evaluation holdout heldout'.split())  # validation set or test set, whichever is not there
 
 
+_short_words = dict(tr='train', va='valid', vl='valid', te='test', ts='test')  # only where all names are splits
+
+
 def splits_of(
     names: Iterable[str],  # of folders that stand side by side, or the values of a column
 ) -> dict[str, str | None]:  # the split of each name, as from `split_of`
@@ -81,6 +86,9 @@ def splits_of(
     shared = set.intersection(*map(set, words)) - set(_split_of_word) if len(names) > 1 else set()
     texts = [' '.join(word for word in one if word not in shared) for one in words]
     splits = {name: split_of(text) for name, text in zip(names, texts, strict=True)}
+    short = {name: splits[name] or _short_words.get(name.lower().strip()) for name in names}
+    if all(short.values()) and len(set(short.values())) > 1:
+        splits = short
     either = [name for name, one in zip(names, words, strict=True) if splits[name] and _either & set(one)]
     firm = {split for name, split in splits.items() if name not in either}
     for name in either:
@@ -114,5 +122,6 @@ def says_nothing(
     "Whether a name says only that there are images in it"
     words = words_of(name)
     is_numbered = any(character.isdigit() for character in name)
-    known = _image_words - _single_words if is_numbered else _image_words  # `images_2`, but not the photo `IMG_2`
-    return bool(words) and all(word in known for word in words)
+    known = _image_words - _single_words | _numbered_words if is_numbered else _image_words
+    is_plain = bool(words) and all(word in known for word in words)  # `images_2`, but not the photo `IMG_2`
+    return is_plain or bool(_camera_folder.fullmatch(name))

@@ -18,6 +18,7 @@ from .cells import clean_cells
 from .column_names import plain_name
 from .corrections import is_corrections
 from .file_kinds import read_start
+from .nested_cells import unfold_objects
 from .split_words import contains_split_word
 from .spreadsheets import read_excel
 from .table_records import read_json, read_json_lines, read_parquet
@@ -102,6 +103,7 @@ _readers = {
     '.xlsm': read_excel,
     '.jsonl': read_json_lines,
     '.ndjson': read_json_lines,
+    '.manifest': read_json_lines,
     '.json': read_json,
     '.parquet': read_parquet,
 }
@@ -129,8 +131,10 @@ def read_frame(
             f'{file} is no table that can be read. Save it as one of {", ".join(sorted(table_extensions))}.'
         )
     table, notes, short = _reader_of(file)(file)
-    table, more = clean_cells(table)
-    notes = notes + more
+    notes = list(notes)
+    for tidy in (clean_cells, unfold_objects):
+        table, more = tidy(table)
+        notes += more
     for join in (_join_numbered_lists, _join_photos):
         table, more = join(file, table)
         notes += more
@@ -138,7 +142,9 @@ def read_frame(
     return table
 
 # %% ../../nbs/data/table_files.ipynb #9438b0da
-_json_words = re.compile('annotation|metadata|coco|instances|label|split|train|val|test', re.I)
+_json_words = re.compile(
+    'annotation|metadata|coco|instances|label|split|train|val|test|via|export|project|samples|dataset|default', re.I
+)
 
 
 def names_split(
@@ -156,7 +162,8 @@ def may_name_images(
     suffix, stem = path.suffix.lower(), path.stem.lower()
     if suffix == '.txt':
         names = {'images': 'image_class_labels.txt', 'multimedia': 'occurrence.txt'}
-        return stem in names and path.with_name(names[stem]).exists() or names_split(path)
+        is_joined = path.name == 'train_test_split.txt' and path.with_name('images.txt').exists()
+        return stem in names and path.with_name(names[stem]).exists() or names_split(path) and not is_joined
     if suffix == '.json':
         return bool(_json_words.search(stem)) and not re.search(r'map|dict|to_|(?<!\d)2(?!\d)', stem)
     return suffix in table_extensions and 'submission' not in stem and not is_corrections(path)

@@ -292,7 +292,8 @@ def _image_folders_beside(folder):
         if os.path.exists(os.path.join(here, receipt_name)):
             break  # unpacked: the folders beside it come from other archives
         parent = os.path.dirname(here)
-        is_for_tables = set(words_of(os.path.basename(here))) <= _table_folder_words
+        words = set(words_of(os.path.basename(here)))
+        is_for_tables = bool(words) and words <= _table_folder_words
         if here != folder and not is_for_tables:
             break
         try:
@@ -349,11 +350,10 @@ def find_paths(
     "The image of each row. Raises `UserError`, or `MissingFileError` if none exists"
     files = files or ImageFiles(file)
     names = list(table.columns)
-    is_list = all(re.fullmatch(r'column \d+', name) for name in names)  # without a header
-    usual = [column] if column else find_columns(names, 'path') or (names[:1] if is_list else [])
     if column and column not in names:
         raise UserError(f'{file} has no column {column}. Its columns are {", ".join(names)}; expected path and label.')
     sample = table.iloc[:: max(1, len(table) // 200)]
+    usual = [column] if column else _usual_columns(table, sample)
     best = _best_columns(files, sample, usual)
     if best is None and not column:
         others = [name for name in names if name not in usual and sample[name].nunique() > len(sample) / 2]
@@ -375,6 +375,31 @@ def find_paths(
     found = PathColumns(tuple(columns), values, files.locate(named))
     _check_found(file, table, found, named)
     return found
+
+
+def _usual_columns(table, sample):
+    "The columns of paths by name; those that only number the rows come after those that hold names of images"
+    names = list(table.columns)
+    usual = find_columns(names, 'path')
+    if not usual and all(re.fullmatch(r'column \d+', name) for name in names):  # without a header
+        usual = names[:1]
+    counters = [name for name in usual if _counts_rows(table[name])]
+    if not counters:
+        return usual
+    images = [name for name in names if name not in usual and _names_images(name, sample[name])]
+    return [*(name for name in usual if name not in counters), *images, *counters]
+
+
+def _counts_rows(values):
+    "Whether a column numbers the rows of a table"
+    start = values.iloc[0] if len(values) else ''
+    return start in ('0', '1') and values.tolist() == [str(n) for n in range(int(start), int(start) + len(values))]
+
+
+def _names_images(name, values):
+    "Whether most values of a column are names of images on the disk that are no masks or previews"
+    is_image = [is_image_name(value) and not is_address(value) for value in values]
+    return 2 * sum(is_image) > len(is_image) and not any(map(is_companion_name, words_of(name)))
 
 
 def _best_columns(files, sample, candidates, least=0.0):

@@ -16,6 +16,7 @@ import pyarrow as pa
 from ..core.errors import MissingFileError, UserError
 from ..core.progress import format_list
 from .column_names import find_column
+from .file_kinds import is_image_name
 from .split_words import splits_of
 from .spreadsheets import cell_text
 from .table_text import column_names, read_text
@@ -24,7 +25,7 @@ from .table_text import column_names, read_text
 def read_json_lines(file):
     text, notes = read_text(file)
     rows = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split('\n'), 1):
         if line.strip():
             rows[number] = _parse_json(line, f'Line {number} of {file}')
     return _records_table(file, rows), notes, []
@@ -32,11 +33,16 @@ def read_json_lines(file):
 
 def read_json(file):
     text, notes = read_text(file)
+    lines = [line for line in text.split('\n') if line.strip()]
+    if len(lines) > 1 and all(line[:1] == '{' and line.rstrip()[-1:] == '}' for line in lines):
+        return read_json_lines(file)
     content = _parse_json(text, str(file))
+    if isinstance(content, list) and content and all(isinstance(one, list) for one in content):
+        content = [{f'column {n}': value for n, value in enumerate(one, 1)} for one in content]
     if isinstance(content, dict) and _is_coco(content):
         content = _annotated_images(file, content)
     elif isinstance(content, dict) and content:
-        content, more = _records_of_object(file, content)
+        content, more = _records_of_object(file, _known_export(content))
         notes += more
     if not isinstance(content, list):
         raise UserError(f'{file} holds no table. Expected a list of objects with the keys file_name and label.')
@@ -48,14 +54,33 @@ def _is_coco(content):
     return isinstance(images, list) and ('annotations' in content or any(isinstance(one, dict) for one in images))
 
 
+def _known_export(content):
+    "The images by their names in a project of VIA or the labels of FiftyOne; the items of Datumaro with their labels"
+    if isinstance(content.get('_via_img_metadata'), dict):
+        return content['_via_img_metadata']
+    names, numbers, items = (content.get(key) for key in ('classes', 'labels', 'items'))
+    if isinstance(names, list) and isinstance(numbers, dict):
+        return {image: _name_of(number, names) for image, number in numbers.items()}
+    if isinstance(items, list) and isinstance(content.get('categories'), dict):
+        labels = content['categories'].get('label', {}).get('labels', [])
+        names = [one.get('name') for one in labels]
+        for annotation in (one for item in items for one in item.get('annotations', ())):
+            annotation['label'] = _name_of(annotation.get('label_id'), names)
+    return content
+
+
+def _name_of(number, names):
+    "The name of a class by its number; the number itself without one"
+    return names[number] if isinstance(number, int) and 0 <= number < len(names) else number
+
+
 def _records_of_object(file, content):
     "The records in a JSON object: by file name, by split, by class, or as columns; notes"
     values = list(content.values())
     if all(isinstance(value, dict) for value in values):
-        if _is_table_of_columns(content):
-            return _columns_to_records({name: list(column.values()) for name, column in content.items()}), []
-        return [{'file_name': name, **value} for name, value in content.items()], []
-    if not any(isinstance(value, dict | list) for value in values):
+        return _records_of_objects(file, content)
+    is_by_image = all(map(is_image_name, content)) and not any(isinstance(value, dict) for value in values)
+    if is_by_image or not any(isinstance(value, dict | list) for value in values):
         return [{'file_name': name, 'label': value} for name, value in content.items()], []
     lists = {name: value for name, value in content.items() if value and isinstance(value, list)}
     if len(lists) == 1 and all(isinstance(one, dict) for value in lists.values() for one in value):
@@ -64,15 +89,37 @@ def _records_of_object(file, content):
     if not all(isinstance(value, list) for value in values):
         return None, []
     splits = splits_of(content)
-    if all(splits.values()):
-        records = [_with_split(one, split) for split, ones in content.items() for one in ones]
-        return records, [f'{file.name} has a list for each split: {format_list(content)}.']
+    known = {name: ones for name, ones in content.items() if splits[name]}
+    if len(known) > 1 or known == content:
+        records = [_with_split(one, split) for split, ones in known.items() for one in ones]
+        others = [f'Not used: {format_list(set(content) - set(known))}.'] if known != content else []
+        return records, [f'{file.name} has a list for each split: {format_list(known)}.', *others]
     if find_column(list(content), 'path') and len({len(value) for value in values}) == 1:
         return _columns_to_records(content), []
     if all(isinstance(one, str) for value in values for one in value):
         records = [dict(file_name=name, label=label) for label, names in content.items() for name in names]
         return records, [f'{file.name} has a list of images for each class.']
     return None, []
+
+
+def _records_of_objects(file, content):
+    "The records in an object of objects: by column, by split, by class, or by file name; notes"
+    if _is_table_of_columns(content):
+        return _columns_to_records({name: list(column.values()) for name, column in content.items()}), []
+    values = list(content.values())
+    if all('filename' in value for value in values):
+        return values, []
+    if len(content) > 1 and all(splits_of(content).values()):
+        inner = {split: _records_of_object(file, value)[0] for split, value in content.items() if value}
+        if all(inner.values()):
+            records = [{'split': split, **record} for split, ones in inner.items() for record in ones]
+            return records, [f'{file.name} has an object for each split: {format_list(content)}.']
+    lists = [[one for one in value.values() if isinstance(one, list)] for value in values]
+    if all(len(one) == 1 and one[0] and all(isinstance(v, str) and is_image_name(v) for v in one[0]) for one in lists):
+        labels = zip(content, lists, strict=True)
+        records = [dict(file_name=name, label=label) for label, [names] in labels for name in names]
+        return records, [f'{file.name} has a list of images for each class.']
+    return [{'file_name': name, **value} for name, value in content.items()], []
 
 
 def _is_table_of_columns(content):

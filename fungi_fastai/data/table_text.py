@@ -112,7 +112,8 @@ def _find_dialect(file, text):
     sample = lines[skipped:]
     padded = {one: bool(re.search(rf'{re.escape(one)} +"', text)) for one in separators}
     found = [_Dialect(one, one != '\t', skipped, padded=padded[one]) for one in separators]
-    if Path(file).suffix.lower() == '.txt' and len(separators) > 1:
+    has_one = Path(file).suffix.lower() == '.txt' or not any(one in line for line in sample for one in separators)
+    if has_one and len(separators) > 1:
         found.append(_Dialect(' ', False, skipped))
     best = max(found, key=lambda dialect: _score(dialect, sample))
     if best.separator == ' ' and len({len(row) for row in best.rows(sample) if row}) > 1:
@@ -185,17 +186,21 @@ def _fit_rows(file, dialect, text):
         raise UserError(f'{file}: a quotation mark in line {line} is not closed. Close it or remove it.')
     header, rows = _without_row_names(dialect.header, rows, number)
     number = len(header) or number
+    comments = [line for line, row in rows if number > 1 and row[0][:1] == '#' and not any(row[1:])]
+    rows = [(line, row) for line, row in rows if line not in comments]
     long = [(line, row) for line, row in rows if len(row) > number]
     notes = []
+    if comments:
+        notes = [f'Left out: {format_count(len(comments), "comment")} ({line_numbers(comments)}).']
     if long:
         good = [row for _, row in rows if len(row) == number][:2000]
         column = _column_with_separators(file, dialect, header, long, good, number)
         rows = [(line, _join_cells(row, column, number, dialect.separator)) for line, row in rows]
-        notes = [
+        notes.append(
             f'{Path(file).name} has {format_count(len(long), "line")} with {dialect.separator!r} in the column '
             f'{header[column]} but without quotation marks ({line_numbers(line for line, _ in long)}); it was read as '
             'a part of the text.'
-        ]
+        )
     short = [line for line, row in rows if len(row) < number]
     return header, [(line, row + [''] * (number - len(row))) for line, row in rows], notes, short
 
@@ -282,8 +287,10 @@ def read_csv(
 ) -> tuple[pd.DataFrame, list, list]:  # text, indexed by the number of the line; notes; lines with too few cells
     "A table in a text file. Raises `UserError`"
     text, notes = read_text(file)
-    text, more = _without_outer_quotes(file, text)
-    notes += more
+    text = text.rstrip('\x1a')  # the end of a file of DOS
+    for tidy in (_without_outer_quotes, _without_escapes):
+        text, more = tidy(file, text)
+        notes += more
     dialect = _find_dialect(file, text)
     header, table = dialect.header, None
     if header and dialect.separator != ' ':
@@ -317,6 +324,13 @@ def _without_outer_quotes(file, text):
     return '\n'.join(row[0] for row in rows), [f'{file.name}: the quotation marks around whole lines are ignored.']
 
 
+def _without_escapes(file, text):
+    "The text with doubled quotation marks for those after a backslash, as MySQL and PHP write them; notes"
+    if not re.search(r'[^\\,;\t|\n"]\\"[^,;\t|\r\n"]', text):
+        return text, []
+    return text.replace('\\"', '""'), [f'{file.name}: a backslash before a quotation mark is ignored.']
+
+
 def _describe_title(file, dialect, text):
     "A sentence about lines before the table"
     lines = [line.strip(' ,;|\t') for line in text.splitlines()[: dialect.skipped]]
@@ -327,14 +341,21 @@ def _describe_title(file, dialect, text):
 
 
 def _without_repeated_header(table):
-    "The table without rows that repeat the names of the columns, as in files that were put together; notes"
+    "The table without rows that repeat the names of the columns or draw a line, as in Markdown; notes"
     is_header = pd.Series(True, index=table.index)
     for name in table:
         is_header &= table[name].str.strip('\'" ') == name
-    if not is_header.any():
-        return table, []
-    lines = table.index[is_header]
-    return table[~is_header], [f'Left out: {format_count(len(lines), "repeated header")} ({line_numbers(lines)}).']
+    is_rule = ~is_header & (len(table.columns) > 1)
+    for name in table:
+        is_rule &= table[name].str.fullmatch(r'\s*(:?[-=+]{3,}:?)?\s*')
+    is_rule &= (table != '').any(axis=1)
+    kinds = (('repeated header', is_header), ('line of a drawn table', is_rule))
+    notes = [
+        f'Left out: {format_count(int(rows.sum()), what)} ({line_numbers(table.index[rows])}).'
+        for what, rows in kinds
+        if rows.any()
+    ]
+    return (table[~is_header & ~is_rule] if notes else table), notes
 
 
 def _parse_consistent(dialect, text):

@@ -71,7 +71,7 @@ class _Columns:
         genus = genus_column(table, label_column) if label == 'folder' and label_column else None
         group_column = group if group in names else None
         if not group:
-            group_column = choose_group(table, taken | {*splits, label_column})
+            group_column = choose_group(table, taken | {*splits, label_column}, label_column)
         elif group not in names and '(' not in group:
             _check_named(file, names, group=group)
         columns = cls(path, label_column, one_hot, genus, group_column, splits, notes)
@@ -83,6 +83,11 @@ class _Columns:
         "All columns that are read as a path, label, specimen or split"
         used = [*self.path.columns, self.label, self.group, *self.splits, *self.one_hot]
         return [name for name in used if name]
+
+    @property
+    def has_labels(self):
+        "Whether a column holds the labels, or several do together"
+        return bool(self.label or self.one_hot)
 
     def describe(self, file, table):
         "The choice as a sentence"
@@ -131,10 +136,9 @@ def read_table(
     splits = read_splits(file, rows, columns.splits)
     if columns.splits and (without := int((splits == '').sum())):
         notes.append(f'{format_count(without, "row")} without a split in {" and ".join(columns.splits)}.')
-    if from_folders or label != 'folder' or columns.label or columns.one_hot:
+    image_labels, more = [None] * len(rows), []
+    if from_folders or label != 'folder' or columns.has_labels:
         image_labels, more = _image_labels(file, rows, columns, names, label, labels)
-    else:
-        image_labels, more = [None] * len(rows), []
     image_labels = [None if split == 'unlabelled' else one for one, split in zip(image_labels, splits, strict=True)]
     groups, more_groups = _image_groups(rows, columns, image_labels, names, group)
     images = images_table(paths, names, image_labels, groups, splits.replace('unlabelled', '').tolist())
@@ -145,7 +149,8 @@ def read_table(
     images = _distinct(images)
     images.attrs['notes'] = notes
     if labels and not any(image_labels):
-        error = NoLabelsError(f'No image in {file} has a label. Its columns are {", ".join(table.columns)}.')
+        advice = ' If one of them holds the labels, name it with --label.' * (not columns.has_labels)
+        error = NoLabelsError(f'No image in {file} has a label. Its columns are {", ".join(table.columns)}.{advice}')
         error.images = images
         raise error
     return images
@@ -195,7 +200,7 @@ def _image_labels(file, table, columns, names, label, required):
         hint = f' The values of {format_list(repeated)} repeat.' if repeated else ''
         raise UserError(
             f'No column of {file} looks like labels. Its columns are {", ".join(table.columns)}.{hint} Name the column '
-            "(label='…'), or give a pattern that finds the label in the path."
+            'with --label, or give a pattern that finds the label in the path.'
         )
     return [_folder_label(name) for name in names], []
 

@@ -73,8 +73,8 @@ largest difference of a probability $difference, the same most probable class fo
 
 _engine = Template("""\
 $name: accuracy $accuracy on $images held-out images ($change), the same most probable class for $same of them \
-(at least $required was required), $speed times as fast as ONNX in full precision on one core of the machine that \
-made it.""")
+(at least $required was required on the validation set), $speed times as fast as ONNX in full precision on one core of \
+the machine that made it.""")
 
 # %% ../../nbs/deploy/card.ipynb #8182b299
 def _front_matter(about):
@@ -158,11 +158,9 @@ def _initial_weights(weights, pretrained):
     if weights is None:
         what = 'pretrained, but the run does not record where they come from' if pretrained else 'random'
         return f'Its initial weights were {what}.'
-    trained_on = f' trained on {weights["trained_on"]}' if weights['trained_on'] else ''
-    return (
-        f'Its initial weights were pretrained weights{trained_on}, from {weights["source"]}; their licence: '
-        f'{weights["licence"] or "not stated there"}.'
-    )
+    trained_on = f'were pretrained on {weights["trained_on"]}, and ' if weights['trained_on'] else ''
+    licence = weights['licence'] or 'not stated there'
+    return f'Its initial weights {trained_on}came from {weights["source"]}; their licence: {licence}.'
 
 
 def _answer_paragraphs(about):

@@ -18,7 +18,9 @@ from ..core.files import read_json
 from ..evaluation.assess import assess_predictions, saved_metrics
 from ..evaluation.calibration import apply_temperature
 from ..evaluation.metrics import Evaluation, predictions_table
+from ..evaluation.probability_columns import label_indices, table_probabilities
 from ..evaluation.taxonomy import Taxonomy
+from ..evaluation.top_probabilities import compact, concatenated, row_blocks
 from ..run_folder import RunFolder
 
 # %% ../../nbs/deploy/ensemble.ipynb #8c3be59c
@@ -110,15 +112,17 @@ class Ensemble(RunFolder):
     @cached_property
     def predictions(self) -> pd.DataFrame:
         "The mean of the calibrated probabilities for the validation and test sets"
-        columns, tables = [f'p_{name}' for name in self.classes], [_held_out(run) for run in self.members]
-        probs = np.mean(
-            [
-                apply_temperature(table[columns].to_numpy(), run.decisions.temperature)
-                for run, table in zip(self.members, tables, strict=True)
-            ],
-            axis=0,
-        )
-        return predictions_table(tables[0].reset_index(), probs, self.classes)
+        tables = [_held_out(run) for run in self.members]
+        probs = [
+            apply_temperature(table_probabilities(table, self.classes), run.decisions.temperature)
+            for run, table in zip(self.members, tables, strict=True)
+        ]
+        targets = label_indices(tables[0], self.classes)
+        means = [
+            compact(np.mean([np.asarray(one[rows]) for one in probs], axis=0), targets[rows])
+            for rows in row_blocks(len(targets), len(self.classes))
+        ]
+        return predictions_table(tables[0].reset_index(), concatenated(means), self.classes)
 
     @cached_property
     def metrics(self) -> dict:

@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/deploy/novelty_fit.html.md"""
 __all__ = ['lowest_auroc', 'fit_novelty', 'without_novelty']
 
 # %% ../../nbs/deploy/novelty_fit.ipynb #3f61297d
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +93,8 @@ def _probe(train, others):
 
     scaling = FeatureScaling.of(train.features)
     model = LogisticRegression(C=0.003, max_iter=300, tol=1e-3)
-    with few_threads(train.features.size):
+    with warnings.catch_warnings(), few_threads(train.features.size):
+        warnings.simplefilter('ignore')  # few images of many classes are no regression problem
         model.fit(scaling(train.features), train.targets)
     weight, bias = model.coef_ / scaling.scale, model.intercept_
     if len(bias) == 1:  # two classes
@@ -158,10 +160,10 @@ def fit_novelty(
         auroc_high=float(max(values)),
         auroc_by_score=means,
     )
-    if facts['auroc'] < lowest_auroc:
+    if means[best] < lowest_auroc:
         return None, facts | without_novelty(
             f'No score tells images of unknown classes from those of known classes: the best one, {score_names[best]}, '
-            f'has an AUROC of {facts["auroc"]:.2f}, where 0.5 is guessing and {lowest_auroc} is required.'
+            f'has an AUROC of {means[best]:.2f}, where 0.5 is guessing and {lowest_auroc} is required.'
         )
     detector = replace(_calibrated(_detector(best, reference, head), valid), threshold=threshold)
     return detector, facts | dict(threshold=threshold, why='')

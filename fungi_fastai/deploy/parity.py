@@ -17,6 +17,7 @@ from ..data.images import ImageError, canvas_size, read_pixels, square
 from .engines import in_batches
 from .onnx import agreement, exceeds
 from ..evaluation.calibration import apply_temperature
+from ..evaluation.probability_columns import table_probabilities
 from ..run_folder import RunFolder
 
 # %% ../../nbs/deploy/parity.ipynb #dc4101e6
@@ -122,27 +123,35 @@ def check_parity(
 max_accuracy_loss = 0.02  # that an engine with rounded numbers may have
 
 
-def check_agreement(
+def measure_engine(
     full: np.ndarray,  # (n, classes) probabilities in full precision
     rounded: np.ndarray,  # (n, classes) of the engine
     targets: np.ndarray,  # (n,) class indices
+) -> dict:  # images max_difference same_top1 accuracy accuracy_loss
+    "How much an engine with rounded numbers differs from the full network"
+    accuracy, full_accuracy = (float((probs.argmax(1) == targets).mean()) for probs in (rounded, full))
+    return agreement(full, rounded) | dict(accuracy=accuracy, accuracy_loss=full_accuracy - accuracy)
+
+
+def check_agreement(
+    measured: dict,  # by `measure_engine`, on images that the network was not trained on
     min_agreement: float,  # fraction of the images that must get the same class
     name: str,  # of the engine, for the message
-) -> dict:  # images max_difference same_top1 accuracy accuracy_loss min_agreement max_accuracy_loss
+):
     "Accept an engine with rounded numbers only if it gives the answers of the full network. Raises `UserError`"
-    n, result = len(full), agreement(full, rounded)
-    accuracy, full_accuracy = (float((probs.argmax(1) == targets).mean()) for probs in (rounded, full))
-    too_different = exceeds(1 - result['same_top1'], 1 - min_agreement, n)
-    too_wrong = exceeds(full_accuracy - accuracy, max_accuracy_loss, n)
-    if too_different or too_wrong or not np.isfinite(result['max_difference']):
+    n, same, loss = (measured[key] for key in ('images', 'same_top1', 'accuracy_loss'))
+    if (
+        exceeds(1 - same, 1 - min_agreement, n)
+        or exceeds(loss, max_accuracy_loss, n)
+        or not np.isfinite(measured['max_difference'])
+    ):
+        accuracy = measured['accuracy']
         raise UserError(
-            f'The engine {name} does not give the answers of the full network: on {n} images of the validation and '
-            f'test sets it names the same class for {result["same_top1"]:.1%} (required: {min_agreement:.1%}), and its '
-            f'accuracy is {accuracy:.3f} instead of {full_accuracy:.3f} (allowed: {max_accuracy_loss:.2f} less). '
+            f'The engine {name} does not give the answers of the full network: on {n} images of the validation set '
+            f'it names the same class for {same:.1%} (required: {min_agreement:.1%}), and its accuracy is '
+            f'{accuracy:.3f} instead of {accuracy + loss:.3f} (allowed: {max_accuracy_loss:.2f} less). '
             f'No bundle was written. Export without it, or accept less agreement (--min-agreement 0.9).'
         )
-    limits = dict(min_agreement=min_agreement, max_accuracy_loss=max_accuracy_loss)
-    return result | dict(accuracy=accuracy, accuracy_loss=full_accuracy - accuracy) | limits
 
 # %% ../../nbs/deploy/parity.ipynb #4876bbce
 def compare_with_evaluation(
@@ -158,7 +167,7 @@ def compare_with_evaluation(
     positions = [i for i, path in enumerate(rows.path[: len(probs)]) if path in saved.index]
     if not positions:
         return {}
-    logged = saved.loc[rows.path.iloc[positions], [f'p_{name}' for name in run.classes]].to_numpy(float)
+    logged = np.asarray(table_probabilities(saved.loc[rows.path.iloc[positions]], run.classes), float)
     difference = np.abs(apply_temperature(logged, run.decisions.temperature) - probs[positions])
     if difference.mean() > 0.02:
         raise TrainingError(

@@ -15,12 +15,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.errors import UserError
 from ..core.files import check_writable
+from ..evaluation.top_probabilities import many_classes, n_kept
 
 # %% ../../nbs/deploy/prediction_files.ipynb #45a1326e
 _bookkeeping = [('key', pa.uint64()), ('bytes', pa.int64()), ('modified', pa.int64())]
@@ -55,8 +57,51 @@ def without_bookkeeping(
     return table.drop_columns([name for name, _ in _bookkeeping])
 
 # %% ../../nbs/deploy/prediction_files.ipynb #7a1d5931
+def shown_names(names):
+    "The names of the columns in a file: one for the probabilities of many classes"
+    classes = [name for name in names if name.startswith('p_')]
+    if len(classes) < many_classes:
+        return names
+    first = names.index(classes[0])
+    return [*names[:first], 'probabilities', *names[first + len(classes) :]]
+
+
+def describe_shown(names):
+    "What a file has instead of the columns of many classes, in words; '' for few classes"
+    if shown_names(names) == names:
+        return ''
+    n = sum(name.startswith('p_') for name in names)
+    return f'The column probabilities has the {n_kept} most probable of {n:,} classes for each image.'
+
+
+def _shown(table):
+    "A table with the columns of a file"
+    names = table.schema.names
+    shown = shown_names(names)
+    if shown == names:
+        return table
+    classes = [name for name in names if name.startswith('p_')]
+    probs = np.stack([table[name].to_numpy() for name in classes], 1)
+    failed = np.isnan(probs).any(1)
+    order = np.argsort(-probs[~failed], axis=1, kind='stable')[:, :n_kept]
+    values = np.take_along_axis(probs[~failed], order, 1)
+    ends = np.concatenate([[0], np.cumsum(np.where(failed, 0, n_kept))]).astype(np.int32)
+    keys = np.array([name[2:] for name in classes], object)[order]
+    offsets, keys = pa.array(ends, mask=np.append(failed, False)), pa.array(keys.ravel(), pa.string())
+    column = pa.MapArray.from_arrays(offsets, keys, pa.array(values.ravel(), pa.float32()))
+    return pa.table([column if name == 'probabilities' else table[name] for name in shown], shown)
+
+
+def _objects(column):
+    "The values of a map as dictionaries"
+    rows = column.to_pylist()
+    return [None if row is None else {name: float(f'{p:.6g}') for name, p in row} for row in rows]
+
+
 def _texts(column):
     "The values of a column as text"
+    if pa.types.is_map(column.type):
+        return ['' if one is None else json.dumps(one, ensure_ascii=False) for one in _objects(column)]
     if pa.types.is_list(column.type):
         column = pc.binary_join(column, ' | ')
     return column.cast(pa.string()).fill_null('').to_pylist()
@@ -64,6 +109,8 @@ def _texts(column):
 
 def _values(column):
     "The values of a column for JSON"
+    if pa.types.is_map(column.type):
+        return _objects(column)
     if pa.types.is_floating(column.type):
         return [float(text) if text else None for text in _texts(column)]
     return column.to_pylist()
@@ -108,7 +155,7 @@ def format_rows(
     text_format: str,  # csv, jsonl, or json (one list)
 ) -> Iterator[str]:
     "The tables as text, a piece for each table"
-    yield from _text_formats[text_format](tables, names)
+    yield from _text_formats[text_format](map(_shown, tables), shown_names(names))
 
 # %% ../../nbs/deploy/prediction_files.ipynb #45b9bcab
 def check_predictions(
@@ -129,6 +176,7 @@ class Tally:
     failed: int = 0  # of them, files that could not be read
     errors: list = field(default_factory=list)  # the reasons for the first five
     context: str = ''  # what was known beside the photos, in a sentence
+    columns: str = ''  # what there is instead of the columns of many classes, in a sentence
 
     def count(
         self,
@@ -150,7 +198,7 @@ def write_predictions(
     schema: pa.Schema,
 ):
     "Write tables into one file; the bytes do not depend on where a table ends"
-    _writers[suffix](tables, file, schema)
+    _writers[suffix](map(_shown, tables), file, _shown(schema.empty_table()).schema)
 
 
 def _write_text(tables, file, schema, lines):

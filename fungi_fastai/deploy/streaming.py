@@ -28,6 +28,7 @@ from .partial_results import PartialResults
 from fungi_fastai.deploy.prediction_files import (
     Tally,
     check_predictions,
+    describe_shown,
     format_rows,
     prediction_schema,
     without_bookkeeping,
@@ -277,6 +278,7 @@ def _stream_to_stdout(paths, network, stdout_format, progress, specimens):
         schema = _visible(network.schema)
         if specimens:  # the photos of a specimen may be far apart, so all are classified first
             tables, schema = _with_specimens(tables, specimens), specimens.schema(schema)
+        tally.columns = describe_shown(schema.names)
         pieces = format_rows(tables, schema.names, stdout_format)
 
     def steps():
@@ -322,7 +324,8 @@ def _with_specimens(tables, specimens):
 
 def _merge(partial, specimens):
     "Write the output file from the partial results, and delete them"
-    tally, schema = Tally(), _visible(partial.schema)
+    schema = _visible(partial.schema)
+    tally = Tally(columns=describe_shown(schema.names))
 
     def read():
         return (without_bookkeeping(partial.read(file)) for file in partial.files())

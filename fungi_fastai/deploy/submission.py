@@ -32,7 +32,8 @@ class _TestSet:
 
     items: pd.DataFrame  # path name
     sample_file: Path
-    sample: pd.DataFrame
+    sample: pd.DataFrame  # with the column of identifiers first
+    order: list  # of the columns in the file
     ids: pd.Series  # of each image, as the sample writes it
 
     @property
@@ -60,11 +61,13 @@ def _open_test_set(test, sample_file, recipe):
         sample_file = _sample_of([source] if test is None else [source, source_of(recipe)])
     items = (unlabelled if len(unlabelled) else table)[['path', 'name']].reset_index(drop=True)
     sample = read_sample(sample_file)
+    order, key = list(sample.columns), _id_column(items['name'], sample)
+    sample = sample[[key, *(name for name in order if name != key)]]
     ids = pd.Series(_identifiers(items['name'], sample[sample.columns[0]]))
     folder = os.path.commonpath([os.path.dirname(path) for path in items['path']])
     empty = pd.DataFrame({name: ids if i == 0 else '' for i, name in enumerate(sample.columns)})
     check_submission(empty, sample, what=f'The folder of test images, {folder},')
-    return _TestSet(items, Path(sample_file), sample, ids)
+    return _TestSet(items, Path(sample_file), sample, order, ids)
 
 
 def _sample_of(sources):
@@ -81,6 +84,12 @@ _identifier_forms = (
     lambda name: PurePosixPath(name).name,
     lambda name: PurePosixPath(name).stem,
 )
+
+
+def _id_column(names, sample):
+    "The column that names most of the images; the first one where none does"
+    known = {form(name) for form in _identifier_forms for name in names}
+    return max(sample.columns, key=lambda column: sample[column].isin(known).sum())
 
 
 def _identifiers(names, expected):
@@ -193,11 +202,13 @@ class Submission:
     labels: dict  # class → the label in the file
     unreadable: list = field(default_factory=list)  # names of images that got the mean prediction of the others
     unclear: list = field(default_factory=list)  # classes with underscores whose spelling the sample does not show
+    key: str = ''  # the column of identifiers
 
     @property
     def facts(self) -> dict:
         "All but the table, for JSON"
-        counts = self.table[self.table.columns[1]].value_counts().to_dict() if len(self.table.columns) == 2 else None
+        columns = [name for name in self.table.columns if name != self.key]
+        counts = self.table[columns[0]].value_counts().to_dict() if len(columns) == 1 else None
         return dict(
             file=str(self.file),
             rows=len(self.table),
@@ -262,6 +273,7 @@ def submission(
 
     predicted = _predict(networks, test_set.items, classes, tta, progress)
     table = check_submission(_submission_table(test_set, predicted, spelled), test_set.sample, spelled.values())
+    table = table[test_set.order]
     if probabilities:
         write_table(out.with_suffix('.parquet'), _probability_table(test_set, predicted, spelled))
     write_table(out, table)
@@ -274,6 +286,7 @@ def submission(
         spelled,
         sorted(test_set.items['name'].iloc[predicted.unreadable]),
         [] if labels is not None else _unclear_spelling(test_set, spelled),
+        test_set.key,
     )
 
 

@@ -34,21 +34,18 @@ def calibrate(
     valid: Evaluation,  # the temperature is fitted on these images
     test: Evaluation,  # calibration is measured on these
 ) -> dict:  # temperature fitted n_valid n_test note; before, after: accuracy ece ece_mass mce log_loss brier
-    """Fit a temperature on the validation set and measure its effect on the test set; one that makes log loss and Brier
-    score worse there is not applied. `note` says why the temperature may be 1. Raises `UserError`"""
+    """Fit a temperature on the validation set, and measure on the test set what it changes. `note` says why it may be
+    1, and whether the test set gets worse. Raises `UserError`"""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always', CalibrationWarning)
-        temperature = fit_temperature(valid.probs, valid.targets)
+        temperature = fit_temperature(valid.probs, valid.targets, valid.groups)
     notes = [str(w.message) for w in caught if issubclass(w.category, CalibrationWarning)]
     before = calibration_errors(test.probs, test.targets)
     after = calibration_errors(apply_temperature(test.probs, temperature), test.targets)
-    fitted = temperature
     if all(after[key] > before[key] for key in ('log_loss', 'brier')):
-        notes.append(_not_applied(temperature, before, after))
-        temperature, after = 1.0, before
+        notes.append(_worse_on_test(before, after))
     return dict(
         temperature=temperature,
-        fitted=fitted,
         n_valid=len(valid.targets),
         n_test=len(test.targets),
         note=' '.join(notes),
@@ -57,15 +54,12 @@ def calibrate(
     )
 
 
-def _not_applied(temperature, before, after):
+def _worse_on_test(before, after):
     changes = ' and '.join(
         f'the {name} from {before[key]:.3f} to {after[key]:.3f}'
         for name, key in (('log loss', 'log_loss'), ('Brier score', 'brier'))
     )
-    return (
-        f'The temperature of {temperature:.2f}, fitted on the validation set, raises {changes} on the test set. '
-        'So it is not applied: the probabilities stay as the network gives them.'
-    )
+    return f'On the test set, it raises {changes}. The test set only measures, so the temperature is kept.'
 
 # %% ../../nbs/evaluation/assess.ipynb #a2cdeca1
 def saved_metrics(

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..core.errors import UserError
 from .intervals import check_predictions, check_probabilities, group_numbers, interval_of
+from .top_probabilities import class_sums, own_probabilities, with_counts, with_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,12 +138,13 @@ def apply_temperature(
         raise UserError(f'The temperature is {temperature}; expected a number above 0.')
     if temperature == 1:
         return probs
+    values, counts = with_counts(probs)
     with np.errstate(divide='ignore', under='ignore'):
-        scaled = np.exp((np.log(np.maximum(probs, 0)) - np.log(probs.max(1, keepdims=True))) / temperature)
-    return scaled / scaled.sum(1, keepdims=True)
+        scaled = np.exp((np.log(np.maximum(values, 0)) - np.log(values.max(1, keepdims=True))) / temperature)
+    return with_values(probs, scaled / class_sums(scaled, counts)[:, None])
 
 
-def _cannot_fit(logits, targets):
+def _cannot_fit(logits, own, targets):
     "Why a temperature cannot be fitted, or ''"
     if len(targets) < fewest_images:
         return f'{len(targets)} images are too few to fit a temperature on; {fewest_images} are needed'
@@ -150,66 +152,52 @@ def _cannot_fit(logits, targets):
         return 'all images are of one class'
     if np.ptp(logits, 1).max() == 0:
         return 'the model gives every class the same probability'
-    if (logits.max(1) - logits[np.arange(len(targets)), targets] <= 0).all():
+    if (logits.max(1) - own <= 0).all():
         return 'the model is correct on every image'
     return ''
 
 
-def _log_loss_by_inverse(logits, targets):
-    "A function from 1/temperature to the log loss, convex; what is equal in a row is added once, times its number"
-    own, (logits, common, n_common) = logits[np.arange(len(targets)), targets], _without_common(logits)
+def _log_loss_by_inverse(logits, counts, own):
+    "A function from 1/temperature to the log loss, convex"
 
     def log_loss(inverse):
         scaled = logits * inverse
         top = scaled.max(1)
-        total = np.exp(scaled - top[:, None]).sum(1)
-        if n_common:
-            total = total + n_common * np.exp(common * inverse - top)
+        total = class_sums(np.exp(scaled - top[:, None]), counts)
         return float((top + np.log(total) - own * inverse).mean())
 
     return log_loss
 
 
-def _without_common(logits, block=10_000_000):
-    """The logits without the value that most classes of an image share, as in saved predictions of many classes; that
-    value of each image; and the number of classes that are left out, the same for all images"""
-    n_classes = logits.shape[1]
-    common = np.median(logits[:1], 1)
-    if 2 * (logits[:1] == common).sum() < n_classes:
-        return logits, None, 0
-    blocks = np.array_split(logits, max(1, logits.size // block))
-    common = np.concatenate([np.median(rows, 1) for rows in blocks]).astype(logits.dtype)
-    n_kept = max(1, int((logits != common[:, None]).sum(1).max()))
-    if 2 * n_kept > n_classes:
-        return logits, None, 0
-    kept, end = [], 0
-    for rows in blocks:
-        start, end = end, end + len(rows)
-        order = np.argpartition(rows == common[start:end, None], n_kept - 1, 1)[:, :n_kept]
-        kept.append(np.take_along_axis(rows, order, 1))
-    return np.concatenate(kept), common, n_classes - n_kept
-
-
 def fit_temperature(
     probs: np.ndarray,  # (images, classes) probabilities of the validation set
     targets: np.ndarray,  # (images,) class indices
+    groups=None,  # (images,) any values: images of one specimen share one, and count once as evidence
+    shrinkage: float = 4.0,  # of log temperature towards 0: 1/variance of its prior; 0 = the smallest log loss
 ) -> float:  # within `temperature_limits`
-    """The temperature with the smallest log loss, or 1 with a `CalibrationWarning` where it cannot be fitted.
-    Raises `UserError`"""
+    """The temperature with the smallest log loss, shrunk towards 1 where there are few specimens; or 1 with a
+    `CalibrationWarning` where it cannot be fitted. Raises `UserError`"""
     from scipy.optimize import minimize_scalar
 
     probs, targets = check_predictions(probs, targets)
-    logits = np.log(np.clip(probs, 1e-12, 1))  # a probability of 0 counts as 1e-12, else one error would decide alone
-    if reason := _cannot_fit(logits, targets):
+    values, counts = with_counts(probs)
+    # a probability of 0 counts as 1e-12, else one error would decide alone
+    logits, own = (np.log(np.clip(one, 1e-12, 1)) for one in (values, own_probabilities(probs, targets).astype(float)))
+    if reason := _cannot_fit(logits, own, targets):
         warnings.warn(f'The probabilities are left as they are: {reason}.', CalibrationWarning, 2)
         return 1.0
 
-    log_loss = _log_loss_by_inverse(logits, targets)
-    low, high = temperature_limits
-    inverse = minimize_scalar(log_loss, bounds=(1 / high, 1 / low), method='bounded', options=dict(xatol=1e-7)).x
-    if min(inverse - 1 / high, 1 / low - inverse) < 1e-4:
-        warnings.warn(f'The temperature stays at its limit, {1 / inverse:.3g}.', CalibrationWarning, 2)
-    return float(1 / inverse)
+    groups = group_numbers(groups, len(targets))
+    evidence = len(targets) if groups is None else groups.max() + 1
+    log_loss, (low, high) = _log_loss_by_inverse(logits, counts, own), np.log(temperature_limits)
+
+    def shrunk(log_temperature):
+        return log_loss(np.exp(-log_temperature)) + shrinkage * log_temperature**2 / (2 * evidence)
+
+    found = minimize_scalar(shrunk, bounds=(low, high), method='bounded', options=dict(xatol=1e-7)).x
+    if min(found - low, high - found) < 1e-4:
+        warnings.warn(f'The temperature stays at its limit, {np.exp(found):.3g}.', CalibrationWarning, 2)
+    return float(np.exp(found))
 
 # %% ../../nbs/evaluation/calibration.ipynb #f9b4b9ec
 def plot_reliability(
@@ -253,13 +241,14 @@ def calibration_errors(
     targets: np.ndarray,  # (images,) class indices
 ) -> dict:  # accuracy ece ece_mass mce log_loss brier
     "Everything that calibration should lower, and the accuracy, which it leaves as it is. Raises `UserError`"
-    clipped = np.clip(probs, 1e-7, 1)  # as in `Evaluation.metrics`
-    own = (clipped / clipped.sum(1, keepdims=True))[np.arange(len(targets)), targets]
+    values, counts = with_counts(probs)
+    own = own_probabilities(probs, targets)
+    total = class_sums(np.clip(values, 1e-7, 1), counts)  # as in `Evaluation.metrics`
     return dict(
         accuracy=float((probs.argmax(1) == targets).mean()),
         ece=expected_calibration_error(probs, targets),
         ece_mass=expected_calibration_error(probs, targets, equal='mass'),
         mce=maximum_calibration_error(probs, targets),
-        log_loss=float(-np.log(own).mean()),
-        brier=float(((probs**2).sum(1) - 2 * probs[np.arange(len(targets)), targets] + 1).mean()),
+        log_loss=float(-np.log(np.clip(own, 1e-7, 1) / total).mean()),
+        brier=float((class_sums(values**2, counts) - 2 * own + 1).mean()),
     )

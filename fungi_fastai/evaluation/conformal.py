@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core.errors import UserError
 from .intervals import check_predictions, check_probabilities, group_numbers, interval_of
+from .top_probabilities import own_probabilities
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +72,7 @@ def nonconformity(
     randomisation: np.ndarray | None = None,  # aps, raps: (images,) in [0, 1), part left out of a class
 ) -> np.ndarray:  # (images, classes): how badly each class fits
     "Nonconformity scores: LAC (Sadinle et al. 2019), APS (Romano et al. 2020), RAPS (Angelopoulos et al. 2021)"
+    probs = np.asarray(probs)
     if score == 'lac':
         return 1 - probs
     ranked = _ranked(probs, _Score(score, penalty, rank))
@@ -85,6 +87,8 @@ def _randomisation(n, seed):
 
 def _own_scores(probs, targets, score, seed):
     "(images,) nonconformity of the true classes, randomised"
+    if score.name == 'lac':
+        return 1 - own_probabilities(probs, targets).astype(float)
     scores = nonconformity(probs, score.name, score.penalty, score.rank, _randomisation(len(probs), seed))
     return scores[np.arange(len(targets)), targets]
 
@@ -190,6 +194,7 @@ def _choose_raps(probs, targets, coverage, seed):
     (Angelopoulos et al. 2021, appendix E)"""
     if not len(targets):
         return _Score('raps', 0.01, 1)
+    probs = np.asarray(probs)
     own = probs[np.arange(len(targets)), targets][:, None]
     rank = conformal_quantile((probs > own).sum(1) + 1, coverage) or probs.shape[1]
 

@@ -179,7 +179,7 @@ def learn_context(
 
 def _calibrated(predictions, classes, metrics):
     temperature = metrics.get('calibration', {}).get('temperature', 1.0)
-    return apply_temperature(Evaluation.of(predictions, classes).probs, temperature)
+    return np.asarray(apply_temperature(Evaluation.of(predictions, classes).probs, temperature))
 
 
 def _facts(variable, training, predictions):

@@ -19,7 +19,9 @@ from PIL import Image
 from ..core.errors import MissingFileError, UserError
 from ..core.progress import format_probability
 from ..data.images import ImageError
+from .probability_columns import check_labels, class_names, table_probabilities
 from .saliency import as_pixels, overlay
+from .top_probabilities import own_probabilities, with_counts
 
 # %% ../../nbs/evaluation/gallery.ipynb #fcb8b7e3
 def thumbnail(
@@ -103,7 +105,7 @@ def prediction_strip(
     seed: int = 0,  # of the draw
 ) -> str:  # self-contained HTML, for `core.pages.page`
     "A row of predictions with their true label and confidence. Raises `UserError`, `ImageError`, `MissingFileError`"
-    table = _losses(predictions, [c[2:] for c in predictions if c.startswith('p_')])
+    table = _losses(predictions, class_names(predictions))
     is_wrong = table.predicted != table.label
     wanted = max(2, round(k * is_wrong.mean()))
     n_wrong = min(int(is_wrong.sum()), max(wanted, k - int((~is_wrong).sum())))
@@ -140,7 +142,7 @@ def top_losses(
 ) -> pd.DataFrame:  # kind (worst, best) rank path name label predicted confidence own (its probability) loss
     "The images with the highest and the lowest loss. Raises `UserError` where none is labelled"
     table = predictions if isinstance(predictions, pd.DataFrame) else predictions.predictions
-    classes = [c[2:] for c in table if c.startswith('p_')]
+    classes = class_names(table)
     if 'label' not in table or not classes:
         raise UserError('Losses need the column label and a column p_<class> for each class.')
     if 'split' in table:
@@ -162,16 +164,15 @@ def top_losses(
 
 def _losses(table, classes):
     "Labelled images with their loss"
-    probs = table[[f'p_{c}' for c in classes]].to_numpy(float)
-    usable = table.label.notna().to_numpy() & np.isfinite(probs).all(1)
+    probs = table_probabilities(table, classes)
+    usable = table.label.notna().to_numpy() & np.isfinite(with_counts(probs)[0]).all(1)
     table, probs = table[usable], probs[usable]
-    if unknown := sorted(set(table.label) - set(classes)):
-        raise UserError(f'The model does not know the class {unknown[0]!r}. It knows: {", ".join(classes)}.')
+    check_labels(table.label, classes)
     targets = table.label.map({c: i for i, c in enumerate(classes)}).to_numpy(int)
-    own = probs[np.arange(len(table)), targets]
+    own = own_probabilities(probs, targets).astype(float)
     return table[[c for c in ('path', 'name', 'label') if c in table]].assign(
         predicted=np.array(classes, dtype=object)[probs.argmax(1)],
-        confidence=probs.max(1),
+        confidence=probs.max(1).astype(float),
         own=own,
         loss=-np.log(own.clip(1e-7, 1)),
     )

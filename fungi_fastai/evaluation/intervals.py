@@ -15,15 +15,16 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.standard_errors import grouped_standard_error
+from .top_probabilities import TopProbabilities, many_classes, with_counts
 
 # %% ../../nbs/evaluation/intervals.ipynb #d15f3f91
-_many_classes = 1000  # from here on float32 stays, which halves the memory
-
-
 def check_probabilities(
     probs: np.ndarray,  # (images, classes) probabilities, rows sum to 1
-) -> np.ndarray:  # the same as float64; float32 of 1,000 classes or more stays
+) -> np.ndarray:  # the same as float64; float32 of 1,000 classes or more stays, and so do `TopProbabilities`
     "Valid probabilities. Raises `UserError` for anything else"
+    if isinstance(probs, TopProbabilities):
+        check_probabilities(with_counts(probs)[0] * with_counts(probs)[1])
+        return probs
     probs = np.asarray(probs)
     if probs.ndim != 2 or not probs.shape[1]:
         raise UserError(f'Expected probabilities of the shape (images, classes), not {probs.shape}.')
@@ -31,7 +32,7 @@ def check_probabilities(
         raise UserError('There is no image to evaluate on.')
     if probs.dtype.kind not in 'fiub' or not np.isfinite(probs).all():
         raise UserError('Some probabilities are not numbers; the model that made them is broken.')
-    if probs.dtype != np.float32 or probs.shape[1] < _many_classes:
+    if probs.dtype != np.float32 or probs.shape[1] < many_classes:
         probs = probs.astype(float)
     if probs.min() < -1e-6:
         raise UserError(f'A probability is {probs.min():.3g}, below 0. Apply softmax to the logits first.')

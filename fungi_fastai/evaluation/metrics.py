@@ -25,6 +25,12 @@ from fungi_fastai.evaluation.intervals import (
     group_numbers,
     safe_ratio,
 )
+from fungi_fastai.evaluation.probability_columns import (
+    check_labels,
+    class_names,
+    probability_columns,
+    table_probabilities,
+)
 from fungi_fastai.evaluation.scores import (
     Scores,
     count_scores,
@@ -33,11 +39,18 @@ from fungi_fastai.evaluation.scores import (
     score_types,
     sparse_matrix,
 )
+from fungi_fastai.evaluation.top_probabilities import (
+    TopProbabilities,
+    class_sums,
+    many_classes,
+    own_probabilities,
+    with_counts,
+)
 
 # %% ../../nbs/evaluation/metrics.ipynb #fb630c25
 def predictions_table(
     items: pd.DataFrame,  # with the columns path and name, and where known label, group, cluster and split
-    probs: np.ndarray,  # (images, classes) probabilities
+    probs: np.ndarray,  # (images, classes) probabilities, or `TopProbabilities`
     classes: list[str],  # in the order of the columns of `probs`
 ) -> (
     pd.DataFrame
@@ -50,7 +63,7 @@ def predictions_table(
     table = items[columns].reset_index(drop=True)
     table['predicted'] = np.array(classes, dtype=object)[probs.argmax(1)] if len(items) else ''
     table['confidence'] = probs.max(1) if len(items) else 0.0
-    return pd.concat([table, pd.DataFrame(probs, columns=[f'p_{c}' for c in classes])], axis=1)
+    return pd.concat([table, probability_columns(probs, classes)], axis=1)
 
 
 def image_groups(
@@ -74,14 +87,15 @@ class _Bounds:
     "Confidence intervals of scores"
 
     overall: dict  # name → (low, high)
-    by_class: dict  # name → (low, high), (classes,) each
+    by_class: dict  # name → (low, high), (classes,) each; NaN for a class that was not selected
+    selected: np.ndarray  # (classes,) true or false
 
 # %% ../../nbs/evaluation/metrics.ipynb #2dbfe6a1
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     "Scores of predicted probabilities against known labels. Raises `UserError` for arrays that are no probabilities"
 
-    probs: np.ndarray  # (images, classes) probabilities, rows sum to 1
+    probs: np.ndarray  # (images, classes) probabilities, rows sum to 1; or `TopProbabilities`
     targets: np.ndarray  # (images,) class indices
     classes: list  # class names, in the order of the columns
     groups: np.ndarray | None = None  # (images,) numbers or names of groups (default: each image is a group)
@@ -95,6 +109,8 @@ class Evaluation:
                 f'expected (images, {len(self.classes)}).'
             )
         probs, targets = check_predictions(self.probs, self.targets)
+        if isinstance(probs, TopProbabilities):
+            probs = probs.keeping(targets)
         groups = group_numbers(np.arange(len(targets)) if self.groups is None else self.groups, len(probs))
         for name, value in dict(probs=probs, targets=targets, groups=groups).items():
             object.__setattr__(self, name, value)
@@ -106,19 +122,15 @@ class Evaluation:
         classes: list[str] | None = None,  # (default: those of the columns `p_…`)
     ) -> 'Evaluation':
         "From a table of predictions. Raises `UserError` for labels that the model does not know"
-        classes = classes or [c[2:] for c in predictions if c.startswith('p_')]
-        if missing := [c for c in ('label', *(f'p_{c}' for c in classes)) if c not in predictions]:
-            raise UserError(f'The table of predictions has no column {", ".join(missing[:5])}.')
-        index = {c: i for i, c in enumerate(classes)}
-        if unknown := sorted(set(predictions.label.dropna()) - set(index)):
-            raise UserError(
-                f'The model does not know the class {", ".join(map(repr, unknown[:5]))}'
-                f'{" and others" if len(unknown) > 5 else ""}. It knows: {", ".join(classes)}.'
-            )
+        classes = classes or class_names(predictions)
+        if 'label' not in predictions:
+            raise UserError('The table of predictions has no column label.')
+        check_labels(predictions.label, classes)
         has_label = predictions.label.notna()
         labelled = predictions if has_label.all() else predictions[has_label]
+        index = {c: i for i, c in enumerate(classes)}
         return cls(
-            labelled[[f'p_{c}' for c in classes]].to_numpy(),
+            table_probabilities(labelled, classes),
             labelled.label.map(index).to_numpy(int),
             classes,
             image_groups(labelled),
@@ -166,6 +178,7 @@ class Evaluation:
         samples: int = 2000,  # bootstrap resamples
         seed: int = 0,  # of the resamples
         confidence_level: float = 0.95,
+        classes: list[str] | None = None,  # names (default: all); the intervals of a few classes need less memory
     ) -> pd.DataFrame:  # a row a class: precision recall f1 images …
         """Precision, recall and F1 of each class. A class that is never predicted has precision 0, one without an image
         recall 0. NaN for an interval that cannot be computed"""
@@ -174,15 +187,15 @@ class Evaluation:
             {k: np.nan_to_num(scores[k]) for k in ('precision', 'recall', 'f1')} | dict(images=images),
             index=pd.Index(self.classes, name='class'),
         )
-        if not intervals:
-            return table
-        table['groups'] = self._groups_per_class(self.targets)
-        bounds = self._bootstrap(samples, seed, confidence_level).by_class
-        for name in scores:
-            if name not in table:  # ROC-AUC and average precision stay NaN where they are not defined
-                table[name] = scores[name]
-            table[f'{name}_low'], table[f'{name}_high'] = bounds[name]
-        return table
+        if intervals:
+            table['groups'] = self._groups_per_class(self.targets)
+            selected = np.ones(len(table), bool) if classes is None else table.index.isin(classes)
+            bounds = self._bootstrap(samples, seed, confidence_level, selected).by_class
+            for name in scores:
+                if name not in table:  # ROC-AUC and average precision stay NaN where they are not defined
+                    table[name] = scores[name]
+                table[f'{name}_low'], table[f'{name}_high'] = bounds[name]
+        return table if classes is None else table.loc[classes]
 
     def intervals(
         self,
@@ -215,19 +228,21 @@ class Evaluation:
     @cached_property
     def _own(self):
         "Probability of each image's true class"
-        return self.probs[np.arange(len(self.targets)), self.targets]
+        return own_probabilities(self.probs, self.targets)
 
     @cached_property
     def _n_rivals(self):
         "Number of other classes that are at least as probable as the true one"
-        return (self.probs >= self._own[:, None]).sum(1) - 1
+        values, counts = with_counts(self.probs)
+        return class_sums(values >= self._own[:, None], counts) - 1
 
     @cached_property
     def _image_scores(self):
         "name → (images,): the scores that are plain means over images"
-        blocks = np.array_split(self.probs, max(1, self.probs.size // _block_size))
-        totals = np.concatenate([np.clip(block, 1e-7, 1).sum(1) for block in blocks])
-        squares = np.concatenate([(block**2).sum(1) for block in blocks])
+        values, counts = with_counts(self.probs)
+        blocks = np.array_split(values, max(1, values.size // _block_size))
+        totals = np.concatenate([class_sums(np.clip(block, 1e-7, 1), counts) for block in blocks])
+        squares = np.concatenate([class_sums(block**2, counts) for block in blocks])
         return dict(
             top3_accuracy=self._n_rivals < 3,
             top5_accuracy=self._n_rivals < 5,
@@ -274,19 +289,22 @@ class Evaluation:
     def _bootstraps(self):
         return {}
 
-    def _bootstrap(self, samples, seed, confidence_level):
-        "`_Bounds` of all scores, remembered"
+    def _bootstrap(self, samples, seed, confidence_level, selected=None):
+        "`_Bounds` of all scores, remembered; those of classes for the selected ones (default: all, if they are few)"
         if samples < 100 or not 0.5 <= confidence_level < 1:
             raise UserError(
                 f'samples={samples} and confidence_level={confidence_level}; expected at least 100 resamples, '
                 'and a confidence level from 0.5 to below 1.'
             )
-        key = samples, seed, confidence_level
-        if key not in self._bootstraps:
-            resampled = self._resampled(samples, seed)
+        key, n_classes = (samples, seed, confidence_level), len(self.classes)
+        if selected is None or n_classes < many_classes:
+            selected = np.full(n_classes, n_classes < many_classes)
+        if key not in self._bootstraps or (selected & ~self._bootstraps[key].selected).any():
+            resampled = self._resampled(samples, seed, np.flatnonzero(selected))
             self._bootstraps[key] = _Bounds(
                 self._overall_bounds(resampled.overall, confidence_level),
-                self._class_bounds(resampled.by_class, confidence_level),
+                self._class_bounds(resampled.by_class, confidence_level, selected),
+                selected,
             )
         return self._bootstraps[key]
 
@@ -294,15 +312,22 @@ class Evaluation:
         "In very large sets ROC-AUC and average precision are resampled less often, since they would take minutes"
         lowest = np.full(len(self.classes), np.inf)
         np.minimum.at(lowest, self.targets, self._own)
-        return int(np.clip(1e10 / (self.probs >= lowest).sum(), min(200, samples), samples))
+        if isinstance(self.probs, TopProbabilities):
+            n_compared = (self.probs.values >= lowest[self.probs.classes]).sum()
+        else:
+            n_compared = (self.probs >= lowest).sum()
+        return int(np.clip(1e10 / n_compared, min(200, samples), samples))
 
-    def _resampled(self, samples, seed):
-        "`Scores` of all resamples"
+    def _resampled(self, samples, seed, selected):
+        "`Scores` of all resamples; of the selected classes"
         n_groups, rng, n_ranked = self.n_groups, np.random.default_rng(seed), self._n_ranked(samples)
         step, blocks = max(1, _block_size // max(n_groups, len(self.classes))), []
         for begin in range(0, samples, step):
             weights = np.ascontiguousarray(draw_weights(n_groups, min(step, samples - begin), rng).T)
-            blocks.append(self._weighted(weights, max(0, n_ranked - begin)))
+            scores = self._weighted(weights, max(0, n_ranked - begin))
+            if len(selected) < len(self.classes):
+                scores = Scores(scores.overall, {name: values[selected] for name, values in scores.by_class.items()})
+            blocks.append(scores)
 
         def joined(tables):
             return {name: np.concatenate([table[name] for table in tables], axis=-1) for name in tables[0]}
@@ -320,13 +345,16 @@ class Evaluation:
         always_one = {f'top{k}_accuracy': (1.0, 1.0) for k in (3, 5) if k >= len(self.classes)}
         return bounds | always_one
 
-    def _class_bounds(self, resampled, confidence_level):
+    def _class_bounds(self, resampled, confidence_level, selected):
         bounds = {}
         for name, values in resampled.items():
             of = self.predicted if name == 'precision' else self.targets  # the images that a class's score is about
             n_groups, n_images = self._groups_per_class(of), np.bincount(of, minlength=len(self.classes))
-            observed, score = self._observed.by_class[name], score_types.get(name, ScoreType())
-            bounds[name] = bootstrap_interval(values, observed, n_groups, n_images, score, confidence_level)
+            about = (one[selected] for one in (self._observed.by_class[name], n_groups, n_images))
+            bounds[name] = np.full((2, len(self.classes)), np.nan)
+            if selected.any():
+                score = score_types.get(name, ScoreType())
+                bounds[name][:, selected] = bootstrap_interval(values, *about, score, confidence_level)
         return bounds
 
     def _groups_per_class(self, class_indices):

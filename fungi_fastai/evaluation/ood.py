@@ -85,12 +85,11 @@ class OODReference:
         features: np.ndarray,  # (images, features)
     ) -> np.ndarray:  # (images,)
         "Squared distance to the nearest class centre, minus that to the centre of all"
-        x = self._project(features)
+        from scipy.spatial.distance import cdist
 
-        def squared(x, precision):
-            return np.einsum('ij,jk,ik->i', x, precision, x, optimize=True)
-
-        return np.min([squared(x - c, self.within) for c in self.centres], axis=0) - squared(x, self.overall)
+        x, root = self._project(features), _square_root(self.within)
+        nearest = cdist(x @ root, self.centres @ root, 'sqeuclidean').min(1)
+        return nearest - np.einsum('ij,jk,ik->i', x, self.overall, x, optimize=True)
 
     def residual(
         self,
@@ -124,6 +123,12 @@ def _precision_matrix(residuals):
     from sklearn.covariance import ledoit_wolf
 
     return np.linalg.pinv(ledoit_wolf(residuals, assume_centered=True)[0], hermitian=True)
+
+
+def _square_root(matrix):
+    "A matrix whose product with its own transpose is the symmetric `matrix`"
+    values, vectors = np.linalg.eigh(matrix)
+    return vectors * np.sqrt(np.maximum(values, 0))
 
 # %% ../../nbs/evaluation/ood.ipynb #3dd6887b
 def ood_scores(

@@ -11,6 +11,7 @@ __all__ = ['group_counts', 'weighted_scores', 'bootstrap_difference', 'paired_sc
 import numpy as np
 
 from .intervals import draw_weights
+from .scores import sparse_matrix
 
 # %% ../../nbs/evaluation/paired_tests.ipynb #b4574dac
 def group_counts(
@@ -19,18 +20,15 @@ def group_counts(
     group: np.ndarray,  # (images,) group indices, 0…n_groups-1
     n_groups: int,
     n_classes: int,
-) -> np.ndarray:  # (3, groups, classes): true, predicted, and both, counted
+) -> tuple:  # three sparse arrays (groups, classes): true, predicted, and both, counted
     "The counts for each group from which accuracy and macro-F1 follow"
-    counts = np.zeros((3, n_groups, n_classes), np.float32)
-    np.add.at(counts[0], (group, label), 1)
-    np.add.at(counts[1], (group, predicted), 1)
-    correct = label == predicted
-    np.add.at(counts[2], (group[correct], label[correct]), 1)
-    return counts
+    correct, ones = label == predicted, np.ones(len(label), np.float32)
+    rows = ((group, label), (group, predicted), (group[correct], label[correct]))
+    return tuple(sparse_matrix(*one, (n_groups, n_classes), ones[: len(one[0])]) for one in rows)
 
 
 def weighted_scores(
-    counts: np.ndarray,  # from `group_counts`
+    counts: tuple,  # from `group_counts`
     weights: np.ndarray,  # (resamples, groups): how often each group was drawn
 ) -> np.ndarray:  # (2, resamples): accuracy and macro-F1; NaN if nothing was drawn
     "Scores of resamples"
@@ -39,7 +37,7 @@ def weighted_scores(
 
 def _scores(true, predicted, both):
     "Accuracy and macro-F1 from (resamples, classes) counts"
-    true, predicted, both = (count.astype(float) for count in (true, predicted, both))
+    true, predicted, both = (count.astype(float, order='C') for count in (true, predicted, both))
     present = true + predicted > 0
     with np.errstate(invalid='ignore'):
         accuracy = both.sum(1) / true.sum(1)
@@ -47,14 +45,19 @@ def _scores(true, predicted, both):
     return np.stack([accuracy, macro_f1])
 
 # %% ../../nbs/evaluation/paired_tests.ipynb #71ca1926
+def _block(samples, n_groups, n_classes):
+    "Resamples whose weights and counts fit into memory together"
+    return int(np.clip(min(2e7 // n_groups, 5e6 // n_classes), 1, samples))
+
+
 def bootstrap_difference(
-    pairs: list,  # for each seed two arrays from `group_counts`, of both classifiers, over the same groups
+    pairs: list,  # for each seed the counts of both classifiers, from `group_counts`, over the same groups
     samples: int = 10_000,
     seed: int = 0,
 ) -> np.ndarray:  # (2, samples): difference in accuracy and in macro-F1, second minus first
     "The mean difference over the seeds, for resampled groups (and seeds, if there are several)"
-    rng, n_groups = np.random.default_rng(seed), pairs[0][0].shape[1]
-    step, resampled = int(np.clip(2e7 // n_groups, 1, samples)), []
+    rng, (n_groups, n_classes) = np.random.default_rng(seed), pairs[0][0][0].shape
+    step, resampled = _block(samples, n_groups, n_classes), []
     for begin in range(0, samples, step):
         drawn = draw_weights(n_groups, min(step, samples - begin), rng)
         seeds = draw_weights(len(pairs), len(drawn), rng).T if len(pairs) > 1 else np.ones((1, len(drawn)), np.float32)
@@ -105,20 +108,21 @@ def holm(
 
 
 def permutation_test(
-    pairs: list,  # for each seed two arrays from `group_counts`, of both classifiers, over the same groups
+    pairs: list,  # for each seed the counts of both classifiers, from `group_counts`, over the same groups
     samples: int = 10_000,
     seed: int = 0,
 ) -> np.ndarray:  # (2,) two-sided p-values, for accuracy and macro-F1
     "How often a difference as large arises if the two are exchanged at random in whole groups"
     rng = np.random.default_rng(seed)
-    differ = np.any([(first != second).any((0, 2)) for first, second in pairs], 0)  # exchanging others changes nothing
-    step = int(np.clip(2e7 // max(differ.sum(), 1), 1, samples))
+    changes = [abs(y - x).sum(1) for first, second in pairs for x, y in zip(first, second, strict=True)]
+    differ = np.any(changes, 0)  # exchanging others changes nothing
+    step = _block(samples, max(differ.sum(), 1), pairs[0][0][0].shape[1])
     reached = np.ones(2)
 
     def difference(exchanged):
         total = 0
         for first, second in pairs:
-            moved = [exchanged @ (y - x)[differ] for x, y in zip(first, second, strict=True)]
+            moved = [exchanged @ (y - x).tocsr()[differ] for x, y in zip(first, second, strict=True)]
             new_first = _scores(*(x.sum(0) + m for x, m in zip(first, moved, strict=True)))
             new_second = _scores(*(y.sum(0) - m for y, m in zip(second, moved, strict=True)))
             total = total + new_second - new_first

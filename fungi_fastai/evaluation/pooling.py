@@ -18,6 +18,7 @@ from ..core.progress import format_count
 from .calibration import calibration_errors
 from .intervals import ScoreType, bootstrap_interval, check_probabilities, draw_weights
 from .selective import Threshold
+from .top_probabilities import TopProbabilities, compact, concatenated, row_blocks
 
 # %% ../../nbs/evaluation/pooling.ipynb #fe040b73
 pooling_methods = 'log', 'probability'
@@ -60,7 +61,7 @@ class Pooling:
         probs: np.ndarray,  # (photos, classes) calibrated probabilities of one specimen
     ) -> np.ndarray:  # (classes,)
         "The calibrated probabilities of the specimen. Raises `UserError`"
-        probs = check_probabilities(probs)
+        probs = check_probabilities(np.asarray(probs))
         if len(probs) == 1:  # without rounding
             return probs[0]
         return self.from_sums(self.terms(probs).sum(0), len(probs))
@@ -103,7 +104,16 @@ def _log(probs):
 
 def _mean_logits(probs, method):
     "The logarithm of the mean probabilities, or the mean of their logarithms"
+    probs = np.asarray(probs)
     return _log(probs.mean(0)) if method == 'probability' else _log(probs).mean(0)
+
+
+def _pooled_class(probs, method):
+    "The most probable class of a specimen: one of those that its photos keep"
+    if not isinstance(probs, TopProbabilities):
+        return _mean_logits(probs, method).argmax()
+    classes, shared = probs.shared()
+    return classes[_mean_logits(shared, method).argmax()]
 
 
 def _softmax(logits):
@@ -200,7 +210,7 @@ class SpecimenAnswers:
     "Single and pooled answers about the specimens with two photos or more"
 
     single: np.ndarray  # (specimens,) accuracy of the photos one by one
-    probs: np.ndarray  # (specimens, classes) pooled
+    probs: np.ndarray  # (specimens, classes) pooled; `TopProbabilities` of many classes
     targets: np.ndarray  # (specimens,)
 
     @classmethod
@@ -214,8 +224,12 @@ class SpecimenAnswers:
         "The answers about the photos of a set"
         specimens = specimens_of(groups, targets)
         single = np.array([(probs[indices].argmax(1) == targets[indices]).mean() for indices in specimens])
-        pooled = np.stack([pooling.pool(probs[indices[:most_photos]]) for indices in specimens])
-        return cls(single, pooled, np.array([targets[indices[0]] for indices in specimens]))
+        own = np.array([targets[indices[0]] for indices in specimens])
+        pooled = [
+            compact(np.stack([pooling.pool(probs[indices[:most_photos]]) for indices in specimens[rows]]), own[rows])
+            for rows in row_blocks(len(specimens), probs.shape[1])
+        ]
+        return cls(single, concatenated(pooled), own)
 
     @property
     def correct(self) -> np.ndarray:  # (specimens,) true or false
@@ -241,7 +255,7 @@ def _by_photos(pooling, probs, targets, groups, single, repeats=20):
     for n in (2, 3, 5, most_photos):
         if n <= max(map(len, orders[0])):
             correct = [
-                _mean_logits(probs[indices[:n]], pooling.method).argmax() == targets[indices[0]]
+                _pooled_class(probs[indices[:n]], pooling.method) == targets[indices[0]]
                 for specimens in orders
                 for indices in specimens
             ]

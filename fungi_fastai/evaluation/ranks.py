@@ -16,6 +16,7 @@ from ..core.errors import UserError
 from ..core.progress import format_probability
 from .intervals import interval_of
 from .selective import Decision, Threshold, threshold_for
+from .top_probabilities import TopProbabilities, compact, concatenated, row_blocks
 
 # %% ../../nbs/evaluation/ranks.ipynb #f0a1c26c
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Ranks:
     ) -> tuple[list[str], np.ndarray]:  # the taxa, and (images, taxa) probabilities
         "The probabilities of the taxa of a rank"
         names, index = _numbered(self.taxa[rank])
+        if isinstance(probs, TopProbabilities):
+            return names, _taxon_sums(probs, index, len(names))
         sums = np.zeros((len(probs), len(names)))
         np.add.at(sums.T, index, np.asarray(probs, float).T)
         return names, sums
@@ -95,6 +98,17 @@ def _numbered(taxa):
     "The different taxa in order of appearance, and the number of the taxon of each class"
     numbers = {taxon: number for number, taxon in enumerate(dict.fromkeys(taxa))}
     return list(numbers), np.array([numbers[taxon] for taxon in taxa])
+
+
+def _taxon_sums(probs, index, n_taxa):
+    "(images, taxa) sums of `TopProbabilities`; `TopProbabilities` again if there are many taxa"
+    sizes, sums = np.bincount(index, minlength=n_taxa), []
+    for rows in row_blocks(len(probs), n_taxa):
+        one = probs[rows]
+        block = one.rest[:, None].astype(float) * sizes
+        np.add.at(block, (np.arange(len(one))[:, None], index[one.classes]), one.values - one.rest[:, None])
+        sums.append(compact(block))
+    return concatenated(sums)
 
 # %% ../../nbs/evaluation/ranks.ipynb #9d303e4c
 fewest_left = 10  # images without an answer at a lower rank, to choose a threshold on

@@ -78,10 +78,11 @@ def _probe_kept(metrics):
 
 
 def _per_class(evaluation, items, most_classes=200):
-    per_class = evaluation.per_class(intervals=True).reset_index()
-    untested, n_classes = per_class['class'][per_class.images == 0].tolist(), len(per_class)
+    tested, n_classes = evaluation.per_class(), len(evaluation.classes)
+    untested, weakest = tested.index[tested.images == 0].tolist(), None
     if n_classes > most_classes:
-        per_class = per_class[per_class.images > 0].nsmallest(most_classes, 'f1')
+        weakest = tested[tested.images > 0].nsmallest(most_classes, 'f1').index
+    per_class = evaluation.per_class(intervals=True, classes=weakest).reset_index()
     shown = pd.DataFrame({'class': per_class['class']})
     for name in ('precision', 'recall', 'f1'):
         rows = per_class[[name, f'{name}_low', f'{name}_high']].to_numpy()

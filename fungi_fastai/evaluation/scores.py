@@ -9,10 +9,12 @@ __all__ = ['score_names', 'score_types']
 
 # %% ../../nbs/evaluation/scores.ipynb #f54cca23
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from .intervals import ScoreType, safe_ratio
+from .top_probabilities import TopProbabilities
 
 # %% ../../nbs/evaluation/scores.ipynb #3f4651f6
 score_names = dict(
@@ -91,10 +93,26 @@ def rank_scores(probs, targets, groups, weights):
     if not weights.shape[1]:
         return roc_auc, precision
     total = np.bincount(groups, minlength=len(weights)).astype(weights.dtype) @ weights
-    for c in np.unique(targets):
-        ranking = _Ranking(probs[:, c], targets == c, groups, weights)
+    rankings = _top_rankings if isinstance(probs, TopProbabilities) else _rankings
+    for c, ranking in rankings(probs, targets, groups, weights):
         roc_auc[c], precision[c] = ranking.roc_auc(total), ranking.average_precision()
     return roc_auc, precision
+
+
+def _rankings(probs, targets, groups, weights):
+    for c in np.unique(targets):
+        yield c, _Ranking(probs[:, c], targets == c, groups, weights)
+
+
+def _top_rankings(probs, targets, groups, weights):
+    "From the images that keep a class, and the rest of the others"
+    others = _Others(probs.rest, groups, weights)
+    for c, rows, values in probs.by_class():
+        is_own = targets[rows] == c
+        if is_own.any():
+            ranking = _Ranking(values, is_own, groups[rows], weights)
+            others.add_to(ranking, rows)
+            yield c, ranking
 
 
 _few_images = 16  # that are added one by one; to make a sparse matrix takes longer
@@ -132,6 +150,10 @@ class _Ranking:
         some = n_cuts > 0
         return self._from_above(self._count(n_cuts[some] - 1, groups[some]))
 
+    def count_reaching(self, probs, groups, strictly=False):
+        "(cuts, resamples) weight of images with a probability of each cut, or above it"
+        return self._reaching(np.searchsorted(self.cuts, probs, 'left' if strictly else 'right'), groups)
+
     def roc_auc(self, total):
         n_own = self.own.sum(0)
         n_rest = total - n_own
@@ -141,3 +163,29 @@ class _Ranking:
     def average_precision(self):
         precision = safe_ratio(self.own_from, self.own_from + self.rest_from, 0)
         return safe_ratio((self.own * precision).sum(0), self.own.sum(0))
+
+
+class _Others:
+    "Weighted counts of the images that do not keep a class, by the probability that they leave to it"
+
+    def __init__(self, rest, groups, weights):
+        self.rest, self.groups, self.weights = rest, groups, weights
+        self.rising = np.sort(rest)
+
+    @cached_property
+    def from_above(self):
+        "(images + 1, resamples) weight of the images with the largest rests, by their number"
+        order = np.argsort(-self.rest, kind='stable')
+        none = np.zeros((1, self.weights.shape[1]), self.weights.dtype)
+        return np.concatenate([none, np.cumsum(self.weights[self.groups[order]], 0)])
+
+    def add_to(self, ranking, keeping):
+        "Count the images that do not keep the class; `keeping` are the others"
+        if ranking.cuts[0] > self.rising[-1]:
+            return
+        counts = []
+        for strictly in (False, True):
+            n_below = np.searchsorted(self.rising, ranking.cuts, 'right' if strictly else 'left')
+            counted = ranking.count_reaching(self.rest[keeping], self.groups[keeping], strictly)
+            counts.append(self.from_above[len(self.rising) - n_below] - counted)
+        ranking.rest_from, ranking.rest_above = ranking.rest_from + counts[0], ranking.rest_above + counts[1]

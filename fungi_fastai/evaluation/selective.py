@@ -73,8 +73,7 @@ class Threshold:
         probs: np.ndarray,  # (images, classes) probabilities, calibrated as those of validation were
     ) -> np.ndarray:  # (images,) true where there is an answer
         "Which images are answered"
-        probs = np.asarray(probs, float)
-        return probs.max(1) >= self.confidence if self.found else np.zeros(len(probs), bool)
+        return np.asarray(probs.max(1), float) >= self.confidence if self.found else np.zeros(len(probs), bool)
 
     def on(
         self,

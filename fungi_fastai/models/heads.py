@@ -184,8 +184,20 @@ class SelectedHead:
     head: LinearHead
     kind: str  # mean, ridge or logistic
     strength: float  # inverse of the regularisation
+    temperature: float  # the logits are divided by it
+    unit_length: bool  # whether it was fit to features of length 1, or only divided by their mean length
     scores: pd.DataFrame  # a row a candidate: kind strength temperature loss accuracy; empty without held-out images
     unmeasured: np.ndarray  # indices of the classes with a single specimen
+
+    def refit(
+        self,
+        features: np.ndarray,  # (images, features)
+        targets: np.ndarray,  # (images,) class indices
+        balanced: bool = False,  # every class counts the same
+    ) -> LinearHead:
+        "A head of the same classes, with the same settings, of other images"
+        settings = dict(temperature=self.temperature, unit_length=self.unit_length)
+        return fit_head(features, targets, self.kind, self.strength, len(self.head.bias), balanced, **settings)
 
 
 _few_images = 10  # median of a class, up to which all folds are predicted
@@ -245,7 +257,7 @@ def select_head(
         scores = pd.DataFrame([row for kind in kinds for row in _scores_of(kind, tested, strengths[kind])])
         kind, strength, temperature = scores.loc[scores.loss.idxmin(), ['kind', 'strength', 'temperature']]
     head = fit_head(features, targets, kind, strength, n_classes, balanced, temperature, few)
-    return SelectedHead(head, kind, float(strength), scores, unmeasured)
+    return SelectedHead(head, kind, float(strength), float(temperature), bool(few), scores, unmeasured)
 
 
 def _tested_fold(targets, folds, number, seed):

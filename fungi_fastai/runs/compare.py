@@ -169,7 +169,7 @@ def _compare_two(first, second, settings):
     pairs = [_pair_row(one, pair, groups, first, second) for one, pair in zip(shared, counts, strict=True)]
     differences = _differences(pairs, counts, images, settings)
 
-    n_images, n_groups = images.index.nunique(), counts[0][0].shape[1]
+    n_images, n_groups = images.index.nunique(), int(groups.max()) + 1
     specimens = has_specimens(images)
     notes = [note for one in shared for note in one.notes]
     if n_groups < 30:
@@ -201,7 +201,7 @@ def _pair_counts(images, groups, classes):
     label, *predictions = (numbered.to_numpy(int) for numbered in (label, *predictions))
     numbers, n_groups = groups[images.index].to_numpy(), int(groups.max()) + 1
     counts = [group_counts(label, predicted, numbers, n_groups, len(index) + 1) for predicted in predictions]
-    return tuple(count[:, :, :-1] for count in counts)  # without the predictions of other classes
+    return tuple(tuple(one[:, :-1] for one in count) for count in counts)  # without the predictions of other classes
 
 
 def _pair_row(shared, counts, groups, first, second):

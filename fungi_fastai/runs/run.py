@@ -29,10 +29,18 @@ from ..deploy.novelty_section import novelty_section
 from ..deploy.submission import submission
 from ..evaluation.calibration import apply_temperature
 from ..evaluation.selective import decide
+from ..evaluation.top_probabilities import compact, concatenated, row_blocks
 from ..evaluation.errors import error_table
 from ..evaluation.explain import grad_cam
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..evaluation.pooling import assess_pooling
+from fungi_fastai.evaluation.probability_columns import (
+    check_labels,
+    label_indices,
+    probability_columns,
+    table_probabilities,
+    without_probabilities,
+)
 from ..evaluation.report import write_report
 from ..evaluation.assess import guarantee, saved_metrics, verdict
 from ..evaluation.gallery import gallery, loss_captions, prediction_strip, top_losses
@@ -79,6 +87,17 @@ def _as_items(images):
     if not rows:
         raise UserError('No image was given.')
     return pd.DataFrame(rows, columns=['path', 'name'])
+
+# %% ../../nbs/runs/run.ipynb #276d02a6
+def predict_labelled(
+    learn,  # a fastai Learner
+    items: pd.DataFrame,  # with the columns path and label
+    classes: list[str],
+) -> pd.DataFrame:  # from `predictions_table`; many classes in blocks, of which the most probable ones are kept
+    "The predictions of a table of images. Raises `ImageError`"
+    targets = label_indices(items, classes)
+    probs = [compact(predict(learn, items[rows]), targets[rows]) for rows in row_blocks(len(items), len(classes))]
+    return predictions_table(items, concatenated(probs), classes)
 
 # %% ../../nbs/runs/run.ipynb #261a554d
 class Run(RunFolder):
@@ -152,8 +171,10 @@ class Run(RunFolder):
         items = with_specimens(scan(source.read(), progress=progress), recipe)
         readable = exclude(items, ('unreadable',))
         labelled = readable[readable.label.notna()]
-        self._check_labels(labelled)
-        predictions = predictions_table(labelled, self.probabilities(labelled), self.classes)
+        if not len(labelled):
+            raise UserError('There is no labelled image to evaluate on.')
+        check_labels(labelled.label, self.classes)
+        predictions = predict_labelled(self.learner, labelled, self.classes)
         evaluation = Evaluation.of(predictions, self.classes)
         predictions, seen = self._seen_in_training(labelled, predictions)
         metrics = saved_metrics(evaluation) | dict(
@@ -184,11 +205,6 @@ class Run(RunFolder):
             seen_in_training=predictions.loc[is_seen, ['path', 'seen_in_training']].to_dict('records'),
             accuracy_unseen=float((unseen.predicted == unseen.label).mean()) if len(unseen) else None,
         )
-
-    def _check_labels(self, items):
-        "Raise `UserError` for unknown classes, before the network predicts anything"
-        uniform = np.full((len(items), len(self.classes)), 1 / len(self.classes))
-        Evaluation.of(predictions_table(items, uniform, self.classes), self.classes)
 
     def report(self) -> Path:
         "Write `report.html` and `report.json` from the run's files, and return the page's path"
@@ -222,12 +238,10 @@ class Run(RunFolder):
     def _strip(self):
         "Some predictions as HTML, with the confidence that a user of the model sees; empty if the images are gone"
         tested = self._evaluated_predictions
-        columns = [f'p_{name}' for name in self.classes]
-        calibrated = apply_temperature(tested[columns].to_numpy(float), self.decisions.temperature)
+        calibrated = apply_temperature(table_probabilities(tested, self.classes), self.decisions.temperature)
+        columns = probability_columns(calibrated, self.classes, tested.index)
         try:
-            return prediction_strip(
-                tested.assign(**dict(zip(columns, calibrated.T, strict=True))), 6, self.recipe.resize
-            )
+            return prediction_strip(pd.concat([without_probabilities(tested), columns], axis=1), 6, self.recipe.resize)
         except (UserError, ImageError):
             return ''
 

@@ -27,7 +27,7 @@ from ..core.errors import TrainingError, UserError
 from ..core.files import check_writable, only_process, read_json, write_json, write_table
 from ..core.settings import settings
 from ..data.splits import count_specimens
-from ..evaluation.metrics import Evaluation, predictions_table
+from ..evaluation.metrics import Evaluation
 from ..evaluation.assess import assess_predictions
 from ..evaluation.context import context_file, save_context
 from ..evaluation.context_fit import learn_context
@@ -46,7 +46,7 @@ from fungi_fastai.runs.averaging import (
     fold_recipe,
     without_fold,
 )
-from .run import Run, predict
+from .run import Run, predict_labelled
 from ..evaluation.assess import saved_metrics
 from .split_comparison import held_out_metrics
 from ..training import budget
@@ -184,7 +184,7 @@ def _predict_held_out(learn):
     "Predictions for the validation and test sets"
     items = learn.run_state.items
     held_out = items[items.split.isin(['valid', 'test'])]
-    return predictions_table(held_out, predict(learn, held_out), list(learn.dls.vocab))
+    return predict_labelled(learn, held_out, list(learn.dls.vocab))
 
 
 def _assist(shared, *_, cbs=(), **__):

@@ -20,10 +20,11 @@ from ..core.errors import UserError
 from ..core.figures import as_svg, chart, colours
 from ..core.files import read_json, read_saved, write_json, write_table, write_text
 from ..core.resume import finished_folder
-from ..evaluation.metrics import Evaluation, predictions_table
+from ..evaluation.metrics import Evaluation
 from ..evaluation.paired_tests import in_points
+from ..evaluation.saved_predictions import read_predictions, write_predictions
 from ..run_folder import next_folder
-from ..runs.run import Run
+from ..runs.run import Run, predict_labelled
 from .folds import Job, assign_splits, experiment_folder, train_all
 from ..training.fit import prepare_items
 from ..training.recipe import Recipe
@@ -69,8 +70,8 @@ def split_scores(
     "A run's scores on the training, validation and test set"
     if not file.exists():
         items = run.items[run.items.split == 'train']
-        write_table(file, predictions_table(items, run.probabilities(items), run.classes))
-    predictions = pd.concat([pd.read_parquet(file), run.predictions])
+        write_predictions(file, predict_labelled(run.learner, items, run.classes))
+    predictions = pd.concat([read_predictions(file), run.predictions])
     rows = []
     for name in ('train', 'valid', 'test'):
         subset = predictions[predictions.split == name]

@@ -21,6 +21,7 @@ from ..data.groups import Proposal, best_proposal, has_groups, write_groups
 from ..data.problems import exclude
 from ..data.scan import scan
 from ..data.splits import folds, fraction, split_groups
+from ..evaluation.probability_columns import table_probabilities
 from ..training.probing import extract_features
 from .folds import cross_validate
 from .probe import cross_predict, drop_single_specimens, source_in_words
@@ -139,7 +140,7 @@ def predict_trained(
         study = cross_validate(changed, k, out / scheme, grouped=scheme != 'naive', progress=progress)
         predictions = study.predictions.drop_duplicates('path').set_index('path').reindex(table['path'])
         items[scheme] = table.assign(fold=predictions.fold.to_numpy())
-        probs[scheme] = predictions[[f'p_{label}' for label in classes]].to_numpy(float)
+        probs[scheme] = np.asarray(table_probabilities(predictions, classes), float)
     tested = np.all([np.isfinite(p).all(1) for p in probs.values()], 0)
     return Draw(
         {scheme: table[tested] for scheme, table in items.items()},

@@ -10,15 +10,13 @@ __all__ = ['save_weights', 'read_saved_weights', 'KeepBest', 'SaveState']
 # %% ../../nbs/training/checkpoints.ipynb #d50710c9
 import json
 import math
-import os
 import random
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from fastai.callback.core import CancelFitException
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..core.files import atomic
@@ -37,18 +35,11 @@ def save_weights(
 
 
 def _save(tensors, file, metadata):
-    "Write a .safetensors file atomically; safetensors' own error about a full disk becomes an `OSError`"
+    "Write a .safetensors file atomically"
     with atomic(file) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-            # safetensors lets only the owner read its files; use the permissions of the folder instead
-            Path(temporary).chmod(Path(file).absolute().parent.stat().st_mode & 0o666)
-        except SafetensorError as error:
-            number = re.search(r'os error (\d+)', str(error))
-            if not number:
-                raise
-            code = int(number[1])
-            raise OSError(code, os.strerror(code), str(file)) from None
+        save_file(tensors, temporary, metadata)
+        # safetensors lets only the owner read its files; use the permissions of the folder instead
+        Path(temporary).chmod(Path(file).absolute().parent.stat().st_mode & 0o666)
 
 
 def read_saved_weights(

@@ -139,12 +139,23 @@ def _cuda_precision(device):
     return 'fp32', 'the GPU has no 16-bit tensor cores'
 
 
+_intensities = {}  # layers and shapes of a network → its arithmetic intensity
+
+
+def _known_intensity(model):
+    "The arithmetic intensity, counted once for all networks of one kind: the trials of a sweep, the folds of a study"
+    kind = str(model), tuple(weight.shape for weight in model.parameters())
+    if kind not in _intensities:
+        _intensities[kind] = arithmetic_intensity(model)
+    return _intensities[kind]
+
+
 def _cpu_precision(model):
     instructions = dict(amx_bf16='AMX', avx512_bf16='AVX-512', bf16='Arm')
     name = next((name for flag, name in instructions.items() if flag in _cpu_flags()), None)
     if name is None:
         return 'fp32', 'the CPU has no bfloat16 instructions'
-    intensity = None if model is None else arithmetic_intensity(model)
+    intensity = None if model is None else _known_intensity(model)
     if intensity is None or intensity >= bf16_min_intensity:
         return 'bf16', f'the CPU multiplies bfloat16 natively ({name})'
     return 'fp32', (

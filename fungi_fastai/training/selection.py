@@ -125,7 +125,7 @@ class _Measured:
     speed: Speed
     plan: Plan
     size: int  # image size of its probe, pixels
-    seconds: float  # that measuring took
+    seconds: float = 0.0  # that measuring took
 
     @property
     def seconds_an_image(self):
@@ -218,10 +218,17 @@ class _Selection:
                 return one
         last = self.measured[-1]
         speed = last.speed.with_network(backbone.macs / last.backbone.macs)
-        recipe = self.recipe.but(arch=backbone.arch, weights=backbone.weights)
-        seconds = self.seconds_for_training - _seconds_of_download(backbone)
+        return self.planned(backbone, speed, self.seconds_for_training - _seconds_of_download(backbone))
+
+    def planned(self, backbone, speed, seconds):
+        "A network of this speed, with the best plan for these seconds of training"
+        recipe = self.recipe_of(backbone)
         plan = best_plan(recipe, self.items, speed, seconds)
-        return _Measured(backbone, recipe, speed, plan, self.probe_size(backbone), 0.0)
+        return _Measured(backbone, recipe, speed, plan, self.probe_size(backbone))
+
+    def recipe_of(self, backbone):
+        "The recipe with this network"
+        return self.recipe.but(arch=backbone.arch, weights=backbone.weights)
 
     @property
     def seconds_for_training(self):
@@ -243,11 +250,9 @@ class _Selection:
 
     def together(self, one, other):
         "Two networks, whose features stand side by side, as one that was measured"
-        backbone = _side_by_side(one.backbone, other.backbone)
-        recipe = self.recipe.but(arch=backbone.arch, weights=backbone.weights)
         speed = one.speed.together(other.speed.at(one.speed.size))
-        plan = best_plan(recipe, self.items, speed, self.seconds_for_training)
-        return _Measured(backbone, recipe, speed, plan, one.size, 0.0)
+        pair = self.planned(_side_by_side(one.backbone, other.backbone), speed, self.seconds_for_training)
+        return replace(pair, size=one.size)
 
     def leave_out(self, measured, reason):
         names = ', '.join(one.backbone.arch for one in measured)
@@ -266,11 +271,11 @@ class _Selection:
     def measure_one(self, backbone):
         "The speed of a network, and its plan"
         began = clock()
-        recipe = self.recipe.but(arch=backbone.arch, weights=backbone.weights)
         untrained = {} if is_local(backbone) else dict(pretrained=False, weights='')  # it needs no download
-        speed = measure_speed(make_learner(recipe.but(cache=False, **untrained), self.items, progress=False))
-        plan = best_plan(recipe, self.items, speed, self.seconds_for_training)
-        self.measured.append(_Measured(backbone, recipe, speed, plan, self.probe_size(backbone), clock() - began))
+        recipe = self.recipe_of(backbone).but(cache=False, **untrained)
+        speed = measure_speed(make_learner(recipe, self.items, progress=False))
+        measured = self.planned(backbone, speed, self.seconds_for_training)
+        self.measured.append(replace(measured, seconds=clock() - began))
 
     def probe_size(self, backbone):
         "The image size of a probe, pixels: that of the run, unless the budget decides about it"
