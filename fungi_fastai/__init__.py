@@ -63,23 +63,11 @@ __all__ = ['__version__', *_modules]
 def __getattr__(name):
     if name not in _modules:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    value = getattr(_import(f'{__name__}.{_modules[name]}'), name)
-    globals()[name] = value
-    return value
-
-
-def _import(module):
-    "Import a module without garbage collection: importing fastai makes many objects, and nearly all of them stay"
-    import gc
     from importlib import import_module
 
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return import_module(module)
-    finally:
-        if was_enabled:
-            gc.enable()
+    value = getattr(import_module(f'{__name__}.{_modules[name]}'), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__():

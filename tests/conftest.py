@@ -1,6 +1,5 @@
 "What the tests of the command and of runs share: a place of their own, small images, one small trained run"
 
-import gc
 import io
 import multiprocessing
 import multiprocessing.forkserver
@@ -115,9 +114,7 @@ def ready():
     "fastai imported, whose own import warns with today's torch"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        from fungi_fastai import Run  # noqa: F401
-    gc.collect()
-    gc.freeze()  # later collections do not look at the modules of torch and fastai again
+        import fungi_fastai.runs.run  # noqa: F401
 
 
 @pytest.fixture(scope='session')

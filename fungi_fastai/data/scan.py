@@ -186,7 +186,7 @@ def _inspect_rows(frame, workers, progress, use_cache):
     paths, names = frame['path'].astype(str).tolist(), frame['name'].tolist()
     stamps = pd.DataFrame([file_stamp(path) for path in paths], columns=['bytes', 'changed'], index=range(len(paths)))
     stamps.insert(0, 'path', paths)
-    file = _scan_cache(paths) if use_cache and len(paths) >= 1000 else None
+    file = _scan_cache(paths) if use_cache and len(paths) >= 100 else None
     cached = pd.DataFrame(columns=list(_columns)) if file is None else _read_scan_cache(file, stamps)
     todo = np.setdiff1d(np.arange(len(paths)), cached.index.to_numpy(int))
     new = pd.DataFrame(
@@ -211,7 +211,7 @@ def scan(
     workers: int | None = None,  # threads (default: the settings' `num_workers`)
     progress: bool = True,  # show progress, rate and time left on standard error
     checks: Checks = default_checks,  # what counts as a problem
-    cache: bool = True,  # keep the measurements of 1,000 files and more in the settings' `cache_dir`
+    cache: bool = True,  # keep the measurements of 100 files and more in the settings' `cache_dir`
 ) -> pd.DataFrame:  # the items: the same rows with width height mode format variance brightness hashes cluster problem
     "Inspect every file once and record what it is and what is wrong with it. No file is changed"
     frame = frame.reset_index(drop=True)
