@@ -227,21 +227,22 @@ def download_images(
     downloads = _Downloads(folder, rate)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def fetch(url):
-        return downloads.fetch(url, pairs[url], done.get(url))
+    recording = threading.Lock()
 
     with open(folder / journal_name, 'a', encoding='utf8') as journal:
         if journal.tell():
             journal.write('\n')  # ends a line that a kill left unfinished
 
-        def record():
-            for one in map_in_threads(fetch, todo, 4, ahead=2):
-                done[one.url] = one
+        def fetch(url):
+            one = downloads.fetch(url, pairs[url], done.get(url))
+            with recording:  # at once, also if the download before it fails
+                done[url] = one
                 journal.write(json.dumps(asdict(one)) + '\n')
                 journal.flush()
-                yield 1
+            return 1
 
-        for _ in track(record(), len(todo), 'images downloaded', show=progress and bool(todo)):
+        steps = map_in_threads(fetch, todo, 4, ahead=2)
+        for _ in track(steps, len(todo), 'images downloaded', show=progress and bool(todo)):
             pass
     return pd.DataFrame([asdict(done[url]) for url in pairs])
 
