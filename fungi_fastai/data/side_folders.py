@@ -30,7 +30,7 @@ _chart_words = frozenset(
     'confusion matrix loss losses accuracy acc roc auc curve curves lr learning history epoch epochs histogram hist '
     'plot chart graph distribution scatter heatmap tsne umap pca logo diagram banner gradcam cam metrics precision '
     'recall pr f boxplot violin barplot bar pie results score scores figure fig architecture flowchart workflow icon '
-    'counts balance overview sne eval per class report training validation summary banner cover'.split()
+    'counts balance overview sne eval per class report training validation summary cover'.split()
 )
 _program_files = frozenset(
     '.log .pth .pt .ckpt .pkl .pickle .h5 .keras .onnx .safetensors .ipynb .py .r .svg .tex .npy .npz .md .pdf .html '
@@ -46,7 +46,7 @@ def _is_side_name(name):
 
 
 def _is_chart(name):
-    "Whether the name of an image consists of words about charts and networks"
+    "Whether the name of an image has a word about charts and networks"
     words = words_of(os.path.splitext(name)[0])
     return any(word in _chart_words and len(word) > 2 for word in words)
 

@@ -62,6 +62,7 @@ from ..evaluation.calibration import apply_temperature, reliability
 from ..evaluation.context import context_file, save_context
 from ..evaluation.gallery import thumbnail
 from ..evaluation.neighbors import FeatureIndex
+from ..evaluation.probability_columns import label_indices
 from ..run_folder import RunFolder
 
 # %% ../../nbs/deploy/export.ipynb #bd869472
@@ -248,8 +249,7 @@ class _Judged:
     @classmethod
     def of(cls, job, onnx, split, n):
         squares, rows = job.images((split,), n)
-        targets = rows.label.map({name: i for i, name in enumerate(job.run.classes)}).to_numpy(int)
-        return cls(squares, targets, in_batches(onnx, squares)[0])
+        return cls(squares, label_indices(rows, job.run.classes), in_batches(onnx, squares)[0])
 
     def probs(self, engine):
         return in_batches(engine, self.squares)[0]

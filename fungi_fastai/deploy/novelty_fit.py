@@ -23,6 +23,7 @@ from .novelty import NoveltyDetector, members, needed_arrays, score_names, store
 from .parity import KnownOutputs, sample_images
 from ..evaluation.intervals import interval_of
 from ..evaluation.ood import OODReference, auroc
+from ..evaluation.probability_columns import label_indices
 from ..models.scaling import FeatureScaling
 from ..run_folder import RunFolder
 
@@ -206,7 +207,7 @@ def _outputs(
 ) -> Outputs:
     "What the exported graph gives for images"
     probs, features, kept = known(rows)
-    targets = kept.label.map({name: i for i, name in enumerate(run.classes)}).fillna(-1).to_numpy(int)
+    targets = label_indices(kept, run.classes)
     return Outputs(probs, features, targets, split_groups(kept).to_numpy())
 
 

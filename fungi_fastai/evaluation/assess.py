@@ -33,7 +33,7 @@ from .taxonomy import Taxonomy
 def calibrate(
     valid: Evaluation,  # the temperature is fitted on these images
     test: Evaluation,  # calibration is measured on these
-) -> dict:  # temperature fitted n_valid n_test note; before, after: accuracy ece ece_mass mce log_loss brier
+) -> dict:  # temperature n_valid n_test note; before, after: accuracy ece ece_mass mce log_loss brier
     """Fit a temperature on the validation set, and measure on the test set what it changes. `note` says why it may be
     1, and whether the test set gets worse. Raises `UserError`"""
     with warnings.catch_warnings(record=True) as caught:

@@ -25,6 +25,7 @@ from ..data.loaders import PhotoLoader, make_test_loader
 from .intervals import draw_weights
 from .metrics import image_groups
 from .neighbors import FeatureIndex
+from .probability_columns import label_indices
 from .saliency import class_maps, preserve_state
 from ..training.features import backbone_features
 
@@ -282,7 +283,7 @@ def _targets(items, classes):
         raise UserError(
             f'The network does not know the class {unknown[0]!r}. It knows: {", ".join(map(str, classes))}.'
         )
-    return items.label.map({c: i for i, c in enumerate(classes)}).to_numpy()
+    return label_indices(items, classes)
 
 
 def _predict_views(learn, items, views):

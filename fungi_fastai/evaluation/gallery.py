@@ -19,7 +19,7 @@ from PIL import Image
 from ..core.errors import MissingFileError, UserError
 from ..core.progress import format_probability
 from ..data.images import ImageError
-from .probability_columns import check_labels, class_names, table_probabilities
+from .probability_columns import check_labels, class_names, label_indices, table_probabilities
 from .saliency import as_pixels, overlay
 from .top_probabilities import own_probabilities, with_counts
 
@@ -168,7 +168,7 @@ def _losses(table, classes):
     usable = table.label.notna().to_numpy() & np.isfinite(with_counts(probs)[0]).all(1)
     table, probs = table[usable], probs[usable]
     check_labels(table.label, classes)
-    targets = table.label.map({c: i for i, c in enumerate(classes)}).to_numpy(int)
+    targets = label_indices(table, classes)
     own = own_probabilities(probs, targets).astype(float)
     return table[[c for c in ('path', 'name', 'label') if c in table]].assign(
         predicted=np.array(classes, dtype=object)[probs.argmax(1)],

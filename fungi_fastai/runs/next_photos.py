@@ -35,6 +35,7 @@ from ..deploy.specimen_columns import specimen_finder
 from ..evaluation.active_learning import Pool, default_strategy, margin, one_of_each, select_batch
 from ..evaluation.calibration import apply_temperature
 from ..evaluation.gallery import gallery
+from ..evaluation.probability_columns import label_indices
 from .run import Run
 from ..training.features import head_logits
 from ..training.probing import extract_features
@@ -125,7 +126,7 @@ def _apply_network(run, items, progress):
     else:  # such a head takes more than the mean of each feature
         probs = run.probabilities(table)
     probs = apply_temperature(probs, run.decisions.temperature)
-    targets = table.label.map({name: i for i, name in enumerate(run.classes)}).fillna(-1).to_numpy(int)
+    targets = label_indices(table, run.classes)
     ends = np.cumsum([len(rows) for rows in known])
     train, valid, photos = (
         Outputs(*parts) for parts in zip(*(np.split(array, ends) for array in (probs, features, targets)), strict=True)

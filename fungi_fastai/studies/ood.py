@@ -22,6 +22,7 @@ from ..core.files import write_json, write_table
 from ..data.loaders import make_test_loader
 from ..data.splits import split_groups
 from ..evaluation.ood import ood_scores, ood_table
+from ..evaluation.probability_columns import label_indices
 from ..runs.run import Run
 from ..runs.train import train
 from ..training.features import backbone_features
@@ -160,7 +161,7 @@ def score_unknown(
     with learn.no_bar(), learn.no_logging():
         logits = learn.get_preds(dl=make_test_loader(learn.dls, both), act=noop)[0].float()
     probs, logits = getcallable(learn.loss_func, 'activation')(logits).numpy(), logits.numpy()
-    targets = trained.label.map({label: i for i, label in enumerate(run.classes)}).to_numpy(int)
+    targets = label_indices(trained, run.classes)
     scores = ood_scores(probs, logits, backbone_features(learn, both), backbone_features(learn, trained), targets)
     table = both[['name', 'label', 'group']].assign(
         split_group=split_groups(both),
