@@ -371,6 +371,54 @@ folder_cases = [
         classes={'Panus': 4, 'Xerula': 3},
         notes=('101NIKON/, 102NIKON/ are neither classes nor specimens',),
     ),
+    Case(
+        'The name of the class may stand in its splits',
+        ('3 oak/oak_train/#.jpg', '2 oak/oak_test/#.jpg', '3 elm/elm_train/#.jpg', '2 elm/elm_test/#.jpg'),
+        classes={'oak': 5, 'elm': 5},
+        splits={'train': 6, 'test': 4},
+        topic='splits',
+    ),
+    Case(
+        'A folder for two splits',
+        ('3 train_val/train/oak/#.jpg', '2 train_val/val/elm/#.jpg', '2 test/oak/#.jpg', '3 train_val/train/elm/#.jpg'),
+        classes={'oak': 5, 'elm': 5},
+        splits={'train': 6, 'valid': 2, 'test': 2},
+        notes=('train_val/ holds two splits',),
+        topic='splits',
+    ),
+    Case(
+        'A folder in one class that is named like another is refused',
+        ('3 oak/#.jpg', '3 elm/#.jpg', '2 elm/oak/#.jpg'),
+        refused=('elm/oak/ stands in one class and is named like another',),
+    ),
+    Case(
+        'Videos, shortcuts and arrays are named',
+        ('3 oak/IMG_#.jpg', '3 elm/#.jpg'),
+        {'oak/IMG_0.MOV': '?', 'elm/more elms.lnk': '?', 'elm/features.npz': '?'},
+        classes={'oak': 3, 'elm': 3},
+        notes=('1 video (1 .mov)', '1 shortcut (1 .lnk)', '1 file of arrays'),
+    ),
+    Case(
+        'A probability after each name, and the names of downloads from Teachable Machine',
+        ('2 oak-samples (0.91)/#.jpg', '2 elm-samples (0.88)/#.jpg'),
+        classes={'oak': 2, 'elm': 2},
+        notes=('All labels end with a probability', 'All labels end with -samples'),
+        topic='names',
+    ),
+    Case(
+        'Letters that another program has spoiled',
+        ('2 Röhrling/#.jpg', '2 RÃ¶hrling/b#.jpg', '2 R├╢hrling/c#.jpg', '2 Täubling/#.jpg'),
+        classes={'Röhrling': 6, 'Täubling': 2},
+        notes=('Röhrling for RÃ¶hrling', 'are repaired'),
+        topic='names',
+    ),
+    Case(
+        'Classes that may be parts of a class',
+        ('2 oak_1/#.jpg', '2 oak_2/#.jpg', '2 elm_1/#.jpg'),
+        classes={'oak_1': 2, 'oak_2': 2, 'elm_1': 2},
+        notes=('differ only in their number: oak_1, oak_2',),
+        topic='names',
+    ),
 ]
 
 
@@ -1019,6 +1067,88 @@ table_cases = [
         classes=two_classes,
         splits={'train': 4, 'test': 2},
         notes=('is_test differs from it and is not used',),
+        topic='tables',
+    ),
+    Case(
+        'A table for each class',
+        ('6 photos/#.jpg',),
+        {
+            'oak.csv': table('file,date', *[f'{i}.jpg,2026-05-01' for i in range(3)]),
+            'elm.txt': table('photos/3.jpg', 'photos/4.jpg', 'photos/5.jpg'),
+        },
+        classes=two_classes,
+        notes=('2 tables list the images of a class each',),
+        topic='tables',
+    ),
+    Case(
+        'An image in the tables of two classes is refused',
+        ('6 photos/#.jpg',),
+        {
+            name: table('file', *[f'{i}.jpg' for i in numbers])
+            for name, numbers in (('a.csv', '0123'), ('b.csv', '345'))
+        },
+        refused=('photos/3.jpg is listed in the tables of several classes (a, b)',),
+        topic='tables',
+    ),
+    Case(
+        'An Id that repeats, beside a column of images, is the label',
+        ('6 train/#.jpg',),
+        {'train.csv': table('Image,Id', *labelled(6))},
+        classes=two_classes,
+        topic='tables',
+    ),
+    Case(
+        'A row for each folder of an observation, wherever it stands',
+        tuple(f'2 photos/2026/obs{i}/#.jpg' for i in range(3)),
+        {'finds.csv': table('observation_id,species', *labelled(3, 'obs{i},{label}'))},
+        'finds.csv',
+        classes={'oak': 4, 'elm': 2},
+        groups=3,
+        notes=('the images of a row are one specimen',),
+        topic='tables',
+    ),
+    Case(
+        'Specimens by the words of their column; other columns are named',
+        ('6 #.jpg',),
+        {'t.csv': table('file,label,No. of voucher,shelf', *labelled(6, '{i}.jpg,{label},V{half},{i}'))},
+        't.csv',
+        classes=two_classes,
+        groups=6,
+        notes=('specimens from No. of voucher; others: shelf',),
+        topic='tables',
+    ),
+    Case(
+        'Marks for a specimen that is not known, and one number that may be such a mark',
+        ('9 #.jpg',),
+        {
+            't.csv': table(
+                'file,label,specimen',
+                *labelled(6, '{i}.jpg,{label},777'),
+                '6.jpg,oak,n. d.',
+                '7.jpg,elm,-9999',
+                '8.jpg,oak,5',
+            )
+        },
+        't.csv',
+        classes={'oak': 5, 'elm': 4},
+        groups=5,
+        notes=('777 in specimen has 6 rows of several classes', '2 of 9 rows have no specimen'),
+        topic='tables',
+    ),
+    Case(
+        'A list of paths, each before a name of two words',
+        ('4 #.jpg',),
+        {'labels.txt': table(*[f'C:\\photos\\{i}.jpg Quercus {("robur", "cerris")[i % 2]}' for i in range(4)])},
+        classes={'Quercus robur': 2, 'Quercus cerris': 2},
+        notes=('labels.txt has no header',),
+        topic='tables',
+    ),
+    Case(
+        'A web page under the name of a table is refused',
+        ('2 #.jpg',),
+        {'labels.csv': '<html><title>Sign in</title></html>'},
+        'labels.csv',
+        refused=('labels.csv is a web page (Sign in), and no table',),
         topic='tables',
     ),
 ]

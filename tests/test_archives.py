@@ -261,6 +261,12 @@ def test_the_reason_why_an_archive_is_not_read(name, content, reason):
         Source.of(name).read()
 
 
+def test_a_document_is_no_archive_of_photos():
+    pack('report.zip', 'word/media/image1.jpg', extra=[('[Content_Types].xml', b'')])
+    with pytest.raises(UserError, match='report.zip is a document of Word, and no archive of photos'):
+        Source.of('report.zip').read()
+
+
 def test_a_zip_in_pieces():
     whole = Path(pack('whole.zip', 'A/1.jpg', 'B/2.jpg')).read_bytes()
     pieces = {'a.zip.001': whole[:600], 'a.zip.002': whole[600:], 'last.zip': whole[600:]}

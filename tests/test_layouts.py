@@ -146,7 +146,7 @@ def test_images_to_predict_may_lie_in_any_folders():
 def test_what_is_not_predicted_is_a_warning():
     write('1.jpg')
     Path('set/2.cr2').write_bytes(b'1')
-    with pytest.warns(UserWarning, match=r'1 image .*\(1 \.cr2\)'):
+    with pytest.warns(UserWarning, match=r'1 RAW image .*\(1 \.cr2\)'):
         assert len(Source.of('set').read(labels=False)) == 1
 
 

@@ -191,8 +191,8 @@ def test_folders_without_images():
     'x,message',
     [
         ('', 'is empty'),
-        (3, 'given was a int'),
-        ('https://example.com/x.zip', 'not an address on kaggle.com'),
+        (3, 'not int'),
+        ('https://example.com/x.zip', 'is an address'),
         ('https://www.kaggle.com/code/x/y', 'neither a data set nor a competition'),
         ('x' * 5000, 'There is no'),
         ('~nobody/photos', 'There is no'),
@@ -212,6 +212,18 @@ def test_a_file_that_is_no_source():
     Path('notes.pdf').write_text('x')
     with pytest.raises(UserError, match='Expected a folder, an archive'):
         Source.of('notes.pdf')
+    for name, what in {
+        'clip.MOV': 'a video',
+        'all.lnk': 'a shortcut',
+        'x.docx': 'a document',
+        'x.npz': 'a file of',
+    }.items():
+        Path(name).write_bytes(b'PK\3\4')
+        with pytest.raises(UserError, match=f'{name} is {what}.* and no source'):
+            Source.of(name)
+    Path('batch').write_bytes(b'\x80\4\x95abc')
+    with pytest.raises(UserError, match='batch is a Python pickle'):
+        Source.of('batch')
     for name in ('labels.ods', 'labels.xls', 'labels.csv.gz'):
         Path(name).write_bytes(b'PK\3\4')
         with pytest.raises(UserError, match='is a table in a format that is not read'):

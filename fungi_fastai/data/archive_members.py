@@ -25,7 +25,8 @@ from ..core.errors import TrainingError, UserError
 from ..core.progress import format_count, format_size
 from .archive_kinds import ArchiveError, archive_extensions, archive_kind, check_methods
 from .archive_names import decode_names, unicode_path
-from .file_kinds import is_image_content, is_image_name, may_be_image, nothing_found, start_size
+from .file_kinds import is_image_content, is_image_name, may_be_image, start_size
+from .unread_files import document_in, nothing_found
 from .table_files import table_extensions
 from .tree import is_visible
 
@@ -285,6 +286,8 @@ def _open_zip(file, encoding, images):
         infos = archive.infolist()
         if any(info.flag_bits & 1 for info in infos):
             raise ArchiveError(f'{file} is locked with a password. Unpack it and give the folder.')
+        if document := document_in([info.filename for info in infos]):
+            raise ArchiveError(f'{file} is {document}, and no archive of photos. Export its images as JPEG.')
         check_methods(file, {info.compress_type for info in infos})
         members = _list_members(file, _zip_members(archive))
         notes = _decode(members, encoding, file)

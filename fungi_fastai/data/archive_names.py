@@ -35,7 +35,8 @@ def unicode_path(
 
 # %% ../../nbs/data/archive_names.ipynb #9974318b
 _encodings = (
-    'cp850 cp437 cp852 cp866 cp857 cp775 cp737 gbk cp932 cp950 cp949 cp1252 cp1251 cp1250 cp1254 koi8_r'.split()
+    'cp850 cp437 cp852 cp866 cp857 cp775 cp737 gbk cp932 cp950 cp949 cp1252 cp1251 cp1250 cp1254 koi8_r mac_roman '
+    'cp1253 cp1257 cp1255 cp1256 iso8859_2 iso8859_5 iso8859_7 cp862 mac_cyrillic euc_jp'.split()
 )
 # the letters beyond ASCII of one language in each string
 _alphabets = tuple(
@@ -45,10 +46,20 @@ _alphabets = tuple(
         áéíóöőúüű čćđšž ăâîșțşţ çğıöşüâ äõöüšž āčēģīķļņšūž ąčęėįšųūž áðéíóúýþæö""".split(),
     )
 )
-_most_frequent = frozenset('äöüéèåøæñçáíóúß')
+_most_frequent = frozenset('äöüéèêåøæñçáíóúßčšžоеаинтсрвлкαοιετσνηυράίόהוילאמרתנشاليمنورتب')  # of each script
 # first bytes of the frequent characters: level 1 of GB 2312, Big5 and JIS X 0208, the syllables of KS X 1001
-_level_1 = dict(gbk=(0xB0, 0xD7), cp950=(0xA4, 0xC6), cp932=(0x88, 0x97), cp949=(0xB0, 0xC8))
-_blocks = ((0x250, 'latin'), (0x370, ''), (0x400, 'greek'), (0x530, 'cyrillic'), (0x1E00, ''), (0x1F00, 'latin'))
+_level_1 = dict(gbk=(0xB0, 0xD7), cp950=(0xA4, 0xC6), cp932=(0x88, 0x97), cp949=(0xB0, 0xC8), euc_jp=(0xB0, 0xCF))
+_blocks = (
+    (0x250, 'latin'),
+    (0x370, ''),
+    (0x400, 'greek'),
+    (0x530, 'cyrillic'),
+    (0x590, ''),
+    (0x600, 'hebrew'),
+    (0x700, 'arabic'),
+    (0x1E00, ''),
+    (0x1F00, 'latin'),
+)
 
 
 def _script(letter):
@@ -73,7 +84,8 @@ def _letter_score(before, letter, after, encoding):
         return -0.2
     if script in ('han', 'hangul'):
         return _han_score(letter, encoding) + 0.03 * (script == 'hangul')
-    return 1 + 0.06 * (letter in _most_frequent)
+    bonus = 0.06 if script == 'latin' else 0.2
+    return 1 + bonus * ((letter.lower() in _most_frequent) - (script != 'latin') / 2)
 
 
 def _han_score(letter, encoding):
@@ -84,7 +96,7 @@ def _han_score(letter, encoding):
         return 1
     low, high = _level_1.get(encoding, (0x100, 0x100))
     first, *rest = letter.encode(encoding)
-    frequent = low <= first <= high and rest and (encoding not in ('gbk', 'cp949') or rest[0] >= 0xA1)
+    frequent = low <= first <= high and rest and (encoding in ('cp932', 'cp950') or rest[0] >= 0xA1)
     return 1 if frequent else 0.2
 
 

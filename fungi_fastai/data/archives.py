@@ -267,6 +267,7 @@ def _is_unpacked_beside(tree, parts, images):
 
 def _join_trees(tree, parts, inner):
     "`tree` with the files of an archive in it. Raises `UserError` if a name is there already, with other content"
+    archive = '/'.join(parts)
     prefix = _folder_of(parts, inner.files)
     paths = {(*prefix, *name): inner.path(name) for name in inner.files}
     known = set(tree.files)
@@ -285,7 +286,7 @@ def _join_trees(tree, parts, inner):
         files=[name for name in tree.files if name != parts] + new,
         folders=list(dict.fromkeys([*tree.folders, *folders])),
         paths=tree.paths | {name: paths[name] for name in new},
-        notes=[*tree.notes, *(f'{"/".join(parts)}: {note}' for note in inner.notes)],
+        notes=[*tree.notes, *(note if note.startswith(parts[-1]) else f'{archive}: {note}' for note in inner.notes)],
     )
 
 

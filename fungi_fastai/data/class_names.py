@@ -11,6 +11,7 @@ __all__ = []
 import re
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from itertools import combinations
 
 import pandas as pd
@@ -30,6 +31,60 @@ _cyrillic, _similar = 'асеорхуіјѕһԁАВЕКМНОРСТУХЅІЈα�
 _latin = str.maketrans(_cyrillic, _similar)  # Cyrillic and Greek letters that look like Latin ones
 
 
+def repair_encoding(
+    text: str,
+) -> str:  # '' if it is as it should be
+    "A text in UTF-8 that a program read in another encoding and saved again: `Föhre` for `FÃ¶hre`"
+    for encoding in () if text.isascii() else ('cp1252', 'latin-1', 'cp850', 'cp437'):
+        try:
+            return text.encode(encoding).decode('utf-8')
+        except UnicodeError:
+            continue
+    return ''
+
+
+_score = re.compile(r'(.*\S)\s*[(\[:=]\s*(?:[01]?\.\d+|\d{1,3}(?:[.,]\d+)?\s*%)\s*[)\]]?')
+_samples = re.compile(r'(.*\S)-samples(?: \(\d+\))?')  # as Teachable Machine names its downloads
+
+
+def _plain_names(
+    labels: list[str],  # of the images
+) -> tuple[dict, list[str]]:  # label → name; sentences
+    "The labels without what programs add to all of them, and with their letters repaired"
+    names, notes = {label: label for label in labels}, []
+    may_merge = 2 * len(names) > len(labels)  # `oak (0.91)` and `oak (0.87)`, but not `salt (0.1)` and `salt (0.5)`
+    for pattern, what in ((_score, 'a probability'), (_samples, '-samples')):
+        matches = {label: pattern.fullmatch(name) for label, name in names.items()}
+        plain = {match and match[1] for match in matches.values()}
+        if matches and None not in plain and (may_merge or len(plain) == len(matches)):
+            notes.append(f'All labels end with {what}, such as {next(iter(matches))!r}, which is left out.')
+            names = {label: match[1] for label, match in matches.items()}
+    repaired = {label: fixed for label, name in names.items() if (fixed := repair_encoding(name))}
+    if repaired:
+        pairs = format_list([f'{fixed} for {names[label]}' for label, fixed in repaired.items()])
+        notes.append(f'Labels in UTF-8 that a program had read in another encoding are repaired: {pairs}.')
+    return names | repaired, notes
+
+
+def _key(name):
+    "What the spellings of a class have in common; `a` and `A` are two classes"
+    clean = clean_name(name)
+    return clean.lower() if len(clean) > 1 else clean
+
+
+def with_known_names(
+    table: pd.DataFrame,  # with the column label
+    classes: Iterable[str],  # that a model knows
+) -> pd.DataFrame:  # `attrs['notes']` says which spellings were replaced
+    "The images with the known spelling of a class where only case, blanks or Unicode form differ"
+    known = {_key(name): name for name in classes} | {name: name for name in classes}
+    names = {label: known.get(label) or known.get(_key(label), label) for label in table.label.dropna().unique()}
+    result = table.assign(label=table.label.map(names).astype(object).where(table.label.notna(), None))
+    lines = [f'{_visible(label)} is the class {_visible(name)}' for label, name in names.items() if label != name]
+    result.attrs['notes'] = [*table.attrs.get('notes', []), *([f'{format_list(lines, 5, "; ")}.'] if lines else [])]
+    return result
+
+
 def unify_names(
     labels: list,  # of the images; None for an unlabelled one
 ) -> tuple[list, list[str]]:  # the labels with one spelling for each class, and sentences about what was merged
@@ -37,8 +92,7 @@ def unify_names(
     counts = Counter(label for label in labels if label is not None)
     spellings = defaultdict(list)
     for name in sorted(counts, key=lambda name: (-counts[name], name)):
-        clean = clean_name(name)
-        spellings[clean.lower() if len(clean) > 1 else clean].append(name)
+        spellings[_key(name)].append(name)
     names = {name: clean_name(group[0]) or name for group in spellings.values() for name in group}
     merged = [group for group in spellings.values() if len(group) > 1]
     lines = [' and '.join(f'{_visible(name)} ({counts[name]:,})' for name in group) for group in merged]
@@ -139,12 +193,28 @@ def describe_similar_names(
 ) -> list[str]:  # a sentence, or nothing
     "What to say about class names that are nearly the same"
     counts = Counter(label for label in labels if label is not None)
-    pairs = similar_names(counts)
+    notes, pairs = list(_describe_numbered(counts)), similar_names(counts)
     if not pairs:
-        return []
+        return notes
     lines = format_list((f'{_visible(a)} ({counts[a]:,}) and {_visible(b)} ({counts[b]:,})' for a, b in pairs), 5, '; ')
     count = format_count(len(pairs), 'pair')
-    return [f'Nearly the same name, perhaps a typing error or a copy ({count} of classes, not merged): {lines}.']
+    notes.append(f'Nearly the same name, perhaps a typing error or a copy ({count} of classes, not merged): {lines}.')
+    return notes
+
+
+_number = re.compile(r'(.*[^\W\d])[-_ .(]*\d+\)?')
+
+
+def _describe_numbered(counts):
+    "A sentence about names such as `oak_1`, `oak_2` and `elm_1`, which may be parts of classes"
+    matches = {name: _number.fullmatch(name) for name in counts}
+    stems = Counter(match[1].lower() for match in matches.values() if match)
+    if all(matches.values()) and 1 < len(stems) < len(counts):
+        parts = [name for name in sorted(counts) if stems[matches[name][1].lower()] > 1]
+        yield (
+            f'These classes differ only in their number: {format_list(parts)}. If they are parts of one class, put '
+            'their images into one folder.'
+        )
 
 # %% ../../nbs/data/class_names.ipynb #4c19ca54
 def with_clear_names(
@@ -152,7 +222,9 @@ def with_clear_names(
 ) -> pd.DataFrame:  # the same with one spelling for each class; `attrs['notes']` says what was merged
     "The images with one spelling for each class"
     labels = table.label.where(table.label.notna(), None).tolist()
-    clear, notes = unify_names(labels)
+    plain, notes = _plain_names([label for label in labels if label is not None])
+    clear, more = unify_names([plain.get(label) for label in labels])
+    notes += more
     result = table.assign(label=pd.Series(clear, index=table.index, dtype=object))
     result.attrs['notes'] = [*table.attrs.get('notes', []), *notes, *describe_similar_names(clear)]
     return result

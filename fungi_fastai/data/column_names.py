@@ -25,16 +25,17 @@ usual_columns = {
     'imgpath imgname photopath photoname imageid imgid photoid fname imagefilepath localpath relativepath datei '
     'dateiname bild bilddatei fichier archivo bestand bestandsnaam immagine imagem imagen файл фото '
     '文件 文件名 图片 图像 画像 id uuid name',
-    'label': 'label labels class classname cls category species genus target speciesname scientificname taxon '
-    'taxonname acceptedscientificname canonicalname binomial taxonspeciesname dx diagnosis disease breed variety '
-    'cultivar art klasse artname espece especie categoryname labelname commonname vernacularname genusname classid '
-    'labelid categoryid speciesid taxonid classlabel choice pilzart baumart pflanzenart tierart soort etiqueta '
+    'label': 'label labels class classname cls category species target speciesname scientificname taxon taxonname '
+    'acceptedscientificname canonicalname binomial taxonspeciesname specificepithet genus dx diagnosis disease breed '
+    'variety cultivar art klasse artname espece especie categoryname labelname commonname vernacularname genusname '
+    'classid labelid categoryid speciesid taxonid classlabel choice pilzart baumart pflanzenart tierart soort etiqueta '
     'etichetta etiquette clase classe especies вид класс метка 标签 类别 物种 种 ラベル 種',
     'group': 'group specimen observation specimenid observationid observationuuid individual individualid patient '
     'patientid subject subjectid plantid treeid animalid fruitbodyid lesion lesionid case caseid sequence sequenceid '
     'seqid burst burstid slideid voucher vouchernumber collectionnumber catalognumber occurrenceid gbifid coreid '
     'obsid specimenno specimennumber beleg fund fundid plant plantno plantnumber tree mushroom fruitbody fruitingbody '
-    'sporocarp animal collection sample sampleid colony echantillon specimennummer 标本',
+    'sporocarp animal collection sample sampleid colony echantillon specimennummer exemplar individuum pflanze baum '
+    'pilz accession isolate 标本',
     'split': 'split given set subset foldname partition usage phase datasplit datasetsplit splitname settype traintest '
     'trainvaltest traintestsplit dataset stage mode part',
 }

@@ -15,7 +15,7 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
 from .column_names import find_columns, plain_name, usual_columns
-from .label_values import without_boxes
+from .label_values import unknown_words, without_boxes
 from .split_words import looks_like_split, split_of, splits_of, words_of
 from .table_text import line_numbers
 
@@ -25,9 +25,16 @@ _taxonomic_class = re.compile(  # of fungi, plants and algae; of animals
     r'.*(?:mycetes|opsida|phyceae)|aves|mammalia|insecta|reptilia|amphibia|arachnida|actinopterygii|gastropoda', re.I
 )
 _things = frozenset(
-    'group plant tree mushroom fruitbody fruitingbody sporocarp animal collection sample colony'.split()
+    'group plant tree mushroom fruitbody fruitingbody sporocarp animal collection sample colony exemplar individuum '
+    'pflanze baum pilz accession isolate'.split()
 )
-_no_specimen = frozenset(' na n/a n.a. nan null none - -- --- ? . unknown missing unbekannt k.a. #n/a <na>'.split(' '))
+_specimen_words = _things - {'group'} | frozenset(
+    'specimen observation individual patient subject lesion case sequence burst slide voucher occurrence beleg fund '
+    'echantillon tier herbarium barcode culture plate dish tray capture'.split()
+)
+_number_words = frozenset('id ids no nr num number nummer numero code uuid key identifier barcode'.split())
+_no_split = frozenset(' na n/a n.a. nan null none - -- --- ? . unknown missing unbekannt k.a. #n/a <na>'.split(' '))
+_no_specimen = unknown_words | _no_split | frozenset('#nv n.d. s.n. nodata notrecorded -9 -99 -999 -9999'.split())
 
 
 def choose_label(
@@ -53,10 +60,14 @@ def choose_label(
         notes.append(f'The labels in {best} are numbers; their names are read from the column {named}.')
         best = named
     others = [column for column in table.columns if column not in taken]
+    name = by_name.get('id')
+    if best is None and not classes and name in others and 1 < table[name].nunique() < len(table):
+        best = name  # beside a column of images, an `Id` that repeats is not theirs
     if best is None and all(re.fullmatch(r'column \d+', name) for name in table.columns):  # there is no header
         repeated = [name for name in others if 1 < table[name].nunique() < len(table)]
         best = others[0] if len(others) == 1 else repeated[0] if len(repeated) == 1 else None
     if best is None and classes:
+        others = [name for name in others if name not in _group_columns(table.columns)]
         best = next((name for name in others if _holds_classes(table[name], classes)), None)
     return best, notes if best else []
 
@@ -161,7 +172,7 @@ def choose_group(
     label: str | None = None,  # the column of the labels
 ) -> str | None:
     "The column of the specimens by name and content, or None"
-    for column in find_columns(table.columns, 'group'):
+    for column in _group_columns(table.columns):
         values = table.loc[~is_missing(table[column]), column]
         number = values.nunique()
         is_usual = plain_name(column) in usual_columns['group'][:5]
@@ -175,15 +186,27 @@ def choose_group(
     return None
 
 
+def _group_columns(columns):
+    "The columns that are named like specimens: by a usual name, or by words such as `tray_id` and `No. of voucher`"
+    usual = find_columns(columns, 'group')
+    return [*usual, *(column for column in columns if column not in usual and _names_specimens(column))]
+
+
+def _names_specimens(column):
+    words = set(words_of(column)) - {'of', 'the'}
+    return bool(words & _specimen_words and words & _number_words) and words <= _specimen_words | _number_words
+
+
 def is_missing(
     values: pd.Series,  # of text
 ) -> pd.Series:  # of bool
     "Whether a cell names no specimen"
-    return values.str.lower().isin(_no_specimen)
+    lower = values.str.lower()
+    return lower.isin(_no_specimen) | lower.str.replace(' ', '').isin(_no_specimen)
 
 # %% ../../nbs/data/columns.ipynb #bbbfed30
 _answers_to = {'train': ('train', 'test'), 'valid': ('valid', 'train'), 'test': ('test', 'train')}  # of True, of False
-_question_words = frozenset('is in use used image img images belongs'.split())
+_question_words = frozenset('is in use used image img images belongs flag'.split())
 
 
 def _question(column):
@@ -193,7 +216,8 @@ def _question(column):
     return _answers_to.get(split_of(words) or split_of(name))
 
 
-_truth = dict.fromkeys('true 1 1.0 yes t y'.split(), True) | dict.fromkeys('false 0 0.0 no f n'.split(), False)
+_truth = dict.fromkeys('true 1 1.0 yes t y x ✓ ✔ wahr ja vrai oui verdadero sí si vero'.split(), True)
+_truth |= dict.fromkeys('false 0 0.0 no f n falsch nein faux non falso'.split(), False)
 _firm = frozenset(
     'split given subset foldname partition datasplit datasetsplit splitname settype traintest trainvaltest '
     'traintestsplit'.split()
@@ -233,7 +257,7 @@ def choose_splits(
 
 def _holds_splits(table, column):
     "Whether a column holds the names of splits, by its name or by its values"
-    values = [value for value in table[column].unique() if value and value.lower() not in _no_specimen]
+    values = [value for value in table[column].unique() if value and value.lower() not in _no_split]
     is_firm = plain_name(column) in _firm and values
     return bool(is_firm or len(values) < 20 and looks_like_split(values) and not _answers(table[column]))
 
@@ -269,7 +293,7 @@ def _numbers_folds(values):
 
 
 def _answers(values):
-    return {value.lower() for value in values.unique()} <= {*_truth, *_no_specimen}
+    return {value.lower() for value in values.unique()} <= {*_truth, *_no_split}
 
 
 def read_splits(
@@ -286,7 +310,7 @@ def read_splits(
             splits[(answers == False) & (splits == '')] = no  # noqa: E712
             splits[answers == True] = yes  # noqa: E712
             continue
-        values = {value: value for value in table[column].unique() if value and value.lower() not in _no_specimen}
+        values = {value: value for value in table[column].unique() if value and value.lower() not in _no_split}
         known = splits_of(values)
         if unknown := [value for value in values if not known[value]]:
             rows = table.index[table[column].isin(unknown)]

@@ -20,11 +20,13 @@ from .split_words import contains_split_word, says_nothing, words_of
 # %% ../../nbs/data/companions.ipynb #d2881c8f
 _companion_words = frozenset(
     'mask masks segmask segmasks segmentation segmentations segmentationclass segmentationobject trimap trimaps '
-    'groundtruth gt annotation annotations label labels thumb thumbs thumbnail thumbnails preview previews'.split()
+    'groundtruth gt annotation annotations label labels thumb thumbs thumbnail thumbnails preview previews resizes '
+    'depth depths overlay overlays heatmap heatmaps maske masken masque masques máscara máscaras maschera maschere '
+    'miniatur miniaturen vorschau vorschaubilder vignette vignettes miniatura miniaturas'.split()
 )
 _ending = re.compile(
     r'[-_. ](?:(?:masks?|seg|segmentation|gt|groundtruth|trimap|thumb|thumbnail|tn|preview|overlay|heatmap|gradcam|'
-    r'bbox)(?:[-_]?\d+)?|\d{2,4}x\d{2,4})$',
+    r'bbox|annotated|labelled|labeled|marked|depth)(?:[-_]?\d+)?|\d{2,4}x\d{2,4})$',
     re.IGNORECASE,
 )
 _beginning = re.compile(r'^(?:mask|seg|gt|thumb|thumbnail|tn|preview|overlay|heatmap|gradcam)[-_. ]+', re.IGNORECASE)
@@ -36,6 +38,8 @@ def is_companion_name(
 ) -> bool:
     "Whether a folder has a name for masks or previews, such as `train_masks`"
     words = words_of(name)
+    if ''.join(words) in _companion_words:  # `SegmentationClass`
+        return True
     is_plain = all(word in _companion_words or says_nothing(word) or contains_split_word(word) for word in words)
     return is_plain and any(word in _companion_words for word in words)
 

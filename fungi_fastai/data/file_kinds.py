@@ -11,12 +11,9 @@ __all__ = ['image_extensions', 'is_image_name']
 import os
 import re
 import struct
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
-
-from ..core.progress import format_count
+from pathlib import Path
 
 # %% ../../nbs/data/file_kinds.ipynb #2b6a80fd
 image_extensions = frozenset(
@@ -39,7 +36,6 @@ unread_extensions = frozenset(
 )
 # tables that are not read
 unread_tables = tuple('.ods .xls .xlsb .numbers .dbf .sav .rds .feather .csv.gz .tsv.gz .csv.bz2'.split())
-_packed_image = re.compile(r'\.(jpe?g|png|tiff?|bmp|webp|gif)\.(gz|bz2|xz|zst|crdownload|part|download|tmp)$')
 # files that are certainly no images, so they are not opened to look
 _other_extensions = frozenset(
     """.csv .tsv .txt .json .jsonl .ndjson .md .xml .html .htm .yaml .yml .toml .ini .cfg .log .rtf .tex .bib .pdf .doc
@@ -71,8 +67,8 @@ class FileKind:
 _export = 'Export it as JPEG or TIFF.'
 _raw_advice = "Export it as JPEG or TIFF with the camera's software, darktable or RawTherapee."
 _rename = 'Give it the extension of its format, or move it away.'
-_heic = FileKind('a HEIC image', 'HEIF', "To read HEIC, run pip install 'fungi_fastai[heic]', or save it as JPEG.")
-_avif = FileKind('an AVIF image', 'AVIF', 'To read AVIF, run pip install --upgrade pillow, or save it as JPEG.')
+heic_kind = FileKind('a HEIC image', 'HEIF', "To read HEIC, run pip install 'fungi_fastai[heic]', or save it as JPEG.")
+avif_kind = FileKind('an AVIF image', 'AVIF', 'To read AVIF, run pip install --upgrade pillow, or save it as JPEG.')
 _lfs_advice = 'The file itself was not downloaded: run `git lfs pull` in its repository.'
 _page_advice = 'It was most likely saved in place of a file whose download failed. Download it again.'
 _video = FileKind('a video', advice='Save single frames of it as JPEG.')
@@ -142,17 +138,21 @@ _signatures = (  # where the bytes stand, the bytes, and what they tell; the fir
     (0, b'L\0\0\0\x01\x14\x02\0', FileKind('a Windows shortcut to a file', advice='Copy the file itself.')),
     (0, b'book\0\0\0\0mark', FileKind('a Mac alias of a file', advice='Copy the file itself.')),
     (0, b'\x7fELF', FileKind('a program', advice='Do not open it.')),
+    (0, b'SQLite format 3', FileKind('a database (SQLite)', advice='Export the images or the table that it holds.')),
+    (0, b'MATLAB 5.0', FileKind('a file of MATLAB', advice='Save each image as PNG or TIFF.')),
     (0, b'PAR1', FileKind('a Parquet table', advice='Give the table itself as the source.')),
 )
 _patterns = (  # where a few bytes alone could also begin a text
     (rb'BM.{4}\0{4}', FileKind('a BMP image', 'BMP')),
     (rb'P[1-6]\s(\s|#[^\n]*\n)*\d+\s', FileKind('a PPM image', 'PPM')),
     (rb'BZh[1-9]1AY&SY', FileKind('a file compressed with bzip2', advice='Unpack it (bunzip2).')),
+    (rb'\x80[\x02-\x05][^\n]', FileKind('a Python pickle', advice='Save each image as PNG or JPEG.')),
+    (rb'\0\0[\x08-\x0e][\x01-\x04]', FileKind('an array as MNIST has it (IDX)', advice='Save each image as PNG.')),
     (rb'MZ[^\n]{2}\0', FileKind('a Windows program', advice='Do not open it.')),
 )
 _brands = {  # the type of a file in the format of MP4, of which HEIC and AVIF are kinds
-    **dict.fromkeys(['heic', 'heix', 'hevc', 'hevx', 'heim', 'heis', 'hevm', 'hevs'], _heic),
-    **dict.fromkeys(['avif', 'avis'], _avif),
+    **dict.fromkeys(['heic', 'heix', 'hevc', 'hevx', 'heim', 'heis', 'hevm', 'hevs'], heic_kind),
+    **dict.fromkeys(['avif', 'avis'], avif_kind),
     'crx ': FileKind('a Canon RAW image (CR3)', advice=_raw_advice),
 }
 
@@ -188,7 +188,7 @@ def _container_kind(start):
     brands = [start[8:12], *(start[i : i + 4] for i in range(16, end, 4))]
     known = (_brands.get(brand.decode('latin-1')) for brand in brands)
     kind = next((kind for kind in known if kind), None)
-    return kind or (_heic if brands[0] in (b'mif1', b'msf1') else _video)
+    return kind or (heic_kind if brands[0] in (b'mif1', b'msf1') else _video)
 
 
 def _is_raw_tiff(start):
@@ -313,47 +313,3 @@ def unreadable_reason(
     if 0 < (at := start.find(b'\xff\xd8\xff')) < 1024 or 0 < (at := start.find(b'\x89PNG\r\n')) < 1024:
         return f'has {at:,} stray bytes before the image. Download it again.'
     return 'is not an image: its first bytes belong to no format that is known here.'
-
-# %% ../../nbs/data/file_kinds.ipynb #b72da91c
-def format_notes(
-    names: list,  # of all files, without their paths
-) -> list[str]:  # sentences
-    "What a set holds that cannot be read on this machine, by the names of its files"
-    suffixes = Counter(os.path.splitext(name)[1].lower() for name in names)
-    notes = []
-    unread = {suffix: count for suffix, count in sorted(suffixes.items()) if suffix in unread_extensions}
-    if unread:
-        kinds = ', '.join(f'{count:,} {suffix}' for suffix, count in unread.items())
-        notes.append(
-            f'Not read: {format_count(sum(unread.values()), "image")} in formats of cameras and programs ({kinds}). '
-            'Export them as JPEG.'
-        )
-    if packed := [name for name in names if _packed_image.search(name.lower())]:
-        notes.append(
-            f'Not read: {format_count(len(packed), "image")} that are compressed, or whose download did not end, such '
-            f'as {packed[0]}.'
-        )
-    for kind, extensions in ((_heic, ('.heic', '.heif', '.hif')), (_avif, ('.avif',))):
-        count = sum(suffixes[extension] for extension in extensions)
-        if count and kind.format not in readable_formats():
-            name = kind.name.split()[1]
-            notes.append(f'Not read: {format_count(count, f"{name} image")}. {kind.advice}')
-    return notes
-
-# %% ../../nbs/data/file_kinds.ipynb #3a052b13
-def nothing_found(
-    root,  # a folder or archive
-    files: list,  # the paths in it, each a tuple of parts
-) -> str:
-    "The message for a folder or archive without images"
-    if not files:
-        return f'{root} is empty. Expected a folder with a folder of images for each class.'
-    kinds = Counter(PurePosixPath(f[-1]).suffix.lower() or 'no extension' for f in files).most_common(3)
-    expected = ' '.join(sorted(extension[1:] for extension in image_extensions))
-    notes = [f' {note}' for note in format_notes([parts[-1] for parts in files])]
-    return (
-        f'{root} holds no images: {format_count(len(files), "file")}, of which '
-        + ', '.join(f'{n:,} {kind}' for kind, n in kinds)
-        + f'. Expected a folder of images for each class, in one of the formats {expected}.'
-        + ''.join(notes)
-    )

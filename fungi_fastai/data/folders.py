@@ -20,7 +20,8 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
-from .file_kinds import nothing_found, unread_tables
+from .file_kinds import unread_tables
+from .unread_files import nothing_found
 from .companions import leave_out_companions
 from .label_values import describe_doubtful
 from .side_folders import leave_out_side_folders
@@ -254,20 +255,22 @@ def _no_labels(tree, images, label):
 
 
 _unread_labels = (*'.mat .xml .yaml .yml .db .sqlite .pkl .npy .h5 .lst .json'.split(), *unread_tables)
+_marked = r'([^/]+)-!-'  # in a project of Teachable Machine
 _numbered = r'([^/]*?)[-_. !]*\(?\d[^/]*$'
 
 
 def _texts_of_images(tree, images):
-    "The names of texts that are called like images, such as those of YOLO"
+    "The names of texts that are called like images, such as those of YOLO and of a WebDataset"
     stems = {os.path.splitext(name.rpartition('/')[2])[0] for name in images.name}
-    texts = [parts[-1] for parts in tree.files if parts[-1].lower().endswith('.txt')]
+    texts = [parts[-1] for parts in tree.files if parts[-1].lower().endswith(('.txt', '.cls'))]
     return [name for name in texts if name[:-4] in stems]
 
 
 def _numbered_names(names):
     "The flag for names such as `amanita_012.jpg`, with the classes that it gives"
-    classes = Counter(match[1] for name in names if (match := re.search(_numbered, name)) and match[1])
+    pattern = _marked if names.str.contains('-!-').all() else _numbered
+    classes = Counter(match[1] for name in names if (match := re.search(pattern, name)) and match[1])
     suits = 1 < len(classes) <= len(names) / 2 and 1.1 * classes.total() > len(names)
     if not suits:
         return ' (--label)'
-    return f": --label '{_numbered}' gives {format_count(len(classes), 'class')} ({format_list(sorted(classes), 3)})"
+    return f": --label '{pattern}' gives {format_count(len(classes), 'class')} ({format_list(sorted(classes), 3)})"

@@ -10,6 +10,7 @@ __all__ = []
 # %% ../../nbs/data/inner_tables.ipynb #0c7858e1
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -18,12 +19,14 @@ from ..core.errors import UserError
 from ..core.progress import format_count, format_list
 from .split_words import says_nothing, split_of, splits_of, words_of
 from .folders import describe_unlabelled, read_folder
+from .class_tables import read_class_tables
 from .label_names import label_names
 from .table_files import may_name_images, names_split, table_extensions
 from .tables import read_table
 from .tree import Tree
 
 # %% ../../nbs/data/inner_tables.ipynb #993118e7
+_most_texts = 200  # in a folder; YOLO writes one for each image
 _deepest = 3  # parts of the path of a table: in the folder, or below one or two folders
 
 
@@ -33,6 +36,8 @@ def tables_in(
     "The tables in a folder that may hold labels"
     endings = tuple(table_extensions)
     tables = [parts for parts in tree.files if len(parts) <= _deepest and parts[-1].lower().endswith(endings)]
+    texts = Counter(parts[:-1] for parts in tables if parts[-1].lower().endswith('.txt'))
+    tables = [parts for parts in tables if texts[parts[:-1]] < _most_texts or not parts[-1].lower().endswith('.txt')]
     files = [Path(path) for parts in tables if (path := tree.path(parts))]
     return [file for file in files if may_name_images(file)]
 
@@ -151,6 +156,11 @@ def compare_tables(
         pairs = both[['label', 'label_table']].dropna().drop_duplicates()[: None if labels else 0]
         if 2 * len(both) < min(len(images), len(table)):
             unread[tree.root / name] = ''
+        elif not len(pairs) and len(both) and labels and (both.group_table == both.label).all():
+            raise UserError(
+                f'The folders in {tree.root} are the specimens of {name}, and no column of it looks like labels. Give '
+                f'the table as the source, with the column of the labels: {_file_of(tree, name)} --label COLUMN.'
+            )
         elif _are_same_classes(pairs, set(images.label)):
             images, used = _with_details(_with_columns(images, table), both, pairs)
             images, more = _with_labels(name, images, both, pairs) if labels else (images, [])
@@ -300,6 +310,8 @@ def read_inner_table(
     "The images of a folder with the labels that a table in it gives. Raises `UserError`"
     tables, details, unread = _read_tables(tree, group, column, split)
     labelled = {file: table for file, table in tables.items() if table.label.notna().any()}
+    if not labelled and (joined := read_class_tables(tree, images, column)) is not None:
+        return _with_other_images(joined, images)
     if labelled and len(tables) > 1 and _splits_of_files(tables):
         labelled = tables  # one of the test set may have no labels
     lists = {file: table for file, table in tables.items() if file not in labelled and file.suffix == '.txt'}

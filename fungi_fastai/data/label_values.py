@@ -67,7 +67,7 @@ def without_boxes(
     return values.map(names).fillna(''), [f'The labels in {values.name} are followed by boxes, which are not read.']
 
 # %% ../../nbs/data/label_values.ipynb #d94c7286
-_unknown = frozenset(
+unknown_words = frozenset(
     'na n/a n.a. #n/a nan null none nil - -- --- ? ?? . -1 unknown unidentified unclassified unlabelled unlabeled '
     'missing undetermined indet indet. unsure unbekannt unbestimmt unsicher k.a. tbd todo inconnu desconocido '
     'undefined unsorted unassigned unnamed tosort tolabel tobelabelled tobelabeled misc miscellaneous newfolder '
@@ -87,7 +87,7 @@ def describe_doubtful(
     "Sentences about classes with a name for missing labels, or for images that were removed"
     for value, number in Counter(value for value in values if value).items():
         plain = re.sub(r'[-_ ]+', '', value.lower())
-        meaning = f'If it means that the label is unknown, {advice}.' if {value.lower(), plain} & _unknown else ''
+        meaning = f'If it means that the label is unknown, {advice}.' if {value.lower(), plain} & unknown_words else ''
         meaning = meaning or 'If it is no class, move these images elsewhere.' * (plain in _removed)
         if meaning:
             yield f'The label {value} ({format_count(number, unit)}) was read as the name of a class. {meaning}'

@@ -261,12 +261,22 @@ def _mark_inner(tree, level, are_specimens, roles, words, around):
         roles.notes.append(f'{len(inner):,} folders inside the classes are specimens (groups), such as {example}/.')
         return
     mixed = [node for node in level if node.children]
+    classes = {node.name.lower() for node in level}
+    if other := next((child for child in inner if child.name.lower() in classes), None):
+        problem = (
+            f'{"/".join(min(other.folders))}/ stands in one class and is named like another. Move it there, if its '
+            'images belong there.'
+        )
+        raise ambiguous(tree, problem, [around('/'.join(words))])
     total = sum(map(_count, inner))
     if total > sum(node.images for node in mixed) and 2 * len(mixed) >= len(level) and len(inner) > 1:
         problem = f'{mixed[0].name}/ holds images and the folders {format_list(sorted(mixed[0].children))}.'
         raise ambiguous(tree, problem, [around('/'.join(words)), around('**/class')])
     names = format_list(sorted('/'.join(min(node.folders)) + '/' for node in inner))
-    roles.notes.append(f'{format_count(total, "image")} in folders inside a class belong to that class: {names}.')
+    roles.notes.append(
+        f'{format_count(total, "image")} in folders inside a class belong to that class: {names}. '
+        'Move those that do not elsewhere.'
+    )
 
 
 def _count(node):

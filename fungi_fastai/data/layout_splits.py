@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
 from .layout import apply_layout
-from .split_words import contains_split_word, looks_like_split, says_nothing, split_of, splits_of
+from fungi_fastai.data.split_words import (
+    contains_split_word,
+    looks_like_split,
+    says_nothing,
+    split_of,
+    splits_of,
+    words_of,
+)
 
 # %% ../../nbs/data/layout_splits.ipynb #59d27da1
 class AmbiguousLayoutError(UserError):
@@ -105,7 +112,14 @@ def _refuse_unknown_splits(tree, start, roles):
 
 
 def _mark_one(tree, folder, split, roles):
-    "Mark a split folder, and folders such as `train/train` in it"
+    "Mark a split folder, and folders such as `train/train` in it, or the splits in `train_val/`"
+    inside = {one: split_of(one[-1]) for one in tree.inside(folder)}
+    if {'train', 'valid'} <= {*map(split_of, words_of(folder[-1]))} and set(inside.values()) == {'train', 'valid'}:
+        roles.of[folder] = 'none'
+        roles.of |= dict.fromkeys(inside, 'split')
+        roles.splits |= inside
+        roles.notes.append(f'{folder[-1]}/ holds two splits.')
+        return
     roles.of[folder] = 'unlabelled' if split == 'unlabelled' else 'split'
     if split != 'unlabelled':
         roles.splits[folder] = split
@@ -166,20 +180,23 @@ def _mark_splits_of_classes(tree, holders, roles):
     "Splits inside the classes: `Amanita/train`"
     parents = {holder[:-1] for holder in holders}
     siblings = [folder for parent in parents for folder in tree.inside(parent)]
-    names = {inside[-1] for holder in holders for inside in tree.inside(holder)}
-    splits = splits_of(sorted(names))
-    if unknown := [name for name in sorted(names) if not splits[name]]:
-        raise ambiguous(
-            tree,
-            f'{unknown[0]}/ stands beside {format_list([name for name in splits if splits[name]])} in '
-            f'{"/".join(holders[0])}/, and its name is not understood as a split.',
-            ['class', 'class/split'],
-        )
+    splits = {}
+    for holder in holders:  # the names of one class may share a word: `oak/oak_train`
+        names = splits_of(inside[-1] for inside in tree.inside(holder))
+        splits |= names
+        if unknown := [name for name, split in names.items() if not split]:
+            raise ambiguous(
+                tree,
+                f'{unknown[0]}/ stands beside {format_list([name for name in names if names[name]])} in '
+                f'{"/".join(holder)}/, and its name is not understood as a split.',
+                ['class', 'class/split'],
+            )
     without = []
     for folder in siblings:
-        inside = [one for one in tree.inside(folder) if splits.get(one[-1])]
-        for one in inside:
-            _mark_one(tree, one, splits[one[-1]], roles)
+        inside = {one: splits.get(one[-1]) or split_of(one[-1]) for one in tree.inside(folder)}
+        inside = {one: split for one, split in inside.items() if split}
+        for one, split in inside.items():
+            _mark_one(tree, one, split, roles)
         if not inside:
             without.append(folder)
     described = ', '.join(f'{name}/ ({split})' for name, split in splits.items())

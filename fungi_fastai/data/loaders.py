@@ -39,6 +39,8 @@ class OpenPhoto(Transform):
     "Open a path, a Pillow image, an array or bytes as fastai's `PILImage`, at the scale of the canvas"
 
     input_types = (str, Path, Image.Image, np.ndarray, torch.Tensor, bytes)  # for fastai's `predict` and `test_dl`
+    # while fastai makes loaders, which asks for the type of the first image: a finished run may have lost its images
+    gives_type_only = False
 
     def __init__(
         self,
@@ -63,6 +65,8 @@ class OpenPhoto(Transform):
         return read_pixels(source, self.canvas, self.method)
 
     def encodes(self, source):
+        if self.gives_type_only:
+            return PILImage(Image.new('RGB', (1, 1)))
         return PILImage(Image.fromarray(self.read(source)))
 
 
@@ -273,7 +277,10 @@ def make_loaders(
     _check_trainable(used, vocab)
     block = photo_block(size, augment, vocab, resize, cache)
     train_bs = min(bs, int((used.split == 'train').sum()))
+    opener = next(one for one in block.type_tfms[0] if isinstance(one, OpenPhoto))
+    opener.gives_type_only = True
     dls = block.dataloaders(used, bs=train_bs, val_bs=2 * bs, num_workers=workers, device=device)
+    opener.gives_type_only = False
     dls.train.balance(balance, dls.train._item_targets().numpy())
     return dls
 

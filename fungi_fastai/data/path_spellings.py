@@ -11,6 +11,8 @@ __all__ = []
 import re
 from urllib.parse import unquote
 
+from .class_names import repair_encoding
+
 # %% ../../nbs/data/path_spellings.ipynb #52a4c5e3
 def _without_query(path):
     "Without what follows a question mark; the path itself may be a parameter, as in Label Studio"
@@ -27,5 +29,10 @@ def _without_thousands(path):
     return re.sub(r'\D', '', path) if re.fullmatch(r"\d{1,3}(?:[,.'’\xa0\u202f ]\d{3})+", path) else path
 
 
+def _repaired(path):
+    "A name in UTF-8 that a program read as if it were in another encoding and saved again: `FÃ¶hre` for `Föhre`"
+    return repair_encoding(path) or path
+
+
 # in the order in which they are tried, one after the other
-spellings = (_without_query, unquote, _without_upload, _without_thousands)
+spellings = (_without_query, unquote, _without_upload, _without_thousands, _repaired)

@@ -354,13 +354,14 @@ def summary_text(
     show: int = 3,  # files named for each problem
 ) -> str:  # lines, to print
     "A report to read: what the set holds, what is wrong, in which files, and what happens to them"
-    facts, policy = summary(items, policy), set(policy)
+    facts, policy, shortcuts = summary(items, policy), set(policy), items.attrs.get('shortcuts', [])
+    quality = quality_lines(find_quality(items), show)
     problems = {name: count for name, count in facts['problems'].items() if count}
     lines = [*_overview_lines(facts), '']
     if facts['notes']:
         lines += [*facts['notes'], '']
     if not problems:
-        lines.append('No problems found.')
+        lines.append('No problems with files or labels.' if quality or shortcuts else 'No problems found.')
     for name, count in problems.items():
         lines.append(f'{count:>7,} {name:<15} {problem_meanings[name]}; {problem_action(name, policy)}')
         if name == 'small_class':
@@ -368,10 +369,9 @@ def summary_text(
         else:
             rows = items[has_problem(items, name)].head(show)
             lines += _indented([_describe_file(row, name, items) for _, row in rows.iterrows()], count, show)
-    if quality := quality_lines(find_quality(items), show):
-        lines += ['', *quality]
+    lines += ['', *quality] if quality else []
     labelled = facts['images'] - facts['unlabelled']
-    lines += ['', *items.attrs['shortcuts']] if items.attrs.get('shortcuts') else []
+    lines += ['', *shortcuts] if shortcuts else []
     lines += ['', f'{facts["used"]:,} of {format_count(labelled, "labelled image")} used. Files are never changed.']
     return '\n'.join(lines)
 

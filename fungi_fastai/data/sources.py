@@ -39,6 +39,7 @@ from .parquet_images import describe_unpacked, holds_images, unpack_images
 from .table_files import table_extensions
 from .tables import read_table
 from .tree import is_visible, walk_tree
+from .unread_files import reason_by_content, reason_by_name
 
 # %% ../../nbs/data/sources.ipynb #0bb376a5
 _kinds = dict(
@@ -87,9 +88,7 @@ class Source:
         if isinstance(x, pd.DataFrame):
             x = _save_table(x, column)
         if not isinstance(x, (str, os.PathLike)):
-            raise UserError(
-                f"A source is a path, a DataFrame, a name on Kaggle or 'sample'; given was a {type(x).__name__}."
-            )
+            raise UserError(f"A source is a path, a DataFrame, a name on Kaggle or 'sample', not {type(x).__name__}.")
         kind, location = _kind_and_location(str(x).strip(), sample)
         for pattern, what in ((label, 'label'), (group, 'group')):  # check a pattern before a download
             if pattern not in ('', 'folder') and kind != 'csv':
@@ -193,8 +192,16 @@ class Source:
                     raise
                 return error.images, inside
             return table, inside
+        if not any(Path(parts[-1]).suffix.lower() in table_extensions for parts in tree.files):
+            images.attrs['notes'] += self._unused_columns()
         is_chosen = self.label != 'folder' or self.layout != auto_layout
         return compare_tables(tree, images, **columns, labels=labels and not is_chosen), inside
+
+    def _unused_columns(self):
+        "Sentences about the columns that were chosen, of images without a table"
+        columns = {'column of paths': self.column, 'column of the split': self.split.replace('none', '')}
+        unused = {what: name for what, name in columns.items() if name}
+        return [f'The {what}, {name!r}, is not used: {self.location} holds no table.' for what, name in unused.items()]
 
     def _corrections(self, inside):
         "The files of corrections, those of subfolders first; the one beside an archive or a table comes last"
@@ -275,7 +282,7 @@ def _kind_and_location(text, sample):
         )
     if text == 'sample' or text.startswith('sample:'):
         return 'sample', _sample_kind(text.partition(':')[2] or sample)
-    path = Path(os.path.expanduser(text))
+    path = Path(os.path.expanduser(text.removeprefix('file://')))
     if os.path.isdir(path):
         return 'csv' if holds_images(path) else 'folder', os.path.abspath(path)
     if os.path.exists(path):
@@ -284,9 +291,10 @@ def _kind_and_location(text, sample):
         return 'competition', match[1]
     if match := re.match(r'(?:https?://)?(?:www\.)?kaggle\.com/(.*)', text):
         return _kaggle_address(text, match[1])
-    if re.match(r'https?://', text):
+    if re.match(r'(?!file:)\w+://|www\.|git@', text):
         raise UserError(
-            f'{text} is not an address on kaggle.com. Download it yourself and give the file: --source path/to.zip.'
+            f'{text} is an address, and data sets are downloaded from kaggle.com only. Download it yourself, and give '
+            'the folder or the file. (The images that a table or an export of iNaturalist or GBIF names: fungi fetch.)'
         )
     if re.fullmatch(r'[A-Za-z0-9][\w-]*/[\w-]+(/\d+)?', text) and not os.path.exists(path.parent):
         return 'kaggle', text
@@ -319,12 +327,14 @@ def _file_kind(path):
         raise UserError(
             f'{path} is a table in a format that is not read. Save it as Excel (.xlsx) or as a CSV in UTF-8.'
         )
-    if is_archive(path):
-        return 'zip'
     if is_image_name(path):
         raise UserError(f'{path} is a single image. A source is a folder with a folder for each class, a zip or a CSV.')
+    reason = reason_by_name(path)
+    if not reason and is_archive(path):
+        return 'zip'
+    reason = reason or reason_by_content(path) or 'is no source.'
     raise UserError(
-        f'{path} is no source. Expected a folder, an archive ({" ".join(archive_extensions)}) or a table ('
+        f'{path} {reason} Expected a folder, an archive ({" ".join(archive_extensions)}) or a table ('
         f'{" ".join(sorted(table_extensions))}) with the columns path and label.'
     )
 

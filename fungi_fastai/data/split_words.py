@@ -15,10 +15,12 @@ from collections.abc import Iterable
 
 # %% ../../nbs/data/split_words.ipynb #33f04dca
 _words = {
-    'train': 'train training trainval trn trainset trainingset trainingsdaten 训练 训练集 entrenamiento entraînement '
+    'train': 'train training trainval trn trainset trainingset learn learning lernen '
+    'trainingsdaten 训练 训练集 entrenamiento entraînement '
     'entrainement apprentissage addestramento treino treinamento trainen trainingset träning træning trening '
     'treningowy treningowe eğitim egitim trénování обучение тренировка 訓練 訓練データ 学習 学習データ 학습 훈련',
-    'valid': 'valid val validation dev devel eval evaluation valset validset validierung validierungsdaten 验证 验证集 '
+    'valid': 'valid val validation validate dev devel tune tuning eval evaluation valset validset devset evalset '
+    'validierung validierungsdaten 验证 验证集 '
     'validación validacion validazione validação validacao validatie validering walidacja walidacyjny walidacyjne '
     'doğrulama dogrulama validace валидация 検証 検証データ 검증',
     'test': 'test tests testing tst testset holdout heldout testdaten 测试 测试集 prueba pruebas teste testes testen '

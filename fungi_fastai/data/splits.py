@@ -141,11 +141,16 @@ def leaks(
 ) -> pd.DataFrame:  # one row a split group in several sets: split_group, sets, images, example
     "Split groups that are in more than one set, as given folders may have it; empty for every split made by `split`"
     used = items[items.split.ne('')]
-    table = used.assign(split_group=split_groups(used)).groupby('split_group')
-    table = table.agg(
-        sets=('split', lambda sets: '+'.join(sorted(set(sets)))), images=('name', 'size'), example=('name', 'first')
+    used = used.assign(split_group=split_groups(used))
+    sets = used.groupby('split_group').split.nunique()
+    return (
+        used[used.split_group.isin(sets.index[sets > 1])]
+        .groupby('split_group')
+        .agg(
+            sets=('split', lambda sets: '+'.join(sorted(set(sets)))), images=('name', 'size'), example=('name', 'first')
+        )
+        .reset_index()
     )
-    return table[table.sets.str.contains('+', regex=False)].reset_index()
 
 # %% ../../nbs/data/splits.ipynb #8a7af2b5
 def with_two_specimens(

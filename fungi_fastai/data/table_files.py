@@ -17,7 +17,7 @@ from ..core.errors import UserError
 from .cells import clean_cells
 from .column_names import plain_name
 from .corrections import is_corrections
-from .file_kinds import read_start
+from .file_kinds import file_kind, read_start
 from .nested_cells import unfold_objects
 from .split_words import contains_split_word
 from .spreadsheets import read_excel
@@ -116,6 +116,9 @@ def _reader_of(file):
     if read not in (read_csv, read_excel) or not file.is_file():
         return read
     start = read_start(file)
+    kind = file_kind(start) if start[:1] in b'<{%\0' and not start.startswith(b'{"') else None
+    if kind and not kind.format and 'a text (' not in kind.name:
+        raise UserError(f'{file} is {kind.name}, and no table. Save the table as Excel (.xlsx) or as a CSV in UTF-8.')
     if read is read_excel:
         return read if start.startswith((b'PK', b'\xd0\xcf')) else read_csv
     return read_excel if start.startswith(b'PK\x03\x04') else read_json if start.startswith(b'[{"') else read
@@ -154,6 +157,18 @@ def names_split(
     return contains_split_word(Path(file).stem)
 
 
+_image_and_more = re.compile(r'["\']?[^\s,;|\t][^,;|\t\n]*\.(?:jpe?g|png|tiff?|bmp|webp|gif)["\']?[\s,;|\t]+\S', re.I)
+
+
+def _begins_with_image(path):
+    "Whether the first line of a text has the name of an image and something else"
+    try:
+        line = read_start(path, 500).decode('utf-8', 'ignore').lstrip('\ufeff').partition('\n')[0]
+    except OSError:
+        return False
+    return bool(_image_and_more.match(line))
+
+
 def may_name_images(
     path: str | Path,  # of a file; the files beside it exist
 ) -> bool:
@@ -163,7 +178,8 @@ def may_name_images(
     if suffix == '.txt':
         names = {'images': 'image_class_labels.txt', 'multimedia': 'occurrence.txt'}
         is_joined = path.name == 'train_test_split.txt' and path.with_name('images.txt').exists()
-        return stem in names and path.with_name(names[stem]).exists() or names_split(path) and not is_joined
+        is_table = stem in names and path.with_name(names[stem]).exists() or _begins_with_image(path)
+        return is_table or names_split(path) and not is_joined
     if suffix == '.json':
         return bool(_json_words.search(stem)) and not re.search(r'map|dict|to_|(?<!\d)2(?!\d)', stem)
     return suffix in table_extensions and 'submission' not in stem and not is_corrections(path)

@@ -33,8 +33,9 @@ from .tree import is_visible
 
 # %% ../../nbs/data/table_paths.ipynb #5071a35e
 def _plain(text):
-    "Text in which case and the Unicode form do not matter"
-    return text.lower() if text.isascii() else unicodedata.normalize('NFC', text).casefold()
+    "Text in which case, the Unicode form and the number of blanks do not matter"
+    text = text.lower() if text.isascii() else unicodedata.normalize('NFKC', text).casefold()
+    return ' '.join(text.split()) if '  ' in text else text
 
 
 def _split_extension(name):

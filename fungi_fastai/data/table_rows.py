@@ -10,6 +10,8 @@ __all__ = []
 # %% ../../nbs/data/table_rows.ipynb #af918bac
 import os
 import re
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -17,10 +19,11 @@ import pandas as pd
 from ..core.progress import format_count
 from .column_names import find_column
 from .file_kinds import image_extensions, is_image_name
-from .tree import find_images, walk_tree
+from .tree import find_images, is_visible, walk_tree
 
 # %% ../../nbs/data/table_rows.ipynb #60bffc76
 _extension = rf'\.(?:{"|".join(one[1:] for one in sorted(image_extensions))})\b'
+_most_folders = 100_000  # that are looked at
 _separator = re.compile(r'\s*[|;,\n]\s*')
 
 
@@ -44,15 +47,40 @@ def _image_folders(file, table, columns):
     "The column that names a folder of images in each row, and the images in each folder"
     if len(table) == 0 or any(table[name].head(50).map(is_image_name).any() for name in table):
         return None
+    root = Path(file).parent
+    below = cache(lambda: _folders_below(root))
     for name in columns:
         values = table[name].str.replace('\\', '/', regex=False)
-        folders = {value: Path(file).parent / value for value in values if value}
-        if len(folders) == len(table) and all(map(os.path.isdir, list(folders.values())[:50])):
+        if '' in set(values) or not values.is_unique:
+            continue
+        if folders := _folders_named(root, values.tolist(), below):
             images = {value: _images_below(folder) for value, folder in folders.items()}
+            start = {value: os.path.relpath(folder, root) for value, folder in folders.items()}
             if any(images.values()):
-                names = {value: [f'{value}/{image}' for image in found] or [value] for value, found in images.items()}
+                names = {
+                    value: [f'{start[value]}/{image}' for image in found] or [value] for value, found in images.items()
+                }
                 return name, values.map(names)
     return None
+
+
+def _folders_below(root):
+    "The folders below a folder by their names"
+    found = {}
+    for parent, inside, _ in islice(os.walk(root), _most_folders):
+        inside[:] = sorted(filter(is_visible, inside))
+        for name in inside:
+            found.setdefault(name, []).append(Path(parent, name))
+    return found
+
+
+def _folders_named(root, names, below):
+    "The folder of each name: as a path, or the only one of this name below the table; {} if one of the first has none"
+    folders = {name: root / name for name in names}
+    if not all(map(os.path.isdir, list(folders.values())[:50])):
+        found = {name: below().get(name, ()) for name in folders}
+        folders = {name: ones[0] if len(ones) == 1 else root / name for name, ones in found.items()}
+    return folders if all(map(os.path.isdir, list(folders.values())[:50])) else {}
 
 
 def _images_below(folder):
@@ -73,7 +101,7 @@ def expand_rows(
     name, lists = found
     several = int((lists.str.len() > 1).sum())
     table = table.assign(**{name: lists})
-    is_specimen = find_column(table.columns, 'group') is None
+    is_specimen = find_column(table.columns, 'group') in (None, name)
     if is_specimen:
         table['specimen'] = table.index.astype(str)
     note = f'{format_count(several, "row")} of {Path(file).name} name several images each in {name}'

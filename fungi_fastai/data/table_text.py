@@ -26,6 +26,7 @@ from .archive_names import detect_encoding, is_utf8
 from .cells import clean_text
 from .column_names import count_usual, find_header, plain_name, usual_columns
 from .file_kinds import is_image_name
+from .split_words import split_of
 
 # %% ../../nbs/data/table_text.ipynb #4d6a56cc
 _marks = {
@@ -116,12 +117,20 @@ def _find_dialect(file, text):
     if has_one and len(separators) > 1:
         found.append(_Dialect(' ', False, skipped))
     best = max(found, key=lambda dialect: _score(dialect, sample))
-    if best.separator == ' ' and len({len(row) for row in best.rows(sample) if row}) > 1:
+    if best.separator == ' ' and _ends_with_phrases([row for row in best.rows(sample) if row]):
         best = replace(best, blanks=1)  # a name, and a label with blanks in it
     first = next(best.rows(sample))
     if any(is_image_name(cell.strip()) for cell in first) or _is_list_of_images(best, first):
         return best
     return replace(best, header=column_names(first))
+
+
+def _ends_with_phrases(rows):
+    "Whether labels of several words follow the names of images: lines of different length, or words and no split"
+    if len({len(row) for row in rows}) > 1:
+        return True
+    rest = [cell for row in rows for cell in row[1:]]
+    return len(rows[0]) > 2 and all(cell.isalpha() and not split_of(cell) for cell in rest)
 
 
 def _is_comment(lines):

@@ -75,7 +75,6 @@ class _Columns:
         elif group not in names and '(' not in group:
             _check_named(file, names, group=group)
         columns = cls(path, label_column, one_hot, genus, group_column, splits, notes)
-        columns.notes.insert(0, columns.describe(file, table))
         return columns
 
     @property
@@ -89,8 +88,8 @@ class _Columns:
         "Whether a column holds the labels, or several do together"
         return bool(self.label or self.one_hot)
 
-    def describe(self, file, table):
-        "The choice as a sentence"
+    def describe(self, file, table, details):
+        "The choice as a sentence, with the other columns"
         label = ' and '.join(filter(None, (self.genus, self.label)))
         labels = label or (f'{format_list(self.one_hot)} (a 1 in one of them)' if self.one_hot else '')
         meanings = [('images', '/'.join(self.path.columns)), ('labels', labels), ('specimens', self.group)]
@@ -100,7 +99,10 @@ class _Columns:
         others = [n for n in others if table[n].nunique() > 1]
         others = [n for n in others if n not in (self.label, self.genus)]
         hint = f'; labels may also be in {format_list(others)}' if others and self.label else ''
-        return f'Columns of {file.name}: {chosen}{hint} (to choose others: --column, --label, --group, --split).'
+        used = {*self.used, self.genus, *others, *details.attrs['columns'].values()}
+        unused = [name for name in table.columns if name not in used and (table[name] != '').any()]
+        rest = f'; others: {format_list(unused)}' if unused else ''
+        return f'Columns of {file.name}: {chosen}{hint}{rest} (to choose others: --column, --label, --group, --split).'
 
 
 def _check_named(file, names, **columns):
@@ -122,15 +124,16 @@ def read_table(
     "The images that a table names. Raises `UserError`, or `MissingFileError` if none of them exists"
     file = Path(file)
     frame = read_frame(file)
-    table, several = expand_rows(file, frame, column, folders=from_folders)
+    table, several = expand_rows(file, frame, column, folders=from_folders or not classes)
     files = ImageFiles(file)
     columns = _Columns.of(file, table, files, label, group, column, split, classes)
     _check_short_lines(file, table, columns, frame.attrs['short'])
-    notes = [*frame.attrs['notes'], *several, *columns.notes]
     has_path = [bool(value) for value in columns.path.values]
+    rows = table[has_path]
+    details = read_details(rows, set(columns.used))
+    notes = [*frame.attrs['notes'], *several, columns.describe(file, table, details), *columns.notes]
     if lines := table.index[[not has for has in has_path]].tolist():
         notes.append(f'{file.name} has {format_count(len(lines), "row")} without an image ({line_numbers(lines)}).')
-    rows = table[has_path]
     paths = columns.path.located.paths
     names = _image_names(paths, file.parent)
     splits = read_splits(file, rows, columns.splits)
@@ -142,7 +145,6 @@ def read_table(
     image_labels = [None if split == 'unlabelled' else one for one, split in zip(image_labels, splits, strict=True)]
     groups, more_groups = _image_groups(rows, columns, image_labels, names, group)
     images = images_table(paths, names, image_labels, groups, splits.replace('unlabelled', '').tolist())
-    details = read_details(rows, set(columns.used))
     images = pd.concat([images.set_index(rows.index), details], axis=1)
     notes += [*more, *more_groups, *_path_notes(file, columns.path, rows, files)]
     notes += [*_check_repeated(file, images), *_describe_details(details)]
@@ -225,8 +227,21 @@ def _image_groups(table, columns, labels, names, group):
             f'{missing.sum():,} of {format_count(len(values), "row")} have no specimen in {columns.group}'
             f'{f" ({format_list(words)})" if words else ""}: each counts as a specimen of its own.'
         )
+    notes += _describe_dominant(values[~missing], labels=pd.Series(labels, values.index))
     rows = zip(values.tolist(), missing.tolist(), labels, names, strict=True)
     return [name if none else group_name(value, label) for value, none, label, name in rows], notes
+
+
+def _describe_dominant(values, labels):
+    "A sentence about a specimen with far more rows than any other, and of several classes: perhaps an unknown one"
+    counts = values.value_counts()
+    if len(counts) > 1 and counts.iloc[0] > 3 * counts.iloc[1]:
+        value = counts.index[0]
+        if labels[values.index[values == value]].nunique() > 1:
+            yield (
+                f'{value} in {values.name} has {counts.iloc[0]:,} rows of several classes, and no other more than '
+                f'{counts.iloc[1]:,}. If it stands for unknown specimens, leave these cells empty.'
+            )
 
 
 def _describe_details(details):

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from ..core.progress import format_count, format_list
-from .file_kinds import format_notes, is_image_file, is_image_name
+from .file_kinds import is_image_file, is_image_name
+from .unread_files import format_notes
 
 # %% ../../nbs/data/tree.ipynb #430866fe
 system_folders = frozenset(
