@@ -17,7 +17,6 @@ import numpy as np
 from budget import archives
 
 from fungi_fastai.models.heads import head_folds, select_head
-from fungi_fastai.models.networks import backbone_and_head
 from fungi_fastai.studies.probe import probe_items
 from fungi_fastai.training.features import backbone_features
 from fungi_fastai.training.fit import make_learner
@@ -28,7 +27,7 @@ first, second = 'tf_efficientnet_lite0', 'tf_efficientnet_lite2'
 views = {  # changes of the recipe
     first: {},
     'with flips of the training images': {},
-    'the last three stages': {},
+    'the last three stages': dict(feature_stages=3),
     '384 px': dict(size=384),
     '224 px': dict(size=224),
     'the whole image, squeezed': dict(resize='squish'),
@@ -37,24 +36,11 @@ views = {  # changes of the recipe
 }
 
 
-def computed_features(recipe, items, flipped=False):
-    "The features of the last layer, and those of each block that leads to them, averaged over the positions"
+def flipped_features(recipe, items):
+    "The features of the images, flipped horizontally"
     rows = items.assign(split=np.where(np.arange(len(items)) % 9, 'train', 'valid'))
-    learn, blocks = make_learner(recipe.but(cache=False), rows, progress=False), {}
-    modules = backbone_and_head(learn.model)[0].modules()
-    for number, block in enumerate(next(module for module in modules if hasattr(module, 'blocks')).blocks):
-        block.register_forward_hook(
-            lambda _block, _args, x, number=number: blocks.setdefault(number, []).append(x.float().mean((2, 3)).numpy())
-        )
-    last = backbone_features(learn, items, flipped=flipped)
-    return last, [np.concatenate(batches)[-len(items) :] for batches in blocks.values()]
-
-
-def stage_features(recipe, items):
-    "The features of the last layer and of the two blocks before, side by side, each divided by its mean length"
-    last, blocks = computed_features(recipe, items)
-    lengths = [np.linalg.norm(x - x.mean(0), axis=1).mean() for x in (last, *blocks[-2:])]
-    return np.concatenate([x / length for x, length in zip((last, *blocks[-2:]), lengths, strict=True)], 1)
+    learn = make_learner(recipe.but(cache=False), rows, progress=False)
+    return backbone_features(learn, items, flipped=True)
 
 
 def predictions(features, flipped, targets, groups, seed):
@@ -91,9 +77,8 @@ def rows(recipe, n_images, wanted):
             continue
         began = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         changed = recipe.but(**changes)
-        staged = name == 'the last three stages'
-        features = stage_features(changed, items) if staged else extract_features(changed, items, progress=False)
-        flipped = computed_features(changed, items, flipped=True)[0] if 'flips' in name else None
+        features = extract_features(changed, items, progress=False)
+        flipped = flipped_features(changed, items) if 'flips' in name else None
         solved = [predictions(features, flipped, targets, groups, seed) for seed in range(3)]
         correct = np.mean([probs.argmax(1) == targets for probs in solved], 0)
         loss = -np.mean([np.log(probs[np.arange(len(targets)), targets].clip(1e-9)).mean() for probs in solved])

@@ -57,6 +57,7 @@ def choose(ready, items, monkeypatch):
         )
         for name, function in replacements.items():
             monkeypatch.setattr(selection, name, function)
+        monkeypatch.setattr('fungi_fastai.training.frozen.count_stages', lambda arch: 1)
         return selection.make_plan(Recipe(arch='auto', budget=budget, size=160), items, budget)
 
     return run
@@ -64,13 +65,13 @@ def choose(ready, items, monkeypatch):
 
 def test_the_best_probe_wins_and_the_table_says_why(choose):
     plan = choose({0.1: 0.6, 0.2: 0.9, 0.4: 0.7})
-    tried = ['costs_0.1', 'costs_0.2', 'costs_0.4', 'costs_0.2+costs_0.4']
-    assert plan.arch == 'costs_0.2' and [one['arch'] for one in plan.networks] == tried
+    tried = ['costs_0.1', 'costs_0.2', 'costs_0.4']
+    assert plan.arch == 'costs_0.2' and [one['arch'] for one in plan.networks][:3] == tried
     line = next(line for line in plan.reason.splitlines()[1:] if line.strip().startswith('costs_0.2'))
     row = plan.networks[1]
     assert row['low'] <= row['accuracy'] <= row['high'] and f'{row["accuracy"]:.3f}' in line and 'MB' in plan.reason
-    errors = (1 - row['accuracy']) * np.exp(-plan.gain / 0.3)  # the size of the probe is that of the run
-    assert row['expected'] == pytest.approx(1 - errors) and plan.gain > 0.02
+    errors = (1 - row['accuracy']) * np.exp(-plan.gain / 2 / 0.3)  # the size of the probe is that of the run
+    assert row['expected'] == pytest.approx(1 - errors, abs=0.005) and plan.gain > 0.02
 
 
 def test_the_two_best_networks_are_tried_together(choose):
@@ -94,13 +95,13 @@ def test_a_network_that_is_slow_to_train_needs_time_to_win(choose):
 def test_a_probe_that_takes_too_long_is_not_made(choose):
     plan = choose({0.1: 0.6, 0.2: 0.7, 0.4: 0.9}, budget=60.0, slowdown=10.0)
     assert plan.arch == 'costs_0.1' and len(plan.networks) == 1
-    assert 'Not tried: costs_0.2, costs_0.4, because it takes about' in plan.reason and '15%' in plan.reason
+    assert 'Not tried: costs_0.2, costs_0.4, because it takes about' in plan.reason and '10%' in plan.reason
 
 
 def test_without_time_for_two_probes_the_published_score_decides(choose):
     "The fastest network is rarely the best one, and a slow one gets no training in the time"
     published = {0.1: 0.6, 0.2: 0.75, 0.4: 0.76, 300.0: 0.83}
-    plan = choose(dict.fromkeys(published, 0.5), budget=60.0, slowdown=10.0, published=published)
+    plan = choose(dict.fromkeys(published, 0.5), budget=7.0, published=published)
     assert plan.arch in ('costs_0.2', 'costs_0.4') and not plan.networks
     assert 'published score' in plan.reason and 'no time to compare' in plan.reason
 
@@ -111,9 +112,21 @@ def test_a_network_that_is_too_slow_for_a_sample_is_left_out(choose):
 
 
 def test_a_network_that_cannot_win_is_not_tried(choose):
-    "With 98 % correct, half the errors are one point, which slow epochs do not make up for"
-    plan = choose({0.1: 0.98, 130.0: 1.0}, budget=45.0, slowdown=0.01)
-    assert [one['arch'] for one in plan.networks] == ['costs_0.1'] and 'would not beat costs_0.1' in plan.reason
+    "Published scores and few epochs speak against it; about weights of your own, nothing is known"
+    published = {0.1: 0.75, 0.2: 0.76, 8.0: 0.77}
+    accuracies = {0.1: 0.7, 0.2: 0.72, 8.0: 0.9}
+    plan = choose(accuracies, budget=45.0, slowdown=0.01, published=published)
+    assert [one['arch'] for one in plan.networks][:2] == ['costs_0.2', 'costs_0.1']
+    assert 'Not tried: costs_8.0, because that is expected to gain at most 0.0' in plan.reason
+    del published[8.0]
+    assert 'costs_8.0' in [one['arch'] for one in choose(accuracies, 45.0, 0.01, published=published).networks]
+
+
+def test_nothing_is_probed_if_no_comparison_is_worth_its_time(choose):
+    "The published scores differ much, and the better network is the faster one to train"
+    plan = choose({0.1: 0.5, 20.0: 0.9}, published={0.1: 0.9, 20.0: 0.901}, budget=40.0)
+    assert plan.arch == 'costs_0.1' and not plan.networks and 'by published scores and speed' in plan.reason
+    assert 'Not tried: costs_20.0' in plan.reason and 'that are saved give' in plan.reason
 
 
 def test_at_most_four_networks(choose):
@@ -164,7 +177,8 @@ def test_a_training_reads_the_features_of_an_earlier_probe(ready, photos, own_ho
     # a cache of its own: another run of the tests may have stored the features of the same weights
     (own_home / 'settings.ini').write_text('[DEFAULT]\ncache_dir = cache\n')
     save_file(timm.create_model('mobilenetv3_small_050', num_classes=0).state_dict(), weights)
-    recipe = Recipe(source=str(photos), arch='mobilenetv3_small_050', weights=str(weights), **small).but(augment='none')
+    recipe = Recipe(source=str(photos), arch='mobilenetv3_small_050', weights=str(weights), **small)
+    recipe = recipe.but(augment='none', feature_stages=1)  # as a training that changes the backbone reads them
     opened, loader_features = [], features._loader_features
 
     def count(learn, loader, *rest):

@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/evaluation/saliency.html.md"""
 __all__ = ['preserve_state', 'class_maps', 'overlay']
 
 # %% ../../nbs/evaluation/saliency.ipynb #7d1c5f9d
+import heapq
 import re
 import warnings
 from collections import Counter
@@ -143,6 +144,20 @@ def _record(model, x):
             hook.remove()
 
 
+def _shared_steps(score):
+    "The steps of the computation through which all paths from the image to the score go"
+    shared, seen, open_steps = set(), set(), [(-score.grad_fn._sequence_nr(), 0, score.grad_fn)]
+    while open_steps:
+        _, _, step = heapq.heappop(open_steps)  # the latest one
+        if not open_steps:
+            shared.add(step)
+        for before, _ in step.next_functions:
+            if before is not None and before not in seen and type(before).__name__ != 'AccumulateGrad':
+                seen.add(before)
+                heapq.heappush(open_steps, (-before._sequence_nr(), len(seen), before))
+    return shared
+
+
 def _find_layer(model, x, target):
     "The last layer that gives a map with an influence on the score of class `target`; `x` is one image"
     import torch
@@ -160,6 +175,9 @@ def _find_layer(model, x, target):
         for i, (one, gradient) in enumerate(zip(recorder.outputs, gradients, strict=True))
         if gradient is not None and bool(one.target.layout.split(gradient).abs().max() > 0)
     ]
+    if any(hasattr(module, 'feature_stages') for module in model.modules()):  # earlier maps are pooled beside the last
+        shared = _shared_steps(score)
+        influential = [i for i in influential if recorder.outputs[i].output.grad_fn in shared] or influential
     last = recorder.outputs[influential[-1] if influential else -1]
     n_cells = last.target.layout.split(last.output).shape[2:]
     grids = tuple(

@@ -63,7 +63,7 @@ backbones = (
     _row('vit_small_patch16_dinov3.lvd1689m', 'LVD-1689M', 'DINOv3 License', 256, 4.70, 384, 86.4, newt=0.83),
     _row('vit_small_patch14_reg4_dinov2.lvd142m', 'LVD-142M', _apache, 518, 6.23, 384, 86.5, newt=0.82, downloads=True),
     _row(
-        'vit_large_patch14_clip_224', 'TreeOfLife-200M', 'MIT', 224, 81.01, 1024, 1212.7, newt=0.89,
+        'vit_large_patch14_clip_224', 'LAION-2B, TreeOfLife-200M', 'MIT', 224, 81.01, 1024, 1212.7, newt=0.89,
         weights='hf-hub:imageomics/bioclip-2', downloads=True,
     ),
 )  # fmt: skip
@@ -145,7 +145,9 @@ def _backbone_of_file(name, file):
         return None
     known = next((one for one in backbones if one.arch == arch), None)
     if known:
-        return replace(known, weights=file, trained_on='', licence='')
+        is_similar = 'in1k' in name and known.trained_on == _in1k
+        scores = {} if is_similar else dict(top1=None, newt=None)
+        return replace(known, weights=file, trained_on='', licence='', **scores)
     return PretrainedBackbone(arch, '', '', 224, **count_cost(arch), weights=file)
 
 

@@ -61,10 +61,13 @@ def join_networks(
 
 
 def make_ensemble(
-    members: list[dict],  # of each network: arch, hidden
+    members: list[dict],  # of each network: arch, hidden, feature_stages
     n_out: int,  # classes
     size: int,  # of the images, pixels
 ) -> nn.Sequential:
     "An ensemble with random weights"
-    networks = [make_network(one['arch'], n_out, hidden=one['hidden'] or None, size=size) for one in members]
+    networks = [
+        make_network(one['arch'], n_out, hidden=one['hidden'] or None, size=size, stages=one.get('feature_stages', 1))
+        for one in members
+    ]
     return join_networks(networks, [1.0] * len(members))

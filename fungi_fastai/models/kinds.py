@@ -40,12 +40,15 @@ def backbone_kind(
     arch: str,  # any name that `find_arch` knows; several with + in between
 ) -> BackboneKind:
     "The kind of an architecture; of several, the one with the lowest learning rate"
-    kinds = [_kind_of(_without_weights(*find_arch(name))) for name in concatenated_archs(arch)]
+    kinds = [_kind_of(without_weights(*find_arch(name))) for name in concatenated_archs(arch)]
     return min(kinds, key=lambda kind: kind.backbone_lr)
 
 
-def _without_weights(library, name):
-    "The network with tensors that have a shape and no content; None where its layers are not known before a download"
+def without_weights(
+    library: str,  # timm, torchvision or convmixer
+    name: str,  # there: see `find_arch`
+) -> torch.nn.Module | None:  # None where its layers are not known before a download
+    "The network with tensors that have a shape and no content"
     if library == 'convmixer' or name.startswith(('hf-hub:', 'hf_hub:')):
         return None
     with torch.device('meta'):
@@ -86,7 +89,7 @@ def position_note(
 ) -> str:
     "What happens to the patches of a vision transformer at an image size, in words; '' if nothing has to be said"
     library, name = find_arch(arch)
-    network = _without_weights(library, name) if library == 'timm' else None
+    network = without_weights(library, name) if library == 'timm' else None
     embedding = getattr(network, 'patch_embed', None)
     patch, learned = getattr(embedding, 'patch_size', None), getattr(network, 'pos_embed', None) is not None
     if not isinstance(patch, tuple) or not hasattr(network, 'num_prefix_tokens'):

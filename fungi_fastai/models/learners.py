@@ -99,6 +99,7 @@ def learner(
     freeze: bool | None = None,  # start with a frozen backbone (default: if it is pretrained)
     freeze_batchnorm: bool = True,  # keep a pretrained backbone's BatchNorm statistics, also when it trains
     initialise: bool = True,  # load the pretrained weights; False: the same Learner, for trained weights that you load
+    stages: int = 1,  # number of stages whose features a linear head gets; 1: those of the last layer
     metrics=accuracy,  # fastai metrics
     loss_func=None,  # (default: that of `dls`; cross entropy)
     opt_func=Adam,  # fastai optimizer
@@ -116,7 +117,7 @@ def learner(
     if size is None and is_fixed_size(arch):
         size = tuple(dls.one_batch()[0].shape[-2:])
     options = dict(pretrained=pretrained, weights=weights) if initialise else {}
-    options |= dict(drop_path=drop_path, normalization=normalization)
+    options |= dict(drop_path=drop_path, normalization=normalization, stages=stages)
     network = make_network(arch, n_out, head, hidden, dropout, size, **options)
     trained = pretrained or weights is not None
     kwargs |= dict(loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, metrics=metrics, train_bn=train_bn)

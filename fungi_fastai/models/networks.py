@@ -24,6 +24,7 @@ from .packaged import weights_of_each
 from .convmixer import convmixer_backbone, linear_head, parse_convmixer
 from .normalization import Normalization, weight_normalization
 from .packaged import installed_weights
+from .stage_features import StageBackbone, check_stages
 from .weights import WeightReport, hub_download, load_weights
 
 # %% ../../nbs/models/networks.ipynb #e7b2a1ff
@@ -61,11 +62,13 @@ def make_backbone(
     maps: bool = False,  # return feature maps if the network has them
     size: int | tuple | None = None,  # image size in pixels, tested; required by networks that are built for one size
     drop_path: float = 0.0,  # stochastic depth: probability that the deepest block is skipped in training
+    stages: int = 1,  # number of stages whose features stand side by side, without maps; 1: the last layer alone
 ) -> tuple[nn.Module, WeightReport | None]:  # backbone (`.features .maps .normalization`); the report of `weights`
     "A network without its classifier. Raises `UserError` for a wrong name, size or file, or a failed download"
     library, name = find_arch(arch)
+    check_stages(arch, stages)
     if library == 'concatenation':
-        return _concatenated_backbone(arch, pretrained, weights, size, drop_path)
+        return _concatenated_backbone(arch, pretrained, weights, size, drop_path, stages)
     stated = None if weights is None else weight_normalization(weights, arch)
     if library == 'convmixer':
         backbone = _convmixer_backbone(name, pretrained and weights is None, drop_path)
@@ -75,6 +78,8 @@ def make_backbone(
         return _normalized(backbone, arch, stated), report
     make = _timm_backbone if library == 'timm' else _torchvision_backbone
     backbone = make(name, pretrained and weights is None, size, maps, drop_path)
+    if stages > 1:
+        backbone = StageBackbone(backbone.model, stages, backbone.stats)
     report = load_weights(backbone.model, weights, name=arch) if weights is not None else None
     if maps and library == 'torchvision':
         backbone = _torchvision_maps(backbone.model, arch)
@@ -90,7 +95,7 @@ def _normalized(backbone, arch, stated):
     return backbone
 
 
-def _concatenated_backbone(arch, pretrained, weights, size, drop_path):
+def _concatenated_backbone(arch, pretrained, weights, size, drop_path, stages):
     "Several backbones side by side, each with weights of its own, or all from one file that holds them together"
     together = isinstance(weights, dict) or (weights is not None and Path(weights).expanduser().is_file())
     each = weights_of_each(arch, '' if weights is None or together else str(weights))
@@ -98,7 +103,7 @@ def _concatenated_backbone(arch, pretrained, weights, size, drop_path):
     for one, own in zip(concatenated_archs(arch), each, strict=True):
         sizes.append(own_size(one, size))
         taken = size if sizes[-1] is None else sizes[-1]
-        backbone, report = make_backbone(one, pretrained and not together, own or None, False, taken, drop_path)
+        backbone, report = make_backbone(one, pretrained and not together, own or None, False, taken, drop_path, stages)
         backbones.append(backbone)
         reports += [report] if report else []
     if isinstance(size, int):
@@ -264,11 +269,14 @@ def make_network(
     weights: str | Path | dict | None = None,  # a file of weights or hub id for the backbone: see `load_weights`
     drop_path: float = 0.0,  # stochastic depth: probability that the deepest block is skipped in training
     normalization: Normalization | None = None,  # of its images (default: what `weights` state, else what is usual)
+    stages: int = 1,  # number of stages whose features a linear head gets; 1: those of the last layer
 ) -> nn.Sequential:  # backbone and head; with `.normalization`, `.stats` (its mean and deviation) and `.weight_report`
     "Backbone and new head. Raises `UserError` for a wrong name, size or file, or a failed download"
     if head not in ('linear', 'fastai'):
         raise UserError(f"head is {head!r}; expected 'linear' or 'fastai'.")
-    backbone, report = make_backbone(arch, pretrained, weights, maps=head == 'fastai', size=size, drop_path=drop_path)
+    if stages > 1 and head != 'linear':
+        raise UserError(f"feature_stages is {stages}, and head='fastai' pools the last maps; expected head='linear'.")
+    backbone, report = make_backbone(arch, pretrained, weights, head == 'fastai', size, drop_path, stages)
     if head == 'linear':
         new_head = linear_head(backbone.features, n_out, dropout or 0.0, hidden or 0, pool=backbone.maps)
     else:

@@ -24,6 +24,7 @@ from ..data.scan import check
 from ..data.splits import count_specimens, folds, fraction, has_specimens, split_groups, with_two_specimens
 from ..evaluation.metrics import Evaluation, predictions_table
 from ..models.backbones import preferred_backbone
+from ..training.frozen import describe_stages, probe_stages
 from ..training.probing import extract_features, predict_folds
 from ..training.recipe import Recipe, is_sample, source_of
 from ..training.recipes import PHOTOS
@@ -253,7 +254,8 @@ def probe(
 ) -> Probe:
     """Cross-validate a logistic regression on the features of a frozen backbone; no specimen and no near-duplicate is
     in two folds. Raises `UserError`, `TrainingError`"""
-    recipe, _ = resolve_recipe(source, **changes)
+    requested, _ = resolve_recipe(source, **changes)
+    recipe = requested.but(feature_stages=probe_stages(requested))
     times = [time.perf_counter()]
     items, notes = probe_items(recipe, k, progress)
     times.append(time.perf_counter())
@@ -274,6 +276,8 @@ def probe(
     about = dict(
         source=recipe.source, arch=recipe.arch, size=recipe.size, seed=recipe.seed, weights=weights_in_words(recipe)
     )
-    about |= count_groups(items) | dict(n_features=int(features.shape[1]))
+    if stages := describe_stages(recipe, requested.feature_stages):
+        notes = [stages, *notes]
+    about |= count_groups(items) | dict(n_features=int(features.shape[1]), feature_stages=recipe.feature_stages)
     seconds = dict(zip(('check', 'features', 'folds'), map(float, np.diff(times)), strict=True))
     return Probe(predictions, by_fold, about, seconds, tuple(notes))

@@ -22,7 +22,7 @@ from fastai.learner import Learner, Recorder
 from ..core.progress import format_count, format_duration
 from ..data.splits import count_specimens, fraction
 from ..models.architectures import is_fixed_size
-from .features import starts_with_probe
+from .frozen import planned_stages, starts_with_probe
 from .processes import run_on_rank_zero
 from .recipe import Recipe
 from .speed import Speed, inference_seconds
@@ -49,6 +49,7 @@ class Plan:
     networks: tuple = ()  # what the choice of the network compared, as dictionaries: see `ProbedNetwork`
     trainable: str = 'all'  # layers that train: all, last or head
     activation_views: int = Recipe.activation_views  # stored versions of each image for `trainable=last`
+    feature_stages: int = 1  # number of stages whose features the head gets
     speed: Speed | None = None  # what the plan is based on
 
     @classmethod
@@ -79,7 +80,10 @@ class Plan:
 
 # %% ../../nbs/training/budget.ipynb #ea0d0915
 # of a recipe
-planned_fields = ('arch', 'weights', 'pretrained', 'lr', 'size', 'epochs', 'fraction', 'trainable', 'activation_views')
+planned_fields = (
+    *('arch', 'weights', 'pretrained', 'lr', 'size', 'epochs', 'fraction', 'trainable', 'activation_views'),
+    'feature_stages',
+)
 _candidate_sizes = range(64, 320 + 1, 32)  # image sizes, pixels
 _safety_factor = 1.15  # time over measured time, for what cannot be cut short
 _solve_seconds = 2e-3  # of a logistic regression, per image
@@ -89,6 +93,7 @@ _n_compared = 5  # batches whose median duration is compared
 _fraction_gain = 0.15  # accuracy that ten times as many images give
 _epochs_to_gain = 3  # epochs for two thirds of what a training gains
 _last_gain, _last_gain_two_views = 0.95, 0.85  # what the last stages gain as a fraction of what all layers gain
+_stages_gain = 0.08  # fraction of a probe's errors that the features of several stages avoid
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,7 @@ class _Candidate:
     fraction: float = 1.0  # of the training set
     trainable: str = 'all'
     views: int = 0  # stored versions of each image
+    stages: int = 1  # number of stages whose features the head gets
 
     def score(self, n_train, uses_probe):
         "Expected accuracy relative to other candidates, with `n_train` training images: see the model above"
@@ -169,6 +175,8 @@ class _Candidate:
         if self.trainable == 'last':
             share = _last_gain_two_views if self.views == 2 else _last_gain
         errors_left = 1 - share * most * (1 - np.exp(-self.epochs / _epochs_to_gain))
+        if self.stages > 1:
+            errors_left *= 1 - _stages_gain
         return -(0.19 + 20 / self.size) * errors_left + _fraction_gain * np.log10(self.fraction)
 
 
@@ -229,17 +237,23 @@ class _Planner:
             durations = self.durations(candidate)
             if self.seconds < _safety_factor * durations.without_epochs:
                 continue
+            yield self.with_stages(candidate)
             before = durations.before_training + durations.storing
-            left = self.seconds - before - durations.refit - durations.evaluation
-            epochs = left / durations.epoch if self.recipe.epochs else 0
-            yield replace(candidate, epochs=epochs if epochs >= _min_epochs else 0.0)
+            epochs = (self.seconds - before - durations.refit - durations.evaluation) / durations.epoch
+            if self.recipe.epochs and epochs >= _min_epochs:
+                yield self.with_stages(replace(candidate, epochs=epochs))
 
     def with_some_images(self):
         "The candidate without epochs and with as large a fraction of the training set as fits"
         candidate = _Candidate(self.sizes[0], 0.0, 1.0, self.trainable[0], self.recipe.activation_views)
         none, every = (self.durations(replace(candidate, fraction=part)).without_epochs for part in (0.0, 1.0))
         part = (self.seconds / _safety_factor - none) / (every - none)
-        return replace(candidate, fraction=min(1.0, max(0.05, part)))
+        return self.with_stages(replace(candidate, fraction=min(1.0, max(0.05, part))))
+
+    def with_stages(self, candidate):
+        "The candidate with the number of stages that its head gets: a frozen backbone gives several"
+        frozen = candidate.trainable == 'head' or not candidate.epochs
+        return replace(candidate, stages=planned_stages(self.recipe, frozen))
 
     def score(self, candidate):
         return candidate.score(candidate.fraction * self.n_independent, self.uses_probe)
@@ -281,6 +295,7 @@ class _Planner:
             reason=self.reason(candidate, epochs),
             trainable=candidate.trainable,
             activation_views=candidate.views,
+            feature_stages=candidate.stages,
             speed=self.speed,
         )
 

@@ -40,6 +40,7 @@ def feature_key(recipe: Recipe) -> dict:  # plain values
         resize=recipe.resize,
         precision=recipe.precision,
         packages={name: _installed_version(name) for name in ('fungi_fastai', 'timm', 'torch', 'torchvision')},
+        **(dict(stages=recipe.feature_stages) if recipe.feature_stages > 1 else {}),
     )
 
 

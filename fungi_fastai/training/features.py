@@ -141,20 +141,6 @@ def clear_features(learn: Learner):
     "Remove the features that `cached_features` kept; call it before the backbone changes"
     learn.run_state.features = {}
 
-# %% ../../nbs/training/features.ipynb #11ed5c38
-def has_linear_head(
-    recipe,  # a `Recipe`
-) -> bool:
-    "Whether the head is a single linear layer, which can hold the weights of a logistic regression"
-    return recipe.head == 'linear' and not recipe.hidden
-
-
-def starts_with_probe(
-    recipe,  # a `Recipe`
-) -> bool:
-    "Whether the head of a pretrained network is initialised by a logistic regression"
-    return recipe.head_init == 'probe' and has_linear_head(recipe)
-
 # %% ../../nbs/training/features.ipynb #bd327f89
 def probe_head(
     learn: Learner,

@@ -46,13 +46,13 @@ from fungi_fastai.training.item_checks import (
 from fungi_fastai.training.features import (
     backbone_checksum,
     backbone_features,
-    starts_with_probe,
     clear_features,
     can_train_on_features,
     cached_features,
     on_features,
     probe_head,
 )
+from .frozen import starts_with_probe
 from .fine_tuning import fine_tuning
 from .guard import ProbeGuard
 from .losses import LossMode, make_loss
@@ -125,6 +125,7 @@ def make_learner(
         hidden=recipe.hidden or None,
         size=recipe.size,
         normalization=normalization,
+        stages=recipe.feature_stages or 1,
         freeze_batchnorm=recipe.freeze_batchnorm,
         metrics=training_metrics(),
         lr=recipe.lr,

@@ -9,6 +9,7 @@ __all__ = ['DataOptions', 'ModelOptions', 'ScheduleOptions', 'OptimisationOption
 
 # %% ../../nbs/training/recipe.ipynb #b1fa1c83
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
@@ -107,8 +108,9 @@ class DataOptions(Options):
     valid: float = bounded(0.15, above=0, below=1)  # fraction of each class in the validation set
     test: float = bounded(0.15, least=0, below=1)  # fraction of each class in the test set
     fraction: float = bounded(1.0, above=0, most=1)  # fraction of the training set that is used, in whole specimens
-    seed: int = 42  # random seed of the split, the shuffling, the augmentation and new weights
-    size: int = bounded(224, least=16)  # image size: height and width that the network sees, pixels
+    # random seed of the split, the shuffling, the augmentation and new weights
+    seed: int = bounded(42, least=0, most=10**9)
+    size: int = bounded(224, least=16, most=8192)  # image size: height and width that the network sees, pixels
     resize: Literal['crop', 'squish', 'pad'] = 'crop'  # how an image becomes square
     augment: Augment = field(default_factory=Augment)  # data augmentation of the training images
 
@@ -131,6 +133,9 @@ class ModelOptions(Options):
     head: Literal['linear', 'fastai'] = 'linear'
     hidden: int = bounded(0, least=0)  # width of a hidden layer in the head; 0 = no hidden layer
     dropout: float = bounded(0.0, least=0, below=1)  # dropout before the last layer
+    # number of stages whose features a linear head gets, from the last layer backwards: 1 = the last layer alone;
+    # 0 = 3 where the backbone stays frozen, the head is a probe and the network offers them, else 1
+    feature_stages: int = bounded(0, least=0)
     # stochastic depth: probability that the deepest block is skipped; it falls to 0 at the input; -1 = by the kind of
     # backbone: 0.1 for transformers and for CNNs without BatchNorm that are pretrained, else 0
     drop_path: float = bounded(-1.0, least=-1, below=1)
@@ -247,7 +252,7 @@ class MachineOptions(Options):
     cache: bool = True  # decode each image once, into a file in `cache_dir`
 
 # %% ../../nbs/training/recipe.ipynb #e2dba096
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe(MachineOptions, OptimisationOptions, ScheduleOptions, ModelOptions, DataOptions):
     "All hyperparameters of a run. Its fields are those of the five groups of options"
 
@@ -260,6 +265,10 @@ class Recipe(MachineOptions, OptimisationOptions, ScheduleOptions, ModelOptions,
             )
         if self.start_size and not 16 <= self.start_size <= self.size:
             raise UserError(f'start_size is {self.start_size}; expected 0, or 16 to size ({self.size}).')
+
+    def __repr__(self):
+        values = ', '.join(f'{name}={getattr(self, name)!r}' for name in self.differences(Recipe()))
+        return f'Recipe({values})'
 
     def but(
         self,
@@ -278,6 +287,12 @@ class Recipe(MachineOptions, OptimisationOptions, ScheduleOptions, ModelOptions,
                 raise UserError(f'There is no augmentation policy {policy!r}. Known: {", ".join(policies)}.')
             changes['augment'] = policies[policy]
         return replace(self, **changes)
+
+    @property
+    def subject(self) -> str:
+        "What the images show, for titles: the recipe's name, or the name of your own folder or table"
+        own = re.sub(r'\.[a-z]\w{1,6}$', '', Path(self.source).name, flags=re.I) if self.name == 'photos' else ''
+        return own or self.name
 
     @property
     def declared_group(self) -> str:
@@ -342,14 +357,13 @@ def _with_source(changes, recipe):
     from fungi_fastai.data.sources import Source  # here, because it imports pandas, which `fungi --help` does not need
 
     source = changes['source']
-    if hasattr(source, 'columns'):  # a DataFrame
-        source = Source.of(source, column=changes.get('column', recipe.column))
-    if isinstance(source, Source):
-        group = source.group or ('auto' if recipe.group == 'auto' else '')
-        kept = ('label', 'column', 'layout', 'split', 'zip_encoding', 'corrections')
-        reading = {name: getattr(source, name) for name in kept}
-        return reading | dict(group=group) | changes | dict(source=source.text)
-    return changes if source is None else changes | dict(source=str(source))
+    if source is None or isinstance(source, (str, Path)):
+        return changes if source is None else changes | dict(source=str(source))
+    source = Source.of(source, column=changes.get('column', recipe.column))
+    group = source.group or ('auto' if recipe.group == 'auto' else '')
+    kept = ('label', 'column', 'layout', 'split', 'zip_encoding', 'corrections')
+    reading = {name: getattr(source, name) for name in kept}
+    return reading | dict(group=group) | changes | dict(source=source.text)
 
 
 def _read_json(text):

@@ -17,14 +17,8 @@ from ..core.progress import format_duration
 from ..models.networks import backbone_and_head
 from .callbacks import announce
 from .checkpoints import standard_error
-from fungi_fastai.training.features import (
-    cached_features,
-    clear_features,
-    has_linear_head,
-    head_logits,
-    on_features,
-    probe_head,
-)
+from .features import cached_features, clear_features, head_logits, on_features, probe_head
+from .frozen import has_linear_head
 from .stages import can_store_activations, features_from_activations
 
 # %% ../../nbs/training/refit.ipynb #60d0be49

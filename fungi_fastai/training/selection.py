@@ -10,6 +10,7 @@ __all__ = ['ProbedNetwork', 'probe_network', 'networks_table', 'make_plan']
 # %% ../../nbs/training/selection.ipynb #7bba870d
 import sys
 from dataclasses import asdict, dataclass, replace
+from math import exp, log
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,19 @@ from ..core.errors import UserError
 from ..core.progress import format_count, format_duration
 from ..data.splits import folds, fraction, split_groups, with_two_specimens
 from ..models.architectures import is_fixed_size
-from ..models.backbones import PretrainedBackbone, available_backbones, is_local, published_score
+from ..models.backbones import available_backbones, is_local, published_score
 from ..models.packaged import smallest_weights
 from .budget import Plan, best_plan, clock
 from .fit import make_learner
+from .frozen import is_frozen, planned_stages
+from fungi_fastai.training.prior import (
+    LogErrors,
+    expected_errors,
+    expected_gain,
+    measured_errors,
+    published_errors,
+    shortlist,
+)
 from .probing import accuracy_interval, extract_features, predict_folds
 from .recipe import Recipe
 from .speed import Speed, measure_speed
@@ -83,62 +93,21 @@ def probe_network(
 
 # %% ../../nbs/training/selection.ipynb #fdd9df17
 _default_seconds = 600.0  # that the network is chosen for if there is no budget
-_selection_fraction = 0.15  # of the time, at most, for the choice
-_most_networks = 4
+_selection_fraction, _sample_fraction = 0.1, 0.07  # of the time: for the choice at most, and for the sample
+_least_gain = 1e-4  # accuracy that a probe must be expected to gain, even if there is plenty of time
+_enough_images = 200  # of the sample; with fewer, fewer networks are compared
 _probe_size = 160  # image size of the probes if a budget decides about that of the run, pixels
 _usual_errors = 0.3  # fraction of errors of the probes from which the scores of plans were estimated
+_reliability = 0.5  # of a difference between the scores of the plans of two networks
 _download_rate = 5.0  # megabytes a second, assumed
 _solve_seconds = 3e-3  # of the logistic regressions, per image
-_most_gain_of_pair = 0.2  # fraction of the errors of the better one that two networks together avoid, at most
+_cost_exponent = 0.75  # of the operations, in the time of a network
+_speed_of_core = {0.38: Speed(5e-3, 0.016, 0.066, 6.0, 224, 0.01, 0.033)}  # by billions of multiply-adds
+_change_by_pair, _deviation_of_pair = -0.06, 0.06  # of the logarithm of the errors of the better one of two networks
 _least_gain_of_pair = 0.01  # expected accuracy from which it is worth the time of two networks in every prediction
 scratch_arch, scratch_lr = 'convmixer_64_4', 1e-2  # if no weights are available; the learning rate unless one is given
 
-
-def shortlist(
-    available: list[PretrainedBackbone],  # the fastest first
-    n: int = _most_networks,  # at most
-) -> list[PretrainedBackbone]:  # the fastest first
-    "The networks that are worth a try: without those that are dominated, and spread over the costs"
-    selected = [one for one in available if not any(_dominates(other, one) for other in available)]
-    while len(selected) > n:  # drop the one that is closest in cost to the one before
-        ratios = [after.macs / before.macs for before, after in zip(selected[1:-1], selected[2:], strict=True)]
-        ratios = [selected[1].macs / selected[0].macs, *ratios]
-        del selected[max(1, int(np.argmin(ratios)))]
-    return selected
-
-
-def _dominates(better, worse):
-    "Whether a network is cheaper than another and has a higher published score, on the first benchmark that both have"
-    for benchmark in ('newt', 'top1'):
-        scores = getattr(better, benchmark), getattr(worse, benchmark)
-        if None not in scores:
-            return better.macs <= worse.macs and scores[0] > scores[1]
-    return False
-
 # %% ../../nbs/training/selection.ipynb #4099d8de
-@dataclass(frozen=True)
-class _Measured:
-    "A network that was measured and planned for"
-
-    backbone: PretrainedBackbone
-    recipe: Recipe  # of this network
-    speed: Speed
-    plan: Plan
-    size: int  # image size of its probe, pixels
-    seconds: float = 0.0  # that measuring took
-
-    @property
-    def seconds_an_image(self):
-        "Of its probe, estimated"
-        speed = self.speed.at(self.size)
-        return speed.read + speed.inference + _solve_seconds
-
-    def expected(self, accuracy, items):
-        "The accuracy that is expected of the planned training, from that of the probe"
-        probe = best_plan(self.recipe.but(size=self.size, epochs=0, budget=1e9), items, self.speed, 1e9)
-        return float(1 - (1 - accuracy) * np.exp((probe.score - self.plan.score) / _usual_errors))
-
-
 class _Selection:
     "The choice of a network: what was measured and probed so far"
 
@@ -146,7 +115,9 @@ class _Selection:
         self.recipe, self.items, self.progress = recipe, items, progress
         self.start, self.seconds = clock(), seconds
         available = available_backbones(recipe.weights) if recipe.pretrained else []
-        self.sample, self.measured, self.networks, self.notes = None, [], {}, []
+        self.speeds, self.spent = {}, {}  # by network: what was measured; seconds that this and its probe took
+        self.probes, self.sample, self.slowdown = {}, None, 1.0  # by network: accuracy, and the ends of its interval
+        self.pair, self.pair_of, self.notes, self.probe_scores = None, (), [], {}
         self.why_unprobed = 'is the only pretrained network that is available'
         if len(available) > 1 and selection_sample(items) is None:
             available = [max(available, key=published_score)]
@@ -155,195 +126,263 @@ class _Selection:
                 'a comparison on your images needs'
             )
         self.available = shortlist(available)
-        self.out_of_time = False  # whether a network was not tried because the time did not allow it
 
-    @property
-    def left_for_choice(self):
-        "Seconds"
-        return _selection_fraction * self.seconds - (clock() - self.start)
+    def run(self):
+        "Measure one network, and probe those for which that is expected to be worth the time"
+        self.measure(self.available[0] if self.is_slow_to_measure(self.best) else self.best)
+        if len(self.available) > 1:
+            count = format_count(len(self.available), 'network')
+            self.why_unprobed = f'is expected to be the best of {count}, by published scores and speed'
+            self.sample = self.affordable_sample()
+        if self.sample is not None:
+            self.probe_all()
+            self.try_pair()
+        self.measure_best()
+
+    # what is expected
 
     @property
     def best(self):
-        "The measured network with the highest expected accuracy; without probes, the fastest"
-        probed = [one for one in self.measured if one.backbone in self.networks]
-        return max(probed, key=self.worth, default=self.measured[0])
+        "The network with the highest expected accuracy: of those that were probed, if there are any"
+        return min(self.probes or self.available, key=self.worth)
 
-    def worth(self, one):
-        "The expected accuracy of a probed network, less what a pair of networks must be better by"
-        return self.networks[one.backbone].expected - _least_gain_of_pair * ('+' in one.backbone.arch)
+    def worth(self, backbone):
+        "The expected errors; of a pair of networks, more what it must be better by"
+        return exp(self.log_errors(backbone)) + _least_gain_of_pair * ('+' in backbone.arch)
 
-    def run(self):
-        "Measure the networks, and probe them on one sample"
-        self.measure()
-        self.sample = self.affordable_sample()
-        if self.sample is not None:
-            self.probe_all()
-        if self.out_of_time and len(self.networks) < 2:  # nothing was compared
-            self.choose_by_published_score()
+    def log_errors(self, backbone):
+        "The logarithm of the expected errors of a training; what a pair of networks loses in epochs counts in full"
+        if backbone == self.pair:
+            one = min(self.pair_of, key=self.log_errors)
+            change = self.expectation(backbone).mean - self.expectation(one).mean
+            return self.log_errors(one) + change + (self.plan(one).score - self.plan(backbone).score) / _usual_errors
+        gain = self.plan(backbone).score - self.probe_score(backbone)
+        return self.expectation(backbone).mean - _reliability * gain / _usual_errors
 
-    def probe_all(self):
-        "Probe the measured networks, the fastest first, as long as the time allows and the rest can win"
-        for position, one in enumerate(self.measured):
-            if self.networks and (reason := self.why_not(one)):
-                self.leave_out(self.measured[position:], reason)
-                break
-            try:
-                self.networks[one.backbone] = self.probe(one)
-            except UserError as error:
-                if is_local(one.backbone):
-                    raise
-                self.notes.append(f'Not tried: {one.backbone.arch}. {error}')
-        self.try_pair()
+    def probe_score(self, backbone):
+        "The score of a plan without a training, at the image size of the probe"
+        if backbone not in self.probe_scores:
+            recipe = self.recipe_of(backbone).but(size=self.probe_size(backbone), epochs=0, budget=1e9)
+            recipe = recipe.but(feature_stages=recipe.feature_stages or 1)  # as the networks are probed
+            self.probe_scores[backbone] = best_plan(recipe, self.items, self.speed_of(backbone), 1e9).score
+        return self.probe_scores[backbone]
 
-    def choose_by_published_score(self):
-        "Keep the network with the highest expected accuracy by its published score and its speed, and measure it"
-        names = [name for name in ('newt', 'top1') if all(getattr(one, name) is not None for one in self.available)]
-        if not names:
-            return
-        promising = [self.known_or_estimated(backbone) for backbone in self.available]
-        best = max(promising, key=lambda one: one.expected(getattr(one.backbone, names[0]), self.items))
-        if best not in self.measured:
-            self.measure_one(best.backbone)
-            best = self.measured[-1]
-        self.measured, self.networks, self.notes = [best], {}, []
-        self.why_unprobed = (
-            f'is expected to be the best of {format_count(len(self.available), "network")}, by its published score and '
-            'its speed; there is no time to compare them on your images'
-        )
+    def plan(self, backbone, seconds=0.0):
+        "The best plan for a network, if these seconds are spent before the training"
+        seconds = self.left - seconds - (backbone not in self.probes) * _seconds_of_download(backbone)
+        return best_plan(self.recipe_of(backbone), self.items, self.speed_of(backbone), seconds)
 
-    def known_or_estimated(self, backbone):
-        "A measured network; or another one, whose speed is estimated from the last measured network"
-        for one in self.measured:
-            if one.backbone == backbone:
-                return one
-        last = self.measured[-1]
-        speed = last.speed.with_network(backbone.macs / last.backbone.macs)
-        return self.planned(backbone, speed, self.seconds_for_training - _seconds_of_download(backbone))
+    def expectation(self, backbone):
+        "What published scores and the probes so far say about the errors of a network's probe"
+        if backbone == self.pair:
+            mean = min(self.expectation(one).mean for one in self.pair_of)
+            prior, probe = LogErrors(mean + _change_by_pair, _deviation_of_pair), self.measured_errors(backbone)
+            return prior.combined(probe) if probe else prior
+        networks = [*self.available]
+        published = [published_errors(one) for one in networks]
+        return expected_errors(published, [self.measured_errors(one) for one in networks])[networks.index(backbone)]
 
-    def planned(self, backbone, speed, seconds):
-        "A network of this speed, with the best plan for these seconds of training"
-        recipe = self.recipe_of(backbone)
-        plan = best_plan(recipe, self.items, speed, seconds)
-        return _Measured(backbone, recipe, speed, plan, self.probe_size(backbone))
+    def measured_errors(self, backbone):
+        "Of a probe; None without one"
+        if backbone not in self.probes:
+            return None
+        accuracy, low, high = self.probes[backbone]
+        return measured_errors(accuracy, (high - low) / 2 / 1.96)
+
+    def value(self, best, other):
+        "The accuracy that a probe is expected to gain, what its time costs, and this time in seconds"
+        unprobed = [one for one in (best, other) if one not in self.probes]
+        deviation = sum(self.resolved(one) ** 2 for one in unprobed) ** 0.5
+        seconds = sum(map(self.seconds_to_probe, unprobed))
+        gain = expected_gain(self.log_errors(best), self.log_errors(other), deviation)
+        return gain, self.cost(best, seconds), seconds
+
+    def resolved(self, backbone):
+        "How far a probe on the sample is expected to move what is expected of a network"
+        expected = self.expectation(backbone)
+        errors = min(exp(expected.mean), 0.95)
+        noise = measured_errors(1 - errors, (errors * (1 - errors) / len(self.sample)) ** 0.5)
+        return expected.resolved(noise.deviation)
+
+    def cost(self, backbone, seconds):
+        "The accuracy that a training is expected to lose if it has less time"
+        loss = self.plan(backbone).score - self.plan(backbone, seconds).score
+        return max(_least_gain, exp(self.log_errors(backbone)) * (exp(loss / _usual_errors) - 1))
+
+    # measuring
+
+    @property
+    def left(self):
+        "Seconds"
+        return self.seconds - (clock() - self.start)
+
+    def seconds_for_choice(self, fraction=_selection_fraction):
+        "That are left of this fraction of the time"
+        return self.left - (1 - fraction) * self.seconds
 
     def recipe_of(self, backbone):
         "The recipe with this network"
         return self.recipe.but(arch=backbone.arch, weights=backbone.weights)
 
-    @property
-    def seconds_for_training(self):
-        "Seconds that the choice leaves"
-        return (1 - _selection_fraction) * self.seconds
+    def probe_size(self, backbone):
+        "The image size of a probe, pixels: that of the run, unless the budget decides about it"
+        recipe = self.recipe
+        is_free = recipe.budget and recipe.size == Recipe.size and not recipe.start_size
+        return _probe_size if is_free and not any(map(is_fixed_size, backbone.arch.split('+'))) else recipe.size
+
+    def speed_of(self, backbone):
+        "Measured, or estimated from the measured network with the most similar cost; before, that of a CPU core"
+        if backbone == self.pair:
+            one, other = map(self.speed_of, self.pair_of)
+            return one.together(other.at(one.size))
+        if backbone in self.speeds:
+            return self.speeds[backbone]
+        known = {one.macs: speed for one, speed in self.speeds.items()} or _speed_of_core
+        similar = min(known, key=lambda macs: abs(log(macs / backbone.macs)))
+        return known[similar].with_network((backbone.macs / similar) ** _cost_exponent)
+
+    def measure(self, backbone):
+        "The speed of a network"
+        began = clock()
+        untrained = {} if is_local(backbone) else dict(pretrained=False, weights='')  # it needs no download
+        recipe = self.recipe_of(backbone).but(cache=False, size=self.probe_size(backbone), **untrained)
+        self.speeds[backbone] = measure_speed(make_learner(recipe, self.items, progress=False))
+        self.spent[backbone] = self.spent.get(backbone, 0) + clock() - began
+
+    def measure_best(self):
+        "Measure the network that was chosen; if it is slower than estimated, another one may be better"
+        while new := [one for one in self.networks_of(self.best) if one not in self.speeds]:
+            if self.is_slow_to_measure(new[0]):
+                self.speeds[new[0]] = self.speed_of(new[0])  # the estimate must do
+            else:
+                self.measure(new[0])
+
+    def networks_of(self, backbone):
+        return self.pair_of if backbone == self.pair else [backbone]
+
+    def is_slow_to_measure(self, backbone):
+        "Estimated: making a Learner takes a second or two, and three steps are measured"
+        speed = self.speed_of(backbone).at(self.probe_size(backbone))
+        return 2 + 0.75 * self.recipe.bs * speed.train_step > max(5, _selection_fraction * self.seconds)
+
+    # probing
+
+    def seconds_an_image(self, backbone):
+        "Of a probe, estimated"
+        speed = self.speed_of(backbone).at(self.probe_size(backbone))
+        return speed.read + speed.inference + _solve_seconds
+
+    def seconds_to_probe(self, backbone):
+        "On the sample, estimated; the last probe may have shown that this machine is slower"
+        return self.slowdown * len(self.sample) * self.seconds_an_image(backbone) + _seconds_of_download(backbone)
+
+    def affordable_sample(self):
+        "As many images as the time allows for all networks; if these are fewer than 200, for the most promising ones"
+        best, slow = self.best, []
+        rest = sorted((one for one in self.available if one != best), key=lambda one: -self.chance(best, one))
+        while True:
+            downloads = sum(map(_seconds_of_download, [best, *rest]))
+            seconds = self.seconds_for_choice(_sample_fraction) - downloads
+            n = int(seconds / sum(map(self.seconds_an_image, [best, *rest])))
+            if n >= _enough_images or len(rest) == 1:
+                break
+            slow.append(rest.pop())
+        if n < _fewest_images:
+            self.why_unprobed += '; there is no time to compare them on your images'
+            return None
+        self.leave_out(slow, 'there is no time to compare so many')
+        return selection_sample(self.items, min(n, _most_images), self.recipe.seed)
+
+    def chance(self, best, other):
+        "The accuracy that knowing everything about a network would gain"
+        return expected_gain(self.log_errors(best), self.log_errors(other), self.expectation(other).deviation)
+
+    def leave_out(self, networks, reason):
+        "Networks that are not compared"
+        if networks:
+            self.notes.append(f'Not tried: {", ".join(one.arch for one in networks)}, because {reason}.')
+        self.available = [one for one in self.available if one not in networks]
+
+    def probe_all(self):
+        "Probe the most promising network and others, as long as that is expected to gain more than its time costs"
+        while rest := [one for one in self.available if one not in self.probes and one != self.best]:
+            best = self.best
+            values = {one: self.value(best, one) for one in rest}
+            worthwhile = [one for one in rest if values[one][0] > values[one][1]]
+            affordable = [one for one in worthwhile if values[one][2] <= self.seconds_for_choice()]
+            if not affordable:
+                self.leave_out_rest(best, values, worthwhile)
+                break
+            self.try_to_probe(max(affordable, key=lambda one: values[one][0]) if best in self.probes else best)
+
+    def leave_out_rest(self, best, values, worthwhile):
+        "Say why no other network is tried"
+        if worthwhile:
+            needed = format_duration(min(values[one][2] for one in worthwhile))
+            share = f'{_selection_fraction:.0%} of the time'
+            self.leave_out(worthwhile, f'it takes about {needed} more, and the choice may take {share}')
+        if hopeless := [one for one in values if one not in worthwhile]:
+            gain = max(values[one][0] for one in hopeless)
+            seconds = sum(self.seconds_to_probe(one) for one in (best, *hopeless) if one not in self.probes)
+            self.leave_out(
+                hopeless,
+                f'that is expected to gain at most {100 * gain:.2f} points of accuracy, by what is known so far, and '
+                f'the {format_duration(seconds)} that are saved give {100 * self.cost(best, seconds):.2f}',
+            )
 
     def try_pair(self):
         "Probe the two best networks together, whose features are known by now, if they can win"
-        probed = [one for one in self.measured if one.backbone in self.networks]
-        best = sorted(probed, key=lambda one: self.networks[one.backbone].accuracy)[-2:]
-        if len(best) < 2 or best[0].size != best[1].size or any('+' in one.backbone.weights for one in best):
+        best = sorted(self.probes, key=lambda one: self.expectation(one).mean)[:2]
+        if len(best) < 2 or any('+' in one.weights for one in best) or len(set(map(self.probe_size, best))) > 1:
             return
-        pair = self.together(*reversed(best))
-        fewer_errors = 1 - (1 - _most_gain_of_pair) * (1 - self.networks[best[1].backbone].accuracy)
-        wins = pair.expected(fewer_errors, self.items) > self.worth(self.best) + _least_gain_of_pair
-        if wins and 2 * _solve_seconds * len(self.sample) < self.left_for_choice:
-            self.measured.append(pair)
-            self.networks[pair.backbone] = self.probe(pair)
+        self.pair, self.pair_of = _side_by_side(*best), best
+        wanted = max(exp(self.log_errors(self.best)) - _least_gain_of_pair, 1e-9)
+        gain = expected_gain(log(wanted), self.log_errors(self.pair), _deviation_of_pair)
+        seconds = 2 * _solve_seconds * len(self.sample)
+        if gain > self.cost(self.best, seconds) and seconds < self.seconds_for_choice():
+            self.probe(self.pair)
 
-    def together(self, one, other):
-        "Two networks, whose features stand side by side, as one that was measured"
-        speed = one.speed.together(other.speed.at(one.speed.size))
-        pair = self.planned(_side_by_side(one.backbone, other.backbone), speed, self.seconds_for_training)
-        return replace(pair, size=one.size)
+    def try_to_probe(self, backbone):
+        "Probe a network; one whose download fails is left out"
+        try:
+            self.probe(backbone)
+        except UserError as error:
+            if is_local(backbone):
+                raise
+            self.notes.append(f'Not tried: {backbone.arch}. {error}')
+            self.available.remove(backbone)
 
-    def leave_out(self, measured, reason):
-        names = ', '.join(one.backbone.arch for one in measured)
-        self.notes.append(f'Not tried: {names}, because {reason}.')
-
-    def measure(self):
-        "The speed of each network, and its plan; not of one that is too slow even for this"
-        for position, backbone in enumerate(self.available):
-            if self.measured and self.seconds_to_measure(backbone) > max(5, self.left_for_choice / 2):
-                names = ', '.join(one.arch for one in self.available[position:])
-                self.notes.append(f'Not tried: {names}, because this machine is too slow for it in the time.')
-                self.out_of_time = True
-                break
-            self.measure_one(backbone)
-
-    def measure_one(self, backbone):
-        "The speed of a network, and its plan"
-        began = clock()
-        untrained = {} if is_local(backbone) else dict(pretrained=False, weights='')  # it needs no download
-        recipe = self.recipe_of(backbone).but(cache=False, **untrained)
-        speed = measure_speed(make_learner(recipe, self.items, progress=False))
-        measured = self.planned(backbone, speed, self.seconds_for_training)
-        self.measured.append(replace(measured, seconds=clock() - began))
-
-    def probe_size(self, backbone):
-        "The image size of a probe, pixels: that of the run, unless the budget decides about it"
-        is_free = self.recipe.budget and self.recipe.size == Recipe.size and not is_fixed_size(backbone.arch)
-        return _probe_size if is_free else self.recipe.size
-
-    def seconds_to_measure(self, backbone):
-        "Estimated from the last network: making a Learner takes the same time, its steps more"
-        last = self.measured[-1]
-        steps = 0.75 * self.recipe.bs * last.speed.at(self.recipe.size).train_step  # as `measure_speed` makes them
-        return last.seconds + steps * backbone.macs / last.backbone.macs
-
-    def affordable_sample(self):
-        "As many images as the time allows for all networks; if these are fewer than 200, without the slowest ones"
-        no_time = 'is the fastest network that is available; there is no time to compare others'
-        if len(self.measured) == 1:
-            self.out_of_time = len(self.available) > 1
-            self.why_unprobed = no_time if self.out_of_time else self.why_unprobed
-            return None
-        rest = sorted(self.measured, key=lambda one: one.seconds_an_image)
-        while True:
-            downloads = sum(_seconds_of_download(one.backbone) for one in rest)
-            n = int((self.left_for_choice - downloads) / sum(one.seconds_an_image for one in rest))
-            if n >= 200 or len(rest) == 2:
-                break
-            rest.pop()
-        if n < _fewest_images:
-            self.out_of_time, self.why_unprobed = True, no_time
-            return None
-        if slow := [one for one in self.measured if one not in rest]:
-            self.leave_out(slow, f'the choice may take {_selection_fraction:.0%} of the time, and they are too slow')
-        self.measured = rest
-        return selection_sample(self.items, min(n, _most_images), self.recipe.seed)
-
-    def why_not(self, one):
-        "Why a network is not worth its probe, in words; '' if it is"
-        last = [network.seconds for network in self.networks.values()][-1]
-        before = self.measured[self.measured.index(one) - 1]
-        needed = last * one.seconds_an_image / before.seconds_an_image + _seconds_of_download(one.backbone)
-        if needed > max(self.left_for_choice, 0.05 * self.seconds):
-            self.out_of_time = True
-            share = f'{_selection_fraction:.0%} of the time'
-            return f'it takes about {format_duration(needed)} more, and the choice may take {share}'
-        accuracy = max(network.accuracy for network in self.networks.values())
-        if one.expected((1 + accuracy) / 2, self.items) < self.networks[self.best.backbone].expected:
-            return f'even with half the errors in the probe it would not beat {self.best.plan.arch} within the time'
-        return ''
-
-    def probe(self, one):
+    def probe(self, backbone):
         "Probe a network on the sample"
-        began = clock()
-        correct = probe_network(one.recipe.but(size=one.size), self.sample)
-        accuracy, low, high = accuracy_interval(correct, self.sample.split_group)
+        began, estimated = clock(), len(self.sample) * self.seconds_an_image(backbone)
+        correct = probe_network(self.recipe_of(backbone).but(size=self.probe_size(backbone)), self.sample)
+        interval = accuracy_interval(correct, self.sample.split_group)
         if self.progress:
             images = format_count(len(correct), 'image')
-            line = f'{one.backbone.arch}: accuracy {accuracy:.3f} in a probe of {images}'
+            line = f'{backbone.arch}: accuracy {interval[0]:.3f} in a probe of {images}'
             print(line, file=sys.stderr, flush=True)
+        seconds = clock() - began
+        self.slowdown = max(1.0, (seconds - _seconds_of_download(backbone)) / estimated)
+        self.spent[backbone] = self.spent.get(backbone, 0) + seconds
+        self.probes[backbone] = interval
+
+    @property
+    def networks(self):
+        "The networks that were probed, with what is expected of them now"
+        return [self.probed_network(one, *interval) for one, interval in self.probes.items()]
+
+    def probed_network(self, backbone, accuracy, low, high):
         return ProbedNetwork(
-            one.backbone.arch,
-            one.backbone.weights,
-            one.size,
+            backbone.arch,
+            backbone.weights,
+            self.probe_size(backbone),
             accuracy,
             low=low,
             high=high,
-            expected=one.expected(accuracy, self.items),
-            epochs=one.plan.epochs,
-            seconds=round(one.seconds + clock() - began, 1),
-            megabytes=one.backbone.megabytes,
+            expected=1 - exp(self.log_errors(backbone)),
+            epochs=self.plan(backbone).epochs,
+            seconds=round(self.spent[backbone], 1),
+            megabytes=backbone.megabytes,
         )
 
 
@@ -393,7 +432,8 @@ def make_plan(
         return replace(plan, reason=f'{choice}\n{plan.reason}')
     # without a budget, only the network is planned
     fields = ('size', 'epochs', 'fraction', 'trainable')
-    return replace(plan, **{name: getattr(recipe, name) for name in fields}, reason=choice)
+    stages = planned_stages(recipe.but(arch=plan.arch), is_frozen(recipe))
+    return replace(plan, **{name: getattr(recipe, name) for name in fields}, feature_stages=stages, reason=choice)
 
 
 def _measure_and_plan(recipe, items, seconds):
@@ -409,7 +449,7 @@ def _choose_network(recipe, items, seconds, progress):
     if not selection.available:
         return _from_scratch(recipe, items, seconds)
     selection.run()
-    plan, networks = selection.best.plan, tuple(asdict(one) for one in selection.networks.values())
+    plan, networks = selection.plan(selection.best), tuple(map(asdict, selection.networks))
     if not networks:
         return plan, ' '.join([f'{plan.arch} {selection.why_unprobed}.', *selection.notes])
     count, images = format_count(len(networks), 'network'), format_count(len(selection.sample), 'image')
