@@ -8,10 +8,13 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/cli.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #9d47af2b
+import errno
+import os
 import sys
 import warnings
 from dataclasses import fields, make_dataclass
 from functools import cache
+from textwrap import wrap
 from types import NoneType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
@@ -37,35 +40,22 @@ from fungi_fastai.training.recipe import (
 from .training.recipes import recipes
 
 # %% ../nbs/cli.ipynb #5cb6c370
-commands = (
-    training.train,
-    results.evaluate,
-    results.predict,
-    data.check,
-    data.probe,
-    data.labels,
-    data.explore,
-    data.taxonomy,
-    review.review,
-    machine.cache,
-    growing.next_,
-    growing.update,
-    results.report,
-    results.watch,
-    training.folds,
-    training.curve,
-    training.sweep,
-    results.compare,
-    training.experiment,
-    deployment.export,
-    growing.add_class,
-    deployment.serve,
-    deployment.drift,
-    deployment.submit,
-    data.fetch,
-    deployment.kaggle,
-    machine.doctor,
-)
+command_groups = {  # as `fungi --help` lists them
+    'Photos': (data.check, data.explore, data.probe, data.labels, review.review, data.fetch, data.taxonomy),
+    'Training': (training.train, results.watch, training.folds, training.curve, training.sweep, training.experiment),
+    'Results': (results.evaluate, results.report, results.compare),
+    'Deployment': (
+        results.predict,
+        deployment.export,
+        deployment.serve,
+        deployment.drift,
+        deployment.submit,
+        deployment.kaggle,
+    ),
+    'A growing collection': (growing.next_, growing.update, growing.add_class),
+    'This machine': (machine.doctor, machine.cache),
+}
+commands = tuple(command for group in command_groups.values() for command in group)
 kaggle_commands = dict(notebook=deployment.kaggle_notebook, status=deployment.kaggle_status)
 _recipe_commands = ('train', 'folds', 'curve', 'sweep')  # commands whose first argument is a recipe
 
@@ -73,6 +63,36 @@ _recipe_commands = ('train', 'folds', 'curve', 'sweep')  # commands whose first 
 def command_name(command):
     "The word for a command: `add-class` for `add_class`, `next` for `next_`"
     return command.__name__.rstrip('_').replace('_', '-')
+
+# %% ../nbs/cli.ipynb #0f54137f
+_overview = """\
+usage: fungi COMMAND …
+
+From a folder of specimen photos to the best classifier you can honestly claim.
+
+Start here
+  fungi train my_photos --budget 5m        a folder with one subfolder for each class
+  fungi train mushrooms --source sample    without photos of your own: images that the library draws
+  fungi COMMAND --help                     the arguments of a command
+"""
+
+
+def overview() -> str:
+    "The commands by task, each with the first sentence of its help"
+    width, lines = max(len(command_name(command)) for command in commands), [_overview]
+    for title, group in command_groups.items():
+        lines.append(title)
+        for command in group:
+            sentence = command.__doc__.partition('. ')[0]
+            lines += wrap(
+                sentence,
+                100,
+                initial_indent=f'  {command_name(command):<{width}}  ',
+                subsequent_indent=' ' * (width + 4),
+                break_on_hyphens=False,
+            )
+        lines.append('')
+    return '\n'.join([*lines, 'Documentation: https://fungi-fastai.github.io/fungi_fastai/howto/commands.html'])
 
 # %% ../nbs/cli.ipynb #a913ffce
 _common = (
@@ -195,7 +215,7 @@ def main(
     arguments: list[str] | None = None,  # of the command line (default: those of the process)
 ) -> int:  # exit code
     "The command `fungi`"
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [_with_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     if arguments in (['--version'], ['-V']):
         from fungi_fastai import __version__
 
@@ -206,6 +226,10 @@ def main(
         return 2
     warnings.showwarning = show_warning
     try:
+        if arguments in ([], ['--help'], ['-h']):
+            print(overview(), flush=True)
+            return 0
+        _check_options(arguments)
         return _run_command(_with_recipe_name(arguments))
     except (UserError, TrainingError) as error:
         if not getattr(error, 'already_reported', False):  # by another process
@@ -216,10 +240,16 @@ def main(
     except OSError as error:
         file, reason = error.filename or 'A file', error.strerror or error
         print_message(f'{file} could not be read or written: {reason}. Completed work is kept.')
-        return 1
+        return 2 if error.errno == errno.ENAMETOOLONG else 1
     except KeyboardInterrupt as interrupt:
         print_message(_interrupt_message(arguments, getattr(interrupt, 'run', None)))
         return 130
+
+
+def _with_home(word):
+    "A word of the command line in which ~ is the home, as in --out=~/run, which a shell leaves as it is"
+    option, equals, value = word.partition('=') if word.startswith('--') else ('', '', word)
+    return option + equals + (os.path.expanduser(value) if value.startswith('~/') else value)
 
 
 def _unknown_command(arguments):
@@ -259,12 +289,7 @@ def _run_command(arguments):
             app.command(_with_help(training.resume), name='train')
         else:
             app.command(_prepared(command, arguments), name=command_name(command))
-    description = (
-        'From a folder of specimen photos to the best classifier you can honestly claim. '
-        'Start with fungi train my_photos, a folder with one subfolder for each class. '
-        'Without photos of your own: fungi train mushrooms --source sample, on images that the library draws.'
-    )
-    return app.cli(prog='fungi', args=arguments or ['--help'], description=description)
+    return app.cli(prog='fungi', args=arguments)
 
 
 def _prepared(command, arguments):
@@ -278,11 +303,33 @@ def _prepared(command, arguments):
 
 def _interrupt_message(arguments, run):
     "What to do after Ctrl-C"
-    if arguments[:1] != ['train']:
-        return 'Stopped. To resume, repeat the same call with the same --out.'
-    if run and (run / 'recipe.json').exists():
-        return f'Stopped. To resume: fungi train --resume {run}'
-    return 'Stopped, before anything was done.'
+    if arguments[:1] == ['train']:
+        is_kept = run and (run / 'recipe.json').exists()
+        return f'Stopped. To resume: fungi train --resume {run}' if is_kept else 'Stopped, before anything was done.'
+    if run and run.exists():
+        return f'Stopped. To resume, repeat the same call with --out {run}'
+    return 'Stopped.'
+
+
+def _check_options(arguments):
+    "Raise `UserError` for an option that is given twice, and for an empty path, as of an unset variable of a shell"
+    named = [command for command in commands if [command_name(command)] == arguments[:1]]
+    if arguments[:1] == ['kaggle']:
+        named = [command for name, command in kaggle_commands.items() if [name] == arguments[1:2]]
+    kinds = {name: str(kind) for command in named for name, kind in command.__annotations__.items()}
+    given = {}
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        option, has_value, value = word.partition('=')
+        name = option.removeprefix('--').removeprefix('no-').replace('-', '_')
+        if not option.startswith('--') or 'UseAppendAction' in kinds.get(name, ''):
+            continue
+        if option == given.get(name):
+            raise UserError(f'{option} is given twice. Give it once.')
+        if name in given:
+            raise UserError(f'{given[name]} and {option} contradict each other. Give one of them.')
+        given[name] = option
+        if 'Path' in kinds.get(name, '') and (value if has_value else following) == '':
+            raise UserError(f'{option} is empty; expected a path.')
 
 # %% ../nbs/cli.ipynb #99f706f7
 if __name__ == '__main__':

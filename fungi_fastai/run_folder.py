@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .core.errors import MissingFileError, UserError
-from .core.files import read_json, read_saved
+from .core.files import as_path, read_json, read_saved
 from .core.settings import settings
 from .evaluation.calibration import apply_temperature
 from .evaluation.conformal import Conformal, conformal
@@ -51,11 +51,13 @@ class RunFolder:
         self,
         folder: str | Path,  # with a recipe.json in it
     ):
-        self.folder = Path(folder)
+        self.folder = as_path(folder, 'The folder of a run')
         if not self.folder.is_dir():
             raise MissingFileError(
                 f'There is no run folder {folder}. Train one with: fungi train my_photos --out {folder}'
             )
+        if (self.folder / 'bundle.json').exists():
+            raise UserError(f'{folder} is a bundle, made of a run by fungi export. Name the folder of the run.')
         if not (self.folder / 'recipe.json').exists():
             raise UserError(f'{folder} is not a run: it has no recipe.json. It holds: {_contents(self.folder)}.')
         self.recipe = Recipe.from_json(self.folder / 'recipe.json')

@@ -363,6 +363,44 @@ def test_a_table_of_an_unknown_kind(fungi, small_run, own, tmp_path, name):
         assert name in fungi(*call, '--out', tmp_path / name, code=2).err
 
 
+@pytest.mark.parametrize(
+    'options, expected',
+    [
+        (('--out', 'a', '--out', 'b'), '--out is given twice'),
+        (('--common', '--no-common'), '--common and --no-common contradict each other'),
+        (('--out', ''), '--out is empty'),
+        (('--out=',), '--out is empty'),
+        (('--out', 'x' * 240), 'has 240 bytes'),
+        (('--out', './~/comparison'), 'begins with ~'),
+        (('--out', 'link to nothing'), 'which does not exist'),
+        (('--out=~/file/below',), 'is a file'),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_options_that_are_refused_at_once(fungi, small_run, tmp_path, monkeypatch, options, expected):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'file').touch()
+    if 'link to nothing' in options:
+        options = ('--out', tmp_path / 'link')
+        options[1].symlink_to('gone')
+    assert expected in fungi('compare', small_run.folder, small_run.folder, *options, code=2).err
+
+
+def test_a_file_is_written_through_a_link_that_stays(tmp_path):
+    from fungi_fastai.core.files import write_text
+
+    (tmp_path / 'link.csv').symlink_to('target.csv')
+    write_text(tmp_path / 'link.csv', 'new')
+    assert (tmp_path / 'link.csv').is_symlink() and (tmp_path / 'target.csv').read_text() == 'new'
+
+
+def test_a_column_without_a_table_gives_a_note(own):
+    from fungi_fastai.data.sources import Source
+
+    notes = Source.of(own, column='file', split='set').read(progress=False).attrs['notes']
+    assert [note for note in notes if "'file', is not used" in note] and "'set', is not used" in ' '.join(notes)
+
+
 def test_explore_into_a_file(fungi, own, tmp_path):
     (tmp_path / 'file').write_text('precious')
     assert 'file' in fungi('explore', own, '--out', tmp_path / 'file', code=2).err
@@ -410,7 +448,8 @@ def test_settings_that_are_no_ini_file(fungi, tmp_path, monkeypatch, own, text):
 
 
 def test_the_same_messages_in_python(place, ready, own, tmp_path):
-    from fungi_fastai import MUSHROOMS, Run, train_mushrooms
+    from fungi_fastai import MUSHROOMS, Predictor, Run, train_mushrooms
+    from fungi_fastai.core.errors import UserError
 
     with pytest.raises(FileNotFoundError, match='did you mean own'):
         train_mushrooms(own.with_name('ovn'), out=tmp_path / 'run')
@@ -420,13 +459,21 @@ def test_the_same_messages_in_python(place, ready, own, tmp_path):
         MUSHROOMS.but(augment='wild')
     with pytest.raises(FileNotFoundError, match='gone'):
         Run.load('gone')
-    with pytest.raises(ValueError, match='There is no'):
+    with pytest.raises(ValueError, match='A source is a path'):
         train_mushrooms(3, out=tmp_path / 'run')
     with pytest.raises(ValueError):
         train_mushrooms(own, epochs='3')
+    with pytest.raises(UserError, match='out is 3; expected a path'):
+        train_mushrooms(own, out=3)
+    with pytest.raises(UserError, match='expected callbacks of fastai'):
+        train_mushrooms(own, cbs=[None], out=tmp_path / 'run')
+    for load in (Run.load, Predictor.load):
+        for value in (None, ''):
+            with pytest.raises(UserError, match='expected a path'):
+                load(value)
 
 
-@pytest.mark.parametrize('kind', ['safetensors', 'arrow', 'other'])
+@pytest.mark.parametrize('kind', ['safetensors', 'arrow', 'pandas', 'python', 'other'])
 def test_a_full_disk_is_called_so_whichever_library_writes(tmp_path, kind):
     import errno
 
@@ -439,6 +486,8 @@ def test_a_full_disk_is_called_so_whichever_library_writes(tmp_path, kind):
     error = dict(
         safetensors=SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)'),
         arrow=OSError('Error writing bytes to file. Detail: [errno 28] No space left on device'),
+        pandas=OSError(28, 'Error writing bytes to file. Detail: [errno 28] No space left on device'),
+        python=OSError(28, 'No space left on device'),
         other=SafetensorError('the dtype is unknown'),
     )[kind]
     file = tmp_path / 'features.safetensors'

@@ -446,6 +446,31 @@ def test_a_run_that_was_moved_still_predicts(fungi, small_run, photos, tmp_path)
     fungi('predict', tmp_path / 'Läufe & mehr', sorted(photos.rglob('*.jpg'))[0], '--out', tmp_path / 'p.csv')
 
 
+def test_a_run_whose_images_are_gone_still_predicts(fungi, small_run, photos, tmp_path):
+    shutil.copytree(small_run.folder, tmp_path / 'run')
+    items = pd.read_parquet(tmp_path / 'run/items.parquet')
+    gone = items.assign(path=items.path.str.replace(str(photos), str(tmp_path / 'gone')))
+    gone.to_parquet(tmp_path / 'run/items.parquet')
+    image = sorted(photos.rglob('*.jpg'))[0]
+    fungi('predict', tmp_path / 'run', image, '--out', tmp_path / 'p.csv')
+    expected, found = small_run.predict(image), pd.read_csv(tmp_path / 'p.csv')
+    assert found.confidence[0] == pytest.approx(expected.confidence[0], abs=1e-5)
+    (tmp_path / 'pool').mkdir()
+    Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 50).save(tmp_path / 'pool/new.png')
+    assert 'None of the training images' in fungi('next', tmp_path / 'run', tmp_path / 'pool', code=2).err
+
+
+def test_an_interrupt_names_the_folder_that_resumes(tmp_path):
+    from fungi_fastai.cli import _interrupt_message
+    from fungi_fastai.core.resume import ResumableFolder
+
+    with pytest.raises(KeyboardInterrupt) as caught, ResumableFolder(tmp_path / 'study', early_files=()).open({}):
+        (tmp_path / 'study/fold-1').mkdir()
+        raise KeyboardInterrupt
+    assert _interrupt_message(['folds', 'flowers'], caught.value.run).endswith(f'--out {tmp_path / "study"}')
+    assert _interrupt_message(['check', 'photos'], None) == 'Stopped.'
+
+
 def test_the_command_in_the_report_is_the_command(fungi, small_run, tmp_path):
     "The command in `How to repeat it` gives the same recipe"
     import html

@@ -77,6 +77,7 @@ def test_photos_that_need_no_label_are_left_out_and_counted(fungi, small_run, se
     ('arguments', 'message'),
     [
         (('--n', 0), 'expected 1 or more'),
+        (('--seed', -1), 'expected 0 or more'),
         (('--strategy', 'best'), 'Known: random, margin'),
         (('--out', 'next.xlsx'), 'ends in .csv'),
         (('--group', 'site'), 'is no pattern and no column'),
@@ -89,6 +90,15 @@ def test_mistakes(fungi, small_run, seedlings, arguments, message):
 def test_a_bundle_or_known_photos_have_nothing_to_label(fungi, small_run, small_bundle, photos):
     assert 'is a bundle' in fungi('next', small_bundle, photos, code=2).err
     assert 'No photo of' in fungi('next', small_run.folder, photos, code=2).err
+
+
+def test_added_classes_have_the_spelling_of_the_run(small_run, photos, tmp_path):
+    from fungi_fastai.runs.update import _read_added
+
+    shutil.copytree(photos / 'flowers/daisy', tmp_path / 'added/DAISY')
+    shutil.copytree(photos / 'flowers/roses', tmp_path / 'added/Rosehips')
+    added, _ = _read_added(small_run, str(tmp_path / 'added'), {}, False)
+    assert set(added.label) == {'daisy', 'Rosehips'} and "'DAISY' is the class 'daisy'." in added.attrs['notes']
 
 
 def test_an_update_keeps_the_test_set_and_compares_each_class(fungi, small_run, seedlings, tmp_path):

@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import sys
 import time
+import zipfile
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,18 +123,23 @@ def test_seedlings_without_labels_stay_out_of_training(tmp_path):
     not (shared / 'defungi.zip').exists(), reason=f'{shared}/defungi.zip (real DeFungi crops) does not exist'
 )
 def test_no_defungi_specimen_in_two_sets(tmp_path):
+    "The crops of a third of the real specimens"
     from fungi_fastai import train_defungi
 
-    run = train_defungi(
-        shared / 'defungi.zip', out=tmp_path / 'run', progress=False, fraction=0.02, **{**tiny, 'size': 16, 'bs': 64}
-    )
+    crops = tmp_path / 'defungi.zip'
+    with zipfile.ZipFile(shared / 'defungi.zip') as every, zipfile.ZipFile(crops, 'w') as third:
+        for name in every.namelist():
+            number = re.search(r'_(\d+)[a-z]?_\d+\.jpg$', name)
+            if number and int(number[1]) % 3 == 0:
+                third.writestr(name, every.read(name))
+    run = train_defungi(crops, out=tmp_path / 'run', progress=False, fraction=0.1, **{**tiny, 'size': 16, 'bs': 64})
     items = pd.read_parquet(run.folder / 'items.parquet')
     used = items[items.split != '']
     specimen = used['name'].str.extract(r'([^/]+?_\d+)[a-z]?_\d+\.jpg$')[0]  # read again, not from the column `group`
-    assert specimen.notna().all() and specimen.nunique() > 100
+    assert specimen.notna().all() and specimen.nunique() > 30
     assert (used.groupby(specimen.to_numpy()).split.nunique() == 1).all()
     assert in_one_set(items, 'group') and in_one_set(items, 'cluster')
-    assert set(used.split) == {'train', 'valid', 'test'} and run.metrics['n_test'] > 1000
+    assert set(used.split) == {'train', 'valid', 'test'} and run.metrics['n_test'] > 300
 
 
 # --- what a run offers
@@ -179,13 +186,18 @@ def test_predict_takes_paths_images_and_folders(small_run, photos, tmp_path):
     assert list(by_path.columns[-5:]) == [f'p_{c}' for c in small_run.metrics['classes']] and len(by_path) == 3
     with Image.open(some[0]) as image:
         by_image = small_run.predict(image)
+        by_array = small_run.predict([np.asarray(image.convert('RGB')), some[0].read_bytes()])
     numbers = lambda table: table.filter(like='p_').to_numpy()
-    assert numbers(by_image)[0] == pytest.approx(numbers(by_path)[0], abs=1e-4)
+    for one in (numbers(by_image)[0], *numbers(by_array)):
+        assert one == pytest.approx(numbers(by_path)[0], abs=1e-4)
     assert numbers(small_run.predict(some[1]))[0] == pytest.approx(numbers(by_path)[1], abs=1e-3)
     assert len(small_run.predict(photos)) == len(list(photos.rglob('*.jpg')))
     (tmp_path / 'bad.jpg').write_text('no image')
     with pytest.raises(UserError, match='bad.jpg'):
         small_run.predict([some[0], tmp_path / 'bad.jpg'])
+    for odd in (None, 3, Image.new('RGB', (0, 9)), pd.DataFrame(dict(path=some))):
+        with pytest.raises(UserError):
+            small_run.predict(odd)
     with pytest.raises(UserError, match='gone.jpg'):
         small_run.predict('gone.jpg')
 

@@ -84,6 +84,8 @@ def probe(
     weights: str = '',
     pretrained: bool = True,  # weights pretrained on ImageNet, unless you give other weights
     size: int | None = None,  # image size, pixels (default: the recipe's, otherwise 224)
+    # number of stages whose features are used; 1 = the last layer alone (default: 3, if the network offers them)
+    feature_stages: int | None = None,
     folds: int = 5,  # number of folds; fewer if a class has fewer specimens
     seed: int = 42,  # random seed of the folds
     reading: Reading = default_reading,
@@ -97,8 +99,8 @@ def probe(
 
     if out:
         check_output_file(out, '.csv', '.parquet')
-    options = given(size=size, pretrained=None if pretrained else False) | reading.given()
-    base = base_recipe(source, recipe).but(seed=seed, device=device, **options)
+    options = given(size=size, feature_stages=feature_stages, pretrained=None if pretrained else False)
+    base = base_recipe(source, recipe).but(seed=seed, device=device, **options, **reading.given())
     if arch == 'all' or ',' in (arch or ''):
         result, timing = probe_networks(base, arch, folds, weights=weights), ()
     else:

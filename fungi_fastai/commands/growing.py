@@ -78,11 +78,14 @@ def add_class(
     json: bool = False,  # print the facts about the new class
 ) -> int:
     "Add a class to a bundle from a few photos, without training. Each of its answers is marked as provisional"
+    from fungi_fastai.deploy.bundle import check_target
     from fungi_fastai.deploy.predictor import Predictor
 
     if out.resolve() == bundle.resolve():
         raise UserError(f'{out} is the bundle itself, which stays as it is. Choose another --out.')
-    predictor = Predictor.load(bundle).add_class(name, photos)
+    predictor = Predictor.load(bundle)
+    check_target(out.resolve())  # before the work is done
+    predictor = predictor.add_class(name, photos)
     predictor.save(out)
     name, facts = list(predictor.bundle.provisional.items())[-1]
     if json:

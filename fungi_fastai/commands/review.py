@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/commands/review.html.md"""
 __all__ = ['review']
 
 # %% ../../nbs/commands/review.ipynb #3337dc73
+import glob
 import os
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def review(
         return _write_tasks(images, _find_queues(images, recipe, run), labelstudio)
     lock = images.file.with_name(f'.{images.file.name}.lock')
     with only_process(lock, f'Another fungi review writes {images.file}. Stop that one first.'):
-        return _serve(images, _find_queues(images, recipe, run), who, source_of(recipe).describe(), port)
+        for leftover in images.file.parent.glob(f'.{glob.escape(images.file.name)}.*.part'):  # of a killed process
+            leftover.unlink()
+        return _serve(images, _find_queues(images, recipe, run), who, Path(source_of(recipe).location).name, port)
 
 
 def _serve(images, queues, who, title, port):

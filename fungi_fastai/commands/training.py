@@ -28,7 +28,8 @@ def train(
     tracker: str | None = None,  # tensorboard, wandb, mlflow, curves, separated by commas (default: from settings.ini)
     processes: int = 1,  # train in this many processes, each on its own GPU or on its share of the CPU cores
 ) -> int:
-    "Train a recipe, evaluate it and write a report. `fungi train --resume RUN` resumes an interrupted run"
+    """Train on your photos, or with a recipe; evaluate, and write a report. `fungi train photos --help` lists all
+    options, such as --budget. `fungi train --resume RUN` resumes an interrupted run"""
     start = time.monotonic()  # a time budget includes importing PyTorch
     source_of(recipe)  # raises an error for a wrong path before PyTorch is imported
     show_loading()

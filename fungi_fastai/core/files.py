@@ -18,33 +18,67 @@ from pathlib import Path
 from .errors import MissingFileError, UserError
 
 # %% ../../nbs/core/files.ipynb #d6b1413c
+def as_path(
+    value,  # what a user gave
+    what: str,  # what it is, for the message
+) -> Path:
+    "A path; ~ in a text is the home. Raises `UserError` for a value of another kind, and for an empty one"
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise UserError(f'{what} is {value!r}; expected a path.')
+    return Path(os.path.expanduser(value) if isinstance(value, str) else value)
+
+
 def check_writable(
     path: str | Path,  # a file or folder that is going to be written
 ) -> Path:  # `path`
     "Raise `UserError` if nothing can be written at a path: call it before the work is done"
     path = Path(path)
+    if path.parts[:1] == ('~',):  # some libraries would expand it and others would not
+        raise UserError(f'{path} begins with ~. Write the path of the folder in full.')
+    _check_lengths(path)
+    if broken := [one for one in (path, *path.parents) if one.is_symlink() and not os.path.exists(one)]:
+        raise UserError(
+            f'{broken[0]} is a link to {os.readlink(broken[0])}, which does not exist. Choose another path.'
+        )
     above = next(p for p in [path.absolute(), *path.absolute().parents] if os.path.exists(p))
     if above != path.absolute() and not above.is_dir():
         raise UserError(f'{path} cannot be created: {above} is a file. Choose another path.')
-    if not os.access(above, os.W_OK):
-        raise UserError(f'{path} cannot be written: there is no permission for {above}. Choose another path.')
+    for place in {above, above if above.is_dir() else above.parent}:  # a file is replaced by another one beside it
+        if not os.access(place, os.W_OK):
+            raise UserError(f'{path} cannot be written: there is no permission for {place}. Choose another path.')
     return path
+
+
+_longest_name = 230  # bytes; most file systems take 255, and temporary names are a little longer than the final one
+
+
+def _check_lengths(path):
+    for name in path.parts:
+        if (n_bytes := len(os.fsencode(name))) > _longest_name:
+            raise UserError(f'The name {name[:40]}… has {n_bytes} bytes; expected {_longest_name} at most.')
 
 
 @contextmanager
 def with_system_errors(
     file: str | Path,  # that is being written
 ):
-    "A block in which an error about a full disk has its number, also if safetensors or Arrow raised it"
+    "A block in which an error such as a full disk names the file and has its number, also if a library raised it"
     try:
         yield
     except Exception as error:
-        number = re.search(r'\b(?:os error|errno) (\d+)', str(error))
-        is_of_library = type(error) is OSError and not error.errno or type(error).__name__ == 'SafetensorError'
-        if not (is_of_library and number):
+        if not (code := _error_number(error)):
             raise
-        code = int(number[1])
         raise OSError(code, os.strerror(code), str(file)) from None
+
+
+def _error_number(error):
+    "The number of a system error about the file that is being written; 0 for other errors"
+    is_system_error = isinstance(error, OSError) and not isinstance(error, UserError)
+    if is_system_error and error.errno:
+        return error.errno if not error.filename or str(error.filename).endswith('.part') else 0
+    number = re.search(r'\b(?:os error|errno) (\d+)', str(error))  # of Arrow and of safetensors
+    is_of_library = is_system_error or type(error).__name__ == 'SafetensorError'
+    return int(number[1]) if is_of_library and number else 0
 
 
 @contextmanager
@@ -53,6 +87,8 @@ def atomic(
 ):
     "A block with a temporary path beside `path`: renamed to `path` when the block ends, deleted when it fails"
     path = Path(path)
+    if path.is_symlink():  # which stays; the file that it names is replaced
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
@@ -102,6 +138,7 @@ def only_process(
     "A block that one process runs at a time. Raises `UserError` if another process runs it"
     from filelock import FileLock, Timeout
 
+    check_writable(lock_file)
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file)
     try:

@@ -34,7 +34,7 @@ svg text { font-family: system-ui, sans-serif !important }
 .chart { overflow-x: auto; margin: .8rem 0 } .chart svg { width: 100% }
 .chart img { max-width: none; max-height: none }
 .panels { display: flex; flex-wrap: wrap; gap: .8rem 1.6rem; margin: .8rem 0 }
-.panels svg { flex: 1 1 17rem; max-width: 22rem }
+.panels svg { flex: 1 1 17rem; max-width: 22rem } .panels > div { flex: 1 1 19rem }
 .scroll { overflow-x: auto; margin: .6rem 0 }
 table { border-collapse: collapse; width: 100%; font-size: .93rem }
 td, th { text-align: left; padding: .35rem 1rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
@@ -97,7 +97,8 @@ nav { position: sticky; top: 0; z-index: 2; display: flex; gap: 1.1rem; overflow
     margin: -2rem 0 0; padding: 2.4rem 0 } nav a { white-space: normal } h2 { scroll-margin-top: 1.5rem } }
 @media (max-width: 40rem) { body { padding: 2rem 1rem 3rem } nav { margin: -2rem -1rem 1.2rem; padding: .6rem 1rem }
   h1 { font-size: 1.4rem } .verdict { font-size: 1.05rem }
-  .facts div { flex: 1 1 100%; display: grid; grid-template-columns: 6rem 1fr; align-items: center }
+  .facts div { flex: 1 1 100%; display: grid; grid-template-columns: minmax(6rem, max-content) 1fr;
+    column-gap: .7rem; align-items: center }
   .facts div:has(small) b { grid-row: span 2 } td, th { padding-right: .7rem } td.name:first-child { max-width: 7.5rem }
   .heat td { width: 1.55rem; height: 1.7rem } .heat th:first-child { max-width: 6rem; padding-right: .3rem }
   .bar { display: block; width: 4.5rem; margin: .3rem 0 .15rem }
@@ -268,7 +269,7 @@ def interval_bar(
     if math.isfinite(low) and math.isfinite(high):
         ends = f'--low: {low:.1%}; --width: {high - low:.1%}; --at: {value:.1%}'
         bar = f'<span class="bar{"" if is_stated else " wide"}" style="{ends}" title="{html.escape(text)}"></span>'
-    return f'{value:.2f}{bar}' + (f'<small>{html.escape(text)}</small>' if is_stated or not bar else '')
+    return f'{value:.2f}{bar} ' + (f'<small>{html.escape(text)}</small>' if is_stated or not bar else '')
 
 # %% ../../nbs/core/pages.ipynb #27d0336b
 def figure_html(
@@ -277,8 +278,8 @@ def figure_html(
     label: str = '',  # what it shows, for screen readers
 ) -> str:  # HTML
     "A chart for a page"
-    width = figure.get_figwidth() * 96  # CSS pixels; its text stays readable at a little more than half of it
-    style = f'min-width: {0.57 * width:.0f}px; max-width: {width:.0f}px'
+    width = figure.get_figwidth() * 96  # CSS pixels; its text stays readable at two thirds of it
+    style = f'min-width: {0.7 * width:.0f}px; max-width: {width:.0f}px'
     return f'<div class="chart">{_inline_svg(figure, name, label, style)}</div>'
 
 
@@ -286,6 +287,7 @@ def figure_panels(
     figure: Figure,
     name: str,  # unique in the page
     label: str = '',  # what it shows, for screen readers
+    before: str = '',  # HTML beside them, if there is room
 ) -> str:  # HTML
     "A chart of several axes for a page, each an image of its own"
     figure.set_layout_engine('none')  # each is cut out, so none has to leave space for the others
@@ -296,7 +298,8 @@ def figure_panels(
         panels.append(_inline_svg(figure, f'{name}{i}', f'{label} {i + 1}'.strip(), cut=shown))
     for axes in figure.axes:
         axes.set_visible(True)
-    return f'<div class="panels">{"".join(panels)}</div>'
+    before = f'<div>{before}</div>' if before else ''
+    return f'<div class="panels">{before}{"".join(panels)}</div>'
 
 
 def _inline_svg(figure, name, label, style='', cut=None):

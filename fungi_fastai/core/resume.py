@@ -91,6 +91,9 @@ class ResumableFolder:
                     write_json(folder / self.settings_file, settings)
                 try:
                     yield folder
+                except KeyboardInterrupt as interrupt:
+                    interrupt.run = folder  # the command line says how to resume it
+                    raise
                 finally:
                     self._forget_empty_job()
         finally:

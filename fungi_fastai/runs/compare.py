@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.figures import as_svg, chart, colours
-from ..core.pages import figure_html, page, table
+from ..core.pages import facts, figure_html, page, table
 from ..core.files import check_writable, write_json, write_table, write_text
 from ..data.splits import has_specimens
 from fungi_fastai.evaluation.paired_tests import (
@@ -48,6 +48,10 @@ _headings = dict(  # of the page's tables
     accuracy_sd='accuracy, standard deviation',
     macro_f1_mean='macro-F1, mean',
     macro_f1_sd='macro-F1, standard deviation',
+    macro_f1='macro-F1',
+    first='baseline',
+    second='compared',
+    difference='points',
     p_permutation='p, permutation test',
     p_mcnemar="p, McNemar's test",
 )
@@ -74,6 +78,19 @@ class Comparison:
             differences=rows(self.differences),
             pairs=rows(self.pairs),
         )
+
+    def summary_html(self) -> str:
+        "The conclusions in a few words; of two configurations also the differences, in large figures"
+        pairs = [rows for _, rows in self.differences.groupby('second', sort=False)]
+        verdicts = ''.join(f'<p class="verdict">{html.escape(_in_short(rows))}</p>' for rows in pairs)
+        if len(pairs) > 1:
+            return verdicts
+        numbers = {
+            f'points of {compared_scores[row.score]}, {row.second} minus {row.first}': f'{in_points(row.difference)}\n'
+            f'{_level(row.confidence_level)}interval: {in_points(row.low)} to {in_points(row.high)}'
+            for row in pairs[0].itertuples()
+        }
+        return verdicts + facts(numbers | {'test images': f'{self.pairs.images.max():,}'})
 
     def figure(self):
         "The differences with their confidence intervals, as a matplotlib Figure"
@@ -110,21 +127,37 @@ class Comparison:
         file: str | Path,  # .html
     ) -> Path:  # `file`
         "Write the comparison as one self-contained HTML page"
-        words = lambda frame: frame.rename(columns=lambda name: _headings.get(name, name.replace('_', ' ')))
-        differences = self.differences.drop(columns='confidence_level').replace({'score': compared_scores})
-        differences['better'] = differences.better.fillna('').replace('', 'not significant')
+        names = self.configurations.configuration.tolist()
+        title = ' and '.join(names) if len(names) == 2 else f'{len(names)} configurations'
         parts = [
-            f'<h1>{len(self.configurations)} configurations compared</h1>',
-            *(f'<p class="verdict">{html.escape(sentence)}</p>' for sentence in self.conclusions),
+            f'<h1>{html.escape(title)} compared</h1>',
+            self.summary_html(),
             '<h2>Scores on the shared test images</h2>',
-            table(words(self.configurations.dropna(axis=1, how='all')), sortable=True),
+            table(self._scores_table(), sortable=True),
             '<h2>Differences, paired by image, with bootstrap confidence intervals</h2>',
             figure_html(self.figure(), 'comparison', 'Differences with confidence intervals'),
-            table(words(differences), sortable=True),
-            *(f'<p>{html.escape(note)}</p>' for note in self.notes),
+            table(self._differences_table(), sortable=True),
+            *(f'<p>{html.escape(text)}</p>' for text in (*self.conclusions, *self.notes)),
         ]
         write_text(Path(file), page('Comparison', '\n'.join(parts)))
         return Path(file)
+
+    def _scores_table(self):
+        "The scores for a page; without standard deviations if each configuration has one run"
+        shown = self.configurations.dropna(axis=1, how='all')
+        if shown.runs.eq(1).all():
+            shown = shown.drop(columns='runs').rename(columns=lambda name: name.removesuffix('_mean'))
+        return shown.rename(columns=lambda name: _headings.get(name, name))
+
+    def _differences_table(self):
+        "The differences for a page, in points"
+        shown = self.differences.replace({'score': compared_scores})
+        interval = [f'{in_points(low)} to {in_points(high)}' for low, high in zip(shown.low, shown.high, strict=True)]
+        shown.insert(4, f'{_level(shown.confidence_level.iloc[0])}interval', interval)
+        shown['difference'] = shown.difference.map(in_points)
+        shown['better'] = shown.better.fillna('').replace('', 'not significant')
+        hidden = ['low', 'high', 'confidence_level']
+        return shown.drop(columns=hidden).rename(columns=lambda name: _headings.get(name, name))
 
     def __str__(self):
         width = max(map(len, self.configurations.configuration))
@@ -257,29 +290,61 @@ def _differences(pairs, counts, images, settings):
 # %% ../../nbs/runs/compare.ipynb #275c5142
 def _conclusion(differences, tested_on):
     "The conclusion on two configurations, in words"
-    sentences = [_score_sentence(row) for row in differences]
-    p = differences[0]['p_mcnemar']
-    test = f"; McNemar's test, image by image: {p_value_text(p)}" if np.isfinite(p) else ''
-    return f'{" ".join(sentences)} On {tested_on}{test}.'
+    better = {row['better'] for row in differences}
+    if len(better) > 1 or any(map(_disagreement, differences)):  # each score has a sentence of its own
+        sentences = [f'{_difference(row)} {_interval(row)}{_disagreement(row)}.' for row in differences]
+        return f'{" ".join(sentences)} Tested on {tested_on}.'
+    accuracy, macro_f1 = differences
+    both = f'{_difference(accuracy, both=True)} {_interval(accuracy)} and '
+    return f'{both}{_points(macro_f1)} points of macro-F1 {_interval(macro_f1)}, on {tested_on}.'
 
 
-def _score_sentence(row):
-    "Whether a difference is statistically significant"
-    first, second, sign = row['first'], row['second'], 1
-    if row['better'] == first:
-        first, second, sign = second, first, -1
-    low, high = sorted((sign * row['low'], sign * row['high']))
-    difference, score = sign * row['difference'], compared_scores[row['score']]
-    interval = (
-        f'({100 * row["confidence_level"]:.3g} % confidence interval {in_points(low)} to {in_points(high)}, '
-        f'{p_value_text(row["p_permutation"])})'
-    )
+def _sign(row):
+    "−1 if the first configuration is better, else 1"
+    return -1 if row['better'] == row['first'] else 1
+
+
+def _points(row):
+    return f'{100 * _sign(row) * row["difference"]:.1f}' if row['better'] else in_points(row['difference'])
+
+
+def _difference(row, both=False):
+    "What is better, and by how much; `both`: whether the same holds for the other score"
+    score, first, second = compared_scores[row['score']], row['first'], row['second']
     if row['better']:
-        return f'{second} is better than {first} by {100 * difference:.1f} points of {score} {interval}.'
+        other = second if row['better'] == first else first
+        return f'{row["better"]} is better than {other} by {_points(row)} points of {score}'
+    which, of = ('', f' of {score}') if both else (f' in {score}', '')
     return (
-        f'The difference in {score} is not statistically significant: '
-        f'{second} minus {first} is {in_points(difference)} points {interval}{_disagreement(row)}.'
+        f'The difference{which} is not statistically significant: {second} minus {first} is {_points(row)} points{of}'
     )
+
+
+def _interval(row):
+    low, high = sorted(_sign(row) * row[end] for end in ('low', 'high'))
+    interval = f'{_level(row["confidence_level"])}confidence interval {in_points(low)} to {in_points(high)}'
+    return f'({interval}, {p_value_text(row["p_permutation"])})'
+
+
+def _in_short(rows):
+    "The conclusion on two configurations for a page that shows the numbers"
+    first, second = rows['first'].iloc[0], rows['second'].iloc[0]
+    winners = set(rows.better)
+    if winners == {''}:
+        return f'The difference between {first} and {second} is not statistically significant.'
+    if len(winners) == 1:
+        best = winners.pop()
+        return f'{best} is better than {second if best == first else first}.'
+    return ' '.join(
+        f'{row.better} has the better {compared_scores[row.score]}.'
+        if row.better
+        else f'The difference in {compared_scores[row.score]} is not statistically significant.'
+        for row in rows.itertuples()
+    )
+
+
+def _level(confidence_level):
+    return f'{100 * confidence_level:.3g} % '
 
 
 def _disagreement(row):

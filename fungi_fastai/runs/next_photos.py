@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from ..core.errors import UserError
+from ..core.errors import MissingFileError, UserError
 from ..core.files import check_writable, write_table, write_text
 from ..core.pages import facts, page
 from ..core.progress import format_count, format_probability
@@ -117,8 +117,18 @@ class _Network:
     note: str  # why the novelty is not known; '' if it is
 
 
+def _existing(table):
+    "The rows whose files are still there"
+    return table[[Path(path).exists() for path in table.path]]
+
+
 def _apply_network(run, items, progress):
-    known = [sample_images(run.items, (name,), n) for name, n in _most_known.items()]
+    known = [_existing(sample_images(run.items, (name,), n)) for name, n in _most_known.items()]
+    if not len(known[0]):
+        raise MissingFileError(
+            f'None of the training images of {run.folder} is there, such as {run.items.path.iloc[0]}. The photos are '
+            'compared with them: put them where they were.'
+        )
     table = pd.concat([*known, items], ignore_index=True)
     features = extract_features(run.backbone_recipe, table, progress)
     if run.recipe.head == 'linear':
@@ -252,8 +262,9 @@ def next_photos(
     **options,  # of `Source.of`: column, layout, zip_encoding
 ) -> NextPhotos:
     "Choose the photos to label next: uncertain, different from each other, one of a specimen. Raises `UserError`"
-    if n < 1 or new_classes < 0:
-        raise UserError(f'n is {n} and new_classes {new_classes}; expected 1 or more, and 0 or more.')
+    for name, value, least in (('n', n, 1), ('new_classes', new_classes, 0), ('seed', seed, 0)):
+        if value < least:
+            raise UserError(f'{name} is {value}; expected {least} or more.')
     if out is not None:
         _check_table(out)
     run = _open_run(run)

@@ -56,10 +56,10 @@ def planned_learner(job, plan, items):
 
 
 def write_plan(job, plan, planned, time_budget):
-    "Write the plan, with what was requested and when the time is over, and the planned recipe"
+    "Write the plan, if there is one, with what was requested and when the time is over, and the planned recipe"
     requested = {key: getattr(job.recipe, key) for key in planned_fields}
     ends = time.time() + time_budget.seconds - time_budget.used if time_budget else None
-    write_json(job.folder / 'plan.json', asdict(plan) | dict(requested=requested, ends=ends))
+    write_json(job.folder / 'plan.json', (asdict(plan) if plan else {}) | dict(requested=requested, ends=ends))
     write_json(job.folder / 'recipe.json', json.loads(planned.to_json()))
 
 # %% ../../nbs/runs/planned.ipynb #3c02d0a6

@@ -9,6 +9,8 @@ __all__ = ['predict', 'Run']
 
 # %% ../../nbs/runs/run.ipynb #986d8f9d
 import json
+import os
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +19,9 @@ import pandas as pd
 from PIL import Image
 
 from ..core.errors import UserError
-from ..core.files import read_json, read_saved, write_json
+from ..core.files import check_writable, read_json, read_saved, write_json
+from ..core.progress import format_duration
+from ..data.class_names import with_known_names
 from ..data.images import ImageError
 from ..data.duplicates import find_known
 from ..data.loaders import make_test_loader
@@ -26,6 +30,7 @@ from ..data.problems import exclude
 from ..data.sources import Source
 from ..deploy.export import export
 from ..deploy.novelty_section import novelty_section
+from ..deploy.prediction import as_source
 from ..deploy.submission import submission
 from ..evaluation.calibration import apply_temperature
 from ..evaluation.selective import decide
@@ -73,12 +78,13 @@ def predict(
 
 def _as_items(images):
     "Images, in whichever form they are given, as a table with the columns path and name"
-    if isinstance(images, (str, Path, Image.Image)):
-        images = [images]
+    if isinstance(images, pd.DataFrame):
+        raise UserError('A table was given; expected its column of paths, such as table.path.')
+    is_one = isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray)) or hasattr(images, 'read')
     rows = []
-    for i, image in enumerate(images):
-        if isinstance(image, Image.Image):
-            rows.append(dict(path=image, name=f'image {i}'))
+    for i, image in enumerate([images] if is_one or not isinstance(images, Iterable) else images):
+        if not isinstance(image, (str, os.PathLike)):
+            rows.append(dict(path=as_source(image), name=f'image {i}'))
         elif Path(image).is_dir():
             table = Source.of(image).read(labels=False)
             rows += [dict(path=path, name=name) for path, name in zip(table['path'], table['name'], strict=True)]
@@ -121,7 +127,7 @@ class Run(RunFolder):
 
     def predict(
         self,
-        images,  # a path, a Pillow image, or a list of them; a folder stands for all images below it
+        images,  # a path, bytes, a Pillow image, an array, or a list of them; a folder stands for all images below it
         abstain: bool = False,  # add `answer` ("not sure", or a higher rank, below the report's threshold) and `why`
     ) -> pd.DataFrame:  # path name predicted confidence p_<class>…, one row per image
         """Classify images, with calibrated probabilities where the run has a validation and a test set.
@@ -170,7 +176,7 @@ class Run(RunFolder):
             source = Source.of(source, sample=self.recipe.name, **options)
         items = with_specimens(scan(source.read(), progress=progress), recipe)
         readable = exclude(items, ('unreadable',))
-        labelled = readable[readable.label.notna()]
+        labelled = with_known_names(readable[readable.label.notna()], self.classes)
         if not len(labelled):
             raise UserError('There is no labelled image to evaluate on.')
         check_labels(labelled.label, self.classes)
@@ -180,7 +186,7 @@ class Run(RunFolder):
         metrics = saved_metrics(evaluation) | dict(
             intervals=evaluation.intervals(), n_unreadable=len(items) - len(readable), **seen
         )
-        metrics |= dict(notes=items.attrs.get('notes', [])) | self._specimens(evaluation, labelled)
+        metrics |= dict(notes=labelled.attrs.get('notes', [])) | self._specimens(evaluation, labelled)
         return metrics, predictions
 
     def _specimens(self, evaluation, items):
@@ -208,6 +214,7 @@ class Run(RunFolder):
 
     def report(self) -> Path:
         "Write `report.html` and `report.json` from the run's files, and return the page's path"
+        check_writable(self.folder / 'report.json')
         environment = read_saved(self.folder / 'environment.json', read_json)
         command = environment.pop('command', '') or command_of(self.requested_recipe)
         history = json.loads(self.history.to_json(orient='records'))
@@ -219,7 +226,7 @@ class Run(RunFolder):
         )
         return write_report(
             self.folder / 'report.html',
-            f'{self.recipe.name}: {self.recipe.arch} at {self.recipe.size} px',
+            f'{self.recipe.subject}: {self.recipe.arch} at {self.recipe.size} px',
             self.metrics,
             self.evaluation,
             self.items,
@@ -232,8 +239,19 @@ class Run(RunFolder):
             self._strip(),
             self._gallery(),
             self._error_analysis(),
+            warnings=self._unused_images(),
             novelty=novelty_section(self.folder),
         )
+
+    def _unused_images(self):
+        "A sentence if the budget left time for a fraction of the training images only"
+        used = self.recipe.fraction / self.requested_recipe.fraction
+        if used >= 1:
+            return []
+        return [
+            f'The budget of {format_duration(self.recipe.budget)} left time for {used:.0%} of the training images: '
+            f'{(self.items.split == "train").sum():,} were used. Expect better scores with a longer budget.'
+        ]
 
     def _strip(self):
         "Some predictions as HTML, with the confidence that a user of the model sees; empty if the images are gone"

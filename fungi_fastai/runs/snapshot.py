@@ -78,7 +78,7 @@ class Snapshot:
     "The state of a run, from its files"
 
     folder: Path
-    recipe: SimpleNamespace  # with all fields of a `Recipe`
+    recipe: SimpleNamespace  # with all fields of a `Recipe`, and its `subject`
     rows: list[dict]  # of history.csv
     network: str  # the network that they belong to, with weight averaging
     running: bool  # whether a process is training
@@ -90,6 +90,13 @@ class Snapshot:
     def epoch(self) -> int:
         "The last complete epoch"
         return self.rows[-1]['epoch'] if self.rows else 0
+
+
+def _described(values):
+    "The fields of a recipe, which may be of another version, with its subject"
+    recipe = SimpleNamespace(**values)
+    recipe.subject = Recipe.subject.fget(recipe)
+    return recipe
 
 
 def read_snapshot(
@@ -109,7 +116,7 @@ def read_snapshot(
     exists = history.exists()
     return Snapshot(
         folder=folder,
-        recipe=SimpleNamespace(**asdict(Recipe()) | recipe),
+        recipe=_described(asdict(Recipe()) | recipe),
         rows=_read_history(history) if exists else [],
         network=network,
         running=running,

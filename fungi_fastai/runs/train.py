@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.core import Callback
 from fastcore.foundation import L
 
 from ..core.cpus import cpu_limit
 from ..core.errors import TrainingError, UserError
-from ..core.files import check_writable, only_process, read_json, write_json, write_table
+from ..core.files import as_path, check_writable, only_process, read_json, write_json, write_table
 from ..core.settings import settings
 from ..data.splits import count_specimens
 from ..evaluation.metrics import Evaluation
@@ -56,6 +57,7 @@ from ..training.callbacks import announce, divergence_message
 from ..training.checkpoints import save_weights
 from ..training.distributed import run_distributed
 from ..training.fine_tuning import fine_tuning
+from ..training.frozen import describe_stages, is_frozen, starts_with_probe, with_stages
 from ..training.fit import fit, make_learner, prepare_items
 from ..training.processes import led_by_rank_zero, start_workers, world_size
 from ..training.recipe import Recipe, is_sample
@@ -106,7 +108,10 @@ def _prepare(job):
     started = (job.folder / 'items.parquet').exists()
     items = _job_items(job)
     plan = job_plan(job, items)
-    recipe = plan.apply(job.recipe) if plan else job.recipe
+    if started:
+        recipe = RunFolder(job.folder).recipe
+    else:
+        recipe = plan.apply(job.recipe) if plan else with_stages(job.recipe)
     weights = initial_weights(recipe.arch, recipe.pretrained, recipe.weights)  # before a download fills the cache
     if started or not plan:
         learn = make_learner(recipe, items, progress=job.progress)
@@ -115,7 +120,7 @@ def _prepare(job):
     recipe, items = learn.run_state.recipe, learn.run_state.items
     taxonomy = _job_taxonomy(job, recipe, list(learn.dls.vocab))
     time_budget = TimeBudget(job.began, job.recipe.budget, plan) if job.recipe.budget else None
-    if plan:
+    if plan or recipe != job.recipe:
         write_plan(job, plan, recipe, time_budget)
     if not started:
         write_table(job.folder / 'items.parquet', items)
@@ -123,8 +128,10 @@ def _prepare(job):
     why = [plan.reason] if plan else []
     if job.recipe.weights:
         why.append(f'The images are normalised by {learn.normalization}')
-    if learn.pretrained and recipe.epochs > recipe.frozen_epochs:
+    if learn.pretrained and not is_frozen(recipe):
         why.append(fine_tuning(recipe).in_words(recipe))
+    elif learn.pretrained and starts_with_probe(recipe):
+        why += filter(None, [describe_stages(recipe, job.recipe.feature_stages)])
     why += [*items.attrs.get('notes', []), *items.attrs.get('shortcuts', []), *(taxonomy.notes if taxonomy else ())]
     announce(learn, '\n'.join([_opening(learn, weights), *why, f'The run is kept in {job.folder}']))
     return learn, time_budget
@@ -365,6 +372,10 @@ def _explained(folder):
         ) from None
 
 # %% ../../nbs/runs/train.ipynb #17152910
+def _is_callback(cb):
+    return isinstance(cb, Callback) or (isinstance(cb, type) and issubclass(cb, Callback))
+
+
 @led_by_rank_zero(_assist)
 def train(
     recipe: Recipe,
@@ -375,11 +386,14 @@ def train(
     tracker: str | None = None,  # tensorboard, wandb, mlflow or curves, with commas (default: the settings' `tracker`)
     command: str = '',  # what repeats the run, if `items` are not those of the recipe (default: `fungi train …`)
     began: float | None = None,  # when the time budget started, by `budget.clock` (default: now)
+    report: bool = True,  # write report.html; `run.report()` and `fungi report` write it later
 ) -> Run:
     """Train a recipe: from images to an evaluated, reported run. The same call with the same `out` continues a run that
     was interrupted, and returns a finished one. Raises `UserError`; `TrainingError` if the training itself fails"""
     began = budget.clock() if began is None else began
-    folder = Path(out) if out else next_folder(recipe.name)
+    folder = as_path(out, 'out') if out else next_folder(recipe.name)
+    if wrong := [cb for cb in L(cbs) if not _is_callback(cb)]:
+        raise UserError(f'cbs holds {wrong[0]!r}; expected callbacks of fastai.')
     if run := _finished_run(folder, recipe):
         return run
     check_writable(folder)
@@ -387,10 +401,28 @@ def train(
     with _one_training(folder):
         if not (folder / 'metrics.json').exists():  # else another process has just finished it
             with _explained(folder):
-                _complete(_Job(folder, recipe, items, began, tracker, tuple(L(cbs)), command, progress))
+                _complete(_Job(folder, recipe, items, began, tracker, tuple(L(cbs)), command, progress, report))
     return Run.load(folder)
 
 # %% ../../nbs/runs/train.ipynb #097d4ea6
+_trainer_doc = """Train the {name} recipe: check and split the images, train, evaluate on the test set, write a report
+
+    run = train_{name}('my_photos', budget='5m', out='runs/mine')
+    run.verdict, run.metrics['accuracy'], run.predict('photo.jpg'), run.export('bundle')
+
+`source` is a folder, zip, CSV, DataFrame, `Source`, Kaggle slug or 'sample' (default: the recipe's images), and `out`
+the folder of the run, where the same call resumes an interrupted training. Each argument after `cbs` is a field of
+`Recipe`. These matter most:
+
+- `group`: regular expression or column that reads the specimen; the images of a specimen stay in one set
+- `budget`: '5m', '1h' or seconds, from the start to the report; it chooses `size` and `epochs`
+- `arch`, `weights`, `pretrained`: name of the network, file of its weights, whether it starts from pretrained ones
+- `size`: of the square that the network sees, in pixels; `epochs`, `bs` (images in a batch), `lr`, `seed`
+
+`fungi train {name} --help` explains all fields. Raises `UserError` for a mistake in what you give, `TrainingError` for
+what fails during the training."""
+
+
 def trainer(
     recipe: Recipe,
 ):  # a function
@@ -412,10 +444,7 @@ def trainer(
 
     train_recipe.__name__ = train_recipe.__qualname__ = f'train_{recipe.name}'
     train_recipe.__module__ = __name__
-    train_recipe.__doc__ = (
-        f'Train the {recipe.name} recipe, from images to an evaluated, reported `Run`. The keyword arguments after '
-        '`cbs` are the fields of `Recipe`; `help(Recipe)` explains them. Raises `UserError`, `TrainingError`'
-    )
+    train_recipe.__doc__ = _trainer_doc.format(name=recipe.name)
     train_recipe.__signature__ = _with_fields(inspect.signature(train_recipe), recipe)
     train_recipe.recipe = recipe
     return train_recipe

@@ -21,6 +21,7 @@ from ..core.errors import MissingFileError, UserError
 from ..core.files import read_saved, write_json, write_text
 from ..core.pages import page, table
 from ..core.progress import format_count, format_list
+from ..data.class_names import with_known_names
 from ..data.context import with_context
 from ..data.context_values import prefix
 from ..data.held_out import find_condition
@@ -30,10 +31,10 @@ from ..data.sources import Source
 from ..data.splits import split, split_groups
 from ..evaluation.paired_tests import holm, in_points, mcnemar
 from ..run_folder import RunFolder, next_folder
-from .compare import compare
+from .compare import Comparison, compare
 from .run import Run
 from .train import train
-from ..training.features import starts_with_probe
+from ..training.frozen import starts_with_probe
 from ..training.item_checks import mark_negatives
 from ..training.recipe import Recipe, source_of
 from ..training.recipes import as_flags
@@ -161,6 +162,17 @@ def class_changes(
     return changes.sort_values('change', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../../nbs/runs/update.ipynb #9e33bd50
+_headings = dict(  # of the page's tables
+    before='recall before',
+    after='recall after',
+    p_mcnemar="p, McNemar's test",
+    p_holm="p, Holm's correction",
+    train='training images',
+    valid='validation images',
+    test='test images',
+)
+
+
 @dataclass(frozen=True)
 class Update:
     "A run with further images, compared with the run that it started from"
@@ -168,8 +180,14 @@ class Update:
     run: Run  # the new one
     changes: pd.DataFrame  # from `class_changes`, on the test set of the old run
     new_classes: pd.DataFrame  # class train valid test recall, of the new run
-    conclusion: str  # of the paired comparison of accuracy and macro-F1
+    comparison: Comparison  # of the old run with the new one, paired, on the test set of the old run
     notes: tuple  # what was added and left out, in words
+
+    @property
+    def conclusion(self) -> str:
+        "Whether accuracy and macro-F1 changed significantly, and what limits this"
+        limits = [note.removesuffix(' Give runs of several seeds.') for note in self.comparison.notes]
+        return ' '.join([*self.comparison.conclusions, *(one for one in limits if not one.startswith('Compared on'))])
 
     @property
     def metrics(self) -> dict:
@@ -193,9 +211,9 @@ class Update:
 
     def page(self) -> str:  # HTML
         "The comparison as a page"
-        words = lambda frame: table(frame.rename(columns=lambda name: name.replace('_', ' ')), sortable=True)
+        words = lambda frame: table(frame.rename(columns=_headings), sortable=True)
         paragraph = lambda text: f'<p>{html.escape(text)}</p>'
-        body = ['<h1>Update</h1>', f'<p class="verdict">{html.escape(self.conclusion)}</p>']
+        body = [f'<h1>Update: {html.escape(self.run.folder.name)}</h1>', self.comparison.summary_html()]
         body += [*map(paragraph, self.notes), '<h2>Better or worse, on the same test images</h2>', words(self.changes)]
         body.append(
             paragraph(
@@ -203,6 +221,7 @@ class Update:
                 "that only the old one does. The p-values are of McNemar's test, alone and with Holm's correction."
             )
         )
+        body.append(paragraph(self.conclusion))
         if len(self.new_classes):
             body += ['<h2>New classes</h2>', words(self.new_classes)]
         return page('Update', '\n'.join(body))
@@ -231,7 +250,7 @@ def update(
     if out.absolute() == old.folder.absolute():
         raise UserError(f'{out} is the run itself, which stays as it is. Choose another --out.')
     _check_images(old)
-    added, text = _read_added(old.recipe, add, reading or {}, progress)
+    added, text = _read_added(old, add, reading or {}, progress)
     items, notes = add_images(old.items, added.assign(added_from=text), old.recipe, old.metrics['evaluated_on'])
     _check_started(out, items)
     items.attrs = _joined_facts(old, added)
@@ -265,13 +284,15 @@ def _check_images(old):
         )
 
 
-def _read_added(recipe, add, reading, progress):
+def _read_added(old, add, reading, progress):
     "The added images with their specimens, and the source as text"
+    recipe = old.recipe
     own = dict(source=add, label='folder', column='', layout='auto', split='', zip_encoding='', corrections='')
     if '(' not in recipe.group and recipe.group and Source.of(add).kind != 'csv':  # the column of another table
         own |= dict(group='auto')
     own = recipe.but(**own).but(**reading)
     items, _ = check(source_of(own), policy=own.exclude, progress=progress)
+    items = with_known_names(items, old.classes)
     if own.context:
         try:
             items = with_context(items, own.context, source_of(own), own.column)
@@ -351,11 +372,7 @@ def _compare(old, new, notes):
     "The comparison of both runs"
     shared = _shared_predictions(old, new)
     changes = class_changes(*(shared[name].to_numpy(object) for name in ('label', 'predicted', 'predicted_after')))
-    comparison = compare([old, new], common=True)
-    limits = [note.removesuffix(' Give runs of several seeds.') for note in comparison.notes]
-    limits = [note for note in limits if not note.startswith('Compared on')]
-    conclusion = ' '.join([comparison.conclusions[0], *limits])
-    return Update(new, changes, _new_classes(old, new), conclusion, tuple(notes))
+    return Update(new, changes, _new_classes(old, new), compare([old, new], common=True), tuple(notes))
 
 
 def _shared_predictions(old, new):

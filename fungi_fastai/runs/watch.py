@@ -87,7 +87,7 @@ def _title(snapshot):
     length = f'{format_duration(recipe.budget)} in all' if recipe.budget else f'{recipe.epochs} epochs'
     network = f', {snapshot.network}' if snapshot.network else ''
     return (
-        f'{recipe.name}: {recipe.arch}{start} at {recipe.size} px, {length}, '
+        f'{recipe.subject}: {recipe.arch}{start} at {recipe.size} px, {length}, '
         f'batches of {recipe.bs}, lr {recipe.lr:g}{network}'
     )
 

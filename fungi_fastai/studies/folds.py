@@ -69,6 +69,7 @@ class Job:
     items: Callable  # returns the table with the column `split`; called only where the job is not trained yet
     cost: float = 1.0  # duration relative to the other jobs
     command: str = ''  # repeats the training, for its report (default: `fungi train …`)
+    report: bool = False  # write the report of each run; `fungi report` writes it later
 
 
 def train_all(
@@ -86,7 +87,7 @@ def train_all(
             left = _time_left(durations, remaining)
             print(f'Training {number} of {len(jobs)}: {job.name}{left}', file=sys.stderr, flush=True)
         items = None if trained else job.items()
-        run = train(job.recipe, folder / job.name, progress, items=items, command=job.command)
+        run = train(job.recipe, folder / job.name, progress, items, command=job.command, report=job.report)
         if not trained:
             runs[job.name] = run.folder
             durations.append((run.metrics['seconds'], job.cost))
@@ -343,6 +344,7 @@ def _fold_jobs(recipe, k, grouped, items):
             recipe,
             lambda n=n: assign_splits(items, recipe, items.fold == n, grouped),
             command=f'{command}   # fold {n + 1}',
+            report=True,
         )
         for n in range(k)
     ]

@@ -268,6 +268,9 @@ def sweep(
     try:
         search = _Search(Sweep(folder, recipe, space, metric, None), settings, worker, items_of, _TrialLog(progress))
         return search.run(wanted)
+    except KeyboardInterrupt as interrupt:
+        interrupt.run = folder  # the command line says how to resume it
+        raise
     finally:
         worker.close()
 

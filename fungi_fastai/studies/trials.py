@@ -123,7 +123,7 @@ def _train_when_free(recipe, folder, items, report):
     "`train`, after another process has left the folder: a trial with the same values, or a worker taken for dead"
     while True:
         try:
-            return train(recipe, folder, progress=False, items=items, cbs=[report])
+            return train(recipe, folder, progress=False, items=items, cbs=[report], report=False)
         except UserError as error:
             if not str(error).startswith('Another process'):
                 raise
