@@ -409,7 +409,7 @@ def build(site, work):
     return dict(pages=len(pages), names=len(symbols), images=sum(len(page.files) for page in pages))
 
 
-def main():
+def main(arguments=None):
     "The command line"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -421,7 +421,7 @@ def main():
         default=ROOT / '.cache' / 'docs',
         help='folder for intermediate files (default: .cache/docs)',
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     sys.path.insert(0, str(ROOT))
     start = time.monotonic()

@@ -147,7 +147,7 @@ def write_page(page, module, link, package_names=()):
         rm_header_dash,
         documented(page, module, link, package_names),
         rm_export,
-        clean_magics,
+        magics,
         hide_,
         strip_hidden_metadata,
     ]
@@ -174,6 +174,12 @@ def head(page, module, link):
     elif page.notebook and page.name != 'index':
         text += f'\n[notebook]({link.notebook(page)})\n{{ .doc-origin }}\n'
     return text
+
+
+def magics(cell):
+    "nbdev's `clean_magics`, only where a cell has magics: it reads pyproject.toml twice for each cell"
+    if re.search(r'^\s*%', cell.source, re.MULTILINE):
+        clean_magics(cell)
 
 
 def escape(text):

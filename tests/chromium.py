@@ -112,7 +112,7 @@ class Chromium:
         self.events.clear()
         self.call('Page.navigate', url=address)
         self.wait("document.readyState == 'complete'", timeout)
-        time.sleep(0.3)
+        time.sleep(0.1)  # what its scripts do then
 
     def run(self, script):
         "The value of a JavaScript expression"
@@ -130,7 +130,7 @@ class Chromium:
                     return
             except RuntimeError:
                 pass  # the page is being replaced
-            time.sleep(0.1)
+            time.sleep(0.05)
         raise TimeoutError(f'never true within {timeout} s: {script}')
 
     def choose(self, path, selector='input[type=file]'):

@@ -1,5 +1,6 @@
 "What the tests of the command and of runs share: a place of their own, small images, one small trained run"
 
+import gc
 import io
 import multiprocessing
 import multiprocessing.forkserver
@@ -64,12 +65,30 @@ trainings = (
     'test_web test_selection test_stages test_readme'
 ).split()
 
+# Files and notebooks that fork the server of `children`: one worker has them all, since each server takes nine seconds
+forking = (
+    'test_runs.py test_distributed.py test_sweeps.py test_averaging.py test_batch_prediction.py test_budget.py '
+    'test_folds.py test_export.py test_watch.py test_streaming.py [tutorials/many_machines] [training/distributed] '
+    '[training/launch] [commands/training]'
+).split()
+
 
 def pytest_unconfigure():
     "The process that created the home deletes it, after all workers have ended"
+    gc.unfreeze()  # what libraries release at the end
     if creates_home:
         shutil.rmtree(os.environ.pop(own_home_name), ignore_errors=True)
         os.environ['HOME'] = str(user_home)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    "Without garbage collection, which takes a tenth of the time in which torch and fastai are imported"
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items):
@@ -97,13 +116,15 @@ def _turn(item):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "--dist loadfile: a file's tests run on one worker, which makes its fixtures once; each notebook counts as a file"
+    "--dist loadfile: a file's tests run on one worker, which makes its fixtures once; a notebook counts as a file"
     from xdist.scheduler import LoadFileScheduling
 
     class ByFileAndNotebook(LoadFileScheduling):
         def _split_scope(self, nodeid):
             if 'test_kaggle' in nodeid:  # their servers need the same port
                 return 'test_kaggle'
+            if any(name in nodeid for name in forking):
+                return 'forking'
             return nodeid if 'test_notebooks.py::' in nodeid else super()._split_scope(nodeid)
 
     return ByFileAndNotebook(config, log) if config.getoption('dist') == 'loadfile' else None
@@ -115,6 +136,7 @@ def ready():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         import fungi_fastai.runs.run  # noqa: F401
+    gc.freeze()  # no collection looks at half a million objects of the modules again
 
 
 @pytest.fixture(scope='session')
@@ -301,7 +323,7 @@ def process(started):
 
 @pytest.fixture
 def forked(ready, monkeypatch):
-    "`launch` forks the server of `children`, which has all imported; test_averaging does as users do"
+    "`launch` forks the server of `children`, which has all imported; test_torchrun starts new interpreters"
     from fungi_fastai.training.launch import launch
 
     multiprocessing.forkserver.ensure_running()  # not by `launch`, whose ranks all later processes would inherit

@@ -162,23 +162,11 @@ def test_a_budget_is_for_all_of_them(photos, begun, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_network_together(process, photos, begun, tmp_path):
-    "With new interpreters, as users start them: other tests fork them"
+def test_two_processes_make_one_network_together(forked, fungi, photos, begun, tmp_path):
     from fungi_fastai import Run
 
-    one = process(
-        'train',
-        'flowers',
-        '--source',
-        str(photos),
-        *flags(**begun | dict(average_folds=2, epochs=1)),
-        '--out',
-        tmp_path / 'run',
-        '--processes',
-        '2',
-    )
-    one.join()
-    assert one.exitcode == 0, one.log.read_text()
+    changes = flags(**begun | dict(average_folds=2, epochs=1))
+    fungi('train', 'flowers', '--source', photos, *changes, '--out', tmp_path / 'run', '--processes', 2)
     run = Run.load(tmp_path / 'run')
     parts = [saved_weights(run.folder / f'fold-{n}') for n in (1, 2)]
     for name, one in saved_weights(run.folder).items():

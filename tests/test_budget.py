@@ -281,7 +281,9 @@ def test_the_best_available_network(fungi, photos, tmp_path):
     assert (
         'not a folder'
         in fungi(
-            *same[:-8],
+            *same[:4],
+            '--arch',
+            'auto',
             '--out',
             tmp_path / 'other',
             '--weights',

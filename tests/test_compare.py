@@ -189,7 +189,10 @@ def test_a_better_run_is_called_better(tmp_path):
         '',
         '',
     ]
-    assert 'The difference in accuracy is not statistically significant: c minus a' in all_three.conclusions[1]
+    assert 'The difference is not statistically significant: c minus a' in all_three.conclusions[1]
+    assert 'McNemar' not in all_three.conclusions[1] and len(all_three.conclusions[1]) < 260
+    short = found.write_page(tmp_path / 'page.html').read_text('utf8')
+    assert '<p class="verdict">b is better than a.</p>' in short and 'points of accuracy, b minus a' in short
     assert json.loads((tmp_path / 'out/comparison.json').read_text('utf8')) == json.loads(json.dumps(found.metrics))
     assert len(pd.read_csv(tmp_path / 'out/differences.csv')) == 2 and '<svg' in (
         tmp_path / 'out/comparison.svg'

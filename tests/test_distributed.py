@@ -390,7 +390,7 @@ def test_no_process_is_left_behind(how):
         time.sleep(0.05)
         assert time.monotonic() < end  # two, and the resource tracker
     pids = children()
-    time.sleep(2)  # they have started
+    time.sleep(1)  # they have started
     parent.send_signal(how)
     parent.wait(90)
     while any(state(pid) not in ('', 'Z') for pid in pids):
@@ -400,8 +400,9 @@ def test_no_process_is_left_behind(how):
 
 @pytest.mark.slow
 def test_the_command(forked, fungi, photos, tmp_path):
-    call = ('train', 'flowers', '--source', photos, '--processes', 2, *flags(**tiny))
-    assert 'bs is 7' in fungi(*call, '--out', tmp_path / 'run', '--bs', 7, code=2).err
+    start = ('train', 'flowers', '--source', photos, '--processes', 2)
+    call = (*start, *flags(**tiny))
+    assert 'bs is 7' in fungi(*start, *flags(**tiny | dict(bs=7)), '--out', tmp_path / 'run', code=2).err
     message = fungi(
         'train',
         'flowers',
@@ -420,7 +421,7 @@ def test_the_command(forked, fungi, photos, tmp_path):
     assert (
         json.loads(fungi(*call, '--out', tmp_path / 'run', '--json').out) == metrics
     )  # the result is shown, not trained again
-    message = fungi(*call, '--out', tmp_path / 'no number', '--lr', '1e30', code=1).err
+    message = fungi(*start, *flags(**tiny | dict(lr=1e30)), '--out', tmp_path / 'no number', code=1).err
     assert message.count('no longer a number') == 1
 
 

@@ -7,15 +7,13 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import wait_for
 
 from fungi_fastai.core.errors import TrainingError, UserError
 from fungi_fastai.data.images import canvas_size, open_image, read_pixels, square
@@ -182,25 +180,15 @@ def test_a_full_disk_leaves_what_was_there(small_run, copy, ship, monkeypatch):
     assert everything(copy) == before and os.listdir(copy.parent) == ['copy']
 
 
-killed = """
-import sys, warnings
-warnings.simplefilter('ignore')
-from fungi_fastai.deploy.export import export
-export(*sys.argv[1:], progress=False)
-"""
-
-
 @pytest.mark.slow
-def test_killed_in_mid_export(small_run, copy, ship):
+def test_killed_in_mid_export(process, small_run, copy, ship):
     before = everything(copy)
-    process = subprocess.Popen([sys.executable, '-c', killed, str(small_run.folder), str(copy)], stderr=subprocess.PIPE)
-    part = copy.with_name(f'.copy.{process.pid}.part')
-    while not (part / 'model.onnx').exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, process.stderr.read().decode()
-    process.stderr.close()
+    one = process('export', small_run.folder, '--out', copy)
+    part = copy.with_name(f'.copy.{one.pid}.part')
+    wait_for((part / 'model.onnx').exists, one)
+    one.kill()
+    one.join()
+    assert one.exitcode == -signal.SIGKILL, one.log.read_text()
     assert part.exists() and everything(copy) == before
     Bundle.load(copy)
     ship.export(small_run, copy, **quick)  # the next one clears up, and replaces
@@ -288,7 +276,7 @@ def test_the_card(small_run, small_bundle):
         '## Data',
         '60 images of 5 classes',
         '## Limits',
-        'names anything else as one of them',
+        'may name anything else as one of them',
         'No specimens were declared',
         '## Licence',
         'fungi train flowers',

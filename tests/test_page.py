@@ -361,7 +361,7 @@ def test_a_rejected_file_gets_a_message_and_the_next_is_classified(server, brows
         browser.wait("document.querySelector('.answer .wrong')")
         text = browser.run("document.querySelector('.answer').innerText")
         assert re.search(words, text) and len(text) < 300, text
-        assert browser.run("document.querySelector('.shown').hidden") == (name != 'cut')
+        browser.wait(f"document.querySelector('.shown').hidden == {str(name != 'cut').lower()}")  # once it is loaded
     browser.choose(images / 'green.jpg')
     browser.wait("document.querySelector('.answer h2') && document.querySelector('.evidence h3')")
     assert browser.run("document.querySelector('.answer h2').innerText") == names[1]

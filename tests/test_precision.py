@@ -264,11 +264,11 @@ def test_training_is_as_good_in_each_precision(dls):
         torch.manual_seed(1)
         dls.train.rng.seed(1)
         before = total_loss(learn)
-        quiet_fit(learn, 4, 2e-3)
+        quiet_fit(learn, 2, 2e-3)
         gains[tuple(way.values())] = before - total_loss(learn)
         assert bool(learn.precision._folding) == way['fold'] and plain(learn.model)
     reference = gains['fp32', False]
-    assert reference > 0.3, 'nothing was learned: the comparison says nothing'
+    assert reference > 0.2, 'nothing was learned: the comparison says nothing'
     assert gains['fp32', True] == pytest.approx(reference, rel=0.05)
     for way in (('bf16', False), ('bf16', True)):
         assert gains[way] > 0.75 * reference

@@ -1,5 +1,7 @@
 "The published experiments: each can be planned at both sizes, and one of each kind runs"
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from conftest import tiny
@@ -89,9 +91,12 @@ def test_variants_resume(fungi, slides, tmp_path, monkeypatch):
         run_experiment('convmixer-grid', tmp_path / 'out', 'small', **changes)
 
 
-def test_the_score_on_training_images(photos, tmp_path):
+def test_the_score_on_training_images(photos, tmp_path, monkeypatch):
+    experiment = published_experiments['seedlings-augmentation']
+    two = replace(experiment, variants=experiment.variants[::4])
+    monkeypatch.setitem(published_experiments, 'seedlings-augmentation', two)
     result = run_experiment('seedlings-augmentation', tmp_path / 'out', 'small', photos, progress=False, **quick)
-    assert len(result.table) == 5 and result.summary.train_accuracy.between(0, 1).all() and 'gap' in result.conclusion
+    assert len(result.table) == 2 and result.summary.train_accuracy.between(0, 1).all() and 'gap' in result.conclusion
 
 
 @pytest.mark.slow

@@ -29,6 +29,19 @@ def test_the_first_screen_has_verdict_predictions_and_three_scores(report, small
     assert first.count('95\N{NO-BREAK SPACE}% interval') == 3 and first.count('<b>') == 3
 
 
+def test_a_budget_that_left_images_unused_is_a_warning():
+    from types import SimpleNamespace
+
+    from fungi_fastai import MUSHROOMS, Run
+
+    items = pd.DataFrame(dict(split=['train', 'test', 'train']))
+    run = SimpleNamespace(items=items, requested_recipe=MUSHROOMS, recipe=MUSHROOMS.but(fraction=0.05, budget='2m'))
+    (warning,) = Run._unused_images(run)
+    assert '5% of the training images: 2 were used' in warning and 'budget of 2 min' in warning
+    run.recipe = MUSHROOMS
+    assert Run._unused_images(run) == []
+
+
 def test_the_contents_lead_to_every_section_and_end_with_the_training_curves(report):
     links = re.findall(r'<a href="#([^"]+)">([^<]+)</a>', report)
     assert [report.count(f' id="{slug}"') for slug, _ in links] == [1] * len(links)

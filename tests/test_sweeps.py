@@ -31,6 +31,7 @@ def recipe(photos):
         lr=1e-2,
         device='cpu',
         precision='fp32',
+        refit_head=False,
     )
 
 
@@ -56,7 +57,7 @@ def pretend(monkeypatch):
             def __init__(self, recipe):
                 self.history = pd.DataFrame(dict(epoch=[1], accuracy=score(recipe, 1)))
 
-        def train(recipe, folder, progress, items, cbs):
+        def train(recipe, folder, progress, items, cbs, report):
             trained.append(recipe)
             value, report = score(recipe, 1), cbs[0]
             report.learn = type('Learn', (), dict(history=type('History', (), dict(rows=[]))))

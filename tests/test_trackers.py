@@ -338,7 +338,7 @@ def test_wandb_resumes(train, tmp_path):
 def test_wandb_without_a_network(server, train, tmp_path, capsys, monkeypatch, web):
     monkeypatch.setenv('WANDB_API_KEY', 'k' * 40)
     monkeypatch.setenv('WANDB_BASE_URL', web(server))
-    monkeypatch.setattr('fungi_fastai.training.wandb.WeightsAndBiases.start_seconds', 4)
+    monkeypatch.setattr('fungi_fastai.training.wandb.WeightsAndBiases.start_seconds', 2)
     start = time.monotonic()
     learn = train('wandb', tmp_path / 'run')
     assert len(learn.history.rows) == 3 and time.monotonic() - start < 60

@@ -11,14 +11,12 @@ import xml.dom.minidom
 from dataclasses import replace
 
 import pytest
-from conftest import flags, tiny
+from conftest import flags, tiny, wait_for
 from PIL import Image
 
 from fungi_fastai.core.errors import MissingFileError, UserError
 from fungi_fastai.runs.snapshot import is_training, read_snapshot, time_left
 from fungi_fastai.runs.watch import best_row, screen, sparkline, ticks, watch
-
-call = 'import sys; from fungi_fastai.cli import main; sys.exit(main(sys.argv[1:]))'
 
 
 class Terminal(io.StringIO):
@@ -46,40 +44,15 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def training(place, photos):
+def training(process, photos):
     "Start a training in its own process: training(folder, epochs=3) returns after the first epoch"
-    started = []
 
     def start(folder, **changes):
-        command = [
-            sys.executable,
-            '-W',
-            'ignore',
-            '-c',
-            call,
-            'train',
-            'flowers',
-            '--source',
-            str(photos),
-            '--out',
-            str(folder),
-            *flags(**tiny | changes),
-        ]
-        one = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {'OMP_NUM_THREADS': '1'}
-        )
-        started.append(one)
-        end = time.monotonic() + 300
-        while not (folder / 'history.csv').exists():
-            assert one.poll() is None and time.monotonic() < end, one.stderr.read().decode()
-            time.sleep(0.02)
+        one = process('train', 'flowers', '--source', photos, '--out', folder, *flags(**tiny | changes))
+        wait_for((folder / 'history.csv').exists, one)
         return one
 
-    yield start
-    for one in started:
-        one.kill()
-        one.wait()
-        one.stderr.close()
+    return start
 
 
 def watching(folder, stream, **options):
@@ -138,7 +111,7 @@ def test_killed_while_watched(training, tmp_path):
         log.getvalue()
     )
     process.kill()
-    process.wait()  # SIGKILL
+    process.join()  # SIGKILL
     assert join() == 1
     assert 'not running' in terminal.shown and f'--resume {folder}' in terminal.shown and (folder / '.lock').exists()
     assert not is_training(folder) and not read_snapshot(folder).running

@@ -83,7 +83,7 @@ def test_the_novelty_of_a_bundle(novel_bundle, small_run, fungi, tmp_path):
     about = json.loads((novel_bundle / 'bundle.json').read_text())['novelty']
     card = (novel_bundle / 'README.md').read_text()
     assert about['folds'] == 5 and about['auroc'] == max(about['auroc_by_score'].values())
-    assert f'AUROC of {about["auroc"]:.2f}' in card and about['test']['images'] == small_run.metrics['n_test']
+    assert f'AUROC {about["auroc"]:.2f}' in card and about['test']['images'] == small_run.metrics['n_test']
     valid = small_run.items[small_run.items.split == 'valid'].path.tolist()
     _, _, novelty = predictor.classify_with_novelty([*valid, tmp_path / 'none.jpg'])
     assert (novelty[:-1] >= about['threshold'] - 1e-6).mean() <= 0.3 and np.isnan(novelty[-1])

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..core.errors import MissingFileError, UserError
-from ..core.files import write_json
+from ..core.files import as_path, check_writable, write_json
 from .bundle_schema import find_problem, schema_version
 from .executables import executable_code
 from ..evaluation.context import context_file, load_context
@@ -30,7 +30,7 @@ class Bundle:
     name: str  # of the recipe
     classes: tuple  # names, in the order of the probabilities
     network: (
-        dict  # arch head hidden n_out features; classifier: timm's name of the head, if the weights use timm's names
+        dict  # arch head hidden feature_stages n_out features; classifier: timm's name of the head, if it has timm's
     )
     preprocessing: dict  # size canvas resize mean std resampling
     temperature: float  # already inside the ONNX graph; for torch, the logits are divided by it
@@ -53,7 +53,7 @@ class Bundle:
         check: bool = True,  # read every file and compare checksums (False: compare sizes only)
     ) -> 'Bundle':
         "Open a bundle. Raises `UserError` for another schema, a missing or changed file, and a file that can run code"
-        folder = Path(folder)
+        folder = as_path(folder, 'The folder of a bundle')
         if not folder.is_dir():
             raise MissingFileError(
                 f'There is no bundle folder {folder}. Make one with: fungi export RUN --out {folder}'
@@ -200,7 +200,8 @@ class Bundle:
         if head == 'ensemble':
             network = make_ensemble(config['members'], n_out, self.size)
         else:
-            network = make_network(config['arch'], n_out, head, config.get('hidden'), size=self.size)
+            stages = config.get('feature_stages', 1)
+            network = make_network(config['arch'], n_out, head, config.get('hidden'), size=self.size, stages=stages)
         network.load_state_dict(weights)
         return network.eval()
 
@@ -317,6 +318,8 @@ def _other_schema(folder, values):
 # %% ../../nbs/deploy/bundle.ipynb #93ccbd07
 def check_target(out):
     "Raise `UserError` if something else than a bundle is there, or it cannot be replaced"
+    check_writable(out)
+    check_writable(out.parent)  # where the new folder is written, before it takes the place of the old one
     if Path.cwd().is_relative_to(out):
         raise UserError(
             f'{out} is the folder you are in, and a bundle replaces its folder as a whole. Choose another folder.'

@@ -129,7 +129,7 @@ def _what_was_tested(about):
 def _limits(about):
     "What the scores do not say, one sentence each"
     limits = [
-        f'It knows {len(about["classes"])} classes and names anything else as one of them, often with high confidence.',
+        f'It knows {len(about["classes"])} classes and may name anything else as one of them, even with confidence.',
         describe_novelty(about.get('novelty') or {}),
         f'Its scores hold for images like those of `{about["data"]["source"]}`; {_what_was_tested(about)}',
     ]

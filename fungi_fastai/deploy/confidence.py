@@ -29,6 +29,7 @@ def likelihood_term(
 
 # %% ../../nbs/deploy/confidence.ipynb #06fc811f
 fewest_images = 15  # of a bin
+widest_bin = 0.4  # a bin from 0.00 to 0.98 says nothing about a confidence of 0.98
 
 
 def _bin_of(confidence, bins):
@@ -44,9 +45,11 @@ def describe_confidence(
     one = _bin_of(confidence, bins)
     if one is None:
         return '', 'How often answers with this confidence are correct was not measured.'
-    about = f'a confidence of {one["low"]:.2f} to {one["high"]:.2f}'
+    about = f'a confidence of {one["low"]:.0%} to {one["high"]:.0%}'
     if one['images'] < fewest_images:
         return '', f'Only {one["images"]} test images had {about}: too few to say how often such answers are correct.'
+    if one['high'] - one['low'] > widest_bin:
+        return '', 'The test images are too few to say how often answers with this confidence are correct.'
     low, high = math.floor(100 * one['accuracy_low']), min(99, round(100 * one['accuracy_high']))
     sentence = f'Of 100 answers with {about}, about {min(low, high)} to {high} are correct'
     return likelihood_term(min(confidence, one['accuracy_low'])), f'{sentence}, judging by {one["images"]} test images.'

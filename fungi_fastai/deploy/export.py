@@ -360,7 +360,7 @@ def _bundle_values(job, compared, engines, novelty):
     run, decisions = job.run, job.run.decisions
     data = _data_facts(run, job.options.licence)
     return dict(
-        name=run.recipe.name,
+        name=run.recipe.subject,
         created=datetime.now(UTC).isoformat(timespec='seconds'),
         fungi_fastai=__version__,
         classes=list(run.classes),

@@ -121,7 +121,9 @@ def add_class(
 
 def _check_name(name, bundle):
     "The name without blanks around it. Raises `UserError` if it cannot be that of a new class of this bundle"
-    name = ' '.join(str(name).split())
+    if not isinstance(name, str):
+        raise UserError(f'The name of the class is {name!r}; expected a text.')
+    name = ' '.join(name.split())
     same = [known for known in bundle.classes if known.casefold() == name.casefold()]
     if not _words(name) or same:
         what = f'The bundle has a class {same[0]!r} already' if same else 'The name of the class is empty'

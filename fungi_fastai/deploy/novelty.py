@@ -157,11 +157,12 @@ def describe_novelty(
         where = f'({about["auroc_low"]:.2f} to {about["auroc_high"]:.2f}) over {about["folds"]} sets of classes that '
         where += 'were held out of the training set'
     text = (
-        f'It answers "{unlike}" for images of other classes, as far as a score can tell them: by the '
-        f'{score_names[about["score"]]}, with an AUROC of {about["auroc"]:.2f} {where}; 0.5 is guessing, and the '
-        f'maximum softmax probability has {about["auroc_by_score"]["max_softmax"]:.2f}. A false-alarm rate of '
-        f'{about["false_alarm_rate"]:.0%} was set on {about["validation_images"]} validation images'
+        f'It answers "{unlike}" for images of other classes, but recognises only some of them: AUROC '
+        f'{about["auroc"]:.2f} {where}; 0.5 is guessing. Its score is the {score_names[about["score"]]}; the maximum '
+        f'softmax probability has {about["auroc_by_score"]["max_softmax"]:.2f}. The rate of false alarms was set to '
+        f'{about["false_alarm_rate"]:.0%} on {about["validation_images"]} validation images.'
     )
     if test := about.get('test'):
-        text += f'; on {test["images"]} test images it is {test["rate"]:.1%} ({test["low"]:.1%} to {test["high"]:.1%})'
-    return text + '.'
+        rate = f'{test["rate"]:.1%} ({test["low"]:.1%} to {test["high"]:.1%})'
+        text += f' On {test["images"]} test images it is {rate}.'
+    return text

@@ -114,24 +114,19 @@ def _prediction_set(decision, conformal, n_classes, most=12):
     "The prediction set as text; '' if the bundle has none"
     if conformal is None:
         return ''
-    coverage, size = f'{conformal.coverage:.0%}', len(decision.set)
+    size = len(decision.set)
+    contains = f'Sets like this one contain the correct class {conformal.coverage:.0%} of the time.'
     if size == 0:
-        return (
-            f'<h3>No class fits well</h3><p>At {coverage} coverage no class is left: this image is unlike those that '
-            'the model was tested on.</p>'
-        )
+        return '<h3>No class fits well</h3><p>This image is unlike those that the model was tested on.</p>'
     if size == n_classes:
-        return f'<h3>No class can be ruled out</h3><p>At {coverage} coverage all {n_classes} classes are left.</p>'
+        return f'<h3>No class can be ruled out</h3><p>All {n_classes} stay in the set. {contains}</p>'
     if size == 1:
-        return (
-            f'<h3>Only {_escape(decision.set[0])} is left</h3>'
-            f'<p>At {coverage} coverage all other classes are ruled out.</p>'
-        )
+        return f'<h3>Only {_escape(decision.set[0])} is left</h3><p>All other classes are ruled out. {contains}</p>'
     names = ''.join(f'<li>{_escape(name)}</li>' for name in decision.set[:most])
     more = f'<li>and {size - most} more</li>' if size > most else ''
     return (
         f'<h3>{likelihood_term(conformal.coverage).capitalize()} one of these {size}</h3>'
-        f'<p>Sets like this one contain the correct class {coverage} of the time.</p>'
+        f'<p>{contains}</p>'
         f'<ul class="set">{names}{more}</ul>'
     )
 

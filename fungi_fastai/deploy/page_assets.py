@@ -226,6 +226,7 @@ async function classify(added, isMore) {
   if (innerWidth < 800) stage.scrollIntoView({behavior: 'smooth'})
   if (!first.square) {
     photos = before   // a photo that cannot be classified does not stay
+    find('.more').hidden = !photos.length
     if (photos.length) showPhotos()
     return
   }

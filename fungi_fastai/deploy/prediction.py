@@ -76,6 +76,8 @@ def as_source(
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     if isinstance(image, Image.Image):
+        if not image.width * image.height:
+            raise ImageError(f'The image has {image.width}×{image.height} pixels.')
         if image.width * image.height > max_pixels:
             raise ImageError(f'The image has {image.width}×{image.height} pixels; at most {max_pixels:,} are accepted.')
         return image
@@ -139,7 +141,8 @@ def _is_folder(images):
 
 def _files_in(folder):
     from fungi_fastai.data.tree import walk_files
-    from fungi_fastai.data.file_kinds import is_image_name, nothing_found
+    from fungi_fastai.data.file_kinds import is_image_name
+    from fungi_fastai.data.unread_files import nothing_found
 
     paths = walk_files(folder)
     files = [os.path.join(folder, *parts) for parts in paths if is_image_name(parts[-1])]

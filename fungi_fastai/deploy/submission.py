@@ -54,7 +54,7 @@ def _open_test_set(test, sample_file, recipe):
     unlabelled = table[table.given.eq('test') & table.label.isna()]
     if test is None and not len(unlabelled):
         raise UserError(
-            f'{source} has no unlabelled images in a folder test. '
+            f'{source.location} has no unlabelled images in a folder test. '
             'Say where the images to be predicted are: --test FOLDER.'
         )
     if sample_file is None:

@@ -36,6 +36,7 @@ def load_network(
         recipe.dropout or None,
         recipe.size,
         normalization=weight_normalization(weights, recipe.arch),
+        stages=recipe.feature_stages or 1,
     )
     try:
         network.load_state_dict(read_state_dict(weights))
@@ -47,6 +48,7 @@ def load_network(
         arch=recipe.arch,
         head=recipe.head,
         hidden=recipe.hidden,
+        feature_stages=recipe.feature_stages or 1,
         n_out=n_out,
         features=network[0].features,
         classifier='',
@@ -59,7 +61,7 @@ def _load_ensemble(run):
     return ensemble, dict(
         arch=run.recipe.arch,
         head='ensemble',
-        members=[dict(arch=one['arch'], hidden=one['hidden']) for one in members],
+        members=[{name: one[name] for name in ('arch', 'hidden', 'feature_stages')} for one in members],
         n_out=len(run.classes),
         features=ensemble[0].features,
         classifier='',

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from ..data.tree import is_visible, walk_files
-from ..data.file_kinds import is_image_name, nothing_found, unread_extensions
+from ..data.file_kinds import is_image_name, unread_extensions
+from ..data.unread_files import nothing_found
 
 # %% ../../nbs/deploy/walking.ipynb #d755a97b
 def walk_images(

@@ -27,7 +27,7 @@ from ..core.progress import format_count
 from ..data.context_values import month_names
 from . import page_assets
 from .bundle import Bundle
-from .confidence import fewest_images, likelihood_terms
+from .confidence import fewest_images, likelihood_terms, widest_bin
 from .novelty import members, novelty_reason, unlike
 from .page import advice, page_body
 from .provisional import provisional_mark, provisional_reason
@@ -152,6 +152,7 @@ def _about(bundle, model, n_examples):
         examples=n_examples,
         reliability=(bundle.metrics or {}).get('reliability') or [],
         fewest=fewest_images,
+        widest=widest_bin,
         terms=likelihood_terms,
         words=dict(
             unlike=unlike,

@@ -40,9 +40,11 @@ export const classify = blob => new Promise(done => {
 function describeConfidence(confidence) {  // as `describe_confidence` in Python
   const bin = app.reliability.find(one => one.low < confidence && confidence <= one.high + 1e-6)
   if (!bin) return ['', 'How often answers with this confidence are correct was not measured.']
-  const about = `a confidence of ${bin.low.toFixed(2)} to ${bin.high.toFixed(2)}`
+  const about = `a confidence of ${(100 * bin.low).toFixed(0)}% to ${(100 * bin.high).toFixed(0)}%`
   if (bin.images < app.fewest)
     return ['', `Only ${bin.images} test images had ${about}: too few to say how often such answers are correct.`]
+  if (bin.high - bin.low > app.widest)
+    return ['', 'The test images are too few to say how often answers with this confidence are correct.']
   const low = Math.floor(100 * bin.accuracy_low), high = Math.min(99, Math.round(100 * bin.accuracy_high))
   return [term(Math.min(confidence, bin.accuracy_low)), `Of 100 answers with ${about}, about ${Math.min(low, high)} to `
     + `${high} are correct, judging by ${bin.images} test images.`]
@@ -151,18 +153,18 @@ const taxa = probs => {
 function setHtml(probs) {
   const set = setOf(probs)
   if (!set) return ''
-  const coverage = percent(app.conformal.coverage), names = set.map(i => escape(app.classes[i]))
+  const names = set.map(i => escape(app.classes[i]))
+  const contains = `Sets like this one contain the correct class ${percent(app.conformal.coverage)} of the time.`
   if (!set.length)
-    return `<h3>No class fits well</h3><p>At ${coverage} coverage no class is left: this image is unlike those that `
-      + 'the model was tested on.</p>'
+    return `<h3>No class fits well</h3><p>This image is unlike those that the model was tested on.</p>`
   if (set.length === probs.length)
-    return `<h3>No class can be ruled out</h3><p>At ${coverage} coverage all ${set.length} classes are left.</p>`
+    return `<h3>No class can be ruled out</h3><p>All ${set.length} stay in the set. ${contains}</p>`
   if (set.length === 1)
-    return `<h3>Only ${names[0]} is left</h3><p>At ${coverage} coverage all other classes are ruled out.</p>`
+    return `<h3>Only ${names[0]} is left</h3><p>All other classes are ruled out. ${contains}</p>`
   const more = set.length > 12 ? `<li>and ${set.length - 12} more</li>` : '', likely = term(app.conformal.coverage)
   const items = names.slice(0, 12).map(name => `<li>${name}</li>`).join('') + more
-  return `<h3>${likely[0].toUpperCase() + likely.slice(1)} one of these ${set.length}</h3><p>Sets like this one `
-    + `contain the correct class ${coverage} of the time.</p><ul class="set">${items}</ul>`
+  return `<h3>${likely[0].toUpperCase() + likely.slice(1)} one of these ${set.length}</h3><p>${contains}</p>`
+    + `<ul class="set">${items}</ul>`
 }
 
 function singles(photos) {

@@ -211,7 +211,7 @@ def _calibration(metrics, evaluation):
         'Brier score': 'brier',
     }
     applied = calibration['temperature'] != 1
-    when = {'before': 'before calibration', 'after': 'after calibration'} if applied else {'before': 'not calibrated'}
+    when = dict(before='before', after='after') if applied else dict(before='not calibrated')
     scores = {words: [calibration[key][score] for score in names.values()] for key, words in when.items()}
     calibrated = apply_temperature(evaluation.probs, calibration['temperature']) if applied else None
     text = (
@@ -228,9 +228,8 @@ def _calibration(metrics, evaluation):
         folding_section(
             'Calibration',
             _paragraph(text + calibration['note']),
-            beside(
-                table(pd.DataFrame({'': list(names), **scores})),
-                figure_panels(figure, 'calibration', 'Reliability diagram'),
+            figure_panels(
+                figure, 'calibration', 'Reliability diagram', table(pd.DataFrame({'': list(names), **scores}))
             ),
         )
     ]
