@@ -98,7 +98,7 @@ _least_gain = 1e-4  # accuracy that a probe must be expected to gain, even if th
 _enough_images = 200  # of the sample; with fewer, fewer networks are compared
 _probe_size = 160  # image size of the probes if a budget decides about that of the run, pixels
 _usual_errors = 0.3  # fraction of errors of the probes from which the scores of plans were estimated
-_reliability = 0.5  # of a difference between the scores of the plans of two networks
+_reliability = 0.5  # of a difference between the scores of two image sizes
 _download_rate = 5.0  # megabytes a second, assumed
 _solve_seconds = 3e-3  # of the logistic regressions, per image
 _cost_exponent = 0.75  # of the operations, in the time of a network
@@ -151,13 +151,10 @@ class _Selection:
         return exp(self.log_errors(backbone)) + _least_gain_of_pair * ('+' in backbone.arch)
 
     def log_errors(self, backbone):
-        "The logarithm of the expected errors of a training; what a pair of networks loses in epochs counts in full"
-        if backbone == self.pair:
-            one = min(self.pair_of, key=self.log_errors)
-            change = self.expectation(backbone).mean - self.expectation(one).mean
-            return self.log_errors(one) + change + (self.plan(one).score - self.plan(backbone).score) / _usual_errors
-        gain = self.plan(backbone).score - self.probe_score(backbone)
-        return self.expectation(backbone).mean - _reliability * gain / _usual_errors
+        "The logarithm of the expected errors of a training"
+        plan = self.plan(backbone)
+        before_epochs = plan.score - plan.gain - self.probe_score(backbone)
+        return self.expectation(backbone).mean - (plan.gain + _reliability * before_epochs) / _usual_errors
 
     def probe_score(self, backbone):
         "The score of a plan without a training, at the image size of the probe"
