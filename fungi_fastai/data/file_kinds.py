@@ -30,10 +30,14 @@ def is_image_name(
 
 # %% ../../nbs/data/file_kinds.ipynb #9f80d684
 # images of cameras and programs that are not read
-unread_extensions = frozenset(
-    '.cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .dng .orf .rw2 .raf .pef .srw .x3f .3fr .iiq .jxl .jp2 .j2k .jpx .psd '
-    '.xcf .tga .ico .svg .eps .exr .hdr .dcm .dicom .czi .nd2 .lif .oib .vsi .fits .nii .npy'.split()
+raw_extensions = frozenset(
+    '.cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .dng .orf .rw2 .raf .pef .srw .x3f .3fr .iiq'.split()
 )
+program_extensions = frozenset(
+    '.jxl .jp2 .j2k .jpx .psd .xcf .tga .ico .svg .eps .exr .hdr .dcm .dicom .czi .nd2 .lif .oib .vsi .fits '
+    '.nii'.split()
+)
+unread_extensions = raw_extensions | program_extensions | {'.npy'}
 # tables that are not read
 unread_tables = tuple('.ods .xls .xlsb .numbers .dbf .sav .rds .feather .csv.gz .tsv.gz .csv.bz2'.split())
 # files that are certainly no images, so they are not opened to look

@@ -26,6 +26,7 @@ from fastai.vision.core import PILImage
 from fasttransform import Transform
 from PIL import Image
 
+from ..core.attributes import temporary_attributes
 from .augment import batch_transforms
 from .cache import ImageCache
 from .images import ImageError, canvas_size, resize_methods, read_pixels, square
@@ -278,9 +279,8 @@ def make_loaders(
     block = photo_block(size, augment, vocab, resize, cache)
     train_bs = min(bs, int((used.split == 'train').sum()))
     opener = next(one for one in block.type_tfms[0] if isinstance(one, OpenPhoto))
-    opener.gives_type_only = True
-    dls = block.dataloaders(used, bs=train_bs, val_bs=2 * bs, num_workers=workers, device=device)
-    opener.gives_type_only = False
+    with temporary_attributes(opener, gives_type_only=True):
+        dls = block.dataloaders(used, bs=train_bs, val_bs=2 * bs, num_workers=workers, device=device)
     dls.train.balance(balance, dls.train._item_targets().numpy())
     return dls
 

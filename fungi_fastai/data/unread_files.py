@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..core.progress import format_count
-from .file_kinds import avif_kind, file_kind, heic_kind, image_extensions, read_start, readable_formats
+from fungi_fastai.data.file_kinds import (
+    avif_kind,
+    file_kind,
+    heic_kind,
+    image_extensions,
+    program_extensions,
+    raw_extensions,
+    read_start,
+    readable_formats,
+)
 
 # %% ../../nbs/data/unread_files.ipynb #a1d0c007
 @dataclass(frozen=True)
@@ -32,21 +41,18 @@ class UnreadKind:
 
     @classmethod
     def of(cls, name, extensions, advice):
+        "With the extensions as a text with blanks"
         return cls(name, frozenset(extensions.split()), advice)
 
 
 _arrays = 'Save each image as PNG or JPEG, in a folder for each class.'
 unread_kinds = (
-    UnreadKind.of(
+    UnreadKind(
         'RAW image{s} of a camera',
-        '.cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .dng .orf .rw2 .raf .pef .srw .x3f .3fr .iiq',
+        raw_extensions,
         "Export it as JPEG or TIFF with the camera's software, darktable or RawTherapee.",
     ),
-    UnreadKind.of(
-        'image{s} in a format of a program or microscope',
-        '.jxl .jp2 .j2k .jpx .psd .xcf .tga .ico .svg .eps .exr .hdr .dcm .dicom .czi .nd2 .lif .oib .vsi .fits .nii',
-        'Export it as JPEG or TIFF.',
-    ),
+    UnreadKind('image{s} in a format of a program or microscope', program_extensions, 'Export it as JPEG or TIFF.'),
     UnreadKind.of(
         'video{s}',
         '.mp4 .mov .avi .mkv .webm .m4v .3gp .mpg .mpeg .wmv .mts',

@@ -299,6 +299,28 @@ class _Planner:
             speed=self.speed,
         )
 
+# %% ../../nbs/training/budget.ipynb #2bcaca05
+def count_images(
+    items: pd.DataFrame,  # with the column `split`
+) -> tuple[pd.Series, float]:
+    "The images of each subset, and the geometric mean of the numbers of training images and of their specimens"
+    counts = items.split.value_counts().reindex(['train', 'valid', 'test'], fill_value=0)
+    training, n_specimens = items[items.split == 'train'], counts.train
+    if not items.attrs.get('assumed_group') and (declared := count_specimens(training)):
+        n_specimens = declared + int(training.group.fillna('').eq('').sum())
+    return counts, float((counts.train * n_specimens) ** 0.5)
+
+
+def plan_for_counts(
+    recipe: Recipe,  # as for `best_plan`
+    counts: tuple[pd.Series, float],  # from `count_images`
+    speed: Speed,  # of this machine
+    seconds: float,  # that are left
+) -> Plan:
+    "`best_plan` of images that were counted before"
+    planner = _Planner(recipe, *counts, speed, seconds)
+    return planner.plan(max(planner.candidates(), key=planner.score))
+
 # %% ../../nbs/training/budget.ipynb #2bcaca06
 def best_plan(
     recipe: Recipe,  # with a budget; a `size` that differs from the default is kept
@@ -307,17 +329,7 @@ def best_plan(
     seconds: float,  # that are left
 ) -> Plan:
     "The use of the time with the highest expected accuracy"
-    planner = _Planner(recipe, *_counts(items), speed, seconds)
-    return planner.plan(max(planner.candidates(), key=planner.score))
-
-
-def _counts(items):
-    "The images of each subset, and the geometric mean of the numbers of training images and of their specimens"
-    counts = items.split.value_counts().reindex(['train', 'valid', 'test'], fill_value=0)
-    training, n_specimens = items[items.split == 'train'], counts.train
-    if not items.attrs.get('assumed_group') and (declared := count_specimens(training)):
-        n_specimens = declared + int(training.group.fillna('').eq('').sum())
-    return counts, float((counts.train * n_specimens) ** 0.5)
+    return plan_for_counts(recipe, count_images(items), speed, seconds)
 
 # %% ../../nbs/training/budget.ipynb #b4810e40
 def plan_again(
@@ -331,7 +343,7 @@ def plan_again(
     recipe = recipe.but(arch=plan.arch, weights=plan.weights, pretrained=plan.pretrained, lr=plan.lr)
     factor = inference_seconds(learn) / plan.speed.at(plan.size).inference
     read_size = plan.size if plan.fraction == recipe.fraction and recipe.cache else 0
-    planner = _Planner(recipe, *_counts(items), plan.speed.slower(factor), seconds, read_size)
+    planner = _Planner(recipe, *count_images(items), plan.speed.slower(factor), seconds, read_size)
     plans = [planner.plan(candidate) for candidate in planner.candidates()]
     best = max(plans, key=_score)
     with_these_images = [one for one in plans if (one.size, one.fraction) == (plan.size, plan.fraction)]

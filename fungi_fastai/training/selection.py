@@ -21,7 +21,7 @@ from ..data.splits import folds, fraction, split_groups, with_two_specimens
 from ..models.architectures import is_fixed_size
 from ..models.backbones import available_backbones, is_local, published_score
 from ..models.packaged import smallest_weights
-from .budget import Plan, best_plan, clock
+from .budget import Plan, best_plan, clock, count_images, plan_for_counts
 from .fit import make_learner
 from .frozen import is_frozen, planned_stages
 from fungi_fastai.training.prior import (
@@ -113,6 +113,7 @@ class _Selection:
 
     def __init__(self, recipe, items, seconds, progress):
         self.recipe, self.items, self.progress = recipe, items, progress
+        self.counts = count_images(items)
         self.start, self.seconds = clock(), seconds
         available = available_backbones(recipe.weights) if recipe.pretrained else []
         self.speeds, self.spent = {}, {}  # by network: what was measured; seconds that this and its probe took
@@ -161,13 +162,13 @@ class _Selection:
         if backbone not in self.probe_scores:
             recipe = self.recipe_of(backbone).but(size=self.probe_size(backbone), epochs=0, budget=1e9)
             recipe = recipe.but(feature_stages=recipe.feature_stages or 1)  # as the networks are probed
-            self.probe_scores[backbone] = best_plan(recipe, self.items, self.speed_of(backbone), 1e9).score
+            self.probe_scores[backbone] = plan_for_counts(recipe, self.counts, self.speed_of(backbone), 1e9).score
         return self.probe_scores[backbone]
 
     def plan(self, backbone, seconds=0.0):
         "The best plan for a network, if these seconds are spent before the training"
         seconds = self.left - seconds - (backbone not in self.probes) * _seconds_of_download(backbone)
-        return best_plan(self.recipe_of(backbone), self.items, self.speed_of(backbone), seconds)
+        return plan_for_counts(self.recipe_of(backbone), self.counts, self.speed_of(backbone), seconds)
 
     def expectation(self, backbone):
         "What published scores and the probes so far say about the errors of a network's probe"
@@ -175,9 +176,9 @@ class _Selection:
             mean = min(self.expectation(one).mean for one in self.pair_of)
             prior, probe = LogErrors(mean + _change_by_pair, _deviation_of_pair), self.measured_errors(backbone)
             return prior.combined(probe) if probe else prior
-        networks = [*self.available]
-        published = [published_errors(one) for one in networks]
-        return expected_errors(published, [self.measured_errors(one) for one in networks])[networks.index(backbone)]
+        published = [published_errors(one) for one in self.available]
+        measured = [self.measured_errors(one) for one in self.available]
+        return expected_errors(published, measured)[self.available.index(backbone)]
 
     def measured_errors(self, backbone):
         "Of a probe; None without one"
