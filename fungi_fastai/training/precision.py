@@ -23,6 +23,7 @@ from fastai.callback.core import Callback, CancelStepException
 from fastai.torch_core import to_float
 from torch import nn
 
+from ..models.depthwise import faster_gradients
 from ..models.folding import Folding
 from ..core.cpus import compute_threads
 from ..core.settings import settings
@@ -51,7 +52,7 @@ def pick_device(
     return chosen
 
 # %% ../../nbs/training/precision.ipynb #b182b212
-bf16_min_intensity = 102  # multiplications per output number from which bfloat16 pays off on a CPU that supports it
+bf16_min_intensity = 102  # multiplications per output number from which bfloat16 pays off on a CPU without AMX
 
 
 def arithmetic_intensity(
@@ -155,7 +156,7 @@ def _cpu_precision(model):
     name = next((name for flag, name in instructions.items() if flag in _cpu_flags()), None)
     if name is None:
         return 'fp32', 'the CPU has no bfloat16 instructions'
-    intensity = None if model is None else _known_intensity(model)
+    intensity = None if model is None or name == 'AMX' else _known_intensity(model)
     if intensity is None or intensity >= bf16_min_intensity:
         return 'bf16', f'the CPU multiplies bfloat16 natively ({name})'
     return 'fp32', (
@@ -268,7 +269,7 @@ class Precision(Callback):
         x: torch.Tensor,  # the images of the pass
     ):
         "A context manager for forward passes outside of fastai's loop, of the model or a part of it"
-        with self.folded(x), self.autocast(x.device):
+        with self.folded(x), faster_gradients(x.device), self.autocast(x.device):
             yield
 
     def before_fit(self):
