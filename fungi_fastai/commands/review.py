@@ -8,7 +8,6 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/commands/review.html.md"""
 __all__ = ['review']
 
 # %% ../../nbs/commands/review.ipynb #3337dc73
-import glob
 import os
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tyro.conf import Positional
 
 from .common import Reading, base_recipe, default_reading, given, print_message
 from ..core.errors import UserError
-from ..core.files import only_process
+from ..core.files import leftovers, only_process
 from ..training.recipe import source_of
 
 # %% ../../nbs/commands/review.ipynb #33d7f9f6
@@ -57,7 +56,7 @@ def review(
         return _write_tasks(images, _find_queues(images, recipe, run), labelstudio)
     lock = images.file.with_name(f'.{images.file.name}.lock')
     with only_process(lock, f'Another fungi review writes {images.file}. Stop that one first.'):
-        for leftover in images.file.parent.glob(f'.{glob.escape(images.file.name)}.*.part'):  # of a killed process
+        for leftover in leftovers(images.file):
             leftover.unlink()
         return _serve(images, _find_queues(images, recipe, run), who, Path(source_of(recipe).location).name, port)
 

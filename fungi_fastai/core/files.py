@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/core/files.html.md"""
 __all__ = []
 
 # %% ../../nbs/core/files.ipynb #737be41c
+import glob
 import hashlib
 import json
 import os
@@ -99,6 +100,13 @@ def atomic(
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def leftovers(
+    path: Path,  # that `atomic`, or a function like it, writes
+) -> list[Path]:
+    "The temporary files and folders beside `path` that killed processes left: `.NAME.PROCESS.part`"
+    return list(path.parent.glob(f'.{glob.escape(path.name)}.*.part'))
 
 
 def write_text(

@@ -9,14 +9,13 @@ __all__ = []
 
 # %% ../../nbs/core/folders.ipynb #7937db11
 import ctypes
-import glob
 import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import TrainingError, UserError
-from .files import only_process, with_system_errors
+from .files import leftovers, only_process, with_system_errors
 
 # %% ../../nbs/core/folders.ipynb #db496075
 @contextmanager
@@ -28,7 +27,7 @@ def replaced_folder(
     If the block fails, `out` is unchanged. Raises `UserError`; `TrainingError` if the folder cannot be written"""
     out.parent.mkdir(parents=True, exist_ok=True)
     with only_process(out.with_name(f'.{out.name}.lock'), busy):
-        for leftover in out.parent.glob(f'.{glob.escape(out.name)}.*.part'):  # of a killed process
+        for leftover in leftovers(out):
             shutil.rmtree(leftover, ignore_errors=True)
         new = out.with_name(f'.{out.name}.{os.getpid()}.part')
         try:

@@ -8,7 +8,6 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/archives.html.md"""
 __all__ = ['unpack', 'describe_download', 'new_folder']
 
 # %% ../../nbs/data/archives.ipynb #29c7ae8f
-import glob
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import UserError
-from ..core.files import file_stamp
+from ..core.files import file_stamp, leftovers
 from ..core.progress import format_count, format_list, format_size, track_bytes
 from ..core.settings import settings
 from .archive_kinds import ArchiveError, is_archive_name
@@ -70,7 +69,7 @@ def locked(
     except OSError as error:
         raise disk_error(error, target.parent) from None
     try:
-        for leftover in target.parent.glob(f'.{glob.escape(target.name)}.*.part'):
+        for leftover in leftovers(target):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
     finally:

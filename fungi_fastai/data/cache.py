@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.files import atomic
+from ..core.files import atomic, leftovers
 from ..core.progress import format_size, track
 from ..core.settings import settings
 from ..core.threads import map_in_threads
@@ -168,8 +168,8 @@ def _build(file, paths, path_of_content, size, method, progress):
     with FileLock(f'{file}.lock', mode=0o666):
         if _open_cache(file, paths):
             return  # another process has built it meanwhile
-        for part in file.parent.glob(f'.{file.name}.*.part'):
-            part.unlink()  # of a process that was killed
+        for leftover in leftovers(file):
+            leftover.unlink()
         steps = _write(file, path_of_content, size, method)
         for _ in track(steps, len(path_of_content), 'images decoded', show=progress):
             pass

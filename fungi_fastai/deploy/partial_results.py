@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.errors import TrainingError, UserError
-from ..core.files import atomic, file_stamp, write_json
+from ..core.files import atomic, file_stamp, leftovers, write_json
 
 # %% ../../nbs/deploy/partial_results.ipynb #fb611e82
 @dataclass(frozen=True)
@@ -69,11 +69,8 @@ class PartialResults:
 
     def _remove_leftovers(self):
         "Delete temporary files of a process that was killed"
-        for file in self.folder.glob('.*.part'):
+        for file in [*self.folder.glob('.*.part'), *leftovers(self.out)]:
             file.unlink(missing_ok=True)
-        for file in self.out.parent.glob('.*.part'):
-            if file.name.startswith(f'.{self.out.name}.'):
-                file.unlink(missing_ok=True)
 
     def _read_job(self):
         try:

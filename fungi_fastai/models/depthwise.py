@@ -27,6 +27,13 @@ def _backward(grad, x, weight, stride, padding, mask):
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *arguments, [*mask, False])[:2]
 
 
+def _columns_from(first, width, x):
+    "Columns `first` to `first + width` of the images, with zeros where there are none"
+    inside = x[..., max(0, first) : max(0, first + width)]
+    left = min(width, max(0, -first))
+    return F.pad(inside, (left, width - left - inside.shape[3]))
+
+
 def _weight_grad(grad, x, weight, stride, padding):
     "The gradient of the weights, up to three columns of the kernel at a time"
     rows, columns = weight.shape[2:]
@@ -36,9 +43,8 @@ def _weight_grad(grad, x, weight, stride, padding):
     parts = []
     for first in range(0, columns, _most_columns):
         part = weight[..., first : first + _most_columns]
-        left = padding[1] - first
         width = (grad.shape[3] - 1) * stride[1] + part.shape[3]
-        shifted = F.pad(x, (left, width - left - x.shape[3], zero_rows, zero_rows))
+        shifted = _columns_from(first - padding[1], width, F.pad(x, (0, 0, zero_rows, zero_rows)) if zero_rows else x)
         parts.append(_backward(grad, shifted, part, stride, (padding[0] - zero_rows, 0), (False, True))[1])
     return torch.cat(parts, 3)
 
@@ -84,13 +90,15 @@ class FastDepthwise(TorchFunctionMode):
 
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     "`torch.nn.functional.conv2d`, with faster gradients where PyTorch's are slow"
+    as_always = partial(F.conv2d, input, weight, bias, stride, padding, dilation, groups)
+    depthwise = groups == len(weight) > 1 and input.ndim == 4 and input.shape[1] == groups
+    if not depthwise or _pair(dilation) != (1, 1):
+        return as_always()
     stride, rows_and_columns = _pair(stride), weight.shape[2:]
     if padding == 'same' and all(size % 2 for size in rows_and_columns):
         padding = [size // 2 for size in rows_and_columns]
-    as_always = partial(F.conv2d, input, weight, bias, stride, padding, dilation, groups)
-    depthwise = groups == len(weight) > 1 and input.ndim == 4 and input.shape[1] == groups
-    if not depthwise or isinstance(padding, str) or _pair(dilation) != (1, 1):
-        return as_always()
+    if padding == 'same':
+        return as_always()  # it differs between the sides
     if input.device.type != 'cpu' or input.dtype == torch.float64 or not torch.is_grad_enabled():
         return as_always()
     dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else input.dtype
@@ -99,7 +107,7 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     if not wide and not strided:
         return as_always()
     tensors = [tensor if tensor is None else tensor.to(dtype) for tensor in (input, weight, bias)]
-    return _DepthwiseConv.apply(*tensors, stride, _pair(padding))
+    return _DepthwiseConv.apply(*tensors, stride, (0, 0) if padding == 'valid' else _pair(padding))
 
 
 def faster_gradients(

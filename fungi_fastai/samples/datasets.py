@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..core.errors import UserError
-from ..core.files import check_writable
+from ..core.files import check_writable, leftovers
 from ..core.settings import settings
 from .drawing import generators
 from .flowers import draw_flower, flowers
@@ -207,7 +207,7 @@ def sample_folder(
         return final
     check_writable(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in final.parent.glob(f'.{final.name}.*.part'):  # of a process that was killed
+    for abandoned in leftovers(final):
         if time.time() - abandoned.stat().st_mtime > 3600:
             shutil.rmtree(abandoned, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.{final.name}.', suffix='.part', dir=final.parent))
