@@ -9,12 +9,12 @@ from contextlib import nullcontext
 from itertools import product
 from statistics import median
 
-import timm
 import torch
 from torch.nn.functional import cross_entropy
 
 from fungi_fastai.models.depthwise import FastDepthwise
 from fungi_fastai.models.folding import Folding
+from fungi_fastai.models.networks import layer_groups, make_network
 from fungi_fastai.training.precision import keep_freed_memory
 
 settings = list(product((torch.float32, torch.bfloat16), (nullcontext, FastDepthwise)))
@@ -22,9 +22,10 @@ settings = list(product((torch.float32, torch.bfloat16), (nullcontext, FastDepth
 
 def images_per_second(arch, size, batch_size, steps, last):
     "The images a second of each step for each setting, in turn, with frozen BatchNorm statistics as in fine-tuning"
-    model = timm.create_model(arch, num_classes=10).to(memory_format=torch.channels_last).eval()
-    if last:
-        freeze_lower_half(model)
+    model = make_network(arch, 10).to(memory_format=torch.channels_last).eval()
+    if last:  # as for training the last stages: the lower half of the blocks has no gradients
+        for parameter in layer_groups(model, 3)[0]:
+            parameter.requires_grad_(False)
     x = torch.randn(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
     y = torch.randint(0, 10, (batch_size,))
     folding, found = Folding(model, x[:2]), {setting: [] for setting in settings}
@@ -37,14 +38,6 @@ def images_per_second(arch, size, batch_size, steps, last):
             model.zero_grad()
             found[dtype, gradients].append(batch_size / (time.perf_counter() - start))
     return {setting: speeds[3:] for setting, speeds in found.items()}
-
-
-def freeze_lower_half(model):
-    "As for training the last stages: only the upper half of the blocks, and what follows, has gradients"
-    blocks = [block for stage in model.blocks for block in stage]
-    lower = [model.conv_stem, model.bn1, *blocks[: len(blocks) // 2]]
-    for module in lower:
-        module.requires_grad_(False)
 
 
 if __name__ == '__main__':

@@ -155,7 +155,9 @@ def comments_of(thing):
             if dataclasses.is_dataclass(base)
             for name, text in _comments(base).items()
         }
-    return _comments(thing.__init__ if inspect.isclass(thing) else inspect.unwrap(thing))
+    comments = _comments(thing.__init__ if inspect.isclass(thing) else inspect.unwrap(thing))
+    recipe = getattr(thing, 'recipe', None)  # a `trainer` takes the fields of its recipe as parameters
+    return comments_of(type(recipe)) | comments if dataclasses.is_dataclass(recipe) else comments
 
 
 def _names_by_line(node):

@@ -10,7 +10,6 @@ __all__ = ['FastDepthwise', 'faster_gradients']
 # %% ../../nbs/models/depthwise.ipynb #d3e1a004
 import platform
 from contextlib import nullcontext
-from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -90,24 +89,31 @@ class FastDepthwise(TorchFunctionMode):
 
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     "`torch.nn.functional.conv2d`, with faster gradients where PyTorch's are slow"
-    as_always = partial(F.conv2d, input, weight, bias, stride, padding, dilation, groups)
-    depthwise = groups == len(weight) > 1 and input.ndim == 4 and input.shape[1] == groups
-    if not depthwise or _pair(dilation) != (1, 1):
-        return as_always()
-    stride, rows_and_columns = _pair(stride), weight.shape[2:]
-    if padding == 'same' and all(size % 2 for size in rows_and_columns):
-        padding = [size // 2 for size in rows_and_columns]
-    if padding == 'same':
-        return as_always()  # it differs between the sides
-    if input.device.type != 'cpu' or input.dtype == torch.float64 or not torch.is_grad_enabled():
-        return as_always()
     dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else input.dtype
-    wide = rows_and_columns[1] > _most_columns and weight.requires_grad
-    strided = max(stride) > 1 and dtype == torch.bfloat16 and input.requires_grad
-    if not wide and not strided:
-        return as_always()
+    margins, slow = _margins(padding, weight), _has_slow_gradients(input, weight, stride, dilation, groups, dtype)
+    if margins is None or not slow:
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     tensors = [tensor if tensor is None else tensor.to(dtype) for tensor in (input, weight, bias)]
-    return _DepthwiseConv.apply(*tensors, stride, (0, 0) if padding == 'valid' else _pair(padding))
+    return _DepthwiseConv.apply(*tensors, _pair(stride), margins)
+
+
+def _margins(padding, weight):
+    "Rows and columns of zeros at each side of an image; None where 'same' differs between the sides"
+    if padding == 'valid':
+        return 0, 0
+    if padding == 'same':
+        return tuple(size // 2 for size in weight.shape[2:]) if all(size % 2 for size in weight.shape[2:]) else None
+    return _pair(padding)
+
+
+def _has_slow_gradients(input, weight, stride, dilation, groups, dtype):
+    "Whether a convolution is one of the cases above; oneDNN computes nothing in float64"
+    depthwise = groups == len(weight) > 1 and input.ndim == 4 and input.shape[1] == groups
+    if not depthwise or input.device.type != 'cpu' or input.dtype == torch.float64 or _pair(dilation) != (1, 1):
+        return False
+    wide = weight.shape[3] > _most_columns and weight.requires_grad
+    strided = max(_pair(stride)) > 1 and dtype == torch.bfloat16 and input.requires_grad
+    return torch.is_grad_enabled() and (wide or strided)
 
 
 def faster_gradients(
