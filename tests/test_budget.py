@@ -186,25 +186,6 @@ def test_the_training_ends_earlier_on_a_machine_that_slows_down(monkeypatch, lat
     assert now + 20 * later <= 110 and abs(now - ends) <= 1, now
 
 
-@pytest.mark.parametrize('batch_seconds, slowdown', ((0.8, 1.0), (1.2, 1.5), (0.2, 0.5), (8.0, 4.0)))
-def test_the_reserve_follows_the_seconds_of_batches_that_were_planned(batch_seconds, slowdown):
-    "Of 40 images in a batch, each was planned to take 0.02 seconds"
-    from types import SimpleNamespace
-
-    from fungi_fastai.training.budget import Plan, TimeBudget
-    from fungi_fastai.training.speed import Speed
-
-    speed = Speed(0.001, 0.01, 0.05, 5.0, 64, 0.004, 0.02)
-    plan = Plan('', '', True, 0.01, 64, 9, 1.0, reserve=20.0, score=0.0, reason='', trainable='last', speed=speed)
-    time_budget = TimeBudget(0.0, 100.0, plan)
-    time_budget.learn = SimpleNamespace(dls=SimpleNamespace(train=SimpleNamespace(bs=40)))
-    time_budget.before_fit()
-    assert time_budget.slowdown == 1
-    time_budget.batch_seconds = [batch_seconds] * 10
-    assert time_budget.slowdown == pytest.approx(slowdown) and time_budget.reserve == pytest.approx(20 * slowdown)
-    assert replace(plan, trainable='all').step_seconds == 0.05 and replace(plan, speed=None).step_seconds is None
-
-
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_keeps_its_budget(started, photos, tmp_path):
     from fungi_fastai.runs.run import Run

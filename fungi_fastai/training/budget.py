@@ -23,7 +23,7 @@ from ..core.progress import format_count, format_duration
 from ..data.splits import count_specimens, fraction
 from ..models.architectures import is_fixed_size
 from .frozen import planned_stages, starts_with_probe
-from .processes import run_on_rank_zero, world_size
+from .processes import run_on_rank_zero
 from .recipe import Recipe
 from .speed import Speed, inference_seconds
 
@@ -61,14 +61,6 @@ class Plan:
         known = {name: value for name, value in values.items() if name in cls.__annotations__}
         speed = known.get('speed')
         return cls(**known | dict(speed=speed and Speed(**speed)))
-
-    @property
-    def step_seconds(self) -> float | None:
-        "Expected seconds of a training step for each image; None if no speed was measured"
-        if self.speed is None:
-            return None
-        speed = self.speed.at(self.size)
-        return speed.last_step if self.trainable == 'last' and isfinite(speed.last_step) else speed.train_step
 
     def apply(self, recipe: Recipe) -> Recipe:
         "The recipe with the planned fields"
@@ -382,7 +374,6 @@ class TimeBudget(Callback):
     ):
         self.start, self.seconds, self.planned_reserve = start, seconds, plan.reserve
         self.batch_seconds, self._batch_start = [], None  # of the training batches of this fit
-        self.step_seconds, self.batch_expected = plan.step_seconds, None  # of an image, and of a batch
         self.planned_epochs = max(1, plan.epochs)
         self.max_epochs = 10 * self.planned_epochs + 10 if plan.epochs else 0  # in case the measurement was too slow
         self.fraction_done = 0.0  # of the fit
@@ -404,13 +395,11 @@ class TimeBudget(Callback):
 
     @property
     def slowdown(self) -> float:
-        """How much longer the last batches took than planned, or than the first ones if the plan does not know, from a
-        half to four times"""
+        "How much longer the last batches took than the first ones of the fit, from a half to four times"
         if len(self.batch_seconds) < 2 * _n_compared:
             return 1.0
-        last = median(self.batch_seconds[-_n_compared:])
-        expected = self.batch_expected or median(self.batch_seconds[:_n_compared])
-        return min(4.0, max(0.5, last / expected)) if expected > 0 else 1.0
+        first, last = median(self.batch_seconds[:_n_compared]), median(self.batch_seconds[-_n_compared:])
+        return min(4.0, max(0.5, last / first)) if first > 0 else 1.0
 
     @property
     def reserve(self) -> float:
@@ -428,8 +417,6 @@ class TimeBudget(Callback):
 
     def before_fit(self):
         self.batch_seconds = []
-        if self.step_seconds:
-            self.batch_expected = self.step_seconds * self.learn.dls.train.bs * world_size()
         self._used_before = self.used
 
     def before_epoch(self):
