@@ -221,7 +221,7 @@ def small_run(home, ready, photos):
     before = os.getcwd()
     os.chdir(home)
     try:
-        return train_flowers(photos, out=home / 'small run', progress=False, **{**tiny, 'epochs': 2})
+        return train_flowers(photos, out=home / 'small run', progress=False, **{**tiny, 'epochs': 2}, precision='fp32')
     finally:
         os.chdir(before)
 

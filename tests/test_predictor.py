@@ -82,7 +82,7 @@ def test_the_engines_agree_with_each_other_and_with_the_run(load, small_run, fil
 
     torch = load('torch')
     exact, exact_features = torch.run_with_features(pixels)
-    for backend, tolerance in dict(onnx=1e-5, openvino=1e-4, int8=0.4).items():
+    for backend, tolerance in dict(onnx=1e-5, openvino=1e-4, int8=0.3).items():
         if backend == 'openvino' and not (load('onnx').bundle.folder / 'model.openvino.xml').exists():
             continue
         probs, features = load(backend).run_with_features(pixels)
@@ -92,8 +92,8 @@ def test_the_engines_agree_with_each_other_and_with_the_run(load, small_run, fil
             assert np.allclose(features, exact_features, atol=1e-3)
     run_probs, _ = small_run.classify([str(file) for file in files[:24]])
     assert (
-        np.abs(apply_temperature(run_probs, torch.bundle.temperature) - exact).max() < 0.03
-    )  # the run uses the machine's precision, which may be bfloat16
+        np.abs(apply_temperature(run_probs, torch.bundle.temperature) - exact).max() < 2e-3
+    )  # the run uses the machine's precision
 
 
 @pytest.mark.parametrize('backend', ['onnx', 'torch', 'openvino'])

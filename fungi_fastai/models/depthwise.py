@@ -38,13 +38,14 @@ def _weight_grad(grad, x, weight, stride, padding):
     rows, columns = weight.shape[2:]
     if columns <= _most_columns:
         return _backward(grad, x, weight, stride, padding, (False, True))[1]
-    zero_rows = padding[0] if x.shape[2] < rows + stride[0] else 0
+    if x.shape[2] < rows + stride[0]:
+        x, padding = F.pad(x, (0, 0, padding[0], padding[0])), (0, padding[1])
     parts = []
     for first in range(0, columns, _most_columns):
         part = weight[..., first : first + _most_columns]
         width = (grad.shape[3] - 1) * stride[1] + part.shape[3]
-        shifted = _columns_from(first - padding[1], width, F.pad(x, (0, 0, zero_rows, zero_rows)) if zero_rows else x)
-        parts.append(_backward(grad, shifted, part, stride, (padding[0] - zero_rows, 0), (False, True))[1])
+        shifted = _columns_from(first - padding[1], width, x)
+        parts.append(_backward(grad, shifted, part, stride, (padding[0], 0), (False, True))[1])
     return torch.cat(parts, 3)
 
 
