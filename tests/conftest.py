@@ -33,6 +33,7 @@ if creates_home:
 tiny = dict(
     arch='convmixer_16_1', pretrained=False, size=32, epochs=1, bs=8, lr=1e-2, device='cpu'
 )  # seconds, not minutes
+small = tiny | dict(epochs=2, precision='fp32')  # of `small_run`; float32, so that its figures are those of any CPU
 
 
 # what the folder of a finished run holds
@@ -221,7 +222,7 @@ def small_run(home, ready, photos):
     before = os.getcwd()
     os.chdir(home)
     try:
-        return train_flowers(photos, out=home / 'small run', progress=False, **{**tiny, 'epochs': 2}, precision='fp32')
+        return train_flowers(photos, out=home / 'small run', progress=False, **small)
     finally:
         os.chdir(before)
 

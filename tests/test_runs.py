@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import call_command, flags, preloaded, processes, run_files, shared, tiny, wait_for
+from conftest import call_command, flags, preloaded, processes, run_files, shared, small, tiny, wait_for
 from PIL import Image
 
 from fungi_fastai.core.errors import MissingFileError, UserError
@@ -316,8 +316,8 @@ def test_every_way_to_train_ends(photos, tmp_path, changes):
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(photos, small_run, tmp_path):
     from fungi_fastai import train_flowers
 
-    again = train_flowers(photos, out=tmp_path / 'again', progress=False, **{**tiny, 'epochs': 2})
-    other = train_flowers(photos, out=tmp_path / 'other', progress=False, seed=7, **{**tiny, 'epochs': 2})
+    again = train_flowers(photos, out=tmp_path / 'again', progress=False, **small)
+    other = train_flowers(photos, out=tmp_path / 'other', progress=False, seed=7, **small)
     assert same_weights(small_run.folder, again.folder) and not same_weights(small_run.folder, other.folder)
     assert again.metrics | dict(seconds=0) == small_run.metrics | dict(seconds=0)
     assert (other.items.split != again.items.split).any()
@@ -328,7 +328,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(photos, small
 
 def test_a_finished_run_is_shown_and_not_trained_again(fungi, photos, small_run):
     before = {f.name: f.stat().st_mtime_ns for f in small_run.folder.iterdir()}
-    call = ('train', 'flowers', '--source', photos, '--out', small_run.folder, *flags(**{**tiny, 'epochs': 2}))
+    call = ('train', 'flowers', '--source', photos, '--out', small_run.folder, *flags(**small))
     assert f'{small_run.metrics["accuracy"]:.1%}' in fungi(*call).out
     assert json.loads(fungi(*call, '--json').out) == small_run.metrics
     assert {f.name: f.stat().st_mtime_ns for f in small_run.folder.iterdir()} == before
