@@ -71,14 +71,15 @@ def gpu_decoding_rate(paths) -> float | str:
 
 # --- the step ----------------------------------------------------------------------------------------------------
 def step_rates(learn) -> dict:
-    "Training steps on one ready batch: as in training, in the other memory layout, and compiled"
+    "Training steps on one ready batch: as in training, in the other memory layout, compiled, and with CUDA graphs"
     from steps import step_rate
 
     from fungi_fastai.training.precision import compile_problem
 
     rates = dict(step=step_rate(learn), step_contiguous=step_rate(learn, channels_last=False))
     problem = compile_problem(str(learn.dls.device or 'cpu').split(':')[0])
-    rates['step_compiled'] = problem or step_rate(learn, compiled=True)
+    rates['step_compiled'] = problem or step_rate(learn, compile_mode='default')
+    rates['step_cuda_graphs'] = problem or step_rate(learn, compile_mode='reduce-overhead')
     return rates
 
 
@@ -116,12 +117,15 @@ def prediction():
     import pandas as pd
     import torch
 
+    from fungi_fastai.deploy.engines import has_cuda_provider
     from fungi_fastai.deploy.predictor import Predictor
 
     paths = list(pd.read_csv(parameters['table']).path)
     choices = dict(onnx=dict(backend='onnx'), torch=dict(backend='torch'))
     if torch.cuda.is_available():
         choices |= {'torch on the GPU': dict(backend='torch', device='cuda')}
+    if torch.cuda.is_available() and has_cuda_provider():
+        choices |= {'onnx on the GPU': dict(backend='onnx', device='cuda')}
     rates = {}
     for name, options in choices.items():
         with closing(Predictor.load(parameters['bundle'], **options)) as predictor:

@@ -276,9 +276,11 @@ def gpu(folder: Path = RESULTS) -> str:
     rows = (
         [arch, *(number(rates[name]['rate']) if 'rate' in rates.get(name, {}) else '–' for name in ('ours', 'limit'))]
         + [str(rates['ours_of_limit'] or '–'), str(rates['ours_of_fastai'] or '–')]
+        + [number(memory) + ' MB' if (memory := rates.get('ours', {}).get('peak_gpu_mb')) else '–']
         for arch, rates in parts.get('epoch', {}).items()
     )
     header = ['network', 'ours, images/s', 'one ready batch, images/s', 'ours ÷ ready batch', 'ours ÷ plain fastai']
+    header += ['peak GPU memory']
     others = {name: value for name, value in parts.items() if name != 'epoch'}
     details = f'```json\n{json.dumps(others, indent=1, ensure_ascii=False)}\n```'
     return '\n\n'.join([f'{result["gpu"]}, {result["date"]}, `make bench-gpu`.', grid(header, rows), details])

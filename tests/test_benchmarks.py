@@ -100,11 +100,13 @@ def test_an_unknown_part_is_refused():
 def test_the_table_of_a_gpu(tables, tmp_path):
     assert 'make bench-gpu' in tables.gpu(tmp_path)
     rows = dict(
-        resnet50=dict(limit=dict(rate=2500.0), ours=dict(rate=2400.0), ours_of_limit=0.96, ours_of_fastai=3.5),
+        resnet50=dict(
+            limit=dict(rate=2500.0), ours=dict(rate=2400.0, peak_gpu_mb=7300.0), ours_of_limit=0.96, ours_of_fastai=3.5
+        ),
         vit=dict(limit=dict(failed='the time was over'), ours_of_limit=None, ours_of_fastai=None),
     )
     parts = dict(epoch=rows, resume=dict(killed=True, same_weights=True))
     (tmp_path / 'gpu.json').write_text(json.dumps(dict(gpu='A card', date='2026-01-01', parts=parts)))
     table = tables.gpu(tmp_path)
     assert 'A card, 2026-01-01' in table and '"same_weights": true' in table
-    assert '| resnet50 | 2,400 | 2,500 | 0.96 | 3.5 |' in table and '| vit | – | – | – | – |' in table
+    assert '| resnet50 | 2,400 | 2,500 | 0.96 | 3.5 | 7,300 MB |' in table and '| vit | – | – | – | – | – |' in table

@@ -106,6 +106,14 @@ def test_too_little_for_an_epoch_leaves_the_probe():
     assert best_plan(Recipe(pretrained=False), some_items(100), slow, 60.0).epochs == 1, 'no probe from scratch'
 
 
+def test_what_takes_seconds_is_done_although_the_time_is_over():
+    from fungi_fastai.training.budget import best_plan
+
+    few, many = (best_plan(Recipe(), some_items(n), a_machine(), 0.0) for n in (200, 200_000))
+    assert few.fraction == 1 and few.epochs == 0 and 'time is over' in few.reason
+    assert 0.05 <= many.fraction < 0.1
+
+
 @pytest.mark.parametrize('slower', (1, 2, 4, 8))
 @pytest.mark.parametrize('seconds', (60, 120, 300, 1200))
 def test_more_time_or_a_faster_machine_is_never_worse(seconds, slower):

@@ -91,7 +91,7 @@ def atomic(
     if path.is_symlink():  # which stays; the file that it names is replaced
         path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    part = temporary_path(path)
     try:
         with with_system_errors(path):
             yield part
@@ -102,10 +102,17 @@ def atomic(
         part.unlink(missing_ok=True)
 
 
+def temporary_path(
+    path: Path,
+) -> Path:
+    "Where this process writes a file or folder that is renamed to `path` at the end: `.NAME.PROCESS.part`"
+    return path.with_name(f'.{path.name}.{os.getpid()}.part')
+
+
 def leftovers(
     path: Path,  # that `atomic`, or a function like it, writes
 ) -> list[Path]:
-    "The temporary files and folders beside `path` that killed processes left: `.NAME.PROCESS.part`"
+    "The files and folders at the `temporary_path` of processes that were killed"
     return list(path.parent.glob(f'.{glob.escape(path.name)}.*.part'))
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import TrainingError, UserError
-from .files import leftovers, only_process, with_system_errors
+from .files import leftovers, only_process, temporary_path, with_system_errors
 
 # %% ../../nbs/core/folders.ipynb #db496075
 @contextmanager
@@ -29,7 +29,7 @@ def replaced_folder(
     with only_process(out.with_name(f'.{out.name}.lock'), busy):
         for leftover in leftovers(out):
             shutil.rmtree(leftover, ignore_errors=True)
-        new = out.with_name(f'.{out.name}.{os.getpid()}.part')
+        new = temporary_path(out)
         try:
             new.mkdir()
             with with_system_errors(out):

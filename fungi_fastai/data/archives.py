@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import UserError
-from ..core.files import file_stamp, leftovers
+from ..core.files import file_stamp, leftovers, temporary_path
 from ..core.progress import format_count, format_list, format_size, track_bytes
 from ..core.settings import settings
 from .archive_kinds import ArchiveError, is_archive_name
@@ -140,7 +140,7 @@ def describe_download(
 @contextmanager
 def new_folder(target, key, **receipt):
     "A temporary folder to write to, which becomes `target` with a receipt at the end of the block"
-    part = target.with_name(f'.{target.name}.{os.getpid()}.part')
+    part = temporary_path(target)
     try:
         yield part
         receipt |= dict(key=key, version=_version, files=len(walk_files(part)))

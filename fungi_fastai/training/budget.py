@@ -88,6 +88,7 @@ _candidate_sizes = range(64, 320 + 1, 32)  # image sizes, pixels
 _safety_factor = 1.15  # time over measured time, for what cannot be cut short
 _solve_seconds = 2e-3  # of a logistic regression, per image
 _min_epochs = 0.25  # a shorter training is not worth it
+_few_seconds = 5.0  # for training images in any case: a network learns nothing from 5 % of a few images
 _worth_a_change = 0.01  # difference of two scores from which it pays off to read the images again
 _n_compared = 5  # batches whose median duration is compared
 _fraction_gain = 0.15  # accuracy that ten times as many images give
@@ -244,11 +245,11 @@ class _Planner:
                 yield self.with_stages(replace(candidate, epochs=epochs))
 
     def with_some_images(self):
-        "The candidate without epochs and with as large a fraction of the training set as fits"
+        "The candidate without epochs, with the part of the training set that the time, or a few seconds, suffice for"
         candidate = _Candidate(self.sizes[0], 0.0, 1.0, self.trainable[0], self.recipe.activation_views)
         none, every = (self.durations(replace(candidate, fraction=part)).without_epochs for part in (0.0, 1.0))
-        part = (self.seconds / _safety_factor - none) / (every - none)
-        return self.with_stages(replace(candidate, fraction=min(1.0, max(0.05, part))))
+        seconds = max(self.seconds / _safety_factor - none, _few_seconds)
+        return self.with_stages(replace(candidate, fraction=min(1.0, max(0.05, seconds / (every - none)))))
 
     def with_stages(self, candidate):
         "The candidate with the number of stages that its head gets: a frozen backbone gives several"
