@@ -83,6 +83,27 @@ def test_help_loads_nothing_heavy(arguments):
     assert code == (2 if '--helq' in arguments else 0) and heavy == []
 
 
+def test_wrong_paths_are_found_before_pytorch_is_imported(tmp_path):
+    calls = """evaluate nowhere · evaluate nowhere --leakage · predict nowhere photo.jpg · report nowhere · export nowhere
+        labels nowhere · probe nowhere · probe sample --out probe.xyz · train nowhere · train flowers --source nowhere
+        folds flowers --source nowhere · curve flowers --source nowhere · serve nowhere · compare nowhere nowhere
+        sweep flowers --source nowhere --vary lr=1e-3,1e-2 --out sweep · update nowhere --add photos
+        next nowhere photos · check nowhere"""
+    calls = [call.split() for line in calls.splitlines() for call in line.split('·')]
+    code = (
+        'import sys, json\n'
+        'from fungi_fastai.cli import main\n'
+        'def run(call):\n'
+        '    try: return main(call)\n'
+        '    except SystemExit as error: return error.code\n'
+        f'codes = [run(call) for call in {calls!r}]\n'
+        "print('\\n' + json.dumps([codes, sorted({'torch', 'fastai', 'timm'} & set(sys.modules))]))"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    codes, heavy = json.loads(done.stdout.splitlines()[-1])
+    assert set(codes) == {2} and heavy == [] and 'Traceback' not in done.stderr and not list(tmp_path.iterdir())
+
+
 def test_the_module_is_the_command():
     from fungi_fastai import __version__
 

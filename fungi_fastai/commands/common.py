@@ -70,6 +70,14 @@ def check_output_file(
         raise UserError(f'{file} is a folder; expected the name of a file.')
     check_writable(file)
 
+
+def check_runs(*folders: Path):
+    "Raise `UserError` if a folder holds no finished run, before PyTorch is imported"
+    from fungi_fastai.run_folder import RunFolder
+
+    for folder in folders:
+        RunFolder.load(folder)
+
 # %% ../../nbs/commands/common.ipynb #e617c1d6
 def given(**options) -> dict:
     "The options that the user gave: those that are not None"

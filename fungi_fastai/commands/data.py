@@ -25,6 +25,7 @@ from fungi_fastai.commands.common import (
 )
 from ..core.errors import UserError
 from ..core.files import check_writable, write_table
+from ..training.recipe import source_of
 from ..training.recipes import recipes
 
 # %% ../../nbs/commands/data.ipynb #41038dc4
@@ -94,13 +95,14 @@ def probe(
     json: bool = False,  # print JSON
 ) -> int:
     "Measure the linear-probe baseline: a linear classifier on a network's features, cross-validated"
-    from fungi_fastai.studies.network_probes import probe_networks
-    from fungi_fastai.studies.probe import probe as probe_source
-
     if out:
         check_output_file(out, '.csv', '.parquet')
     options = given(size=size, feature_stages=feature_stages, pretrained=None if pretrained else False)
     base = base_recipe(source, recipe).but(seed=seed, device=device, **options, **reading.given())
+    source_of(base)  # raises an error for a wrong path before PyTorch is imported
+    from fungi_fastai.studies.network_probes import probe_networks
+    from fungi_fastai.studies.probe import probe as probe_source
+
     if arch == 'all' or ',' in (arch or ''):
         result, timing = probe_networks(base, arch, folds, weights=weights), ()
     else:
@@ -126,10 +128,12 @@ def labels(
     json: bool = False,  # print JSON
 ) -> int:
     "Find label issues: rank the images whose label is likely wrong. Nothing is changed"
+    options = given(arch=arch, size=size, pretrained=None if pretrained else False) | reading.given()
+    base = base_recipe(source, recipe).but(weights=weights, **options)
+    source_of(base)
     from fungi_fastai.studies.labels import label_issues
 
-    options = given(arch=arch, size=size, pretrained=None if pretrained else False) | reading.given()
-    result = label_issues(base_recipe(source, recipe).but(weights=weights, **options), folds, out=out)
+    result = label_issues(base, folds, out=out)
     print_result(result, json, *([f'Page: {out / "labels.html"}'] if out else []))
     return 0
 

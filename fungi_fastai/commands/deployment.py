@@ -18,7 +18,7 @@ from tyro.conf import Positional
 from ..core.errors import UserError
 from ..core.progress import format_size
 
-from .common import print_json, print_message, print_result
+from .common import check_runs, print_json, print_message, print_result
 from ..training.recipe import Recipe
 
 # %% ../../nbs/commands/deployment.ipynb #8c183f06
@@ -47,10 +47,6 @@ def export(
     """Export a run as a bundle: weights, ONNX, model card; several runs as a bundle of their ensemble. Fails unless
     torch and ONNX predict the same"""
     arguments = dict(locals())
-    from fungi_fastai.deploy.export import export as export_run
-    from fungi_fastai.deploy.hub import push_to_hub
-    from fungi_fastai.deploy.web_runtime import fetch_runtime
-
     if web_runtime and not web:
         raise UserError('--web-runtime is for --web.')
     run, *others = runs
@@ -59,6 +55,11 @@ def export(
     if (run / 'bundle.json').exists() and not others:
         _check_bundle_options(run, arguments)
         return _export_web_app(run, out, web_runtime)
+    check_runs(*runs)
+    from fungi_fastai.deploy.export import export as export_run
+    from fungi_fastai.deploy.hub import push_to_hub
+    from fungi_fastai.deploy.web_runtime import fetch_runtime
+
     if web:
         fetch_runtime(web_runtime)  # before the work is done
     folder = export_run(

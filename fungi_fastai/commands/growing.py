@@ -13,7 +13,15 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from .common import Reading, default_reading, given, print_json, print_message, print_result
+from fungi_fastai.commands.common import (
+    Reading,
+    check_runs,
+    default_reading,
+    given,
+    print_json,
+    print_message,
+    print_result,
+)
 from ..core.errors import UserError
 
 # %% ../../nbs/commands/growing.ipynb #f39430b1
@@ -34,6 +42,7 @@ def next_(
     json: bool = False,  # print JSON
 ) -> int:
     "Choose the photos whose labels would help a run most, at most one of each specimen. Nothing is changed"
+    check_runs(run)
     from fungi_fastai.runs.next_photos import next_photos
 
     options = dict(group=group, out=out, seed=seed) | given(column=column, strategy=strategy)
@@ -62,6 +71,7 @@ def update(
     json: bool = False,  # print JSON
 ) -> int:
     "Train a run again with further images and classes, and compare both on the old test set, class for class"
+    check_runs(run)
     from fungi_fastai.runs.update import update as update_run
 
     changes = given(epochs=epochs, budget=budget, device=device)

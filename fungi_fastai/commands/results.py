@@ -19,12 +19,14 @@ from fungi_fastai.commands.common import (
     default_reading,
     base_recipe,
     check_output_file,
+    check_runs,
     given,
     print_json,
     print_message,
     print_result,
 )
 from ..core.errors import UserError
+from ..training.recipe import source_of
 
 # %% ../../nbs/commands/results.ipynb #8bca036c
 def evaluate(
@@ -53,25 +55,28 @@ def evaluate(
 
 
 def _report_leakage(run, source, retrain, out, json, options):
-    from fungi_fastai.studies.leakage import leakage_report
-
     if source:
         raise UserError(
             f'--source is for scores. To find leakage in {source}, give it instead of the run: '
             f'fungi evaluate {source} --leakage'
         )
     subject = run if (run / 'recipe.json').exists() else base_recipe(str(run))
+    if subject is not run:
+        source_of(subject)
+    from fungi_fastai.studies.leakage import leakage_report
+
     result = leakage_report(subject, retrain=retrain, out=out, **options)
     print_result(result, json, *([f'Page: {out / "leakage.html"}'] if out else []))
     return 0
 
 
 def _score(run, source, reading, out, json):
+    if out:
+        check_output_file(out, '.csv', '.parquet')
+    check_runs(run)
     from fungi_fastai.evaluation.saved_predictions import describe_kept, write_predictions
     from fungi_fastai.runs.run import Run
 
-    if out:
-        check_output_file(out, '.csv', '.parquet')
     run = Run.load(run)
     metrics, predictions = run.evaluate(source, **reading) if source else (run.metrics, run.predictions)
     if out:
@@ -162,6 +167,8 @@ def predict(
     json: bool = False,  # print JSON: a list of the rows, or with --out the number of images
 ) -> int:
     "Classify images with a bundle or a run"
+    if not (model / 'bundle.json').exists():
+        check_runs(model)
     from fungi_fastai.core.progress import format_count
     from fungi_fastai.runs.batch_prediction import predict_to
 
@@ -240,10 +247,12 @@ def report(
         raise UserError(
             f'The report of one run is the report.html in its folder; --out {out} is for a page of several runs.'
         )
+    is_study = (runs[0] / 'experiment.json').exists()
+    if not is_study:
+        check_runs(*runs)
     from fungi_fastai.runs.run import Run
     from fungi_fastai.studies.folds import CrossValidation
 
-    is_study = (runs[0] / 'experiment.json').exists()
     print((CrossValidation(runs[0]) if is_study else Run.load(runs[0])).report())
     return 0
 

@@ -93,6 +93,7 @@ def folds(
     json: bool = False,  # print JSON
 ) -> int:
     "Cross-validate a recipe: each image is tested once, by a network that has not seen its specimen"
+    source_of(recipe)
     from fungi_fastai.studies.folds import cross_validate
 
     result = cross_validate(recipe, k, out, grouped=not naive)
@@ -110,6 +111,7 @@ def curve(
     json: bool = False,  # print JSON
 ) -> int:
     "Plot learning curves: would more images, more epochs or another split help?"
+    source_of(recipe)
     from fungi_fastai.studies.curves import learning_curve
 
     result = learning_curve(recipe, fractions or None, seeds, out, across)
@@ -130,9 +132,10 @@ def sweep(
     json: bool = False,  # print JSON
 ) -> int:
     "Search for the best hyperparameters of a recipe"
+    search_space = parse_search_space(vary)
+    source_of(recipe)
     from fungi_fastai.studies.sweeps import sweep as sweep_recipe
 
-    search_space = parse_search_space(vary)
     result = sweep_recipe(
         recipe, search_space, out, trials, strategy, prune, storage, stages=stages or None, seed=recipe.seed
     )
