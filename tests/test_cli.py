@@ -84,7 +84,7 @@ def test_help_loads_nothing_heavy(arguments):
 
 
 def test_wrong_paths_are_found_before_pytorch_is_imported(tmp_path):
-    calls = """evaluate nowhere · evaluate nowhere --leakage · predict nowhere photo.jpg · report nowhere · export nowhere
+    calls = """evaluate nowhere · evaluate nowhere --leakage · predict nowhere a.jpg · report nowhere · export nowhere
         labels nowhere · probe nowhere · probe sample --out probe.xyz · train nowhere · train flowers --source nowhere
         folds flowers --source nowhere · curve flowers --source nowhere · serve nowhere · compare nowhere nowhere
         sweep flowers --source nowhere --vary lr=1e-3,1e-2 --out sweep · update nowhere --add photos
