@@ -116,7 +116,7 @@ def test_a_network_that_cannot_win_is_not_tried(choose):
     published = {0.1: 0.75, 0.2: 0.76, 8.0: 0.77}
     accuracies = {0.1: 0.7, 0.2: 0.72, 8.0: 0.9}
     plan = choose(accuracies, budget=45.0, slowdown=0.01, published=published)
-    assert [one['arch'] for one in plan.networks][:2] == ['costs_0.2', 'costs_0.1']
+    assert [one['arch'] for one in plan.networks][:2] == ['costs_0.1', 'costs_0.2']
     assert 'Not tried: costs_8.0, because that is expected to gain at most 0.0' in plan.reason
     del published[8.0]
     assert 'costs_8.0' in [one['arch'] for one in choose(accuracies, 45.0, 0.01, published=published).networks]

@@ -104,7 +104,7 @@ _solve_seconds = 3e-3  # of the logistic regressions, per image
 _cost_exponent = 0.75  # of the operations, in the time of a network
 _speed_of_core = {0.38: Speed(5e-3, 0.016, 0.066, 6.0, 224, 0.01, 0.033)}  # by billions of multiply-adds
 _change_by_pair, _deviation_of_pair = -0.06, 0.06  # of the logarithm of the errors of the better one of two networks
-_least_gain_of_pair = 0.01  # expected accuracy from which it is worth the time of two networks in every prediction
+_least_gain_of_slower = 0.01  # expected accuracy that is worth the time of a slower network in every prediction
 scratch_arch, scratch_lr = 'convmixer_64_4', 1e-2  # if no weights are available; the learning rate unless one is given
 
 # %% ../../nbs/training/selection.ipynb #4099d8de
@@ -144,12 +144,18 @@ class _Selection:
 
     @property
     def best(self):
-        "The network with the highest expected accuracy: of those that were probed, if there are any"
-        return min(self.probes or self.available, key=self.worth)
+        """The network with the highest expected accuracy: of those that were probed, if there are any. A slower network
+        must be expected to be better by a point"""
+        best, *slower = sorted(self.probes or self.available, key=lambda one: one.macs)
+        for one in slower:
+            if self.log_errors(one) < self.errors_to_beat(best, one):
+                best = one
+        return best
 
-    def worth(self, backbone):
-        "The expected errors; of a pair of networks, more what it must be better by"
-        return exp(self.log_errors(backbone)) + _least_gain_of_pair * ('+' in backbone.arch)
+    def errors_to_beat(self, best, other):
+        "The logarithm of the errors below which another network is chosen instead of the best one"
+        margin = _least_gain_of_slower if other.macs > best.macs else 0.0
+        return log(max(exp(self.log_errors(best)) - margin, 1e-9))
 
     def log_errors(self, backbone):
         "The logarithm of the expected errors of a training"
@@ -192,7 +198,7 @@ class _Selection:
         unprobed = [one for one in (best, other) if one not in self.probes]
         deviation = sum(self.resolved(one) ** 2 for one in unprobed) ** 0.5
         seconds = sum(map(self.seconds_to_probe, unprobed))
-        gain = expected_gain(self.log_errors(best), self.log_errors(other), deviation)
+        gain = expected_gain(self.errors_to_beat(best, other), self.log_errors(other), deviation)
         return gain, self.cost(best, seconds), seconds
 
     def resolved(self, backbone):
@@ -293,7 +299,8 @@ class _Selection:
 
     def chance(self, best, other):
         "The accuracy that knowing everything about a network would gain"
-        return expected_gain(self.log_errors(best), self.log_errors(other), self.expectation(other).deviation)
+        deviation = self.expectation(other).deviation
+        return expected_gain(self.errors_to_beat(best, other), self.log_errors(other), deviation)
 
     def leave_out(self, networks, reason):
         "Networks that are not compared"
@@ -334,8 +341,7 @@ class _Selection:
         if len(best) < 2 or any('+' in one.weights for one in best) or len(set(map(self.probe_size, best))) > 1:
             return
         self.pair, self.pair_of = _side_by_side(*best), best
-        wanted = max(exp(self.log_errors(self.best)) - _least_gain_of_pair, 1e-9)
-        gain = expected_gain(log(wanted), self.log_errors(self.pair), _deviation_of_pair)
+        gain = expected_gain(self.errors_to_beat(self.best, self.pair), self.log_errors(self.pair), _deviation_of_pair)
         seconds = 2 * _solve_seconds * len(self.sample)
         if gain > self.cost(self.best, seconds) and seconds < self.seconds_for_choice():
             self.probe(self.pair)
@@ -451,8 +457,11 @@ def _choose_network(recipe, items, seconds, progress):
     if not networks:
         return plan, ' '.join([f'{plan.arch} {selection.why_unprobed}.', *selection.notes])
     count, images = format_count(len(networks), 'network'), format_count(len(selection.sample), 'image')
-    choice = f'{plan.arch} has the highest expected accuracy of {count}, by probes of {images}:'
-    return replace(plan, networks=networks), '\n'.join([choice, networks_table(networks), *selection.notes])
+    highest = max(networks, key=lambda one: one['expected'])['arch']
+    choice = f'{highest} has the highest expected accuracy of {count}, by probes of {images}'
+    if plan.arch != highest:
+        choice += f'. {plan.arch} is less than a point below it, and faster in every prediction; it is chosen'
+    return replace(plan, networks=networks), '\n'.join([f'{choice}:', networks_table(networks), *selection.notes])
 
 
 def _from_scratch(recipe, items, seconds):
