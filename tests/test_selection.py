@@ -92,6 +92,15 @@ def test_a_network_that_is_slow_to_train_needs_time_to_win(choose):
     assert choose({0.5: 0.8, 10.0: 0.82}, budget=3600.0).arch == 'costs_10.0'
 
 
+def test_a_slower_network_must_be_better_by_a_point(choose):
+    published = {0.2: 0.75, 0.4: 0.75}
+    hardly, clearly = (choose({0.2: 0.8, 0.4: other}, 3600.0, published=published) for other in (0.81, 0.86))
+    assert (hardly.arch, clearly.arch) == ('costs_0.2', 'costs_0.4')
+    expected = {one['arch']: one['expected'] for one in hardly.networks}
+    assert expected['costs_0.4'] > expected['costs_0.2']
+    assert 'costs_0.4 has the highest' in hardly.reason and 'costs_0.2 is less than a point below it' in hardly.reason
+
+
 def test_a_probe_that_takes_too_long_is_not_made(choose):
     plan = choose({0.1: 0.6, 0.2: 0.7, 0.4: 0.9}, budget=60.0, slowdown=10.0)
     assert plan.arch == 'costs_0.1' and len(plan.networks) == 1
