@@ -578,6 +578,22 @@ table_cases = [
         topic='tables',
     ),
     Case(
+        'Predictions that were written into the folder are no labels',
+        ('2 oak/#.jpg', '2 elm/#.jpg'),
+        {
+            'predictions.csv': table(
+                'path,name,predicted,confidence,answer,set,p_elm,p_oak,error',
+                'oak/0.jpg,0.jpg,oak,0.9,oak,oak,0.1,0.9,',
+                'oak/1.jpg,1.jpg,elm,0.6,not sure,elm | oak,0.6,0.4,',
+                'elm/0.jpg,0.jpg,elm,0.8,elm,elm,0.8,0.2,',
+                'elm/1.jpg,1.jpg,oak,0.7,oak,oak | elm,0.3,0.7,',
+            )
+        },
+        classes={'oak': 2, 'elm': 2},
+        notes=('not from the tables in them (predictions.csv)',),
+        topic='tables',
+    ),
+    Case(
         'The folder in one column, the file in another',
         ('2 north/#.jpg', '2 south/#.jpg'),
         {

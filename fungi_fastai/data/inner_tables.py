@@ -28,6 +28,8 @@ from .tree import Tree
 # %% ../../nbs/data/inner_tables.ipynb #993118e7
 _most_texts = 200  # in a folder; YOLO writes one for each image
 _deepest = 3  # parts of the path of a table: in the folder, or below one or two folders
+_of_predictions = {'predicted', 'confidence', 'answer', 'set'}  # columns that `fungi predict` writes
+_predictions = 'It holds predictions.'  # why a table is not read
 
 
 def tables_in(
@@ -52,7 +54,9 @@ def _read_tables(tree, group, column, split, classes=frozenset()):
         except UserError as error:
             unread[file] = str(error)
             continue
-        if table.label.notna().any() or table.given.any() or table.group.any() or names_split(file):
+        if len(_of_predictions & {name.removeprefix('table.') for name in table}) >= 3:  # one may be read as the label
+            unread[file] = _predictions
+        elif table.label.notna().any() or table.given.any() or table.group.any() or names_split(file):
             tables[file] = table
         elif _other_columns(table):
             details[file] = table
@@ -309,6 +313,7 @@ def read_inner_table(
 ) -> pd.DataFrame | None:  # path name label group given; None if the folder holds no table
     "The images of a folder with the labels that a table in it gives. Raises `UserError`"
     tables, details, unread = _read_tables(tree, group, column, split)
+    unread = {file: reason for file, reason in unread.items() if reason != _predictions}
     labelled = {file: table for file, table in tables.items() if table.label.notna().any()}
     if not labelled and (joined := read_class_tables(tree, images, column)) is not None:
         return _with_other_images(joined, images)
