@@ -13,9 +13,11 @@ then do not depend on what else the machine does. OUT/selection.json keeps the r
 again."""
 
 import argparse
+import contextlib
 import json
 import os
 import resource
+import tempfile
 import time
 from pathlib import Path
 
@@ -69,8 +71,10 @@ def choice(recipe: Recipe) -> dict:
 
 
 def trained(recipe: Recipe, out: Path) -> dict:
-    "The scores of a run on its test set"
-    run = train(recipe, out, progress=False)
+    "The scores of a run on its test set; nothing that an earlier run has computed is on disk"
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path('settings.ini').write_text('[DEFAULT]\ncache_dir = cache\n')
+        run = train(recipe, out, progress=False)
     scores = {key: run.metrics[key] for key in ('accuracy', 'macro_f1', 'seconds')}
     return dict(arch=run.recipe.arch, size=run.recipe.size, valid=run.metrics['valid']) | scores
 
@@ -108,7 +112,8 @@ def main():
     parser.add_argument('--cpu-time', action='store_true', help='count the budget in CPU time of one core')
     parser.add_argument('--show', action='store_true', help='measure nothing')
     options = parser.parse_args()
-    file = options.out / 'selection.json'
+    shared, out = options.shared.resolve(), options.out.resolve()
+    file = out / 'selection.json'
     results = json.loads(file.read_text()) if file.exists() else {}
     if options.show:
         return print(summarise(results).to_string())
@@ -121,10 +126,10 @@ def main():
             write_json(file, results)
             print(key, json.dumps(results[key], indent=1)[:2000], flush=True)
 
-    networks = named_networks('all', str(options.shared / 'weights'))
+    networks = named_networks('all', str(shared / 'weights'))
     archs = ','.join([*(arch for arch, _ in networks), *pairs])
     for name in options.sets:
-        recipe = recipe_of(name, options.shared, options.budget)
+        recipe = recipe_of(name, shared, options.budget)
         once(f'{name} probes', probes, recipe, archs, options.size, options.images)
         once(f'{name} auto {options.budget:.0f}', choice, recipe)
         for seed in options.seeds:
@@ -132,7 +137,7 @@ def main():
                 if options.candidates and arch not in options.candidates:
                     continue
                 one = recipe.but(arch=arch, weights=weights, seed=seed)
-                run = options.out / f'{name}-{options.budget:.0f}-{arch}-{seed}'
+                run = out / f'{name}-{options.budget:.0f}-{arch}-{seed}'
                 once(run.name, trained, one, run)
 
 

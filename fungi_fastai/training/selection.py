@@ -98,13 +98,14 @@ _least_gain = 1e-4  # accuracy that a probe must be expected to gain, even if th
 _enough_images = 200  # of the sample; with fewer, fewer networks are compared
 _probe_size = 160  # image size of the probes if a budget decides about that of the run, pixels
 _usual_errors = 0.3  # fraction of errors of the probes from which the scores of plans were estimated
-_reliability = 0.5  # of a difference between the scores of two image sizes
+_reliability = 0.5  # of the gain by images that are larger than those of the probe
 _download_rate = 5.0  # megabytes a second, assumed
 _solve_seconds = 3e-3  # of the logistic regressions, per image
 _cost_exponent = 0.75  # of the operations, in the time of a network
 _speed_of_core = {0.38: Speed(5e-3, 0.016, 0.066, 6.0, 224, 0.01, 0.033)}  # by billions of multiply-adds
 _change_by_pair, _deviation_of_pair = -0.06, 0.06  # of the logarithm of the errors of the better one of two networks
 _least_gain_of_slower = 0.01  # expected accuracy that is worth the time of a slower network in every prediction
+_much_slower = 1.5  # operations of such a network, relative to those of the other
 scratch_arch, scratch_lr = 'convmixer_64_4', 1e-2  # if no weights are available; the learning rate unless one is given
 
 # %% ../../nbs/training/selection.ipynb #4099d8de
@@ -144,8 +145,8 @@ class _Selection:
 
     @property
     def best(self):
-        """The network with the highest expected accuracy: of those that were probed, if there are any. A slower network
-        must be expected to be better by a point"""
+        """The network with the highest expected accuracy: of those that were probed, if there are any. A much slower
+        network must be expected to be better by a point"""
         best, *slower = sorted(self.probes or self.available, key=lambda one: one.macs)
         for one in slower:
             if self.log_errors(one) < self.errors_to_beat(best, one):
@@ -154,14 +155,15 @@ class _Selection:
 
     def errors_to_beat(self, best, other):
         "The logarithm of the errors below which another network is chosen instead of the best one"
-        margin = _least_gain_of_slower if other.macs > best.macs else 0.0
+        margin = _least_gain_of_slower if other.macs > _much_slower * best.macs else 0.0
         return log(max(exp(self.log_errors(best)) - margin, 1e-9))
 
     def log_errors(self, backbone):
         "The logarithm of the expected errors of a training"
         plan = self.plan(backbone)
-        before_epochs = plan.score - plan.gain - self.probe_score(backbone)
-        return self.expectation(backbone).mean - (plan.gain + _reliability * before_epochs) / _usual_errors
+        by_size = plan.score - plan.gain - self.probe_score(backbone)
+        gain = plan.gain + by_size * (_reliability if by_size > 0 else 1.0)
+        return self.expectation(backbone).mean - gain / _usual_errors
 
     def probe_score(self, backbone):
         "The score of a plan without a training, at the image size of the probe"
@@ -460,7 +462,7 @@ def _choose_network(recipe, items, seconds, progress):
     highest = max(networks, key=lambda one: one['expected'])['arch']
     choice = f'{highest} has the highest expected accuracy of {count}, by probes of {images}'
     if plan.arch != highest:
-        choice += f'. {plan.arch} is less than a point below it, and faster in every prediction; it is chosen'
+        choice += f'. {plan.arch} is less than a point below it, and much faster in every prediction; it is chosen'
     return replace(plan, networks=networks), '\n'.join([f'{choice}:', networks_table(networks), *selection.notes])
 
 
