@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 from fungi_fastai.commands.common import (
     Reading,
+    check_output_file,
     check_runs,
     default_reading,
     given,
@@ -42,6 +43,8 @@ def next_(
     json: bool = False,  # print JSON
 ) -> int:
     "Choose the photos whose labels would help a run most, at most one of each specimen. Nothing is changed"
+    if out:
+        check_output_file(out, '.csv')
     check_runs(run)
     from fungi_fastai.runs.next_photos import next_photos
 

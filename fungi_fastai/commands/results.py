@@ -167,8 +167,6 @@ def predict(
     json: bool = False,  # print JSON: a list of the rows, or with --out the number of images
 ) -> int:
     "Classify images with a bundle or a run"
-    if not (model / 'bundle.json').exists():
-        check_runs(model)
     from fungi_fastai.core.progress import format_count
     from fungi_fastai.runs.batch_prediction import predict_to
 

@@ -33,6 +33,7 @@ from ..evaluation.context import ContextPrior
 from ..evaluation.pooling import Pooling
 from ..evaluation.selective import decide
 from ..evaluation.species_list import listed_classes, restrict
+from ..run_folder import RunFolder
 
 # %% ../../nbs/runs/batch_prediction.ipynb #59784ca0
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _open_bundle(folder, backend, threads):
 
 def _open_run(folder, backend, threads):
     "A run, with the temperature, threshold and prediction sets that a bundle of it would have"
-    from fungi_fastai.runs.run import Run  # with fastai, which takes seconds to import
+    RunFolder.load(folder)  # raises an error before fastai is imported, which takes seconds
+    from fungi_fastai.runs.run import Run
 
     run = Run.load(folder)
     for name, value, default in (('backend', backend, 'auto'), ('workers', threads, None)):
