@@ -79,7 +79,7 @@ def test_photos_that_need_no_label_are_left_out_and_counted(fungi, small_run, se
         (('--n', 0), 'expected 1 or more'),
         (('--seed', -1), 'expected 0 or more'),
         (('--strategy', 'best'), 'Known: random, margin'),
-        (('--out', 'next.xlsx'), 'ends in .csv'),
+        (('--out', 'next.xlsx'), 'should end in .csv'),
         (('--group', 'site'), 'is no pattern and no column'),
     ],
 )
