@@ -28,7 +28,7 @@ from .tree import Tree
 # %% ../../nbs/data/inner_tables.ipynb #993118e7
 _most_texts = 200  # in a folder; YOLO writes one for each image
 _deepest = 3  # parts of the path of a table: in the folder, or below one or two folders
-_of_predictions = {'predicted', 'confidence', 'answer', 'set'}  # columns that `fungi predict` writes
+_of_predictions = {f'table.{name}' for name in ('name', 'predicted', 'confidence', 'answer', 'set')}  # `fungi predict`
 _predictions = 'It holds predictions.'  # why a table is not read
 
 
@@ -54,9 +54,10 @@ def _read_tables(tree, group, column, split, classes=frozenset()):
         except UserError as error:
             unread[file] = str(error)
             continue
-        if len(_of_predictions & {name.removeprefix('table.') for name in table}) >= 3:  # one may be read as the label
+        labelled = table.label.notna().any()
+        if len(_of_predictions - set(table)) == labelled:  # one of them is read as the label
             unread[file] = _predictions
-        elif table.label.notna().any() or table.given.any() or table.group.any() or names_split(file):
+        elif labelled or table.given.any() or table.group.any() or names_split(file):
             tables[file] = table
         elif _other_columns(table):
             details[file] = table
