@@ -17,8 +17,6 @@ from typing import Annotated
 from fastcore.docments import docments
 from tyro.conf import OmitArgPrefixes, arg
 
-from fungi_fastai.core.errors import UserError
-from fungi_fastai.core.files import check_writable
 from fungi_fastai.training.recipe import Recipe, is_sample
 from fungi_fastai.training.recipes import PHOTOS, recipes
 
@@ -57,18 +55,6 @@ def show_loading():
     "Tell a person at a terminal that PyTorch is being loaded; the next line replaces this one"
     if sys.stderr.isatty():
         print('Loading …', end='\r', file=sys.stderr, flush=True)
-
-
-def check_output_file(
-    file: Path,
-    *suffixes: str,  # such as .csv
-):
-    "Raise `UserError` if a file has another suffix or cannot be written, before any work is done"
-    if file.suffix.lower() not in suffixes:
-        raise UserError(f'{file} should end in {" or ".join(suffixes)}.')
-    if file.is_dir():
-        raise UserError(f'{file} is a folder; expected the name of a file.')
-    check_writable(file)
 
 
 def check_runs(*folders: Path):

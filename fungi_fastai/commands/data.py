@@ -17,14 +17,13 @@ from fungi_fastai.commands.common import (
     Reading,
     default_reading,
     base_recipe,
-    check_output_file,
     given,
     print_json,
     print_message,
     print_result,
 )
 from ..core.errors import UserError
-from ..core.files import check_writable, write_table
+from ..core.files import check_output_file, check_writable, write_table
 from ..training.recipe import source_of
 from ..training.recipes import recipes
 

@@ -56,6 +56,10 @@ def export(
         _check_bundle_options(run, arguments)
         return _export_web_app(run, out, web_runtime)
     check_runs(*runs)
+    from fungi_fastai.deploy.bundle import check_target
+
+    target = out or run / 'bundle'
+    check_target(target)
     from fungi_fastai.deploy.export import export as export_run
     from fungi_fastai.deploy.hub import push_to_hub
     from fungi_fastai.deploy.web_runtime import fetch_runtime
@@ -64,7 +68,7 @@ def export(
         fetch_runtime(web_runtime)  # before the work is done
     folder = export_run(
         runs,
-        out or run / 'bundle',
+        target,
         int8=int8 or (None if web else False),
         openvino=openvino,
         min_agreement=min_agreement,

@@ -15,7 +15,6 @@ from tyro.conf import Positional
 
 from fungi_fastai.commands.common import (
     Reading,
-    check_output_file,
     check_runs,
     default_reading,
     given,
@@ -24,6 +23,7 @@ from fungi_fastai.commands.common import (
     print_result,
 )
 from ..core.errors import UserError
+from ..core.files import check_output_file
 
 # %% ../../nbs/commands/growing.ipynb #f39430b1
 def next_(

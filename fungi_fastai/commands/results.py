@@ -18,7 +18,6 @@ from fungi_fastai.commands.common import (
     Reading,
     default_reading,
     base_recipe,
-    check_output_file,
     check_runs,
     given,
     print_json,
@@ -26,6 +25,7 @@ from fungi_fastai.commands.common import (
     print_result,
 )
 from ..core.errors import UserError
+from ..core.files import check_output_file
 from ..training.recipe import source_of
 
 # %% ../../nbs/commands/results.ipynb #8bca036c

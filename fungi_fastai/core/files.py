@@ -50,6 +50,18 @@ def check_writable(
     return path
 
 
+def check_output_file(
+    file: Path,
+    *suffixes: str,  # such as .csv
+):
+    "Raise `UserError` if a file has another suffix or cannot be written, before any work is done"
+    if file.suffix.lower() not in suffixes:
+        raise UserError(f'{file} should end in {" or ".join(suffixes)}.')
+    if file.is_dir():
+        raise UserError(f'{file} is a folder; expected the name of a file.')
+    check_writable(file)
+
+
 _longest_name = 230  # bytes; most file systems take 255, and temporary names are a little longer than the final one
 
 

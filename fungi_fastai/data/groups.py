@@ -17,8 +17,7 @@ import pandas as pd
 from .exif import photo_headers
 from ..core.progress import format_duration, format_list
 from .folders import compile_pattern, group_name
-from ..core.files import write_table
-from ..core.errors import UserError
+from ..core.files import check_output_file, write_table
 
 # %% ../../nbs/data/groups.ipynb #446275e8
 name_patterns = {  # a pattern for `--group`: the part of the name that it reads
@@ -228,8 +227,7 @@ def write_groups(
 ) -> Path:  # to pass as `--source`
     "Write a table of images with the proposed groups. Raises `UserError` for a file that is no CSV"
     file = Path(file)
-    if file.suffix.lower() != '.csv':
-        raise UserError(f'The table cannot be written to {file}; expected a name that ends in .csv.')
+    check_output_file(file, '.csv')
     table = items.loc[proposal.groups.index, ['path', 'label']].assign(group=proposal.groups)
     write_table(file, table)
     return file

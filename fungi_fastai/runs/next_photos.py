@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from ..core.errors import MissingFileError, UserError
-from ..core.files import check_writable, write_table, write_text
+from ..core.files import check_output_file, write_table, write_text
 from ..core.pages import facts, page
 from ..core.progress import format_count, format_probability
 from ..data.duplicates import find_known
@@ -224,9 +224,7 @@ class NextPhotos:
 def _check_table(out):
     "The file, if it can be written. Raises `UserError`"
     out = Path(out)
-    if out.suffix.lower() != '.csv':
-        raise UserError(f'The table cannot be written to {out}; expected a name that ends in .csv.')
-    check_writable(out)
+    check_output_file(out, '.csv')
     if not out.exists():
         return out
     try:

@@ -101,11 +101,11 @@ _usual_errors = 0.3  # fraction of errors of the probes from which the scores of
 _reliability = 0.5  # of the gain by images that are larger than those of the probe
 _download_rate = 5.0  # megabytes a second, assumed
 _solve_seconds = 3e-3  # of the logistic regressions, per image
-_cost_exponent = 0.75  # of the operations, in the time of a network
+_cost_exponent = 0.5  # of the operations, in the time of a network
 _speed_of_core = {0.38: Speed(5e-3, 0.016, 0.066, 6.0, 224, 0.01, 0.033)}  # by billions of multiply-adds
 _change_by_pair, _deviation_of_pair = -0.06, 0.06  # of the logarithm of the errors of the better one of two networks
 _least_gain_of_slower = 0.01  # expected accuracy that is worth the time of a slower network in every prediction
-_much_slower = 1.5  # operations of such a network, relative to those of the other
+_much_slower = 1.4  # operations of such a network, relative to those of the other
 scratch_arch, scratch_lr = 'convmixer_64_4', 1e-2  # if no weights are available; the learning rate unless one is given
 
 # %% ../../nbs/training/selection.ipynb #4099d8de
