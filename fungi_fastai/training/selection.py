@@ -101,7 +101,7 @@ _usual_errors = 0.3  # fraction of errors of the probes from which the scores of
 _reliability = 0.5  # of the gain by images that are larger than those of the probe
 _download_rate = 5.0  # megabytes a second, assumed
 _solve_seconds = 3e-3  # of the logistic regressions, per image
-_cost_exponent = 0.5  # of the operations, in the time of a network
+_fixed_macs = 0.13  # billions of multiply-adds, for the time of a network that does not depend on them
 _speed_of_core = {0.38: Speed(5e-3, 0.016, 0.066, 6.0, 224, 0.01, 0.033)}  # by billions of multiply-adds
 _change_by_pair, _deviation_of_pair = -0.06, 0.06  # of the logarithm of the errors of the better one of two networks
 _least_gain_of_slower = 0.01  # expected accuracy that is worth the time of a slower network in every prediction
@@ -245,7 +245,7 @@ class _Selection:
             return self.speeds[backbone]
         known = {one.macs: speed for one, speed in self.speeds.items()} or _speed_of_core
         similar = min(known, key=lambda macs: abs(log(macs / backbone.macs)))
-        return known[similar].with_network((backbone.macs / similar) ** _cost_exponent)
+        return known[similar].with_network((backbone.macs + _fixed_macs) / (similar + _fixed_macs))
 
     def measure(self, backbone):
         "The speed of a network"
