@@ -96,9 +96,9 @@ _default_seconds = 600.0  # that the network is chosen for if there is no budget
 _selection_fraction, _sample_fraction = 0.1, 0.07  # of the time: for the choice at most, and for the sample
 _least_gain = 1e-4  # accuracy that a probe must be expected to gain, even if there is plenty of time
 _enough_images = 200  # of the sample; with fewer, fewer networks are compared
-_probe_size = 160  # image size of the probes if a budget decides about that of the run, pixels
+_usual_size = 160  # image size at which networks are compared if a budget decides about that of the run, pixels
 _usual_errors = 0.3  # fraction of errors of the probes from which the scores of plans were estimated
-_reliability = 0.5  # of the gain by images that are larger than those of the probe
+_reliability = 0.5  # of the gain by images that are larger than the usual size
 _download_rate = 5.0  # megabytes a second, assumed
 _solve_seconds = 3e-3  # of the logistic regressions, per image
 _fixed_macs = 0.13  # billions of multiply-adds, for the time of a network that does not depend on them
@@ -119,7 +119,8 @@ class _Selection:
         available = available_backbones(recipe.weights) if recipe.pretrained else []
         self.speeds, self.spent = {}, {}  # by network: what was measured; seconds that this and its probe took
         self.probes, self.sample, self.slowdown = {}, None, 1.0  # by network: accuracy, and the ends of its interval
-        self.pair, self.pair_of, self.notes, self.probe_scores = None, (), [], {}
+        self.pair, self.pair_of, self.notes = None, (), []
+        self.scores, self.probe_sizes = {}, {}  # of probes, by network and image size; image sizes, by network
         self.why_unprobed = 'is the only pretrained network that is available'
         if len(available) > 1 and selection_sample(items) is None:
             available = [max(available, key=published_score)]
@@ -161,17 +162,17 @@ class _Selection:
     def log_errors(self, backbone):
         "The logarithm of the expected errors of a training"
         plan = self.plan(backbone)
-        by_size = plan.score - plan.gain - self.probe_score(backbone)
+        by_size = plan.score - plan.gain - self.score(backbone, self.usual_size(backbone))
         gain = plan.gain + by_size * (_reliability if by_size > 0 else 1.0)
         return self.expectation(backbone).mean - gain / _usual_errors
 
-    def probe_score(self, backbone):
-        "The score of a plan without a training, at the image size of the probe"
-        if backbone not in self.probe_scores:
-            recipe = self.recipe_of(backbone).but(size=self.probe_size(backbone), epochs=0, budget=1e9)
+    def score(self, backbone, size):
+        "The score of a plan without a training, at an image size"
+        if (backbone, size) not in self.scores:
+            recipe = self.recipe_of(backbone).but(size=size, epochs=0, budget=1e9)
             recipe = recipe.but(feature_stages=recipe.feature_stages or 1)  # as the networks are probed
-            self.probe_scores[backbone] = plan_for_counts(recipe, self.counts, self.speed_of(backbone), 1e9).score
-        return self.probe_scores[backbone]
+            self.scores[backbone, size] = plan_for_counts(recipe, self.counts, self.speed_of(backbone), 1e9).score
+        return self.scores[backbone, size]
 
     def plan(self, backbone, seconds=0.0):
         "The best plan for a network, if these seconds are spent before the training"
@@ -189,11 +190,14 @@ class _Selection:
         return expected_errors(published, measured)[self.available.index(backbone)]
 
     def measured_errors(self, backbone):
-        "Of a probe; None without one"
+        "Of a probe, as they would be at the usual image size; None without one"
         if backbone not in self.probes:
             return None
         accuracy, low, high = self.probes[backbone]
-        return measured_errors(accuracy, (high - low) / 2 / 1.96)
+        errors = measured_errors(accuracy, (high - low) / 2 / 1.96)
+        sizes = self.probe_size(backbone), self.usual_size(backbone)
+        lost = np.subtract(*(self.score(backbone, size) for size in sizes))
+        return replace(errors, mean=errors.mean + lost / _usual_errors)
 
     def value(self, best, other):
         "The accuracy that a probe is expected to gain, what its time costs, and this time in seconds"
@@ -231,10 +235,16 @@ class _Selection:
         return self.recipe.but(arch=backbone.arch, weights=backbone.weights)
 
     def probe_size(self, backbone):
-        "The image size of a probe, pixels: that of the run, unless the budget decides about it"
+        "The image size of a probe, pixels: that of the plan, or the usual one if it is smaller"
+        if backbone not in self.probe_sizes:
+            self.probe_sizes[backbone] = min(self.plan(backbone).size, self.usual_size(backbone))
+        return self.probe_sizes[backbone]
+
+    def usual_size(self, backbone):
+        "The image size at which networks are compared, pixels: that of the run, unless the budget decides about it"
         recipe = self.recipe
         is_free = recipe.budget and recipe.size == Recipe.size and not recipe.start_size
-        return _probe_size if is_free and not any(map(is_fixed_size, backbone.arch.split('+'))) else recipe.size
+        return _usual_size if is_free and not any(map(is_fixed_size, backbone.arch.split('+'))) else recipe.size
 
     def speed_of(self, backbone):
         "Measured, or estimated from the measured network with the most similar cost; before, that of a CPU core"
@@ -251,7 +261,7 @@ class _Selection:
         "The speed of a network"
         began = clock()
         untrained = {} if is_local(backbone) else dict(pretrained=False, weights='')  # it needs no download
-        recipe = self.recipe_of(backbone).but(cache=False, size=self.probe_size(backbone), **untrained)
+        recipe = self.recipe_of(backbone).but(cache=False, size=self.usual_size(backbone), **untrained)
         self.speeds[backbone] = measure_speed(make_learner(recipe, self.items, progress=False))
         self.spent[backbone] = self.spent.get(backbone, 0) + clock() - began
 
@@ -268,7 +278,7 @@ class _Selection:
 
     def is_slow_to_measure(self, backbone):
         "Estimated: making a Learner takes a second or two, and three steps are measured"
-        speed = self.speed_of(backbone).at(self.probe_size(backbone))
+        speed = self.speed_of(backbone).at(self.usual_size(backbone))
         return 2 + 0.75 * self.recipe.bs * speed.train_step > max(5, _selection_fraction * self.seconds)
 
     # probing
@@ -343,6 +353,7 @@ class _Selection:
         if len(best) < 2 or any('+' in one.weights for one in best) or len(set(map(self.probe_size, best))) > 1:
             return
         self.pair, self.pair_of = _side_by_side(*best), best
+        self.probe_sizes[self.pair] = self.probe_size(best[0])
         gain = expected_gain(self.errors_to_beat(self.best, self.pair), self.log_errors(self.pair), _deviation_of_pair)
         seconds = 2 * _solve_seconds * len(self.sample)
         if gain > self.cost(self.best, seconds) and seconds < self.seconds_for_choice():
