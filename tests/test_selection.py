@@ -28,8 +28,9 @@ def choose(ready, items, monkeypatch):
 
     seconds = [0.0]
 
-    def run(accuracies, budget=600.0, slowdown=1.0, together=0.0, published=None):
-        "accuracies: by a network's cost in billions of multiply-adds; slowdown: of the probes; together: of a pair"
+    def run(accuracies, budget=600.0, slowdown=1.0, together=0.0, published=None, size=160, lost=0.0):
+        """accuracies: by a network's cost in billions of multiply-adds; slowdown: of the probes; together: of a pair;
+        size: of the recipe; lost: accuracy of a probe at half the image size"""
         rows = [
             PretrainedBackbone(
                 f'costs_{macs}', '', '', 224, macs, 8, 1.0, (published or {}).get(macs), weights='here.pth'
@@ -41,6 +42,7 @@ def choose(ready, items, monkeypatch):
             macs = [float(one.removeprefix('costs_')) for one in recipe.arch.split('+')]
             seconds[0] += slowdown * len(sample) * (0.0031 + 0.51e-3 * macs[0])
             accuracy = accuracies[macs[0]] if len(macs) == 1 else together
+            accuracy -= lost * np.log2(160 / recipe.size)
             return np.arange(len(sample)) < accuracy * len(sample)
 
         def measure_speed(learn):
@@ -58,7 +60,8 @@ def choose(ready, items, monkeypatch):
         for name, function in replacements.items():
             monkeypatch.setattr(selection, name, function)
         monkeypatch.setattr('fungi_fastai.training.frozen.count_stages', lambda arch: 1)
-        return selection.make_plan(Recipe(arch='auto', budget=budget, size=160), items, budget)
+        monkeypatch.setattr('fungi_fastai.training.budget.is_fixed_size', lambda arch: False)
+        return selection.make_plan(Recipe(arch='auto', budget=budget, size=size), items, budget)
 
     return run
 
@@ -99,6 +102,16 @@ def test_a_slower_network_must_be_better_by_a_point(choose):
     expected = {one['arch']: one['expected'] for one in hardly.networks}
     assert expected['costs_0.4'] > expected['costs_0.2']
     assert 'costs_0.4 has the highest' in hardly.reason and 'costs_0.2 is less than a point below it' in hardly.reason
+
+
+def test_probes_at_the_image_sizes_of_the_plans_show_what_small_images_cost(choose):
+    "A larger network that trains on small images is chosen only where these lose nothing"
+    from fungi_fastai.training.recipe import Recipe
+
+    nothing, much = (choose({1.0: 0.7, 6.0: 0.75}, 100.0, size=Recipe.size, lost=lost) for lost in (0.0, 0.15))
+    sizes = {one['arch']: one['size'] for one in nothing.networks}
+    assert sizes['costs_6.0'] < sizes['costs_1.0'] <= 160
+    assert (nothing.arch, much.arch) == ('costs_6.0', 'costs_1.0')
 
 
 def test_a_probe_that_takes_too_long_is_not_made(choose):
