@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 
 import pandas as pd
@@ -104,10 +103,8 @@ def checked(ready, photos):
 
 
 def named(items, name):
-    "The images under other names, made from their number and label; as a source with MUSHROOMS' pattern reads them"
-    names = [f'{label}/{name(n)}' for n, label in enumerate(items.label)]
-    groups = [os.path.basename(text).rpartition('_')[0] for text in names]
-    result = items.assign(name=names, group=groups)
+    "The images under other names, made from their number and label"
+    result = items.assign(name=[f'{label}/{name(n)}' for n, label in enumerate(items.label)], group='')
     result.attrs = dict(items.attrs)
     return result
 
@@ -142,6 +139,18 @@ def test_it_is_used_where_it_fits_and_for_its_own_images(checked):
     assert (
         with_specimens(items, DEFUNGI.but(source='elsewhere')).attrs['notes'][-1].startswith('The pattern of defungi')
     )
+
+
+@pytest.mark.parametrize('recipe', [MUSHROOMS, DEFUNGI, PHOTOS])
+def test_specimens_that_a_table_declares_come_before_the_pattern_of_a_recipe(ready, photos, tmp_path, recipe):
+    from fungi_fastai.training.fit import prepare_items
+
+    files = sorted(photos.rglob('*.jpg'))
+    table = pd.DataFrame(dict(file=files, label=[file.parent.name for file in files], specimen=range(len(files))))
+    table.assign(specimen='s' + (table.specimen // 2).astype(str)).to_csv(tmp_path / 'table.csv', index=False)
+    items = prepare_items(recipe.but(source=str(tmp_path / 'table.csv'), exclude=()), progress=False)
+    assert items.groupby('group').size().max() == 2 and 'assumed_group' not in items.attrs
+    assert items.groupby('group').split.nunique().max() == 1
 
 
 def letters(text):

@@ -53,7 +53,7 @@ from ..run_folder import RunFolder
 from .prediction_table import PredictionTable
 from ..training.load import trained_learner
 from ..training.recipes import command_of
-from ..training.specimens import with_specimens
+from ..training.specimens import group_to_read, with_specimens
 
 # %% ../../nbs/runs/run.ipynb #fc893080
 def predict(
@@ -169,10 +169,10 @@ class Run(RunFolder):
         "Evaluate on other labelled images; those that were trained on, also if saved again, are counted and named"
         recipe = self.recipe
         if not isinstance(source, Source):
-            reading = dict(label=self.recipe.label, group=self.recipe.declared_group, column=self.recipe.column)
-            options = reading | dict(layout=self.recipe.layout) | options
-            recipe = self.recipe.but(source=str(source) if isinstance(source, (str, Path)) else '')
-            recipe = recipe.but(group=options.get('group', recipe.group))
+            recipe = recipe.but(source=str(source) if isinstance(source, (str, Path)) else '')
+            recipe = recipe.but(group=options.get('group', recipe.declared_group))
+            reading = dict(label=recipe.label, group=group_to_read(recipe), column=recipe.column, layout=recipe.layout)
+            options = reading | options
             source = Source.of(source, sample=self.recipe.name, **options)
         items = with_specimens(scan(source.read(), progress=progress), recipe)
         readable = exclude(items, ('unreadable',))

@@ -38,7 +38,7 @@ from ..training.frozen import starts_with_probe
 from ..training.item_checks import mark_negatives
 from ..training.recipe import Recipe, source_of
 from ..training.recipes import as_flags
-from ..training.specimens import with_specimens
+from ..training.specimens import own_source, with_specimens
 
 # %% ../../nbs/runs/update.ipynb #013129f0
 def add_images(
@@ -291,7 +291,7 @@ def _read_added(old, add, reading, progress):
     if '(' not in recipe.group and recipe.group and Source.of(add).kind != 'csv':  # the column of another table
         own |= dict(group='auto')
     own = recipe.but(**own).but(**reading)
-    items, _ = check(source_of(own), policy=own.exclude, progress=progress)
+    items, _ = check(own_source(own), policy=own.exclude, progress=progress)
     items = with_known_names(items, old.classes)
     if own.context:
         try:

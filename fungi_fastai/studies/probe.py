@@ -26,9 +26,9 @@ from ..evaluation.metrics import Evaluation, predictions_table
 from ..models.backbones import preferred_backbone
 from ..training.frozen import describe_stages, probe_stages
 from ..training.probing import extract_features, predict_folds
-from ..training.recipe import Recipe, is_sample, source_of
+from ..training.recipe import Recipe, is_sample
 from ..training.recipes import PHOTOS
-from ..training.specimens import with_specimens
+from ..training.specimens import own_source, with_specimens
 
 # %% ../../nbs/studies/probe.ipynb #0861d255
 def resolve_recipe(
@@ -108,7 +108,7 @@ def probe_items(
     Raises `UserError`"""
     if k < 2:
         raise UserError(f'{k} folds were requested; expected at least 2.')
-    items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
+    items, _ = check(own_source(recipe), policy=recipe.exclude, progress=progress)
     items = with_specimens(items, recipe)
     used = exclude(items, recipe.exclude)
     used = used[used.label.notna()]

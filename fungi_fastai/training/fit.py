@@ -64,7 +64,7 @@ from .regularization import EMACallback, mixup_cutmix_callbacks
 from .resizing import ProgressiveResizing
 from .schedules import make_scheduler
 from .stages import can_store_activations, freeze, on_activations
-from .specimens import with_specimens
+from .specimens import own_source, with_specimens
 from .split_items import split_items
 from .callbacks import History, RunState, announce, show_progress, training_metrics
 
@@ -74,7 +74,7 @@ def prepare_items(
     progress: bool = True,  # show the progress
 ) -> pd.DataFrame:  # one row per image; `split` is train, valid, test, or '' if the image is excluded or has no label
     "Read, check and split a recipe's images. Raises `UserError` if there is nothing to train on"
-    items, _ = check(source_of(recipe), policy=recipe.exclude, progress=progress)
+    items, _ = check(own_source(recipe), policy=recipe.exclude, progress=progress)
     if recipe.context:
         items = with_context(items, recipe.context, source_of(recipe), recipe.column)
     items = mark_negatives(with_specimens(items, recipe), recipe)

@@ -72,7 +72,7 @@ def _circle_best(axis, epoch, scores):
 
 
 def _mark_unfreezing(axis, epoch, history):
-    "Draw a dotted line where all layers start to train, after epochs of the head alone"
+    "Draw a dotted line where all layers or the last stages start to train, after epochs of the head alone"
     if 'phase' not in history or not (history.phase == 'head').any():
         return
     later = epoch[history.phase.isin(['all layers', 'last stages'])]

@@ -448,7 +448,7 @@ def make_plan(
     if recipe.budget:
         return replace(plan, reason=f'{choice}\n{plan.reason}')
     # without a budget, only the network is planned
-    fields = ('size', 'epochs', 'fraction', 'trainable')
+    fields = ('size', 'epochs', 'fraction', 'trainable', 'activation_views')
     stages = planned_stages(recipe.but(arch=plan.arch), is_frozen(recipe))
     return replace(plan, **{name: getattr(recipe, name) for name in fields}, feature_stages=stages, reason=choice)
 

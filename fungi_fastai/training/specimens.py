@@ -12,12 +12,26 @@ import pandas as pd
 
 from ..data.corrections import with_corrected_specimens
 from ..data.groups import best_proposal, has_groups, pattern_groups
-from .recipe import Recipe, is_sample
+from .recipe import Recipe, is_sample, source_of
 from .recipes import recipes
 
 # %% ../../nbs/training/specimens.ipynb #210274fc
+def own_source(
+    recipe: Recipe,
+):  # a `Source`
+    "The source of a recipe's images, with the specimens that it declares, if the recipe's pattern is for other files"
+    return source_of(recipe.but(group=group_to_read(recipe)))
+
+
+def group_to_read(
+    recipe: Recipe,
+) -> str:  # pattern or column; '' = detected
+    "How specimens are read from a recipe's source: not by the pattern for the file names of another source"
+    return '' if _is_for_other_files(recipe) else recipe.declared_group
+
+
 def with_specimens(
-    items: pd.DataFrame,  # from `check`
+    items: pd.DataFrame,  # from `check` of `own_source`
     recipe: Recipe,
 ) -> pd.DataFrame:  # with the specimens in the column group; `attrs` has a note and `assumed_group` if they are assumed
     "The images with their specimens: those that are declared, otherwise those that the images suggest"
@@ -25,12 +39,10 @@ def with_specimens(
 
 
 def _with_specimens(items, recipe):
-    if recipe.group == 'auto' and not has_groups(items):
-        groups, note = _proposed(items)
-    elif _is_for_other_files(recipe):
-        groups, note = _tested(items, recipe)
-    else:
+    is_tested = _is_for_other_files(recipe)
+    if has_groups(items) or not (is_tested or recipe.group == 'auto'):
         return items
+    groups, note = _tested(items, recipe) if is_tested else _proposed(items)
     groups = '' if groups is None else groups.reindex(items.index, fill_value='')
     result = items.assign(group=groups)
     result.attrs = items.attrs | dict(notes=[*items.attrs.get('notes', []), note], assumed_group=True)
