@@ -31,7 +31,7 @@ def review(
     who: str = '',  # your name, for corrections.csv (default: your user name on this machine)
     labelstudio: Path | None = None,  # instead of the page, write the images to decide about as tasks, a .json file
     fiftyone: Path | None = None,  # instead of the page, write all images and labels as a dataset, a new folder
-    # instead of the page, read the decisions of Label Studio (.json or .csv export) or FiftyOne (folder, .json or .csv)
+    # instead of the page, read the decisions of Label Studio (.json, .csv or .tsv) or FiftyOne (folder, .json or .csv)
     decisions: Path | None = None,
 ) -> int:
     "Correct labels: decide about doubtful images on a local page. Writes corrections.csv; no image is changed"

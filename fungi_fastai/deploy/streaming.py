@@ -179,7 +179,7 @@ def iter_predictions(
     max_images: int = 8192,  # largest number of images at a time
     decide: Callable | None = None,  # (images, classes) probabilities → a `Decision` each: adds answer and set
     map_batches: Callable = map,  # calls `classify` for one list of paths after the other, as `map` does
-) -> Iterator[pa.Table]:  # path name predicted confidence (answer set) p_<class>… error
+) -> Iterator[pa.Table]:  # path name predicted confidence (answer set novelty) p_<class>… error
     "Predictions for images, a few seconds' worth at a time. Raises `UserError`"
     paths = _as_list(paths)
     model = _Model(classify, list(classes), decide, map_batches, batch_size, max_images)
@@ -217,8 +217,8 @@ def stream_predictions(
     has_novelty: bool = False,  # `classify` returns the novelty of each image too, and `decide` takes it
     specimens: SpecimenColumns | None = None,  # adds the predictions of specimens, pooled from their images
 ) -> Tally:  # how many images, how many unreadable, and why
-    """Classify any number of images into a file with the columns path name predicted confidence (answer set)
-    (specimen…) p_<class>… error. The same call resumes a job that was interrupted. `map_batches` may work ahead, in
+    """Classify any number of images into a file with the columns path name predicted confidence
+    (answer set novelty) (specimen…) p_<class>… error. The same call resumes a job that was interrupted. `map_batches` may work ahead, in
     the order of the lists. Raises `UserError`; `TrainingError` if the disk fails"""
     paths = _as_list(paths)
     network = _Model(classify, list(classes), decide, map_batches, batch_size, max_images, has_novelty)

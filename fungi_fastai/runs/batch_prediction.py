@@ -42,7 +42,7 @@ class Classifier:
 
     classify: Callable  # paths → (paths, classes) calibrated probabilities, and '' or the error of each path
     classes: list  # in the order of the probabilities
-    decide: Callable | None  # calibrated probabilities → a `Decision` each; None without threshold and prediction sets
+    decide: Callable | None  # calibrated probabilities → a `Decision` each; None if the bundle does not decide
     fingerprint: str  # of the files and the backend: predictions of another model do not belong into the same file
     batch_size: int = 64  # images at a time
     pooling: Pooling = Pooling()  # of several photos of a specimen
@@ -297,8 +297,8 @@ def predict_to(
     stdout_format: str = 'csv',  # of standard output: csv, jsonl, json (one list), or text (to read)
     progress: bool = True,  # show it
 ) -> Tally:  # how many images, how many unreadable, and why
-    """Classify any number of images into a file with the columns path name predicted confidence (answer set) p_<class>…
-    error. The same call resumes after an interruption, with either engine. Raises `UserError`, `TrainingError`"""
+    """Classify any number of images into a file with the columns path name predicted confidence (answer set novelty)
+    p_<class>… error. The same call resumes after an interruption, with either engine. Raises `UserError`, `TrainingError`"""
     _check_engine(model, engine, workers, address)
     for value, option in ((only, 'A list of species (--only)'), (context, 'Context (--context)')):
         if value is not None and engine == 'ray':
