@@ -30,8 +30,10 @@ def export(
     openvino: bool = False,  # add OpenVINO's format
     # with --int8: fraction of validation images that must get the class of the full network; else no bundle
     min_agreement: float = 0.95,
-    examples: int = 500,  # training images whose features and thumbnails are included; with --references 0, 0: no image leaves
-    references: int = 8,  # images with torch's predictions, to check the bundle on other machines; 0: none
+    examples: int = 500,  # training images whose features and thumbnails are included; 0: none
+    # images with torch's predictions, to check the bundle on other machines; 0: none. With --examples 0 --references 0
+    # no image leaves this machine
+    references: int = 8,
     licence: str = 'not stated by who made it',  # of images and network, for the model card
     # fraction of the images of known classes that may be called unlike the training images; 0: none is
     false_alarm_rate: float = 0.05,

@@ -218,8 +218,8 @@ def stream_predictions(
     specimens: SpecimenColumns | None = None,  # adds the predictions of specimens, pooled from their images
 ) -> Tally:  # how many images, how many unreadable, and why
     """Classify any number of images into a file with the columns path name predicted confidence
-    (answer set novelty) (specimen…) p_<class>… error. The same call resumes a job that was interrupted. `map_batches` may work ahead, in
-    the order of the lists. Raises `UserError`; `TrainingError` if the disk fails"""
+    (answer set novelty) (specimen…) p_<class>… error. The same call resumes a job that was interrupted. `map_batches`
+    may work ahead, in the order of the lists. Raises `UserError`; `TrainingError` if the disk fails"""
     paths = _as_list(paths)
     network = _Model(classify, list(classes), decide, map_batches, batch_size, max_images, has_novelty)
     if out is None:

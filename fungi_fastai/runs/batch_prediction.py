@@ -298,7 +298,8 @@ def predict_to(
     progress: bool = True,  # show it
 ) -> Tally:  # how many images, how many unreadable, and why
     """Classify any number of images into a file with the columns path name predicted confidence (answer set novelty)
-    p_<class>… error. The same call resumes after an interruption, with either engine. Raises `UserError`, `TrainingError`"""
+    p_<class>… error. The same call resumes after an interruption, with either engine. Raises `UserError`,
+    `TrainingError`"""
     _check_engine(model, engine, workers, address)
     for value, option in ((only, 'A list of species (--only)'), (context, 'Context (--context)')):
         if value is not None and engine == 'ray':
