@@ -30,6 +30,7 @@ from .stages import find_cut, freeze
 
 # %% ../../nbs/training/speed.ipynb #ad12b07d
 _fixed_pixels = 48**2  # whose time an image takes in addition: the part of a batch that no image size changes
+_smallest_step = 96  # image size below which a training step of the last stages is no faster, pixels
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Speed:
         size: int,  # pixels
     ) -> 'Speed':
         "The speed with another image size: the network's time grows with the area, beside a part that is fixed"
-        return replace(self.with_network((size**2 + _fixed_pixels) / (self.size**2 + _fixed_pixels)), size=size)
+        steps = (max(one, _smallest_step) for one in (size, self.size))
+        last_step = self.last_step * _relative_time(*steps)
+        return replace(self.with_network(_relative_time(size, self.size)), last_step=last_step, size=size)
 
     def slower(
         self,
@@ -74,6 +77,11 @@ class Speed:
         names = ('inference', 'train_step', 'last_inference', 'last_step')
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
         return replace(self, report=max(self.report, other.report), **sums)
+
+
+def _relative_time(size, other):
+    "The time of an image at one size, relative to that at another size"
+    return (size**2 + _fixed_pixels) / (other**2 + _fixed_pixels)
 
 
 class _Stopwatch(Callback):
