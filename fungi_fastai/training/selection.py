@@ -105,6 +105,7 @@ _fixed_macs = 0.13  # billions of multiply-adds, for the time of a network that 
 _speed_of_core = {0.38: Speed(5e-3, 0.016, 0.066, 6.0, 224, 0.01, 0.033)}  # by billions of multiply-adds
 _change_by_pair, _deviation_of_pair = -0.06, 0.06  # of the logarithm of the errors of the better one of two networks
 _least_gain_of_slower = 0.01  # expected accuracy that is worth the time of a slower network in every prediction
+_least_gain_without_probe = 0.02  # the same if published scores alone speak for it
 _much_slower = 1.4  # operations of such a network, relative to those of the other
 scratch_arch, scratch_lr = 'convmixer_64_4', 1e-2  # if no weights are available; the learning rate unless one is given
 
@@ -147,16 +148,17 @@ class _Selection:
     @property
     def best(self):
         """The network with the highest expected accuracy: of those that were probed, if there are any. A much slower
-        network must be expected to be better by a point"""
+        network must be expected to be better by a point, or by two as long as nothing is probed"""
         best, *slower = sorted(self.probes or self.available, key=lambda one: one.macs)
+        least_gain = _least_gain_of_slower if self.probes else _least_gain_without_probe
         for one in slower:
-            if self.log_errors(one) < self.errors_to_beat(best, one):
+            if self.log_errors(one) < self.errors_to_beat(best, one, least_gain):
                 best = one
         return best
 
-    def errors_to_beat(self, best, other):
+    def errors_to_beat(self, best, other, least_gain=_least_gain_of_slower):
         "The logarithm of the errors below which another network is chosen instead of the best one"
-        margin = _least_gain_of_slower if other.macs > _much_slower * best.macs else 0.0
+        margin = least_gain if other.macs > _much_slower * best.macs else 0.0
         return log(max(exp(self.log_errors(best)) - margin, 1e-9))
 
     def log_errors(self, backbone):
