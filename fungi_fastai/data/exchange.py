@@ -23,7 +23,7 @@ from xml.sax.saxutils import quoteattr
 import pandas as pd
 
 from ..core.errors import MissingFileError, UserError, did_you_mean
-from ..core.files import check_writable, read_json, write_json
+from ..core.files import check_output_file, check_writable, read_json, write_json
 from ..core.progress import format_count, format_list
 from .class_names import clean_name
 from .corrections import CorrectionsFile, new_class
@@ -66,9 +66,7 @@ def write_label_studio(
     rows: list,  # (path, suggested label or '', reason) of the images to decide about
 ):
     "Write tasks for Label Studio, one for each image. Raises `UserError`"
-    if file.suffix.lower() != '.json':
-        raise UserError(f'{file} should end in .json.')
-    check_writable(file)
+    check_output_file(file, '.json')
     known, tasks = items.drop_duplicates('path').set_index('path'), {}
     document_root = os.path.dirname(image_root(items))
     for path, suggested, reason in rows:

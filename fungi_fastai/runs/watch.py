@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from ..core.errors import UserError
-from ..core.files import atomic, check_writable
+from ..core.files import atomic, check_output_file
 from ..core.progress import format_duration
 from .snapshot import Snapshot, read_snapshot, time_left
 
@@ -185,11 +185,7 @@ class _Figure:
 
     def __init__(self, file):
         self.file, self.drawn = Path(file), None
-        if self.file.suffix.lower() not in ('.svg', '.png'):
-            raise UserError(f'{file} should end in .svg or .png.')
-        if self.file.is_dir():
-            raise UserError(f'{file} is a folder; expected the name of a file.')
-        check_writable(self.file)
+        check_output_file(self.file, '.svg', '.png')
 
     def show(self, snapshot):
         if (snapshot.network, len(snapshot.rows)) == self.drawn:

@@ -197,9 +197,9 @@ class _Selection:
             return None
         accuracy, low, high = self.probes[backbone]
         errors = measured_errors(accuracy, (high - low) / 2 / 1.96)
-        sizes = self.probe_size(backbone), self.usual_size(backbone)
-        lost = np.subtract(*(self.score(backbone, size) for size in sizes))
-        return replace(errors, mean=errors.mean + lost / _usual_errors)
+        size, usual = self.probe_size(backbone), self.usual_size(backbone)
+        by_size = self.score(backbone, size) - self.score(backbone, usual)
+        return replace(errors, mean=errors.mean + by_size / _usual_errors)
 
     def value(self, best, other):
         "The accuracy that a probe is expected to gain, what its time costs, and this time in seconds"

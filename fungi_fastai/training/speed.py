@@ -50,8 +50,8 @@ class Speed:
         size: int,  # pixels
     ) -> 'Speed':
         "The speed with another image size: the network's time grows with the area, beside a part that is fixed"
-        steps = (max(one, _smallest_step) for one in (size, self.size))
-        last_step = self.last_step * _relative_time(*steps)
+        step_size, own_step_size = max(size, _smallest_step), max(self.size, _smallest_step)
+        last_step = self.last_step * _relative_time(step_size, own_step_size)
         return replace(self.with_network(_relative_time(size, self.size)), last_step=last_step, size=size)
 
     def slower(
