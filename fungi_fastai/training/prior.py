@@ -15,7 +15,7 @@ from statistics import NormalDist
 from ..models.backbones import PretrainedBackbone, published_score
 
 # %% ../../nbs/training/prior.ipynb #c79b5160
-_transferred = 0.4  # what a logarithm of published errors counts in that of the errors of a probe
+_transferred = 0.6  # what a logarithm of published errors counts in that of the errors on your images
 _usual_errors = dict(newt=0.32, top1=0.23)  # published errors of networks that were trained on ImageNet-1k
 _deviation, _unknown_deviation = 0.08, 0.4  # with and without a published score
 

@@ -14,6 +14,7 @@ from math import exp, log
 
 import numpy as np
 import pandas as pd
+from fastai.torch_core import default_device
 
 from ..core.errors import UserError
 from ..core.progress import format_count, format_duration
@@ -34,7 +35,7 @@ from fungi_fastai.training.prior import (
 )
 from .probing import accuracy_interval, extract_features, predict_folds
 from .recipe import Recipe
-from .speed import Speed, measure_speed
+from .speed import Speed, measure_speed, seconds_to_measure
 
 # %% ../../nbs/training/selection.ipynb #3b48fd98
 _most_images, _fewest_images = 1000, 60  # of the sample
@@ -94,6 +95,7 @@ def probe_network(
 # %% ../../nbs/training/selection.ipynb #fdd9df17
 _default_seconds = 600.0  # that the network is chosen for if there is no budget
 _selection_fraction, _sample_fraction = 0.1, 0.07  # of the time: for the choice at most, and for the sample
+_measurement_fraction = 0.05  # of the time: for the speed of each network but the first
 _least_gain = 1e-4  # accuracy that a probe must be expected to gain, even if there is plenty of time
 _enough_images = 200  # of the sample; with fewer, fewer networks are compared
 _usual_size = 160  # image size at which networks are compared if a budget decides about that of the run, pixels
@@ -105,7 +107,7 @@ _fixed_macs = 0.13  # billions of multiply-adds, for the time of a network that 
 _speed_of_core = {0.38: Speed(5e-3, 0.016, 0.066, 6.0, 224, 0.01, 0.033)}  # by billions of multiply-adds
 _change_by_pair, _deviation_of_pair = -0.06, 0.06  # of the logarithm of the errors of the better one of two networks
 _least_gain_of_slower = 0.01  # expected accuracy that is worth the time of a slower network in every prediction
-_least_gain_without_probe = 0.02  # the same if published scores alone speak for it
+_least_gain_without_probe = 0.03  # the same if published scores alone speak for it
 _much_slower = 1.4  # operations of such a network, relative to those of the other
 scratch_arch, scratch_lr = 'convmixer_64_4', 1e-2  # if no weights are available; the learning rate unless one is given
 
@@ -120,7 +122,7 @@ class _Selection:
         available = available_backbones(recipe.weights) if recipe.pretrained else []
         self.speeds, self.spent = {}, {}  # by network: what was measured; seconds that this and its probe took
         self.probes, self.sample, self.slowdown = {}, None, 1.0  # by network: accuracy, and the ends of its interval
-        self.pair, self.pair_of, self.notes = None, (), []
+        self.pair, self.pair_of, self.notes, self.left_out = None, (), [], []
         self.scores, self.probe_sizes = {}, {}  # of probes, by network and image size; image sizes, by network
         self.why_unprobed = 'is the only pretrained network that is available'
         if len(available) > 1 and selection_sample(items) is None:
@@ -140,6 +142,7 @@ class _Selection:
             self.sample = self.affordable_sample()
         if self.sample is not None:
             self.probe_all()
+            self.forget_lone_probe()
             self.try_pair()
         self.measure_best()
 
@@ -148,7 +151,7 @@ class _Selection:
     @property
     def best(self):
         """The network with the highest expected accuracy: of those that were probed, if there are any. A much slower
-        network must be expected to be better by a point, or by two as long as nothing is probed"""
+        network must be expected to be better by a point, or by three as long as nothing is probed"""
         best, *slower = sorted(self.probes or self.available, key=lambda one: one.macs)
         least_gain = _least_gain_of_slower if self.probes else _least_gain_without_probe
         for one in slower:
@@ -270,7 +273,7 @@ class _Selection:
     def measure_best(self):
         "Measure the network that was chosen; if it is slower than estimated, another one may be better"
         while new := [one for one in self.networks_of(self.best) if one not in self.speeds]:
-            if self.is_slow_to_measure(new[0]):
+            if self.is_slow_to_measure(new[0], _measurement_fraction):
                 self.speeds[new[0]] = self.speed_of(new[0])  # the estimate must do
             else:
                 self.measure(new[0])
@@ -278,10 +281,11 @@ class _Selection:
     def networks_of(self, backbone):
         return self.pair_of if backbone == self.pair else [backbone]
 
-    def is_slow_to_measure(self, backbone):
-        "Estimated: making a Learner takes a second or two, and three steps are measured"
-        speed = self.speed_of(backbone).at(self.usual_size(backbone))
-        return 2 + 0.75 * self.recipe.bs * speed.train_step > max(5, _selection_fraction * self.seconds)
+    def is_slow_to_measure(self, backbone, fraction=_selection_fraction):
+        "Whether it is expected to take more than this fraction of the time"
+        size = self.usual_size(backbone)
+        recipe, speed = self.recipe_of(backbone).but(size=size), self.speed_of(backbone).at(size)
+        return seconds_to_measure(recipe, speed, default_device()) > fraction * self.seconds
 
     # probing
 
@@ -320,11 +324,11 @@ class _Selection:
         "Networks that are not compared"
         if networks:
             self.notes.append(f'Not tried: {", ".join(one.arch for one in networks)}, because {reason}.')
-        self.available = [one for one in self.available if one not in networks]
+        self.left_out += networks
 
     def probe_all(self):
         "Probe the most promising network and others, as long as that is expected to gain more than its time costs"
-        while rest := [one for one in self.available if one not in self.probes and one != self.best]:
+        while rest := [one for one in self.available if one not in (*self.probes, *self.left_out, self.best)]:
             best = self.best
             values = {one: self.value(best, one) for one in rest}
             worthwhile = [one for one in rest if values[one][0] > values[one][1]]
@@ -333,6 +337,12 @@ class _Selection:
                 self.leave_out_rest(best, values, worthwhile)
                 break
             self.try_to_probe(max(affordable, key=lambda one: values[one][0]) if best in self.probes else best)
+
+    def forget_lone_probe(self):
+        "One probe compares nothing: another one was expected to fit into the time, and did not"
+        if len(self.probes) == 1:
+            self.notes.append(f'The probe of {next(iter(self.probes)).arch} had nothing to be compared with.')
+            self.probes = {}
 
     def leave_out_rest(self, best, values, worthwhile):
         "Say why no other network is tried"
