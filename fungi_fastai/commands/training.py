@@ -128,7 +128,9 @@ def sweep(
     prune: Literal['', 'median', 'hyperband'] = '',  # stop unpromising trials early
     # database that all machines reach, such as postgresql://user@host/name (default: sweep.db in the folder)
     storage: str | None = None,
-    stages: tuple[float, ...] = (),  # fractions of the training set: 0.2 1 trains the best third of the trials again
+    # fractions of the training set: 0.2 1 searches with a fifth of it, then trains the best third of a grid, or new
+    # trials near the best ones, on all of it
+    stages: tuple[float, ...] = (),
     json: bool = False,  # print JSON
 ) -> int:
     "Search for the best hyperparameters of a recipe"
