@@ -249,7 +249,7 @@ def test_a_source_without_test_images(place, small_run, photos, plants, tmp_path
     inside = next(path for path in sorted(photos.iterdir()) if path.is_dir())
     with pytest.raises(UserError, match=f'folder {inside.name}, .* holds no sample_submission.csv. .*--sample'):
         submission(small_run, tmp_path / 'out.csv', test=inside)
-    with pytest.raises(UserError, match='ends in .csv'):
+    with pytest.raises(UserError, match='should end in .csv'):
         submission(small_run, tmp_path / 'out.txt')
     with pytest.raises(MissingFileError, match='under Data'):
         submission(small_run, tmp_path / 'out.csv', test=plants, sample=tmp_path / 'gone.csv')

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.files import check_writable, write_table
+from ..core.files import check_output_file, write_table
 from ..core.progress import format_count
 from ..data.sources import Source
 from ..evaluation.tta import make_views, predict_tta
@@ -260,9 +260,7 @@ def submission(
 ) -> Submission:
     "Predict a competition's test images and write a checked submission. Raises `MissingFileError`, `UserError`"
     out = Path(out)
-    if out.suffix.lower() != '.csv' or out.is_dir():
-        raise UserError(f'{out} should be a file that ends in .csv.')
-    check_writable(out)
+    check_output_file(out, '.csv')
     networks = _ensemble(runs, weights)
     if isinstance(tta, bool):
         tta = 'flips' if tta else 1
