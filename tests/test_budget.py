@@ -141,6 +141,37 @@ def test_the_layers_that_train_are_planned_or_given():
     assert Plan.of(json.loads(json.dumps(asdict(plan)))) == replace(plan, networks=[])
 
 
+def test_the_head_alone_gets_pixels_and_cheap_epochs():
+    "A frozen backbone learns nothing from epochs at 64 pixels"
+    from fungi_fastai.training.budget import best_plan
+
+    def planned(**changes):
+        plan = best_plan(Recipe(**changes), some_items(800), a_machine(), 300)
+        return plan.size, plan.epochs
+
+    assert planned(trainable='head') == (320, 0), 'its probe is the solution'
+    assert planned(trainable='head', head_init='random') == (320, 50)
+    size, epochs = planned(trainable='all', head_init='random')
+    assert size >= 224 and 1 <= epochs < 10, 'a pretrained backbone, too'
+
+
+def test_the_epochs_of_the_head_alone_end_before_the_clock(ready, photos, tmp_path, monkeypatch):
+    from fungi_fastai import train_flowers
+    from fungi_fastai.training import budget
+
+    clock = TickingClock(0.01)
+    start = clock()
+    monkeypatch.setattr(budget, 'clock', clock)
+    recipe = small | dict(
+        arch='tf_efficientnet_lite0', pretrained=True, trainable='head', head_init='random', budget=600
+    )
+    run = train_flowers(photos, out=tmp_path / 'run', progress=False, **recipe)
+    history = pd.read_csv(run.folder / 'history.csv')
+    assert len(history) == 50 and clock() - start < 300
+    rates = history.lr.to_numpy()
+    assert rates[-1] < 0.01 * rates.max(), 'the schedule is complete'
+
+
 def planned_again(monkeypatch, before, now, seconds=120.0, **changes):
     "The plan of a machine that is `before` times as slow, and the plan after it became `now` times as slow"
     from fungi_fastai.training import budget

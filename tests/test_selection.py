@@ -130,6 +130,12 @@ def test_one_probe_alone_does_not_choose_its_network(choose):
     assert plan.arch == 'costs_0.11', 'the published score says that it is the better one'
 
 
+def test_of_two_networks_of_similar_speed_the_published_score_decides(choose):
+    "The plan of the slower one is a little worse, but that is less certain than the score"
+    plan = choose({0.3: 0.7, 0.38: 0.7}, budget=5.0, published={0.3: 0.73, 0.38: 0.75})
+    assert plan.arch == 'costs_0.38' and not plan.networks
+
+
 def test_a_network_that_is_slow_to_measure_is_estimated(choose):
     "The speed of further networks is measured only if that takes at most 5 % of the time"
     published = {0.1: 0.6, 0.2: 0.75, 0.4: 0.76}

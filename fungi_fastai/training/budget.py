@@ -87,6 +87,8 @@ planned_fields = (
 _candidate_sizes = range(64, 320 + 1, 32)  # image sizes, pixels
 _safety_factor = 1.15  # time over measured time, for what cannot be cut short
 _solve_seconds = 2e-3  # of a logistic regression, per image
+_head_step = 5e-4  # seconds of a training step of the head on stored features, per image
+_head_epochs = 50  # more teach the head alone nothing
 _min_epochs = 0.25  # a shorter training is not worth it
 _few_seconds = 5.0  # for training images in any case: a network learns nothing from 5 % of a few images
 _worth_a_change = 0.01  # difference of two scores from which it pays off to read the images again
@@ -107,6 +109,7 @@ class _Durations:
     n_test: int
     uses_probe: bool
     views: int = 0  # stored versions of each image if the last stages are trained on activations, else 0
+    feature_views: int = 0  # the same if the head alone is trained on features, else 0
     n_read: float | None = None  # images that are still to be read (default: all)
 
     @property
@@ -122,7 +125,10 @@ class _Durations:
 
     @property
     def storing(self):
-        "Computing the activations below the last stages"
+        "Computing the activations below the last stages, or the features that the probe has not computed"
+        if self.feature_views:
+            n_features = self.feature_views * self.n_train + self.n_valid
+            return self.speed.inference * (n_features - self.uses_probe * (self.n_train + self.n_valid))
         if not self.views:
             return 0.0
         lower = max(0.0, self.speed.inference - self.speed.last_inference)
@@ -131,6 +137,8 @@ class _Durations:
     @property
     def epoch(self):
         speed = self.speed
+        if self.feature_views:
+            return _head_step * self.n_train
         step, inference = (speed.last_step, speed.last_inference) if self.views else (speed.train_step, speed.inference)
         return step * self.n_train + inference * self.n_valid
 
@@ -167,14 +175,12 @@ class _Candidate:
     views: int = 0  # stored versions of each image
     stages: int = 1  # number of stages whose features the head gets
 
-    def score(self, n_train, uses_probe):
+    def score(self, n_train, pretrained):
         "Expected accuracy relative to other candidates, with `n_train` training images: see the model above"
-        if not uses_probe:
+        if not pretrained:
             return -6 / self.size + 0.6 * (1 - np.exp(-self.epochs / 15))
         most = np.clip(0.2 + 0.5 * np.log10(max(n_train, 1) / 400), 0.05, 0.7)
-        share = 1.0
-        if self.trainable == 'last':
-            share = _last_gain_two_views if self.views == 2 else _last_gain
+        share = {'head': 0.0, 'last': _last_gain_two_views if self.views == 2 else _last_gain}.get(self.trainable, 1.0)
         errors_left = 1 - share * most * (1 - np.exp(-self.epochs / _epochs_to_gain))
         if self.stages > 1:
             errors_left *= 1 - _stages_gain
@@ -193,8 +199,12 @@ class _Planner:
     read_size: int = 0  # image size at which all images were read already
 
     @property
+    def is_pretrained(self):
+        return bool(self.recipe.pretrained or self.recipe.weights)
+
+    @property
     def uses_probe(self):
-        return self.recipe.pretrained and starts_with_probe(self.recipe)
+        return self.is_pretrained and starts_with_probe(self.recipe)
 
     @property
     def sizes(self):
@@ -223,8 +233,10 @@ class _Planner:
     def durations(self, candidate):
         n, n_read = self.counts, 0.0 if candidate.size == self.read_size else None
         views = candidate.views if candidate.trainable == 'last' and isfinite(self.speed.last_step) else 0
+        feature_views = self.recipe.feature_views if candidate.trainable == 'head' and self.is_pretrained else 0
         n_train = candidate.fraction * n.train
-        return _Durations(self.speed.at(candidate.size), n_train, n.valid, n.test, self.uses_probe, views, n_read)
+        images = n_train, n.valid, n.test
+        return _Durations(self.speed.at(candidate.size), *images, self.uses_probe, views, feature_views, n_read)
 
     def candidates(self):
         "Uses of the whole training set; if the time does not suffice, of a fraction of it"
@@ -238,10 +250,13 @@ class _Planner:
             durations = self.durations(candidate)
             if self.seconds < _safety_factor * durations.without_epochs:
                 continue
-            yield self.with_stages(candidate)
             before = durations.before_training + durations.storing
             epochs = (self.seconds - before - durations.refit - durations.evaluation) / durations.epoch
-            if self.recipe.epochs and epochs >= _min_epochs:
+            epochs = min(epochs, _head_epochs) if trainable == 'head' else epochs
+            has_epochs = self.recipe.epochs and epochs >= _min_epochs
+            if self.uses_probe or not has_epochs:
+                yield self.with_stages(candidate)
+            if has_epochs:
                 yield self.with_stages(replace(candidate, epochs=epochs))
 
     def with_some_images(self):
@@ -257,7 +272,7 @@ class _Planner:
         return replace(candidate, stages=planned_stages(self.recipe, frozen))
 
     def score(self, candidate):
-        return candidate.score(candidate.fraction * self.n_independent, self.uses_probe)
+        return candidate.score(candidate.fraction * self.n_independent, self.is_pretrained)
 
     def whole_epochs(self, candidate):
         "The number of epochs, at least 1 from scratch, where there is no probe"
@@ -376,7 +391,13 @@ class TimeBudget(Callback):
         self.start, self.seconds, self.planned_reserve = start, seconds, plan.reserve
         self.batch_seconds, self._batch_start = [], None  # of the training batches of this fit
         self.planned_epochs = max(1, plan.epochs)
-        self.max_epochs = 10 * self.planned_epochs + 10 if plan.epochs else 0  # in case the measurement was too slow
+        self.is_head_alone = (
+            plan.trainable == 'head'
+        )  # then the planned epochs suffice, and the clock only shortens them
+        most = (
+            self.planned_epochs if self.is_head_alone else 10 * self.planned_epochs + 10
+        )  # if it is faster than measured
+        self.max_epochs = most if plan.epochs else 0
         self.fraction_done = 0.0  # of the fit
         self._fraction_before = 0.0  # the part of it that earlier processes did
 
@@ -444,6 +465,8 @@ class TimeBudget(Callback):
         end = max(self._used_before + 1e-9, self.seconds - self.reserve)
         fraction = (used - self._used_before) / (end - self._used_before)
         fraction = self._fraction_before + (1 - self._fraction_before) * min(1.0, fraction)
+        if self.is_head_alone:
+            fraction = max(fraction, self.learn.pct_train)
         return max(self.fraction_done, fraction)  # a schedule never goes back
 
     def after_batch(self):

@@ -150,18 +150,22 @@ class _Selection:
 
     @property
     def best(self):
-        """The network with the highest expected accuracy: of those that were probed, if there are any. A much slower
-        network must be expected to be better by a point, or by three as long as nothing is probed"""
+        "The network with the highest expected accuracy: of those that were probed, if there are any"
         best, *slower = sorted(self.probes or self.available, key=lambda one: one.macs)
-        least_gain = _least_gain_of_slower if self.probes else _least_gain_without_probe
         for one in slower:
-            if self.log_errors(one) < self.errors_to_beat(best, one, least_gain):
+            if self.log_errors(one) < self.errors_to_beat(best, one, bool(self.probes)):
                 best = one
         return best
 
-    def errors_to_beat(self, best, other, least_gain=_least_gain_of_slower):
-        "The logarithm of the errors below which another network is chosen instead of the best one"
-        margin = least_gain if other.macs > _much_slower * best.macs else 0.0
+    def errors_to_beat(self, best, other, has_probes=True):
+        """The logarithm of the errors below which another network is chosen instead of the best one. A much slower
+        network must be better by a point, or by three as long as nothing is probed; then one of similar speed may be
+        worse by a point if its published score is higher"""
+        margin = 0.0
+        if other.macs > _much_slower * best.macs:
+            margin = _least_gain_of_slower if has_probes else _least_gain_without_probe
+        elif not has_probes and published_score(other) > published_score(best):
+            margin = -_least_gain_of_slower
         return log(max(exp(self.log_errors(best)) - margin, 1e-9))
 
     def log_errors(self, backbone):
