@@ -132,8 +132,8 @@ def test_one_probe_alone_does_not_choose_its_network(choose):
 
 def test_of_two_networks_of_similar_speed_the_published_score_decides(choose):
     "The plan of the slower one is a little worse, but that is less certain than the score"
-    plan = choose({0.3: 0.7, 0.38: 0.7}, budget=5.0, published={0.3: 0.73, 0.38: 0.75})
-    assert plan.arch == 'costs_0.38' and not plan.networks
+    plan = choose({34.0: 0.7, 38.0: 0.7}, budget=25.0, published={34.0: 0.748, 38.0: 0.75})
+    assert plan.arch == 'costs_38.0' and not plan.networks
 
 
 def test_a_network_that_is_slow_to_measure_is_estimated(choose):
