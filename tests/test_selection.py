@@ -76,7 +76,7 @@ def test_the_best_probe_wins_and_the_table_says_why(choose):
     line = next(line for line in plan.reason.splitlines()[1:] if line.strip().startswith('costs_0.2'))
     row = plan.networks[1]
     assert row['low'] <= row['accuracy'] <= row['high'] and f'{row["accuracy"]:.3f}' in line and 'MB' in plan.reason
-    errors = (1 - row['accuracy']) * np.exp(-plan.gain / 0.3)  # the size of the probe is that of the run
+    errors = (1 - row['accuracy']) * np.exp(-0.6 * plan.gain / 0.3)  # the size of the probe is that of the run
     assert row['expected'] == pytest.approx(1 - errors, abs=0.005) and plan.gain > 0.02
 
 

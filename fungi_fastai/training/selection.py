@@ -100,13 +100,14 @@ _least_gain = 1e-4  # accuracy that a probe must be expected to gain, even if th
 _enough_images = 200  # of the sample; with fewer, fewer networks are compared
 _usual_size = 160  # image size at which networks are compared if a budget decides about that of the run, pixels
 _usual_errors = 0.3  # fraction of errors of the probes from which the scores of plans were estimated
-_reliability = 0.5  # of the gain by images that are larger than the usual size
+_reliability = 0.6  # of the gain by epochs, and by images that are larger than the usual size
 _download_rate = 5.0  # megabytes a second, assumed
 _solve_seconds = 3e-3  # of the logistic regressions, per image
 _fixed_macs = 0.13  # billions of multiply-adds, for the time of a network that does not depend on them
 _speed_of_core = {0.38: Speed(5e-3, 0.016, 0.066, 6.0, 224, 0.01, 0.033)}  # by billions of multiply-adds
 _change_by_pair, _deviation_of_pair = -0.06, 0.06  # of the logarithm of the errors of the better one of two networks
 _least_gain_of_slower = 0.01  # expected accuracy that is worth the time of a slower network in every prediction
+_least_gain_of_pair = 0.02  # the same of two networks together, which gain less from a training
 _least_gain_without_probe = 0.03  # the same if published scores alone speak for it
 _much_slower = 1.4  # operations of such a network, relative to those of the other
 scratch_arch, scratch_lr = 'convmixer_64_4', 1e-2  # if no weights are available; the learning rate unless one is given
@@ -159,10 +160,12 @@ class _Selection:
 
     def errors_to_beat(self, best, other, has_probes=True):
         """The logarithm of the errors below which another network is chosen instead of the best one. A much slower
-        network must be better by a point, or by three as long as nothing is probed; then one of similar speed may be
-        worse by a point if its published score is higher"""
+        network must be better by a point, two together by two, and by three as long as nothing is probed; then one of
+        similar speed may be worse by a point if its published score is higher"""
         margin = 0.0
-        if other.macs > _much_slower * best.macs:
+        if other == self.pair:
+            margin = _least_gain_of_pair
+        elif other.macs > _much_slower * best.macs:
             margin = _least_gain_of_slower if has_probes else _least_gain_without_probe
         elif not has_probes and published_score(other) > published_score(best):
             margin = -_least_gain_of_slower
@@ -172,7 +175,7 @@ class _Selection:
         "The logarithm of the expected errors of a training"
         plan = self.plan(backbone)
         by_size = plan.score - plan.gain - self.score(backbone, self.usual_size(backbone))
-        gain = plan.gain + by_size * (_reliability if by_size > 0 else 1.0)
+        gain = _reliability * (plan.gain + max(by_size, 0.0)) + min(by_size, 0.0)
         return self.expectation(backbone).mean - gain / _usual_errors
 
     def score(self, backbone, size):
