@@ -315,8 +315,9 @@ def test_the_best_available_network(fungi, photos, tmp_path):
     assert len(networks) >= 2 and 'mobilenetv2_035' in log
     assert f'{best["arch"]} has the highest expected accuracy of {len(networks)} networks' in log
     chosen = next(one for one in networks if one['arch'] == run.recipe.arch)
-    assert best['expected'] - chosen['expected'] < 0.01 and run.recipe.weights == chosen['weights']
-    assert (chosen is best) != (f'{chosen["arch"]} is less than a point below it' in log)
+    below = best['expected'] - chosen['expected']
+    assert below < (0.02 if '+' in best['arch'] else 0.01) and run.recipe.weights == chosen['weights']
+    assert (chosen is best) != (f'{chosen["arch"]} is {100 * below:.1f} points below it' in log)
     assert run.requested_recipe.arch == 'auto' and run.recipe.size == 32 and run.recipe.epochs == 0
     fungi(*same)
     assert (

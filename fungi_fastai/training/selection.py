@@ -489,10 +489,12 @@ def _choose_network(recipe, items, seconds, progress):
     if not networks:
         return plan, ' '.join([f'{plan.arch} {selection.why_unprobed}.', *selection.notes])
     count, images = format_count(len(networks), 'network'), format_count(len(selection.sample), 'image')
-    highest = max(networks, key=lambda one: one['expected'])['arch']
+    expected = {one['arch']: one['expected'] for one in networks}
+    highest = max(expected, key=expected.get)
     choice = f'{highest} has the highest expected accuracy of {count}, by probes of {images}'
     if plan.arch != highest:
-        choice += f'. {plan.arch} is less than a point below it, and much faster in every prediction; it is chosen'
+        points = 100 * (expected[highest] - expected[plan.arch])
+        choice += f'. {plan.arch} is {points:.1f} points below it, and much faster in every prediction; it is chosen'
     return replace(plan, networks=networks), '\n'.join([f'{choice}:', networks_table(networks), *selection.notes])
 
 
