@@ -391,12 +391,9 @@ class TimeBudget(Callback):
         self.start, self.seconds, self.planned_reserve = start, seconds, plan.reserve
         self.batch_seconds, self._batch_start = [], None  # of the training batches of this fit
         self.planned_epochs = max(1, plan.epochs)
-        self.is_head_alone = (
-            plan.trainable == 'head'
-        )  # then the planned epochs suffice, and the clock only shortens them
-        most = (
-            self.planned_epochs if self.is_head_alone else 10 * self.planned_epochs + 10
-        )  # if it is faster than measured
+        # of the head alone, the planned epochs suffice; otherwise there are more, in case the measurement was too slow
+        self.is_head_alone = plan.trainable == 'head'
+        most = self.planned_epochs if self.is_head_alone else 10 * self.planned_epochs + 10
         self.max_epochs = most if plan.epochs else 0
         self.fraction_done = 0.0  # of the fit
         self._fraction_before = 0.0  # the part of it that earlier processes did

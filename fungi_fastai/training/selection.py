@@ -159,9 +159,9 @@ class _Selection:
         return best
 
     def errors_to_beat(self, best, other, has_probes=True):
-        """The logarithm of the errors below which another network is chosen instead of the best one. A much slower
-        network must be better by a point, two together by two, and by three as long as nothing is probed; then one of
-        similar speed may be worse by a point if its published score is higher"""
+        """The logarithm of the errors below which another network is chosen instead of the best one. A much slower one
+        must be better by a point, and two networks together by two points. Without probes it must be better by three
+        points, and one of similar speed with a higher published score may be worse by a point"""
         margin = 0.0
         if other == self.pair:
             margin = _least_gain_of_pair
