@@ -88,7 +88,7 @@ class RunFolder:
         "The recipe of a network that starts with the run's backbone, as it is after the training"
         recipe, trained = self.recipe, self.metrics['epochs'] and not self.metrics.get('probe_kept')
         has_initial_backbone = recipe.trainable == 'head' or not trained
-        if has_initial_backbone and (recipe.pretrained or recipe.weights):
+        if has_initial_backbone and recipe.starts_from_weights:
             return recipe  # whose features may be on disk
         return recipe.but(weights=str((self.folder / 'model.safetensors').absolute()))
 

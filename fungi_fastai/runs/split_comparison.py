@@ -23,7 +23,7 @@ from ..training.recipe import Recipe
 # %% ../../nbs/runs/split_comparison.ipynb #8e61e933
 def _probe_recipe(recipe):
     "The recipe whose frozen features are compared; a network without pretrained weights has no useful ones"
-    if recipe.pretrained or recipe.weights:
+    if recipe.starts_from_weights:
         return recipe
     return recipe.but(arch=smallest_weights.arch, pretrained=True, weights='', trainable='auto')
 

@@ -199,12 +199,8 @@ class _Planner:
     read_size: int = 0  # image size at which all images were read already
 
     @property
-    def is_pretrained(self):
-        return bool(self.recipe.pretrained or self.recipe.weights)
-
-    @property
     def uses_probe(self):
-        return self.is_pretrained and starts_with_probe(self.recipe)
+        return self.recipe.starts_from_weights and starts_with_probe(self.recipe)
 
     @property
     def sizes(self):
@@ -233,7 +229,9 @@ class _Planner:
     def durations(self, candidate):
         n, n_read = self.counts, 0.0 if candidate.size == self.read_size else None
         views = candidate.views if candidate.trainable == 'last' and isfinite(self.speed.last_step) else 0
-        feature_views = self.recipe.feature_views if candidate.trainable == 'head' and self.is_pretrained else 0
+        feature_views = (
+            self.recipe.feature_views if candidate.trainable == 'head' and self.recipe.starts_from_weights else 0
+        )
         n_train = candidate.fraction * n.train
         images = n_train, n.valid, n.test
         return _Durations(self.speed.at(candidate.size), *images, self.uses_probe, views, feature_views, n_read)
@@ -272,7 +270,7 @@ class _Planner:
         return replace(candidate, stages=planned_stages(self.recipe, frozen))
 
     def score(self, candidate):
-        return candidate.score(candidate.fraction * self.n_independent, self.is_pretrained)
+        return candidate.score(candidate.fraction * self.n_independent, self.recipe.starts_from_weights)
 
     def whole_epochs(self, candidate):
         "The number of epochs, at least 1 from scratch, where there is no probe"

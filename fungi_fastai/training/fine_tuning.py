@@ -43,7 +43,7 @@ def fine_tuning(
     kind = backbone_kind(recipe.arch)
     drop_path = recipe.drop_path
     if drop_path < 0:
-        skips_blocks = bool(recipe.pretrained or recipe.weights) and has_drop_path(recipe.arch)
+        skips_blocks = recipe.starts_from_weights and has_drop_path(recipe.arch)
         drop_path = kind.drop_path if skips_blocks else 0.0
     return FineTuning(
         kind.name, recipe.backbone_lr or kind.backbone_lr, recipe.layer_decay or kind.layer_decay, drop_path

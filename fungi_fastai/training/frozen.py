@@ -48,7 +48,7 @@ def planned_stages(
     frozen: bool,  # whether no layer of the backbone trains
 ) -> int:
     "How many stages give their features to the head of a training"
-    has_probe = starts_with_probe(recipe) and (recipe.pretrained or recipe.weights)
+    has_probe = starts_with_probe(recipe) and recipe.starts_from_weights
     return probe_stages(recipe) if frozen and has_probe else recipe.feature_stages or 1
 
 

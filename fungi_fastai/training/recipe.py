@@ -258,7 +258,7 @@ class Recipe(MachineOptions, OptimisationOptions, ScheduleOptions, ModelOptions,
 
     def validate(self):
         super().validate()
-        if self.trainable in ('last', 'head') and not (self.pretrained or self.weights):
+        if self.trainable in ('last', 'head') and not self.starts_from_weights:
             raise UserError(
                 f'trainable is {self.trainable!r}, and the network starts from random weights: its other layers would '
                 'keep them. Set trainable to all, or start from pretrained weights.'
@@ -298,6 +298,11 @@ class Recipe(MachineOptions, OptimisationOptions, ScheduleOptions, ModelOptions,
     def declared_group(self) -> str:
         "The pattern or column that reads specimens; '' if there is none, or it is to be proposed"
         return '' if self.group == 'auto' else self.group
+
+    @property
+    def starts_from_weights(self) -> bool:
+        "Whether the backbone is pretrained, or has weights of your own"
+        return bool(self.pretrained or self.weights)
 
     def for_sample(
         self,

@@ -47,7 +47,7 @@ def command_of(
         own = recipe.source == base.source
         words = ['fungi', command, base.name, *([] if own else ['--source', recipe.source])]
     if is_sample(recipe.source):
-        base = base.for_sample(from_scratch=not (recipe.pretrained or recipe.weights)).but(pretrained=True)
+        base = base.for_sample(from_scratch=not recipe.starts_from_weights).but(pretrained=True)
     for name, (value, default) in recipe.differences(base).items():
         if name != 'source':
             words += as_flags(name, value, default)
