@@ -198,7 +198,7 @@ def test_fiftyone(images, tmp_path):
     table = tmp_path / 'labels.csv'
     lines = [[row['filepath'], 'roses', 'a,exclude' * (k == 1)] for k, row in enumerate(labelled[:2])]
     pd.DataFrame(lines, columns=['filepath', 'ground_truth.label', 'tags']).to_csv(table, index=False)
-    assert imported(images, table)[1].equals(rows[:2].assign(when=imported(images, table)[1].when))
+    assert imported(images, table)[1].drop(columns='when').equals(rows[:2].drop(columns='when'))
 
 
 def test_names_of_fiftyone(images, tmp_path):
