@@ -361,7 +361,7 @@ def test_the_head_is_refit_where_that_validates_better(photos, ready, tmp_path):
 
     runs = {
         refit: train_flowers(
-            photos, out=tmp_path / f'refit {refit}', progress=False, refit_head=refit, **tiny | dict(epochs=3)
+            photos, out=tmp_path / f'refit {refit}', progress=False, **tiny | dict(epochs=3, refit_head=refit)
         )
         for refit in (False, True)
     }
@@ -389,7 +389,7 @@ def test_an_overconfident_head_is_kept_rather_than_one_without_information(photo
     from fungi_fastai.training.fit import make_learner
     from fungi_fastai.training.recipes import FLOWERS
 
-    learn = make_learner(FLOWERS.but(source=photos, **tiny), progress=False)
+    learn = make_learner(FLOWERS.but(source=photos, **tiny).but(refit_head=True), progress=False)
     head = backbone_and_head(learn.model)[1]
     refit.probe_head(learn)
     for weight in head.parameters():
@@ -411,7 +411,8 @@ def test_an_overconfident_head_is_kept_rather_than_one_without_information(photo
 def test_other_losses_and_heads_are_not_refit(photos, ready, tmp_path, changes):
     from fungi_fastai import train_flowers
 
-    assert not train_flowers(photos, out=tmp_path / 'run', progress=False, **tiny | changes).metrics['head_refit']
+    changes = tiny | dict(refit_head=True) | changes
+    assert not train_flowers(photos, out=tmp_path / 'run', progress=False, **changes).metrics['head_refit']
 
 
 def test_features_of_horizontal_flips(photos, ready):

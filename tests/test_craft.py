@@ -148,7 +148,7 @@ def test_the_average_is_validated_and_the_trained_weights_continue():
 def test_a_run_saves_the_average(photos, tmp_path):
     from fungi_fastai import train_flowers
 
-    changes = tiny | dict(epochs=2, refit_head=False)
+    changes = tiny | dict(epochs=2)
     one, other = (
         train_flowers(photos, out=tmp_path / name, progress=False, ema=ema, **changes)
         for name, ema in (('a', 0.0), ('b', 0.9))

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures('place', 'ready')
 
 @pytest.fixture(scope='session')
 def recipe(photos):
-    return Recipe(name='flowers', group=r'([^/]+)_[^_]+$', **tiny).but(source=photos, refit_head=False)
+    return Recipe(name='flowers', group=r'([^/]+)_[^_]+$', **tiny).but(source=photos)
 
 
 @pytest.fixture(scope='session')

@@ -122,7 +122,7 @@ def test_two_processes_share_a_time_budget(photos, tmp_path):
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_two_processes_train_like_one(photos, tmp_path, accumulate):
     "The same images, cropped alike, in the same steps; with accumulation, those of one large batch"
-    recipe = recipe_of(photos, **plain, augment='none', accumulate=accumulate, monitor='valid_loss', refit_head=False)
+    recipe = recipe_of(photos, **plain, augment='none', accumulate=accumulate, monitor='valid_loss')
     reference = recipe.but(bs=10 * accumulate, accumulate=1)
     items, single, distributed, difference = two(single_threaded, train_and_compare, recipe, tmp_path, reference)
     first, second = ranks(tmp_path)

@@ -27,7 +27,7 @@ files = {
 
 @pytest.fixture(scope='session')
 def recipe(photos):
-    return Recipe(name='flowers', group=r'([^/]+)_[^_]+$', **tiny).but(source=photos, refit_head=False)
+    return Recipe(name='flowers', group=r'([^/]+)_[^_]+$', **tiny).but(source=photos)
 
 
 @pytest.fixture(scope='session')
