@@ -310,6 +310,7 @@ def test_every_way_to_train_ends(photos, tmp_path, changes):
     assert {f.name for f in run.folder.iterdir()} == run_files
     assert run.metrics['evaluated_on'] == ('valid' if changes.get('test') == 0 else 'test')
     assert len(run.history[run.history.epoch > 0]) == (2 if 'patience' in changes else (tiny | changes)['epochs'])
+    assert ('so there are no curves' in run.report().read_text('utf8')) == (changes.get('epochs') == 0)
     assert repr(Run.load(run.folder)).startswith('Run(')
 
 

@@ -281,6 +281,11 @@ def _reproducibility(settings):
 
 
 def _training_curves(history, *notes):
+    notes = [_paragraph(note) for note in notes if note]
+    if not (history.epoch > 0).any():
+        probed = ' The head is the linear probe.' if 'probe' in set(history.phase) else ''
+        text = f'No epoch was trained, so there are no curves.{probed}'
+        return [folding_section('Training curves', _paragraph(text), *notes)]
     return [
         folding_section(
             'Training curves',
@@ -288,7 +293,7 @@ def _training_curves(history, *notes):
                 'Loss and scores after each epoch: a validation loss that rises while the training loss falls is a '
                 'sign of overfitting.'
             ),
-            *[_paragraph(note) for note in notes if note],
+            *notes,
             figure_panels(plot_history(history), 'curves', 'Training curves'),
         )
     ]
