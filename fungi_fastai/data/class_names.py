@@ -89,17 +89,42 @@ def unify_names(
     labels: list,  # of the images; None for an unlabelled one
 ) -> tuple[list, list[str]]:  # the labels with one spelling for each class, and sentences about what was merged
     "One spelling for each class"
-    counts = Counter(label for label in labels if label is not None)
-    spellings = defaultdict(list)
-    for name in sorted(counts, key=lambda name: (-counts[name], name)):
-        spellings[_key(name)].append(name)
-    names = {name: clean_name(group[0]) or name for group in spellings.values() for name in group}
-    merged = [group for group in spellings.values() if len(group) > 1]
-    lines = [' and '.join(f'{_visible(name)} ({counts[name]:,})' for name in group) for group in merged]
+    spellings, lines = _spellings(Counter(label for label in labels if label is not None), _key)
+    names = {name: clean_name(group[0]) or name for group in spellings for name in group}
     notes = []
     if lines:
         notes.append(f'One class, although case, blanks or Unicode form differ: {format_list(lines, 5, "; ")}.')
     return [names.get(label) for label in labels], notes
+
+
+def unify_groups(
+    table: pd.DataFrame,  # with the column group; '' for none
+) -> pd.DataFrame:  # the same with one spelling for each group; `attrs['notes']` says what was merged
+    "The images with the most common spelling of each specimen: two spellings in two sets would leak"
+    spellings, lines = _spellings(Counter(table.group[table.group.ne('')]), _group_key)
+    if not lines:
+        return table
+    names = {name: group[0] for group in spellings for name in group}
+    result = table.assign(group=table.group.map(lambda name: names.get(name, name)))
+    note = 'One specimen, although case, blanks, Unicode form or a decimal point differ'
+    result.attrs['notes'] = [*table.attrs.get('notes', []), f'{note}: {format_list(lines, 3, "; ")}.']
+    return result
+
+
+def _group_key(name):
+    "What the spellings of a specimen have in common; a program adds the point in 7.0 where cells are empty"
+    key = '/'.join(map(_key, name.split('/')))
+    return re.sub(r'((?:^|/)\d+)\.0+$', r'\1', key)
+
+
+def _spellings(counts, key):
+    "The names of each key, the most common first; and those with several, in words"
+    spellings = defaultdict(list)
+    for name in sorted(counts, key=lambda name: (-counts[name], name)):
+        spellings[key(name)].append(name)
+    merged = [group for group in spellings.values() if len(group) > 1]
+    lines = [' and '.join(f'{_visible(name)} ({counts[name]:,})' for name in group) for group in merged]
+    return spellings.values(), lines
 
 
 def _visible(name):

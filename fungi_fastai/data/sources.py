@@ -25,7 +25,7 @@ from ..core.settings import settings
 from .archives import describe_download, read_archives, unpack
 from .archive_kinds import archive_extensions, is_archive
 from .archive_names import check_encoding
-from .class_names import with_clear_names
+from .class_names import unify_groups, with_clear_names
 from .column_names import find_column
 from .corrections import apply_corrections, corrections_name, ignore_corrections, is_corrections
 from .darwin_core import check_has_images
@@ -156,7 +156,7 @@ class Source:
         else:
             table, inside = self._read_folder(path, labels, progress)
         if labels:
-            return self._corrected(with_clear_names(table), inside)
+            return self._corrected(unify_groups(with_clear_names(table)), inside)
         if path.is_dir() and (notes := table.attrs['notes']):
             warnings.warn(' '.join(notes), stacklevel=2)
         return table
@@ -260,14 +260,30 @@ class Source:
 
 # %% ../../nbs/data/sources.ipynb #1c2c8601
 def _describe_held_out(table):
-    "A sentence about classes that a given split has in its validation or test set alone"
-    is_trained = ~table.given.isin(['valid', 'test'])
-    trained, classes = set(table.label[is_trained].dropna()), set(table.label.dropna())
+    "Sentences about the sets of a given split: without labels, with classes of their own, with the same specimens"
+    names = dict(valid='validation', test='test')
+    for given, name in names.items():
+        images = table[table.given == given]
+        if len(images) and not images.label.notna().any():
+            yield (
+                f'None of the {format_count(len(images), f"{name} image")} has a label, so they measure no score: the '
+                f'{name} set is taken from the labelled images.'
+            )
+    table = table[table.label.notna()]
+    is_trained = ~table.given.isin(list(names))
+    trained, classes = set(table.label[is_trained]), set(table.label)
     if trained and (others := sorted(classes - trained)):
         count = format_count(len(others), 'class')
         yield (
             f'The given split has no training image of {count} ({format_list(others)}), which no model can learn. For '
             'another split of the images, ignore the given one: --split none.'
+        )
+    specimens = set(table.group[~is_trained]) - {''}
+    if shared := len(specimens & set(table.group[is_trained])):
+        yield (
+            f'{shared:,} of the {format_count(len(specimens), "specimen")} in the validation and test images are in '
+            'the training images of the given split as well, so scores will be optimistic. To divide the images by '
+            'specimen, ignore the given split: --split none.'
         )
 
 

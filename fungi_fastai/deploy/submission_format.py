@@ -148,10 +148,22 @@ def spelling(
             labels = _without_repetition(reversed_pairs, 'labels')
         if unknown := sorted(set(labels) - set(classes)):
             raise UserError(f'labels has {first_few(unknown, "class", "classes")} that the runs do not know.')
+        _check_complete(labels, [name for name in classes if name not in labels])
         spelled = {name: str(labels.get(name, name)) for name in classes}
     if len(set(spelled.values())) < len(spelled):
         raise UserError(f'Two classes would be spelled alike in the submission: {spelled}. {_advice}')
     return spelled
+
+
+def _check_complete(labels, others):
+    "Raise `UserError` if some classes have a number as label and others their name, in one column"
+    is_number = lambda text: str(text).strip().isdecimal()
+    if labels and all(map(is_number, labels.values())) and not all(map(is_number, others)):
+        raise UserError(
+            f'labels gives {format_count(len(labels), "class")} a number, and none to '
+            f'{first_few(others, "class", "classes")}: the submission would have numbers and names. '
+            'Give each class its label.'
+        )
 
 
 def _spelled_like(classes, sample_labels):

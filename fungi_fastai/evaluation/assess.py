@@ -177,7 +177,8 @@ def headline(
             'there is no test set: the scores are optimistic.'
         )
     else:
-        tested = f'{n:,} test images{held_out_words(metrics)} are classified correctly.'
+        leaked = _leaked_words(metrics)
+        tested = f'{n:,} test images{held_out_words(metrics)} are classified correctly{leaked and f"; {leaked}"}.'
     return f'{correct:,} of {tested} {_best_and_worst_class(metrics)}{_averaged_folds(metrics.get("folds", ()))}'
 
 
@@ -200,7 +201,18 @@ def _tested_images(metrics, n):
             f'There is no test set, so these scores are of the {n:,} validation images, on which the best epoch was '
             'selected: they are optimistic. Of these images'
         )
-    return f'Of {n:,} test images{held_out_words(metrics)}, none of which was seen in training,'
+    leaked = _leaked_words(metrics)
+    seen = f'none of which was seen in training{leaked and f" ({leaked})"}'
+    return f'Of {n:,} test images{held_out_words(metrics)}, {seen},'
+
+
+def _leaked_words(metrics):
+    if not metrics.get('leaked'):
+        return ''
+    return (
+        f'for {metrics["leaked"]:.0%} of them, another photo of the specimen or a near-duplicate was: the scores are '
+        'optimistic'
+    )
 
 
 def _ensemble(members):

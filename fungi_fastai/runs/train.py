@@ -27,7 +27,7 @@ from ..core.cpus import cpu_limit
 from ..core.errors import TrainingError, UserError
 from ..core.files import as_path, check_writable, only_process, read_json, write_json, write_table
 from ..core.settings import settings
-from ..data.splits import count_specimens
+from ..data.splits import count_specimens, leaked_fraction
 from ..evaluation.metrics import Evaluation
 from ..evaluation.assess import assess_predictions
 from ..evaluation.context import context_file, save_context
@@ -313,6 +313,7 @@ def _run_metrics(items, predictions, classes, facts, taxonomy):
     return (
         saved_metrics(Evaluation.of(predictions[predictions.split == tested], classes))
         | dict(evaluated_on=tested, valid={key: valid[key] for key in ('accuracy', 'macro_f1', 'n_test')})
+        | dict(leaked=leaked_fraction(items))
         | facts
         | assess_predictions(predictions, classes, taxonomy=taxonomy)
     )

@@ -26,7 +26,15 @@ from ..core.progress import format_duration, format_list
 from ..core.resume import ResumableFolder, finished_folder
 from ..core.pages import figure_html, table
 from ..data.images import ImageError
-from ..data.splits import count_specimens, folds, fraction, has_specimens, split, split_groups
+from fungi_fastai.data.splits import (
+    count_specimens,
+    folds,
+    fraction,
+    has_specimens,
+    leaked_fraction,
+    split,
+    split_groups,
+)
 from ..evaluation.errors import error_table
 from ..evaluation.gallery import gallery, loss_captions, prediction_strip, top_losses
 from ..evaluation.metrics import Evaluation
@@ -352,15 +360,13 @@ def _fold_jobs(recipe, k, grouped, items):
 
 def _fold_row(run, number, grouped):
     "A fold's scores"
-    items = run.items
-    trained_groups = set(items.split_group[items.split.isin(['train', 'valid'])])
     return dict(
         fold=number,
         scheme='grouped' if grouped else 'NAIVE',
         images=int((run.predictions.split == 'test').sum()),
         accuracy=run.metrics['accuracy'],
         macro_f1=run.metrics['macro_f1'],
-        leaked=float(items.split_group[items.split == 'test'].isin(trained_groups).mean()),
+        leaked=leaked_fraction(run.items),
         n_train=run.metrics['n_train'],
         epochs=run.metrics['epochs'],
         seconds=run.metrics['seconds'],
