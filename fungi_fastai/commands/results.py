@@ -155,6 +155,7 @@ def predict(
     # classify specimens too, by all their photos: a regular expression that marks the specimen in the name of a file,
     # such as '^(.+)_', a column of the table, or folder if each folder is a specimen
     group: str | None = None,
+    column: str | None = None,  # a table's column of image paths (default: detected)
     only: Path | None = None,  # text file with the classes that are possible, one a line; the others are ruled out
     region: str | None = None,  # with --only: the file is a table with the columns class and region; use this region
     # known beside the photos, if the model has context: values for all (month=10,habitat=beech), names of columns
@@ -176,6 +177,7 @@ def predict(
         paths,
         out,
         group=group,
+        column=column or '',
         only=_species_list(only, region, model),
         context=context,
         engine=engine,
@@ -186,7 +188,7 @@ def predict(
     )
     if json and out:
         print_json(dict(out=str(out), images=result.images, unreadable=result.failed, errors=result.errors))
-    for note in filter(None, (result.context, result.columns)):
+    for note in filter(None, (*result.notes, result.context, result.columns)):
         print_message(note)
     for error in result.errors if form != 'text' else ():  # the text says them beside the files
         print_message(error)

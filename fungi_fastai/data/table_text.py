@@ -14,6 +14,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import dropwhile
 from pathlib import Path
 
 import pandas as pd
@@ -110,7 +111,7 @@ def _find_dialect(file, text):
         raise UserError(
             f'{file} cannot be read as a CSV: it is empty. Expected a header with the columns path and label.'
         )
-    sample = lines[skipped:]
+    sample = [lines[skipped], *dropwhile(_explains_header(lines[skipped]), lines[skipped + 1 :])]
     padded = {one: bool(re.search(rf'{re.escape(one)} +"', text)) for one in separators}
     found = [_Dialect(one, one != '\t', skipped, padded=padded[one]) for one in separators]
     has_one = Path(file).suffix.lower() == '.txt' or not any(one in line for line in sample for one in separators)
@@ -136,7 +137,14 @@ def _ends_with_phrases(rows):
 def _is_comment(lines):
     "Whether the first of two lines is blank or a comment; a header may begin with #, but not before another comment"
     first, second = lines[0].strip(), lines[-1]
+    if first.startswith('#') and count_usual(first.lstrip('#').split()) > 1:
+        return False  # `#image class species`, before comments that explain the columns
     return not first or first.startswith('# ') or first[0] == '#' and len(lines) > 1 and second.startswith('#')
+
+
+def _explains_header(header):
+    "A function of a line: whether it is a comment that follows a header with #, as in `list.txt` of the Oxford pets"
+    return lambda line: header.startswith('#') and line.startswith('#')
 
 
 def _is_list_of_images(dialect, first):
@@ -184,7 +192,10 @@ def _numbered_rows(dialect, text):
         if row:
             numbered.append((start, row))
         start = dialect.skipped + 1 + getattr(rows, 'line_num', number)
-    return numbered[1 if dialect.header else 0 :]
+    if not dialect.header:
+        return numbered
+    is_comment = _explains_header(lines[dialect.skipped])
+    return list(dropwhile(lambda row: is_comment(row[1][0]), numbered[1:]))
 
 
 def _fit_rows(file, dialect, text):

@@ -312,13 +312,13 @@ def _describe_other_columns(path, table, files):
 
 
 def _check_repeated(file, images):
-    "Notes about images in two rows with two labels. Raises `UserError` for an image in two splits"
+    "Notes about images in two rows. Raises `UserError` for an image in two splits"
     repeated = images[images.path.duplicated(keep=False)]
     if not len(repeated):
         return []
     by_path = repeated.groupby('path', sort=False)
     notes = []
-    for what, column in (('splits', 'given'), ('labels', 'label')):
+    for what, column in (('splits', 'given'), ('labels', 'label'), ('specimens', 'group')):
         several = by_path[column].nunique(dropna=False)
         paths = several.index[several > 1]
         if len(paths):
@@ -328,5 +328,8 @@ def _check_repeated(file, images):
             text = f'{file.name} has {number} with two {what}, such as {rows.name.iloc[0]} ({shown}).'
             if what == 'splits':
                 raise UserError(f'{text} Keep one row for each image, or ignore the split with --split none.')
-            notes.append(text)
+            notes.append(f'{text} The first one counts.' if what == 'specimens' else text)
+    lines = images.index[images.duplicated(['path', 'label'])]
+    if len(lines):
+        notes.append(f'{format_count(len(lines), "row")} of {file.name} repeat an image ({line_numbers(lines)}).')
     return notes

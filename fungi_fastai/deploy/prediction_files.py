@@ -177,6 +177,7 @@ class Tally:
     errors: list = field(default_factory=list)  # the reasons for the first five
     context: str = ''  # what was known beside the photos, in a sentence
     columns: str = ''  # what there is instead of the columns of many classes, in a sentence
+    notes: list = field(default_factory=list)  # sentences about how a table of photos was read
 
     def count(
         self,

@@ -288,6 +288,7 @@ def predict_to(
     out: str | Path | None = None,  # .csv, .jsonl or .parquet (default: standard output, as `stdout_format`)
     *,
     group: str | None = None,  # specimens: a pattern for the names, `folder`, or a column of the table
+    column: str = '',  # a table's column of image paths; '' = the column that looks like paths
     only: list | None = None,  # names of the classes, or taxa, that are possible (default: all classes)
     context: str | None = None,  # month=10,habitat=beech, columns of the table, or exif (default: the photos alone)
     engine: str = 'local',  # local, or ray: many processes, many machines; for bundles
@@ -306,7 +307,7 @@ def predict_to(
             raise UserError(f'{option} is for the engine local.')
     if out is not None:
         check_predictions(out)
-    photos = _Photos.of(paths, group)
+    photos = _Photos.of(paths, group, column)
     paths, find = photos.paths, photos.find
     classifier = open_classifier(model, backend, 1 if engine == 'ray' else workers)
     if only is not None:
@@ -326,12 +327,13 @@ def predict_to(
     )
     if engine == 'local':
         tally = stream_predictions(paths, classifier.classify, classifier.classes, out, **options)
-        return replace(tally, context=known.summary()) if known else tally
+        return replace(tally, context=known.summary() if known else '', notes=photos.notes)
     with _cluster(address, workers) as actors:
         options |= dict(
             max_images=classifier.batch_size, map_batches=_map_on_cluster(model, backend, classifier, actors)
         )
-        return stream_predictions(paths, classifier.classify, classifier.classes, out, **options)
+        tally = stream_predictions(paths, classifier.classify, classifier.classes, out, **options)
+        return replace(tally, notes=photos.notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,17 +345,24 @@ class _Photos:
     items: object = None  # DataFrame of a table of photos
     source: Source | None = None  # of the table
 
+    @property
+    def notes(self):
+        "Sentences about how a table was read"
+        return [] if self.items is None else self.items.attrs['notes']
+
     @classmethod
-    def of(cls, paths, group):
+    def of(cls, paths, group, column):
         "Images and folders, or a table. Raises `UserError`"
         paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         tables = [path for path in paths if Path(path).suffix.lower() in table_extensions and os.path.isfile(path)]
         if not tables:
+            if column:
+                raise UserError(f'A column of paths ({column}) is for a table of images. Give the table as well.')
             return cls(paths, specimen_finder(group) if group else None)
         if len(paths) > 1:
             raise UserError(f'{tables[0]} is a table. Give one table, or images and folders; not both.')
         is_column = group and '(' not in group and group != 'folder'
-        source = Source.of(tables[0], group=group if is_column else '')
+        source = Source.of(tables[0], group=group if is_column else '', column=column)
         items = source.read(labels=False)
         return cls(list(items['path']), _finder(items, group, is_column), items, source)
 
