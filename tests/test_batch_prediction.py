@@ -139,6 +139,12 @@ def test_specimens(fungi, bundle, photos, tmp_path, capsys):
     pd.DataFrame(rows, columns=['file', 'find']).to_csv(tmp_path / 't.csv', index=False)
     rows = json.loads(fungi('predict', bundle, tmp_path / 't.csv', '--group', 'find', '--json').out)
     assert [row['specimen_images'] for row in rows] == [3, 2, 3, 2, 3, 1]
+    # which column is read is told, and chosen
+    pd.DataFrame([files[:2]], columns=['left', 'right']).to_csv(tmp_path / 'two.csv', index=False)
+    assert 'images from left; others: right' in fungi('predict', bundle, tmp_path / 'two.csv').err
+    chosen = json.loads(fungi('predict', bundle, tmp_path / 'two.csv', '--column', 'right', '--json').out)
+    assert [row['path'] for row in chosen] == [str(files[1])]
+    assert 'Give the table as well' in fungi('predict', bundle, files[0], '--column', 'right', code=2).err
     predict_to(bundle, photos, group='folder', stdout_format='text', progress=False)
     text = capsys.readouterr().out
     assert (

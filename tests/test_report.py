@@ -132,6 +132,10 @@ def test_the_test_set_measures_a_calibration_and_decides_nothing():
 def test_the_verdict_of_a_run_without_a_test_set_does_not_speak_of_one():
     scores = dict(accuracy=0.5, macro_f1=0.5, n_test=10, per_class=dict(a=dict(f1=0.5, images=10)))
     assert 'test images, none of which was seen' in verdict(scores | dict(evaluated_on='test'))
+    assert 'seen in training, 5 were' in verdict(scores | dict(evaluated_on='test', leaked=0.0))
+    leaked = scores | dict(evaluated_on='test', leaked=0.5)
+    assert 'training (for 50% of them, another photo of the specimen or a near-duplicate was: the' in verdict(leaked)
+    assert 'correctly; for 50% of them, another photo of the specimen or a near-duplicate was' in headline(leaked)
     assert 'There is no test set' in verdict(scores | dict(evaluated_on='valid'))
     assert headline(scores | dict(evaluated_on='test')).startswith('5 of 10 test images')
     assert headline(scores | dict(evaluated_on='test')).endswith('The F1 of every class is 0.50.')

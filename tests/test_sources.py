@@ -290,6 +290,37 @@ def test_repeated_rows_and_two_labels():
     table = Source.of('t.csv').read()
     assert table.name.tolist() == ['photos/1.jpg', 'photos/2.jpg', 'photos/2.jpg#2']
     assert table.label.tolist() == ['A', 'A', 'B']
+    assert 't.csv has 1 image with two labels, such as photos/2.jpg' in table.attrs['notes'][-2]
+    assert table.attrs['notes'][-1] == '1 row of t.csv repeat an image (line 3).'
+    Path('t.csv').write_text('path,label,specimen\nphotos/1.jpg,A,s1\nphotos/1.jpg,A,s2\nphotos/2.jpg,A,s2\n')
+    table = Source.of('t.csv').read()
+    assert 'two specimens, such as photos/1.jpg (line 2: A/s1, line 3: A/s2). The first one' in table.attrs['notes'][-2]
+
+
+def test_a_specimen_has_one_spelling():
+    write(*(f'{i}.jpg' for i in range(8)))
+    spellings = ['FK 1', 'fk  1', 'FK 1', '7', '7.0', '70', '7.5', '']
+    lines = [f'photos/{i}.jpg,A,{specimen}' for i, specimen in enumerate(spellings)]
+    Path('t.csv').write_text('\n'.join(['path,label,specimen', *lines]))
+    table = Source.of('t.csv').read()
+    assert table.group.tolist() == ['A/FK 1'] * 3 + ['A/7', 'A/7', 'A/70', 'A/7.5', 'photos/7.jpg']
+    assert "One specimen, although case, blanks, Unicode form or a decimal point differ: 'A/7' (1) and 'A/7.0' (1)" in (
+        ' '.join(table.attrs['notes'])
+    )
+
+
+def test_what_a_given_split_shares_or_lacks():
+    sets = ['train', 'test'] * 4
+    write(*(f'{i}.jpg' for i in range(8)))
+    lines = [f'photos/{i}.jpg,{"AB"[i // 4]},s{i // 2 if i < 6 else i},{name}' for i, name in enumerate(sets)]
+    Path('t.csv').write_text('\n'.join(['path,label,specimen,split', *lines]))
+    (note,) = (
+        note for note in Source.of('t.csv').read().attrs['notes'] if 'specimens' in note and '--split none' in note
+    )
+    assert note.startswith('3 of the 4 specimens in the validation and test images are in the training images')
+    assert not any('optimistic' in note for note in Source.of('t.csv', split='none').read().attrs['notes'])
+    write('train/A/1.jpg', 'train/A/2.jpg', 'train/B/3.jpg', 'test/4.jpg', 'test/5.jpg', under='set')
+    assert 'None of the 2 test images has a label' in ' '.join(Source.of('set').read().attrs['notes'])
 
 
 @pytest.mark.parametrize(

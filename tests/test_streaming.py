@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import children
+from conftest import children, small_jpeg
 
 from fungi_fastai.core.errors import TrainingError, UserError
 from fungi_fastai.data.sources import Source
@@ -149,6 +149,13 @@ def test_links(tmp_path):
     os.mkfifo(folder / 'a/pipe.jpg')
     paths = ['/'.join(p) for p in walk_images(folder)]
     assert paths == ['a/1.jpg', 'a/2.jpg', 'a/gone.jpg', 'b/1.jpg', 'b/deep/2.jpg', 'z/1.jpg']
+
+
+def test_the_content_tells_where_a_name_does_not(tmp_path):
+    folder = make(tmp_path / 'set', ['a/notes', 'a/2.jpg'])
+    for name in ('1', '3.jpg_large'):
+        (folder / 'a' / name).write_bytes(small_jpeg())
+    assert [name for _, name in walk_images(folder)] == ['1', '2.jpg', '3.jpg_large']
 
 
 def test_a_name_that_is_not_utf8(tmp_path):

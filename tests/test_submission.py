@@ -189,6 +189,7 @@ def test_labels_as_text_and_labels_that_cannot_be_read(tmp_path):
         'a=1,a=2': 'more than once',
         'd=1': "'d', which|d that the runs do not know|class .*d",
         'a=1,c=1': 'spelled alike',
+        'a=1': 'a number, and none to 1 class .c.: the submission would have numbers and names',
         'gone.csv': 'no file of labels gone.csv',
         **{str(tmp_path / name): 'is not a table' for name in ('one.csv', 'list.json', 'broken.json')},
     }.items():

@@ -88,6 +88,12 @@ def test_row_names_and_separators_at_the_end_of_lines():
         assert read_table(write(*rows)).label.tolist() == ['a', 'b']
 
 
+@pytest.mark.parametrize('header', ['#image species', '#image species\n#species: 1:Cat 2:Dog', '# mine\n#image label'])
+def test_a_header_with_a_mark_of_comments(header):
+    table = read_table(write(header, *(f'{i} {"AB"[i % 2]}' for i in range(4)), file='list.txt'))
+    assert table.label.tolist() == list('ABAB') and table.name.tolist() == [f'{i}.jpg' for i in range(4)]
+
+
 def test_a_title_above_the_header():
     table = read_table(write('Trees of the park', '', 'path,label', '0.jpg,oak', '1.jpg,elm'))
     assert table.label.tolist() == ['oak', 'elm']

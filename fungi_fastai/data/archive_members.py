@@ -8,6 +8,7 @@ Docs: https://fungi-fastai.github.io/fungi_fastai/data/archive_members.html.md""
 __all__ = []
 
 # %% ../../nbs/data/archive_members.ipynb #46e771fc
+import errno
 import hashlib
 import lzma
 import os
@@ -336,6 +337,11 @@ def _file_key(file, encoding):
 def disk_error(
     error: OSError,  # of reading or writing
     path: Path,  # where, if the error does not say
-) -> TrainingError:
-    "The error for a disk that is full, broken or without permission"
+) -> TrainingError | ArchiveError:
+    "The error for a disk that is full, broken or without permission, or a name that is too long for it"
+    if error.errno == errno.ENAMETOOLONG:
+        name = Path(error.filename or path).name
+        return ArchiveError(
+            f'The name of a file is too long for this disk ({name[:40]}…). Pack it with a shorter name.'
+        )
     return TrainingError(f'Reading or writing failed at {error.filename or path}: {error.strerror}.')

@@ -9,6 +9,7 @@ __all__ = ['model_card']
 
 # %% ../../nbs/deploy/card.ipynb #5e4e203c
 import json
+from html import escape
 from string import Template
 
 from ..data.corrections import describe_corrections
@@ -233,7 +234,7 @@ def model_card(
         source=describe_sources(data),
         guarantee=about['guarantee'],
         corrections=f'\n\n{describe_corrections(data["corrections"])}' if data.get('corrections') else '',
-        classes=', '.join(f'{name} ({data["per_class"].get(name, 0)})' for name in about['classes']),
+        classes=', '.join(f'{escape(name)} ({data["per_class"].get(name, 0)})' for name in about['classes']),
         limits='\n'.join(f'- {limit}' for limit in _limits(about)),
         use='\n\n'.join([use, *_answer_paragraphs(about), *([_timm_use] if network['classifier'] else [])]),
         command=about['command'],

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from ..data.tree import is_visible, walk_files
-from ..data.file_kinds import is_image_name, unread_extensions
+from ..data.file_kinds import is_image_file, is_image_name, may_be_image, unread_extensions
 from ..data.unread_files import nothing_found
 
 # %% ../../nbs/deploy/walking.ipynb #d755a97b
@@ -74,7 +74,8 @@ def _listed_name(entry, last):
         return None
     if entry.is_dir():
         return f'{name}\0'
-    if not is_image_name(name) and Path(name).suffix.lower() not in unread_extensions:
+    is_image = is_image_name(name) or (may_be_image(name) and is_image_file(entry.path))
+    if not is_image and Path(name).suffix.lower() not in unread_extensions:
         return None  # files with these extensions are listed, and reported as unreadable
     is_file = entry.is_file() or entry.is_symlink()  # a pipe would never end
     return name if is_file else None
