@@ -291,7 +291,7 @@ def test_repeated_rows_and_two_labels():
     assert table.name.tolist() == ['photos/1.jpg', 'photos/2.jpg', 'photos/2.jpg#2']
     assert table.label.tolist() == ['A', 'A', 'B']
     assert 't.csv has 1 image with two labels, such as photos/2.jpg' in table.attrs['notes'][-2]
-    assert table.attrs['notes'][-1] == '1 row of t.csv repeat an image (line 3).'
+    assert table.attrs['notes'][-1] == '1 row of t.csv repeats an image (line 3).'
     Path('t.csv').write_text('path,label,specimen\nphotos/1.jpg,A,s1\nphotos/1.jpg,A,s2\nphotos/2.jpg,A,s2\n')
     table = Source.of('t.csv').read()
     assert 'two specimens, such as photos/1.jpg (line 2: A/s1, line 3: A/s2). The first one' in table.attrs['notes'][-2]

@@ -331,5 +331,6 @@ def _check_repeated(file, images):
             notes.append(f'{text} The first one counts.' if what == 'specimens' else text)
     lines = images.index[images.duplicated(['path', 'label'])]
     if len(lines):
-        notes.append(f'{format_count(len(lines), "row")} of {file.name} repeat an image ({line_numbers(lines)}).')
+        verb = 'repeats' if len(lines) == 1 else 'repeat'
+        notes.append(f'{format_count(len(lines), "row")} of {file.name} {verb} an image ({line_numbers(lines)}).')
     return notes

@@ -210,8 +210,8 @@ def _leaked_words(metrics):
     if not metrics.get('leaked'):
         return ''
     return (
-        f'for {metrics["leaked"]:.0%} of them, another photo of the specimen or a near-duplicate was: the scores are '
-        'optimistic'
+        f'for {round(metrics["leaked"] * metrics["n_test"]):,} of them, another photo of the specimen or a '
+        'near-duplicate was: the scores are optimistic'
     )
 
 
