@@ -313,8 +313,7 @@ def _run_metrics(items, predictions, classes, facts, taxonomy):
     return (
         saved_metrics(Evaluation.of(predictions[predictions.split == tested], classes))
         | dict(evaluated_on=tested, valid={key: valid[key] for key in ('accuracy', 'macro_f1', 'n_test')})
-        | dict(leaked=leaked_fraction(items))
-        | facts
+        | dict(facts, leaked=leaked_fraction(items))
         | assess_predictions(predictions, classes, taxonomy=taxonomy)
     )
 
