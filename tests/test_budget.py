@@ -389,7 +389,7 @@ def test_an_overconfident_head_is_kept_rather_than_one_without_information(photo
     from fungi_fastai.training.fit import make_learner
     from fungi_fastai.training.recipes import FLOWERS
 
-    learn = make_learner(FLOWERS.but(source=photos, **tiny).but(refit_head=True), progress=False)
+    learn = make_learner(FLOWERS.but(source=photos, **tiny | dict(refit_head=True)), progress=False)
     head = backbone_and_head(learn.model)[1]
     refit.probe_head(learn)
     for weight in head.parameters():

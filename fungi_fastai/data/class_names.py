@@ -23,8 +23,9 @@ def clean_name(
     name: str,
 ) -> str:  # in Unicode's composed form, with single blanks
     "A class name without invisible differences"
-    visible = ''.join(c for c in unicodedata.normalize('NFC', name) if unicodedata.category(c) != 'Cf')
-    return ' '.join(visible.split())
+    if not name.isascii():  # ASCII has no composed and no invisible characters
+        name = ''.join(c for c in unicodedata.normalize('NFC', name) if unicodedata.category(c) != 'Cf')
+    return ' '.join(name.split())
 
 
 _cyrillic, _similar = 'асеорхуіјѕһԁАВЕКМНОРСТУХЅІЈαοΑΒΕΖΗΙΚΜΝΟΡΤΥΧ', 'aceopxyijshdABEKMHOPCTYXSIJaoABEZHIKMNOPTYX'

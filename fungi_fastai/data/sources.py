@@ -224,7 +224,7 @@ class Source:
         corrected = apply_corrections(table, self._corrections(inside), below=inside)
         if not corrected.label.notna().any():
             raise UserError(f'No image of {self.location} has a label, with or without its corrections.')
-        corrected.attrs['notes'] += _describe_held_out(corrected)
+        corrected.attrs['notes'] += _describe_given_split(corrected)
         return corrected
 
     @property
@@ -259,7 +259,7 @@ class Source:
         return self.describe()
 
 # %% ../../nbs/data/sources.ipynb #1c2c8601
-def _describe_held_out(table):
+def _describe_given_split(table):
     "Sentences about the sets of a given split: without labels, with classes of their own, with the same specimens"
     names = dict(valid='validation', test='test')
     for given, name in names.items():

@@ -26,15 +26,7 @@ from ..core.progress import format_duration, format_list
 from ..core.resume import ResumableFolder, finished_folder
 from ..core.pages import figure_html, table
 from ..data.images import ImageError
-from fungi_fastai.data.splits import (
-    count_specimens,
-    folds,
-    fraction,
-    has_specimens,
-    leaked_fraction,
-    split,
-    split_groups,
-)
+from ..data.splits import count_specimens, folds, fraction, has_specimens, split, split_groups
 from ..evaluation.errors import error_table
 from ..evaluation.gallery import gallery, loss_captions, prediction_strip, top_losses
 from ..evaluation.metrics import Evaluation
@@ -366,7 +358,7 @@ def _fold_row(run, number, grouped):
         images=int((run.predictions.split == 'test').sum()),
         accuracy=run.metrics['accuracy'],
         macro_f1=run.metrics['macro_f1'],
-        leaked=leaked_fraction(run.items),
+        leaked=run.metrics['leaked'],
         n_train=run.metrics['n_train'],
         epochs=run.metrics['epochs'],
         seconds=run.metrics['seconds'],
